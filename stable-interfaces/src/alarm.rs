@@ -1,0 +1,100 @@
+//! Alarms: durable wake-ups `(time, id, meta)`, many per instance.
+//!
+//! An alarm is a row in the store from the commit that sets it to the commit that completes, cancels or gives it up. Memory
+//! only holds copies of the soonest ([`window`]); the [`driver`] fires them.
+
+pub(crate) mod driver;
+mod retry;
+pub(crate) mod window;
+
+use std::fmt;
+
+use serde::de::DeserializeOwned;
+
+use crate::clock::Timestamp;
+use crate::error::ContextError;
+use crate::store::{AlarmRow, InstanceName, Revision};
+use crate::sync::Arc;
+
+pub use retry::RetryPolicy;
+
+/// An alarm of an instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Alarm(Arc<AlarmRow>);
+
+impl Alarm {
+    pub(crate) fn new(row: Arc<AlarmRow>) -> Alarm {
+        Alarm(row)
+    }
+
+    /// Its ID, unique within the instance.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.0.id
+    }
+
+    /// The instance it belongs to.
+    #[must_use]
+    pub fn instance(&self) -> &str {
+        &self.0.name.instance
+    }
+
+    /// The time it was set for.
+    #[must_use]
+    pub fn scheduled_at(&self) -> Timestamp {
+        self.0.scheduled_at
+    }
+
+    /// When it is to fire next: [`scheduled_at`](Self::scheduled_at), or later after a failed attempt.
+    #[must_use]
+    pub fn due(&self) -> Timestamp {
+        self.0.due
+    }
+
+    /// How many attempts have failed since it was set: 0 the first time.
+    #[must_use]
+    pub fn attempt(&self) -> u32 {
+        self.0.attempt
+    }
+
+    /// Why the last attempt failed.
+    #[must_use]
+    pub fn last_error(&self) -> Option<&str> {
+        self.0.last_error.as_deref()
+    }
+
+    /// Which setting of which alarm this is: the same over all attempts, another each time the alarm is set. An idempotency
+    /// key for effects outside the store.
+    #[must_use]
+    pub fn fire_id(&self) -> FireId {
+        FireId { name: self.0.name.clone(), id: self.0.id.clone(), revision: self.0.revision }
+    }
+
+    /// What was attached when it was set.
+    ///
+    /// # Errors
+    /// [`ContextError::Json`] if it is not a `T`.
+    pub fn meta<T: DeserializeOwned>(&self) -> Result<T, ContextError> {
+        Ok(serde_json::from_slice(&self.0.meta)?)
+    }
+
+    /// What was attached when it was set, as JSON text.
+    #[must_use]
+    pub fn meta_json(&self) -> &[u8] {
+        &self.0.meta
+    }
+}
+
+/// The idempotency key of an alarm's firing: `interface/instance/alarm/revision` when shown.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct FireId {
+    name: InstanceName,
+    id: Arc<str>,
+    revision: Revision,
+}
+
+impl fmt::Display for FireId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.name, self.id, self.revision)
+    }
+}

@@ -1,0 +1,184 @@
+//! The tasks around the windows: one fires, one loads.
+//!
+//! What is due may be an alarm or a message from an inbox; the way is the same.
+//!
+//! The driver sleeps until the earliest deadline of all shards and wakes for nothing else, except that while something waits it
+//! looks at the wall clock every few seconds, for the clock may step. It hands due alarms over in their order; each shard's
+//! alarms go through one firing task, so their handlers are started in that order too, and a handler that blocks its thread
+//! holds up a part of the shards only.
+
+use std::time::Duration;
+
+use crate::clock::within;
+use crate::committer::{Described, backoff};
+use crate::host::core::{Health, HostCore};
+use crate::host::shards::{BegunAfter, BegunPage};
+use crate::host::wake::{Wake, WakeToken};
+use crate::interface::AnyInterface;
+use crate::store::{After, Damaged, Incarnation, Page, Rows, Store};
+use crate::sync::{Arc, mpsc};
+
+/// While an alarm waits, the wall clock is looked at this often at least.
+const CLOCK_CHECK: Duration = Duration::from_secs(5);
+/// How many tasks start handlers of alarms.
+const FIRING_TASKS: usize = 4;
+/// The most shards whose pages are asked for in one call of the store.
+const SHARDS_PER_LOAD: usize = 256;
+/// The most damaged rows listed.
+const MAX_DAMAGED: usize = 1_000;
+
+/// Hands out what is due, until the host stops working.
+pub(crate) async fn run(host: Arc<HostCore>) {
+    let lanes: Vec<_> = (0..FIRING_TASKS)
+        .map(|_| {
+            // As large as what may be in flight, so that sending never has to wait.
+            let (send, receive) = mpsc::channel(host.options.limits.max_firing);
+            if let Some(started) = host.started() {
+                started.system.spawn(fire(host.clone(), receive));
+            }
+            send
+        })
+        .collect();
+    while host.health() <= Health::Running {
+        let changed = host.shards.changed.notified();
+        let now = host.clock.now();
+        let may_act = host.lease_holds();
+        if may_act {
+            while let Some(token) = host.shards.pop_due(now) {
+                let lane = token.shard().0.0 as usize % FIRING_TASKS;
+                // A full or closed lane drops the token, and the alarm waits again.
+                drop(lanes[lane].try_send(token));
+            }
+        }
+        // While too much is being handled, the end of one wakes this task.
+        match host.shards.next_deadline().filter(|_| host.shards.may_fire()) {
+            None => changed.await,
+            Some(deadline) => {
+                let now = host.clock.now();
+                let sleep = if deadline <= now && !may_act {
+                    // Due, but the lease has to be renewed first.
+                    host.clock.sleep(Duration::from_millis(100))
+                } else {
+                    host.clock.sleep_exact(deadline.min(now + CLOCK_CHECK))
+                };
+                tokio::select! { biased;
+                    () = changed => {}
+                    () = sleep => {}
+                }
+            }
+        }
+    }
+}
+
+/// Starts handlers of what is due, in the order in which it comes.
+async fn fire(host: Arc<HostCore>, mut due: mpsc::Receiver<WakeToken>) {
+    let interfaces: Vec<Arc<dyn AnyInterface>> = host.interfaces.lock().clone();
+    while let Some(token) = due.recv().await {
+        // A host that drains starts nothing more by itself: what was handed out already goes back.
+        if host.health() > Health::Running {
+            continue;
+        }
+        let name = &token.wake().name().interface;
+        match interfaces.iter().find(|interface| interface.name() == &**name) {
+            Some(interface) if interface.handles(token.wake()) => {
+                if let Wake::Alarm(alarm) = token.wake()
+                    && alarm.attempt == 0
+                {
+                    let late = host.clock.now().since(alarm.due);
+                    metrics::histogram!(crate::metrics::ALARM_LATENESS).record(late.as_secs_f64());
+                }
+                metrics::counter!(crate::metrics::WOKEN, "kind" => token.wake().kind()).increment(1);
+                interface.clone().wake(token);
+            }
+            _ => {
+                let (kind, id) = (token.wake().kind(), token.wake().id());
+                tracing::error!(instance = %token.wake().name(), kind, %id,
+                    "this program has not registered what it takes to handle it; it is left in the store");
+                metrics::counter!(crate::metrics::SET_ASIDE).increment(1);
+                token.set_aside();
+            }
+        }
+        // Each of these handlers ran on this task: let others have their turn.
+        tokio::task::consume_budget().await;
+    }
+}
+
+/// Loads pages into the windows that want them, many shards in one call. Never ends by itself.
+pub(crate) async fn load(host: Arc<HostCore>) {
+    let mut failures = 0_u32;
+    loop {
+        let wanted = host.shards.pages_wanted.notified();
+        let begun = host.shards.begin_pages(SHARDS_PER_LOAD);
+        if begun.is_empty() {
+            wanted.await;
+            continue;
+        }
+        let page = |begun: &BegunPage| Page {
+            shard: begun.shard,
+            after: match &begun.after {
+                BegunAfter::Alarms(after) => After::Alarms(after.clone()),
+                BegunAfter::Inbox(after) => After::Inbox(after.clone()),
+            },
+            limit: begun.limit,
+        };
+        let pages: Vec<_> = begun.iter().map(page).collect();
+        match host.load(&pages).await {
+            Ok(loaded) => {
+                failures = 0;
+                for (begun, page) in begun.iter().zip(loaded) {
+                    note_damaged(&host, page.damaged);
+                    match page.rows {
+                        Rows::Alarms(rows) => host.shards.merge_alarms(begun, rows),
+                        Rows::Inbox(rows) => host.shards.merge_inbox(begun, rows),
+                        Rows::Dead(_) => host.shards.abandon_page(begun),
+                    }
+                }
+            }
+            Err(error) => {
+                tracing::warn!(error = %Described(&error), pages = begun.len(), "the store could not be read; trying again");
+                // The wait comes first: an abandoned page is wanted again at once.
+                host.clock.sleep(backoff(&*host.random, failures)).await;
+                failures = failures.saturating_add(1);
+                for begun in &begun {
+                    host.shards.abandon_page(begun);
+                }
+            }
+        }
+    }
+}
+
+/// Keeps a list of stored rows that cannot be used, for an operator to look at.
+fn note_damaged(host: &HostCore, rows: Vec<Damaged>) {
+    for row in rows {
+        let mut damaged = host.shards.damaged.lock();
+        if !damaged.contains(&row) && damaged.len() < MAX_DAMAGED {
+            tracing::error!(shard = %row.shard, place = %row.place, "a stored row {}; it is left alone", row.reason);
+            metrics::counter!(crate::metrics::DAMAGED_ROWS).increment(1);
+            damaged.push(row);
+        }
+    }
+}
+
+/// Follows the store's hints about new messages. Never ends by itself.
+pub(crate) async fn watch(host: Arc<HostCore>, store: Arc<dyn Store>, incarnation: Incarnation) {
+    let mut failures = 0_u32;
+    loop {
+        let timeout = host.options.commit.store_timeout;
+        if let Some(Ok(mut hints)) = within(&*host.clock, timeout, store.watch(incarnation)).await {
+            if failures > 0 {
+                // What was posted meanwhile has gone unheard.
+                for (shard, _) in host.shards.owned() {
+                    host.shards.hint(shard);
+                }
+            }
+            failures = 1;
+            while let Some(shard) = hints.next().await {
+                if shard.0 < host.fleet.shards() {
+                    host.shards.hint(shard);
+                }
+            }
+        }
+        host.clock.sleep(backoff(&*host.random, failures)).await;
+        failures = failures.saturating_add(1);
+    }
+}

@@ -1,0 +1,395 @@
+//! The soonest alarms of one shard, held in memory.
+//!
+//! A window holds *every* live alarm of its shard up to its *horizon* and none beyond it, so its first alarm is the shard's
+//! first alarm, and memory stays bounded however many the store keeps. Two kinds stay whatever the horizon: alarms that are
+//! *firing*, because somebody will say how it ended, and *postponed* ones, because only memory knows until when. Nothing
+//! here reads a clock, does I/O or takes a lock; the driver passes `now` in and carries out what comes back.
+//!
+//! The window follows what is durable: [`put`](AlarmWindow::put) and [`remove`](AlarmWindow::remove) are called when a commit
+//! has been written, in the order of the commits of each alarm. The horizon rises only when a page has been merged, and falls
+//! when the window is over its cap and drops its tail.
+
+mod notes;
+#[cfg(test)]
+mod tests;
+
+use std::cmp::Ordering;
+use std::collections::BTreeSet;
+use std::hash::{BuildHasher, RandomState};
+use std::mem;
+
+use hashbrown::HashTable;
+
+use self::notes::Notes;
+use crate::clock::Timestamp;
+use crate::store::{AlarmKey, AlarmRow, InstanceName, Revision};
+use crate::sync::Arc;
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(crate) struct AlarmWindow {
+    /// Everything in memory, by `(name, id)`.
+    entries: HashTable<Entry>,
+    /// Seeded at random, for IDs come from outside; nothing depends on the order of `entries`.
+    hasher: RandomState,
+    /// The entries in state `Waiting`: all of them within the horizon.
+    waiting: BTreeSet<ByKey>,
+    /// The entries in state `Postponed`, each behind the time it waits for.
+    postponed: BTreeSet<(Timestamp, ByKey)>,
+    horizon: Horizon,
+    page: Page,
+    /// The most alarms in `waiting` and `postponed` together, as far as dropping from `waiting` can bring it about.
+    cap: usize,
+}
+
+#[derive(Debug)]
+struct Entry {
+    row: Arc<AlarmRow>,
+    state: State,
+}
+
+/// `put` and a merged page make an alarm wait; `pop_due` makes a waiting or postponed one fire; `wait_again` makes a firing
+/// one wait or postpones it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Waiting,
+    Postponed(Timestamp),
+    Firing,
+}
+
+/// Up to where every live alarm is in memory. Ordered from nothing to everything.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Horizon {
+    /// Before the first alarm there could be.
+    Start,
+    /// Up to this key and including it.
+    At(AlarmKey),
+    /// The store has no alarm that is not in memory.
+    End,
+}
+
+/// `Idle` → `begin_page` → `Loading` → `merge_page` or `abandon_page` → `Idle`. A page that is loading is `Spoiled` when the
+/// horizon falls: it starts after the old one, and what lies between is in neither.
+#[derive(Debug, Default)]
+enum Page {
+    #[default]
+    Idle,
+    Loading(Notes),
+    Spoiled,
+}
+
+/// A row in the order of [`AlarmKey`], without holding its strings twice.
+#[derive(Debug, Clone)]
+struct ByKey(Arc<AlarmRow>);
+
+impl AlarmWindow {
+    /// A window of a shard of which nothing has been loaded, for at most `cap` waiting alarms (but at least 2); firing ones
+    /// come on top.
+    pub(crate) fn new(cap: usize) -> AlarmWindow {
+        AlarmWindow {
+            entries: HashTable::new(),
+            hasher: RandomState::new(),
+            waiting: BTreeSet::new(),
+            postponed: BTreeSet::new(),
+            horizon: Horizon::Start,
+            page: Page::Idle,
+            cap: cap.max(2),
+        }
+    }
+
+    /// An alarm was written. As in the store, it takes the place of one with the same revision or a smaller one, also of one
+    /// that is firing: the new setting waits.
+    pub(crate) fn put(&mut self, row: AlarmRow) {
+        let hash = self.hash(&row.name, &row.id);
+        if let Some(entry) = self.find(hash, &row.name, &row.id) {
+            // A page may have shown it before the commit that wrote it did, and then it may be firing already.
+            let is_known = entry.state == State::Firing && *entry.row == row;
+            if is_known || entry.row.revision > row.revision {
+                return;
+            }
+        }
+        let row = Arc::new(row);
+        let within = self.horizon.reaches(&row);
+        if let Page::Loading(notes) = &mut self.page
+            && !notes.put(hash, &row, within)
+        {
+            return;
+        }
+        self.take(hash, &row.name, &row.id);
+        if within {
+            self.insert_waiting(hash, row);
+            self.drop_tail();
+        }
+    }
+
+    /// An alarm was removed, unless its revision is greater than this one.
+    pub(crate) fn remove(&mut self, name: &InstanceName, id: &str, revision: Revision) {
+        let hash = self.hash(name, id);
+        if let Page::Loading(notes) = &mut self.page {
+            notes.remove(hash, name, id, revision);
+        }
+        if self.find(hash, name, id).is_some_and(|entry| entry.row.revision <= revision) {
+            self.take(hash, name, id);
+        }
+    }
+
+    /// The first alarm that is due at `now`, which from here on is firing. A postponed one counts by the time it waits for.
+    ///
+    /// It stays in memory until [`put`](Self::put), [`remove`](Self::remove), [`wait_again`](Self::wait_again) or
+    /// [`set_aside`](Self::set_aside) says how the firing ended.
+    pub(crate) fn pop_due(&mut self, now: Timestamp) -> Option<AlarmRow> {
+        let (at, _, postponed) = self.first()?;
+        if at > now {
+            return None;
+        }
+        let ByKey(row) =
+            if postponed { self.postponed.pop_first().map(|(_, key)| key) } else { self.waiting.pop_first() }?;
+        let hash = self.hash(&row.name, &row.id);
+        self.find_mut(hash, &row.name, &row.id).expect("each alarm of an order is an entry").state = State::Firing;
+        Some((*row).clone())
+    }
+
+    /// When [`pop_due`](Self::pop_due) will have something, if nothing is put or merged before; `None` if never.
+    pub(crate) fn next_deadline(&self) -> Option<Timestamp> {
+        self.first().map(|(at, ..)| at)
+    }
+
+    /// A firing ended and changed nothing: the alarm waits again, and not only for its due time but for `not_before`, if given.
+    ///
+    /// Does nothing if this revision is not firing any more. Postponed alarms cannot be dropped, so `not_before` should be
+    /// near; a retry after a failure is a new due time, and comes by [`put`](Self::put).
+    pub(crate) fn wait_again(
+        &mut self,
+        name: &InstanceName,
+        id: &str,
+        revision: Revision,
+        not_before: Option<Timestamp>,
+    ) {
+        let hash = self.hash(name, id);
+        let Some(entry) = self.find_mut(hash, name, id) else { return };
+        if entry.state != State::Firing || entry.row.revision != revision {
+            return;
+        }
+        let key = ByKey(entry.row.clone());
+        if let Some(at) = not_before.filter(|at| *at > key.0.due) {
+            entry.state = State::Postponed(at);
+            self.postponed.insert((at, key));
+        } else if self.horizon.reaches(&key.0) {
+            self.take(hash, name, id);
+            self.insert_waiting(hash, key.0);
+        } else {
+            // The horizon fell while it was firing. A page will bring it back.
+            self.take(hash, name, id);
+        }
+        self.drop_tail();
+    }
+
+    /// Forgets an alarm of this revision, which stays in the store: nobody here can handle it. It comes back only with a page
+    /// that is begun after the horizon has fallen below it.
+    pub(crate) fn set_aside(&mut self, name: &InstanceName, id: &str, revision: Revision) {
+        let hash = self.hash(name, id);
+        if self.find(hash, name, id).is_none_or(|entry| entry.row.revision != revision) {
+            return;
+        }
+        self.take(hash, name, id);
+        if let Page::Loading(notes) = &mut self.page {
+            notes.remove(hash, name, id, revision);
+        }
+    }
+
+    /// The alarm with this identity, if it is in memory.
+    pub(crate) fn get(&self, name: &InstanceName, id: &str) -> Option<&AlarmRow> {
+        self.find(self.hash(name, id), name, id).map(|entry| &*entry.row)
+    }
+
+    /// Whether this alarm has been popped and is not known to have ended.
+    #[cfg(test)]
+    pub(crate) fn is_firing(&self, name: &InstanceName, id: &str) -> bool {
+        self.find(self.hash(name, id), name, id).is_some_and(|entry| entry.state == State::Firing)
+    }
+
+    /// Whether it is time to load a page: there is more in the store, less than half the cap is waiting here, and none is
+    /// being loaded.
+    pub(crate) fn wants_page(&self) -> bool {
+        matches!(self.page, Page::Idle) && !self.is_complete() && self.waiting() * 2 < self.cap
+    }
+
+    /// Begins to note what changes, and says what to load: alarms strictly after this key, at most this many.
+    ///
+    /// Load only after this call, and end with [`merge_page`](Self::merge_page) or [`abandon_page`](Self::abandon_page).
+    pub(crate) fn begin_page(&mut self) -> (Option<AlarmKey>, usize) {
+        self.page = Page::Loading(Notes::new(self.cap));
+        let after = match &self.horizon {
+            Horizon::At(key) => Some(key.clone()),
+            Horizon::Start | Horizon::End => None,
+        };
+        (after, self.cap.saturating_sub(self.waiting()).max(1))
+    }
+
+    /// Takes in the page that was begun: `rows` ascending by key, `complete` if the store has none after them. What happened
+    /// since the page was begun wins over its rows.
+    ///
+    /// The horizon may rise by less than the page, or not at all; ask [`wants_page`](Self::wants_page) again.
+    pub(crate) fn merge_page(&mut self, rows: Vec<AlarmRow>, complete: bool) {
+        let Page::Loading(notes) = mem::take(&mut self.page) else { return };
+        let mut reached = match rows.last() {
+            _ if complete => Horizon::End,
+            Some(row) => Horizon::At(row.key()),
+            None => Horizon::Start,
+        };
+        for row in rows {
+            let hash = self.hash(&row.name, &row.id);
+            if !notes.supersede(hash, &row) {
+                // On equal revisions memory wins: it has followed the commits, and knows that the alarm is firing.
+                self.replace(hash, Arc::new(row), Ordering::is_lt);
+            }
+        }
+        let (late, ceiling) = notes.into_late();
+        for row in late.into_values() {
+            if reached.reaches(&row) {
+                self.replace(self.hash(&row.name, &row.id), row, Ordering::is_le);
+            }
+        }
+        if ceiling.is_some_and(|ceiling| reached >= Horizon::At(ceiling)) {
+            // Nothing from the ceiling on was kept, so everything is here only up to the last one that was.
+            reached = Horizon::up_to(self.waiting.last());
+        }
+        if reached > self.horizon {
+            self.horizon = reached;
+        }
+        self.drop_tail();
+    }
+
+    /// The page that was begun could not be loaded.
+    pub(crate) fn abandon_page(&mut self) {
+        self.page = Page::Idle;
+    }
+
+    /// How many alarms are in memory.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// How many of them wait, postponed ones among them.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.len() + self.postponed.len()
+    }
+
+    /// How many of them are firing.
+    #[cfg(test)]
+    pub(crate) fn firing(&self) -> usize {
+        self.len() - self.waiting()
+    }
+
+    /// Whether the store has no live alarm that is not in memory, apart from those set aside.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.horizon == Horizon::End
+    }
+
+    /// The first alarm to fire, when, and whether it is a postponed one.
+    fn first(&self) -> Option<(Timestamp, &ByKey, bool)> {
+        let waiting = self.waiting.first().map(|key| (key.0.due, key, false));
+        let postponed = self.postponed.first().map(|(at, key)| (*at, key, true));
+        waiting.into_iter().chain(postponed).min()
+    }
+
+    /// Past the cap, the alarms that are due last leave memory and the horizon falls to the last one kept.
+    fn drop_tail(&mut self) {
+        let mut dropped = false;
+        while self.waiting() > self.cap {
+            let Some(ByKey(row)) = self.waiting.pop_last() else { break };
+            self.take(self.hash(&row.name, &row.id), &row.name, &row.id);
+            dropped = true;
+        }
+        if dropped {
+            self.horizon = Horizon::up_to(self.waiting.last());
+            if matches!(self.page, Page::Loading(_)) {
+                self.page = Page::Spoiled;
+            }
+        }
+    }
+
+    /// Makes `row` wait in place of the entry of its identity, if there is none or the order of the revisions (old to new)
+    /// is one that `wins`.
+    fn replace(&mut self, hash: u64, row: Arc<AlarmRow>, wins: fn(Ordering) -> bool) {
+        let old = self.find(hash, &row.name, &row.id);
+        if old.is_none_or(|old| wins(old.row.revision.cmp(&row.revision))) {
+            self.take(hash, &row.name, &row.id);
+            self.insert_waiting(hash, row);
+        }
+    }
+
+    fn insert_waiting(&mut self, hash: u64, row: Arc<AlarmRow>) {
+        self.waiting.insert(ByKey(row.clone()));
+        let hasher = &self.hasher;
+        self.entries.insert_unique(hash, Entry { row, state: State::Waiting }, |entry| {
+            hasher.hash_one((&entry.row.name, &*entry.row.id))
+        });
+    }
+
+    /// Forgets the entry of this identity, if there is one.
+    fn take(&mut self, hash: u64, name: &InstanceName, id: &str) {
+        let Ok(found) = self.entries.find_entry(hash, |entry| entry.row.is(name, id)) else { return };
+        let (Entry { row, state }, _) = found.remove();
+        match state {
+            State::Waiting => _ = self.waiting.remove(&ByKey(row)),
+            State::Postponed(at) => _ = self.postponed.remove(&(at, ByKey(row))),
+            State::Firing => {}
+        }
+    }
+
+    fn find(&self, hash: u64, name: &InstanceName, id: &str) -> Option<&Entry> {
+        self.entries.find(hash, |entry| entry.row.is(name, id))
+    }
+
+    fn find_mut(&mut self, hash: u64, name: &InstanceName, id: &str) -> Option<&mut Entry> {
+        self.entries.find_mut(hash, |entry| entry.row.is(name, id))
+    }
+
+    fn hash(&self, name: &InstanceName, id: &str) -> u64 {
+        self.hasher.hash_one((name, id))
+    }
+}
+
+impl Horizon {
+    /// The horizon whose last alarm is `key`.
+    fn up_to(key: Option<&ByKey>) -> Horizon {
+        key.map_or(Horizon::Start, |key| Horizon::At(key.0.key()))
+    }
+
+    fn reaches(&self, row: &AlarmRow) -> bool {
+        match self {
+            Horizon::Start => false,
+            Horizon::At(key) => (row.due, &row.name, &row.id) <= (key.due, &key.name, &key.id),
+            Horizon::End => true,
+        }
+    }
+}
+
+impl Ord for ByKey {
+    fn cmp(&self, other: &ByKey) -> Ordering {
+        let (a, b) = (&self.0, &other.0);
+        a.due.cmp(&b.due).then_with(|| a.name.cmp(&b.name)).then_with(|| a.id.cmp(&b.id))
+    }
+}
+
+impl PartialOrd for ByKey {
+    fn partial_cmp(&self, other: &ByKey) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for ByKey {
+    fn eq(&self, other: &ByKey) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for ByKey {}
+
+impl AlarmRow {
+    fn is(&self, name: &InstanceName, id: &str) -> bool {
+        *self.id == *id && self.name == *name
+    }
+}

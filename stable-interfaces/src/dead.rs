@@ -1,0 +1,158 @@
+//! Dead letters: alarms that were given up, kept until somebody decides about them.
+
+use crate::alarm::Alarm;
+use crate::clock::Timestamp;
+use crate::error::{ContextError, RequestError};
+use crate::host::core::HostCore;
+use crate::inbox::Message;
+use crate::instance::context::Context;
+use crate::store::{After, AlarmRow, DeadKey, DeadLetter, DeadRow, Op, Page, Rows, ShardId};
+use crate::sync::Arc;
+
+/// An alarm or message that was given up after its last attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dead {
+    pub(crate) letter: DeadLetter,
+}
+
+/// What died.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DeadKind {
+    /// An alarm, as it was after its last attempt.
+    Alarm(Alarm),
+    /// A message from the inbox, as it was after its last attempt.
+    Message(Message),
+}
+
+impl Dead {
+    /// The alarm or message.
+    #[must_use]
+    pub fn kind(&self) -> DeadKind {
+        match &self.letter.row {
+            DeadRow::Alarm(row) => DeadKind::Alarm(Alarm::new(Arc::new(row.clone()))),
+            DeadRow::Message(row) => DeadKind::Message(Message::new(Arc::new(row.clone()))),
+        }
+    }
+
+    /// The ID of the alarm or message.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        match &self.letter.row {
+            DeadRow::Alarm(row) => &row.id,
+            DeadRow::Message(row) => &row.id,
+        }
+    }
+
+    /// The instance it belonged to.
+    #[must_use]
+    pub fn instance(&self) -> &str {
+        match &self.letter.row {
+            DeadRow::Alarm(row) => &row.name.instance,
+            DeadRow::Message(row) => &row.name.instance,
+        }
+    }
+
+    /// When it was given up.
+    #[must_use]
+    pub fn died_at(&self) -> Timestamp {
+        self.letter.died_at
+    }
+
+    /// Why: the last error.
+    #[must_use]
+    pub fn reason(&self) -> &str {
+        &self.letter.reason
+    }
+}
+
+/// How many dead letters are read of one shard at once.
+const PAGE: usize = 128;
+
+/// The dead letters of `interface` in the shards this host owns.
+pub(crate) async fn list<E>(
+    host: &Arc<HostCore>,
+    interface: &str,
+    after: Option<&Dead>,
+    limit: usize,
+) -> Result<Vec<Dead>, RequestError<E>> {
+    if host.store.is_none() {
+        return Err(RequestError::NoStore);
+    }
+    let after_key = after.map(|dead| dead.letter.key());
+    let mut found = Vec::new();
+    // Each round asks every shard that may have more for its next page; shards with nothing dead answer once.
+    let mut wanted: Vec<_> = host.shards.owned().map(|(shard, _)| (shard, after_key.clone())).collect();
+    while !wanted.is_empty() {
+        let pages: Vec<_> = wanted
+            .iter()
+            .map(|(shard, key)| Page { shard: *shard, after: After::Dead(key.clone()), limit: PAGE })
+            .collect();
+        let loaded = host.load(&pages).await;
+        let loaded = loaded.map_err(|error| RequestError::Store(Arc::new(error)))?;
+        let mut more = Vec::new();
+        for ((shard, _), page) in wanted.into_iter().zip(loaded) {
+            let Rows::Dead(letters) = page.rows else { continue };
+            let fits = letters.iter().filter(|letter| *letter.key().name.interface == *interface).count();
+            if letters.len() == PAGE && fits < limit {
+                more.extend(letters.last().map(|last| (shard, Some(last.key()))));
+            }
+            found.extend(letters.into_iter().filter(|letter| *letter.key().name.interface == *interface));
+        }
+        wanted = more;
+    }
+    found.sort_by_cached_key(DeadLetter::key);
+    Ok(found.into_iter().take(limit).map(|letter| Dead { letter }).collect())
+}
+
+/// Brings a dead letter back: an alarm in the commit that removes the letter, a message by posting it just before that, so that
+/// a crash between the two leaves it twice rather than not at all. Says whether that was done.
+pub(crate) async fn requeue(cx: &mut Context, letter: &DeadLetter) -> Result<bool, ContextError> {
+    let key = letter.key();
+    if cx.find_dead(&key).await?.is_none() {
+        return Ok(false);
+    }
+    match &letter.row {
+        DeadRow::Alarm(row) => {
+            if cx.find_alarm(&key.id).await?.is_some() {
+                return Ok(false);
+            }
+            let alarm = AlarmRow {
+                due: cx.now(),
+                revision: cx.next_revision(),
+                attempt: 0,
+                crashes: 0,
+                started: false,
+                last_error: None,
+                ..row.clone()
+            };
+            cx.record_own(Op::PutAlarm(alarm));
+        }
+        DeadRow::Message(row) => {
+            if !cx.post_again(row).await? {
+                return Ok(false);
+            }
+        }
+    }
+    cx.record_own(Op::RemoveDead(key));
+    Ok(true)
+}
+
+/// The dead letter with this very key, if it is in the store.
+pub(crate) async fn find(host: &HostCore, shard: ShardId, key: &DeadKey) -> Result<Option<DeadLetter>, ContextError> {
+    // Pages start strictly after a key, and no ID is empty.
+    let mut after = DeadKey { id: "".into(), ..key.clone() };
+    loop {
+        let page = Page { shard, after: After::Dead(Some(after)), limit: PAGE };
+        let mut loaded = host.load(&[page]).await.map_err(|error| ContextError::Store(Arc::new(error)))?;
+        let Some(Rows::Dead(letters)) = loaded.pop().map(|loaded| loaded.rows) else { return Ok(None) };
+        let last = letters.last().map(DeadLetter::key).filter(|last| letters.len() == PAGE && last < key);
+        if let Some(letter) = letters.into_iter().find(|letter| letter.key() == *key) {
+            return Ok(Some(letter));
+        }
+        match last {
+            Some(last) => after = last,
+            None => return Ok(None),
+        }
+    }
+}

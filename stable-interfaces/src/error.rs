@@ -1,0 +1,192 @@
+//! What can go wrong, sorted by what the caller does next.
+
+use std::time::Duration;
+
+use crate::store::StoreError;
+use crate::sync::Arc;
+
+/// Why a text cannot be an ID or a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidId {
+    /// It is empty.
+    #[error("it is empty")]
+    Empty,
+    /// It is too long.
+    #[error("it is {bytes} bytes long, more than {max}")]
+    TooLong {
+        /// Its length in bytes.
+        bytes: usize,
+        /// The greatest length allowed.
+        max: usize,
+    },
+    /// It contains a NUL character.
+    #[error("it contains a NUL character")]
+    Nul,
+}
+
+/// Why a request to an instance, or any other operation on it from outside, has no result.
+///
+/// `E` is the interface's own error. Each variant says whether the request may have happened;
+/// [`may_have_happened`](Self::may_have_happened) and [`is_retryable`](Self::is_retryable) sum it up.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RequestError<E> {
+    /// The handler answered with its own error. An ordinary answer.
+    #[error("{0}")]
+    Handler(E),
+    /// Another host owns the instance's shard. Nothing happened here; ask that host.
+    #[error("this host does not own the instance; {holder} does")]
+    NotOwner {
+        /// The host to ask.
+        holder: Arc<str>,
+    },
+    /// Too much is waiting already. Nothing happened; try again later, more slowly.
+    #[error("overloaded: {0} already at its limit")]
+    Overloaded(&'static str),
+    /// It was not done in time, and none of its effects happened. The text says whom it waited for.
+    #[error("timed out after {after:?} waiting for {waited_for}")]
+    TimedOut {
+        /// How long it was given.
+        after: Duration,
+        /// The instance it waited for.
+        waited_for: String,
+    },
+    /// The handler panicked; none of its effects happened and the instance has been reset.
+    #[error("the handler panicked: {0}")]
+    Panicked(String),
+    /// The request would have waited for itself. Nothing happened. The text names each instance of the chain.
+    #[error("call cycle: {0}")]
+    Cycle(String),
+    /// Another process took over the shard. None of the effects happened; ask the new owner.
+    #[error("another process has taken over the instance's shard")]
+    Fenced,
+    /// This host is shutting down and takes no new work. Nothing happened; ask the next owner.
+    #[error("this host is draining")]
+    Draining,
+    /// The connection or instance task this was for has ended. Nothing happened.
+    #[error("closed")]
+    Closed,
+    /// The instance refused. Nothing happened. The text is its reason.
+    #[error("rejected: {0}")]
+    Rejected(String),
+    /// The interface does not handle this kind of thing. Nothing happened.
+    #[error("the interface does not handle {0}")]
+    Unhandled(&'static str),
+    /// The text given as an ID cannot be one. Nothing happened.
+    #[error("invalid {what} ID")]
+    InvalidId {
+        /// Whose ID it is: `"instance"`, `"alarm"`, `"message"`.
+        what: &'static str,
+        /// What is wrong with it.
+        #[source]
+        source: InvalidId,
+    },
+    /// The host has not been started. Nothing happened.
+    #[error("the host has not been started")]
+    NotStarted,
+    /// The host runs without a store, so nothing durable can be done. Nothing happened.
+    #[error("this host has no store")]
+    NoStore,
+    /// A limit was exceeded (size of a value, number of effects). Nothing happened.
+    #[error("too large: {0}")]
+    TooLarge(String),
+    /// What was given could not be turned to or from JSON. Nothing happened.
+    #[error("cannot be converted to or from JSON")]
+    Json(#[source] Arc<serde_json::Error>),
+    /// The store did not do it: none of the effects happened.
+    #[error("the store failed")]
+    Store(#[source] Arc<StoreError>),
+    /// It was sent and the outcome is not known: it may have happened, or may still happen. Ask, or repeat it under the same
+    /// idempotency key.
+    #[error("outcome unknown: it may have happened")]
+    Unknown,
+}
+
+impl<E> RequestError<E> {
+    /// Whether the same request may succeed later, and repeating it cannot do it twice.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            RequestError::NotOwner { .. }
+            | RequestError::Overloaded(_)
+            | RequestError::TimedOut { .. }
+            | RequestError::Fenced
+            | RequestError::Draining
+            | RequestError::NotStarted => true,
+            RequestError::Store(error) => !matches!(**error, StoreError::Rejected(_) | StoreError::Damaged(_)),
+            _ => false,
+        }
+    }
+
+    /// Whether it may have taken effect although this error came back.
+    #[must_use]
+    pub fn may_have_happened(&self) -> bool {
+        matches!(self, RequestError::Unknown)
+    }
+}
+
+/// Why an operation of a [`Context`](crate::Context) failed.
+///
+/// After [`Store`](Self::Store), [`Fenced`](Self::Fenced) and [`Unknown`](Self::Unknown) of a commit the instance is reset
+/// when its handler ends; pass the error on with `?`.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum ContextError {
+    /// The text given as an ID or key cannot be one. Nothing was recorded.
+    #[error("invalid {what}")]
+    InvalidId {
+        /// What it was to be: `"alarm ID"`, `"storage key"`.
+        what: &'static str,
+        /// What is wrong with it.
+        #[source]
+        source: InvalidId,
+    },
+    /// A limit was exceeded. Nothing was recorded.
+    #[error("too large: {0}")]
+    TooLarge(String),
+    /// The value could not be turned to or from JSON. Nothing was recorded.
+    #[error("cannot be converted to or from JSON")]
+    Json(#[source] Arc<serde_json::Error>),
+    /// The host runs without a store.
+    #[error("this host has no store")]
+    NoStore,
+    /// The interface was registered without what this needs; the text says what.
+    #[error("the interface does not handle {0}")]
+    Unhandled(&'static str),
+    /// Another process took over the shard.
+    #[error("another process has taken over the instance's shard")]
+    Fenced,
+    /// The store did not do it.
+    #[error("the store failed")]
+    Store(#[source] Arc<StoreError>),
+    /// A commit was sent and its outcome is not known.
+    #[error("outcome unknown: it may have happened")]
+    Unknown,
+    /// The connection is closed, or the task belongs to an earlier incarnation.
+    #[error("closed")]
+    Closed,
+}
+
+impl From<serde_json::Error> for ContextError {
+    fn from(error: serde_json::Error) -> ContextError {
+        ContextError::Json(Arc::new(error))
+    }
+}
+
+impl<E> From<ContextError> for RequestError<E> {
+    fn from(error: ContextError) -> RequestError<E> {
+        match error {
+            ContextError::InvalidId { what, source } => {
+                RequestError::InvalidId { what: what.strip_suffix(" ID").unwrap_or(what), source }
+            }
+            ContextError::TooLarge(what) => RequestError::TooLarge(what),
+            ContextError::Json(error) => RequestError::Json(error),
+            ContextError::NoStore => RequestError::NoStore,
+            ContextError::Unhandled(what) => RequestError::Unhandled(what),
+            ContextError::Fenced => RequestError::Fenced,
+            ContextError::Store(error) => RequestError::Store(error),
+            ContextError::Unknown => RequestError::Unknown,
+            ContextError::Closed => RequestError::Closed,
+        }
+    }
+}

@@ -1,0 +1,630 @@
+//! What an application starts and drains: one process's part in the fleet.
+
+pub(crate) mod core;
+mod keeper;
+pub(crate) mod lease;
+pub(crate) mod shards;
+pub(crate) mod tasks;
+pub(crate) mod wake;
+
+use std::future::Future;
+use std::time::Duration;
+
+use self::core::{Deferred, HostCore, HostOptions, Started};
+use self::lease::FOREVER;
+use self::tasks::Tasks;
+use crate::alarm::{RetryPolicy, driver};
+use crate::clock::{Clock, Random, SystemClock, SystemRandom, within};
+use crate::committer::{Committer, Described, backoff};
+use crate::error::InvalidId;
+use crate::fleet::Fleet;
+use crate::id::is_interface_name;
+use crate::instance::{OnAlarm, OnMessage, StableInterface};
+use crate::interface::{Interface, InterfaceCore, InterfaceOptions, WakeFn, fire_alarm, take_message};
+use crate::store::{ClaimKind, Damaged, Epoch, Incarnation, ShardId, Store, StoreError};
+use crate::sync::{Arc, Mutex, mpsc};
+
+pub use self::core::Health;
+
+/// The host name and the shard count of [`Host::local`].
+const LOCAL_HOST: &str = "local";
+const LOCAL_SHARDS: u32 = 1_024;
+
+/// Why a host did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The fleet has no host of this name. Nothing was claimed.
+    #[error("the fleet has no host named {name:?}; it has {hosts}")]
+    UnknownHost {
+        /// The name given to the builder.
+        name: String,
+        /// The names the fleet has, as far as they fit.
+        hosts: String,
+    },
+    /// `start` was called outside a tokio runtime.
+    #[error("a host must be started from within a tokio runtime")]
+    NoRuntime,
+    /// An option has a value that cannot work; the text names it.
+    #[error("{0}")]
+    Option(&'static str),
+    /// This host's clock and the store's are too far apart: alarms would fire at the wrong time. Set the clock.
+    #[error("this host's clock and the store's differ by {skew:?}, more than {limit:?}")]
+    ClockSkew {
+        /// By how much they differ.
+        skew: Duration,
+        /// The most they may.
+        limit: Duration,
+    },
+    /// The store could not be reached within the start timeout, or refused this host for good.
+    #[error("the store did not let this host start")]
+    Store(#[source] StoreError),
+}
+
+/// Why an interface was not registered.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RegisterError {
+    /// Its `NAME` is not `[a-z0-9_-]{1,64}`.
+    #[error("{0:?} cannot be the name of an interface: it must be 1 to 64 of a-z, 0-9, _ and -")]
+    InvalidName(&'static str),
+    /// An interface of that `NAME` is registered already.
+    #[error("an interface named {0:?} is registered already")]
+    Duplicate(&'static str),
+}
+
+/// A host that has not been started: its place in the fleet, its store, its interfaces and its limits.
+#[derive(Debug)]
+pub struct HostBuilder {
+    name: Arc<str>,
+    fleet: Fleet,
+    store: Option<Arc<dyn Store>>,
+    clock: Arc<dyn Clock>,
+    random: Arc<dyn Random>,
+    options: HostOptions,
+    /// Made with the first interface, from what was set by then, or in `start`.
+    core: Option<Arc<HostCore>>,
+}
+
+/// A started host. Dropped, it stops at once and loses nothing; [`drain`](Self::drain) lets it finish first.
+#[derive(Debug)]
+pub struct Host {
+    core: Arc<HostCore>,
+    /// Whether somebody has begun to drain it.
+    drained: Mutex<bool>,
+}
+
+/// What [`Host::drain`] left behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Drained {
+    /// Handlers that were still running at the deadline, and were cut off. Nothing uncommitted of theirs happened.
+    pub unfinished: usize,
+    /// Instances that were still in memory at the deadline, those of the unfinished handlers among them.
+    pub instances: usize,
+    /// Whether the shards were released, so that their next owner need not wait for the lease to run out.
+    pub released: bool,
+}
+
+impl Host {
+    /// A host of `fleet`, by its name there. Without a [`store`](HostBuilder::store) it routes and serves requests only: two
+    /// hosts that disagree on the fleet may then both run an instance, and nothing survives the process.
+    #[must_use]
+    pub fn builder(name: impl AsRef<str>, fleet: Fleet) -> HostBuilder {
+        HostBuilder {
+            name: name.as_ref().into(),
+            fleet,
+            store: None,
+            clock: Arc::new(SystemClock::default()),
+            random: Arc::new(SystemRandom::default()),
+            options: HostOptions::default(),
+            core: None,
+        }
+    }
+
+    /// The only host there is, on a store that only this process can open. Its lease does not run out.
+    #[must_use]
+    pub fn local(store: impl Store) -> HostBuilder {
+        let fleet = Fleet::new([LOCAL_HOST], LOCAL_SHARDS).expect("one host and 1,024 shards make a fleet");
+        let mut builder = Host::builder(LOCAL_HOST, fleet).store(store);
+        builder.options.lease = FOREVER;
+        builder
+    }
+
+    /// This host's name in the fleet.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.core.name
+    }
+
+    /// How it is doing.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        self.core.health()
+    }
+
+    /// The name of the host that should own the instance `id`.
+    ///
+    /// # Errors
+    /// [`InvalidId`] if `id` cannot be an ID.
+    pub fn owner_of(&self, id: &str) -> Result<&str, InvalidId> {
+        Ok(self.core.fleet.locate(id)?.host)
+    }
+
+    /// Whether this host owns the instance `id` now: claimed, and neither lost nor released.
+    ///
+    /// # Errors
+    /// [`InvalidId`] if `id` cannot be an ID.
+    pub fn owns(&self, id: &str) -> Result<bool, InvalidId> {
+        Ok(self.core.shards.epoch(self.core.fleet.shard_of(id)?).is_some())
+    }
+
+    /// Waits for `signal`, then [drains](Self::drain) within the drain timeout. Returns early, with nothing left to drain, if the
+    /// host is [`Replaced`](Health::Replaced).
+    ///
+    /// Run it beside a server that shuts down on the same signal: requests in flight are answered while the host drains.
+    pub async fn run_until(&self, signal: impl Future) -> Drained {
+        tokio::select! { biased;
+            _ = signal => {}
+            () = self.core.wait_stopped() => {}
+        }
+        self.drain(self.core.options.drain_timeout).await
+    }
+
+    /// Whether this host should be sent work: it runs, its lease holds, it owns all the shards that the fleet gives to it, and
+    /// none of its alarms or messages has been due for longer than `max_overdue`.
+    #[must_use]
+    pub fn is_ready(&self, max_overdue: Duration) -> bool {
+        let core = &self.core;
+        core.health() == Health::Running
+            && core.lease_holds()
+            && lease::assigned(core).iter().all(|shard| core.shards.epoch(*shard).is_some())
+            && self.overdue() <= max_overdue
+    }
+
+    /// For how long the oldest alarm or message that waits has been due; zero if none is.
+    #[must_use]
+    pub fn overdue(&self) -> Duration {
+        self.core.shards.overdue()
+    }
+
+    /// The shards this host owns now, ascending.
+    #[must_use]
+    pub fn shards(&self) -> Vec<ShardId> {
+        self.core.shards.owned().map(|(shard, _)| shard).collect()
+    }
+
+    /// How many connections are open.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.core.connections.taken()
+    }
+
+    /// Stored rows that could not be used and were left alone, as far as this host has met any since it started; at most 1,000.
+    #[must_use]
+    pub fn damaged(&self) -> Vec<Damaged> {
+        self.core.shards.damaged.lock().clone()
+    }
+
+    /// Ends this host's part in good order: alarms stop firing, new work from outside is refused, handlers that run are waited
+    /// for (and what they request is served), instances are stopped, everything is committed, the shards are released. After
+    /// `deadline` what still runs is cut off.
+    pub async fn drain(&self, deadline: Duration) -> Drained {
+        let core = &self.core;
+        core.set_health(Health::Draining);
+        if std::mem::replace(&mut *self.drained.lock(), true) || core.health() > Health::Draining {
+            return Drained { unfinished: 0, instances: 0, released: false };
+        }
+        let Some(started) = core.started() else {
+            return Drained { unfinished: 0, instances: 0, released: false };
+        };
+        let interfaces = core.interfaces.lock().clone();
+        let finish = async {
+            loop {
+                for interface in &interfaces {
+                    interface.clone().stop_all();
+                }
+                started.turns.wait_idle().await;
+                if interfaces.iter().all(|interface| interface.running() == 0) {
+                    break;
+                }
+                // Instances that began while others were stopped.
+                tokio::task::yield_now().await;
+            }
+        };
+        let in_time = within(&*core.clock, deadline, finish).await.is_some();
+        let unfinished = if in_time { 0 } else { started.turns.running() };
+        let instances = interfaces.iter().map(|interface| interface.running()).sum();
+        let mut released = core.store.is_none();
+        if let Some(store) = &core.store {
+            let shards: Vec<_> = core.shards.owned().map(|(shard, _)| shard).collect();
+            core.stop(Health::Stopped);
+            // A handler that was cut off may have left an alarm that kills its process: such a shard is not clean.
+            if unfinished == 0 {
+                let release = store.release(started.incarnation, &shards);
+                match within(&*core.clock, core.options.commit.store_timeout, release).await {
+                    Some(Ok(())) => released = true,
+                    Some(Err(error)) => tracing::warn!(error = %Described(&error), "the shards could not be released"),
+                    None => tracing::warn!("the shards could not be released: no answer from the store"),
+                }
+            }
+        }
+        core.stop(Health::Stopped);
+        tracing::info!(host = %core.name, unfinished, released, "drained");
+        Drained { unfinished, instances, released }
+    }
+
+    /// Ends the host as a crash would: nothing is finished, told or released.
+    #[cfg(feature = "testing")]
+    pub fn crash(self) {
+        *self.drained.lock() = true;
+        self.core.stop(Health::Stopped);
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if !*self.drained.get_mut() && self.core.health() < Health::Stopped {
+            tracing::warn!(host = %self.core.name, "a host was dropped without being drained; what it left begins again with its next owner");
+        }
+        self.core.stop(Health::Stopped);
+    }
+}
+
+impl HostBuilder {
+    /// Where alarms and storage are kept.
+    #[must_use]
+    pub fn store(self, store: impl Store) -> HostBuilder {
+        self.shared_store(Arc::new(store))
+    }
+
+    /// As [`store`](Self::store), for a store that is shared with other hosts of this process.
+    #[must_use]
+    pub fn shared_store(mut self, store: Arc<dyn Store>) -> HostBuilder {
+        self.store = Some(store);
+        self
+    }
+
+    /// Where time comes from. Default: [`SystemClock`].
+    #[must_use]
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> HostBuilder {
+        self.clock = clock;
+        self
+    }
+
+    /// Where random numbers come from. Default: [`SystemRandom`].
+    #[must_use]
+    pub fn random(mut self, random: Arc<dyn Random>) -> HostBuilder {
+        self.random = random;
+        self
+    }
+
+    /// How long this host's shards stay its own after its last renewal: others take over no sooner when it dies. It renews three
+    /// times in that time. Default: 15 s.
+    #[must_use]
+    pub fn lease(mut self, lease: Duration) -> HostBuilder {
+        self.options.lease = lease;
+        self
+    }
+
+    /// How long [`start`](Self::start) tries to reach the store. Default: 30 s.
+    #[must_use]
+    pub fn start_timeout(mut self, timeout: Duration) -> HostBuilder {
+        self.options.start_timeout = timeout;
+        self
+    }
+
+    /// How long [`run_until`](Host::run_until) lets handlers finish. Default: 30 s.
+    #[must_use]
+    pub fn drain_timeout(mut self, timeout: Duration) -> HostBuilder {
+        self.options.drain_timeout = timeout;
+        self
+    }
+
+    /// After how long one call of the store counts as unanswered. Default: 5 s.
+    #[must_use]
+    pub fn store_timeout(mut self, timeout: Duration) -> HostBuilder {
+        self.options.commit.store_timeout = timeout;
+        self
+    }
+
+    /// After how long a sender is told that its commit did not happen, or that its outcome is unknown. Default: 10 s.
+    #[must_use]
+    pub fn commit_timeout(mut self, timeout: Duration) -> HostBuilder {
+        self.options.commit.commit_timeout = timeout;
+        self
+    }
+
+    /// How many group commits may be under way at once; each has a fixed part of the shards. Default: 2.
+    #[must_use]
+    pub fn lanes(mut self, lanes: u16) -> HostBuilder {
+        self.options.commit.lanes = lanes;
+        self
+    }
+
+    /// The most commits waiting to be written in a lane; past it, requests are refused as overloaded. Default: 16,384.
+    #[must_use]
+    pub fn max_queued_commits(mut self, commits: usize) -> HostBuilder {
+        self.options.commit.max_queued = commits;
+        self
+    }
+
+    /// The most alarms and messages being handled or committed at once. Default: 1,024.
+    #[must_use]
+    pub fn max_firing(mut self, alarms: usize) -> HostBuilder {
+        self.options.limits.max_firing = alarms;
+        self
+    }
+
+    /// How often the alarms of one instance may fire within a second before they are slowed down to that: what stops an alarm
+    /// that sets itself again and again at once. Default: 1,000.
+    #[must_use]
+    pub fn max_fires_per_second(mut self, fires: u32) -> HostBuilder {
+        self.options.limits.max_fires_per_second = fires;
+        self
+    }
+
+    /// In how many processes that died an alarm or message may have been handled before it becomes a dead letter. Default: 3.
+    #[must_use]
+    pub fn max_crashes(mut self, crashes: u32) -> HostBuilder {
+        self.options.limits.max_crashes = crashes;
+        self
+    }
+
+    /// The most open connections, over all interfaces. Default: 100,000.
+    #[must_use]
+    pub fn max_connections(mut self, connections: usize) -> HostBuilder {
+        self.options.max_connections = connections;
+        self
+    }
+
+    /// By how much this host's wall clock and the store's may differ when it starts. Default: 60 s.
+    #[must_use]
+    pub fn max_clock_skew(mut self, skew: Duration) -> HostBuilder {
+        self.options.max_clock_skew = skew;
+        self
+    }
+
+    /// How many alarms all windows of this host together hold in memory, roughly; at least 16 per shard. Default: 65,536.
+    #[must_use]
+    pub fn alarm_window(mut self, alarms: usize) -> HostBuilder {
+        self.options.window = alarms;
+        self
+    }
+
+    /// Registers an interface whose instances are built by `factory` from their ID. Finish with
+    /// [`register`](InterfaceBuilder::register). The host's own options are set before its first interface.
+    pub fn interface<I: StableInterface>(
+        &mut self,
+        factory: impl Fn(&str) -> I + Send + Sync + 'static,
+    ) -> InterfaceBuilder<'_, I> {
+        InterfaceBuilder {
+            host: self,
+            factory: Box::new(factory),
+            options: InterfaceOptions::default(),
+            fire: None,
+            take: None,
+        }
+    }
+
+    fn core(&mut self) -> Arc<HostCore> {
+        let HostBuilder { name, fleet, store, clock, random, options, core } = self;
+        core.get_or_insert_with(|| {
+            Arc::new(HostCore::new(
+                name.clone(),
+                fleet.clone(),
+                store.clone(),
+                clock.clone(),
+                random.clone(),
+                options.clone(),
+            ))
+        })
+        .clone()
+    }
+
+    /// Claims this host's shards and begins to work. Tries again while the store cannot be reached, up to the start timeout.
+    ///
+    /// # Errors
+    /// [`StartError`] says what to change. Nothing stays claimed by a host that did not start, beyond its lease.
+    pub async fn start(mut self) -> Result<Host, StartError> {
+        let core = self.core();
+        let runtime = tokio::runtime::Handle::try_current().map_err(|_| StartError::NoRuntime)?;
+        if core.fleet.index_of(&core.name).is_none() {
+            let hosts: Vec<_> = core.fleet.hosts().iter().take(8).map(|host| &**host).collect();
+            let more = if core.fleet.hosts().len() > hosts.len() { ", .." } else { "" };
+            return Err(StartError::UnknownHost { name: core.name.to_string(), hosts: hosts.join(", ") + more });
+        }
+        if core.options.lease < Duration::from_millis(100) {
+            return Err(StartError::Option("the lease must be at least 100 ms"));
+        }
+        if core.options.limits.max_firing == 0 {
+            return Err(StartError::Option("max_firing must be at least 1"));
+        }
+        let incarnation = Incarnation(core.random.next_u64() >> 1 | 1);
+        let committer = core.store.as_ref().map(|store| {
+            let (shards, clock, random) = (core.shards.clone(), core.clock.clone(), core.random.clone());
+            Arc::new(Committer::new(incarnation, store.clone(), shards, clock, random, core.options.commit.clone()))
+        });
+        let (deferred, deferred_work) = mpsc::unbounded_channel();
+        core.set_started(Started {
+            turns: Tasks::new(runtime.clone()),
+            instance_tasks: Tasks::new(runtime.clone()),
+            system: Tasks::new(runtime),
+            deferred,
+            committer: committer.clone(),
+            incarnation,
+        });
+        // From here on, an early return stops what has begun.
+        let host = Host { core: core.clone(), drained: Mutex::new(false) };
+        let Some(started) = core.started() else { return Err(StartError::NoRuntime) };
+        let assigned = lease::assigned(&core);
+        match (&core.store, committer) {
+            (Some(store), Some(committer)) => {
+                claim_all(&core, &**store, incarnation).await.inspect_err(|_| {
+                    *host.drained.lock() = true;
+                })?;
+                for lane in committer.lanes() {
+                    started.system.spawn(committer.clone().run(lane));
+                }
+                core.set_health(Health::Running);
+                started.system.spawn(driver::load(core.clone()));
+                started.system.spawn(driver::run(core.clone()));
+                started.system.spawn(driver::watch(core.clone(), store.clone(), incarnation));
+                let owned = core.shards.owned().count();
+                metrics::gauge!(crate::metrics::SHARDS_OWNED).set(u32::try_from(owned).unwrap_or(u32::MAX));
+                tracing::info!(host = %core.name, shards = owned, waiting_for = assigned.len() - owned, ?store, "started");
+                keeper::start(&core, Some((store.clone(), incarnation)));
+            }
+            _ => {
+                for shard in &assigned {
+                    core.shards.own(*shard, Epoch(1), true, 0);
+                }
+                core.set_health(Health::Running);
+                tracing::info!(host = %core.name, shards = assigned.len(), "started without a store");
+                keeper::start(&core, None);
+            }
+        }
+        started.system.spawn(run_deferred(deferred_work));
+        started.system.spawn(sweep(core.clone()));
+        Ok(host)
+    }
+}
+
+/// The first claim, repeated while the store cannot be reached.
+async fn claim_all(core: &HostCore, store: &dyn Store, incarnation: Incarnation) -> Result<(), StartError> {
+    let began = core.clock.elapsed();
+    let mut failures = 0;
+    loop {
+        match lease::claim(core, store, incarnation, lease::assigned(core), ClaimKind::Start).await {
+            Ok(claimed) => {
+                let now = core.clock.now();
+                let (skew, limit) = (now.since(claimed.now).max(claimed.now.since(now)), core.options.max_clock_skew);
+                return if skew > limit { Err(StartError::ClockSkew { skew, limit }) } else { Ok(()) };
+            }
+            Err(error)
+                if error.is_retryable() && core.clock.elapsed().saturating_sub(began) < core.options.start_timeout =>
+            {
+                if failures == 0 {
+                    tracing::warn!(error = %Described(&error), "the store cannot be reached yet; trying again");
+                }
+                core.clock.sleep(backoff(&*core.random, failures)).await;
+                failures += 1;
+            }
+            Err(error) => return Err(StartError::Store(error)),
+        }
+    }
+}
+
+/// Runs what others have deferred. Never ends by itself.
+async fn run_deferred(mut work: mpsc::UnboundedReceiver<Deferred>) {
+    while let Some(work) = work.recv().await {
+        work();
+        tokio::task::consume_budget().await;
+    }
+}
+
+/// Passivates idle instances. Never ends by itself.
+async fn sweep(core: Arc<HostCore>) {
+    let interfaces = core.interfaces.lock().clone();
+    let mut due: Vec<_> = interfaces.into_iter().map(|interface| (Duration::ZERO, interface)).collect();
+    loop {
+        let now = core.clock.elapsed();
+        for (at, interface) in &mut due {
+            if *at <= now {
+                *at = now + interface.clone().sweep();
+            }
+        }
+        let Some(next) = due.iter().map(|(at, _)| *at).min() else { return };
+        core.clock.sleep(next.saturating_sub(now).max(Duration::from_millis(1))).await;
+    }
+}
+
+/// An interface on its way into a host.
+#[must_use = "an interface is registered by `register()`"]
+pub struct InterfaceBuilder<'a, I: StableInterface> {
+    host: &'a mut HostBuilder,
+    factory: Box<dyn Fn(&str) -> I + Send + Sync>,
+    options: InterfaceOptions,
+    fire: Option<WakeFn<I>>,
+    take: Option<WakeFn<I>>,
+}
+
+impl<I: StableInterface> std::fmt::Debug for InterfaceBuilder<'_, I> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("InterfaceBuilder")
+            .field("name", &I::NAME)
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<I: StableInterface> InterfaceBuilder<'_, I> {
+    /// Its instances handle alarms.
+    pub fn with_alarms(mut self) -> Self
+    where
+        I: OnAlarm,
+    {
+        self.fire = Some(fire_alarm::<I>);
+        self
+    }
+
+    /// Its instances take messages from their inbox.
+    pub fn with_inbox(mut self) -> Self
+    where
+        I: OnMessage,
+    {
+        self.take = Some(take_message::<I>);
+        self
+    }
+
+    /// After how long without a message an instance leaves memory. It is not counted exactly: up to a quarter more. An instance
+    /// with connections, or with a task that is not parked, stays. Default: 10 min.
+    pub fn idle_timeout(mut self, timeout: Duration) -> Self {
+        self.options.idle_timeout = timeout;
+        self
+    }
+
+    /// How long a handler may run, its wait in the queue included, before it counts as failed and its instance is reset.
+    /// Default: 30 s.
+    pub fn handler_timeout(mut self, timeout: Duration) -> Self {
+        self.options.handler_timeout = timeout;
+        self
+    }
+
+    /// The most messages waiting for one instance; past it, requests are refused as overloaded. Default: 4,096.
+    pub fn max_waiting(mut self, messages: usize) -> Self {
+        self.options.max_waiting = messages;
+        self
+    }
+
+    /// The most instances in memory. Past it the least recently used make room, and if none can, requests that would build one
+    /// are refused as overloaded. Default: 4,000,000.
+    pub fn max_instances(mut self, instances: usize) -> Self {
+        self.options.max_instances = instances;
+        self
+    }
+
+    /// When failed alarms and messages are tried again, and when they are given up. Default: [`RetryPolicy::default`].
+    pub fn retry(mut self, policy: RetryPolicy) -> Self {
+        self.options.retry = policy;
+        self
+    }
+
+    /// Registers it.
+    ///
+    /// # Errors
+    /// [`RegisterError`] if its `NAME` cannot be one or is taken.
+    pub fn register(self) -> Result<Interface<I>, RegisterError> {
+        if !is_interface_name(I::NAME) {
+            return Err(RegisterError::InvalidName(I::NAME));
+        }
+        let host = self.host.core();
+        let core = Arc::new(InterfaceCore::new(host.clone(), self.options, self.factory, self.fire, self.take));
+        let mut interfaces = host.interfaces.lock();
+        if interfaces.iter().any(|interface| interface.name() == I::NAME) {
+            return Err(RegisterError::Duplicate(I::NAME));
+        }
+        interfaces.push(core.clone());
+        drop(interfaces);
+        Ok(Interface::new(core))
+    }
+}

@@ -1,0 +1,317 @@
+//! What every part of a host shares.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use super::shards::{Limits, Shards};
+use super::tasks::{TaskHandle, Tasks};
+use crate::clock::{Clock, Random, within};
+use crate::committer::{CommitOptions, Committer};
+use crate::fleet::Fleet;
+use crate::instance::chain::Link;
+use crate::interface::AnyInterface;
+use crate::store::{Grant, Held, Incarnation, Loaded, Page, Read, ReadRows, ShardId, Store, StoreError};
+use crate::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{Arc, Mutex, Notify, mpsc};
+
+/// How a host is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Health {
+    /// It has not been started.
+    NotStarted,
+    /// It works.
+    Running,
+    /// It takes no new work and is finishing what it has.
+    Draining,
+    /// It has ended in good order, or was dropped.
+    Stopped,
+    /// Another process with the same host name has taken over. This one has stopped and will not claim anything again.
+    Replaced,
+}
+
+/// Limits and times of a host, with their defaults.
+#[derive(Debug, Clone)]
+pub(crate) struct HostOptions {
+    pub(crate) lease: Duration,
+    pub(crate) start_timeout: Duration,
+    pub(crate) drain_timeout: Duration,
+    pub(crate) commit: CommitOptions,
+    pub(crate) limits: Limits,
+    pub(crate) max_connections: usize,
+    pub(crate) max_clock_skew: Duration,
+    pub(crate) window: usize,
+}
+
+impl Default for HostOptions {
+    fn default() -> HostOptions {
+        HostOptions {
+            lease: Duration::from_secs(15),
+            start_timeout: Duration::from_secs(30),
+            drain_timeout: Duration::from_secs(30),
+            commit: CommitOptions {
+                lanes: 2,
+                store_timeout: Duration::from_secs(5),
+                commit_timeout: Duration::from_secs(10),
+                max_queued: 16_384,
+            },
+            limits: Limits { max_firing: 1_024, max_fires_per_second: 1_000, max_crashes: 3 },
+            max_connections: 100_000,
+            max_clock_skew: Duration::from_secs(60),
+            window: 65_536,
+        }
+    }
+}
+
+/// Something to run on a task of the host.
+pub(crate) type Deferred = Box<dyn FnOnce() + Send>;
+
+/// A number of places, and how many are taken.
+#[derive(Debug)]
+pub(crate) struct Places {
+    taken: AtomicUsize,
+    max: usize,
+}
+
+impl Places {
+    pub(crate) fn take(self: &Arc<Places>) -> Option<Place> {
+        if self.taken.fetch_add(1, Ordering::AcqRel) >= self.max {
+            self.taken.fetch_sub(1, Ordering::AcqRel);
+            return None;
+        }
+        Some(Place(self.clone()))
+    }
+
+    pub(crate) fn taken(&self) -> usize {
+        self.taken.load(Ordering::Acquire)
+    }
+}
+
+/// A taken place, free again when dropped.
+#[derive(Debug)]
+pub(crate) struct Place(Arc<Places>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.taken.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct HostCore {
+    pub(crate) name: Arc<str>,
+    pub(crate) fleet: Fleet,
+    pub(crate) store: Option<Arc<dyn Store>>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) random: Arc<dyn Random>,
+    pub(crate) options: HostOptions,
+    pub(crate) shards: Arc<Shards>,
+    health: AtomicU8,
+    /// When the lease runs out, in milliseconds by the lease clock; `u64::MAX` if there is none to run out.
+    lease_until: AtomicU64,
+    /// Who was found to hold a shard that the fleet gives to this host.
+    holders: Mutex<BTreeMap<ShardId, Arc<str>>>,
+    /// Bounds the connections of all interfaces.
+    pub(crate) connections: Arc<Places>,
+    /// Told when the health changes.
+    health_changed: Notify,
+    /// What exists once the host has started.
+    started: OnceLock<Started>,
+    /// Emptied when the host stops: interfaces point back at the host.
+    pub(crate) interfaces: Mutex<Vec<Arc<dyn AnyInterface>>>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Started {
+    /// Handlers that were not done in their first poll.
+    pub(crate) turns: Tasks,
+    /// Tasks of instances.
+    pub(crate) instance_tasks: Tasks,
+    /// The driver, the lanes, the lease.
+    pub(crate) system: Tasks,
+    /// For what must not run where it is decided, such as in a `Drop`.
+    pub(crate) deferred: mpsc::UnboundedSender<Deferred>,
+    pub(crate) committer: Option<Arc<Committer>>,
+    pub(crate) incarnation: Incarnation,
+}
+
+impl HostCore {
+    pub(crate) fn new(
+        name: Arc<str>,
+        fleet: Fleet,
+        store: Option<Arc<dyn Store>>,
+        clock: Arc<dyn Clock>,
+        random: Arc<dyn Random>,
+        options: HostOptions,
+    ) -> HostCore {
+        let shards = Arc::new(Shards::new(fleet.shards(), options.limits.clone(), clock.clone()));
+        let connections = Arc::new(Places { taken: AtomicUsize::new(0), max: options.max_connections });
+        HostCore {
+            name,
+            fleet,
+            store,
+            clock,
+            random,
+            options,
+            shards,
+            health: AtomicU8::new(Health::NotStarted as u8),
+            lease_until: AtomicU64::new(u64::MAX),
+            holders: Mutex::default(),
+            connections,
+            health_changed: Notify::new(),
+            started: OnceLock::new(),
+            interfaces: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn health(&self) -> Health {
+        match self.health.load(Ordering::Acquire) {
+            0 => Health::NotStarted,
+            1 => Health::Running,
+            2 => Health::Draining,
+            3 => Health::Stopped,
+            _ => Health::Replaced,
+        }
+    }
+
+    /// Health only moves forward: a host that was replaced stays replaced.
+    pub(crate) fn set_health(&self, health: Health) {
+        self.health.fetch_max(health as u8, Ordering::AcqRel);
+        self.health_changed.notify_waiters();
+        // The driver looks at the health when it wakes.
+        self.shards.changed.notify_one();
+    }
+
+    /// Waits until the host has stopped, for whatever reason.
+    pub(crate) async fn wait_stopped(&self) {
+        loop {
+            let mut changed = std::pin::pin!(self.health_changed.notified());
+            // Enabled before the health is read, so that no change is missed between the two.
+            changed.as_mut().enable();
+            if self.health() >= Health::Stopped {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// The host that holds the shard, as far as this one knows.
+    pub(crate) fn holder(&self, shard: ShardId) -> Arc<str> {
+        self.holders.lock().get(&shard).unwrap_or(self.fleet.host_of(shard)).clone()
+    }
+
+    /// Notes who was found to hold which shards.
+    pub(crate) fn note_holders(&self, held: &[Held], granted: &[Grant]) {
+        let mut holders = self.holders.lock();
+        for grant in granted {
+            holders.remove(&grant.shard);
+        }
+        holders.extend(held.iter().map(|held| (held.shard, held.holder.clone())));
+    }
+
+    pub(crate) fn set_started(&self, started: Started) {
+        // A host is started once: `start` consumes the builder.
+        drop(self.started.set(started));
+    }
+
+    pub(crate) fn started(&self) -> Option<&Started> {
+        self.started.get()
+    }
+
+    #[inline]
+    pub(crate) fn committer(&self) -> Option<&Arc<Committer>> {
+        self.started.get()?.committer.as_ref()
+    }
+
+    /// Runs a handler, or what follows one, on a task of this host.
+    pub(crate) fn spawn_turn(&self, future: impl Future<Output = ()> + Send + 'static) {
+        if let Some(started) = self.started.get() {
+            started.turns.spawn(future);
+        }
+    }
+
+    /// Starts a task that belongs to an incarnation of an instance.
+    pub(crate) fn spawn_instance_task(&self, future: impl Future<Output = ()> + Send + 'static) -> Option<TaskHandle> {
+        self.started.get()?.instance_tasks.spawn_handled(future)
+    }
+
+    /// Runs `work` soon, on a task of this host.
+    pub(crate) fn defer(&self, work: Deferred) {
+        if let Some(started) = self.started.get() {
+            // Refused once the host has ended, and then there is nothing left to do.
+            drop(started.deferred.send(work));
+        }
+    }
+
+    /// Sets when the lease runs out, by the lease clock.
+    pub(crate) fn set_lease(&self, until: Duration) {
+        let millis = u64::try_from(until.as_millis()).unwrap_or(u64::MAX);
+        self.lease_until.store(millis, Ordering::Release);
+    }
+
+    /// Whether this host may still act as the owner of its shards. Only a host with a lease reads a clock here.
+    #[inline]
+    pub(crate) fn lease_holds(&self) -> bool {
+        let until = self.lease_until.load(Ordering::Acquire);
+        until == u64::MAX || self.clock.elapsed() < Duration::from_millis(until)
+    }
+
+    /// The instance at this address of memory, if there is one on this host. Looks at all of them.
+    pub(crate) fn find_instance(&self, address: usize) -> Option<Arc<dyn Link>> {
+        let interfaces = self.interfaces.lock().clone();
+        interfaces.iter().find_map(|interface| interface.find_instance(address))
+    }
+
+    /// Reads from the store, within the deadline of one call.
+    pub(crate) async fn read(&self, read: &Read) -> Result<ReadRows, StoreError> {
+        let Some(store) = &self.store else { return Err(StoreError::NotApplied("this host has no store".into())) };
+        if self.health() >= Health::Stopped {
+            return Err(StoreError::NotApplied("the host has stopped".into()));
+        }
+        let timeout = self.options.commit.store_timeout;
+        match within(&*self.clock, timeout, store.read(read)).await {
+            Some(result) => result,
+            None => Err(StoreError::NotApplied(format!("no answer within {timeout:?}").into())),
+        }
+    }
+
+    /// Loads pages from the store, within the deadline of one call.
+    pub(crate) async fn load(&self, pages: &[Page]) -> Result<Vec<Loaded>, StoreError> {
+        let Some(store) = &self.store else { return Err(StoreError::NotApplied("this host has no store".into())) };
+        let timeout = self.options.commit.store_timeout;
+        match within(&*self.clock, timeout, store.load(pages)).await {
+            Some(Ok(loaded)) if loaded.len() == pages.len() => Ok(loaded),
+            Some(Ok(_)) => Err(StoreError::NotApplied("a page is missing in the store's answer".into())),
+            Some(Err(error)) => Err(error),
+            None => Err(StoreError::NotApplied(format!("no answer within {timeout:?}").into())),
+        }
+    }
+
+    /// Ends this host's part in everything, at once: nothing is written, fired or claimed from here on.
+    pub(crate) fn stop(&self, health: Health) {
+        self.set_health(health);
+        for (shard, epoch) in self.shards.owned().collect::<Vec<_>>() {
+            self.shards.lose(shard, epoch);
+        }
+        if let Some(started) = self.started.get() {
+            if let Some(committer) = &started.committer {
+                committer.close();
+            }
+            started.system.abort();
+            started.turns.abort();
+            started.instance_tasks.abort();
+        }
+        let interfaces = std::mem::take(&mut *self.interfaces.lock());
+        for interface in interfaces {
+            interface.abandon();
+        }
+    }
+}
+
+impl PartialOrd for Health {
+    fn partial_cmp(&self, other: &Health) -> Option<std::cmp::Ordering> {
+        Some((*self as u8).cmp(&(*other as u8)))
+    }
+}

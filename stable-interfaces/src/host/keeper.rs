@@ -1,0 +1,64 @@
+//! A small thread beside the application's runtime: it renews the lease, and notices handlers that block.
+//!
+//! Both must work when every worker of the runtime is blocked. With a clock that is not the machine's there is no thread: the
+//! lease is kept on the host's runtime, and blocking is not looked for.
+
+use std::thread;
+use std::time::Duration;
+
+use super::core::HostCore;
+use super::lease;
+use crate::instance::chain::{Blocked, Described};
+use crate::store::{Incarnation, Store};
+use crate::sync::Arc;
+
+/// Threads are looked at this often; a handler seen twice in the same poll is blocking.
+const LOOK_EVERY: Duration = Duration::from_millis(400);
+
+/// Starts what keeps the host's lease, and the look-out for blocking handlers where that is possible.
+pub(crate) fn start(host: &Arc<HostCore>, store: Option<(Arc<dyn Store>, Incarnation)>) {
+    if host.clock.is_simulated() {
+        if let (Some((store, incarnation)), Some(started)) = (store, host.started()) {
+            started.system.spawn(lease::keep(host.clone(), store, incarnation));
+        }
+        return;
+    }
+    let core = host.clone();
+    let run = move || {
+        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                tracing::error!(%error, "no runtime for the lease; this host stops when its lease runs out");
+                return;
+            }
+        };
+        runtime.block_on(async {
+            let keep = async {
+                match store {
+                    Some((store, incarnation)) => lease::keep(core.clone(), store, incarnation).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! { biased;
+                () = core.wait_stopped() => {}
+                () = keep => {}
+                () = look_out(&core) => {}
+            }
+        });
+    };
+    if let Err(error) = thread::Builder::new().name("host-keeper".into()).spawn(run) {
+        tracing::error!(%error, "no thread for the lease; this host stops when its lease runs out");
+    }
+}
+
+/// Reports handlers that block their thread. Never ends by itself.
+async fn look_out(host: &HostCore) {
+    let mut blocked = Blocked::default();
+    loop {
+        host.clock.sleep(LOOK_EVERY).await;
+        for instance in blocked.look(host) {
+            tracing::error!(instance = %Described(&*instance), "a handler blocks its thread; move blocking or long work to spawn_blocking");
+            metrics::counter!(crate::metrics::BLOCKED).increment(1);
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! Claiming the shards this host should own, and keeping them.
+//!
+//! Routing says who should own a shard; the store makes it true. The lease is counted from just before its claim or renewal was
+//! *sent*, and a tenth shorter than asked for, so this host stops acting as an owner before the store lets anyone else.
+
+use std::time::Duration;
+
+use super::core::{Health, HostCore};
+use crate::clock::within;
+use crate::committer::{Described, backoff};
+use crate::fleet::HASH_VERSION;
+use crate::interface::Forget;
+use crate::store::{Claim, ClaimKind, Claimed, Incarnation, ShardId, Store, StoreError};
+use crate::sync::Arc;
+
+/// A lease that no clock will see the end of: for a store that only one process can open.
+pub(crate) const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
+/// How far the store's clock and this host's may be apart before it is worth a warning.
+const SKEW_WARNING: Duration = Duration::from_secs(5);
+
+/// The shards the fleet gives to this host.
+pub(crate) fn assigned(host: &HostCore) -> Vec<ShardId> {
+    (0..host.fleet.shards()).map(ShardId).filter(|shard| *host.fleet.host_of(*shard) == host.name).collect()
+}
+
+fn window_cap(host: &HostCore, assigned: usize) -> usize {
+    (host.options.window / assigned.max(1)).clamp(16, 4_096)
+}
+
+/// One claim, within the deadline of one call of the store. Whatever it grants is owned when this returns.
+pub(crate) async fn claim(
+    host: &HostCore,
+    store: &dyn Store,
+    incarnation: Incarnation,
+    shards: Vec<ShardId>,
+    kind: ClaimKind,
+) -> Result<Claimed, StoreError> {
+    let lease = host.options.lease;
+    let claim = Claim {
+        incarnation,
+        host: host.name.clone(),
+        shards,
+        shard_count: host.fleet.shards(),
+        hash_version: HASH_VERSION,
+        lease,
+        kind,
+    };
+    let sent_at = host.clock.elapsed();
+    let timeout = host.options.commit.store_timeout;
+    let claimed = match within(&*host.clock, timeout, store.claim(&claim)).await {
+        Some(result) => result?,
+        None => return Err(StoreError::Unavailable(format!("no answer within {timeout:?}").into())),
+    };
+    extend(host, sent_at);
+    host.note_holders(&claimed.held, &claimed.granted);
+    let now = host.clock.now();
+    let skew = now.since(claimed.now).max(claimed.now.since(now));
+    if skew > SKEW_WARNING {
+        tracing::warn!(?skew, "this host's clock and the store's differ; alarms follow this host's");
+    }
+    let cap = window_cap(host, assigned(host).len());
+    for grant in &claimed.granted {
+        if host.shards.epoch(grant.shard) != Some(grant.epoch) {
+            host.shards.own(grant.shard, grant.epoch, grant.clean, cap);
+        }
+    }
+    Ok(claimed)
+}
+
+/// The lease lasts from `sent_at`.
+fn extend(host: &HostCore, sent_at: Duration) {
+    let lease = host.options.lease;
+    host.set_lease(if lease >= FOREVER { Duration::MAX } else { sent_at + lease - lease / 10 });
+}
+
+/// Renews the lease, and claims what others still held, until the host stops or is replaced.
+pub(crate) async fn keep(host: Arc<HostCore>, store: Arc<dyn Store>, incarnation: Incarnation) {
+    let pause = host.options.lease / 3;
+    let mut failures = 0_u32;
+    loop {
+        let wait = if failures == 0 { pause } else { backoff(&*host.random, failures).min(pause) };
+        if host.options.lease >= FOREVER && failures == 0 {
+            // Nothing runs out: only a write that finds its shard lost is a reason to ask.
+            host.shards.lost.notified().await;
+        } else {
+            tokio::select! { biased;
+                () = host.shards.lost.notified() => {}
+                () = host.clock.sleep(wait) => {}
+            }
+        }
+        let sent_at = host.clock.elapsed();
+        let timeout = host.options.commit.store_timeout;
+        let renewed = within(&*host.clock, timeout, store.renew(incarnation, host.options.lease)).await;
+        let renewed = match renewed {
+            Some(Ok(renewed)) => renewed,
+            Some(Err(StoreError::Replaced)) => {
+                tracing::error!(host = %host.name, "another process with this host's name has started; this one stops");
+                host.stop(Health::Replaced);
+                return;
+            }
+            failed => {
+                match failed {
+                    Some(Err(error)) if failures == 0 => {
+                        tracing::warn!(error = %Described(&error), "the lease could not be renewed; trying again");
+                    }
+                    None if failures == 0 => {
+                        tracing::warn!(?timeout, "the store did not answer a renewal; trying again");
+                    }
+                    _ => {}
+                }
+                failures = failures.saturating_add(1);
+                if !host.lease_holds() {
+                    // Others may own the shards by now: what belongs to an instance must not go on beside its successor.
+                    let interfaces = host.interfaces.lock().clone();
+                    for interface in interfaces {
+                        interface.forget(Forget::All);
+                    }
+                }
+                continue;
+            }
+        };
+        failures = 0;
+        extend(&host, sent_at);
+        for shard in renewed.inbox {
+            host.shards.hint(shard);
+        }
+        // Due alarms may have waited for the lease.
+        host.shards.changed.notify_one();
+        let missing = forget_lost(&host, &renewed.owned);
+        if !missing.is_empty() && host.health() == Health::Running {
+            match claim(&host, &*store, incarnation, missing, ClaimKind::Running).await {
+                Ok(claimed) if claimed.granted.is_empty() => {}
+                Ok(claimed) => tracing::info!(shards = claimed.granted.len(), "claimed shards that others held"),
+                Err(error) => tracing::warn!(error = %Described(&error), "waiting shards could not be claimed"),
+            }
+        }
+        metrics::gauge!(crate::metrics::SHARDS_OWNED)
+            .set(u32::try_from(host.shards.owned().count()).unwrap_or(u32::MAX));
+    }
+}
+
+/// Gives up what the store says is not this host's any more, and drops the instances there. Returns the shards that this host
+/// should own and does not.
+fn forget_lost(host: &HostCore, owned: &[ShardId]) -> Vec<ShardId> {
+    let taken: Vec<_> = host.shards.owned().filter(|(shard, _)| owned.binary_search(shard).is_err()).collect();
+    for (shard, epoch) in &taken {
+        if host.shards.lose(*shard, *epoch) {
+            tracing::warn!(%shard, "the shard has been taken over by another host");
+            metrics::counter!(crate::metrics::SHARDS_LOST).increment(1);
+        }
+    }
+    let overdue = host.shards.overdue();
+    metrics::gauge!(crate::metrics::OLDEST_OVERDUE).set(overdue.as_secs_f64());
+    let missing: Vec<_> = assigned(host).into_iter().filter(|shard| host.shards.epoch(*shard).is_none()).collect();
+    if !missing.is_empty() {
+        let interfaces = host.interfaces.lock().clone();
+        for interface in interfaces {
+            interface.forget(Forget::Lost);
+        }
+    }
+    missing
+}

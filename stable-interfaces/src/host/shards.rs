@@ -1,0 +1,428 @@
+//! The shards of the fleet as this host sees them: which it owns, under which epoch, and the soonest alarms and the inbox of each.
+//!
+//! A shard's epoch is zero while this host does not own it, and is read without a lock at the start of every message. Its
+//! windows exist exactly while it is owned. `deadlines` lists each shard that has something waiting once, under the time its
+//! windows give, so the first entry is the host's next alarm or message. Locks are taken in the order shard, then `deadlines`,
+//! `pages` or `storms`.
+//!
+//! *Killers.* If the last owner of a shard ended without releasing it, a handler of it may have ended the process. Until the
+//! overdue backlog of such a shard is through, each alarm and message is marked in the store before its handler starts. One
+//! that is found with a mark was running when a process died: it is handled with nothing else beside it, and given up after
+//! [`max_crashes`](Limits::max_crashes).
+
+use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
+
+use super::wake::{Wake, WakeToken};
+use crate::alarm::window::AlarmWindow;
+use crate::clock::{Clock, Timestamp};
+use crate::inbox::InboxWindow;
+use crate::store::{AlarmKey, AlarmRow, Epoch, InboxKey, InboxRow, InstanceName, Op, Revision, ShardId};
+use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{Arc, Mutex, Notify};
+
+/// The most inbox messages of one shard in memory, waiting or being handled.
+const INBOX_CAP: usize = 64;
+
+/// What bounds the waking of instances.
+#[derive(Debug, Clone)]
+pub(crate) struct Limits {
+    /// Alarms and messages being handled or committed at once.
+    pub(crate) max_firing: usize,
+    /// How often the alarms of one instance may fire within a second before they are slowed down.
+    pub(crate) max_fires_per_second: u32,
+    /// How many processes an alarm or message may have been running in when they died, before it is given up.
+    pub(crate) max_crashes: u32,
+}
+
+/// All shards of the fleet.
+#[derive(Debug)]
+pub(crate) struct Shards {
+    shards: Box<[Shard]>,
+    /// Which shard has something due at what time: one entry per shard whose windows have a deadline.
+    deadlines: Mutex<BTreeSet<(Timestamp, ShardId)>>,
+    /// Wakes the driver for an earlier first deadline, and when a fire has ended.
+    pub(crate) changed: Notify,
+    /// Shards whose windows want a page.
+    pages: Mutex<BTreeSet<ShardId>>,
+    /// Wakes the task that loads pages.
+    pub(crate) pages_wanted: Notify,
+    /// Told when a write found a shard lost.
+    pub(crate) lost: Notify,
+    /// Alarms and messages being handled or committed now.
+    firing: AtomicUsize,
+    /// Set while a suspected killer is handled.
+    is_alone: AtomicBool,
+    /// Set while one waits for all others to end.
+    is_alone_wanted: AtomicBool,
+    /// How often each instance's alarms fired in the second that began then.
+    storms: Mutex<(Timestamp, HashMap<InstanceName, u32>)>,
+    /// Stored rows that cannot be used, met since the start.
+    pub(crate) damaged: Mutex<Vec<crate::store::Damaged>>,
+    pub(crate) limits: Limits,
+    pub(crate) clock: Arc<dyn Clock>,
+}
+
+#[derive(Debug, Default)]
+struct Shard {
+    /// Zero: not owned.
+    epoch: AtomicU64,
+    /// The counter of the next [`Revision`]. Never reset: revisions differ even if an epoch came twice.
+    revisions: AtomicU64,
+    owned: Mutex<Option<Box<Owned>>>,
+}
+
+#[derive(Debug)]
+struct Owned {
+    alarms: AlarmWindow,
+    inbox: InboxWindow,
+    /// The time under which `deadlines` has this shard.
+    listed: Option<Timestamp>,
+    /// If the last owner did not release the shard: alarms due up to then are marked before they are handled.
+    marks_until: Option<Timestamp>,
+}
+
+impl Owned {
+    fn next_deadline(&self) -> Option<Timestamp> {
+        let alarm = self.alarms.next_deadline().filter(|_| self.inbox.lets_alarms_fire());
+        match (self.inbox.next_deadline(), alarm) {
+            (Some(message), Some(alarm)) => Some(message.min(alarm)),
+            (message, alarm) => message.or(alarm),
+        }
+    }
+
+    fn pop_due(&mut self, now: Timestamp) -> Option<Wake> {
+        let alarm = self.alarms.next_deadline().filter(|_| self.inbox.lets_alarms_fire());
+        // Of a message and an alarm for the same time the message comes first.
+        let is_message = self.inbox.next_deadline().is_some_and(|message| alarm.is_none_or(|alarm| message <= alarm));
+        if is_message {
+            return self.inbox.pop_due(now).map(Wake::Message);
+        }
+        alarm?;
+        Some(Wake::Alarm(Arc::new(self.alarms.pop_due(now)?)))
+    }
+}
+
+/// A page to load: of which shard, under which epoch, and which rows.
+#[derive(Debug)]
+pub(crate) struct BegunPage {
+    pub(crate) shard: ShardId,
+    pub(crate) epoch: Epoch,
+    pub(crate) limit: usize,
+    pub(crate) after: BegunAfter,
+}
+
+#[derive(Debug)]
+pub(crate) enum BegunAfter {
+    Alarms(Option<AlarmKey>),
+    Inbox(Option<InboxKey>),
+}
+
+impl Shards {
+    pub(crate) fn new(count: u32, limits: Limits, clock: Arc<dyn Clock>) -> Shards {
+        Shards {
+            shards: (0..count).map(|_| Shard::default()).collect(),
+            deadlines: Mutex::default(),
+            changed: Notify::new(),
+            pages: Mutex::default(),
+            pages_wanted: Notify::new(),
+            lost: Notify::new(),
+            firing: AtomicUsize::new(0),
+            is_alone: AtomicBool::new(false),
+            is_alone_wanted: AtomicBool::new(false),
+            storms: Mutex::default(),
+            damaged: Mutex::default(),
+            limits,
+            clock,
+        }
+    }
+
+    fn shard(&self, shard: ShardId) -> &Shard {
+        &self.shards[shard.0 as usize]
+    }
+
+    /// The epoch under which this host owns the shard.
+    #[inline]
+    pub(crate) fn epoch(&self, shard: ShardId) -> Option<Epoch> {
+        match self.shard(shard).epoch.load(Ordering::Acquire) {
+            0 => None,
+            epoch => Some(Epoch(epoch)),
+        }
+    }
+
+    /// The revision for an alarm set now.
+    pub(crate) fn next_revision(&self, shard: ShardId, epoch: Epoch) -> Revision {
+        Revision { epoch, counter: self.shard(shard).revisions.fetch_add(1, Ordering::Relaxed) + 1 }
+    }
+
+    /// Takes the shard into ownership. With `window_cap` zero it has no alarms and no inbox (a host without a store).
+    pub(crate) fn own(&self, shard: ShardId, epoch: Epoch, clean: bool, window_cap: usize) {
+        let this = self.shard(shard);
+        let mut owned = this.owned.lock();
+        this.epoch.store(epoch.0, Ordering::Release);
+        if window_cap > 0 {
+            *owned = Some(Box::new(Owned {
+                alarms: AlarmWindow::new(window_cap),
+                inbox: InboxWindow::new(INBOX_CAP),
+                listed: None,
+                marks_until: (!clean).then(|| self.clock.now()),
+            }));
+            self.relist(shard, owned.as_deref_mut());
+        }
+    }
+
+    /// Gives the shard up, if it is owned under `epoch`: nothing of it fires any more.
+    pub(crate) fn lose(&self, shard: ShardId, epoch: Epoch) -> bool {
+        let this = self.shard(shard);
+        let mut owned = this.owned.lock();
+        if this.epoch.compare_exchange(epoch.0, 0, Ordering::AcqRel, Ordering::Acquire).is_err() {
+            return false;
+        }
+        if let Some(owned) = owned.take()
+            && let Some(listed) = owned.listed
+        {
+            self.deadlines.lock().remove(&(listed, shard));
+        }
+        true
+    }
+
+    /// The shards this host owns, ascending.
+    pub(crate) fn owned(&self) -> impl Iterator<Item = (ShardId, Epoch)> + '_ {
+        (0..).map(ShardId).zip(&self.shards).filter_map(|(id, shard)| match shard.epoch.load(Ordering::Acquire) {
+            0 => None,
+            epoch => Some((id, Epoch(epoch))),
+        })
+    }
+
+    /// Shows the windows what a commit has just made durable.
+    pub(crate) fn apply(&self, shard: ShardId, epoch: Epoch, ops: &[Op]) {
+        let is_waking =
+            |op: &Op| matches!(op, Op::PutAlarm(_) | Op::RemoveAlarm { .. } | Op::PutMessage(_) | Op::RemoveMessage(_));
+        if !ops.iter().any(is_waking) {
+            return;
+        }
+        self.with_owned(shard, epoch, |owned| {
+            for op in ops {
+                match op {
+                    Op::PutAlarm(row) => owned.alarms.put(row.clone()),
+                    Op::RemoveAlarm { name, id, revision } => owned.alarms.remove(name, id, *revision),
+                    Op::PutMessage(row) => owned.inbox.postpone(row.due, Arc::new(row.clone())),
+                    Op::RemoveMessage(key) => owned.inbox.remove(key),
+                    _ => {}
+                }
+            }
+        });
+    }
+
+    fn with_owned<T>(&self, shard: ShardId, epoch: Epoch, f: impl FnOnce(&mut Owned) -> T) -> Option<T> {
+        let this = self.shard(shard);
+        let mut owned = this.owned.lock();
+        if this.epoch.load(Ordering::Acquire) != epoch.0 {
+            return None;
+        }
+        let result = f(owned.as_mut()?);
+        self.relist(shard, owned.as_deref_mut());
+        Some(result)
+    }
+
+    /// Brings `deadlines` and `pages` up to date after a change of the shard's windows.
+    fn relist(&self, shard: ShardId, owned: Option<&mut Owned>) {
+        let Some(owned) = owned else { return };
+        let next = owned.next_deadline();
+        if next != owned.listed {
+            let mut deadlines = self.deadlines.lock();
+            let first = deadlines.first().copied();
+            if let Some(listed) = owned.listed {
+                deadlines.remove(&(listed, shard));
+            }
+            if let Some(next) = next {
+                deadlines.insert((next, shard));
+            }
+            owned.listed = next;
+            let is_earlier = match (deadlines.first(), first) {
+                (Some(now), Some(before)) => *now < before,
+                (now, _) => now.is_some(),
+            };
+            drop(deadlines);
+            if is_earlier {
+                self.changed.notify_one();
+            }
+        }
+        if (owned.alarms.wants_page() || owned.inbox.wants_page()) && self.pages.lock().insert(shard) {
+            self.pages_wanted.notify_one();
+        }
+    }
+
+    /// When the next alarm or message is due; `None` if none waits.
+    pub(crate) fn next_deadline(&self) -> Option<Timestamp> {
+        self.deadlines.lock().first().map(|(time, _)| *time)
+    }
+
+    /// For how long the oldest alarm or message that waits has been due.
+    pub(crate) fn overdue(&self) -> Duration {
+        match self.next_deadline() {
+            Some(deadline) if deadline > Timestamp::MIN => self.clock.now().since(deadline),
+            _ => Duration::ZERO,
+        }
+    }
+
+    /// The next due alarm or message, to be handled now; `None` if there is none, or too many are being handled.
+    pub(crate) fn pop_due(self: &Arc<Self>, now: Timestamp) -> Option<WakeToken> {
+        loop {
+            if !self.may_fire() {
+                return None;
+            }
+            let (time, shard) = *self.deadlines.lock().first()?;
+            if time > now {
+                return None;
+            }
+            let Some(epoch) = self.epoch(shard) else { continue };
+            let popped = self.with_owned(shard, epoch, |owned| {
+                let wake = owned.pop_due(now)?;
+                let is_overdue = owned.marks_until.is_some_and(|until| wake.due() <= until);
+                // A message that comes later says nothing about how far the alarms are.
+                if !is_overdue && matches!(wake, Wake::Alarm(_)) {
+                    owned.marks_until = None;
+                }
+                // One that was running when a process died is suspected for as long as it bears its mark.
+                let is_marked = is_overdue || wake.was_started();
+                Some((wake, is_marked))
+            });
+            // The deadline may have changed since it was read: then nothing was popped, and the next turn sees the new one.
+            let Some(Some((wake, is_marked))) = popped else { continue };
+            let is_suspect = is_marked && wake.was_started();
+            if is_suspect && self.firing.load(Ordering::Acquire) > 0 {
+                // It stays the first, and nothing is begun before it: the last one to end wakes the driver.
+                self.is_alone_wanted.store(true, Ordering::Release);
+                self.wait_again(shard, epoch, &wake, None);
+                return None;
+            }
+            self.is_alone_wanted.store(false, Ordering::Release);
+            self.firing.fetch_add(1, Ordering::AcqRel);
+            self.is_alone.store(is_suspect, Ordering::Release);
+            let token = WakeToken::new(self.clone(), shard, epoch, wake, is_marked);
+            match self.check_storm(token.wake(), now) {
+                Some(until) => token.postpone(until),
+                None => return Some(token),
+            }
+        }
+    }
+
+    /// Whether one more may be handled now.
+    pub(crate) fn may_fire(&self) -> bool {
+        let firing = self.firing.load(Ordering::Acquire);
+        firing < self.limits.max_firing
+            && !self.is_alone.load(Ordering::Acquire)
+            && !(firing > 0 && self.is_alone_wanted.load(Ordering::Acquire))
+    }
+
+    /// If the alarms of this instance fire too often, until when they are to wait.
+    fn check_storm(&self, wake: &Wake, now: Timestamp) -> Option<Timestamp> {
+        const SECOND: Duration = Duration::from_secs(1);
+        let Wake::Alarm(alarm) = wake else { return None };
+        let mut storms = self.storms.lock();
+        let (began, counts) = &mut *storms;
+        if now < *began || now >= *began + SECOND {
+            *began = now;
+            counts.clear();
+        }
+        let count = counts.entry(alarm.name.clone()).or_default();
+        *count += 1;
+        if *count <= self.limits.max_fires_per_second {
+            return None;
+        }
+        if *count == self.limits.max_fires_per_second + 1 {
+            tracing::error!(instance = %alarm.name, alarm = %alarm.id, limit = self.limits.max_fires_per_second,
+                "an instance's alarms fire too often; they are slowed down");
+        }
+        metrics::counter!(crate::metrics::ALARMS_SLOWED).increment(1);
+        Some(*began + SECOND)
+    }
+
+    /// A handling ended without changing anything durable: it is due again at `at`, or in its old place.
+    pub(super) fn wait_again(&self, shard: ShardId, epoch: Epoch, wake: &Wake, at: Option<Timestamp>) {
+        self.with_owned(shard, epoch, |owned| match wake {
+            Wake::Alarm(alarm) => owned.alarms.wait_again(&alarm.name, &alarm.id, alarm.revision, at),
+            Wake::Message(message) => owned.inbox.postpone(at.unwrap_or(message.due), message.clone()),
+        });
+    }
+
+    /// A token has gone: one more may be handled.
+    pub(super) fn fire_ended(&self) {
+        let before = self.firing.fetch_sub(1, Ordering::AcqRel);
+        let was_alone = before == 1 && self.is_alone.swap(false, Ordering::AcqRel);
+        if before == self.limits.max_firing || before == 1 || was_alone {
+            self.changed.notify_one();
+        }
+    }
+
+    /// Takes an alarm or message out of memory although it stays in the store: this binary has no interface for it.
+    pub(super) fn set_aside(&self, shard: ShardId, epoch: Epoch, wake: &Wake) {
+        self.with_owned(shard, epoch, |owned| match wake {
+            Wake::Alarm(alarm) => owned.alarms.set_aside(&alarm.name, &alarm.id, alarm.revision),
+            Wake::Message(_) => owned.inbox.set_aside(),
+        });
+    }
+
+    /// Whether this setting and attempt of the alarm is being fired and nothing durable has changed it since.
+    pub(crate) fn is_firing(&self, shard: ShardId, epoch: Epoch, alarm: &AlarmRow) -> bool {
+        let this = self.shard(shard);
+        let owned = this.owned.lock();
+        let is_this = |row: &AlarmRow| row.revision == alarm.revision && row.attempt == alarm.attempt;
+        this.epoch.load(Ordering::Acquire) == epoch.0
+            && owned.as_ref().and_then(|owned| owned.alarms.get(&alarm.name, &alarm.id)).is_some_and(is_this)
+    }
+
+    /// Takes up to `most` of the shards that want a page, and begins what each wants.
+    pub(crate) fn begin_pages(&self, most: usize) -> Vec<BegunPage> {
+        let wanting: Vec<ShardId> = {
+            let mut pages = self.pages.lock();
+            let wanting: Vec<_> = pages.iter().take(most).copied().collect();
+            for shard in &wanting {
+                pages.remove(shard);
+            }
+            wanting
+        };
+        let mut begun = Vec::with_capacity(wanting.len());
+        for shard in wanting {
+            let Some(epoch) = self.epoch(shard) else { continue };
+            self.with_owned(shard, epoch, |owned| {
+                if let Some((after, limit)) = owned.inbox.begin_page() {
+                    begun.push(BegunPage { shard, epoch, limit, after: BegunAfter::Inbox(after) });
+                }
+                if owned.alarms.wants_page() {
+                    let (after, limit) = owned.alarms.begin_page();
+                    begun.push(BegunPage { shard, epoch, limit, after: BegunAfter::Alarms(after) });
+                }
+            });
+        }
+        begun
+    }
+
+    /// Merges what a page found.
+    pub(crate) fn merge_alarms(&self, page: &BegunPage, rows: Vec<AlarmRow>) {
+        let is_last = rows.len() < page.limit;
+        self.with_owned(page.shard, page.epoch, |owned| owned.alarms.merge_page(rows, is_last));
+    }
+
+    /// Merges what a page found.
+    pub(crate) fn merge_inbox(&self, page: &BegunPage, rows: Vec<InboxRow>) {
+        let is_last = rows.len() < page.limit;
+        self.with_owned(page.shard, page.epoch, |owned| owned.inbox.merge_page(rows, is_last, self.clock.now()));
+    }
+
+    /// Gives up a page that could not be loaded; it is wanted again.
+    pub(crate) fn abandon_page(&self, page: &BegunPage) {
+        self.with_owned(page.shard, page.epoch, |owned| match page.after {
+            BegunAfter::Alarms(_) => owned.alarms.abandon_page(),
+            BegunAfter::Inbox(_) => owned.inbox.abandon_page(),
+        });
+    }
+
+    /// There may be new messages in the shard's inbox.
+    pub(crate) fn hint(&self, shard: ShardId) {
+        if let Some(epoch) = self.epoch(shard) {
+            self.with_owned(shard, epoch, |owned| owned.inbox.hint());
+        }
+    }
+}

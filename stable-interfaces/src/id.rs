@@ -1,0 +1,65 @@
+//! What may be an ID: the one rule that every entrance of the library applies, so that each store can hold what came in.
+
+use crate::error::InvalidId;
+
+/// The longest instance or alarm ID, in bytes of UTF-8.
+pub const MAX_ID_BYTES: usize = 512;
+/// The longest storage key, in bytes of UTF-8.
+pub const MAX_KEY_BYTES: usize = 1024;
+/// The largest storage value, alarm meta or message body, in bytes.
+pub const MAX_VALUE_BYTES: usize = 256 * 1024;
+
+/// Checks an instance, alarm or message ID: 1 to [`MAX_ID_BYTES`] bytes of UTF-8 without NUL.
+///
+/// NUL is excluded because Postgres text cannot hold it; the length because its indexes cannot hold much more.
+///
+/// # Errors
+/// [`InvalidId`] says which of the rules is broken.
+pub fn check_id(id: &str) -> Result<(), InvalidId> {
+    check(id, MAX_ID_BYTES)
+}
+
+/// Checks a storage key: as [`check_id`], up to [`MAX_KEY_BYTES`].
+///
+/// # Errors
+/// [`InvalidId`] says which of the rules is broken.
+pub fn check_key(key: &str) -> Result<(), InvalidId> {
+    check(key, MAX_KEY_BYTES)
+}
+
+fn check(text: &str, max: usize) -> Result<(), InvalidId> {
+    match text.len() {
+        0 => Err(InvalidId::Empty),
+        bytes if bytes > max => Err(InvalidId::TooLong { bytes, max }),
+        _ if text.as_bytes().contains(&0) => Err(InvalidId::Nul),
+        _ => Ok(()),
+    }
+}
+
+/// Checks an interface name: `[a-z0-9_-]{1,64}`.
+pub(crate) fn is_interface_name(name: &str) -> bool {
+    (1..=64).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_one_to_512_bytes_without_nul() {
+        assert_eq!(check_id(""), Err(InvalidId::Empty));
+        assert_eq!(check_id(&"é".repeat(256)), Ok(()));
+        assert_eq!(check_id(&"x".repeat(513)), Err(InvalidId::TooLong { bytes: 513, max: 512 }));
+        assert_eq!(check_id("a\0b"), Err(InvalidId::Nul));
+        assert_eq!(check_id("any text, \"even\" 'this'\n"), Ok(()));
+    }
+
+    #[test]
+    fn an_interface_name_is_plain_ascii() {
+        assert!(is_interface_name("order-2_x"));
+        for bad in ["", "Order", "a b", "é", &"x".repeat(65)] {
+            assert!(!is_interface_name(bad), "{bad:?}");
+        }
+    }
+}

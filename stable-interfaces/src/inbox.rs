@@ -1,0 +1,542 @@
+//! Inboxes: durable messages for an instance, from any host.
+//!
+//! Anyone may post; only the owner reads, and the order in which it takes messages is their order. [`InboxWindow`] is what a
+//! shard's owner has taken into memory.
+
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::clock::{Timestamp, within};
+use crate::committer::backoff;
+use crate::error::{ContextError, RequestError};
+use crate::fleet::hash_id;
+use crate::host::core::{Health, HostCore};
+use crate::id::{MAX_VALUE_BYTES, check_id};
+use crate::store::{InboxKey, InboxRow, InstanceName, MessageHeaders, NewMessage, Posted, StoreError};
+use crate::sync::Arc;
+
+/// A message to post to an instance's inbox.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NewPost {
+    pub(crate) id: Option<String>,
+    pub(crate) headers: MessageHeaders,
+    pub(crate) body: Bytes,
+}
+
+impl NewPost {
+    /// A message with this body, opaque to the library, at most [`MAX_VALUE_BYTES`](crate::MAX_VALUE_BYTES) long.
+    #[must_use]
+    pub fn new(body: impl Into<Bytes>) -> NewPost {
+        NewPost { body: body.into(), ..NewPost::default() }
+    }
+
+    /// A message with a value as JSON for its body.
+    ///
+    /// # Errors
+    /// [`ContextError::Json`] if it cannot be serialized.
+    pub fn json(value: &(impl Serialize + ?Sized)) -> Result<NewPost, ContextError> {
+        Ok(NewPost::new(serde_json::to_vec(value)?))
+    }
+
+    /// Its ID: while a message with the same one waits in the instance's inbox, a second is dropped as a duplicate, so a sender
+    /// that does not know whether it got through can repeat. Default: a random one.
+    #[must_use]
+    pub fn id(mut self, id: impl Into<String>) -> NewPost {
+        self.id = Some(id.into());
+        self
+    }
+
+    /// Adds a header: text that travels beside the body.
+    #[must_use]
+    pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> NewPost {
+        self.headers.push((name.into(), value.into()));
+        self
+    }
+}
+
+/// A message from an instance's inbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message(Arc<InboxRow>);
+
+impl Message {
+    pub(crate) fn new(row: Arc<InboxRow>) -> Message {
+        Message(row)
+    }
+
+    /// The ID it was posted under.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.0.id
+    }
+
+    /// The instance it was posted to.
+    #[must_use]
+    pub fn instance(&self) -> &str {
+        &self.0.name.instance
+    }
+
+    /// When the store took it, by the store's clock.
+    #[must_use]
+    pub fn arrived(&self) -> Timestamp {
+        self.0.arrived
+    }
+
+    /// How many attempts to handle it have failed: 0 the first time.
+    #[must_use]
+    pub fn attempt(&self) -> u32 {
+        self.0.attempt
+    }
+
+    /// The first header of this name, letter case ignored.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.0.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+    }
+
+    /// All headers, in the order they were posted.
+    #[must_use]
+    pub fn headers(&self) -> &[(String, String)] {
+        &self.0.headers
+    }
+
+    /// The body, as it was posted.
+    #[must_use]
+    pub fn body(&self) -> &Bytes {
+        &self.0.body
+    }
+
+    /// The body, from JSON.
+    ///
+    /// # Errors
+    /// [`ContextError::Json`] if it is not a `T`.
+    pub fn json<T: DeserializeOwned>(&self) -> Result<T, ContextError> {
+        Ok(serde_json::from_slice(&self.0.body)?)
+    }
+}
+
+/// Posts a message to the inbox of an instance, wherever that lives.
+pub(crate) async fn post<E>(
+    host: &Arc<HostCore>,
+    interface: &Arc<str>,
+    id: &str,
+    message: NewPost,
+) -> Result<Posted, RequestError<E>> {
+    match host.health() {
+        Health::NotStarted => return Err(RequestError::NotStarted),
+        Health::Running | Health::Draining => {}
+        _ => return Err(RequestError::Draining),
+    }
+    check_id(id).map_err(|source| RequestError::InvalidId { what: "instance", source })?;
+    let NewPost { id: message_id, headers, body } = message;
+    let message_id =
+        message_id.unwrap_or_else(|| format!("{:016x}{:016x}", host.random.next_u64(), host.random.next_u64()));
+    check_id(&message_id).map_err(|source| RequestError::InvalidId { what: "message", source })?;
+    let bytes = body.len() + headers.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+    if bytes > MAX_VALUE_BYTES {
+        let what = format!("a message's body and headers of {bytes} bytes, more than {MAX_VALUE_BYTES}");
+        return Err(RequestError::TooLarge(what));
+    }
+    let name = InstanceName { interface: interface.clone(), instance: id.into() };
+    let shard = host.fleet.shard_of_hash(hash_id(id));
+    let message = NewMessage { shard, name, id: message_id.into(), headers, body };
+    Ok(post_to_store(host, message).await?)
+}
+
+/// Posts, and repeats while the store cannot be reached or its answer got lost, up to the commit timeout: by its ID a message
+/// is taken once.
+pub(crate) async fn post_to_store(host: &Arc<HostCore>, message: NewMessage) -> Result<Posted, ContextError> {
+    let Some(store) = &host.store else { return Err(ContextError::NoStore) };
+    let shard = message.shard;
+    let messages = [message];
+    let options = &host.options.commit;
+    let began = host.clock.elapsed();
+    let (mut may_have_happened, mut failures) = (false, 0);
+    loop {
+        let error = match within(&*host.clock, options.store_timeout, store.post(&messages)).await {
+            Some(Ok(posted)) => {
+                // The store's own hint may get lost; this one does not.
+                host.shards.hint(shard);
+                let posted = posted.first().copied().unwrap_or(Posted::Inserted);
+                // What an unanswered try inserted is this message, not another.
+                return Ok(if may_have_happened { Posted::Inserted } else { posted });
+            }
+            Some(Err(error)) => error,
+            None => StoreError::Unavailable(format!("no answer within {:?}", options.store_timeout).into()),
+        };
+        may_have_happened |= error.may_have_happened();
+        if !error.is_retryable() || host.clock.elapsed().saturating_sub(began) >= options.commit_timeout {
+            return Err(if may_have_happened { ContextError::Unknown } else { ContextError::Store(Arc::new(error)) });
+        }
+        host.clock.sleep(backoff(&*host.random, failures)).await;
+        failures += 1;
+    }
+}
+
+/// The messages of one shard's inbox that its owner has taken into memory.
+///
+/// `taken` names every message in memory: waiting, postponed or being handled; a page skips those, so none is handled twice
+/// beside itself. Pages are read from the start of the inbox to its end, as a *pass*; a hint during a pass starts another after
+/// it, because messages may become visible in another order than they arrived. An ID may be posted again once its message has
+/// left the store, which may be before this window hears of it: they differ by when they arrived. No clock, no I/O.
+#[derive(Debug)]
+pub(crate) struct InboxWindow {
+    /// With when each arrived.
+    taken: HashMap<Identity, Timestamp>,
+    /// Those of `taken` that a page has shown again, as another message.
+    taken_again: HashSet<Identity>,
+    /// Waiting to be handled, in the order they were taken, each with the time since when.
+    ready: VecDeque<(Timestamp, Arc<InboxRow>)>,
+    /// Waiting until a time: after a failure, or because their instance could not take them. The number keeps keys apart.
+    postponed: BTreeMap<(Timestamp, u64), Arc<InboxRow>>,
+    next_number: u64,
+    /// When the first of those is due that failed and were left to the store.
+    left_until: Option<Timestamp>,
+    /// How many of `taken` nobody here can handle.
+    aside: usize,
+    pass: Pass,
+    /// Whether messages may have come that the pass under way does not see.
+    is_hinted: bool,
+    /// Whether all that a first pass found has been handed out: until then the shard's alarms wait.
+    lets_alarms_fire: bool,
+    cap: usize,
+}
+
+type Identity = (InstanceName, Arc<str>);
+
+/// How many messages may be postponed in memory for each that may be there to be handled.
+const POSTPONED_PER_CAP: usize = 16;
+
+#[derive(Debug, PartialEq, Eq)]
+enum Pass {
+    /// No pass is under way.
+    None,
+    /// The next page starts after this key.
+    At(Option<InboxKey>),
+    /// The page after this key is being loaded; with what left the inbox since it was begun.
+    Loading(Option<InboxKey>, HashSet<InboxKey>),
+}
+
+impl InboxWindow {
+    /// Nothing is known yet: a pass is wanted.
+    pub(crate) fn new(cap: usize) -> InboxWindow {
+        InboxWindow {
+            taken: HashMap::new(),
+            taken_again: HashSet::new(),
+            ready: VecDeque::new(),
+            postponed: BTreeMap::new(),
+            next_number: 0,
+            left_until: None,
+            aside: 0,
+            pass: Pass::At(None),
+            is_hinted: false,
+            lets_alarms_fire: false,
+            cap,
+        }
+    }
+
+    /// There may be messages that have not been seen.
+    pub(crate) fn hint(&mut self) {
+        match self.pass {
+            Pass::None => self.pass = Pass::At(None),
+            _ => self.is_hinted = true,
+        }
+    }
+
+    /// Whether a first pass is over and all it found has been handed out.
+    pub(crate) fn lets_alarms_fire(&self) -> bool {
+        self.lets_alarms_fire
+    }
+
+    pub(crate) fn wants_page(&self) -> bool {
+        // Messages that keep failing, or that nobody here can handle, must not keep the others out.
+        let busy = self.taken.len() - self.postponed.len() - self.aside;
+        matches!(self.pass, Pass::At(_)) && busy < self.cap
+    }
+
+    /// Begins a page: after which key, and how many rows.
+    pub(crate) fn begin_page(&mut self) -> Option<(Option<InboxKey>, usize)> {
+        if !self.wants_page() {
+            return None;
+        }
+        let Pass::At(after) = std::mem::replace(&mut self.pass, Pass::None) else { return None };
+        self.pass = Pass::Loading(after.clone(), HashSet::new());
+        Some((after, self.cap))
+    }
+
+    /// Takes what a page found. What is there to be handled counts as waiting since `now` at the latest.
+    pub(crate) fn merge_page(&mut self, rows: Vec<InboxRow>, is_last: bool, now: Timestamp) {
+        let Pass::Loading(_, gone) = std::mem::replace(&mut self.pass, Pass::None) else { return };
+        let last = rows.last().map(InboxRow::key);
+        for row in rows {
+            if gone.contains(&row.key()) {
+                continue;
+            }
+            let identity = (row.name.clone(), row.id.clone());
+            match self.taken.entry(identity) {
+                Entry::Occupied(taken) if *taken.get() != row.arrived => {
+                    self.taken_again.insert(taken.key().clone());
+                }
+                Entry::Occupied(_) => {}
+                Entry::Vacant(free) => {
+                    free.insert(row.arrived);
+                    if row.attempt > 0 || row.due > row.arrived {
+                        self.postpone(row.due, Arc::new(row));
+                    } else {
+                        self.ready.push_back((row.arrived.min(now), Arc::new(row)));
+                    }
+                }
+            }
+        }
+        self.pass = match (is_last, last) {
+            (false, Some(last)) => Pass::At(Some(last)),
+            _ => {
+                self.lets_alarms_fire |= self.ready.is_empty();
+                if std::mem::take(&mut self.is_hinted) { Pass::At(None) } else { Pass::None }
+            }
+        };
+    }
+
+    pub(crate) fn abandon_page(&mut self) {
+        if let Pass::Loading(after, _) = std::mem::replace(&mut self.pass, Pass::None) {
+            self.pass = Pass::At(after);
+        }
+    }
+
+    /// When the next message is to be handled, or since when it could be.
+    pub(crate) fn next_deadline(&self) -> Option<Timestamp> {
+        let postponed = self.postponed.keys().next().map(|(due, _)| *due);
+        let ready = self.ready.front().map(|(since, _)| *since);
+        postponed.into_iter().chain(ready).chain(self.left_until).min()
+    }
+
+    /// The next message to handle. It stays taken.
+    pub(crate) fn pop_due(&mut self, now: Timestamp) -> Option<Arc<InboxRow>> {
+        if self.left_until.is_some_and(|due| due <= now) {
+            self.left_until = None;
+            self.hint();
+        }
+        match self.postponed.first_entry() {
+            Some(entry) if entry.key().0 <= now => Some(entry.remove()),
+            _ => {
+                let (_, row) = self.ready.pop_front()?;
+                self.lets_alarms_fire |= self.ready.is_empty() && self.pass == Pass::None;
+                Some(row)
+            }
+        }
+    }
+
+    /// The message that was handed out cannot be handled here. It stays in the store, and taken, so that no page brings it back.
+    pub(crate) fn set_aside(&mut self) {
+        self.aside += 1;
+    }
+
+    /// The message has left the inbox, durably.
+    pub(crate) fn remove(&mut self, key: &InboxKey) {
+        let identity = (key.name.clone(), key.id.clone());
+        if self.taken.get(&identity) == Some(&key.arrived) {
+            self.taken.remove(&identity);
+            if self.taken_again.remove(&identity) {
+                self.hint();
+            }
+        }
+        if let Pass::Loading(_, gone) = &mut self.pass {
+            gone.insert(key.clone());
+        }
+    }
+
+    /// The message that was handed out waits until `due`, as `row`.
+    pub(crate) fn postpone(&mut self, due: Timestamp, row: Arc<InboxRow>) {
+        self.next_number += 1;
+        self.postponed.insert((due, self.next_number), row);
+        if self.postponed.len() > self.cap * POSTPONED_PER_CAP
+            && let Some(((due, _), row)) = self.postponed.pop_last()
+        {
+            self.leave(due, &row);
+        }
+    }
+
+    /// Leaves a failed message to the store until it is due.
+    fn leave(&mut self, due: Timestamp, row: &InboxRow) {
+        self.taken.remove(&(row.name.clone(), row.id.clone()));
+        self.left_until = Some(self.left_until.map_or(due, |other| other.min(due)));
+        if let Pass::Loading(_, gone) = &mut self.pass {
+            gone.insert(row.key());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(id: &str, arrived: i64) -> InboxRow {
+        let arrived = Timestamp::from_millis(arrived);
+        InboxRow {
+            name: InstanceName { interface: "room".into(), instance: "1".into() },
+            id: id.into(),
+            arrived,
+            due: arrived,
+            attempt: 0,
+            crashes: 0,
+            started: false,
+            last_error: None,
+            headers: Vec::new(),
+            body: Bytes::new(),
+        }
+    }
+
+    const NOW: Timestamp = Timestamp::from_millis(5);
+
+    fn pop(window: &mut InboxWindow, now: i64) -> Option<String> {
+        window.pop_due(Timestamp::from_millis(now)).map(|row| row.id.to_string())
+    }
+
+    #[test]
+    fn a_message_in_memory_is_not_taken_again_by_a_later_page() {
+        let mut window = InboxWindow::new(10);
+        window.begin_page();
+        window.merge_page(vec![row("a", 1)], true, NOW);
+        assert_eq!(pop(&mut window, 5).as_deref(), Some("a"));
+        window.hint();
+        assert_eq!(window.begin_page(), Some((None, 10)));
+        window.merge_page(vec![row("a", 1), row("b", 2)], true, NOW);
+        assert_eq!(pop(&mut window, 5).as_deref(), Some("b"));
+        assert_eq!(pop(&mut window, 5), None);
+    }
+
+    #[test]
+    fn a_message_completed_while_a_page_loads_is_not_taken_from_that_page() {
+        let mut window = InboxWindow::new(10);
+        window.begin_page();
+        window.merge_page(vec![row("a", 1)], true, NOW);
+        let a = window.pop_due(Timestamp::from_millis(5)).expect("it is ready");
+        window.hint();
+        window.begin_page();
+        window.remove(&a.key());
+        window.merge_page(vec![row("a", 1)], true, NOW);
+        assert_eq!(pop(&mut window, 5), None);
+    }
+
+    #[test]
+    fn an_id_posted_again_before_its_first_message_was_seen_to_leave_is_taken_after_that() {
+        let mut window = InboxWindow::new(10);
+        window.begin_page();
+        window.merge_page(vec![row("a", 1)], true, NOW);
+        let first = window.pop_due(NOW).expect("it is ready");
+        window.hint();
+        window.begin_page();
+        window.merge_page(vec![row("a", 3)], true, NOW);
+        assert_eq!(pop(&mut window, 5), None);
+        assert!(!window.wants_page());
+        window.remove(&first.key());
+        assert!(window.wants_page());
+        window.begin_page();
+        window.merge_page(vec![row("a", 3)], true, NOW);
+        assert_eq!(pop(&mut window, 5).as_deref(), Some("a"));
+    }
+
+    #[test]
+    fn what_waits_is_listed_under_the_time_since_when_it_could_be_handled() {
+        let mut window = InboxWindow::new(10);
+        window.begin_page();
+        // The store's clock may be ahead.
+        window.merge_page(vec![row("a", 3), row("b", 9)], true, NOW);
+        assert_eq!(window.next_deadline(), Some(Timestamp::from_millis(3)));
+        assert_eq!(pop(&mut window, 5).as_deref(), Some("a"));
+        assert_eq!(window.next_deadline(), Some(NOW));
+    }
+
+    #[test]
+    fn messages_after_the_first_pass_do_not_hold_alarms_back() {
+        let mut window = InboxWindow::new(10);
+        window.begin_page();
+        window.merge_page(Vec::new(), true, NOW);
+        assert!(window.lets_alarms_fire());
+        window.hint();
+        window.begin_page();
+        window.merge_page(vec![row("a", 1)], true, NOW);
+        assert!(window.lets_alarms_fire());
+    }
+
+    #[test]
+    fn a_hint_during_a_pass_starts_another_after_it() {
+        let mut window = InboxWindow::new(10);
+        window.begin_page();
+        window.hint();
+        window.merge_page(Vec::new(), true, NOW);
+        assert!(window.wants_page());
+        window.begin_page();
+        window.merge_page(Vec::new(), true, NOW);
+        assert!(!window.wants_page());
+    }
+
+    #[test]
+    fn alarms_wait_until_the_first_pass_is_read_and_handed_out() {
+        let mut window = InboxWindow::new(1);
+        window.begin_page();
+        window.merge_page(vec![row("a", 1)], false, NOW);
+        assert!(!window.lets_alarms_fire());
+        let a = window.pop_due(Timestamp::from_millis(5)).expect("it is ready");
+        window.remove(&a.key());
+        assert_eq!(window.begin_page(), Some((Some(a.key()), 1)));
+        window.merge_page(Vec::new(), true, NOW);
+        assert!(window.lets_alarms_fire());
+    }
+
+    #[test]
+    fn messages_that_nobody_can_handle_do_not_keep_the_others_out() {
+        let mut window = InboxWindow::new(2);
+        window.begin_page();
+        window.merge_page(vec![row("a", 1), row("b", 1)], false, NOW);
+        assert!(!window.wants_page());
+        for _ in 0..2 {
+            window.pop_due(Timestamp::from_millis(5)).expect("it is ready");
+            window.set_aside();
+        }
+        assert!(window.wants_page());
+        window.begin_page();
+        window.merge_page(vec![row("c", 2)], true, NOW);
+        assert_eq!(pop(&mut window, 5).as_deref(), Some("c"));
+        assert!(window.lets_alarms_fire());
+        window.hint();
+        window.begin_page();
+        window.merge_page(vec![row("a", 1), row("b", 1), row("c", 2)], true, NOW);
+        assert_eq!(pop(&mut window, 5), None);
+    }
+
+    #[test]
+    fn of_many_that_fail_the_last_are_left_to_the_store_until_they_are_due() {
+        let mut window = InboxWindow::new(1);
+        window.begin_page();
+        let failed = |n: i64| InboxRow { due: Timestamp::from_millis(100 + n), attempt: 1, ..row(&n.to_string(), n) };
+        let all: Vec<_> = (0..20).map(failed).collect();
+        window.merge_page(all.clone(), true, NOW);
+        assert_eq!(window.postponed.len(), 16);
+        assert!(window.lets_alarms_fire() && !window.wants_page());
+        let popped: Vec<_> = (0..20).filter_map(|_| pop(&mut window, 115)).collect();
+        assert_eq!(popped, (0..16).map(|n: i32| n.to_string()).collect::<Vec<_>>());
+        for row in &all[..16] {
+            window.remove(&row.key());
+        }
+        assert_eq!(window.next_deadline(), Some(Timestamp::from_millis(116)));
+        assert_eq!(pop(&mut window, 116), None);
+        assert!(window.wants_page());
+        window.begin_page();
+        window.merge_page(all[16..].to_vec(), true, NOW);
+        assert_eq!(pop(&mut window, 116).as_deref(), Some("16"));
+    }
+
+    #[test]
+    fn a_failed_message_waits_for_its_time() {
+        let mut window = InboxWindow::new(10);
+        window.begin_page();
+        window.merge_page(vec![InboxRow { due: Timestamp::from_millis(50), attempt: 1, ..row("a", 1) }], true, NOW);
+        assert_eq!(window.next_deadline(), Some(Timestamp::from_millis(50)));
+        assert_eq!(pop(&mut window, 49), None);
+        assert_eq!(pop(&mut window, 50).as_deref(), Some("a"));
+    }
+}

@@ -1,0 +1,197 @@
+//! Who calls whom: the chain of instances whose handlers wait for the request being made.
+//!
+//! It rides in a thread-local that is set around each poll of a handler and at no other time, so it follows the handler
+//! wherever it is polled and costs a request from outside one look. It names each link, so a request that would wait for
+//! itself is answered with the whole cycle; and it carries the deadline, so that the innermost request of a chain gives up
+//! first and can say whom it waited for.
+
+use std::any::Any;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fmt::{self, Debug};
+use std::sync::Weak;
+use std::time::Duration;
+
+use crate::host::core::HostCore;
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{Arc, Mutex};
+
+/// An instance as the chain needs to know it.
+pub(crate) trait Link: Any + Debug + Send + Sync {
+    /// Shows `interface/id`.
+    fn describe(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result;
+}
+
+/// The callers of a message, innermost first.
+#[derive(Debug, Clone)]
+pub(crate) struct Chain {
+    link: Arc<dyn Link>,
+    caller: Option<Arc<Chain>>,
+}
+
+/// The handler that is being polled on this thread.
+#[derive(Debug)]
+pub(crate) struct Frame {
+    pub(crate) instance: Arc<dyn Link>,
+    /// Who called it, if a handler did.
+    pub(crate) callers: Option<Arc<Chain>>,
+    /// When its time is over, by the lease clock; `None` if nothing has needed to know yet.
+    pub(crate) deadline: Option<Duration>,
+}
+
+/// What one thread lets others see of what it polls. Only that thread writes, so no write of it is a locked one.
+#[derive(Debug, Default)]
+struct Shown {
+    /// The address of the instance, zero if none.
+    instance: AtomicUsize,
+    /// Rises with each poll that begins or ends.
+    changes: AtomicU64,
+}
+
+impl Shown {
+    #[inline]
+    fn show(&self, instance: usize) {
+        self.instance.store(instance, Ordering::Relaxed);
+        self.changes.store(self.changes.load(Ordering::Relaxed) + 1, Ordering::Release);
+    }
+}
+
+/// Of every thread that has polled a handler.
+static THREADS: Mutex<Vec<Weak<Shown>>> = Mutex::new(Vec::new());
+
+thread_local! {
+    /// The polls that are nested in each other on this thread, the innermost last.
+    static CURRENT: RefCell<Vec<Frame>> = const { RefCell::new(Vec::new()) };
+
+    static SHOWN: Arc<Shown> = {
+        let shown = Arc::<Shown>::default();
+        let mut threads = THREADS.lock();
+        threads.retain(|thread| thread.strong_count() > 0);
+        threads.push(Arc::downgrade(&shown));
+        shown
+    };
+}
+
+/// Nested first polls past this depth run on a task of their own: a chain of calls must not use up the stack.
+const MAX_DEPTH: usize = 16;
+
+/// Runs one poll of a handler with `frame` as the current one, and returns the frame as the poll left it.
+#[inline]
+pub(crate) fn enter<T>(frame: Frame, poll: impl FnOnce() -> T) -> (T, Frame) {
+    let instance = address(&*frame.instance);
+    let outer = CURRENT.with_borrow_mut(|current| {
+        let outer = current.last().map_or(0, |outer| address(&*outer.instance));
+        current.push(frame);
+        outer
+    });
+    SHOWN.with(|shown| {
+        shown.show(instance);
+        let result = poll();
+        shown.show(outer);
+        let frame = CURRENT.with_borrow_mut(Vec::pop);
+        (result, frame.expect("the frame stays in place while its handler is polled"))
+    })
+}
+
+fn address(instance: &dyn Link) -> usize {
+    std::ptr::from_ref(instance).addr()
+}
+
+/// Finds handlers that have not returned from one poll between two looks.
+#[derive(Debug, Default)]
+pub(crate) struct Blocked {
+    /// Each thread that was polling, by address, with its count of changes and whether that was reported.
+    seen: HashMap<usize, (u64, bool)>,
+}
+
+impl Blocked {
+    /// The instances of `host` whose handlers have been in the same poll since the last look, each once.
+    pub(crate) fn look(&mut self, host: &HostCore) -> Vec<Arc<dyn Link>> {
+        let threads: Vec<_> = THREADS.lock().iter().filter_map(Weak::upgrade).collect();
+        let before = std::mem::take(&mut self.seen);
+        let mut blocked = Vec::new();
+        for thread in threads {
+            let key = Arc::as_ptr(&thread).addr();
+            let changes = thread.changes.load(Ordering::Acquire);
+            let instance = thread.instance.load(Ordering::Relaxed);
+            if instance == 0 {
+                continue;
+            }
+            let was_reported = match before.get(&key) {
+                Some((then, was_reported)) if *then == changes => {
+                    let found = if *was_reported { None } else { host.find_instance(instance) };
+                    // Still in that poll, it holds its instance, so nothing else has come to be at that address.
+                    blocked.extend(found.filter(|_| thread.changes.load(Ordering::Acquire) == changes));
+                    true
+                }
+                _ => false,
+            };
+            self.seen.insert(key, (changes, was_reported));
+        }
+        blocked
+    }
+}
+
+/// What a new request inherits from the handler that makes it.
+#[derive(Debug)]
+pub(crate) struct Origin {
+    pub(crate) callers: Option<Arc<Chain>>,
+    /// By when the caller needs an answer; `None` from outside any handler.
+    pub(crate) deadline: Option<Duration>,
+    /// How long the request is given.
+    pub(crate) given: Duration,
+    /// Whether the first poll of the new request's handler may happen on this stack.
+    pub(crate) may_nest: bool,
+}
+
+/// Whether a handler is being polled on this thread.
+pub(crate) fn in_handler() -> bool {
+    CURRENT.with_borrow(|current| !current.is_empty())
+}
+
+/// Looks at the current handler, if there is one. `now` and `timeout` give its deadline if it has none yet.
+pub(crate) fn origin(now: impl FnOnce() -> Duration, timeout: Duration) -> Origin {
+    CURRENT.with_borrow_mut(|current| {
+        let depth = current.len();
+        let Some(frame) = current.last_mut() else {
+            return Origin { callers: None, deadline: None, given: timeout, may_nest: true };
+        };
+        let now = now();
+        let deadline = *frame.deadline.get_or_insert(now + timeout);
+        // A tenth less than what is left, so that the inner request fails first and its caller can still answer.
+        let left = deadline.saturating_sub(now);
+        let given = (left - left / 10).min(timeout);
+        Origin {
+            callers: Some(Arc::new(Chain { link: frame.instance.clone(), caller: frame.callers.clone() })),
+            deadline: Some(now + given),
+            given,
+            may_nest: depth < MAX_DEPTH,
+        }
+    })
+}
+
+/// The cycle that a request to `target` would close, as text: each instance from `target` back to itself.
+pub(crate) fn find_cycle(callers: Option<&Arc<Chain>>, target: &dyn Link) -> Option<String> {
+    let same = |link: &Arc<dyn Link>| std::ptr::addr_eq(Arc::as_ptr(link), std::ptr::from_ref(target));
+    let mut links = Vec::new();
+    let mut next = callers;
+    while let Some(chain) = next {
+        links.push(&*chain.link);
+        if same(&chain.link) {
+            links.reverse();
+            links.push(target);
+            return Some(links.iter().map(|link| Described(*link).to_string()).collect::<Vec<_>>().join(" -> "));
+        }
+        next = chain.caller.as_ref();
+    }
+    None
+}
+
+/// Shows a link as `interface/id`.
+pub(crate) struct Described<'a>(pub(crate) &'a dyn Link);
+
+impl fmt::Display for Described<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.describe(f)
+    }
+}

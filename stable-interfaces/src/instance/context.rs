@@ -1,0 +1,680 @@
+//! What a handler may do besides changing its own memory: record effects, and read what is stored.
+
+use std::any::Any;
+use std::fmt::{self, Debug, Display};
+use std::future::Future;
+use std::ops::Range;
+use std::pin::Pin;
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::StableInterface;
+use super::chain::Link;
+use super::effects::{Effects, find_alarm, find_value};
+use super::gate::Ticket;
+use super::slot::Slot;
+use super::task::{Me, Member};
+use crate::alarm::Alarm;
+use crate::clock::Timestamp;
+use crate::committer::Commit;
+use crate::connection::{AnyLink, Closed, ConnectionId};
+use crate::error::{ContextError, InvalidId};
+use crate::host::core::{HostCore, Place};
+use crate::host::wake::Wake;
+use crate::id::{MAX_VALUE_BYTES, check_id, check_key};
+use crate::store::{
+    AlarmRow, DeadKey, DeadLetter, Epoch, InboxRow, InstanceName, NewMessage, Op, Posted, Read, ReadRange, ReadRows,
+    Revision, ShardId,
+};
+use crate::sync::{Arc, Mutex};
+
+/// How many rows a read asks the store for at once.
+const READ_PAGE: usize = 512;
+
+/// The instance a context belongs to, whatever its type.
+pub(crate) trait Instance: Link {
+    fn id(&self) -> &Arc<str>;
+    fn shard(&self) -> ShardId;
+    fn name(&self) -> InstanceName;
+    fn host(&self) -> &Arc<HostCore>;
+    fn has_alarms(&self) -> bool;
+    /// Commits that may not be durable yet, oldest first.
+    fn unsettled(&self) -> Vec<Arc<Commit>>;
+    /// Commits in the middle of a handler, and releases its outputs behind that.
+    fn commit(self: Arc<Self>, epoch: Epoch, ops: Vec<Op>, outputs: Vec<Output>) -> Result<Ticket, ContextError>;
+    /// Commits the mark that an alarm or message is about to be handled. The window is not shown it.
+    fn commit_mark(&self, epoch: Epoch, mark: Op) -> Result<Ticket, ContextError>;
+}
+
+/// What a handler lets out besides its reply, in the order in which it did. It takes effect when the handler's effects are
+/// queued for their commit, and reaches others when they are durable.
+pub(crate) enum Output {
+    /// Something that waits for the gate by itself.
+    Release(Box<dyn FnOnce(Option<Ticket>) + Send>),
+    /// A new connection of the instance.
+    Connect(Arc<dyn AnyLink>, Place),
+    /// The instance closes a connection.
+    Disconnect(ConnectionId),
+    /// Runs once everything is durable.
+    AfterCommit(Box<dyn FnOnce() + Send>),
+    /// A task of the incarnation, started once everything is durable.
+    Spawn(Box<dyn FnOnce(Arc<Member>) -> TaskFuture + Send>),
+}
+
+pub(crate) type TaskFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// What a handler is given beside its message.
+///
+/// Operations that change something only *record* it: they return at once, and fail only for what is wrong with their
+/// arguments. When the handler returns `Ok`, all of it is committed as one, together with the completion of the alarm that
+/// woke the instance, and then the reply is released. Reads see what this handler has recorded and everything that earlier
+/// handlers of the instance committed.
+pub struct Context {
+    instance: Arc<dyn Instance>,
+    epoch: Epoch,
+    /// The alarm that woke the instance.
+    pub(crate) alarm: Option<Arc<AlarmRow>>,
+    pub(crate) recorded: Recorded,
+}
+
+/// What a handler leaves behind. Small, for it is moved around with the result of each handler.
+#[derive(Default)]
+pub(crate) struct Recorded {
+    /// Whether anything was recorded, committed or not.
+    pub(crate) has_recorded: bool,
+    pub(crate) holds_alarm: bool,
+    /// Whether the instance asked to leave memory.
+    pub(crate) wants_passivation: bool,
+    /// What handlers that only change their memory do not need.
+    rare: Option<Box<Rare>>,
+}
+
+#[derive(Default)]
+struct Rare {
+    effects: Effects,
+    /// Never locked, only reached through `&mut`: outputs need not be `Sync`, and a shared `Context` must be.
+    outputs: Mutex<Vec<Output>>,
+    /// Why this incarnation ends with this turn, whatever comes of it.
+    ends: Option<Closed>,
+    /// Why `on_start` failed.
+    failed_start: Option<String>,
+}
+
+impl Recorded {
+    /// Whether the handler did nothing but change its memory.
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        !self.has_recorded && !self.wants_passivation && self.rare.is_none()
+    }
+
+    /// The operations recorded since the last commit.
+    fn ops(&self) -> &[Op] {
+        self.rare.as_ref().map_or(&[], |rare| rare.effects.ops())
+    }
+
+    pub(crate) fn take_ops(&mut self) -> Vec<Op> {
+        self.rare.as_mut().map(|rare| rare.effects.take()).unwrap_or_default()
+    }
+
+    /// What the handler lets out, in order.
+    pub(crate) fn take_outputs(&mut self) -> Vec<Output> {
+        self.rare.as_mut().map(|rare| std::mem::take(rare.outputs.get_mut())).unwrap_or_default()
+    }
+
+    /// Why this incarnation ends with this turn.
+    pub(crate) fn take_end(&mut self) -> Option<Closed> {
+        self.rare.as_mut()?.ends.take()
+    }
+
+    /// Why `on_start` failed.
+    pub(crate) fn take_failed_start(&mut self) -> Option<String> {
+        self.rare.as_mut()?.failed_start.take()
+    }
+
+    fn rare(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+}
+
+impl Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context").field("instance", &self.instance).field("epoch", &self.epoch).finish_non_exhaustive()
+    }
+}
+
+impl Context {
+    pub(crate) fn new(instance: Arc<dyn Instance>, epoch: Epoch) -> Context {
+        Context { instance, epoch, alarm: None, recorded: Recorded::default() }
+    }
+
+    /// Ends this incarnation with this turn, whatever comes of it.
+    pub(crate) fn end(&mut self, reason: Closed) {
+        self.recorded.rare().ends = Some(reason);
+    }
+
+    /// The ID of this instance.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        self.instance.id()
+    }
+
+    /// The name of the host this runs on.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        &self.instance.host().name
+    }
+
+    /// The shard this instance belongs to.
+    #[must_use]
+    pub fn shard(&self) -> ShardId {
+        self.instance.shard()
+    }
+
+    /// The host's wall clock.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        self.instance.host().clock.now()
+    }
+
+    /// Sets the alarm `id` of this instance to fire at `at`, in place of any alarm with that ID.
+    ///
+    /// A time in the past fires at once. `meta` travels with it as JSON, at most [`MAX_VALUE_BYTES`] long. Setting an alarm from
+    /// its own handler is how a recurring alarm is made.
+    ///
+    /// # Errors
+    /// For an ID that cannot be one, for too large or unserializable `meta`, where the host has no store, and where the
+    /// interface was registered without alarms. Nothing is recorded then.
+    pub fn set_alarm(
+        &mut self,
+        id: &str,
+        at: impl Into<Timestamp>,
+        meta: &(impl Serialize + ?Sized),
+    ) -> Result<(), ContextError> {
+        let row = self.new_alarm(id, at.into(), meta)?;
+        self.record(Op::PutAlarm(row))
+    }
+
+    /// As [`set_alarm`](Self::set_alarm), unless an alarm with that ID exists. Says whether it was set. The alarm that woke this
+    /// handler does not count: it is about to be completed.
+    ///
+    /// # Errors
+    /// As [`set_alarm`](Self::set_alarm), and [`ContextError::Store`] if the store could not be read.
+    pub async fn set_alarm_if_absent(
+        &mut self,
+        id: &str,
+        at: impl Into<Timestamp> + Send,
+        meta: &(impl Serialize + Sync + ?Sized),
+    ) -> Result<bool, ContextError> {
+        let row = self.new_alarm(id, at.into(), meta)?;
+        // The alarm that woke the handler is on its way out.
+        let is_leaving = |found: &AlarmRow| {
+            self.alarm.as_ref().is_some_and(|own| *own.id == *id && own.revision == found.revision)
+                && !self.recorded.holds_alarm
+        };
+        if self.find_alarm(id).await?.is_some_and(|found| !is_leaving(&found)) {
+            return Ok(false);
+        }
+        self.record(Op::PutAlarm(row))?;
+        Ok(true)
+    }
+
+    fn new_alarm(&self, id: &str, at: Timestamp, meta: &(impl Serialize + ?Sized)) -> Result<AlarmRow, ContextError> {
+        if !self.instance.has_alarms() {
+            return Err(ContextError::Unhandled("alarms"));
+        }
+        check_id(id).map_err(|source| ContextError::InvalidId { what: "alarm ID", source })?;
+        let meta = Bytes::from(serde_json::to_vec(meta)?);
+        if meta.len() > MAX_VALUE_BYTES {
+            return Err(too_large("an alarm's meta", meta.len()));
+        }
+        self.require_store()?;
+        Ok(AlarmRow {
+            name: self.instance.name(),
+            id: id.into(),
+            due: at,
+            scheduled_at: at,
+            revision: self.next_revision(),
+            attempt: 0,
+            crashes: 0,
+            started: false,
+            last_error: None,
+            meta,
+        })
+    }
+
+    /// Cancels the alarm `id` of this instance, if it exists.
+    ///
+    /// # Errors
+    /// For an ID that cannot be one, and where the host has no store.
+    pub fn cancel_alarm(&mut self, id: &str) -> Result<(), ContextError> {
+        check_id(id).map_err(|source| ContextError::InvalidId { what: "alarm ID", source })?;
+        let revision = self.next_revision();
+        self.record(Op::RemoveAlarm { name: self.instance.name(), id: id.into(), revision })
+    }
+
+    /// All alarms of this instance, by ID.
+    ///
+    /// # Errors
+    /// [`ContextError::Store`] if the store could not be read.
+    pub async fn alarms(&mut self) -> Result<Vec<Alarm>, ContextError> {
+        let rows = self.read_alarms(&KeyRange::all()).await?;
+        Ok(rows.into_iter().map(|row| Alarm::new(Arc::new(row))).collect())
+    }
+
+    /// The alarm that woke this instance stays as it is although its handler succeeds, until the instance sets or cancels it.
+    ///
+    /// It fires again when this incarnation of the instance ends in any way before that. Does nothing outside
+    /// [`OnAlarm::on_alarm`](crate::OnAlarm::on_alarm).
+    pub fn hold_alarm(&mut self) {
+        self.recorded.holds_alarm = self.alarm.is_some();
+    }
+
+    /// Stores `value` as JSON under `key` in this instance's storage.
+    ///
+    /// # Errors
+    /// For a key that cannot be one (see [`check_key`]), for a value over [`MAX_VALUE_BYTES`] or unserializable, and where the
+    /// host has no store. Nothing is recorded then.
+    pub fn put(&mut self, key: &str, value: &(impl Serialize + ?Sized)) -> Result<(), ContextError> {
+        self.put_bytes(key, serde_json::to_vec(value)?)
+    }
+
+    /// Stores bytes as they are under `key` in this instance's storage.
+    ///
+    /// # Errors
+    /// As [`put`](Self::put).
+    pub fn put_bytes(&mut self, key: &str, value: impl Into<Bytes>) -> Result<(), ContextError> {
+        check_key(key).map_err(invalid_key)?;
+        let value = value.into();
+        if value.len() > MAX_VALUE_BYTES {
+            return Err(too_large("a storage value", value.len()));
+        }
+        self.record(Op::Put { name: self.instance.name(), key: key.into(), value })
+    }
+
+    /// Removes `key` from this instance's storage, if it is there.
+    ///
+    /// # Errors
+    /// For a key that cannot be one, and where the host has no store.
+    pub fn delete(&mut self, key: &str) -> Result<(), ContextError> {
+        check_key(key).map_err(invalid_key)?;
+        self.record(Op::Delete { name: self.instance.name(), key: key.into() })
+    }
+
+    /// The value under `key` in this instance's storage, from JSON.
+    ///
+    /// # Errors
+    /// [`ContextError::Json`] if it is not a `T`, [`ContextError::Store`] if the store could not be read, and as
+    /// [`delete`](Self::delete).
+    pub async fn get<T: DeserializeOwned>(&mut self, key: &str) -> Result<Option<T>, ContextError> {
+        match self.get_bytes(key).await? {
+            Some(value) => Ok(Some(serde_json::from_slice(&value)?)),
+            None => Ok(None),
+        }
+    }
+
+    /// The bytes under `key` in this instance's storage.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get), without [`ContextError::Json`].
+    pub async fn get_bytes(&mut self, key: &str) -> Result<Option<Bytes>, ContextError> {
+        check_key(key).map_err(invalid_key)?;
+        self.require_store()?;
+        if let Some(found) = find_value(self.recorded.ops().iter(), key) {
+            return Ok(found);
+        }
+        let unsettled = self.instance.unsettled();
+        if let Some(found) = find_value(unsettled.iter().flat_map(|commit| &commit.ops), key) {
+            return Ok(found);
+        }
+        let rows = self.read(ReadRange::Storage(key.into(), Some(just_after(key))), 1).await?;
+        match rows {
+            ReadRows::Storage(rows) => Ok(rows.into_iter().next().map(|(_, value)| value)),
+            ReadRows::Alarms(_) => Err(wrong_rows()),
+        }
+    }
+
+    /// Keys and values of this instance's storage within a range, ascending by key: `cx.list("item/")` lists by prefix,
+    /// [`KeyRange`] does the rest.
+    ///
+    /// # Errors
+    /// [`ContextError::Store`] if the store could not be read, [`ContextError::NoStore`] if there is none.
+    pub async fn list(&mut self, range: impl Into<KeyRange> + Send) -> Result<Vec<(Arc<str>, Bytes)>, ContextError> {
+        self.require_store()?;
+        let range = range.into();
+        // Taken before the read begins: what is durable by then is read, what is not is in here.
+        let unsettled = self.instance.unsettled();
+        let mut rows = std::collections::BTreeMap::new();
+        let mut from = range.from.clone();
+        loop {
+            let page = ReadRange::Storage(from.clone(), range.to.clone());
+            let ReadRows::Storage(page) = self.read(page, READ_PAGE).await? else { return Err(wrong_rows()) };
+            let is_last = page.len() < READ_PAGE;
+            if let Some((last, _)) = page.last() {
+                from = just_after(last);
+            }
+            rows.extend(page);
+            if is_last {
+                break;
+            }
+        }
+        for op in unsettled.iter().flat_map(|commit| &commit.ops).chain(self.recorded.ops()) {
+            match op {
+                Op::Put { key, value, .. } if range.contains(key) => drop(rows.insert(key.clone(), value.clone())),
+                Op::Delete { key, .. } => drop(rows.remove(key)),
+                _ => {}
+            }
+        }
+        Ok(rows.into_iter().take(range.limit).collect())
+    }
+
+    /// Makes what was recorded so far durable now, in the middle of the handler.
+    ///
+    /// For before an effect outside the store that must not outrun it, such as calling another service. The handler may be
+    /// run again with that part done: the completion of its alarm belongs to its last commit.
+    ///
+    /// # Errors
+    /// [`ContextError::Fenced`], [`ContextError::Store`] or [`ContextError::Unknown`]: return it with `?`; the instance is reset
+    /// when the handler ends.
+    pub async fn commit(&mut self) -> Result<(), ContextError> {
+        if self.recorded.ops().is_empty() {
+            return Ok(());
+        }
+        let outputs = self.recorded.take_outputs();
+        let ticket = self.instance.clone().commit(self.epoch, self.recorded.take_ops(), outputs)?;
+        Ok(ticket.wait().await?)
+    }
+
+    /// Asks for this instance to leave memory when the messages that wait already are handled. Its connections are closed, its
+    /// tasks cancelled, its [`on_stop`](crate::StableInterface::on_stop) is run; the next message builds it anew.
+    pub fn passivate(&mut self) {
+        self.recorded.wants_passivation = true;
+    }
+
+    /// Runs `notify` when this handler's effects are durable; never if they do not become so.
+    ///
+    /// The way to tell a task of this instance, or anything else in this process, about what has happened. It must not block.
+    pub fn after_commit(&mut self, notify: impl FnOnce() + Send + 'static) {
+        self.output(Output::AfterCommit(Box::new(notify)));
+    }
+
+    /// Starts a task that belongs to this incarnation of the instance: cancelled, and waited for, before the next one is built
+    /// and when the instance leaves memory or its host. It starts when this handler's effects are durable.
+    ///
+    /// ```
+    /// # use stable_interfaces::{Context, ContextError, Handle, Me, StableInterface};
+    /// # struct Feed { seen: u64 }
+    /// # impl StableInterface for Feed { const NAME: &'static str = "feed"; type Error = ContextError; }
+    /// # struct Follow;
+    /// # async fn next_event() -> u64 { 1 }
+    /// impl Handle<Follow> for Feed {
+    ///     type Reply = ();
+    ///     async fn handle(&mut self, cx: &mut Context, _: Follow) -> Result<(), ContextError> {
+    ///         cx.spawn(|me: Me<Feed>| async move {
+    ///             loop {
+    ///                 let event = next_event().await;
+    ///                 let handled = me.turn(move |feed, cx| {
+    ///                     feed.seen += event;
+    ///                     cx.put("seen", &feed.seen)
+    ///                 });
+    ///                 if handled.await.is_err() {
+    ///                     return;
+    ///                 }
+    ///             }
+    ///         })
+    ///     }
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// [`ContextError::Unhandled`] if `I` is not the interface this context belongs to.
+    pub fn spawn<I, F>(&mut self, task: impl FnOnce(Me<I>) -> F + Send + 'static) -> Result<(), ContextError>
+    where
+        I: StableInterface,
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let slot = self.slot::<I>().ok_or(ContextError::Unhandled("tasks of another interface"))?;
+        self.output(Output::Spawn(Box::new(move |member| Box::pin(task(Me::new(slot, member))))));
+        Ok(())
+    }
+
+    /// The slot of this instance, if it is an `I`.
+    pub(crate) fn slot<I: StableInterface>(&self) -> Option<Arc<Slot<I>>> {
+        (self.instance.clone() as Arc<dyn Any + Send + Sync>).downcast().ok()
+    }
+
+    pub(crate) fn output(&mut self, output: Output) {
+        self.recorded.rare().outputs.get_mut().push(output);
+        self.recorded.has_recorded = true;
+    }
+
+    fn record(&mut self, op: Op) -> Result<(), ContextError> {
+        self.require_store()?;
+        self.recorded.rare().effects.record(op)?;
+        self.recorded.has_recorded = true;
+        Ok(())
+    }
+
+    fn require_store(&self) -> Result<(), ContextError> {
+        if self.instance.host().committer().is_some() { Ok(()) } else { Err(ContextError::NoStore) }
+    }
+
+    pub(crate) fn note_failed_start(&mut self, error: &impl Display) {
+        self.recorded.rare().failed_start = Some(error.to_string());
+    }
+
+    async fn read(&self, range: ReadRange, limit: usize) -> Result<ReadRows, ContextError> {
+        let read = Read { shard: self.shard(), name: self.instance.name(), range, limit };
+        self.instance.host().read(&read).await.map_err(|error| ContextError::Store(Arc::new(error)))
+    }
+
+    async fn read_alarms(&self, range: &KeyRange) -> Result<Vec<AlarmRow>, ContextError> {
+        self.require_store()?;
+        let unsettled = self.instance.unsettled();
+        let mut rows = std::collections::BTreeMap::new();
+        let mut from = range.from.clone();
+        loop {
+            let page = ReadRange::Alarms(from.clone(), range.to.clone());
+            let ReadRows::Alarms(page) = self.read(page, READ_PAGE).await? else { return Err(wrong_rows()) };
+            let is_last = page.len() < READ_PAGE;
+            if let Some(last) = page.last() {
+                from = just_after(&last.id);
+            }
+            rows.extend(page.into_iter().map(|row| (row.id.clone(), row)));
+            if is_last {
+                break;
+            }
+        }
+        for op in unsettled.iter().flat_map(|commit| &commit.ops).chain(self.recorded.ops()) {
+            match op {
+                // The read may have seen a later commit than this one, of which it is the overlay.
+                Op::PutAlarm(row)
+                    if range.contains(&row.id)
+                        && rows.get(&row.id).is_none_or(|found| found.revision <= row.revision) =>
+                {
+                    rows.insert(row.id.clone(), row.clone());
+                }
+                Op::RemoveAlarm { id, revision, .. }
+                    if rows.get(id).is_some_and(|found| found.revision <= *revision) =>
+                {
+                    rows.remove(id);
+                }
+                _ => {}
+            }
+        }
+        Ok(rows.into_values().collect())
+    }
+
+    pub(crate) async fn find_alarm(&self, id: &str) -> Result<Option<AlarmRow>, ContextError> {
+        let range = KeyRange { from: id.into(), to: Some(just_after(id)), limit: 1 };
+        Ok(self.read_alarms(&range).await?.into_iter().next())
+    }
+
+    /// Makes the alarm `id` of this instance due at once. Says whether there is one.
+    ///
+    /// # Errors
+    /// As [`alarms`](Self::alarms), and for an ID that cannot be one.
+    pub async fn fire_now(&mut self, id: &str) -> Result<bool, ContextError> {
+        check_id(id).map_err(|source| ContextError::InvalidId { what: "alarm ID", source })?;
+        let Some(row) = self.find_alarm(id).await? else { return Ok(false) };
+        let revision = self.next_revision();
+        let now = self.now();
+        self.record(Op::PutAlarm(AlarmRow { due: row.due.min(now), revision, started: false, ..row }))?;
+        Ok(true)
+    }
+
+    /// Whether this setting of the alarm is still the live one: not moved, cancelled or completed since it was taken to fire.
+    pub(crate) fn is_live(&self, alarm: &AlarmRow) -> bool {
+        // Unsettled commits first: what settles meanwhile has reached the window before it leaves this list.
+        let unsettled = self.instance.unsettled();
+        let ops = unsettled.iter().flat_map(|commit| &commit.ops);
+        let is_this = |row: &AlarmRow| row.revision == alarm.revision && row.attempt == alarm.attempt;
+        find_alarm(ops, &alarm.id).is_none_or(|found| found.is_some_and(is_this))
+            && self.instance.host().shards.is_firing(self.shard(), self.epoch, alarm)
+    }
+
+    /// The handler of what woke the instance has succeeded: records its completion. A newer setting of an alarm, by this
+    /// handler or while it ran, has a greater revision and outlives it.
+    pub(crate) fn complete(&mut self, wake: &Wake) {
+        if !self.recorded.holds_alarm {
+            self.recorded.rare().effects.record_own(wake.done());
+        }
+    }
+
+    /// Marks what woke the instance in the store, so that a process that dies of it is known by it.
+    pub(crate) async fn mark_started(&mut self, wake: &Wake) -> Result<(), ContextError> {
+        let ticket = self.instance.commit_mark(self.epoch, wake.mark())?;
+        Ok(ticket.wait().await?)
+    }
+
+    /// The revision of an alarm that is set now.
+    pub(crate) fn next_revision(&self) -> Revision {
+        self.instance.host().shards.next_revision(self.shard(), self.epoch)
+    }
+
+    /// The dead letter with this very key, if it is still there.
+    pub(crate) async fn find_dead(&self, key: &DeadKey) -> Result<Option<DeadLetter>, ContextError> {
+        let is_removed = |op: &Op| matches!(op, Op::RemoveDead(removed) if removed == key);
+        if self.instance.unsettled().iter().flat_map(|commit| &commit.ops).any(is_removed) {
+            return Ok(None);
+        }
+        crate::dead::find(self.instance.host(), self.shard(), key).await
+    }
+
+    /// Posts a message of this instance's dead letters to its inbox again. Says whether that was done: not while another with its
+    /// ID is there.
+    pub(crate) async fn post_again(&self, row: &InboxRow) -> Result<bool, ContextError> {
+        let message = NewMessage {
+            shard: self.shard(),
+            name: row.name.clone(),
+            id: row.id.clone(),
+            headers: row.headers.clone(),
+            body: row.body.clone(),
+        };
+        let posted = crate::inbox::post_to_store(self.instance.host(), message).await?;
+        Ok(posted == Posted::Inserted)
+    }
+
+    /// Records an operation that the library itself decided.
+    pub(crate) fn record_own(&mut self, op: Op) {
+        self.recorded.rare().effects.record_own(op);
+        self.recorded.has_recorded = true;
+    }
+}
+
+/// A range of storage keys, and how many of them at most.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyRange {
+    from: Arc<str>,
+    to: Option<Arc<str>>,
+    limit: usize,
+}
+
+impl KeyRange {
+    /// Every key.
+    #[must_use]
+    pub fn all() -> KeyRange {
+        KeyRange { from: "".into(), to: None, limit: usize::MAX }
+    }
+
+    /// Every key that starts with `prefix`.
+    #[must_use]
+    pub fn prefix(prefix: &str) -> KeyRange {
+        // The next text after all with this prefix: its last character that can be raised is.
+        let mut end = prefix.to_owned();
+        let to = loop {
+            match end.pop() {
+                None => break None,
+                Some(last) => {
+                    if let Some(raised) = (u32::from(last) + 1..=u32::from(char::MAX)).find_map(char::from_u32) {
+                        end.push(raised);
+                        break Some(end.into());
+                    }
+                }
+            }
+        };
+        KeyRange { from: prefix.into(), to, limit: usize::MAX }
+    }
+
+    /// At most `limit` keys, the first ones.
+    #[must_use]
+    pub fn limit(mut self, limit: usize) -> KeyRange {
+        self.limit = limit;
+        self
+    }
+
+    fn contains(&self, key: &str) -> bool {
+        *self.from <= *key && self.to.as_deref().is_none_or(|to| key < to)
+    }
+}
+
+impl From<&str> for KeyRange {
+    /// By prefix.
+    fn from(prefix: &str) -> KeyRange {
+        KeyRange::prefix(prefix)
+    }
+}
+
+impl From<Range<&str>> for KeyRange {
+    fn from(range: Range<&str>) -> KeyRange {
+        KeyRange { from: range.start.into(), to: Some(range.end.into()), limit: usize::MAX }
+    }
+}
+
+/// The smallest text greater than this one, given that NUL is in none.
+fn just_after(text: &str) -> Arc<str> {
+    format!("{text}\u{1}").into()
+}
+
+fn invalid_key(source: InvalidId) -> ContextError {
+    ContextError::InvalidId { what: "storage key", source }
+}
+
+fn too_large(what: &str, bytes: usize) -> ContextError {
+    ContextError::TooLarge(format!("{what} of {bytes} bytes, more than {MAX_VALUE_BYTES}"))
+}
+
+fn wrong_rows() -> ContextError {
+    let error = crate::StoreError::Rejected("the store answered with rows of another kind".into());
+    ContextError::Store(Arc::new(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_range_holds_exactly_the_keys_with_that_prefix() {
+        let range = KeyRange::prefix("item/");
+        assert!(range.contains("item/") && range.contains("item/\u{10ffff}x"));
+        assert!(!range.contains("item") && !range.contains("item0"));
+        assert_eq!(KeyRange::prefix("\u{10ffff}").to, None);
+        assert_eq!(KeyRange::prefix("a\u{d7ff}").to.as_deref(), Some("a\u{e000}"));
+    }
+
+    #[test]
+    fn just_after_is_the_very_next_key() {
+        assert!("a" < &*just_after("a") && *just_after("a") < *"a\u{1}a");
+    }
+}

@@ -1,0 +1,810 @@
+//! The place of one instance: its state while no handler runs, and the messages that wait for it.
+//!
+//! A slot is *idle* (its state rests here, or there is none yet), *busy* (a turn has the state, or the end of an incarnation is
+//! awaited) or *gone* (out of the table, never used again). Only who made it busy may run handlers, and hands that duty on
+//! with [`Next`]. Nobody barges: a message takes an idle slot only, and a slot is idle only when nobody waits. Commits are
+//! queued under this lock, so they enter the committer in the order in which turns end.
+//!
+//! An incarnation that is reset leaves its gate behind, and the slot stays busy until everything it had sent is settled;
+//! nothing of the next incarnation runs before.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::time::Duration;
+
+use super::StableInterface;
+use super::chain::{self, Link};
+use super::context::{Instance, Output, Recorded};
+use super::effects;
+use super::gate::{Gate, Ticket};
+use super::task::{Life, Member, Membership};
+use super::turn::{Answer, Ending, Job, Refusal, drop_quietly};
+use crate::committer::{Commit, Queued};
+use crate::connection::{AnyLink, Closed, ConnectionId};
+use crate::error::{ContextError, RequestError};
+use crate::host::core::{HostCore, Place};
+use crate::host::tasks::TaskHandle;
+use crate::host::wake::{Failed, Wake, WakeToken};
+use crate::interface::{Forget, InterfaceCore, stop_job};
+use crate::store::{Epoch, InstanceName, Op, ShardId};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{Arc, Mutex, MutexGuard, Notify};
+
+pub(crate) struct Slot<I: StableInterface> {
+    pub(crate) id: Arc<str>,
+    pub(crate) shard: ShardId,
+    /// When it was used last, on the table's own count.
+    pub(crate) used: AtomicU64,
+    pub(crate) interface: Arc<InterfaceCore<I>>,
+    /// Whether it is busy with a first poll, which is soon over. A hint: read without the lock by who waits for that.
+    is_polled: AtomicBool,
+    inner: Mutex<Inner<I>>,
+}
+
+struct Inner<I: StableInterface> {
+    mode: Mode,
+    /// The instance, while no turn has it.
+    state: Option<Box<I>>,
+    /// The epoch of the shard when the instance was built.
+    epoch: Epoch,
+    /// What most instances do not need most of the time.
+    extra: Option<Box<Extra<I>>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Idle,
+    Busy,
+    Gone,
+}
+
+struct Extra<I: StableInterface> {
+    /// Messages waiting for their turn, first come first served.
+    queue: VecDeque<Box<dyn Job<I>>>,
+    /// How many of them the queue's own limit bounds.
+    counted: usize,
+    /// The output gate of this incarnation, once it has committed anything.
+    gate: Option<Arc<Gate>>,
+    /// Commits that may not be durable yet, with their tickets, oldest first: what reads must see beside the store.
+    unsettled: VecDeque<(Ticket, Arc<Commit>)>,
+    /// Alarms that handlers left unacknowledged; they fire again when this incarnation ends.
+    held: Vec<WakeToken>,
+    /// Known to what belongs to this incarnation, once there is anything.
+    life: Option<Arc<Life>>,
+    tasks: Vec<TaskHandle>,
+    connections: BTreeMap<ConnectionId, (Arc<dyn AnyLink>, Place)>,
+    /// Set while a task of the host waits on a turn: when it will look at the queue's deadlines next, and how to make it sooner.
+    watch: Option<(Duration, Arc<Notify>)>,
+}
+
+impl<I: StableInterface> Default for Extra<I> {
+    fn default() -> Extra<I> {
+        Extra {
+            queue: VecDeque::new(),
+            counted: 0,
+            gate: None,
+            unsettled: VecDeque::new(),
+            held: Vec::new(),
+            life: None,
+            tasks: Vec::new(),
+            connections: BTreeMap::new(),
+            watch: None,
+        }
+    }
+}
+
+impl<I: StableInterface> Extra<I> {
+    fn pop_queue(&mut self) -> Option<Box<dyn Job<I>>> {
+        let job = self.queue.pop_front()?;
+        self.counted -= usize::from(!job.has_place());
+        Some(job)
+    }
+
+    /// Whether the instance may not leave memory by itself.
+    fn is_needed(&self) -> bool {
+        !self.connections.is_empty() || self.life.as_ref().is_some_and(|life| life.is_busy())
+    }
+
+    /// Whether nothing in here is in use.
+    fn is_empty(&self) -> bool {
+        let gate_is_needed = self.gate.as_ref().is_some_and(|gate| !gate.is_settled() || gate.has_failed());
+        !gate_is_needed
+            && self.queue.is_empty()
+            && self.held.is_empty()
+            && self.tasks.is_empty()
+            && self.connections.is_empty()
+    }
+}
+
+/// What whoever keeps a slot busy does next.
+pub(crate) enum Next<I: StableInterface> {
+    /// Nothing: the slot is idle.
+    Idle,
+    /// Runs this message.
+    Run(Box<dyn Job<I>>, Option<Box<I>>, Epoch),
+    /// Waits for what an ended incarnation has left, then calls [`Slot::settled`].
+    Settle(Ended),
+}
+
+/// What an incarnation has left when it ended: commits under way, and tasks that have been cancelled.
+pub(crate) struct Ended {
+    gate: Option<Arc<Gate>>,
+    tasks: Vec<TaskHandle>,
+}
+
+impl Ended {
+    pub(crate) async fn wait(self) {
+        for task in self.tasks {
+            task.ended().await;
+        }
+        if let Some(gate) = self.gate {
+            gate.wait_settled().await;
+        }
+    }
+}
+
+/// What a slot lets go: dropped when its lock is free, because dropping it runs the application's code.
+struct Left<I: StableInterface> {
+    state: Option<Box<I>>,
+    refused: Vec<(Box<dyn Job<I>>, Refusal)>,
+}
+
+impl<I: StableInterface> Default for Left<I> {
+    fn default() -> Left<I> {
+        Left { state: None, refused: Vec::new() }
+    }
+}
+
+impl<I: StableInterface> Left<I> {
+    fn clear(self, instance: &dyn Link) {
+        if self.state.is_some() {
+            drop_quietly(self.state, instance);
+        }
+        for (job, refusal) in self.refused {
+            job.refuse(refusal);
+        }
+    }
+}
+
+/// What became of an attempt to take a slot.
+pub(crate) enum Taken<I: StableInterface> {
+    /// It is the caller's now: run a turn with this state.
+    Free(Option<Box<I>>),
+    /// Somebody has it: queue the message.
+    Busy,
+    /// It was idle, but its last incarnation has to be waited for: queue the message, then do this.
+    Unsettled(Next<I>),
+    /// It is out of the table: look the ID up again.
+    Gone,
+}
+
+/// How often a message looks whether an instance has become free before it queues.
+const SPINS: u32 = 40;
+
+impl<I: StableInterface> Slot<I> {
+    pub(crate) fn new(id: &str, shard: ShardId, interface: Arc<InterfaceCore<I>>) -> Slot<I> {
+        let inner = Inner { mode: Mode::Idle, state: None, epoch: Epoch(0), extra: None };
+        Slot {
+            id: id.into(),
+            shard,
+            used: AtomicU64::new(0),
+            interface,
+            is_polled: AtomicBool::new(false),
+            inner: Mutex::new(inner),
+        }
+    }
+
+    /// Tries to take the slot for a turn under `epoch`.
+    #[inline]
+    pub(crate) fn take(&self, epoch: Epoch) -> Taken<I> {
+        let mut inner = self.inner.lock();
+        match inner.mode {
+            Mode::Gone => return Taken::Gone,
+            Mode::Busy => return Taken::Busy,
+            Mode::Idle => inner.mode = Mode::Busy,
+        }
+        let is_stale = inner.epoch != epoch && inner.state.is_some();
+        let has_failed =
+            inner.extra.as_ref().and_then(|extra| extra.gate.as_ref()).is_some_and(|gate| gate.has_failed());
+        if is_stale || has_failed {
+            let old = inner.state.take();
+            let next = Self::end(&mut inner, &Closed::Reset);
+            drop(inner);
+            drop_quietly(old, self);
+            return match next {
+                Some(next) => Taken::Unsettled(next),
+                None => Taken::Free(None),
+            };
+        }
+        self.is_polled.store(true, Ordering::Relaxed);
+        Taken::Free(inner.state.take())
+    }
+
+    /// Waits a moment, shorter than it takes to queue a message and wake its sender, if the slot is about to become free.
+    #[inline]
+    pub(crate) fn spin(&self) {
+        for _ in 0..SPINS {
+            if !self.is_polled.load(Ordering::Relaxed) {
+                return;
+            }
+            std::hint::spin_loop();
+        }
+    }
+
+    /// What the slot is busy with will not be over soon.
+    pub(crate) fn stays_busy(&self) {
+        self.is_polled.store(false, Ordering::Relaxed);
+    }
+
+    /// Lets a message wait for its turn. Its turn comes without the sender's doing.
+    pub(crate) fn enqueue(self: &Arc<Self>, job: Box<dyn Job<I>>) -> Result<(), Enqueue<I>> {
+        let mut inner = self.inner.lock();
+        match inner.mode {
+            Mode::Gone => return Err(Enqueue::Gone(job)),
+            Mode::Idle => return Err(Enqueue::Free(job)),
+            Mode::Busy => {}
+        }
+        let extra = inner.extra.get_or_insert_default();
+        if !job.has_place() {
+            if extra.counted >= self.interface.options.max_waiting {
+                return Err(Enqueue::Full);
+            }
+            extra.counted += 1;
+        }
+        if let Some((next_look, sooner)) = &extra.watch
+            && job.deadline() < *next_look
+        {
+            sooner.notify_one();
+        }
+        extra.queue.push_back(job);
+        Ok(())
+    }
+
+    /// Ends a turn: commits what it recorded, puts the state back, and says what comes next.
+    #[inline]
+    pub(crate) fn finish<R>(
+        self: &Arc<Self>,
+        epoch: Epoch,
+        ending: Ending<I, R>,
+        woken_by: Option<WakeToken>,
+    ) -> (Answer<R, I::Error>, Next<I>) {
+        // The application's code, so before the lock is taken.
+        let failure = match &ending {
+            Ending::Returned { result: Err(error), .. } if woken_by.is_some() => Some(error.to_string()),
+            _ => None,
+        };
+        let mut inner = self.inner.lock();
+        match ending {
+            // Most turns record nothing, and nobody waits for their end.
+            Ending::Returned { state: state @ Some(_), recorded, result }
+                if recorded.is_empty()
+                    && woken_by.is_none()
+                    && inner.extra.is_none()
+                    && self.interface.host.shards.epoch(self.shard) == Some(epoch) =>
+            {
+                inner.state = state;
+                inner.epoch = epoch;
+                inner.mode = Mode::Idle;
+                self.is_polled.store(false, Ordering::Relaxed);
+                (Answer { result, behind: None }, Next::Idle)
+            }
+            ending => self.finish_turn(inner, epoch, ending, woken_by, failure),
+        }
+    }
+
+    fn finish_turn<R>(
+        self: &Arc<Self>,
+        mut inner: MutexGuard<'_, Inner<I>>,
+        epoch: Epoch,
+        ending: Ending<I, R>,
+        woken_by: Option<WakeToken>,
+        failure: Option<String>,
+    ) -> (Answer<R, I::Error>, Next<I>) {
+        let mut left = Left::default();
+        let mut failed_start = None;
+        let mut outputs = Vec::new();
+        let (result, ends) = match ending {
+            Ending::Returned { state, mut recorded, result } => {
+                inner.state = state;
+                inner.epoch = epoch;
+                failed_start = recorded.take_failed_start();
+                let ends = match &result {
+                    Ok(_) => {
+                        outputs = self.commit_turn(&mut inner, epoch, &mut recorded, woken_by);
+                        recorded.take_end()
+                    }
+                    Err(_) => {
+                        if let (Some(token), Some(error)) = (woken_by, &failure) {
+                            self.push_failure(&mut inner, epoch, token, error);
+                        }
+                        recorded
+                            .take_end()
+                            .or((recorded.has_recorded || failed_start.is_some()).then_some(Closed::Reset))
+                    }
+                };
+                if recorded.wants_passivation && ends.is_none() {
+                    inner.extra.get_or_insert_default().queue.push_back(stop_job());
+                }
+                (result, ends)
+            }
+            Ending::Panicked(text) => {
+                tracing::error!(instance = %chain::Described(&**self), panic = %text, "a handler panicked; its instance is reset");
+                if let Some(token) = woken_by {
+                    self.push_failure(&mut inner, epoch, token, &format!("panicked: {text}"));
+                }
+                (Err(RequestError::Panicked(text)), Some(Closed::Reset))
+            }
+            Ending::TimedOut(after) => {
+                tracing::error!(instance = %chain::Described(&**self), ?after, "a handler ran out of time; its instance is reset");
+                if let Some(token) = woken_by {
+                    self.push_failure(&mut inner, epoch, token, &format!("timed out after {after:?}"));
+                }
+                let waited_for = chain::Described(&**self).to_string();
+                (Err(RequestError::TimedOut { after, waited_for }), Some(Closed::Reset))
+            }
+        };
+        let gate = inner.extra.as_ref().and_then(|extra| extra.gate.as_ref());
+        let has_failed = gate.is_some_and(|gate| gate.has_failed());
+        let behind = gate.and_then(Gate::pending);
+        self.release(&mut inner, outputs, behind.as_ref());
+        let answer = Answer { result, behind };
+        if let Some(error) = failed_start
+            && let Some(extra) = &mut inner.extra
+        {
+            extra.counted = 0;
+            let refusal = Refusal::NotStarted(error);
+            left.refused.extend(std::mem::take(&mut extra.queue).into_iter().map(|job| (job, refusal.clone())));
+        }
+        let next = match ends.or(has_failed.then_some(Closed::Reset)) {
+            Some(reason) => {
+                if reason == Closed::Reset {
+                    metrics::counter!(crate::metrics::RESETS, "interface" => I::NAME).increment(1);
+                }
+                left.state = inner.state.take();
+                match Self::end(&mut inner, &reason) {
+                    Some(next) => next,
+                    None => self.next(&mut inner, &mut left),
+                }
+            }
+            None => self.next(&mut inner, &mut left),
+        };
+        drop(inner);
+        left.clear(&**self);
+        (answer, next)
+    }
+
+    /// Queues the effects of a handler that succeeded, and returns its outputs.
+    fn commit_turn(
+        &self,
+        inner: &mut Inner<I>,
+        epoch: Epoch,
+        recorded: &mut Recorded,
+        woken_by: Option<WakeToken>,
+    ) -> Vec<Output> {
+        let ops = recorded.take_ops();
+        let touches_alarms = ops.iter().any(|op| matches!(op, Op::PutAlarm(_) | Op::RemoveAlarm { .. }));
+        match woken_by {
+            Some(token) if recorded.holds_alarm => {
+                // The mark that it was started, if there is one, goes with the commit that holds it.
+                let ops = match token.wake() {
+                    Wake::Alarm(alarm) if token.must_mark => {
+                        let unmarked = Op::PutAlarm(crate::AlarmRow { started: false, ..(**alarm).clone() });
+                        self.push(inner, epoch, vec![unmarked], None, Shown::Hidden);
+                        ops
+                    }
+                    _ => ops,
+                };
+                if !ops.is_empty() {
+                    self.push(inner, epoch, ops, None, Shown::ToWindow);
+                }
+                inner.extra.get_or_insert_default().held.push(token.hold());
+            }
+            None if ops.is_empty() => {}
+            woken_by => drop(self.push(inner, epoch, ops, woken_by, Shown::ToWindow)),
+        }
+        if touches_alarms && let Some(extra) = &mut inner.extra {
+            let Extra { held, unsettled, .. } = &mut **extra;
+            held.retain(|token| {
+                let ops = unsettled.iter().flat_map(|(_, commit)| &commit.ops);
+                // Set or cancelled meanwhile: nothing is held any more.
+                effects::find_alarm(ops, token.wake().id()).is_none_or(|found| token.is_setting(found))
+            });
+        }
+        recorded.take_outputs()
+    }
+
+    /// Lets the outputs of a handler go, behind the commits they depend on.
+    fn release(self: &Arc<Self>, inner: &mut Inner<I>, outputs: Vec<Output>, behind: Option<&Ticket>) {
+        if outputs.is_empty() {
+            return;
+        }
+        let host = &self.interface.host;
+        let extra = inner.extra.get_or_insert_default();
+        for output in outputs {
+            match output {
+                Output::Release(release) => release(behind.cloned()),
+                // The handler that accepted it may have closed it.
+                Output::Connect(link, place) if link.is_attached() => {
+                    extra.connections.insert(link.id(), (link, place));
+                }
+                Output::Connect(..) => {}
+                Output::Disconnect(id) => drop(extra.connections.remove(&id)),
+                Output::AfterCommit(notify) => {
+                    let behind = behind.cloned();
+                    host.spawn_turn(async move {
+                        if opens(behind).await {
+                            notify();
+                        }
+                    });
+                }
+                Output::Spawn(task) => {
+                    let life = extra.life.get_or_insert_default().clone();
+                    let (behind, slot) = (behind.cloned(), self.clone());
+                    let membership = Membership(Arc::new(Member::new(life)));
+                    let handle = host.spawn_instance_task(async move {
+                        if opens(behind).await {
+                            // Built here: it is the application's code, and the slot's lock is free here.
+                            task(membership.0.clone()).await;
+                        }
+                        let life = membership.0.life().clone();
+                        drop(membership);
+                        slot.task_ended(&life);
+                    });
+                    extra.tasks.retain(|task| !task.has_ended());
+                    extra.tasks.extend(handle);
+                }
+            }
+        }
+    }
+
+    /// The client of a connection has closed it; whether the instance did not know yet.
+    pub(crate) fn client_left(&self, id: ConnectionId) -> bool {
+        let mut inner = self.inner.lock();
+        inner.extra.as_mut().is_some_and(|extra| extra.connections.remove(&id).is_some())
+    }
+
+    /// A task has ended by itself: nothing of it is kept.
+    fn task_ended(&self, life: &Arc<Life>) {
+        if let Some(extra) = &mut self.inner.lock().extra
+            && extra.life.as_ref().is_some_and(|current| Arc::ptr_eq(current, life))
+        {
+            extra.tasks.retain(|task| !task.is_current());
+        }
+    }
+
+    /// Ends the incarnation: cancels its tasks, closes its connections, lets its held alarms go. What it still has under way is
+    /// returned to be waited for.
+    fn end(inner: &mut Inner<I>, reason: &Closed) -> Option<Next<I>> {
+        let extra = inner.extra.as_mut()?;
+        extra.held.clear();
+        if let Some(life) = extra.life.take() {
+            life.end();
+        }
+        let tasks = std::mem::take(&mut extra.tasks);
+        for task in &tasks {
+            task.cancel();
+        }
+        for (link, _) in std::mem::take(&mut extra.connections).into_values() {
+            link.close(reason.clone());
+        }
+        let gate = extra.gate.clone().filter(|gate| !gate.is_settled());
+        if gate.is_some() || tasks.iter().any(|task| !task.has_ended()) {
+            return Some(Next::Settle(Ended { gate, tasks }));
+        }
+        extra.gate = None;
+        extra.unsettled.clear();
+        None
+    }
+
+    /// What the incarnation that ended had left is done.
+    pub(crate) fn settled(self: &Arc<Self>) -> Next<I> {
+        let mut left = Left::default();
+        let mut inner = self.inner.lock();
+        let next = match Self::end(&mut inner, &Closed::Reset) {
+            Some(next) => next,
+            None => self.next(&mut inner, &mut left),
+        };
+        drop(inner);
+        left.clear(&**self);
+        next
+    }
+
+    /// The next message, or idleness. A slot with nothing in memory leaves the table.
+    fn next(self: &Arc<Self>, inner: &mut Inner<I>, left: &mut Left<I>) -> Next<I> {
+        let host = &self.interface.host;
+        let epoch = host.shards.epoch(self.shard);
+        if epoch != Some(inner.epoch) && inner.state.is_some() {
+            left.state = inner.state.take();
+            if let Some(next) = Self::end(inner, &Closed::Draining) {
+                return next;
+            }
+        }
+        if let Some(extra) = &mut inner.extra {
+            match epoch {
+                Some(epoch) if extra.queue.is_empty() || host.lease_holds() => {
+                    if let Some(job) = extra.pop_queue() {
+                        return Next::Run(job, inner.state.take(), epoch);
+                    }
+                }
+                _ => {
+                    while let Some(job) = extra.pop_queue() {
+                        left.refused.push((job, Refusal::Fenced));
+                    }
+                }
+            }
+            if extra.is_empty() {
+                inner.extra = None;
+            }
+        }
+        inner.mode = Mode::Idle;
+        self.is_polled.store(false, Ordering::Relaxed);
+        if inner.state.is_none() {
+            match inner.extra.as_ref().and_then(|extra| extra.gate.clone()) {
+                Some(gate) if !gate.is_settled() => {
+                    let slot = self.clone();
+                    host.spawn_turn(async move {
+                        gate.wait_settled().await;
+                        slot.leave_if_empty();
+                    });
+                }
+                _ => self.leave(inner),
+            }
+        }
+        Next::Idle
+    }
+
+    /// Takes an idle instance that nothing keeps in memory, to be stopped. `even_held` if alarms held by it do not keep it.
+    pub(crate) fn take_idle(&self, epoch: Epoch, even_held: bool) -> Option<Next<I>> {
+        let mut inner = self.inner.lock();
+        let is_needed =
+            inner.extra.as_ref().is_some_and(|extra| extra.is_needed() || (!even_held && !extra.held.is_empty()));
+        if inner.mode != Mode::Idle || inner.state.is_none() || is_needed {
+            return None;
+        }
+        inner.mode = Mode::Busy;
+        Some(Next::Run(stop_job(), inner.state.take(), epoch))
+    }
+
+    /// Drops an idle instance that this host may not run any more.
+    pub(crate) fn forget(self: &Arc<Self>, which: Forget) -> Option<Next<I>> {
+        let mut inner = self.inner.lock();
+        let is_lost = self.interface.host.shards.epoch(self.shard) != Some(inner.epoch);
+        if inner.mode != Mode::Idle || !(is_lost || which == Forget::All) {
+            return None;
+        }
+        inner.mode = Mode::Busy;
+        let mut left = Left { state: inner.state.take(), refused: Vec::new() };
+        let next = match Self::end(&mut inner, &Closed::Draining) {
+            Some(next) => next,
+            None => self.next(&mut inner, &mut left),
+        };
+        drop(inner);
+        left.clear(&**self);
+        Some(next)
+    }
+
+    /// Takes the slot out of the table if nothing of it is in memory.
+    fn leave_if_empty(&self) {
+        let mut inner = self.inner.lock();
+        let is_settled =
+            inner.extra.as_ref().and_then(|extra| extra.gate.as_ref()).is_none_or(|gate| gate.is_settled());
+        if inner.mode == Mode::Idle && inner.state.is_none() && is_settled {
+            self.leave(&mut inner);
+        }
+    }
+
+    fn leave(&self, inner: &mut Inner<I>) {
+        inner.mode = Mode::Gone;
+        inner.extra = None;
+        self.interface.table.remove(self);
+    }
+
+    /// Whether the instance is in memory, or about to be.
+    pub(crate) fn is_running(&self) -> bool {
+        let inner = self.inner.lock();
+        inner.state.is_some() || inner.mode == Mode::Busy
+    }
+
+    /// Drops what rests here, without ceremony: the host is going away.
+    pub(crate) fn abandon(&self) {
+        let mut inner = self.inner.lock();
+        inner.mode = Mode::Gone;
+        let state = inner.state.take();
+        // Its connections are told; its tasks are the host's to end.
+        drop(Self::end(&mut inner, &Closed::Draining));
+        let extra = inner.extra.take();
+        drop(inner);
+        drop_quietly(state, self);
+        for job in extra.into_iter().flat_map(|extra| extra.queue) {
+            job.refuse(Refusal::Stopped);
+        }
+    }
+
+    /// When a handler that starts now must be done.
+    pub(crate) fn deadline_from_now(&self) -> Duration {
+        self.interface.host.clock.elapsed() + self.interface.options.handler_timeout
+    }
+
+    /// Refuses the queued messages whose time is over, and says when to look again. `sooner` is told if that changes.
+    pub(crate) fn expire_queued(&self, now: Duration, sooner: &Arc<Notify>) -> Duration {
+        let mut expired = Vec::new();
+        let mut inner = self.inner.lock();
+        let extra = inner.extra.get_or_insert_default();
+        if extra.queue.iter().any(|job| job.deadline() <= now) {
+            let (late, waiting): (VecDeque<_>, VecDeque<_>) =
+                std::mem::take(&mut extra.queue).into_iter().partition(|job| job.deadline() <= now);
+            expired.extend(late);
+            extra.queue = waiting;
+            extra.counted -= expired.iter().filter(|job| !job.has_place()).count();
+        }
+        let next_look = extra.queue.iter().map(|job| job.deadline()).min().unwrap_or(Duration::MAX);
+        extra.watch = Some((next_look, sooner.clone()));
+        drop(inner);
+        for job in expired {
+            let waited_for = chain::Described(self).to_string();
+            let after = job.given();
+            job.refuse(Refusal::TimedOut { after, waited_for });
+        }
+        next_look
+    }
+
+    /// Nobody looks at the queue's deadlines any more.
+    pub(crate) fn stop_watching(&self) {
+        if let Some(extra) = &mut self.inner.lock().extra {
+            extra.watch = None;
+        }
+    }
+
+    /// Queues a commit of this incarnation and returns its ticket.
+    fn push(
+        &self,
+        inner: &mut Inner<I>,
+        epoch: Epoch,
+        ops: Vec<Op>,
+        woken_by: Option<WakeToken>,
+        shown: Shown,
+    ) -> Option<Ticket> {
+        let committer = self.interface.host.committer()?;
+        let extra = inner.extra.get_or_insert_default();
+        let gate = extra.gate.get_or_insert_default().clone();
+        let settled = gate.settled();
+        while extra.unsettled.front().is_some_and(|(ticket, _)| ticket.is_within(settled)) {
+            extra.unsettled.pop_front();
+        }
+        let ticket = gate.take_ticket();
+        let commit = Arc::new(Commit { shard: self.shard, epoch, ops, is_shown: shown == Shown::ToWindow });
+        extra.unsettled.push_back((ticket.clone(), commit.clone()));
+        committer.push(Queued::new(commit, ticket.clone(), woken_by));
+        Some(ticket)
+    }
+
+    /// Queues what becomes of an alarm or message whose handler failed: another attempt later, or a dead letter.
+    ///
+    /// It goes through the gate of the incarnation that failed, so the next one begins after it. If that gate has failed
+    /// already nothing can follow it, and the alarm fires again as it is.
+    fn push_failure(&self, inner: &mut Inner<I>, epoch: Epoch, token: WakeToken, error: &str) {
+        let host = &self.interface.host;
+        let wake = token.wake();
+        // The handler may have committed another setting of its alarm, or cancelled it, before it failed.
+        let is_replaced = match wake {
+            Wake::Message(_) => false,
+            Wake::Alarm(alarm) => {
+                let unsettled = inner.extra.iter().flat_map(|extra| &extra.unsettled);
+                let ops = unsettled.flat_map(|(_, commit)| &commit.ops);
+                effects::find_alarm(ops, &alarm.id).is_some_and(|found| !token.is_setting(found))
+                    || !host.shards.is_firing(self.shard, epoch, alarm)
+            }
+        };
+        let ops = if is_replaced {
+            Vec::new()
+        } else {
+            let error: Arc<str> = truncate(error).into();
+            let failed = wake.failed(&error, host.clock.now(), &self.interface.options.retry, &*host.random);
+            let (kind, id, attempt) = (wake.kind(), wake.id(), wake.attempt() + 1);
+            match failed {
+                Failed::Retry(wait, op) => {
+                    tracing::warn!(instance = %chain::Described(self), kind, %id, attempt, %error, ?wait, "a handler failed; it will be tried again");
+                    metrics::counter!(crate::metrics::RETRIES, "interface" => I::NAME).increment(1);
+                    vec![op]
+                }
+                Failed::Dead(ops) => {
+                    tracing::error!(instance = %chain::Described(self), kind, %id, attempt, %error, "given up after its last attempt; it is a dead letter now");
+                    metrics::counter!(crate::metrics::DEAD_LETTERS, "interface" => I::NAME).increment(1);
+                    ops.into()
+                }
+            }
+        };
+        self.push(inner, epoch, ops, Some(token), Shown::ToWindow);
+    }
+}
+
+/// Whether the shard's windows are to follow a commit. A mark changes nothing about what is due when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shown {
+    ToWindow,
+    Hidden,
+}
+
+/// Waits for the commits up to a ticket; whether they became durable.
+async fn opens(behind: Option<Ticket>) -> bool {
+    match behind {
+        Some(ticket) => ticket.wait().await.is_ok(),
+        None => true,
+    }
+}
+
+/// The longest error text kept with an alarm.
+const MAX_ERROR_BYTES: usize = 1024;
+
+fn truncate(error: &str) -> String {
+    // Not every store can hold NUL in a text.
+    error[..error.floor_char_boundary(MAX_ERROR_BYTES)].replace('\0', "\u{fffd}")
+}
+
+/// Why a message could not be queued.
+pub(crate) enum Enqueue<I: StableInterface> {
+    /// The slot left the table meanwhile.
+    Gone(Box<dyn Job<I>>),
+    /// The slot became idle meanwhile.
+    Free(Box<dyn Job<I>>),
+    /// Too many wait already.
+    Full,
+}
+
+impl<I: StableInterface> fmt::Debug for Slot<I> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Slot").field("id", &self.id).field("shard", &self.shard).finish_non_exhaustive()
+    }
+}
+
+impl<I: StableInterface> Link for Slot<I> {
+    fn describe(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", I::NAME, self.id)
+    }
+}
+
+impl<I: StableInterface> Instance for Slot<I> {
+    fn id(&self) -> &Arc<str> {
+        &self.id
+    }
+
+    fn shard(&self) -> ShardId {
+        self.shard
+    }
+
+    fn name(&self) -> InstanceName {
+        InstanceName { interface: self.interface.name.clone(), instance: self.id.clone() }
+    }
+
+    fn host(&self) -> &Arc<HostCore> {
+        &self.interface.host
+    }
+
+    fn has_alarms(&self) -> bool {
+        self.interface.fire.is_some()
+    }
+
+    fn unsettled(&self) -> Vec<Arc<Commit>> {
+        let inner = self.inner.lock();
+        let Some(extra) = &inner.extra else { return Vec::new() };
+        let settled = extra.gate.as_ref().map_or(0, |gate| gate.settled());
+        extra
+            .unsettled
+            .iter()
+            .filter(|(ticket, _)| !ticket.is_within(settled))
+            .map(|(_, commit)| commit.clone())
+            .collect()
+    }
+
+    fn commit(self: Arc<Self>, epoch: Epoch, ops: Vec<Op>, outputs: Vec<Output>) -> Result<Ticket, ContextError> {
+        let mut inner = self.inner.lock();
+        let ticket = self.push(&mut inner, epoch, ops, None, Shown::ToWindow).ok_or(ContextError::NoStore)?;
+        self.release(&mut inner, outputs, Some(&ticket));
+        Ok(ticket)
+    }
+
+    fn commit_mark(&self, epoch: Epoch, mark: Op) -> Result<Ticket, ContextError> {
+        let mut inner = self.inner.lock();
+        self.push(&mut inner, epoch, vec![mark], None, Shown::Hidden).ok_or(ContextError::NoStore)
+    }
+}

@@ -1,0 +1,420 @@
+//! One message's way through an instance.
+//!
+//! A turn is a boxed future that owns the instance's state and its [`Context`] while the handler runs and gives both back when
+//! it ends. It is polled first where the message was sent; if that is not enough it moves, unchanged, to a task of the host. A
+//! turn that panics or runs out of time is dropped with the state inside it: that is the reset. A turn is finished exactly
+//! once, under the slot's lock, which commits what it recorded, puts the state back and says what comes next.
+
+use std::any::Any;
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::task::{Context as TaskContext, Poll, Waker};
+use std::time::Duration;
+
+use tracing::Span;
+use tracing::field::Empty;
+
+use super::StableInterface;
+use super::chain::{self, Chain, Frame};
+use super::context::{Context, Recorded};
+use super::gate::Ticket;
+use super::slot::{Next, Slot};
+use crate::error::{ContextError, RequestError};
+use crate::host::wake::WakeToken;
+use crate::store::{Epoch, ShardId};
+use crate::sync::{Arc, Notify, oneshot};
+
+/// What a message asks of an instance.
+pub(crate) trait Work<I: StableInterface>: Send + 'static {
+    type Reply: Send + 'static;
+
+    /// Does it. `state` is the instance if it is in memory; [`awaken`] builds it where it is needed.
+    fn run(
+        self,
+        state: &mut Option<Box<I>>,
+        cx: &mut Context,
+    ) -> impl Future<Output = Result<Self::Reply, RequestError<I::Error>>> + Send;
+}
+
+/// The instance, built and started if it is not in memory yet.
+pub(crate) async fn awaken<'a, I: StableInterface>(
+    state: &'a mut Option<Box<I>>,
+    cx: &mut Context,
+) -> Result<&'a mut I, RequestError<I::Error>> {
+    if state.is_none() {
+        let slot = cx.slot::<I>().expect("a message is handled by an instance of the interface it was sent to");
+        let mut fresh = Box::new(slot.interface.build(&slot.id));
+        drop(slot);
+        if let Err(error) = fresh.on_start(cx).await {
+            cx.note_failed_start(&error);
+            return Err(RequestError::Handler(error));
+        }
+        *state = Some(fresh);
+    }
+    Ok(state.as_mut().expect("it was there or has just been put there"))
+}
+
+/// A reply on its way out, and what it still waits for.
+#[derive(Debug)]
+pub(crate) struct Answer<R, E> {
+    pub(crate) result: Result<R, RequestError<E>>,
+    /// The last of the commits it must not outrun.
+    pub(crate) behind: Option<Ticket>,
+}
+
+impl<R, E> Answer<R, E> {
+    /// Waits for the gate; a failed commit takes the reply's place, whatever the reply was.
+    pub(crate) async fn release(self) -> Result<R, RequestError<E>> {
+        if let Some(ticket) = self.behind {
+            ticket.wait().await.map_err(ContextError::from)?;
+        }
+        self.result
+    }
+}
+
+pub(crate) type AnswerOf<I, W> = Answer<<W as Work<I>>::Reply, <I as StableInterface>::Error>;
+pub(crate) type ReplyTo<R, E> = oneshot::Sender<Answer<R, E>>;
+
+/// How a handler's future ended.
+pub(crate) enum Ending<I: StableInterface, R> {
+    Returned { state: Option<Box<I>>, recorded: Recorded, result: Result<R, RequestError<I::Error>> },
+    Panicked(String),
+    TimedOut(Duration),
+}
+
+/// What surrounds a handler: all that is not inside its future.
+pub(crate) struct Around<I: StableInterface> {
+    pub(crate) slot: Arc<Slot<I>>,
+    pub(crate) epoch: Epoch,
+    pub(crate) callers: Option<Arc<Chain>>,
+    /// By when it must be done, by the lease clock, if that was set before it started; else it is set if the first poll is not
+    /// enough.
+    pub(crate) deadline: Option<Duration>,
+    /// How long its sender gave it.
+    pub(crate) given: Duration,
+    /// What woke the instance, if nobody waits for a reply.
+    pub(crate) woken_by: Option<WakeToken>,
+    pub(crate) span: Span,
+}
+
+/// The span of one message, entered around each poll of its handler; inside the one it is sent from. Where nobody listens it
+/// costs one look at a static.
+pub(crate) fn span_of<I: StableInterface>(id: &str, shard: ShardId, woken_by: Option<&WakeToken>) -> Span {
+    let span = tracing::debug_span!(
+        "handle",
+        interface = I::NAME,
+        instance = id,
+        shard = shard.0,
+        alarm = Empty,
+        message = Empty,
+        attempt = Empty,
+    );
+    if let Some(wake) = woken_by.map(WakeToken::wake)
+        && !span.is_disabled()
+    {
+        span.record(wake.kind(), &**wake.id());
+        span.record("attempt", wake.attempt());
+    }
+    span
+}
+
+/// The future of a handler, owning the state it works on.
+pub(crate) async fn handler<I: StableInterface, W: Work<I>>(
+    slot: Arc<Slot<I>>,
+    epoch: Epoch,
+    mut state: Option<Box<I>>,
+    work: W,
+) -> Ending<I, W::Reply> {
+    let mut cx = Context::new(slot, epoch);
+    let result = work.run(&mut state, &mut cx).await;
+    Ending::Returned { state, recorded: cx.recorded, result }
+}
+
+/// Polls a handler once: as the current link of the call chain, and with its panics caught. The slot comes back with the
+/// outcome, so that the chain need not have a reference of its own.
+#[inline]
+pub(crate) fn poll_handler<I: StableInterface, R>(
+    future: Pin<&mut (impl Future<Output = Ending<I, R>> + ?Sized)>,
+    slot: Arc<Slot<I>>,
+    callers: &mut Option<Arc<Chain>>,
+    deadline: &mut Option<Duration>,
+    span: &Span,
+    task: &mut TaskContext<'_>,
+) -> (Arc<Slot<I>>, Poll<Ending<I, R>>) {
+    let frame = Frame { instance: slot, callers: callers.take(), deadline: *deadline };
+    let (polled, frame) = chain::enter(frame, || {
+        let _entered = span.enter();
+        catch_unwind(AssertUnwindSafe(|| future.poll(task)))
+    });
+    *callers = frame.callers;
+    *deadline = frame.deadline;
+    let slot: Arc<dyn Any + Send + Sync> = frame.instance;
+    let slot = slot.downcast().expect("the chain gives back the instance it was given");
+    match polled {
+        Ok(poll) => (slot, poll),
+        Err(panic) => (slot, Poll::Ready(Ending::Panicked(panic_text(&*panic)))),
+    }
+}
+
+/// A turn under way, whatever its message.
+pub(crate) trait Turn<I: StableInterface>: Send {
+    /// Polls the handler. When it has ended the turn is finished and answered, and this says what comes next.
+    fn poll(&mut self, task: &mut TaskContext<'_>) -> Poll<Next<I>>;
+
+    /// By when it must be done.
+    fn deadline(&mut self) -> Duration;
+
+    /// Ends it for running out of time.
+    fn time_out(self: Box<Self>) -> Next<I>;
+}
+
+/// A turn under way with a handler of type `F`.
+pub(crate) struct Running<I: StableInterface, R, F> {
+    pub(crate) around: Around<I>,
+    /// `None` once it has ended: what a handler holds does not outlive it.
+    pub(crate) future: Option<Pin<Box<F>>>,
+    pub(crate) reply: Option<ReplyTo<R, I::Error>>,
+}
+
+impl<I: StableInterface, R, F> Running<I, R, F> {
+    fn finish(&mut self, ending: Ending<I, R>) -> Next<I> {
+        let Around { slot, epoch, woken_by, .. } = &mut self.around;
+        let (answer, next) = slot.finish(*epoch, ending, woken_by.take());
+        match self.reply.take() {
+            // A sender that has gone away does not change what happened.
+            Some(reply) => drop(reply.send(answer)),
+            None => {
+                if let Err(error) = &answer.result {
+                    tracing::debug!(instance = %chain::Described(&**slot), %error, "a message without a sender failed");
+                }
+            }
+        }
+        next
+    }
+}
+
+impl<I: StableInterface, R: Send + 'static, F: Future<Output = Ending<I, R>> + Send> Turn<I> for Running<I, R, F> {
+    fn poll(&mut self, task: &mut TaskContext<'_>) -> Poll<Next<I>> {
+        let future = self.future.as_mut().expect("a turn that has ended is not polled again");
+        let Around { slot, callers, deadline, span, .. } = &mut self.around;
+        match poll_handler(future.as_mut(), slot.clone(), callers, deadline, span, task).1 {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(ending) => {
+                drop_quietly(self.future.take(), &*self.around.slot);
+                Poll::Ready(self.finish(ending))
+            }
+        }
+    }
+
+    fn deadline(&mut self) -> Duration {
+        let slot = &self.around.slot;
+        *self.around.deadline.get_or_insert_with(|| slot.deadline_from_now())
+    }
+
+    fn time_out(mut self: Box<Self>) -> Next<I> {
+        let after = self.around.given;
+        drop_quietly(self.future.take(), &*self.around.slot);
+        self.finish(Ending::TimedOut(after))
+    }
+}
+
+/// A message that waits for its turn.
+pub(crate) trait Job<I: StableInterface>: Send {
+    /// Its turn has come.
+    fn start(self: Box<Self>, slot: Arc<Slot<I>>, state: Option<Box<I>>, epoch: Epoch) -> Box<dyn Turn<I>>;
+
+    /// It will not have one.
+    fn refuse(self: Box<Self>, error: Refusal);
+
+    /// By when it must be done, by the lease clock; `Duration::MAX` if it waits as long as it takes.
+    fn deadline(&self) -> Duration;
+
+    /// How long its sender gave it.
+    fn given(&self) -> Duration;
+
+    /// Whether its place in the queue is bounded by something else than the queue's own limit.
+    fn has_place(&self) -> bool;
+}
+
+/// Why a waiting message never had its turn.
+#[derive(Debug, Clone)]
+pub(crate) enum Refusal {
+    TimedOut {
+        after: Duration,
+        waited_for: String,
+    },
+    /// `on_start` failed for the message before it.
+    NotStarted(String),
+    Fenced,
+    Stopped,
+}
+
+impl<E> From<Refusal> for RequestError<E> {
+    fn from(refusal: Refusal) -> RequestError<E> {
+        match refusal {
+            Refusal::TimedOut { after, waited_for } => RequestError::TimedOut { after, waited_for },
+            Refusal::NotStarted(reason) => RequestError::Rejected(format!("the instance could not start: {reason}")),
+            Refusal::Fenced => RequestError::Fenced,
+            Refusal::Stopped => RequestError::Draining,
+        }
+    }
+}
+
+/// A waiting message that asks for `W`.
+pub(crate) struct Waiting<I: StableInterface, W: Work<I>> {
+    pub(crate) work: W,
+    pub(crate) callers: Option<Arc<Chain>>,
+    pub(crate) deadline: Duration,
+    pub(crate) given: Duration,
+    pub(crate) woken_by: Option<WakeToken>,
+    /// Whether its place in the queue is bounded by something else than the queue's own limit.
+    pub(crate) has_place: bool,
+    pub(crate) span: Span,
+    pub(crate) reply: Option<ReplyTo<W::Reply, I::Error>>,
+}
+
+impl<I: StableInterface, W: Work<I>> Job<I> for Waiting<I, W> {
+    fn start(self: Box<Self>, slot: Arc<Slot<I>>, state: Option<Box<I>>, epoch: Epoch) -> Box<dyn Turn<I>> {
+        let Waiting { work, callers, deadline, given, woken_by, span, reply, .. } = *self;
+        let future = Some(Box::pin(handler(slot.clone(), epoch, state, work)));
+        // A request shares its time with its wait; what nobody waits for has its whole time from when its handler starts.
+        let deadline = (deadline != Duration::MAX).then_some(deadline);
+        Box::new(Running { around: Around { slot, epoch, callers, deadline, given, woken_by, span }, future, reply })
+    }
+
+    fn refuse(self: Box<Self>, error: Refusal) {
+        if let Some(reply) = self.reply {
+            drop(reply.send(Answer { result: Err(error.into()), behind: None }));
+        }
+    }
+
+    fn deadline(&self) -> Duration {
+        self.deadline
+    }
+
+    fn given(&self) -> Duration {
+        self.given
+    }
+
+    fn has_place(&self) -> bool {
+        self.has_place
+    }
+}
+
+/// At most this many queued messages are handled by the task of another message's sender.
+const MAX_INLINE: usize = 64;
+
+/// Runs queued messages on the caller's task, one poll each; the first that needs more moves to a task of the host, with the
+/// rest of the queue.
+pub(crate) fn run_inline<I: StableInterface>(slot: &Arc<Slot<I>>, mut next: Next<I>) {
+    for _ in 0..MAX_INLINE {
+        match next {
+            Next::Idle => return,
+            Next::Settle(_) => break,
+            Next::Run(job, state, epoch) => {
+                let mut turn = job.start(slot.clone(), state, epoch);
+                match first_poll(|task| turn.poll(task)) {
+                    Poll::Ready(after) => next = after,
+                    Poll::Pending => return drive(slot, Step::Turn(turn)),
+                }
+            }
+        }
+    }
+    drive(slot, Step::Next(next));
+}
+
+/// Where a task of the host takes over.
+pub(crate) enum Step<I: StableInterface> {
+    /// With a turn that was not done at once.
+    Turn(Box<dyn Turn<I>>),
+    /// Between turns.
+    Next(Next<I>),
+}
+
+/// Hands a busy slot to a task of the host, which runs until the slot is idle.
+pub(crate) fn drive<I: StableInterface>(slot: &Arc<Slot<I>>, mut step: Step<I>) {
+    if matches!(step, Step::Next(Next::Idle)) {
+        return;
+    }
+    slot.stays_busy();
+    let slot = slot.clone();
+    let host = slot.interface.host.clone();
+    host.spawn_turn(async move {
+        let sooner = Arc::new(Notify::new());
+        loop {
+            let next = match step {
+                Step::Turn(turn) => run_turn(&slot, turn, &sooner).await,
+                Step::Next(next) => next,
+            };
+            step = match next {
+                Next::Idle => return,
+                Next::Run(job, state, epoch) => Step::Turn(job.start(slot.clone(), state, epoch)),
+                Next::Settle(ended) => {
+                    while_watching(&slot, &sooner, Duration::MAX, ended.wait()).await;
+                    Step::Next(slot.settled())
+                }
+            };
+        }
+    });
+}
+
+/// Runs one turn to its end or its deadline.
+async fn run_turn<I: StableInterface>(
+    slot: &Arc<Slot<I>>,
+    mut turn: Box<dyn Turn<I>>,
+    sooner: &Arc<Notify>,
+) -> Next<I> {
+    if let Poll::Ready(next) = std::future::poll_fn(|task| Poll::Ready(turn.poll(task))).await {
+        return next;
+    }
+    let deadline = turn.deadline();
+    let ended = std::future::poll_fn(|task| turn.poll(task));
+    match while_watching(slot, sooner, deadline, ended).await {
+        Some(next) => next,
+        None => turn.time_out(),
+    }
+}
+
+/// Waits for `work` until `deadline`, and refuses queued messages whose own deadlines pass meanwhile.
+async fn while_watching<I: StableInterface, T>(
+    slot: &Arc<Slot<I>>,
+    sooner: &Arc<Notify>,
+    deadline: Duration,
+    work: impl Future<Output = T>,
+) -> Option<T> {
+    let clock = &slot.interface.host.clock;
+    let mut work = std::pin::pin!(work);
+    let result = loop {
+        let now = clock.elapsed();
+        if now >= deadline {
+            break None;
+        }
+        let next_look = slot.expire_queued(now, sooner).min(deadline);
+        tokio::select! { biased;
+            done = &mut work => break Some(done),
+            () = sooner.notified() => {}
+            () = clock.sleep(next_look.saturating_sub(now)) => {}
+        }
+    };
+    slot.stop_watching();
+    result
+}
+
+/// Polls a handler for the first time, with nobody to wake: if it is not done, a task of the host polls it again at once.
+#[inline]
+pub(crate) fn first_poll<T>(poll: impl FnOnce(&mut TaskContext<'_>) -> T) -> T {
+    poll(&mut TaskContext::from_waker(Waker::noop()))
+}
+
+/// Drops what is left of a handler; a panic in there must not reach whoever polled it.
+pub(crate) fn drop_quietly<T>(value: T, instance: &dyn chain::Link) {
+    if catch_unwind(AssertUnwindSafe(|| drop(value))).is_err() {
+        tracing::warn!(instance = %chain::Described(instance), "a panic while an instance or its handler was dropped");
+    }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("a value that is not text").to_owned()
+}

@@ -1,0 +1,848 @@
+//! The typed handle through which an application talks to its instances.
+
+mod outside;
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use self::outside::{CancelAlarm, Discard, FireNow, ListAlarms, Outside, Requeue, SetAlarm, SetAlarmIfAbsent};
+use crate::alarm::{Alarm, RetryPolicy};
+use crate::clock::Timestamp;
+use crate::connection::{self, Closed, Connection, ConnectionId, Room};
+use crate::dead::Dead;
+use crate::error::{ContextError, RequestError};
+use crate::fleet::hash_id;
+use crate::host::core::{Health, HostCore, Place};
+use crate::host::wake::{Wake, WakeToken};
+use crate::id::check_id;
+use crate::inbox::{Message, NewPost};
+use crate::instance::chain::{self, Link, Origin};
+use crate::instance::context::Context;
+use crate::instance::slot::{Enqueue, Next, Slot, Taken};
+use crate::instance::table::{Full, Table};
+use crate::instance::turn::{
+    Answer, AnswerOf, Around, Job, Running, Step, Waiting, Work, awaken, drive, drop_quietly, first_poll, handler,
+    poll_handler, run_inline, span_of,
+};
+use crate::instance::{Handle, OnAlarm, OnConnect, OnMessage, StableInterface};
+use crate::store::{AlarmRow, Epoch, InboxRow, Posted, ShardId};
+use crate::sync::{Arc, oneshot};
+
+/// Limits and times of one interface, with their defaults.
+#[derive(Debug, Clone)]
+pub(crate) struct InterfaceOptions {
+    pub(crate) handler_timeout: Duration,
+    pub(crate) max_waiting: usize,
+    pub(crate) max_instances: usize,
+    pub(crate) idle_timeout: Duration,
+    pub(crate) retry: RetryPolicy,
+}
+
+impl Default for InterfaceOptions {
+    fn default() -> InterfaceOptions {
+        InterfaceOptions {
+            handler_timeout: Duration::from_secs(30),
+            max_waiting: 4_096,
+            max_instances: 4_000_000,
+            idle_timeout: Duration::from_secs(600),
+            retry: RetryPolicy::default(),
+        }
+    }
+}
+
+type Factory<I> = Box<dyn Fn(&str) -> I + Send + Sync>;
+/// Hands something due to its instance. Captured where the interface's traits are known.
+pub(crate) type WakeFn<I> = fn(&Arc<InterfaceCore<I>>, WakeToken);
+
+/// Into how many steps the idle timeout is divided.
+const IDLE_STEPS: u32 = 4;
+
+/// One registered interface on one host.
+pub(crate) struct InterfaceCore<I: StableInterface> {
+    pub(crate) name: Arc<str>,
+    pub(crate) host: Arc<HostCore>,
+    pub(crate) table: Table<I>,
+    pub(crate) options: InterfaceOptions,
+    factory: Factory<I>,
+    /// Handles an alarm, if the interface was registered with alarms.
+    pub(crate) fire: Option<WakeFn<I>>,
+    /// Handles a message, if the interface was registered with an inbox.
+    pub(crate) take: Option<WakeFn<I>>,
+}
+
+impl<I: StableInterface> fmt::Debug for InterfaceCore<I> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("InterfaceCore").field("name", &self.name).field("table", &self.table).finish_non_exhaustive()
+    }
+}
+
+/// Which instances a host forgets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Forget {
+    /// Those of shards that are not its own any more.
+    Lost,
+    /// All: its lease has run out.
+    All,
+}
+
+/// An interface as the host's own tasks see it, whatever its type.
+pub(crate) trait AnyInterface: fmt::Debug + Send + Sync {
+    fn name(&self) -> &str;
+    /// Whether it was registered with what this needs.
+    fn handles(&self, wake: &Wake) -> bool;
+    /// Hands something due to its instance.
+    fn wake(self: Arc<Self>, token: WakeToken);
+    /// Stops every instance in good order; completes through the host's tasks.
+    fn stop_all(self: Arc<Self>);
+    /// Drops idle instances that this host may not run any more. Those that are busy go when their turn ends.
+    fn forget(self: Arc<Self>, which: Forget);
+    /// Passivates what has been idle for long enough; to be called again after the time returned.
+    fn sweep(self: Arc<Self>) -> Duration;
+    /// How many instances are in memory.
+    fn running(&self) -> usize;
+    /// The instance at this address of memory, if it is one of these.
+    fn find_instance(&self, address: usize) -> Option<Arc<dyn Link>>;
+    /// Forgets every instance at once.
+    fn abandon(&self);
+}
+
+/// A message on its way.
+enum Submitted<I: StableInterface, W: Work<I>> {
+    /// Its handler is done.
+    Done(AnswerOf<I, W>),
+    /// The answer will come.
+    Waiting(oneshot::Receiver<AnswerOf<I, W>>),
+}
+
+impl<I: StableInterface> InterfaceCore<I> {
+    pub(crate) fn new(
+        host: Arc<HostCore>,
+        options: InterfaceOptions,
+        factory: Factory<I>,
+        fire: Option<WakeFn<I>>,
+        take: Option<WakeFn<I>>,
+    ) -> Self {
+        InterfaceCore {
+            name: I::NAME.into(),
+            table: Table::new(options.max_instances),
+            host,
+            options,
+            factory,
+            fire,
+            take,
+        }
+    }
+
+    /// A new instance.
+    pub(crate) fn build(&self, id: &str) -> I {
+        (self.factory)(id)
+    }
+
+    /// Sends `work` to the instance and waits for its released answer.
+    pub(crate) async fn ask<W: Work<I>>(
+        self: &Arc<Self>,
+        id: &str,
+        work: W,
+    ) -> Result<W::Reply, RequestError<I::Error>> {
+        let submitted = self.submit(id, work).inspect_err(|error| {
+            if matches!(error, RequestError::Overloaded(_)) {
+                metrics::counter!(crate::metrics::OVERLOADED, "interface" => I::NAME).increment(1);
+            }
+        })?;
+        match submitted {
+            Submitted::Done(Answer { result, behind: None }) => result,
+            Submitted::Done(answer) => answer.release().await,
+            Submitted::Waiting(answer) => {
+                // Without an answer the host ended while the handler ran, or before.
+                let answer = answer.await.map_err(|_| RequestError::Unknown)?;
+                // What was committed is proved by the store; anything else is worth as much as the lease.
+                let is_proved = answer.behind.is_some();
+                let result = answer.release().await;
+                if is_proved || self.host.lease_holds() { result } else { Err(RequestError::Fenced) }
+            }
+        }
+    }
+
+    /// Sends `work` to an instance in memory, if it still is, without waiting for it. Whatever bounds its sender has given it a
+    /// place already, and it has as long in the queue as it takes.
+    fn tell<W: Work<I>>(self: &Arc<Self>, id: &str, work: W) -> Result<(), RequestError<I::Error>> {
+        let (hash, shard, epoch) = self.locate(id)?;
+        let Some(slot) = self.table.get(id, hash) else { return Err(RequestError::Closed) };
+        let given = self.options.handler_timeout;
+        let job = Waiting {
+            work,
+            callers: None,
+            deadline: Duration::MAX,
+            given,
+            woken_by: None,
+            has_place: true,
+            span: span_of::<I>(id, shard, None),
+            reply: None,
+        };
+        let taken = slot.take(epoch);
+        self.queue(slot, taken, Box::new(job), id, hash, shard, epoch)
+    }
+
+    /// Finds the shard of `id` and checks that this host may act for it now and has room for what that brings.
+    fn route(&self, id: &str) -> Result<(u64, ShardId, Epoch), RequestError<I::Error>> {
+        let located = self.locate(id)?;
+        if self.host.committer().is_some_and(|committer| committer.is_full(located.1)) {
+            return Err(RequestError::Overloaded("writes to the store"));
+        }
+        Ok(located)
+    }
+
+    /// Finds the shard of `id` and checks that this host may act for it now.
+    fn locate(&self, id: &str) -> Result<(u64, ShardId, Epoch), RequestError<I::Error>> {
+        match self.host.health() {
+            Health::Running => {}
+            Health::NotStarted => return Err(RequestError::NotStarted),
+            // What handlers that still run ask for is served.
+            Health::Draining if chain::in_handler() => {}
+            Health::Draining | Health::Stopped => return Err(RequestError::Draining),
+            Health::Replaced => return Err(RequestError::Fenced),
+        }
+        check_id(id).map_err(|source| RequestError::InvalidId { what: "instance", source })?;
+        let hash = hash_id(id);
+        let shard = self.host.fleet.shard_of_hash(hash);
+        let Some(epoch) = self.host.shards.epoch(shard) else {
+            return Err(RequestError::NotOwner { holder: self.host.holder(shard) });
+        };
+        if !self.host.lease_holds() {
+            return Err(RequestError::Fenced);
+        }
+        Ok((hash, shard, epoch))
+    }
+
+    fn slot(self: &Arc<Self>, id: &str, hash: u64, shard: ShardId) -> Result<Arc<Slot<I>>, RequestError<I::Error>> {
+        let make = || Slot::new(id, shard, self.clone());
+        match self.table.get_or_insert(id, hash, false, make) {
+            Ok(slot) => Ok(slot),
+            Err(Full) if self.make_room(hash) => {
+                let slot = self.table.get_or_insert(id, hash, true, make);
+                Ok(slot.expect("a table that may be exceeded takes every slot"))
+            }
+            Err(Full) => Err(RequestError::Overloaded("instances in memory")),
+        }
+    }
+
+    /// Passivates the least recently used instances beside the one that `hash` is to bring; whether there was any.
+    fn make_room(self: &Arc<Self>, hash: u64) -> bool {
+        let slots = self.table.least_used(hash);
+        let mut room = 0;
+        // Those that hold alarms go last: their alarms fire again.
+        for even_held in [false, true] {
+            for slot in &slots {
+                if room == self.table.eviction() {
+                    return true;
+                }
+                room += usize::from(self.passivate(slot, even_held));
+            }
+            if room > 0 {
+                return true;
+            }
+        }
+        false
+    }
+
+    fn passivate(&self, slot: &Arc<Slot<I>>, even_held: bool) -> bool {
+        let Some(epoch) = self.host.shards.epoch(slot.shard) else { return false };
+        let Some(next) = slot.take_idle(epoch, even_held) else { return false };
+        run_inline(slot, next);
+        metrics::counter!(crate::metrics::PASSIVATED, "interface" => I::NAME).increment(1);
+        true
+    }
+
+    /// Starts `work` on the instance, or queues it there. Everything a request does before its first wait.
+    fn submit<W: Work<I>>(self: &Arc<Self>, id: &str, work: W) -> Result<Submitted<I, W>, RequestError<I::Error>> {
+        let (hash, shard, epoch) = self.route(id)?;
+        let origin = chain::origin(|| self.host.clock.elapsed(), self.options.handler_timeout);
+        loop {
+            let slot = self.slot(id, hash, shard)?;
+            if origin.callers.is_some()
+                && let Some(cycle) = chain::find_cycle(origin.callers.as_ref(), &*slot)
+            {
+                return Err(RequestError::Cycle(cycle));
+            }
+            let mut taken = slot.take(epoch);
+            if matches!(taken, Taken::Busy) {
+                slot.spin();
+                taken = slot.take(epoch);
+            }
+            let state = match taken {
+                Taken::Free(state) => state,
+                Taken::Gone => continue,
+                taken @ (Taken::Busy | Taken::Unsettled(_)) => {
+                    let (reply, answer) = oneshot::channel();
+                    let deadline = origin.deadline.unwrap_or_else(|| slot.deadline_from_now());
+                    let job = Waiting {
+                        work,
+                        callers: origin.callers,
+                        deadline,
+                        given: origin.given,
+                        woken_by: None,
+                        has_place: false,
+                        span: span_of::<I>(id, shard, None),
+                        reply: Some(reply),
+                    };
+                    self.queue(slot, taken, Box::new(job), id, hash, shard, epoch)?;
+                    return Ok(Submitted::Waiting(answer));
+                }
+            };
+            let mut future = Box::pin(handler(slot.clone(), epoch, state, work));
+            let Origin { mut callers, mut deadline, given, may_nest } = origin;
+            let span = span_of::<I>(id, shard, None);
+            let mut slot = slot;
+            if may_nest {
+                let polled;
+                (slot, polled) =
+                    first_poll(|task| poll_handler(future.as_mut(), slot, &mut callers, &mut deadline, &span, task));
+                if let std::task::Poll::Ready(ending) = polled {
+                    drop_quietly(future, &*slot);
+                    let (answer, next) = slot.finish(epoch, ending, None);
+                    if !matches!(next, Next::Idle) {
+                        run_inline(&slot, next);
+                    }
+                    return Ok(Submitted::Done(answer));
+                }
+            }
+            let (reply, answer) = oneshot::channel();
+            let around = Around { slot: slot.clone(), epoch, callers, deadline, given, woken_by: None, span };
+            drive(&slot, Step::Turn(Box::new(Running { around, future: Some(future), reply: Some(reply) })));
+            return Ok(Submitted::Waiting(answer));
+        }
+    }
+
+    /// Queues a message at a slot that was not free, or runs it if the slot has become free meanwhile.
+    #[allow(clippy::too_many_arguments, reason = "a slot that has gone must be looked up again by all of these")]
+    fn queue(
+        self: &Arc<Self>,
+        mut slot: Arc<Slot<I>>,
+        mut taken: Taken<I>,
+        mut job: Box<dyn Job<I>>,
+        id: &str,
+        hash: u64,
+        shard: ShardId,
+        epoch: Epoch,
+    ) -> Result<(), RequestError<I::Error>> {
+        loop {
+            match taken {
+                Taken::Free(state) => {
+                    run_inline(&slot, Next::Run(job, state, epoch));
+                    return Ok(());
+                }
+                Taken::Gone => slot = self.slot(id, hash, shard)?,
+                Taken::Busy | Taken::Unsettled(_) => match slot.enqueue(job) {
+                    Ok(()) => {
+                        if let Taken::Unsettled(next) = taken {
+                            drive(&slot, Step::Next(next));
+                        }
+                        return Ok(());
+                    }
+                    Err(Enqueue::Full) => return Err(RequestError::Overloaded("messages waiting for the instance")),
+                    Err(Enqueue::Gone(back) | Enqueue::Free(back)) => job = back,
+                },
+            }
+            taken = slot.take(epoch);
+        }
+    }
+}
+
+impl<I: StableInterface> AnyInterface for InterfaceCore<I> {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn handles(&self, wake: &Wake) -> bool {
+        match wake {
+            Wake::Alarm(_) => self.fire.is_some(),
+            Wake::Message(_) => self.take.is_some(),
+        }
+    }
+
+    fn wake(self: Arc<Self>, token: WakeToken) {
+        let wake = match token.wake() {
+            Wake::Alarm(_) => self.fire,
+            Wake::Message(_) => self.take,
+        };
+        if let Some(wake) = wake {
+            wake(&self, token);
+        }
+    }
+
+    fn stop_all(self: Arc<Self>) {
+        for slot in self.table.slots() {
+            let Some(epoch) = self.host.shards.epoch(slot.shard) else {
+                if let Some(next) = slot.forget(Forget::Lost) {
+                    run_inline(&slot, next);
+                }
+                continue;
+            };
+            let (id, hash, shard) = (slot.id.clone(), hash_id(&slot.id), slot.shard);
+            let taken = slot.take(epoch);
+            if matches!(taken, Taken::Gone) {
+                continue;
+            }
+            if let Err(error) = self.queue(slot, taken, stop_job_of(Closed::Draining), &id, hash, shard, epoch) {
+                tracing::warn!(interface = I::NAME, %id, %error, "an instance could not be stopped");
+            }
+        }
+    }
+
+    fn forget(self: Arc<Self>, which: Forget) {
+        for slot in self.table.slots() {
+            if let Some(next) = slot.forget(which) {
+                run_inline(&slot, next);
+            }
+        }
+    }
+
+    fn sweep(self: Arc<Self>) -> Duration {
+        for slot in self.table.grow_older(IDLE_STEPS) {
+            self.passivate(&slot, false);
+        }
+        self.options.idle_timeout / IDLE_STEPS
+    }
+
+    fn running(&self) -> usize {
+        self.table.len()
+    }
+
+    fn find_instance(&self, address: usize) -> Option<Arc<dyn Link>> {
+        let slot = self.table.slots().into_iter().find(|slot| Arc::as_ptr(slot).addr() == address)?;
+        Some(slot)
+    }
+
+    fn abandon(&self) {
+        for slot in self.table.clear() {
+            slot.abandon();
+        }
+    }
+}
+
+/// An application's handle on one of its interfaces: cheap to clone, for any task of the process.
+///
+/// Made by [`InterfaceBuilder::register`](crate::InterfaceBuilder::register). Its requests may be dropped at any time: a
+/// handler that has begun runs to its end all the same. They are made from within a tokio runtime, for handlers are first
+/// polled where the request is.
+pub struct Interface<I: StableInterface> {
+    core: Arc<InterfaceCore<I>>,
+}
+
+impl<I: StableInterface> Clone for Interface<I> {
+    fn clone(&self) -> Interface<I> {
+        Interface { core: self.core.clone() }
+    }
+}
+
+impl<I: StableInterface> fmt::Debug for Interface<I> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Interface").field("name", &I::NAME).field("running", &self.running()).finish_non_exhaustive()
+    }
+}
+
+impl<I: StableInterface> Interface<I> {
+    pub(crate) fn new(core: Arc<InterfaceCore<I>>) -> Interface<I> {
+        Interface { core }
+    }
+
+    /// Sends `message` to the instance `id` and waits for its reply. The instance is built if it is not in memory.
+    ///
+    /// The handler is polled once right here; if it needs more, a task of the host carries on. When this returns `Ok`, every
+    /// effect of the handler is durable.
+    ///
+    /// # Errors
+    /// [`RequestError::Handler`] is the handler's own error; each other variant says what happened and what to do.
+    pub async fn request<M>(&self, id: &str, message: M) -> Result<I::Reply, RequestError<I::Error>>
+    where
+        I: Handle<M>,
+        M: Send + 'static,
+    {
+        let work = Ask(message);
+        self.core.ask(id, work).await
+    }
+
+    /// Connects to the instance `id`, which is told `meta` and accepts or rejects. It is built if it is not in memory.
+    ///
+    /// # Errors
+    /// [`RequestError::Rejected`] with the instance's reason, [`RequestError::Unhandled`] if it did neither,
+    /// [`RequestError::Overloaded`] if the host has too many connections, and as [`request`](Self::request).
+    pub async fn connect(&self, id: &str, meta: I::Meta) -> Result<Connection<I>, RequestError<I::Error>>
+    where
+        I: OnConnect,
+    {
+        let Some(place) = self.core.host.connections.take() else {
+            metrics::counter!(crate::metrics::OVERLOADED, "interface" => I::NAME).increment(1);
+            return Err(RequestError::Overloaded("connections"));
+        };
+        self.core.ask(id, Connect { meta, place, core: AsCore(self.core.clone()) }).await
+    }
+
+    /// Posts a message to the inbox of the instance `id`, wherever that lives: any host may, and when this returns the message
+    /// is durable. Its owner handles it with [`OnMessage`], at least once.
+    ///
+    /// # Errors
+    /// [`RequestError::Store`] if the store did not take it, [`RequestError::Unknown`] if that is not known: repeat it under the
+    /// same ID. [`RequestError::TooLarge`], [`RequestError::InvalidId`], [`RequestError::NoStore`].
+    pub async fn post(&self, id: &str, message: NewPost) -> Result<Posted, RequestError<I::Error>>
+    where
+        I: OnMessage,
+    {
+        crate::inbox::post(&self.core.host, &self.core.name, id, message).await
+    }
+
+    /// Sets an alarm of the instance `id`, as [`Context::set_alarm`] does from inside. The instance is not built for it.
+    ///
+    /// # Errors
+    /// As [`request`](Self::request), and as [`Context::set_alarm`].
+    pub async fn set_alarm(
+        &self,
+        id: &str,
+        alarm: &str,
+        at: impl Into<Timestamp>,
+        meta: &(impl Serialize + ?Sized),
+    ) -> Result<(), RequestError<I::Error>> {
+        self.core.ask(id, Outside(set_alarm(alarm, at.into(), meta)?)).await
+    }
+
+    /// As [`set_alarm`](Self::set_alarm), unless an alarm with that ID exists. Says whether it was set.
+    ///
+    /// # Errors
+    /// As [`set_alarm`](Self::set_alarm).
+    pub async fn set_alarm_if_absent(
+        &self,
+        id: &str,
+        alarm: &str,
+        at: impl Into<Timestamp>,
+        meta: &(impl Serialize + ?Sized),
+    ) -> Result<bool, RequestError<I::Error>> {
+        self.core.ask(id, Outside(SetAlarmIfAbsent(set_alarm(alarm, at.into(), meta)?))).await
+    }
+
+    /// Cancels an alarm of the instance `id`, if it exists. It does not fire after this has returned `Ok`, except that a handler
+    /// that was running then had been waited for.
+    ///
+    /// # Errors
+    /// As [`request`](Self::request).
+    pub async fn cancel_alarm(&self, id: &str, alarm: &str) -> Result<(), RequestError<I::Error>> {
+        self.core.ask(id, Outside(CancelAlarm(alarm.to_owned()))).await
+    }
+
+    /// All alarms of the instance `id`, by alarm ID.
+    ///
+    /// # Errors
+    /// As [`request`](Self::request).
+    pub async fn alarms(&self, id: &str) -> Result<Vec<Alarm>, RequestError<I::Error>> {
+        self.core.ask(id, Outside(ListAlarms)).await
+    }
+
+    /// Makes an alarm of the instance `id` due at once. Says whether there is one with that ID.
+    ///
+    /// Its [`fire_id`](Alarm::fire_id) becomes another one; the time it was set for and its failed attempts stay.
+    ///
+    /// # Errors
+    /// As [`request`](Self::request).
+    pub async fn fire_now(&self, id: &str, alarm: &str) -> Result<bool, RequestError<I::Error>> {
+        self.core.ask(id, Outside(FireNow(alarm.to_owned()))).await
+    }
+
+    /// The alarms and messages of this interface that were given up, oldest first, at most `limit`, after the one named by
+    /// `after`. Of the shards this host owns.
+    ///
+    /// # Errors
+    /// [`RequestError::Store`] if the store could not be read.
+    pub async fn dead_letters(&self, after: Option<&Dead>, limit: usize) -> Result<Vec<Dead>, RequestError<I::Error>> {
+        crate::dead::list(&self.core.host, I::NAME, after, limit).await
+    }
+
+    /// Brings a dead letter back, due at once and with no failed attempts. Says whether that was done: not if it is no longer
+    /// there, nor if an alarm with the same ID has been set since, nor while a message with the same ID is in the inbox.
+    ///
+    /// # Errors
+    /// As [`request`](Self::request).
+    pub async fn requeue(&self, dead: &Dead) -> Result<bool, RequestError<I::Error>> {
+        self.core.ask(dead.instance(), Outside(Requeue(dead.letter.clone()))).await
+    }
+
+    /// Removes a dead letter for good. Says whether it was still there.
+    ///
+    /// # Errors
+    /// As [`request`](Self::request).
+    pub async fn discard(&self, dead: &Dead) -> Result<bool, RequestError<I::Error>> {
+        self.core.ask(dead.instance(), Outside(Discard(dead.letter.key()))).await
+    }
+
+    /// Lets the instance `id` leave memory in good order: waits for its handler and the messages before this one, runs its
+    /// [`on_stop`](StableInterface::on_stop), and returns when all it committed is durable. The next message builds it anew.
+    ///
+    /// # Errors
+    /// As [`request`](Self::request).
+    pub async fn stop(&self, id: &str) -> Result<(), RequestError<I::Error>> {
+        self.core.ask(id, Stop(Closed::Stopped)).await
+    }
+
+    /// Whether the instance `id` is in memory on this host.
+    #[must_use]
+    pub fn is_running(&self, id: &str) -> bool {
+        self.core.table.get(id, hash_id(id)).is_some_and(|slot| slot.is_running())
+    }
+
+    /// How many instances are in memory on this host.
+    #[must_use]
+    pub fn running(&self) -> usize {
+        self.core.table.len()
+    }
+}
+
+fn set_alarm<E>(alarm: &str, at: Timestamp, meta: &(impl Serialize + ?Sized)) -> Result<SetAlarm, RequestError<E>> {
+    let meta = serde_json::to_value(meta).map_err(ContextError::from)?;
+    Ok(SetAlarm { alarm: alarm.to_owned(), at, meta })
+}
+
+/// Gives a message's work the interface, to build the instance with.
+pub(crate) struct AsCore<I: StableInterface>(pub(crate) Arc<InterfaceCore<I>>);
+
+/// Handles a message.
+struct Ask<M>(M);
+
+impl<I: Handle<M>, M: Send + 'static> Work<I> for Ask<M> {
+    type Reply = I::Reply;
+
+    async fn run(self, state: &mut Option<Box<I>>, cx: &mut Context) -> Result<I::Reply, RequestError<I::Error>> {
+        let instance = awaken(state, cx).await?;
+        instance.handle(cx, self.0).await.map_err(RequestError::Handler)
+    }
+}
+
+/// Lets an instance leave memory.
+struct Stop(Closed);
+
+impl<I: StableInterface> Work<I> for Stop {
+    type Reply = ();
+
+    async fn run(self, state: &mut Option<Box<I>>, cx: &mut Context) -> Result<(), RequestError<I::Error>> {
+        if let Some(mut instance) = state.take() {
+            instance.on_stop().await;
+        }
+        cx.end(self.0);
+        Ok(())
+    }
+}
+
+/// A message that lets an instance leave memory.
+pub(crate) fn stop_job<I: StableInterface>() -> Box<dyn Job<I>> {
+    stop_job_of(Closed::Stopped)
+}
+
+fn stop_job_of<I: StableInterface>(reason: Closed) -> Box<dyn Job<I>> {
+    Box::new(Waiting {
+        work: Stop(reason),
+        callers: None,
+        deadline: Duration::MAX,
+        given: STOP_TIMEOUT,
+        woken_by: None,
+        span: tracing::Span::none(),
+        has_place: true,
+        reply: None,
+    })
+}
+
+/// How long `on_stop` may run.
+const STOP_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Connects a client.
+struct Connect<I: OnConnect> {
+    meta: I::Meta,
+    place: Place,
+    core: AsCore<I>,
+}
+
+impl<I: OnConnect> Work<I> for Connect<I> {
+    type Reply = Connection<I>;
+
+    async fn run(self, state: &mut Option<Box<I>>, cx: &mut Context) -> Result<Connection<I>, RequestError<I::Error>> {
+        let instance = awaken(state, cx).await?;
+        connection::connect(instance, cx, self.core.0.clone(), self.place, self.meta).await
+    }
+}
+
+/// Handles a client's message.
+struct Receive<I: OnConnect> {
+    room: Room<I::Outgoing>,
+    message: I::Incoming,
+}
+
+impl<I: OnConnect> Work<I> for Receive<I> {
+    type Reply = ();
+
+    async fn run(mut self, state: &mut Option<Box<I>>, cx: &mut Context) -> Result<(), RequestError<I::Error>> {
+        let is_attached = self.room.begin();
+        match state {
+            Some(instance) if is_attached => {
+                instance.on_receive(cx, self.room.id(), self.message).await.map_err(RequestError::Handler)
+            }
+            // The connection ended with the incarnation it belonged to.
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Sends a client's message to the instance. The room in its buffer is its place in the queue.
+pub(crate) fn receive<I: OnConnect>(
+    core: &Arc<InterfaceCore<I>>,
+    id: &str,
+    room: Room<I::Outgoing>,
+    message: I::Incoming,
+) -> Result<(), RequestError<I::Error>> {
+    core.tell(id, Receive { room, message })
+}
+
+/// Tells the instance that a client has left.
+struct Disconnect(ConnectionId);
+
+impl<I: OnConnect> Work<I> for Disconnect {
+    type Reply = ();
+
+    async fn run(self, state: &mut Option<Box<I>>, cx: &mut Context) -> Result<(), RequestError<I::Error>> {
+        let is_news = cx.slot::<I>().is_some_and(|slot| slot.client_left(self.0));
+        match state {
+            Some(instance) if is_news => {
+                instance.on_disconnect(cx, self.0, Closed::ByClient).await.map_err(RequestError::Handler)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// How soon an instance is told again that a client has left, while its host may not act.
+const DISCONNECT_AGAIN: Duration = Duration::from_millis(100);
+
+pub(crate) fn disconnect<I: OnConnect>(core: &Arc<InterfaceCore<I>>, id: &Arc<str>, connection: ConnectionId) {
+    match core.tell(id, Disconnect(connection)) {
+        // The lease may come back, and then the instance with all its connections is still there.
+        Err(RequestError::Fenced) if core.host.health() == Health::Running => {
+            let (again, id) = (core.clone(), id.clone());
+            core.host.spawn_turn(async move {
+                again.host.clock.sleep(DISCONNECT_AGAIN).await;
+                disconnect(&again, &id, connection);
+            });
+        }
+        // In any other case the incarnation that had the connection is at its end.
+        Ok(()) | Err(_) => {}
+    }
+}
+
+/// Handles an alarm.
+struct Fire<I: StableInterface> {
+    woken: Woken<I>,
+    alarm: Arc<AlarmRow>,
+}
+
+/// What is common to alarms and messages.
+struct Woken<I: StableInterface> {
+    wake: Wake,
+    must_mark: bool,
+    core: AsCore<I>,
+}
+
+impl<I: StableInterface> Woken<I> {
+    /// What comes before the handler; `false` if it must not run.
+    async fn begin(&self, cx: &mut Context) -> Result<bool, RequestError<I::Error>> {
+        if !self.must_mark {
+            return Ok(true);
+        }
+        let limit = self.core.0.host.options.limits.max_crashes;
+        let crashes = self.wake.crashes();
+        if crashes >= limit {
+            let reason: Arc<str> = format!("{crashes} processes died while it was being handled").into();
+            tracing::error!(instance = %self.wake.name(), kind = self.wake.kind(), id = %self.wake.id(), %reason,
+                "given up; it is a dead letter now");
+            metrics::counter!(crate::metrics::DEAD_LETTERS, "interface" => I::NAME).increment(1);
+            for op in self.wake.dead(self.wake.attempt(), &reason, cx.now()) {
+                cx.record_own(op);
+            }
+            return Ok(false);
+        }
+        cx.mark_started(&self.wake).await?;
+        Ok(true)
+    }
+}
+
+impl<I: OnAlarm> Work<I> for Fire<I> {
+    type Reply = ();
+
+    async fn run(self, state: &mut Option<Box<I>>, cx: &mut Context) -> Result<(), RequestError<I::Error>> {
+        if !cx.is_live(&self.alarm) || !self.woken.begin(cx).await? {
+            return Ok(());
+        }
+        cx.alarm = Some(self.alarm.clone());
+        let instance = awaken(state, cx).await?;
+        instance.on_alarm(cx, &Alarm::new(self.alarm)).await.map_err(RequestError::Handler)?;
+        cx.complete(&self.woken.wake);
+        Ok(())
+    }
+}
+
+/// Handles a message from the inbox.
+struct Take<I: StableInterface> {
+    woken: Woken<I>,
+    message: Arc<InboxRow>,
+}
+
+impl<I: OnMessage> Work<I> for Take<I> {
+    type Reply = ();
+
+    async fn run(self, state: &mut Option<Box<I>>, cx: &mut Context) -> Result<(), RequestError<I::Error>> {
+        if !self.woken.begin(cx).await? {
+            return Ok(());
+        }
+        let instance = awaken(state, cx).await?;
+        instance.on_message(cx, &Message::new(self.message)).await.map_err(RequestError::Handler)?;
+        cx.complete(&self.woken.wake);
+        Ok(())
+    }
+}
+
+/// What [`InterfaceBuilder::with_alarms`](crate::InterfaceBuilder::with_alarms) captures.
+pub(crate) fn fire_alarm<I: OnAlarm>(core: &Arc<InterfaceCore<I>>, token: WakeToken) {
+    if let Wake::Alarm(alarm) = token.wake() {
+        let work = Fire { alarm: alarm.clone(), woken: woken(core, &token) };
+        hand_over(core, token, work);
+    }
+}
+
+/// What [`InterfaceBuilder::with_inbox`](crate::InterfaceBuilder::with_inbox) captures.
+pub(crate) fn take_message<I: OnMessage>(core: &Arc<InterfaceCore<I>>, token: WakeToken) {
+    if let Wake::Message(message) = token.wake() {
+        let work = Take { message: message.clone(), woken: woken(core, &token) };
+        hand_over(core, token, work);
+    }
+}
+
+fn woken<I: StableInterface>(core: &Arc<InterfaceCore<I>>, token: &WakeToken) -> Woken<I> {
+    Woken { wake: token.wake().clone(), must_mark: token.must_mark, core: AsCore(core.clone()) }
+}
+
+fn hand_over<I: StableInterface>(core: &Arc<InterfaceCore<I>>, token: WakeToken, work: impl Work<I>) {
+    let id = token.wake().name().instance.clone();
+    let (hash, (shard, epoch)) = (hash_id(&id), token.shard());
+    let span = span_of::<I>(&id, shard, Some(&token));
+    let job = Waiting {
+        work,
+        callers: None,
+        deadline: Duration::MAX,
+        given: core.options.handler_timeout,
+        span,
+        woken_by: Some(token),
+        has_place: true,
+        reply: None,
+    };
+    // Refused for a limit, the token is dropped with the job, and what it stands for waits a moment.
+    let Ok(slot) = core.slot(&id, hash, shard) else { return };
+    let taken = slot.take(epoch);
+    if let Err(error) = core.queue(slot, taken, Box::new(job), &id, hash, shard, epoch) {
+        tracing::debug!(interface = I::NAME, %id, %error, "what is due could not be handed to its instance yet");
+    }
+}

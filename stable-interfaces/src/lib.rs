@@ -1,0 +1,104 @@
+//! Durable objects for Rust services: an instance per ID that lives in exactly one place, handles one message at a time,
+//! wakes itself up, and loses nothing when a process dies.
+//!
+//! ```
+//! use std::time::Duration;
+//! use stable_interfaces::{Alarm, Context, ContextError, Handle, Host, MemoryStore, OnAlarm, StableInterface};
+//!
+//! struct Order { paid: bool }
+//!
+//! impl StableInterface for Order {
+//!     const NAME: &'static str = "order";
+//!     type Error = ContextError;
+//!     async fn on_start(&mut self, cx: &mut Context) -> Result<(), ContextError> {
+//!         self.paid = cx.get("paid").await?.unwrap_or(false);
+//!         Ok(())
+//!     }
+//! }
+//!
+//! struct Place;
+//! impl Handle<Place> for Order {
+//!     type Reply = ();
+//!     async fn handle(&mut self, cx: &mut Context, _: Place) -> Result<(), ContextError> {
+//!         cx.put("paid", &false)?;
+//!         cx.set_alarm("expire", cx.now() + Duration::from_secs(900), &())
+//!     }
+//! }
+//!
+//! struct Pay;
+//! impl Handle<Pay> for Order {
+//!     type Reply = bool;
+//!     async fn handle(&mut self, cx: &mut Context, _: Pay) -> Result<bool, ContextError> {
+//!         cx.cancel_alarm("expire")?;
+//!         self.paid = true;
+//!         cx.put("paid", &true)?; // the payment and the cancelled alarm land together, then the reply is released
+//!         Ok(self.paid)
+//!     }
+//! }
+//!
+//! impl OnAlarm for Order {
+//!     async fn on_alarm(&mut self, cx: &mut Context, alarm: &Alarm) -> Result<(), ContextError> {
+//!         cx.put("expired", &alarm.scheduled_at()) // a restart in between does not matter
+//!     }
+//! }
+//!
+//! # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+//! let mut host = Host::local(MemoryStore::new());
+//! let orders = host.interface(|_id| Order { paid: false }).with_alarms().register()?;
+//! let host = host.start().await?;
+//! orders.request("order-17", Place).await?;
+//! assert!(orders.request("order-17", Pay).await?);
+//! host.drain(Duration::from_secs(1)).await;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! # })?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! | to | look at |
+//! | --- | --- |
+//! | say who owns what | [`Fleet`] |
+//! | start, drain and look after a process | [`Host`] |
+//! | write an entity | [`StableInterface`], [`Handle`], [`OnAlarm`], [`OnMessage`], [`OnConnect`] |
+//! | change and read what it keeps | [`Context`] |
+//! | talk to it | [`Interface`] |
+//! | keep data elsewhere | [`Store`] |
+//! | test all that | `testing` (feature `testing`) |
+
+mod alarm;
+mod clock;
+mod committer;
+mod connection;
+mod dead;
+mod error;
+mod fleet;
+mod host;
+mod id;
+mod inbox;
+mod instance;
+mod interface;
+pub mod metrics;
+mod store;
+mod sync;
+#[cfg(feature = "testing")]
+pub mod testing;
+
+pub use alarm::{Alarm, FireId, RetryPolicy};
+pub use clock::{Clock, Random, Sleep, SystemClock, SystemRandom, Timestamp};
+pub use connection::{CONNECTION_BUFFER, Closed, Connecting, Connection, ConnectionId, Peer, SendError};
+pub use dead::{Dead, DeadKind};
+pub use error::{ContextError, InvalidId, RequestError};
+pub use fleet::{Fleet, FleetError, HASH_VERSION, Location, MAX_HOST_BYTES, MAX_HOSTS, MAX_SHARDS};
+pub use host::{Drained, Health, Host, HostBuilder, InterfaceBuilder, RegisterError, StartError};
+pub use id::{MAX_ID_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, check_id, check_key};
+pub use inbox::{Message, NewPost};
+pub use instance::context::{Context, KeyRange};
+pub use instance::effects::{MAX_EFFECT_BYTES, MAX_EFFECTS};
+pub use instance::task::{Me, Parked};
+pub use instance::{Handle, OnAlarm, OnConnect, OnMessage, StableInterface};
+pub use interface::Interface;
+pub use store::{
+    After, AlarmKey, AlarmRow, Batch, BoxError, Claim, ClaimKind, Claimed, DamageReason, Damaged, DeadKey, DeadLetter,
+    DeadRow, Epoch, Grant, Held, Hints, InboxKey, InboxRow, Incarnation, InstanceName, Lane, Loaded, MemoryStore,
+    MessageHeaders, NewMessage, Op, Page, Posted, Read, ReadRange, ReadRows, Renewed, Revision, Rows, ShardId, Store,
+    StoreError, Write,
+};

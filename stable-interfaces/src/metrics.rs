@@ -1,0 +1,63 @@
+//! The names of the metrics this library emits through the [`metrics`](https://docs.rs/metrics) facade.
+//!
+//! Install any recorder of that facade to collect them; without one they cost next to nothing. A test holds this list: each
+//! name here is emitted, and nothing else is.
+
+/// Counter, by `interface`: instances reset after a panic, a timeout, a failed commit or an error with effects.
+pub const RESETS: &str = "stable_interfaces_resets_total";
+/// Counter, by `interface`: failed alarms and messages that will be tried again.
+pub const RETRIES: &str = "stable_interfaces_retries_total";
+/// Counter, by `interface`: alarms and messages given up.
+pub const DEAD_LETTERS: &str = "stable_interfaces_dead_letters_total";
+/// Counter, by `kind` (`alarm`, `message`): handlers started for what was due.
+pub const WOKEN: &str = "stable_interfaces_woken_total";
+/// Histogram, seconds: how late an alarm's first attempt started.
+pub const ALARM_LATENESS: &str = "stable_interfaces_alarm_lateness_seconds";
+/// Counter: alarms put off because those of their instance fire too often.
+pub const ALARMS_SLOWED: &str = "stable_interfaces_alarms_slowed_total";
+/// Counter: alarms and messages left in the store because this program has no handler for them.
+pub const SET_ASIDE: &str = "stable_interfaces_set_aside_total";
+/// Counter: stored rows that could not be used.
+pub const DAMAGED_ROWS: &str = "stable_interfaces_damaged_rows_total";
+/// Histogram: operations per group commit.
+pub const COMMIT_OPS: &str = "stable_interfaces_commit_operations";
+/// Histogram, seconds: from sending a group commit to knowing its outcome.
+pub const COMMIT_SECONDS: &str = "stable_interfaces_commit_seconds";
+/// Counter: group commits sent again because the outcome was not known.
+pub const COMMIT_REPEATS: &str = "stable_interfaces_commit_repeats_total";
+/// Counter: commits refused because their shard has another owner.
+pub const FENCED: &str = "stable_interfaces_fenced_commits_total";
+/// Gauge, seconds: for how long the oldest alarm or message that waits has been due, as of the last renewal of the lease.
+pub const OLDEST_OVERDUE: &str = "stable_interfaces_oldest_overdue_seconds";
+/// Counter: shards lost to another owner.
+pub const SHARDS_LOST: &str = "stable_interfaces_shards_lost_total";
+/// Gauge: shards owned.
+pub const SHARDS_OWNED: &str = "stable_interfaces_shards_owned";
+/// Counter, by `interface`: instances that left memory because they were idle or others needed the room.
+pub const PASSIVATED: &str = "stable_interfaces_passivated_total";
+/// Counter, by `interface`: requests refused because a limit was reached.
+pub const OVERLOADED: &str = "stable_interfaces_overloaded_total";
+/// Counter: handlers seen blocking their thread.
+pub const BLOCKED: &str = "stable_interfaces_blocked_handlers_total";
+
+/// Every name above.
+pub const ALL: [&str; 18] = [
+    RESETS,
+    RETRIES,
+    DEAD_LETTERS,
+    WOKEN,
+    ALARM_LATENESS,
+    ALARMS_SLOWED,
+    SET_ASIDE,
+    DAMAGED_ROWS,
+    COMMIT_OPS,
+    COMMIT_SECONDS,
+    COMMIT_REPEATS,
+    FENCED,
+    OLDEST_OVERDUE,
+    SHARDS_LOST,
+    SHARDS_OWNED,
+    PASSIVATED,
+    OVERLOADED,
+    BLOCKED,
+];

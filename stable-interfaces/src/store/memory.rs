@@ -1,0 +1,509 @@
+//! A store in the memory of one process: for tests, simulations and trying things out.
+//!
+//! Everything stands behind one lock that is held for one call and never across an `.await`, so each call is atomic and
+//! calls are in a single order. Nothing survives the process. The index of a row and the row itself change together:
+//! each alarm has exactly one place in the order of firing, each inbox row exactly one identity.
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::ops::Bound;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::{
+    After, AlarmKey, AlarmRow, Batch, Claim, ClaimKind, Claimed, DeadKey, DeadLetter, Epoch, Grant, Held, Hints,
+    InboxKey, InboxRow, Incarnation, InstanceName, Lane, Loaded, NewMessage, Op, Page, Posted, Read, ReadRange,
+    ReadRows, Renewed, Revision, Rows, ShardId, Store, StoreError, Write,
+};
+use crate::clock::{Clock, SystemClock, Timestamp};
+use crate::sync::{Arc, Mutex, mpsc};
+
+/// How many hints wait for a slow listener before further ones are dropped.
+const HINTS_BUFFERED: usize = 1024;
+
+/// A store in memory. Clones are handles to the same rows, so that several hosts of one process can share them.
+///
+/// It keeps the whole contract of [`Store`] except durability: what was committed survives a host, not the process.
+#[derive(Clone)]
+pub struct MemoryStore {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    /// Leases run by its `elapsed`, arrivals are stamped with its `now`.
+    clock: Arc<dyn Clock>,
+    /// All rows. One lock, because a commit spans shards and must check and write them in one step.
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Shard count and hash version, as the first claim recorded them.
+    layout: Option<(u32, u32)>,
+    /// Every incarnation that ever claimed, ended ones too: they must be told.
+    lives: BTreeMap<Incarnation, Life>,
+    shards: BTreeMap<ShardId, Shard>,
+    /// Who hears of new inbox rows.
+    watchers: Vec<mpsc::Sender<ShardId>>,
+}
+
+/// One life of a host.
+struct Life {
+    host: Arc<str>,
+    /// By the lease clock; the lease has run out once that time is reached.
+    lease_until: Duration,
+    /// Whether a later life of the same host name has started.
+    ended: bool,
+    /// The greatest sequence number taken, by lane.
+    lanes: BTreeMap<Lane, u64>,
+}
+
+/// Which item of an instance: the identity of an alarm or message, or the place of a storage value.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Item {
+    name: InstanceName,
+    id: Arc<str>,
+}
+
+impl Item {
+    fn new(name: &InstanceName, id: &Arc<str>) -> Item {
+        Item { name: name.clone(), id: id.clone() }
+    }
+}
+
+#[derive(Default)]
+struct Shard {
+    /// Zero until the first claim.
+    epoch: Epoch,
+    owner: Option<Incarnation>,
+    /// Whether the present owner got it clean.
+    clean: bool,
+    alarms: BTreeMap<Item, AlarmRow>,
+    /// The keys of `alarms`, in the order of firing.
+    alarm_order: BTreeSet<AlarmKey>,
+    inbox: BTreeMap<InboxKey, InboxRow>,
+    /// When each row of `inbox` arrived, by its identity.
+    arrivals: BTreeMap<Item, Timestamp>,
+    dead: BTreeMap<DeadKey, DeadLetter>,
+    storage: BTreeMap<Item, Bytes>,
+}
+
+impl MemoryStore {
+    /// An empty store on the machine's clock.
+    #[must_use]
+    pub fn new() -> MemoryStore {
+        MemoryStore::with_clock(Arc::new(SystemClock::default()))
+    }
+
+    /// An empty store whose leases and arrival times follow `clock`.
+    #[must_use]
+    pub fn with_clock(clock: Arc<dyn Clock>) -> MemoryStore {
+        MemoryStore { inner: Arc::new(Inner { clock, state: Mutex::default() }) }
+    }
+
+    /// Everything that is stored, as of one moment.
+    #[cfg(feature = "testing")]
+    #[must_use]
+    pub fn dump(&self) -> crate::testing::StoreDump {
+        use crate::testing::{ShardDump, StoreDump};
+        let dump_shard = |shard: &Shard| ShardDump {
+            epoch: shard.epoch,
+            owner: shard.owner,
+            alarms: shard.alarm_order.iter().filter_map(|key| shard.alarm_at(key)).cloned().collect(),
+            inbox: shard.inbox.values().cloned().collect(),
+            dead: shard.dead.values().cloned().collect(),
+            storage: shard
+                .storage
+                .iter()
+                .map(|(item, value)| ((item.name.clone(), item.id.clone()), value.clone()))
+                .collect(),
+        };
+        let state = self.inner.state.lock();
+        StoreDump { shards: state.shards.iter().map(|(id, shard)| (*id, dump_shard(shard))).collect() }
+    }
+}
+
+impl Default for MemoryStore {
+    fn default() -> MemoryStore {
+        MemoryStore::new()
+    }
+}
+
+impl fmt::Debug for MemoryStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryStore").finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Store for MemoryStore {
+    async fn claim(&self, claim: &Claim) -> Result<Claimed, StoreError> {
+        let (elapsed, now) = (self.inner.clock.elapsed(), self.inner.clock.now());
+        let mut state = self.inner.state.lock();
+        state.check_layout(claim)?;
+        state.begin_life(claim, elapsed)?;
+        let (mut granted, mut held) = (Vec::new(), Vec::new());
+        for &shard in &claim.shards {
+            match state.claim_shard(shard, claim, elapsed) {
+                Ok(grant) => granted.push(grant),
+                Err(other) => held.push(other),
+            }
+        }
+        Ok(Claimed { granted, held, now })
+    }
+
+    async fn renew(&self, incarnation: Incarnation, lease: Duration) -> Result<Renewed, StoreError> {
+        let (elapsed, now) = (self.inner.clock.elapsed(), self.inner.clock.now());
+        let mut state = self.inner.state.lock();
+        let life = state.lives.get_mut(&incarnation).filter(|life| !life.ended).ok_or(StoreError::Replaced)?;
+        life.lease_until = elapsed.saturating_add(lease);
+        let mine = || state.shards.iter().filter(|(_, shard)| shard.owner == Some(incarnation));
+        Ok(Renewed {
+            owned: mine().map(|(&id, _)| id).collect(),
+            inbox: mine().filter(|(_, shard)| !shard.inbox.is_empty()).map(|(&id, _)| id).collect(),
+            now,
+        })
+    }
+
+    async fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {
+        let mut state = self.inner.state.lock();
+        for id in shards {
+            // An ended life has released nothing: its handlers may have been running.
+            let ended = state.lives.get(&incarnation).is_none_or(|life| life.ended);
+            if let Some(shard) = state.shards.get_mut(id).filter(|shard| shard.owner == Some(incarnation) && !ended) {
+                shard.owner = None;
+            }
+        }
+        Ok(())
+    }
+
+    async fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError> {
+        let mut state = self.inner.state.lock();
+        let State { lives, shards, .. } = &mut *state;
+        let life = lives.get_mut(&write.incarnation);
+        let ended = life.as_ref().is_none_or(|life| life.ended);
+        let repeated = match life {
+            Some(life) => {
+                let newest = life.lanes.entry(write.lane).or_default();
+                if write.seq < *newest {
+                    return Err(StoreError::Stale { lane: write.lane, seq: write.seq, newest: *newest });
+                }
+                std::mem::replace(newest, write.seq) == write.seq
+            }
+            None => false,
+        };
+        let apply = |batch: &Batch| {
+            let shard = shards.get_mut(&batch.shard);
+            let newest = shard.as_ref().map_or(Epoch(0), |shard| shard.epoch);
+            match shard {
+                Some(shard) if !ended && shard.owner == Some(write.incarnation) && batch.epoch == newest => {
+                    if !repeated {
+                        batch.ops.iter().for_each(|op| shard.apply(op));
+                    }
+                    Ok(())
+                }
+                _ => Err(StoreError::Fenced { shard: batch.shard, held: batch.epoch, newest }),
+            }
+        };
+        Ok(write.batches.iter().map(apply).collect())
+    }
+
+    async fn post(&self, messages: &[NewMessage]) -> Result<Vec<Posted>, StoreError> {
+        let arrived = self.inner.clock.now();
+        let mut state = self.inner.state.lock();
+        let posted = messages
+            .iter()
+            .map(|message| state.shards.entry(message.shard).or_default().post(message, arrived))
+            .collect();
+        let touched: BTreeSet<ShardId> = messages.iter().map(|message| message.shard).collect();
+        for shard in touched {
+            // A full channel has hints enough to come; a closed one has nobody left.
+            state
+                .watchers
+                .retain(|watcher| !matches!(watcher.try_send(shard), Err(mpsc::error::TrySendError::Closed(_))));
+        }
+        Ok(posted)
+    }
+
+    async fn watch(&self, _incarnation: Incarnation) -> Result<Hints, StoreError> {
+        let (sender, receiver) = mpsc::channel(HINTS_BUFFERED);
+        self.inner.state.lock().watchers.push(sender);
+        Ok(Hints::new(receiver))
+    }
+
+    async fn load(&self, pages: &[Page]) -> Result<Vec<Loaded>, StoreError> {
+        let state = self.inner.state.lock();
+        let empty = Shard::default();
+        let load = |page: &Page| state.shards.get(&page.shard).unwrap_or(&empty).load(&page.after, page.limit);
+        Ok(pages.iter().map(|page| Loaded { rows: load(page), damaged: Vec::new() }).collect())
+    }
+
+    async fn read(&self, read: &Read) -> Result<ReadRows, StoreError> {
+        let state = self.inner.state.lock();
+        let empty = Shard::default();
+        let shard = state.shards.get(&read.shard).unwrap_or(&empty);
+        Ok(match &read.range {
+            ReadRange::Storage(from, to) => ReadRows::Storage(
+                items(&shard.storage, &read.name, from, to.as_ref())
+                    .take(read.limit)
+                    .map(|(item, value)| (item.id.clone(), value.clone()))
+                    .collect(),
+            ),
+            ReadRange::Alarms(from, to) => ReadRows::Alarms(
+                items(&shard.alarms, &read.name, from, to.as_ref())
+                    .take(read.limit)
+                    .map(|(_, row)| row.clone())
+                    .collect(),
+            ),
+        })
+    }
+}
+
+/// The items of one instance from `from` up to, not including, `to`.
+fn items<'a, V>(
+    map: &'a BTreeMap<Item, V>,
+    name: &'a InstanceName,
+    from: &Arc<str>,
+    to: Option<&'a Arc<str>>,
+) -> impl Iterator<Item = (&'a Item, &'a V)> {
+    map.range(Item::new(name, from)..)
+        .take_while(move |(item, _)| item.name == *name && to.is_none_or(|to| item.id < *to))
+}
+
+/// Everything strictly after `key`, or everything.
+fn after<K: Clone>(key: &Option<K>) -> (Bound<K>, Bound<K>) {
+    (key.clone().map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded)
+}
+
+impl State {
+    fn check_layout(&mut self, claim: &Claim) -> Result<(), StoreError> {
+        let (shard_count, hash_version) = (claim.shard_count, claim.hash_version);
+        match *self.layout.get_or_insert((shard_count, hash_version)) {
+            stored if stored == (shard_count, hash_version) => Ok(()),
+            (stored_shard_count, stored_hash_version) => {
+                Err(StoreError::Mismatch { shard_count, hash_version, stored_shard_count, stored_hash_version })
+            }
+        }
+    }
+
+    /// Records the claimer and its lease and, at a start, ends the earlier lives of its host.
+    fn begin_life(&mut self, claim: &Claim, elapsed: Duration) -> Result<(), StoreError> {
+        let lease_until = elapsed.saturating_add(claim.lease);
+        match self.lives.entry(claim.incarnation) {
+            Entry::Occupied(life) if life.get().ended => return Err(StoreError::Replaced),
+            Entry::Occupied(mut life) => life.get_mut().lease_until = lease_until,
+            Entry::Vacant(life) => {
+                life.insert(Life { host: claim.host.clone(), lease_until, ended: false, lanes: BTreeMap::new() });
+            }
+        }
+        if claim.kind == ClaimKind::Start {
+            for (incarnation, life) in &mut self.lives {
+                life.ended |= *incarnation != claim.incarnation && life.host == claim.host;
+            }
+        }
+        Ok(())
+    }
+
+    fn claim_shard(&mut self, id: ShardId, claim: &Claim, elapsed: Duration) -> Result<Grant, Held> {
+        let shard = self.shards.entry(id).or_default();
+        if shard.owner != Some(claim.incarnation) {
+            if let Some(life) = shard.owner.and_then(|owner| self.lives.get(&owner)) {
+                let own_past = claim.kind == ClaimKind::Start && life.host == claim.host;
+                if life.lease_until > elapsed && !own_past {
+                    return Err(Held { shard: id, holder: life.host.clone(), remaining: life.lease_until - elapsed });
+                }
+            }
+            shard.clean = shard.owner.is_none();
+            shard.owner = Some(claim.incarnation);
+            shard.epoch.0 += 1;
+        }
+        Ok(Grant { shard: id, epoch: shard.epoch, clean: shard.clean })
+    }
+}
+
+impl Shard {
+    fn apply(&mut self, op: &Op) {
+        match op {
+            Op::PutAlarm(row) => self.put_alarm(row),
+            Op::RemoveAlarm { name, id, revision } => self.remove_alarm(name, id, *revision),
+            Op::PutMessage(row) => self.put_message(row),
+            Op::RemoveMessage(key) => {
+                if self.inbox.remove(key).is_some() {
+                    self.arrivals.remove(&Item::new(&key.name, &key.id));
+                }
+            }
+            Op::PutDead(letter) => {
+                self.dead.insert(letter.key(), letter.clone());
+            }
+            Op::RemoveDead(key) => {
+                self.dead.remove(key);
+            }
+            Op::Put { name, key, value } => {
+                self.storage.insert(Item::new(name, key), value.clone());
+            }
+            Op::Delete { name, key } => {
+                self.storage.remove(&Item::new(name, key));
+            }
+        }
+    }
+
+    fn put_alarm(&mut self, row: &AlarmRow) {
+        match self.alarms.entry(Item::new(&row.name, &row.id)) {
+            Entry::Occupied(stored) if stored.get().revision > row.revision => {}
+            Entry::Occupied(mut stored) => {
+                // Remove before insert: old and new key may be equal.
+                self.alarm_order.remove(&stored.get().key());
+                self.alarm_order.insert(row.key());
+                stored.insert(row.clone());
+            }
+            Entry::Vacant(place) => {
+                self.alarm_order.insert(row.key());
+                place.insert(row.clone());
+            }
+        }
+    }
+
+    fn remove_alarm(&mut self, name: &InstanceName, id: &Arc<str>, revision: Revision) {
+        if let Entry::Occupied(stored) = self.alarms.entry(Item::new(name, id))
+            && stored.get().revision <= revision
+        {
+            self.alarm_order.remove(&stored.remove().key());
+        }
+    }
+
+    fn put_message(&mut self, row: &InboxRow) {
+        if let Some(stored) = self.inbox.get_mut(&row.key()) {
+            let (headers, body) = (std::mem::take(&mut stored.headers), std::mem::take(&mut stored.body));
+            *stored = InboxRow { headers, body, ..row.clone() };
+        }
+    }
+
+    fn post(&mut self, message: &NewMessage, arrived: Timestamp) -> Posted {
+        let Entry::Vacant(place) = self.arrivals.entry(Item::new(&message.name, &message.id)) else {
+            return Posted::Duplicate;
+        };
+        place.insert(arrived);
+        let row = InboxRow {
+            name: message.name.clone(),
+            id: message.id.clone(),
+            arrived,
+            due: arrived,
+            attempt: 0,
+            crashes: 0,
+            started: false,
+            last_error: None,
+            headers: message.headers.clone(),
+            body: message.body.clone(),
+        };
+        self.inbox.insert(row.key(), row);
+        Posted::Inserted
+    }
+
+    fn alarm_at(&self, key: &AlarmKey) -> Option<&AlarmRow> {
+        self.alarms.get(&Item::new(&key.name, &key.id))
+    }
+
+    fn load(&self, from: &After, limit: usize) -> Rows {
+        match from {
+            After::Alarms(key) => Rows::Alarms(
+                self.alarm_order.range(after(key)).take(limit).filter_map(|key| self.alarm_at(key)).cloned().collect(),
+            ),
+            After::Inbox(key) => {
+                Rows::Inbox(self.inbox.range(after(key)).take(limit).map(|(_, row)| row.clone()).collect())
+            }
+            After::Dead(key) => {
+                Rows::Dead(self.dead.range(after(key)).take(limit).map(|(_, row)| row.clone()).collect())
+            }
+        }
+    }
+}
+
+#[cfg(all(test, feature = "testing"))]
+mod tests {
+    use super::*;
+    use crate::testing::SimClock;
+
+    const LEASE: Duration = Duration::from_secs(10);
+
+    fn claim(incarnation: u64, host: &str) -> Claim {
+        Claim {
+            incarnation: Incarnation(incarnation),
+            host: host.into(),
+            shards: vec![ShardId(0)],
+            shard_count: 16,
+            hash_version: 1,
+            lease: LEASE,
+            kind: ClaimKind::Running,
+        }
+    }
+
+    fn message(id: &str) -> NewMessage {
+        let name = InstanceName { interface: "order".into(), instance: "i".into() };
+        NewMessage { shard: ShardId(0), name, id: id.into(), headers: vec![], body: Bytes::new() }
+    }
+
+    fn simulated() -> (MemoryStore, SimClock) {
+        let clock = SimClock::new(Timestamp::from_millis(1_000_000));
+        (MemoryStore::with_clock(Arc::new(clock.clone())), clock)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_ends_at_its_time_and_no_sooner() {
+        let (store, clock) = simulated();
+        store.claim(&claim(1, "host-a")).await.unwrap();
+        clock.sleep(LEASE - Duration::from_millis(1)).await;
+        let held = store.claim(&claim(2, "host-b")).await.unwrap().held;
+        assert_eq!(held, [Held { shard: ShardId(0), holder: "host-a".into(), remaining: Duration::from_millis(1) }]);
+        clock.sleep(Duration::from_millis(1)).await;
+        let granted = store.claim(&claim(2, "host-b")).await.unwrap().granted;
+        assert_eq!(granted, [Grant { shard: ShardId(0), epoch: Epoch(2), clean: false }]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_step_of_the_wall_neither_ends_nor_lengthens_a_lease() {
+        let (store, clock) = simulated();
+        store.claim(&claim(1, "host-a")).await.unwrap();
+        clock.step(3_600_000);
+        assert_eq!(store.claim(&claim(2, "host-b")).await.unwrap().held.len(), 1);
+        clock.step(-7_200_000);
+        clock.sleep(LEASE).await;
+        assert_eq!(store.claim(&claim(2, "host-b")).await.unwrap().granted.len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn arrivals_are_stamped_with_the_wall_of_the_store() {
+        let (store, clock) = simulated();
+        clock.step(5);
+        store.post(&[message("m")]).await.unwrap();
+        assert_eq!(store.dump().inbox().next().unwrap().arrived, Timestamp::from_millis(1_000_005));
+        assert_eq!(store.claim(&claim(1, "host-a")).await.unwrap().now, Timestamp::from_millis(1_000_005));
+    }
+
+    #[tokio::test]
+    async fn a_listener_that_does_not_listen_costs_a_bounded_queue_and_no_post() {
+        let (store, _) = simulated();
+        let mut hints = store.watch(Incarnation(1)).await.unwrap();
+        drop(store.watch(Incarnation(2)).await.unwrap());
+        for n in 0..3 * HINTS_BUFFERED {
+            store.post(&[message(&n.to_string())]).await.unwrap();
+        }
+        assert_eq!(store.inner.state.lock().watchers.len(), 1, "who is gone is forgotten");
+        drop(store);
+        let mut heard = 0;
+        while hints.next().await.is_some() {
+            heard += 1;
+        }
+        assert_eq!(heard, HINTS_BUFFERED, "the rest were dropped, and the end of the store ends the stream");
+    }
+
+    #[tokio::test]
+    async fn clones_are_handles_to_the_same_rows() {
+        let store = MemoryStore::new();
+        store.clone().post(&[message("m")]).await.unwrap();
+        assert_eq!(store.dump().shards[&ShardId(0)].inbox.len(), 1);
+        assert_eq!(MemoryStore::new().dump().shards.len(), 0);
+    }
+}

@@ -1,0 +1,244 @@
+//! What a store keeps: alarms, inbox messages, dead letters and instance storage, and the operations on them.
+//!
+//! The order of each kind of row is the derived order of its key type: fields from first to last, text by its bytes.
+
+use std::fmt;
+
+use bytes::Bytes;
+
+use super::{Epoch, ShardId};
+use crate::clock::Timestamp;
+use crate::sync::Arc;
+
+/// Which instance: the name of its interface and its own ID.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct InstanceName {
+    /// The interface's `NAME`.
+    pub interface: Arc<str>,
+    /// The instance's ID, whole.
+    pub instance: Arc<str>,
+}
+
+impl fmt::Display for InstanceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.interface, self.instance)
+    }
+}
+
+/// Which setting of an alarm. Given by the owner without asking the store: the epoch makes it rise over owners, the counter
+/// within one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Revision {
+    /// The epoch of the shard when the alarm was set.
+    pub epoch: Epoch,
+    /// Rises with each setting in that epoch.
+    pub counter: u64,
+}
+
+impl fmt::Display for Revision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.epoch, self.counter)
+    }
+}
+
+/// The order in which a shard's alarms fire.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AlarmKey {
+    /// When it is due.
+    pub due: Timestamp,
+    /// Whose alarm it is.
+    pub name: InstanceName,
+    /// Its ID, unique within the instance.
+    pub id: Arc<str>,
+}
+
+/// An alarm as it is stored. `(name, id)` is its identity: there is at most one row of each.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AlarmRow {
+    /// Whose alarm it is.
+    pub name: InstanceName,
+    /// Its ID, unique within the instance.
+    pub id: Arc<str>,
+    /// When it is to fire next.
+    pub due: Timestamp,
+    /// The time it was set for; `due` moves away from it with each retry.
+    pub scheduled_at: Timestamp,
+    /// Which setting this is.
+    pub revision: Revision,
+    /// How many handlers have failed on it since it was set.
+    pub attempt: u32,
+    /// How many processes have died while it was being handled.
+    pub crashes: u32,
+    /// Whether its handler had begun when this row was written: kept only while there may be an alarm that kills its process.
+    pub started: bool,
+    /// Why the last attempt failed.
+    pub last_error: Option<Arc<str>>,
+    /// What the application attached: JSON.
+    pub meta: Bytes,
+}
+
+impl AlarmRow {
+    /// Its place in the order of firing.
+    #[must_use]
+    pub fn key(&self) -> AlarmKey {
+        AlarmKey { due: self.due, name: self.name.clone(), id: self.id.clone() }
+    }
+}
+
+/// The order in which a shard's inbox is read.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct InboxKey {
+    /// When the store took it.
+    pub arrived: Timestamp,
+    /// Whose message it is.
+    pub name: InstanceName,
+    /// Its ID, unique within the instance.
+    pub id: Arc<str>,
+}
+
+/// What travels beside a message's body: names and values as they came, in order.
+pub type MessageHeaders = Vec<(String, String)>;
+
+/// A message as it is stored. `(name, id)` is its identity: there is at most one row of each.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InboxRow {
+    /// Whose message it is.
+    pub name: InstanceName,
+    /// Its ID, unique within the instance's inbox.
+    pub id: Arc<str>,
+    /// When the store took it, by the store's clock.
+    pub arrived: Timestamp,
+    /// When it is to be handled: `arrived` at first, later with each retry.
+    pub due: Timestamp,
+    /// How many handlers have failed on it.
+    pub attempt: u32,
+    /// How many processes have died while it was being handled.
+    pub crashes: u32,
+    /// As [`AlarmRow::started`].
+    pub started: bool,
+    /// Why the last attempt failed.
+    pub last_error: Option<Arc<str>>,
+    /// What came beside the body.
+    pub headers: MessageHeaders,
+    /// The message: opaque.
+    pub body: Bytes,
+}
+
+impl InboxRow {
+    /// Its place in the order of arrival.
+    #[must_use]
+    pub fn key(&self) -> InboxKey {
+        InboxKey { arrived: self.arrived, name: self.name.clone(), id: self.id.clone() }
+    }
+}
+
+/// A message on its way into an inbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewMessage {
+    /// The shard of the instance.
+    pub shard: ShardId,
+    /// The instance it is for.
+    pub name: InstanceName,
+    /// Its ID: a second message with the same one is dropped while the first is unread.
+    pub id: Arc<str>,
+    /// What goes beside the body.
+    pub headers: MessageHeaders,
+    /// At most [`MAX_VALUE_BYTES`](crate::MAX_VALUE_BYTES).
+    pub body: Bytes,
+}
+
+/// The order of dead letters: oldest first.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeadKey {
+    /// When it was given up.
+    pub died_at: Timestamp,
+    /// Whose alarm or message it was.
+    pub name: InstanceName,
+    /// `true` for a message, `false` for an alarm: the two have separate IDs.
+    pub is_message: bool,
+    /// The ID of the alarm or message.
+    pub id: Arc<str>,
+}
+
+/// An alarm or message that was given up: kept until somebody requeues or discards it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeadLetter {
+    /// When it was given up, by the owner's clock.
+    pub died_at: Timestamp,
+    /// Why: usually the last error.
+    pub reason: Arc<str>,
+    /// The row as it was.
+    pub row: DeadRow,
+}
+
+/// What died.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DeadRow {
+    /// An alarm.
+    Alarm(AlarmRow),
+    /// A message.
+    Message(InboxRow),
+}
+
+impl DeadLetter {
+    /// Its place among the dead letters.
+    #[must_use]
+    pub fn key(&self) -> DeadKey {
+        let (name, is_message, id) = match &self.row {
+            DeadRow::Alarm(alarm) => (&alarm.name, false, &alarm.id),
+            DeadRow::Message(message) => (&message.name, true, &message.id),
+        };
+        DeadKey { died_at: self.died_at, name: name.clone(), is_message, id: id.clone() }
+    }
+}
+
+/// Operations on one shard that happen together or not at all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batch {
+    /// The shard that all of them belong to.
+    pub shard: ShardId,
+    /// The epoch under which they were decided.
+    pub epoch: Epoch,
+    /// The operations; no two have the same target.
+    pub ops: Vec<Op>,
+}
+
+/// One change to a shard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Op {
+    /// Writes an alarm, in place of any of the same identity. One with a *greater revision* stays, and this does nothing.
+    PutAlarm(AlarmRow),
+    /// Removes an alarm if it exists with this revision or a smaller one.
+    RemoveAlarm {
+        /// Whose alarm.
+        name: InstanceName,
+        /// Its ID.
+        id: Arc<str>,
+        /// The greatest revision to remove.
+        revision: Revision,
+    },
+    /// Writes what changed on an inbox row (everything but `arrived`, headers and body). Does nothing if the row is gone.
+    PutMessage(InboxRow),
+    /// Removes an inbox row, if it exists.
+    RemoveMessage(InboxKey),
+    /// Writes a dead letter, in place of one with the same key.
+    PutDead(DeadLetter),
+    /// Removes a dead letter, if it exists.
+    RemoveDead(DeadKey),
+    /// Writes a storage value.
+    Put {
+        /// Whose storage.
+        name: InstanceName,
+        /// The key.
+        key: Arc<str>,
+        /// The value.
+        value: Bytes,
+    },
+    /// Removes a storage value, if it exists.
+    Delete {
+        /// Whose storage.
+        name: InstanceName,
+        /// The key.
+        key: Arc<str>,
+    },
+}
