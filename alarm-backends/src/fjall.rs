@@ -1,0 +1,366 @@
+//! The embedded store: a directory on the local disk, for one process.
+//!
+//! One process holds the directory's lock, so everything that a database of many clients decides in a transaction is decided
+//! here under one mutex: who owns a shard, whether a write is a repeat, what a row held before. A call that changes something
+//! is one atomic write of the database and one `fdatasync`, and answers after both.
+
+mod directory;
+mod key;
+mod ownership;
+mod scan;
+#[cfg(test)]
+mod tests;
+mod write;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use fjall::PersistMode;
+use parking_lot::Mutex;
+use stable_interfaces::{
+    Claim, Claimed, Clock, Hints, Incarnation, Loaded, NewMessage, Page, Posted, Read, ReadRows, Renewed, ShardId,
+    Store, StoreError, SystemClock, Write,
+};
+use tokio::sync::mpsc;
+
+use self::directory::{Directory, Table};
+use self::ownership::{Ownership, Sequence};
+use self::scan::Scan;
+use self::write::{Changes, Incoming, Prepared};
+use crate::codec::{self, ShardRow};
+
+const FLEET_KEY: &str = "fleet";
+const SHARD_PREFIX: &[u8] = b"shard/";
+/// Hints that may wait for a slow owner; what does not fit is found at its next renewal.
+const HINTS: usize = 1024;
+
+/// A store in a directory of the local disk, on [`fjall`], for the hosts of one process.
+///
+/// What a method has acknowledged survives `kill -9` of the process at any moment and, as far as the disk keeps what
+/// `fdatasync` promised, the end of the machine. The first write that fails stops the store: from then on everything that
+/// writes or owns is refused with [`StoreError::Stopped`], reading goes on, and opening the directory in a new process shows
+/// all that was acknowledged.
+///
+/// Clones share one open directory; it is closed, and free for others, when the last clone and the last call under way
+/// are gone. After opening, every shard is free: the lock proves that whoever owned it has ended. Shards it did not
+/// [`release`](Store::release) are granted as not clean.
+///
+/// Its methods need a tokio runtime: they work on its blocking threads.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = tempfile::tempdir()?;
+/// # let dir = dir.path().join("orders");
+/// use alarm_backends::FjallStore;
+///
+/// let store = FjallStore::open(&dir)?;
+/// let second = FjallStore::open(&dir).unwrap_err();
+/// assert!(second.to_string().contains("already open"));
+/// # drop(store);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct FjallStore(Arc<Inner>);
+
+/// How a [`FjallStore`] is to be opened. Made by [`FjallStore::builder`].
+#[derive(Debug)]
+#[must_use]
+pub struct FjallStoreBuilder {
+    path: PathBuf,
+    clock: Option<Arc<dyn Clock>>,
+    cache_bytes: u64,
+}
+
+struct Inner {
+    /// Held around every change, from the reads it depends on until the disk has it.
+    state: Mutex<State>,
+    /// Why nothing is written any more. Set once.
+    stopped: OnceLock<String>,
+    clock: Arc<dyn Clock>,
+    path: PathBuf,
+    directory: Directory,
+}
+
+struct State {
+    ownership: Ownership,
+    /// Shard count and hash version of the fleet, once recorded.
+    fleet: Option<(u32, u32)>,
+    /// Every shard that has inbox rows, and perhaps some that had.
+    inbox: BTreeSet<ShardId>,
+    watchers: Vec<mpsc::Sender<ShardId>>,
+}
+
+impl FjallStore {
+    /// Opens the store in the directory `path`, or makes one there. Blocks while it reads; after a crash up to a few seconds.
+    ///
+    /// # Errors
+    /// [`StoreError::Open`] if `path` is not a directory this process may write to, is already open, here or in another
+    /// process, or holds something this version cannot read. It names the directory and what to do.
+    pub fn open(path: impl AsRef<Path>) -> Result<FjallStore, StoreError> {
+        FjallStore::builder(path).open()
+    }
+
+    /// As [`open`](Self::open), with other settings than the default ones.
+    pub fn builder(path: impl AsRef<Path>) -> FjallStoreBuilder {
+        FjallStoreBuilder { path: path.as_ref().to_owned(), clock: None, cache_bytes: 8 * 1024 * 1024 }
+    }
+
+    /// Runs `work` on a blocking thread.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Inner) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let inner = self.0.clone();
+        match tokio::task::spawn_blocking(move || work(&inner)).await {
+            Ok(done) => done,
+            Err(error) if error.is_panic() => {
+                // It may have been halfway through a change, so what is in memory is not to be trusted either.
+                self.0.stop(&error);
+                Err(StoreError::Stopped(error.into()))
+            }
+            Err(error) => Err(StoreError::Unavailable(error.into())),
+        }
+    }
+}
+
+impl fmt::Debug for FjallStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FjallStore").field("path", &self.0.path).field("stopped", &self.0.stopped.get()).finish()
+    }
+}
+
+impl FjallStoreBuilder {
+    /// Where the store reads the time. Default: [`SystemClock`].
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = Some(clock);
+        self
+    }
+
+    /// How many bytes of the files to keep in memory; write buffers come on top. Default: 8 MiB.
+    pub fn cache_bytes(mut self, bytes: u64) -> Self {
+        self.cache_bytes = bytes;
+        self
+    }
+
+    /// Opens the store, or makes one. Blocks while it reads.
+    ///
+    /// # Errors
+    /// As [`FjallStore::open`].
+    pub fn open(self) -> Result<FjallStore, StoreError> {
+        let FjallStoreBuilder { path, clock, cache_bytes } = self;
+        let clock = clock.unwrap_or_else(|| Arc::new(SystemClock::default()));
+        let directory = Directory::open(&path, cache_bytes)?;
+        let state = State::restored(&directory, &path)?;
+        Ok(FjallStore(Arc::new(Inner { state: Mutex::new(state), stopped: OnceLock::new(), clock, path, directory })))
+    }
+}
+
+impl State {
+    /// What the directory says of its fleet.
+    fn restored(directory: &Directory, path: &Path) -> Result<State, StoreError> {
+        let unreadable = |error: fjall::Error| {
+            StoreError::Open(format!("{}: the store there cannot be read", path.display()), Some(error.into()))
+        };
+        // Ownership cannot be guessed: an epoch given twice would let a stale owner write.
+        let damaged = |key: &[u8], reason| {
+            let (key, shown) = (key.escape_ascii(), path.display());
+            StoreError::Open(format!("{shown}: its entry '{key}' {reason}; restore the directory from a copy"), None)
+        };
+        let meta = directory.table(Table::Meta);
+        let fleet = meta.get(FLEET_KEY).map_err(unreadable)?;
+        let fleet = fleet.map(|fleet| codec::decode_fleet(&fleet)).transpose();
+        let fleet = fleet.map_err(|reason| damaged(FLEET_KEY.as_bytes(), reason))?;
+        let mut shards = Vec::new();
+        for guard in meta.prefix(SHARD_PREFIX) {
+            let (key, value) = guard.into_inner().map_err(unreadable)?;
+            let row = codec::decode_shard(&value).map_err(|reason| damaged(&key, reason))?;
+            shards.extend(key::shard_of(&key[SHARD_PREFIX.len()..]).map(|shard| (shard, row)));
+        }
+        let inbox = Scan::new(directory).all_with_inbox().map_err(unreadable)?.into_iter().collect();
+        Ok(State { ownership: Ownership::restored(shards), fleet, inbox, watchers: Vec::new() })
+    }
+}
+
+impl Inner {
+    fn stop(&self, why: &dyn fmt::Display) {
+        if self.stopped.set(why.to_string()).is_ok() {
+            tracing::error!(store = %self.path.display(), error = %why, "the store has stopped taking writes");
+        }
+    }
+
+    fn check_running(&self) -> Result<(), StoreError> {
+        match self.stopped.get() {
+            Some(why) => Err(StoreError::Stopped(format!("an earlier write failed: {why}").into())),
+            None => Ok(()),
+        }
+    }
+
+    /// The outcome of a write: the first that fails is the last that was tried.
+    fn written(&self, outcome: fjall::Result<()>) -> Result<(), StoreError> {
+        outcome.map_err(|error| {
+            self.stop(&error);
+            StoreError::Stopped(error.into())
+        })
+    }
+
+    fn write_shards(&self, rows: &[(ShardId, ShardRow)], fleet: Option<(u32, u32)>) -> Result<(), StoreError> {
+        let mut changes = Changes::new(&self.directory);
+        if let Some((shard_count, hash_version)) = fleet {
+            changes.put(Table::Meta, FLEET_KEY, codec::encode_fleet(shard_count, hash_version));
+        }
+        for (shard, row) in rows {
+            changes.put(Table::Meta, [SHARD_PREFIX, &key::first_of(*shard)].concat(), codec::encode_shard(*row));
+        }
+        self.written(changes.commit())
+    }
+
+    fn claim(&self, claim: &Claim) -> Result<Claimed, StoreError> {
+        let mut state = self.state.lock();
+        self.check_running()?;
+        let Claim { shard_count, hash_version, .. } = *claim;
+        if let Some((stored_shard_count, stored_hash_version)) = state.fleet
+            && (stored_shard_count, stored_hash_version) != (shard_count, hash_version)
+        {
+            return Err(StoreError::Mismatch { shard_count, hash_version, stored_shard_count, stored_hash_version });
+        }
+        let now = self.clock.elapsed();
+        let decision = state.ownership.decide(claim, now)?;
+        let fleet = if state.fleet.is_none() { Some((shard_count, hash_version)) } else { None };
+        // An epoch that was granted and then forgotten could be granted twice.
+        self.write_shards(&decision.new, fleet)?;
+        state.fleet = state.fleet.or(fleet);
+        state.ownership.grant(claim, &decision, now);
+        Ok(Claimed { granted: decision.granted, held: decision.held, now: self.clock.now() })
+    }
+
+    fn renew(&self, incarnation: Incarnation, lease: Duration) -> Result<Renewed, StoreError> {
+        let mut state = self.state.lock();
+        self.check_running()?;
+        // Writes nothing, but an idle host learns here that the database gave up in the background.
+        self.written(self.directory.database.persist(PersistMode::Buffer))?;
+        let owned = state.ownership.renew(incarnation, self.clock.elapsed().saturating_add(lease))?;
+        let candidates: Vec<_> = owned.iter().copied().filter(|shard| state.inbox.contains(shard)).collect();
+        let inbox = Scan::new(&self.directory).with_inbox(candidates.iter().copied())?;
+        for shard in candidates {
+            if inbox.binary_search(&shard).is_err() {
+                state.inbox.remove(&shard);
+            }
+        }
+        Ok(Renewed { owned, inbox, now: self.clock.now() })
+    }
+
+    fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {
+        let mut state = self.state.lock();
+        self.check_running()?;
+        let released = state.ownership.releasable(incarnation, shards);
+        self.write_shards(&released, None)?;
+        state.ownership.release(&released);
+        Ok(())
+    }
+
+    fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError> {
+        let Write { incarnation, lane, seq, ref batches } = *write;
+        let prepared: Vec<_> = batches.iter().map(|batch| Prepared::new(batch.shard, &batch.ops)).collect();
+        let mut state = self.state.lock();
+        self.check_running()?;
+        let sequence = state.ownership.sequence(incarnation, lane, seq)?;
+        let mut changes = Changes::new(&self.directory);
+        let mut answers = Vec::with_capacity(batches.len());
+        for (batch, prepared) in batches.iter().zip(prepared) {
+            let fenced = state.ownership.check(incarnation, batch.shard, batch.epoch);
+            answers.push(match fenced.and(prepared).and_then(|prepared| changes.add(prepared)) {
+                // Not being able to read concerns the whole call, and nothing has been written.
+                Err(error) if error.is_retryable() => return Err(error),
+                answer => answer,
+            });
+        }
+        // Of a repeat only the answers are wanted: what was refused for its content then is so still.
+        if sequence == Sequence::New {
+            self.written(changes.commit())?;
+            state.ownership.take(incarnation, lane, seq);
+        }
+        Ok(answers)
+    }
+
+    fn post(&self, messages: Vec<NewMessage>) -> Result<Vec<Posted>, StoreError> {
+        let shards: Vec<_> = messages.iter().map(|message| message.shard).collect();
+        let messages = messages.into_iter().map(Incoming::new).collect::<Result<Vec<_>, _>>()?;
+        let mut state = self.state.lock();
+        self.check_running()?;
+        let mut changes = Changes::new(&self.directory);
+        let posted = changes.add_messages(messages, self.clock.now())?;
+        self.written(changes.commit())?;
+        let fresh: BTreeSet<_> = shards
+            .into_iter()
+            .zip(&posted)
+            .filter(|(_, posted)| **posted == Posted::Inserted)
+            .map(|(shard, _)| shard)
+            .collect();
+        state.watchers.retain(|watcher| !watcher.is_closed());
+        for watcher in &state.watchers {
+            for shard in &fresh {
+                // A full channel has hints enough.
+                let _ = watcher.try_send(*shard);
+            }
+        }
+        state.inbox.extend(fresh);
+        Ok(posted)
+    }
+}
+
+#[async_trait]
+impl Store for FjallStore {
+    async fn claim(&self, claim: &Claim) -> Result<Claimed, StoreError> {
+        let claim = claim.clone();
+        self.blocking(move |inner| inner.claim(&claim)).await
+    }
+
+    async fn renew(&self, incarnation: Incarnation, lease: Duration) -> Result<Renewed, StoreError> {
+        self.blocking(move |inner| inner.renew(incarnation, lease)).await
+    }
+
+    async fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {
+        let shards = shards.to_vec();
+        self.blocking(move |inner| inner.release(incarnation, &shards)).await
+    }
+
+    async fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError> {
+        let write = write.clone();
+        self.blocking(move |inner| inner.commit(&write)).await
+    }
+
+    async fn post(&self, messages: &[NewMessage]) -> Result<Vec<Posted>, StoreError> {
+        let messages = messages.to_vec();
+        self.blocking(move |inner| inner.post(messages)).await
+    }
+
+    async fn watch(&self, _incarnation: Incarnation) -> Result<Hints, StoreError> {
+        let (sender, receiver) = mpsc::channel(HINTS);
+        // Not taken on a thread of the runtime: whoever holds it may be waiting for the disk.
+        self.blocking(move |inner| {
+            inner.state.lock().watchers.push(sender);
+            Ok(())
+        })
+        .await?;
+        Ok(Hints::new(receiver))
+    }
+
+    async fn load(&self, pages: &[Page]) -> Result<Vec<Loaded>, StoreError> {
+        let pages = pages.to_vec();
+        self.blocking(move |inner| {
+            let scan = Scan::new(&inner.directory);
+            pages.iter().map(|page| scan.load(page)).collect()
+        })
+        .await
+    }
+
+    async fn read(&self, read: &Read) -> Result<ReadRows, StoreError> {
+        let read = read.clone();
+        self.blocking(move |inner| Scan::new(&inner.directory).read(&read)).await
+    }
+}

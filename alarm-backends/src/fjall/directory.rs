@@ -1,0 +1,212 @@
+//! The directory of a store: locked by one process, and either whole or not yet there.
+//!
+//! A new database is made under another name and renamed when it is complete, so that a process killed in its first
+//! moments leaves nothing that cannot be opened. The lock file is ours, because it must be held around that.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{Read, Seek, Write};
+use std::path::Path;
+
+use fjall::config::{FilterPolicy, PinningPolicy};
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use stable_interfaces::{BoxError, StoreError};
+
+const LOCK: &str = "lock";
+const DATA: &str = "data";
+const UNFINISHED: &str = "data.unfinished";
+
+/// The layout of keys and tables. A store with another one is not opened.
+const LAYOUT: &str = "1";
+const LAYOUT_KEY: &str = "layout";
+
+/// Above this, a table's newest rows are moved from memory to a file.
+const WRITE_BUFFER_BYTES: u64 = 8 * 1024 * 1024;
+/// The least that the database takes. What is in memory must be replayed from the journal, so this bounds the time to open.
+const JOURNAL_BYTES: u64 = 64 * 1024 * 1024;
+/// A service has its own use for its file descriptors.
+const CACHED_FILES: usize = 128;
+/// One of them never compacts, so a long compaction does not hold up the others' writes.
+const WORKERS: usize = 2;
+
+/// Each table is a keyspace: an ordered tree of its own, all of them behind one journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Table {
+    /// Alarm rows in order of firing.
+    Alarms,
+    /// By an alarm's identity: where its row is.
+    AlarmIds,
+    /// Inbox rows in order of arrival.
+    Inbox,
+    /// By a message's identity: where its row is.
+    InboxIds,
+    /// Dead letters, oldest first.
+    Dead,
+    /// Storage values by instance and key.
+    Storage,
+    /// Layout, fleet, and the shards' epochs.
+    Meta,
+}
+
+impl Table {
+    const ALL: [Table; 7] =
+        [Table::Alarms, Table::AlarmIds, Table::Inbox, Table::InboxIds, Table::Dead, Table::Storage, Table::Meta];
+
+    /// How its tree is kept. Fixed when a directory is made.
+    fn options(self) -> KeyspaceCreateOptions {
+        let options = KeyspaceCreateOptions::default().max_memtable_size(WRITE_BUFFER_BYTES);
+        match self {
+            // Each put asks them for an entry that is usually not there. Their filters answer that, some ten bits per row; read
+            // from disk anew each time they would cost more than the write.
+            Table::AlarmIds | Table::InboxIds => {
+                let but_the_deepest = || PinningPolicy::new([true, true, true, false]);
+                options.filter_block_pinning_policy(but_the_deepest()).index_block_pinning_policy(but_the_deepest())
+            }
+            // Read in order, or by a key that is known to be there.
+            Table::Alarms | Table::Inbox | Table::Dead | Table::Storage | Table::Meta => {
+                options.filter_policy(FilterPolicy::disabled())
+            }
+        }
+    }
+
+    /// As it is called on disk and in what we say of damaged rows.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Table::Alarms => "alarms",
+            Table::AlarmIds => "alarm-ids",
+            Table::Inbox => "inbox",
+            Table::InboxIds => "inbox-ids",
+            Table::Dead => "dead",
+            Table::Storage => "storage",
+            Table::Meta => "meta",
+        }
+    }
+}
+
+/// An open database with its lock.
+pub(super) struct Directory {
+    tables: Vec<Keyspace>,
+    pub(super) database: Database,
+    /// Dropped last: the next to open must find the database closed.
+    _lock: File,
+}
+
+impl Directory {
+    /// Opens what is at `path`, or makes it.
+    pub(super) fn open(path: &Path, cache_bytes: u64) -> Result<Directory, StoreError> {
+        let shown = path.display();
+        let failed = |what: &str, error: BoxError| StoreError::Open(format!("{shown}: {what}"), Some(error));
+        fs::create_dir_all(path).map_err(|error| {
+            failed("not a directory that this process can use or create; name another", error.into())
+        })?;
+        let lock = lock(path)?;
+        let data = path.join(DATA);
+        let is_there = data.try_exists().map_err(|error| failed("cannot be read by this process", error.into()))?;
+        if !is_there {
+            create(path, cache_bytes).map_err(|error| failed("a new store cannot be made there", error))?;
+        }
+        let (database, tables) = open_tables(&data, cache_bytes).map_err(|error| match error {
+            fjall::Error::Locked => in_use(path, ""),
+            fjall::Error::InvalidVersion(_) => failed(
+                "the files there are of another version of the database; open them with the version that wrote them",
+                error.into(),
+            ),
+            error => failed("the store there cannot be read", error.into()),
+        })?;
+        let directory = Directory { tables, database, _lock: lock };
+        let layout =
+            directory.table(Table::Meta).get(LAYOUT_KEY).map_err(|error| failed("it cannot be read", error.into()))?;
+        match layout {
+            Some(layout) if *layout == *LAYOUT.as_bytes() => Ok(directory),
+            layout => {
+                let found = layout.as_deref().unwrap_or_default().escape_ascii().to_string();
+                let what = format!(
+                    "{shown}: the store there has the layout '{found}', but this version knows only '{LAYOUT}'; \
+                     open it with the version that wrote it"
+                );
+                Err(StoreError::Open(what, None))
+            }
+        }
+    }
+
+    pub(super) fn table(&self, table: Table) -> &Keyspace {
+        &self.tables[table as usize]
+    }
+}
+
+fn lock(path: &Path) -> Result<File, StoreError> {
+    let failed = |error: std::io::Error| {
+        let what = format!(
+            "{}: this process may not write there; name another directory or give it the right",
+            path.display()
+        );
+        StoreError::Open(what, Some(error.into()))
+    };
+    let mut file =
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path.join(LOCK)).map_err(failed)?;
+    match try_lock_for_a_moment(&file) {
+        Ok(()) => {
+            // Only for whoever reads the other's message; the lock itself is the kernel's and ends with the process.
+            let pid = std::process::id().to_string();
+            file.set_len(0).and_then(|()| file.write_all(pid.as_bytes())).map_err(failed)?;
+            Ok(file)
+        }
+        Err(TryLockError::WouldBlock) => {
+            let mut pid = String::new();
+            let is_known = file.rewind().and_then(|()| file.read_to_string(&mut pid)).is_ok() && !pid.is_empty();
+            Err(in_use(path, &if is_known { format!(" by process {pid}") } else { String::new() }))
+        }
+        Err(TryLockError::Error(error)) => Err(failed(error)),
+    }
+}
+
+/// A process that is being killed, or a child between its fork and its exec, holds a lock a moment longer than its owner means.
+#[allow(clippy::disallowed_methods, reason = "opening a store blocks its thread in any case")]
+fn try_lock_for_a_moment(file: &File) -> Result<(), TryLockError> {
+    for _ in 0..20 {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => std::thread::sleep(std::time::Duration::from_millis(10)),
+            answer => return answer,
+        }
+    }
+    file.try_lock()
+}
+
+fn in_use(path: &Path, by: &str) -> StoreError {
+    let what = format!(
+        "{} is already open{by}: a directory serves one open store at a time; end the other, share its handle, \
+         or name another directory",
+        path.display()
+    );
+    StoreError::Open(what, None)
+}
+
+/// Makes an empty database whole before it gets its name.
+fn create(path: &Path, cache_bytes: u64) -> Result<(), BoxError> {
+    let unfinished = path.join(UNFINISHED);
+    if unfinished.try_exists()? {
+        // It never had its name, so nothing was ever acknowledged in it.
+        fs::remove_dir_all(&unfinished)?;
+    }
+    let (database, tables) = open_tables(&unfinished, cache_bytes)?;
+    tables[Table::Meta as usize].insert(LAYOUT_KEY, LAYOUT)?;
+    database.persist(PersistMode::SyncAll)?;
+    drop(tables);
+    drop(database);
+    fs::rename(&unfinished, path.join(DATA))?;
+    // A rename is durable once its directory is.
+    #[cfg(unix)]
+    File::open(path)?.sync_all()?;
+    Ok(())
+}
+
+fn open_tables(data: &Path, cache_bytes: u64) -> fjall::Result<(Database, Vec<Keyspace>)> {
+    let database = Database::builder(data)
+        .cache_size(cache_bytes)
+        .max_cached_files(Some(CACHED_FILES))
+        .max_journaling_size(JOURNAL_BYTES)
+        .worker_threads(WORKERS)
+        .open()?;
+    let tables = Table::ALL.iter().map(|table| database.keyspace(table.name(), || table.options()));
+    let tables = tables.collect::<Result<_, _>>()?;
+    Ok((database, tables))
+}

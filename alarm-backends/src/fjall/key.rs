@@ -1,0 +1,257 @@
+//! Keys whose bytes are ordered as the key types of the contract are.
+//!
+//! A key is its shard (4 bytes), in time-ordered tables the time (8 bytes, sign bit flipped), interface and instance each ended by
+//! a zero byte, and the ID. Texts hold no NUL, so the zero byte sorts a text before every longer one that begins with it. An entry
+//! that finds a row by identity has the row's key without the time; [`timed`] puts it in.
+
+use std::ops::Bound;
+use std::sync::Arc;
+
+use stable_interfaces::{DamageReason, DeadKey, InstanceName, ShardId, Timestamp};
+
+/// The longest key that the underlying store takes.
+pub(super) const MAX_KEY: usize = 65_535;
+
+const SHARD: usize = 4;
+const TIME: usize = 8;
+
+/// The key of one instance's alarm, message or storage value.
+pub(super) fn identity(shard: ShardId, name: &InstanceName, id: &str) -> Vec<u8> {
+    let mut key = Vec::with_capacity(SHARD + TIME + name.interface.len() + name.instance.len() + id.len() + 3);
+    key.extend_from_slice(&shard.0.to_be_bytes());
+    put_name(&mut key, name);
+    key.extend_from_slice(id.as_bytes());
+    key
+}
+
+/// `identity` with a time behind its shard: the key of a row in order of that time.
+pub(super) fn timed(identity: &[u8], time: Timestamp) -> Vec<u8> {
+    let (shard, rest) = identity.split_at(SHARD);
+    let mut key = Vec::with_capacity(identity.len() + TIME);
+    key.extend_from_slice(shard);
+    put_time(&mut key, time);
+    key.extend_from_slice(rest);
+    key
+}
+
+/// Whether `key` is [`timed`] of `identity` and some time.
+pub(super) fn is_timed_of(key: &[u8], identity: &[u8]) -> bool {
+    key.len() == identity.len() + TIME && key[..SHARD] == identity[..SHARD] && key[SHARD + TIME..] == identity[SHARD..]
+}
+
+/// The key of a dead letter.
+pub(super) fn dead(shard: ShardId, key: &DeadKey) -> Vec<u8> {
+    let mut out = shard.0.to_be_bytes().to_vec();
+    put_time(&mut out, key.died_at);
+    put_name(&mut out, &key.name);
+    out.push(u8::from(key.is_message));
+    out.extend_from_slice(key.id.as_bytes());
+    out
+}
+
+/// The first possible key behind `key`.
+pub(super) fn successor(mut key: Vec<u8>) -> Vec<u8> {
+    key.push(0);
+    key
+}
+
+/// Where the keys of `shard` begin.
+pub(super) fn first_of(shard: ShardId) -> Vec<u8> {
+    shard.0.to_be_bytes().to_vec()
+}
+
+/// Where the keys of `shard` end.
+pub(super) fn end_of(shard: ShardId) -> Bound<Vec<u8>> {
+    shard.0.checked_add(1).map_or(Bound::Unbounded, |next| Bound::Excluded(first_of(ShardId(next))))
+}
+
+/// Where the keys of one instance end.
+pub(super) fn end_of_instance(shard: ShardId, name: &InstanceName) -> Vec<u8> {
+    let mut key = identity(shard, name, "");
+    // The last byte is the zero behind the instance's ID.
+    if let Some(last) = key.last_mut() {
+        *last = 1;
+    }
+    key
+}
+
+/// The shard of any key.
+pub(super) fn shard_of(key: &[u8]) -> Option<ShardId> {
+    Some(ShardId(u32::from_be_bytes(*key.first_chunk()?)))
+}
+
+fn put_name(key: &mut Vec<u8>, name: &InstanceName) {
+    key.extend_from_slice(name.interface.as_bytes());
+    key.push(0);
+    key.extend_from_slice(name.instance.as_bytes());
+    key.push(0);
+}
+
+fn put_time(key: &mut Vec<u8>, time: Timestamp) {
+    let flipped = time.as_millis().cast_unsigned() ^ (1 << 63);
+    key.extend_from_slice(&flipped.to_be_bytes());
+}
+
+/// Reads keys, and shares the name of an interface among neighbours: a page of alarms is usually of one.
+#[derive(Debug, Default)]
+pub(super) struct Reader {
+    interface: Option<Arc<str>>,
+}
+
+impl Reader {
+    /// Time, owner and ID of a key made by [`timed`].
+    pub(super) fn timed(&mut self, key: &[u8]) -> Result<(Timestamp, InstanceName, Arc<str>), DamageReason> {
+        let (time, rest) = split_time(key)?;
+        let (name, id) = self.name(rest)?;
+        Ok((time, name, text(id)?.into()))
+    }
+
+    /// The parts of a key made by [`dead`].
+    pub(super) fn dead(&mut self, key: &[u8]) -> Result<DeadKey, DamageReason> {
+        let (died_at, rest) = split_time(key)?;
+        let (name, rest) = self.name(rest)?;
+        let (kind, id) = rest.split_first().ok_or_else(|| wrong("its key ends before the kind"))?;
+        let is_message = match kind {
+            0 => false,
+            1 => true,
+            _ => return Err(wrong("its key has an unknown kind")),
+        };
+        Ok(DeadKey { died_at, name, is_message, id: text(id)?.into() })
+    }
+
+    fn name<'a>(&mut self, key: &'a [u8]) -> Result<(InstanceName, &'a [u8]), DamageReason> {
+        let (interface, rest) = split_text(key)?;
+        let (instance, rest) = split_text(rest)?;
+        let interface = match &self.interface {
+            Some(known) if **known == *interface => known.clone(),
+            _ => self.interface.insert(interface.into()).clone(),
+        };
+        Ok((InstanceName { interface, instance: instance.into() }, rest))
+    }
+}
+
+/// The ID at the end of a key made by [`identity`] for an instance whose keys all begin with `prefix`.
+pub(super) fn id_after<'a>(prefix: &[u8], key: &'a [u8]) -> Result<&'a str, DamageReason> {
+    text(key.get(prefix.len()..).ok_or_else(|| wrong("its key is too short"))?)
+}
+
+fn wrong(what: &str) -> DamageReason {
+    DamageReason::Undecodable(what.to_owned())
+}
+
+fn split_time(key: &[u8]) -> Result<(Timestamp, &[u8]), DamageReason> {
+    let rest = key.get(SHARD..).ok_or_else(|| wrong("its key ends within the shard"))?;
+    let (time, rest) = rest.split_first_chunk().ok_or_else(|| wrong("its key ends within the time"))?;
+    let millis = (u64::from_be_bytes(*time) ^ (1 << 63)).cast_signed();
+    let time = Timestamp::from_millis(millis);
+    if time.as_millis() == millis { Ok((time, rest)) } else { Err(wrong("its key has an impossible time")) }
+}
+
+fn split_text(key: &[u8]) -> Result<(&str, &[u8]), DamageReason> {
+    let end = key.iter().position(|byte| *byte == 0).ok_or_else(|| wrong("its key ends within a name"))?;
+    Ok((text(&key[..end])?, &key[end + 1..]))
+}
+
+fn text(bytes: &[u8]) -> Result<&str, DamageReason> {
+    if bytes.contains(&0) {
+        return Err(wrong("its key has a NUL in its ID"));
+    }
+    std::str::from_utf8(bytes).map_err(|_| wrong("its key is not UTF-8"))
+}
+
+#[cfg(test)]
+mod tests {
+    use fastrand::Rng;
+    use stable_interfaces::AlarmKey;
+
+    use super::*;
+
+    /// Short texts of few letters, so that many are equal or begin with one another.
+    fn text(rng: &mut Rng) -> Arc<str> {
+        let letters = ['\u{1}', 'a', 'b', '~', 'é', '\u{10ffff}'];
+        (0..rng.usize(..4)).map(|_| letters[rng.usize(..letters.len())]).collect::<String>().into()
+    }
+
+    fn name(rng: &mut Rng) -> InstanceName {
+        InstanceName { interface: text(rng), instance: text(rng) }
+    }
+
+    fn time(rng: &mut Rng) -> Timestamp {
+        let times = [i64::MIN, -1_000_000_000_000, -256, -1, 0, 1, 255, 256, 999_999_999_999, i64::MAX];
+        Timestamp::from_millis(times[rng.usize(..times.len())])
+    }
+
+    fn shard(rng: &mut Rng) -> ShardId {
+        ShardId([0, 1, 255, 256, u32::MAX][rng.usize(..5)])
+    }
+
+    #[test]
+    fn keys_are_ordered_as_what_they_were_made_of() {
+        let rng = &mut Rng::with_seed(3);
+        let mut alarms = Vec::new();
+        let mut letters = Vec::new();
+        for _ in 0..600 {
+            let (shard, key) = (shard(rng), AlarmKey { due: time(rng), name: name(rng), id: text(rng) });
+            alarms.push((timed(&identity(shard, &key.name, &key.id), key.due), (shard, key)));
+            let key = DeadKey { died_at: time(rng), name: name(rng), is_message: rng.bool(), id: text(rng) };
+            letters.push((dead(shard, &key), (shard, key)));
+        }
+        for (bytes, key) in &alarms {
+            for (other_bytes, other_key) in &alarms {
+                assert_eq!(bytes.cmp(other_bytes), key.cmp(other_key), "{key:?} and {other_key:?}");
+            }
+        }
+        for (bytes, key) in &letters {
+            for (other_bytes, other_key) in &letters {
+                assert_eq!(bytes.cmp(other_bytes), key.cmp(other_key), "{key:?} and {other_key:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_key_is_read_back_as_it_was_made() {
+        let rng = &mut Rng::with_seed(4);
+        let mut reader = Reader::default();
+        for _ in 0..2_000 {
+            let (shard, time, name, id) = (shard(rng), time(rng), name(rng), text(rng));
+            let identity = identity(shard, &name, &id);
+            let key = timed(&identity, time);
+            assert!(is_timed_of(&key, &identity));
+            assert_eq!(shard_of(&key), Some(shard));
+            assert_eq!(reader.timed(&key), Ok((time, name.clone(), id.clone())));
+            let key = DeadKey { died_at: time, name, is_message: rng.bool(), id };
+            assert_eq!(reader.dead(&dead(shard, &key)), Ok(key));
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_a_key_or_a_reason() {
+        let rng = &mut Rng::with_seed(5);
+        let mut reader = Reader::default();
+        for _ in 0..20_000 {
+            let bytes: Vec<u8> = (0..rng.usize(..30)).map(|_| if rng.bool() { 0 } else { rng.u8(..) }).collect();
+            if let Ok((time, name, id)) = reader.timed(&bytes) {
+                let shard = shard_of(&bytes).unwrap();
+                assert_eq!(timed(&identity(shard, &name, &id), time), bytes, "one key, one way to write it");
+            }
+            let _ = reader.dead(&bytes);
+        }
+    }
+
+    #[test]
+    fn bounds_hold_a_shard_and_an_instance_and_nothing_else() {
+        let rng = &mut Rng::with_seed(6);
+        let name = InstanceName { interface: "a".into(), instance: "b".into() };
+        let inside = |shard: ShardId, key: &[u8]| {
+            let (first, end) = (identity(shard, &name, ""), end_of_instance(shard, &name));
+            first.as_slice() <= key && key < end.as_slice()
+        };
+        for _ in 0..2_000 {
+            let (shard, other) = (shard(rng), self::name(rng));
+            assert!(inside(shard, &identity(shard, &name, &text(rng))));
+            assert_eq!(inside(shard, &identity(shard, &other, &text(rng))), other == name);
+        }
+        assert_eq!(end_of(ShardId(1)), Bound::Excluded(vec![0, 0, 0, 2]));
+        assert_eq!(end_of(ShardId(u32::MAX)), Bound::Unbounded);
+    }
+}

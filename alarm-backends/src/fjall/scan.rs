@@ -1,0 +1,168 @@
+//! Reading: pages of a shard, ranges of an instance. Each call reads one snapshot, so it sees a batch whole or not at all.
+
+use std::ops::Bound;
+
+use fjall::{Iter, Readable, Snapshot};
+use stable_interfaces::{
+    After, DamageReason, Damaged, Loaded, Page, Read, ReadRange, ReadRows, Rows, ShardId, StoreError,
+};
+
+use super::directory::{Directory, Table};
+use super::key::{self, Reader};
+use super::write::place;
+use crate::codec;
+
+/// One moment of the tables.
+pub(super) struct Scan<'a> {
+    directory: &'a Directory,
+    snapshot: Snapshot,
+}
+
+impl<'a> Scan<'a> {
+    pub(super) fn new(directory: &'a Directory) -> Scan<'a> {
+        Scan { directory, snapshot: directory.database.snapshot() }
+    }
+
+    pub(super) fn load(&self, page: &Page) -> Result<Loaded, StoreError> {
+        let mut reader = Reader::default();
+        let mut damaged = Vec::new();
+        let from = |after: Option<Vec<u8>>| after.map_or_else(|| key::first_of(page.shard), key::successor);
+        let rows = match &page.after {
+            After::Alarms(after) => {
+                let after = after.as_ref().map(|at| key::timed(&key::identity(page.shard, &at.name, &at.id), at.due));
+                Rows::Alarms(self.rows(page, Table::Alarms, from(after), &mut damaged, |key, value| {
+                    let (due, name, id) = reader.timed(key)?;
+                    let row = codec::decode_alarm(name, id, value)?;
+                    if row.due == due { Ok(row) } else { Err(misplaced()) }
+                })?)
+            }
+            After::Inbox(after) => {
+                let after =
+                    after.as_ref().map(|at| key::timed(&key::identity(page.shard, &at.name, &at.id), at.arrived));
+                Rows::Inbox(self.rows(page, Table::Inbox, from(after), &mut damaged, |key, value| {
+                    let (arrived, name, id) = reader.timed(key)?;
+                    let row = codec::decode_message(name, id, value)?;
+                    if row.arrived == arrived { Ok(row) } else { Err(misplaced()) }
+                })?)
+            }
+            After::Dead(after) => {
+                let after = after.as_ref().map(|at| key::dead(page.shard, at));
+                Rows::Dead(self.rows(page, Table::Dead, from(after), &mut damaged, |key, value| {
+                    let at = reader.dead(key)?;
+                    let row = codec::decode_dead(at.name, at.is_message, at.id, value)?;
+                    if row.died_at == at.died_at { Ok(row) } else { Err(misplaced()) }
+                })?)
+            }
+        };
+        Ok(Loaded { rows, damaged })
+    }
+
+    fn rows<T>(
+        &self,
+        page: &Page,
+        table: Table,
+        from: Vec<u8>,
+        damaged: &mut Vec<Damaged>,
+        mut decode: impl FnMut(&[u8], &[u8]) -> Result<T, DamageReason>,
+    ) -> Result<Vec<T>, StoreError> {
+        let mut rows = Vec::new();
+        for guard in self.range(table, from, key::end_of(page.shard)) {
+            let (key, value) = guard.into_inner().map_err(unavailable)?;
+            match decode(&key, &value) {
+                Ok(row) => rows.push(row),
+                Err(reason) => damaged.push(Damaged { shard: page.shard, place: place(table, &key), reason }),
+            }
+            if rows.len() >= page.limit {
+                break;
+            }
+        }
+        Ok(rows)
+    }
+
+    pub(super) fn read(&self, read: &Read) -> Result<ReadRows, StoreError> {
+        let bounds = |first: &str, end: Option<&str>| {
+            let end = end.map_or_else(
+                || key::end_of_instance(read.shard, &read.name),
+                |end| key::identity(read.shard, &read.name, end),
+            );
+            (key::identity(read.shard, &read.name, first), Bound::Excluded(end))
+        };
+        let prefix = key::identity(read.shard, &read.name, "");
+        match &read.range {
+            ReadRange::Storage(first, end) => {
+                let (first, end) = bounds(first, end.as_deref());
+                let mut rows = Vec::new();
+                for guard in self.range(Table::Storage, first, end).take(read.limit) {
+                    let (key, value) = guard.into_inner().map_err(unavailable)?;
+                    let row =
+                        key::id_after(&prefix, &key).and_then(|id| Ok((id.into(), codec::decode_stored(&value)?)));
+                    rows.push(row.map_err(|reason| {
+                        StoreError::Damaged(Damaged { shard: read.shard, place: place(Table::Storage, &key), reason })
+                    })?);
+                }
+                Ok(ReadRows::Storage(rows))
+            }
+            ReadRange::Alarms(first, end) => {
+                let (first, end) = bounds(first, end.as_deref());
+                let mut rows = Vec::new();
+                for guard in self.range(Table::AlarmIds, first, end) {
+                    let (key, value) = guard.into_inner().map_err(unavailable)?;
+                    let Ok(at) = codec::decode_alarm_place(&value) else { continue };
+                    let Ok(id) = key::id_after(&prefix, &key) else { continue };
+                    let alarms = self.directory.table(Table::Alarms);
+                    let row = self.snapshot.get(alarms, key::timed(&key, at.due)).map_err(unavailable)?;
+                    let row = row.and_then(|row| codec::decode_alarm(read.name.clone(), id.into(), &row).ok());
+                    rows.extend(row);
+                    if rows.len() >= read.limit {
+                        break;
+                    }
+                }
+                Ok(ReadRows::Alarms(rows))
+            }
+        }
+    }
+
+    /// Those of `shards` that have inbox rows.
+    pub(super) fn with_inbox(&self, shards: impl IntoIterator<Item = ShardId>) -> Result<Vec<ShardId>, StoreError> {
+        let mut found = Vec::new();
+        for shard in shards {
+            let first = self.range(Table::Inbox, key::first_of(shard), key::end_of(shard)).next();
+            if first.map(fjall::Guard::key).transpose().map_err(unavailable)?.is_some() {
+                found.push(shard);
+            }
+        }
+        Ok(found)
+    }
+
+    /// All shards that have inbox rows, with one seek for each.
+    pub(super) fn all_with_inbox(&self) -> fjall::Result<Vec<ShardId>> {
+        let mut found = Vec::new();
+        let mut from = Vec::new();
+        while let Some(guard) = self.range(Table::Inbox, from, Bound::Unbounded).next() {
+            let Some(shard) = key::shard_of(&guard.key()?) else { break };
+            found.push(shard);
+            match key::end_of(shard) {
+                Bound::Excluded(next) => from = next,
+                _ => break,
+            }
+        }
+        Ok(found)
+    }
+
+    /// The keys from `first` up to `end`; none if they are the wrong way round.
+    fn range(&self, table: Table, first: Vec<u8>, end: Bound<Vec<u8>>) -> Iter {
+        let end = match end {
+            Bound::Excluded(end) if end < first => Bound::Excluded(first.clone()),
+            end => end,
+        };
+        self.snapshot.range(self.directory.table(table), (Bound::Included(first), end))
+    }
+}
+
+fn misplaced() -> DamageReason {
+    DamageReason::Undecodable("its time is not the one in its key".to_owned())
+}
+
+pub(super) fn unavailable(error: fjall::Error) -> StoreError {
+    StoreError::Unavailable(error.into())
+}

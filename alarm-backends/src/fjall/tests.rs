@@ -1,0 +1,372 @@
+//! What only a store that has its tables at hand can test: damaged rows, and what a directory keeps.
+
+use bytes::Bytes;
+use stable_interfaces::{
+    After, AlarmKey, AlarmRow, Batch, Claim, ClaimKind, Claimed, DamageReason, DeadLetter, DeadRow, Epoch, InboxKey,
+    Incarnation, InstanceName, Lane, NewMessage, Op, Page, Posted, Read, ReadRange, ReadRows, Revision, Rows, ShardId,
+    Store, StoreError, Timestamp, Write,
+};
+use tempfile::TempDir;
+
+use super::*;
+
+const SHARD: ShardId = ShardId(7);
+
+fn name() -> InstanceName {
+    InstanceName { interface: "order".into(), instance: "o-1".into() }
+}
+
+fn alarm(id: &str, due: i64, counter: u64) -> AlarmRow {
+    AlarmRow {
+        name: name(),
+        id: id.into(),
+        due: Timestamp::from_millis(due),
+        scheduled_at: Timestamp::from_millis(due),
+        revision: Revision { epoch: Epoch(1), counter },
+        attempt: 0,
+        crashes: 0,
+        started: false,
+        last_error: None,
+        meta: Bytes::from_static(b"{}"),
+    }
+}
+
+fn message(id: &str) -> NewMessage {
+    NewMessage { shard: SHARD, name: name(), id: id.into(), headers: Vec::new(), body: Bytes::from_static(b"body") }
+}
+
+/// An open store and one incarnation that writes to one shard of it.
+struct Owner {
+    store: FjallStore,
+    incarnation: Incarnation,
+    epoch: Epoch,
+    clean: bool,
+    seq: u64,
+}
+
+async fn claim(store: &FjallStore, incarnation: u64) -> Claimed {
+    let claim = Claim {
+        incarnation: Incarnation(incarnation),
+        host: "host-0".into(),
+        shards: vec![SHARD],
+        shard_count: 16,
+        hash_version: 1,
+        lease: Duration::from_secs(60),
+        kind: ClaimKind::Running,
+    };
+    store.claim(&claim).await.unwrap()
+}
+
+impl Owner {
+    async fn of(dir: &TempDir, incarnation: u64) -> Owner {
+        let store = FjallStore::open(dir.path()).unwrap();
+        let grant = claim(&store, incarnation).await.granted[0];
+        Owner { store, incarnation: Incarnation(incarnation), epoch: grant.epoch, clean: grant.clean, seq: 0 }
+    }
+
+    async fn try_write(&mut self, ops: Vec<Op>) -> Result<(), StoreError> {
+        self.seq += 1;
+        let batches = vec![Batch { shard: SHARD, epoch: self.epoch, ops }];
+        let write = Write { incarnation: self.incarnation, lane: Lane(0), seq: self.seq, batches };
+        self.store.commit(&write).await.unwrap().remove(0)
+    }
+
+    async fn write(&mut self, ops: Vec<Op>) {
+        self.try_write(ops).await.unwrap();
+    }
+
+    async fn load(&self, after: After) -> Loaded {
+        self.store.load(&[Page { shard: SHARD, after, limit: 100 }]).await.unwrap().remove(0)
+    }
+
+    /// IDs and due times of all alarms, and what was damaged.
+    async fn alarms(&self) -> (Vec<(String, i64)>, Vec<DamageReason>) {
+        let loaded = self.load(After::Alarms(None)).await;
+        let Rows::Alarms(rows) = loaded.rows else { panic!("alarms were asked for") };
+        let rows = rows.iter().map(|row| (row.id.to_string(), row.due.as_millis())).collect();
+        (rows, loaded.damaged.into_iter().map(|damaged| damaged.reason).collect())
+    }
+
+    fn table(&self, table: Table) -> &fjall::Keyspace {
+        self.store.0.directory.table(table)
+    }
+
+    fn alarm_key(id: &str, due: i64) -> Vec<u8> {
+        key::timed(&key::identity(SHARD, &name(), id), Timestamp::from_millis(due))
+    }
+}
+
+#[tokio::test]
+async fn what_was_committed_is_there_after_reopening() {
+    let dir = TempDir::new().unwrap();
+    let mut owner = Owner::of(&dir, 1).await;
+    let letter = DeadLetter {
+        died_at: Timestamp::from_millis(5),
+        reason: "it never worked".into(),
+        row: DeadRow::Alarm(alarm("dead", 1, 1)),
+    };
+    owner
+        .write(vec![
+            Op::PutAlarm(alarm("kept", 20, 1)),
+            Op::PutAlarm(alarm("moved", 30, 2)),
+            Op::PutDead(letter.clone()),
+            Op::Put { name: name(), key: "k".into(), value: Bytes::from_static(b"v") },
+        ])
+        .await;
+    owner.write(vec![Op::PutAlarm(alarm("moved", 10, 3))]).await;
+    assert_eq!(owner.store.post(&[message("m"), message("m")]).await.unwrap(), [Posted::Inserted, Posted::Duplicate]);
+    drop(owner);
+
+    let owner = Owner::of(&dir, 2).await;
+    assert_eq!(owner.alarms().await, (vec![("moved".into(), 10), ("kept".into(), 20)], vec![]));
+    assert_eq!(owner.load(After::Dead(None)).await.rows, Rows::Dead(vec![letter]));
+    let Rows::Inbox(inbox) = owner.load(After::Inbox(None)).await.rows else { panic!("messages were asked for") };
+    assert_eq!(inbox.iter().map(|row| (&*row.id, &*row.body)).collect::<Vec<_>>(), [("m", &b"body"[..])]);
+    let range = ReadRange::Storage("".into(), None);
+    let read = owner.store.read(&Read { shard: SHARD, name: name(), range, limit: 10 }).await.unwrap();
+    assert_eq!(read, ReadRows::Storage(vec![("k".into(), Bytes::from_static(b"v"))]));
+    assert_eq!(owner.store.renew(owner.incarnation, Duration::from_secs(60)).await.unwrap().inbox, [SHARD]);
+}
+
+#[tokio::test]
+async fn a_shard_is_clean_after_reopening_only_if_it_was_released() {
+    let dir = TempDir::new().unwrap();
+    let owner = Owner::of(&dir, 1).await;
+    assert!(owner.clean, "it never had an owner");
+    drop(owner);
+
+    let owner = Owner::of(&dir, 2).await;
+    assert_eq!((owner.clean, owner.epoch), (false, Epoch(2)), "the last owner ended without releasing it");
+    owner.store.release(owner.incarnation, &[SHARD]).await.unwrap();
+    drop(owner);
+
+    let owner = Owner::of(&dir, 3).await;
+    assert_eq!((owner.clean, owner.epoch), (true, Epoch(3)));
+}
+
+#[tokio::test]
+async fn a_lease_ends_with_the_process_that_had_it() {
+    let dir = TempDir::new().unwrap();
+    let owner = Owner::of(&dir, 1).await;
+    assert!(claim(&owner.store, 2).await.granted.is_empty(), "it is leased");
+    drop(owner);
+
+    let mut owner = Owner::of(&dir, 2).await;
+    let former = Write {
+        incarnation: Incarnation(1),
+        lane: Lane(0),
+        seq: 1,
+        batches: vec![Batch { shard: SHARD, epoch: Epoch(1), ops: vec![Op::PutAlarm(alarm("late", 1, 1))] }],
+    };
+    let answer = owner.store.commit(&former).await.unwrap().remove(0);
+    assert!(matches!(answer, Err(StoreError::Fenced { newest: Epoch(2), .. })), "{answer:?}");
+    assert!(matches!(owner.store.renew(Incarnation(1), Duration::from_secs(1)).await, Err(StoreError::Replaced)));
+    owner.write(vec![]).await;
+}
+
+#[tokio::test]
+async fn the_fleet_of_a_directory_cannot_change() {
+    let dir = TempDir::new().unwrap();
+    drop(Owner::of(&dir, 1).await);
+    let store = FjallStore::open(dir.path()).unwrap();
+    let claim = Claim {
+        incarnation: Incarnation(2),
+        host: "host-0".into(),
+        shards: vec![SHARD],
+        shard_count: 32,
+        hash_version: 1,
+        lease: Duration::from_secs(60),
+        kind: ClaimKind::Start,
+    };
+    let refused = store.claim(&claim).await.unwrap_err();
+    assert!(matches!(refused, StoreError::Mismatch { shard_count: 32, stored_shard_count: 16, .. }), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_garbage_row_is_reported_and_the_shard_goes_on() {
+    let dir = TempDir::new().unwrap();
+    let mut owner = Owner::of(&dir, 1).await;
+    owner.write((0..5).map(|n| Op::PutAlarm(alarm(&format!("a{n}"), n, 1))).collect()).await;
+    owner.table(Table::Alarms).insert(Owner::alarm_key("a1", 1), "{\"not\":\"a row\"}").unwrap();
+    owner.table(Table::Alarms).insert([&SHARD.0.to_be_bytes()[..], b"no key"].concat(), "").unwrap();
+    owner.table(Table::Inbox).insert(Owner::alarm_key("m", 0), [1, 2, 3]).unwrap();
+    owner.table(Table::Dead).insert(Owner::alarm_key("d", 0), []).unwrap();
+
+    let (rows, damaged) = owner.alarms().await;
+    assert_eq!(rows.iter().map(|row| row.1).collect::<Vec<_>>(), [0, 2, 3, 4]);
+    assert!(matches!(&damaged[..], [DamageReason::Undecodable(_), DamageReason::Undecodable(_)]), "{damaged:?}");
+    for after in [After::Inbox(None), After::Dead(None)] {
+        assert_eq!(owner.load(after).await.damaged.len(), 1);
+    }
+    let page = Page { shard: SHARD, after: After::Alarms(None), limit: 2 };
+    let Rows::Alarms(two) = owner.store.load(&[page]).await.unwrap().remove(0).rows else {
+        panic!("alarms were asked for")
+    };
+    assert_eq!(two.len(), 2, "a damaged row does not count");
+
+    owner.write(vec![Op::PutAlarm(alarm("a1", 9, 2))]).await;
+    let (rows, damaged) = owner.alarms().await;
+    assert_eq!((rows.len(), damaged.len()), (5, 1), "setting the alarm again replaces its garbage");
+}
+
+#[tokio::test]
+async fn a_garbage_entry_of_an_identity_leaves_no_second_row_behind() {
+    let dir = TempDir::new().unwrap();
+    let mut owner = Owner::of(&dir, 1).await;
+    owner
+        .write(vec![Op::PutAlarm(alarm("a", 1, 5)), Op::PutAlarm(alarm("aa", 1, 5)), Op::PutAlarm(alarm("b", 1, 5))])
+        .await;
+    for id in ["a", "b"] {
+        owner.table(Table::AlarmIds).insert(key::identity(SHARD, &name(), id), "garbage").unwrap();
+    }
+    owner.write(vec![Op::PutAlarm(alarm("a", 2, 1))]).await;
+    owner.write(vec![Op::RemoveAlarm { name: name(), id: "b".into(), revision: Revision::default() }]).await;
+    assert_eq!(owner.alarms().await.0, [("aa".into(), 1), ("a".into(), 2)]);
+
+    owner.store.post(&[message("m")]).await.unwrap();
+    owner.table(Table::InboxIds).insert(key::identity(SHARD, &name(), "m"), "garbage").unwrap();
+    assert_eq!(owner.store.post(&[message("m")]).await.unwrap(), [Posted::Duplicate]);
+    let Rows::Inbox(inbox) = owner.load(After::Inbox(None)).await.rows else { panic!("messages were asked for") };
+    owner.write(vec![Op::RemoveMessage(inbox[0].key())]).await;
+    assert_eq!(owner.load(After::Inbox(None)).await.rows, Rows::Inbox(vec![]));
+    assert_eq!(owner.store.post(&[message("m")]).await.unwrap(), [Posted::Inserted]);
+}
+
+#[tokio::test]
+async fn a_row_of_a_newer_version_is_left_as_it_is() {
+    let dir = TempDir::new().unwrap();
+    let mut owner = Owner::of(&dir, 1).await;
+    owner.write(vec![Op::PutAlarm(alarm("new", 1, 1)), Op::PutAlarm(alarm("old", 2, 1))]).await;
+    let (id, row) = (key::identity(SHARD, &name(), "new"), Owner::alarm_key("new", 1));
+    owner.table(Table::AlarmIds).insert(id.as_slice(), [2, 99]).unwrap();
+    owner.table(Table::Alarms).insert(row.as_slice(), [2, 98]).unwrap();
+
+    assert_eq!(owner.alarms().await, (vec![("old".into(), 2)], vec![DamageReason::NewerVersion(2)]));
+    let range = ReadRange::Alarms("".into(), None);
+    let read = owner.store.read(&Read { shard: SHARD, name: name(), range, limit: 10 }).await.unwrap();
+    assert!(matches!(read, ReadRows::Alarms(rows) if rows.len() == 1));
+
+    let refused = owner.try_write(vec![Op::PutAlarm(alarm("other", 3, 1)), Op::PutAlarm(alarm("new", 5, 9))]).await;
+    assert!(matches!(refused, Err(StoreError::Rejected(_))), "{refused:?}");
+    let refused =
+        owner.try_write(vec![Op::RemoveAlarm { name: name(), id: "new".into(), revision: Revision::default() }]).await;
+    assert!(matches!(refused, Err(StoreError::Rejected(_))), "{refused:?}");
+    assert_eq!(owner.table(Table::AlarmIds).get(id).unwrap().as_deref(), Some(&[2, 99][..]));
+    assert_eq!(owner.table(Table::Alarms).get(row).unwrap().as_deref(), Some(&[2, 98][..]));
+    assert_eq!(owner.alarms().await.0, [("old".into(), 2)], "nothing of a refused batch was written");
+}
+
+#[tokio::test]
+async fn a_storage_value_that_cannot_be_decoded_is_an_error_that_names_it() {
+    let dir = TempDir::new().unwrap();
+    let owner = Owner::of(&dir, 1).await;
+    owner.table(Table::Storage).insert(key::identity(SHARD, &name(), "k"), [2, 1]).unwrap();
+    let range = ReadRange::Storage("".into(), None);
+    let read = owner.store.read(&Read { shard: SHARD, name: name(), range, limit: 10 }).await.unwrap_err();
+    assert_eq!(read.to_string(), r"storage/\x00\x00\x00\x07order\x00o-1\x00k has the newer row format 2");
+}
+
+#[tokio::test]
+async fn the_answer_to_a_repeated_write_is_the_first_answer() {
+    let dir = TempDir::new().unwrap();
+    let owner = Owner::of(&dir, 1).await;
+    let with_nul = alarm("a\0b", 1, 1);
+    let write = Write {
+        incarnation: owner.incarnation,
+        lane: Lane(0),
+        seq: 1,
+        batches: vec![
+            Batch { shard: SHARD, epoch: owner.epoch, ops: vec![Op::PutAlarm(with_nul)] },
+            Batch { shard: ShardId(8), epoch: Epoch(1), ops: vec![Op::PutAlarm(alarm("a", 1, 1))] },
+        ],
+    };
+    for _ in 0..2 {
+        let answers = owner.store.commit(&write).await.unwrap();
+        let [Err(StoreError::Rejected(_)), Err(StoreError::Fenced { .. })] = &answers[..] else {
+            panic!("{answers:?}")
+        };
+    }
+    assert_eq!(owner.alarms().await.0, []);
+}
+
+#[tokio::test]
+async fn a_directory_with_another_layout_is_not_opened() {
+    let dir = TempDir::new().unwrap();
+    let owner = Owner::of(&dir, 1).await;
+    owner.table(Table::Meta).insert("layout", "2").unwrap();
+    drop(owner);
+    let refused = FjallStore::open(dir.path()).unwrap_err().to_string();
+    assert!(refused.contains("layout '2'") && refused.contains("version"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_directory_whose_epochs_are_damaged_is_not_opened() {
+    let dir = TempDir::new().unwrap();
+    let owner = Owner::of(&dir, 1).await;
+    owner.table(Table::Meta).insert([SHARD_PREFIX, &key::first_of(SHARD)].concat(), "?").unwrap();
+    drop(owner);
+    let refused = FjallStore::open(dir.path()).unwrap_err().to_string();
+    assert!(refused.contains(r"shard/\x00\x00\x00\x07"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_store_left_unfinished_by_a_crash_is_made_anew() {
+    let dir = TempDir::new().unwrap();
+    let unfinished = dir.path().join("data.unfinished");
+    std::fs::create_dir(&unfinished).unwrap();
+    std::fs::write(unfinished.join("0.jnl"), "half").unwrap();
+    Owner::of(&dir, 1).await.write(vec![Op::PutAlarm(alarm("a", 1, 1))]).await;
+    assert!(!unfinished.exists());
+}
+
+#[tokio::test]
+async fn a_message_removed_late_does_not_take_its_successor_along() {
+    let dir = TempDir::new().unwrap();
+    let mut owner = Owner::of(&dir, 1).await;
+    owner.store.post(&[message("m")]).await.unwrap();
+    let earlier = InboxKey { arrived: Timestamp::from_millis(1), name: name(), id: "m".into() };
+    owner.write(vec![Op::RemoveMessage(earlier)]).await;
+    let Rows::Inbox(inbox) = owner.load(After::Inbox(None)).await.rows else { panic!("messages were asked for") };
+    assert_eq!(inbox.len(), 1);
+}
+
+#[tokio::test]
+async fn pages_of_the_last_shard_end_with_it() {
+    let dir = TempDir::new().unwrap();
+    let owner = Owner::of(&dir, 1).await;
+    for shard in [0, 6, 7, 8, u32::MAX] {
+        owner.store.post(&[NewMessage { shard: ShardId(shard), ..message("m") }]).await.unwrap();
+    }
+    let page = |shard, after| Page { shard: ShardId(shard), after, limit: 10 };
+    let pages = [page(7, After::Inbox(None)), page(u32::MAX, After::Inbox(None)), page(9, After::Inbox(None))];
+    let counts = owner.store.load(&pages).await.unwrap().into_iter().map(|loaded| match loaded.rows {
+        Rows::Inbox(rows) => rows.len(),
+        _ => panic!("messages were asked for"),
+    });
+    assert_eq!(counts.collect::<Vec<_>>(), [1, 1, 0]);
+    let last = AlarmKey { due: Timestamp::MAX, name: name(), id: "z".into() };
+    assert_eq!(owner.load(After::Alarms(Some(last))).await.rows, Rows::Alarms(vec![]));
+    drop(owner);
+    let reopened = FjallStore::open(dir.path()).unwrap();
+    let all = [0, 6, 7, 8, u32::MAX].map(ShardId);
+    assert_eq!(reopened.0.state.lock().inbox.iter().copied().collect::<Vec<_>>(), all);
+}
+
+#[tokio::test]
+async fn a_range_the_wrong_way_round_is_empty() {
+    let dir = TempDir::new().unwrap();
+    let mut owner = Owner::of(&dir, 1).await;
+    owner.write(vec![Op::Put { name: name(), key: "k".into(), value: Bytes::from_static(b"v") }]).await;
+    let range = ReadRange::Storage("z".into(), Some("a".into()));
+    let read = owner.store.read(&Read { shard: SHARD, name: name(), range, limit: 10 }).await.unwrap();
+    assert_eq!(read, ReadRows::Storage(vec![]));
+}
+
+#[tokio::test]
+async fn a_post_is_hinted_to_everyone_who_watches() {
+    let dir = TempDir::new().unwrap();
+    let owner = Owner::of(&dir, 1).await;
+    let mut hints = owner.store.watch(owner.incarnation).await.unwrap();
+    owner.store.post(&[message("m")]).await.unwrap();
+    assert_eq!(hints.next().await, Some(SHARD));
+}

@@ -1,0 +1,308 @@
+//! What a group commit and a post write, worked out before anything is written.
+//!
+//! [`Prepared`] is a batch whose rows are encoded: pure, done outside the store's lock. [`Changes`] are the keys and values it comes
+//! to, given what the tables hold: made under the lock, at most one lookup for an operation, and either all of a batch or nothing.
+
+use std::collections::HashSet;
+
+use fjall::{PersistMode, UserKey, UserValue};
+use stable_interfaces::{
+    BoxError, DamageReason, Damaged, InboxRow, NewMessage, Op, Posted, Revision, ShardId, StoreError, Timestamp,
+};
+
+use super::directory::{Directory, Table};
+use super::key;
+use crate::codec::{self, AlarmPlace};
+
+/// The operations of one batch, encoded.
+#[derive(Debug)]
+pub(super) struct Prepared(Vec<Step>);
+
+#[derive(Debug)]
+enum Step {
+    PutAlarm { identity: Vec<u8>, place: AlarmPlace, row: UserValue },
+    RemoveAlarm { identity: Vec<u8>, revision: Revision },
+    PutMessage { key: Vec<u8>, row: InboxRow },
+    RemoveMessage { identity: Vec<u8>, arrived: Timestamp },
+    Put { table: Table, key: UserKey, value: UserValue },
+    Remove { table: Table, key: UserKey },
+}
+
+impl Prepared {
+    /// Encodes operations on `shard`.
+    ///
+    /// # Errors
+    /// [`StoreError::Rejected`] if one cannot be stored.
+    pub(super) fn new(shard: ShardId, ops: &[Op]) -> Result<Prepared, StoreError> {
+        ops.iter().map(|op| Step::new(shard, op)).collect::<Result<_, _>>().map(Prepared)
+    }
+}
+
+impl Step {
+    fn new(shard: ShardId, op: &Op) -> Result<Step, StoreError> {
+        Ok(match op {
+            Op::PutAlarm(alarm) => Step::PutAlarm {
+                identity: checked(&[&alarm.name.interface, &alarm.name.instance, &alarm.id], || {
+                    key::identity(shard, &alarm.name, &alarm.id)
+                })?,
+                place: AlarmPlace { due: alarm.due, revision: alarm.revision },
+                row: codec::encode_alarm(alarm).into(),
+            },
+            Op::RemoveAlarm { name, id, revision } => Step::RemoveAlarm {
+                identity: checked(&[&name.interface, &name.instance, id], || key::identity(shard, name, id))?,
+                revision: *revision,
+            },
+            Op::PutMessage(message) => {
+                let identity = checked(&[&message.name.interface, &message.name.instance, &message.id], || {
+                    key::identity(shard, &message.name, &message.id)
+                })?;
+                Step::PutMessage { key: key::timed(&identity, message.arrived), row: message.clone() }
+            }
+            Op::RemoveMessage(at) => Step::RemoveMessage {
+                identity: checked(&[&at.name.interface, &at.name.instance, &at.id], || {
+                    key::identity(shard, &at.name, &at.id)
+                })?,
+                arrived: at.arrived,
+            },
+            Op::PutDead(letter) => {
+                let at = letter.key();
+                let key = checked(&[&at.name.interface, &at.name.instance, &at.id], || key::dead(shard, &at))?;
+                Step::Put { table: Table::Dead, key: key.into(), value: codec::encode_dead(letter).into() }
+            }
+            Op::RemoveDead(at) => {
+                let key = checked(&[&at.name.interface, &at.name.instance, &at.id], || key::dead(shard, at))?;
+                Step::Remove { table: Table::Dead, key: key.into() }
+            }
+            Op::Put { name, key, value } => {
+                let key = checked(&[&name.interface, &name.instance, key], || key::identity(shard, name, key))?;
+                Step::Put { table: Table::Storage, key: key.into(), value: codec::encode_stored(value).into() }
+            }
+            Op::Delete { name, key } => {
+                let key = checked(&[&name.interface, &name.instance, key], || key::identity(shard, name, key))?;
+                Step::Remove { table: Table::Storage, key: key.into() }
+            }
+        })
+    }
+}
+
+/// The key of these texts, if they can be told apart in it and it is not too long.
+fn checked(texts: &[&str], key: impl FnOnce() -> Vec<u8>) -> Result<Vec<u8>, StoreError> {
+    if texts.iter().any(|text| text.as_bytes().contains(&0)) {
+        return Err(StoreError::Rejected("a name, ID or key contains a NUL character".into()));
+    }
+    let key = key();
+    // The time that some rows have in their key counts as well.
+    if key.len() + size_of::<Timestamp>() > key::MAX_KEY {
+        return Err(StoreError::Rejected(format!("name, ID and key make {} bytes, too many", key.len()).into()));
+    }
+    Ok(key)
+}
+
+/// What one durable write is to change.
+pub(super) struct Changes<'a> {
+    directory: &'a Directory,
+    changes: Vec<(Table, UserKey, Option<UserValue>)>,
+}
+
+impl<'a> Changes<'a> {
+    pub(super) fn new(directory: &'a Directory) -> Changes<'a> {
+        Changes { directory, changes: Vec::new() }
+    }
+
+    pub(super) fn put(&mut self, table: Table, key: impl Into<UserKey>, value: impl Into<UserValue>) {
+        self.changes.push((table, key.into(), Some(value.into())));
+    }
+
+    fn remove(&mut self, table: Table, key: impl Into<UserKey>) {
+        self.changes.push((table, key.into(), None));
+    }
+
+    /// Adds what `batch` comes to, given what the tables hold.
+    ///
+    /// # Errors
+    /// [`StoreError::Rejected`] if it meets a row of a newer version, [`StoreError::NotApplied`] if the tables cannot be read.
+    /// Nothing of the batch was added.
+    pub(super) fn add(&mut self, batch: Prepared) -> Result<(), StoreError> {
+        let before = self.changes.len();
+        let added = batch.0.into_iter().try_for_each(|step| self.add_step(step));
+        if added.is_err() {
+            self.changes.truncate(before);
+        }
+        added
+    }
+
+    fn add_step(&mut self, step: Step) -> Result<(), StoreError> {
+        match step {
+            Step::PutAlarm { identity, place, row } => {
+                for old in self.alarm_places(&identity)? {
+                    if old.revision > place.revision {
+                        return Ok(());
+                    }
+                    if old.due != place.due {
+                        self.remove(Table::Alarms, key::timed(&identity, old.due));
+                    }
+                }
+                self.put(Table::Alarms, key::timed(&identity, place.due), row);
+                self.put(Table::AlarmIds, identity, codec::encode_alarm_place(place));
+            }
+            Step::RemoveAlarm { identity, revision } => {
+                for old in self.alarm_places(&identity)? {
+                    if old.revision > revision {
+                        return Ok(());
+                    }
+                    self.remove(Table::Alarms, key::timed(&identity, old.due));
+                    self.remove(Table::AlarmIds, identity.as_slice());
+                }
+            }
+            Step::PutMessage { key, row } => {
+                let Some(bytes) = self.get(Table::Inbox, &key)? else { return Ok(()) };
+                // A row that this version cannot read was never handed out, so nobody has anything to say about it.
+                if let Ok(old) = codec::decode_message(row.name.clone(), row.id.clone(), &bytes) {
+                    let new = InboxRow { arrived: old.arrived, headers: old.headers, body: old.body, ..row };
+                    self.put(Table::Inbox, key, codec::encode_message(&new));
+                }
+            }
+            Step::RemoveMessage { identity, arrived } => {
+                if self.arrivals(&identity)?.contains(&arrived) {
+                    self.remove(Table::Inbox, key::timed(&identity, arrived));
+                    self.remove(Table::InboxIds, identity);
+                }
+            }
+            Step::Put { table, key, value } => self.put(table, key, value),
+            Step::Remove { table, key } => self.remove(table, key),
+        }
+        Ok(())
+    }
+
+    /// Adds the messages that are not there yet, all of them having arrived `now`.
+    ///
+    /// # Errors
+    /// As [`add`](Self::add).
+    pub(super) fn add_messages(&mut self, messages: Vec<Incoming>, now: Timestamp) -> Result<Vec<Posted>, StoreError> {
+        let mut inserted = HashSet::new();
+        let mut posted = Vec::with_capacity(messages.len());
+        for Incoming { identity, message } in messages {
+            if inserted.contains(&identity) || !self.arrivals(&identity)?.is_empty() {
+                posted.push(Posted::Duplicate);
+                continue;
+            }
+            let row = InboxRow {
+                name: message.name,
+                id: message.id,
+                arrived: now,
+                due: now,
+                attempt: 0,
+                crashes: 0,
+                started: false,
+                last_error: None,
+                headers: message.headers,
+                body: message.body,
+            };
+            self.put(Table::Inbox, key::timed(&identity, now), codec::encode_message(&row));
+            self.put(Table::InboxIds, identity.as_slice(), codec::encode_arrival(now));
+            inserted.insert(identity);
+            posted.push(Posted::Inserted);
+        }
+        Ok(posted)
+    }
+
+    /// Writes everything at once and waits until the disk has it.
+    ///
+    /// # Errors
+    /// Whatever the database says. It takes no further writes then, and whether it took this one is not known.
+    pub(super) fn commit(self) -> fjall::Result<()> {
+        let database = self.directory.database.clone();
+        let mut batch =
+            fjall::OwnedWriteBatch::with_capacity(database, self.changes.len()).durability(Some(PersistMode::SyncData));
+        for (table, key, value) in self.changes {
+            let table = self.directory.table(table);
+            match value {
+                Some(value) => batch.insert(table, key, value),
+                None => batch.remove(table, key),
+            }
+        }
+        batch.commit()
+    }
+
+    /// Where the rows of an alarm are: none or one, unless its entry is damaged.
+    fn alarm_places(&self, identity: &[u8]) -> Result<Vec<AlarmPlace>, StoreError> {
+        self.places(Table::AlarmIds, Table::Alarms, identity, codec::decode_alarm_place, |due| AlarmPlace {
+            due,
+            revision: Revision::default(),
+        })
+    }
+
+    /// When the rows of a message arrived: none or one, unless its entry is damaged.
+    fn arrivals(&self, identity: &[u8]) -> Result<Vec<Timestamp>, StoreError> {
+        self.places(Table::InboxIds, Table::Inbox, identity, codec::decode_arrival, |arrived| arrived)
+    }
+
+    fn places<T>(
+        &self,
+        ids: Table,
+        rows: Table,
+        identity: &[u8],
+        decode: fn(&[u8]) -> Result<T, DamageReason>,
+        found: fn(Timestamp) -> T,
+    ) -> Result<Vec<T>, StoreError> {
+        let Some(bytes) = self.get(ids, identity)? else { return Ok(Vec::new()) };
+        match decode(&bytes) {
+            Ok(place) => Ok(vec![place]),
+            // What it means cannot be known here, and writing over it would lose it.
+            Err(reason @ DamageReason::NewerVersion(_)) => {
+                let shard = key::shard_of(identity).unwrap_or(ShardId(0));
+                Err(StoreError::Rejected(
+                    StoreError::Damaged(Damaged { shard, place: place(ids, identity), reason }).into(),
+                ))
+            }
+            // The rows themselves still say where they are; so the entry can be replaced and nothing is left behind.
+            Err(DamageReason::Undecodable(_)) => Ok(self.search(rows, identity)?.into_iter().map(found).collect()),
+        }
+    }
+
+    /// Goes through a whole shard for the rows of one identity.
+    fn search(&self, rows: Table, identity: &[u8]) -> Result<Vec<Timestamp>, StoreError> {
+        let shard = key::shard_of(identity).unwrap_or(ShardId(0));
+        let mut times = Vec::new();
+        for guard in self.directory.table(rows).prefix(key::first_of(shard)) {
+            let key = guard.key().map_err(not_applied)?;
+            if key::is_timed_of(&key, identity)
+                && let Ok((time, ..)) = key::Reader::default().timed(&key)
+            {
+                times.push(time);
+            }
+        }
+        Ok(times)
+    }
+
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<UserValue>, StoreError> {
+        self.directory.table(table).get(key).map_err(not_applied)
+    }
+}
+
+/// A message that can be stored.
+#[derive(Debug)]
+pub(super) struct Incoming {
+    identity: Vec<u8>,
+    message: NewMessage,
+}
+
+impl Incoming {
+    /// # Errors
+    /// [`StoreError::Rejected`] if it cannot be stored.
+    pub(super) fn new(message: NewMessage) -> Result<Incoming, StoreError> {
+        let identity = checked(&[&message.name.interface, &message.name.instance, &message.id], || {
+            key::identity(message.shard, &message.name, &message.id)
+        })?;
+        Ok(Incoming { identity, message })
+    }
+}
+
+/// A row's place, for a person who looks for it.
+pub(super) fn place(table: Table, key: &[u8]) -> String {
+    format!("{}/{}", table.name(), key.escape_ascii())
+}
+
+fn not_applied(error: fjall::Error) -> StoreError {
+    StoreError::NotApplied(BoxError::from(error))
+}

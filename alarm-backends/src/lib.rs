@@ -1,0 +1,28 @@
+//! Stores for [`stable_interfaces`]: one module and one Cargo feature per database.
+
+#[cfg(any(feature = "fjall", feature = "redis"))]
+#[cfg_attr(
+    not(feature = "fjall"),
+    allow(dead_code, reason = "where rows and shards are is kept in such bytes by fjall alone")
+)]
+mod codec;
+#[cfg(feature = "fjall")]
+mod fjall;
+#[cfg(feature = "postgres")]
+pub mod postgres;
+#[cfg(feature = "redis")]
+pub mod redis;
+#[cfg(feature = "testing-servers")]
+pub mod testing;
+
+#[cfg(feature = "fjall")]
+pub use crate::fjall::{FjallStore, FjallStoreBuilder};
+#[cfg(feature = "postgres")]
+pub use crate::postgres::PostgresStore;
+#[cfg(feature = "redis")]
+pub use crate::redis::{RedisStore, RedisStoreBuilder};
+
+/// The README's programs compile.
+#[cfg(all(doctest, feature = "fjall"))]
+#[doc = include_str!("../../README.md")]
+struct Readme;

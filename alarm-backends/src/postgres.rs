@@ -1,0 +1,341 @@
+//! A fleet's store in Postgres 13 or newer.
+//!
+//! What a host was told is written is on the server's disk, and a host that lost a shard writes nothing there, whatever any
+//! clock says: each group commit is one transaction that first changes its lane's *fence row*, and a claim changes the fence
+//! rows of those who lose by it, so the two wait for each other and the later one sees what the earlier one did.
+//!
+//! Everything is kept in one schema of the application's own database, made on [`PostgresStore::connect`]. For people there
+//! is a view: `SELECT * FROM stable_interfaces.waiting` lists alarms, inbox messages and dead letters.
+//!
+//! A store holds a few connections, whatever the load: one per lane, one for reading, one for posting, one for renewing the
+//! lease, one that listens; and one more while shards are claimed. It needs sessions of its own: a pooler in between must not
+//! share them between transactions (PgBouncer: `pool_mode = session`).
+//!
+//! What an acknowledgement is worth is the server's to say. With `synchronous_commit = off` or `fsync = off` acknowledged
+//! writes can be lost, and the log warns; after a failover to a standby that lagged behind, what it had not received is gone
+//! (`synchronous_standby_names` prevents that). Tested with Postgres 15; CockroachDB and YugabyteDB have not been tried.
+
+mod errors;
+mod link;
+mod pages;
+mod posts;
+mod rows;
+mod schema;
+mod tls;
+mod wire;
+
+use std::fmt;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use stable_interfaces::{
+    Claim, ClaimKind, Claimed, Epoch, Grant, Held, Hints, Incarnation, Loaded, NewMessage, Page, Posted, Read,
+    ReadRows, Renewed, ShardId, Store, StoreError, Timestamp, Write,
+};
+use tokio::sync::mpsc;
+use tokio_postgres::config::TargetSessionAttrs;
+use tokio_postgres::{Config, Row};
+
+use link::{Link, Server};
+use posts::Posts;
+use schema::{Query, Schema};
+use wire::WireWrite;
+
+/// How many hints wait for a slow listener before further ones are dropped.
+const HINTS_BUFFERED: usize = 1024;
+
+/// A [`Store`] in Postgres, shared by all hosts of a fleet. The [module](self) says what it keeps and where.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), stable_interfaces::StoreError> {
+/// use alarm_backends::postgres::PostgresStore;
+/// let store = PostgresStore::connect("postgres://orders:secret@db.example/orders").await?;
+/// # Ok(())
+/// # }
+/// ```
+pub struct PostgresStore {
+    server: Server,
+    /// For group commits: lane `n` uses number `n` modulo their count, so lanes wait for each other only beyond that.
+    commits: Vec<Link>,
+    /// For loading and reading: many at once, answered in order.
+    reads: Link,
+    posts: Posts,
+    /// For claims and releases; closed after each.
+    claims: Link,
+    /// For renewals alone: it is opened on the runtime that renews, which others cannot keep busy.
+    renewals: Link,
+}
+
+impl fmt::Debug for PostgresStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PostgresStore").field("server", &self.server).finish_non_exhaustive()
+    }
+}
+
+/// How to connect; see [`PostgresStore::builder`].
+#[derive(Debug)]
+#[must_use]
+pub struct PostgresBuilder {
+    config: Config,
+    schema: String,
+    lanes: usize,
+    deadline: Duration,
+    tls: Option<rustls::ClientConfig>,
+}
+
+impl PostgresStore {
+    /// Connects to the database at `url` (`postgres://user@host/database` or `host=.. user=.. dbname=..`) and makes the
+    /// schema `stable_interfaces` in it where it is missing. Many hosts may do so at once.
+    ///
+    /// The connection uses TLS and verifies the server's certificate and name, against the roots that the operating system
+    /// trusts or that the file named by `SSL_CERT_FILE` holds. `sslmode` in the URL changes that:
+    ///
+    /// | `sslmode` | |
+    /// | --- | --- |
+    /// | absent, `require` or `verify-full` | TLS, verified |
+    /// | `prefer` | TLS, verified, if the server offers it, otherwise none |
+    /// | `disable`, or a Unix socket | no TLS |
+    ///
+    /// # Errors
+    /// [`StoreError::Open`] if the URL, the login, the database or its encoding is not right: waiting would not help.
+    /// [`StoreError::NotApplied`] if the server cannot be reached within the deadline (5 s).
+    pub async fn connect(url: &str) -> Result<PostgresStore, StoreError> {
+        PostgresStore::builder(url)?.connect().await
+    }
+
+    /// As [`connect`](Self::connect), with options.
+    ///
+    /// # Errors
+    /// [`StoreError::Open`] if the URL cannot be read.
+    pub fn builder(url: &str) -> Result<PostgresBuilder, StoreError> {
+        Ok(PostgresBuilder::new(tls::parse(url)?))
+    }
+}
+
+impl PostgresBuilder {
+    /// Connects as `config` says. Its own default for TLS is [`Prefer`](tokio_postgres::config::SslMode::Prefer).
+    pub fn new(config: Config) -> PostgresBuilder {
+        let schema = "stable_interfaces".to_owned();
+        PostgresBuilder { config, schema, lanes: 2, deadline: Duration::from_secs(5), tls: None }
+    }
+
+    /// The schema that everything is kept in: `[a-z_][a-z0-9_]{0,30}`. Default: `stable_interfaces`.
+    pub fn schema(mut self, name: impl Into<String>) -> PostgresBuilder {
+        self.schema = name.into();
+        self
+    }
+
+    /// How many connections are for commits; at least 1, best as many as the host has lanes. Default: 2.
+    pub fn lanes(mut self, lanes: usize) -> PostgresBuilder {
+        self.lanes = lanes.max(1);
+        self
+    }
+
+    /// How long one operation may take, with waiting for a connection. After that its outcome is unknown and its connection
+    /// is replaced. Well below the lease, so that there is time to try again. Default: 5 s.
+    pub fn deadline(mut self, deadline: Duration) -> PostgresBuilder {
+        self.deadline = deadline;
+        self
+    }
+
+    /// TLS with other roots or a client certificate.
+    pub fn tls(mut self, config: rustls::ClientConfig) -> PostgresBuilder {
+        self.tls = Some(config);
+        self
+    }
+
+    /// Connects and makes the schema where it is missing.
+    ///
+    /// # Errors
+    /// As [`PostgresStore::connect`]; and [`StoreError::Open`] if the schema's name is not allowed.
+    pub async fn connect(self) -> Result<PostgresStore, StoreError> {
+        let mut config = self.config;
+        let tls = tls::connector(&config, self.tls)?;
+        // A standby would take the reads and refuse the writes.
+        config.target_session_attrs(TargetSessionAttrs::ReadWrite);
+        if config.get_application_name().is_none() {
+            config.application_name("stable-interfaces");
+        }
+        if config.get_keepalives_interval().is_none() && config.get_keepalives_retries().is_none() {
+            // A listener sends nothing, so only this tells it that the server is gone: after a minute, not two hours.
+            config.keepalives_idle(Duration::from_secs(30));
+            config.keepalives_interval(Duration::from_secs(10)).keepalives_retries(3);
+        }
+        let schema = Schema::new(&self.schema)?;
+        let server = Server { config, tls, schema, limit: self.deadline, identity: OnceLock::new() };
+        server.prepare().await?;
+        Ok(PostgresStore {
+            server,
+            commits: std::iter::repeat_with(Link::default).take(self.lanes).collect(),
+            reads: Link::default(),
+            posts: Posts::default(),
+            claims: Link::default(),
+            renewals: Link::default(),
+        })
+    }
+}
+
+#[async_trait]
+impl Store for PostgresStore {
+    async fn claim(&self, claim: &Claim) -> Result<Claimed, StoreError> {
+        let incarnation = wire::number("incarnation", claim.incarnation.0)?;
+        let shards = shard_numbers(&claim.shards)?;
+        let (count, hash) = (i64::from(claim.shard_count), i64::from(claim.hash_version));
+        let (lease, is_start) = (millis(claim.lease), claim.kind == ClaimKind::Start);
+        let mut turn = self.claims.alone(&self.server).await?;
+        let conn = turn.conn.clone();
+        let work = async {
+            let statement = conn.prepared(Query::Claim).await?;
+            let host = &*claim.host;
+            conn.client.query_one(statement, &[&incarnation, &host, &shards, &count, &hash, &lease, &is_start]).await
+        };
+        let row = turn.run(work).await;
+        // Claims are rare: better a free place in the server until the next.
+        turn.retire();
+        claimed(claim, &row?)
+    }
+
+    async fn renew(&self, incarnation: Incarnation, lease: Duration) -> Result<Renewed, StoreError> {
+        let (incarnation, lease) = (wire::number("incarnation", incarnation.0)?, millis(lease));
+        let mut turn = self.renewals.alone(&self.server).await?;
+        let conn = turn.conn.clone();
+        let work = async { conn.client.query_one(conn.prepared(Query::Renew).await?, &[&incarnation, &lease]).await };
+        let row = turn.run(work).await?;
+        if !row.get::<_, bool>("renewed") {
+            return Err(StoreError::Replaced);
+        }
+        Ok(Renewed {
+            owned: row.get::<_, Vec<i32>>("owned").into_iter().map(shard_id).collect(),
+            inbox: row.get::<_, Vec<i32>>("inbox").into_iter().map(shard_id).collect(),
+            now: Timestamp::from_millis(row.get("server_now")),
+        })
+    }
+
+    async fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {
+        let (incarnation, shards) = (wire::number("incarnation", incarnation.0)?, shard_numbers(shards)?);
+        let mut turn = self.claims.alone(&self.server).await?;
+        let conn = turn.conn.clone();
+        let work = async { conn.client.execute(conn.prepared(Query::Release).await?, &[&incarnation, &shards]).await };
+        let released = turn.run(work).await;
+        turn.retire();
+        released.map(|_| ())
+    }
+
+    async fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError> {
+        let wire = WireWrite::new(write)?;
+        let incarnation = wire::number("incarnation", write.incarnation.0)?;
+        let (lane, seq) = (i32::from(write.lane.0), wire::number("sequence number", write.seq)?);
+        let mut turn = self.commits[usize::from(write.lane.0) % self.commits.len()].alone(&self.server).await?;
+        let conn = turn.conn.clone();
+        let work = async {
+            let statement = conn.prepared(Query::Write).await?;
+            conn.client
+                .query_one(
+                    statement,
+                    &[
+                        &incarnation,
+                        &lane,
+                        &seq,
+                        &wire.batches,
+                        &wire.alarm_puts,
+                        &wire.alarm_removes,
+                        &wire.message_puts,
+                        &wire.message_removes,
+                        &wire.dead_puts,
+                        &wire.dead_removes,
+                        &wire.value_puts,
+                        &wire.value_removes,
+                    ],
+                )
+                .await
+        };
+        let row = turn.run(work).await?;
+        committed(write, &row)
+    }
+
+    async fn post(&self, messages: &[NewMessage]) -> Result<Vec<Posted>, StoreError> {
+        self.posts.post(&self.server, messages).await
+    }
+
+    async fn watch(&self, _incarnation: Incarnation) -> Result<Hints, StoreError> {
+        let (sender, receiver) = mpsc::channel(HINTS_BUFFERED);
+        self.server.listen(sender).await?;
+        Ok(Hints::new(receiver))
+    }
+
+    async fn load(&self, pages: &[Page]) -> Result<Vec<Loaded>, StoreError> {
+        pages::load(&self.server, &self.reads, pages).await
+    }
+
+    async fn read(&self, read: &Read) -> Result<ReadRows, StoreError> {
+        pages::read(&self.server, &self.reads, read).await
+    }
+}
+
+fn claimed(claim: &Claim, row: &Row) -> Result<Claimed, StoreError> {
+    let stored = |column| u32::try_from(row.get::<_, i64>(column)).expect("it was a u32 when a claim stored it");
+    match row.get("verdict") {
+        "replaced" => return Err(StoreError::Replaced),
+        "mismatch" => {
+            return Err(StoreError::Mismatch {
+                shard_count: claim.shard_count,
+                hash_version: claim.hash_version,
+                stored_shard_count: stored("stored_shard_count"),
+                stored_hash_version: stored("stored_hash_version"),
+            });
+        }
+        _ => {}
+    }
+    let grants = row.get::<_, Vec<i32>>("granted").into_iter().zip(row.get::<_, Vec<i64>>("epochs"));
+    let granted = grants
+        .zip(row.get::<_, Vec<bool>>("clean"))
+        .map(|((shard, epoch), clean)| Grant { shard: shard_id(shard), epoch: epoch_of(epoch), clean })
+        .collect();
+    let holders = row.get::<_, Vec<i32>>("held").into_iter().zip(row.get::<_, Vec<&str>>("holders"));
+    let held = holders
+        .zip(row.get::<_, Vec<i64>>("remaining"))
+        .map(|((shard, holder), remaining)| Held {
+            shard: shard_id(shard),
+            holder: holder.into(),
+            remaining: Duration::from_millis(remaining.unsigned_abs()),
+        })
+        .collect();
+    Ok(Claimed { granted, held, now: Timestamp::from_millis(row.get("server_now")) })
+}
+
+fn committed(write: &Write, row: &Row) -> Result<Vec<Result<(), StoreError>>, StoreError> {
+    if let Some(taken) = row.get::<_, Option<i64>>("taken") {
+        let newest = taken.unsigned_abs();
+        if newest > write.seq {
+            return Err(StoreError::Stale { lane: write.lane, seq: write.seq, newest });
+        }
+    }
+    let (fenced, newest) = (row.get::<_, Vec<i32>>("fenced"), row.get::<_, Vec<i64>>("newest"));
+    let answer =
+        |batch: &stable_interfaces::Batch| match fenced.iter().position(|&shard| shard_id(shard) == batch.shard) {
+            None => Ok(()),
+            Some(place) => {
+                Err(StoreError::Fenced { shard: batch.shard, held: batch.epoch, newest: epoch_of(newest[place]) })
+            }
+        };
+    Ok(write.batches.iter().map(answer).collect())
+}
+
+fn shard_numbers(shards: &[ShardId]) -> Result<Vec<i32>, StoreError> {
+    shards.iter().map(|&shard| wire::shard(shard)).collect()
+}
+
+/// Columns of shards and epochs hold what this code put there, and that was never negative.
+fn shard_id(stored: i32) -> ShardId {
+    ShardId(stored.unsigned_abs())
+}
+
+fn epoch_of(stored: i64) -> Epoch {
+    Epoch(stored.unsigned_abs())
+}
+
+/// A lease, at most a hundred years.
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX).min(100 * 365 * 86_400_000)
+}

@@ -1,0 +1,225 @@
+//! Loading and reading: many pages in one query, and unusable rows set aside without shortening a page.
+//!
+//! Limits count usable rows. Where a page comes back with some that are not, it is asked for again with room for them, until
+//! it is full or the store has no more.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use stable_interfaces::{
+    After, AlarmRow, DamageReason, Damaged, Loaded, Page, Read, ReadRange, ReadRows, Rows, StoreError,
+};
+use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
+
+use super::link::{Link, Server};
+use super::schema::Query;
+use super::{rows, wire};
+
+/// Where a page of one of the three tables starts: the columns of its order, of which alarms and inbox have no `is_message`.
+struct Start<'a> {
+    at: i64,
+    interface: &'a str,
+    instance: &'a str,
+    is_message: bool,
+    id: &'a str,
+}
+
+/// Before everything: IDs are never empty.
+const BEGINNING: Start<'static> = Start { at: i64::MIN, interface: "", instance: "", is_message: false, id: "" };
+
+impl<'a> Start<'a> {
+    fn new(after: &'a After) -> Start<'a> {
+        let (at, name, is_message, id) = match after {
+            After::Alarms(Some(key)) => (key.due, &key.name, false, &key.id),
+            After::Inbox(Some(key)) => (key.arrived, &key.name, false, &key.id),
+            After::Dead(Some(key)) => (key.died_at, &key.name, key.is_message, &key.id),
+            After::Alarms(None) | After::Inbox(None) | After::Dead(None) => return BEGINNING,
+        };
+        Start { at: at.as_millis(), interface: &name.interface, instance: &name.instance, is_message, id }
+    }
+}
+
+/// One page while it is being filled.
+struct Filling<'a, T> {
+    /// Its place among the pages asked for.
+    index: usize,
+    page: &'a Page,
+    rows: Vec<T>,
+    damaged: Vec<Damaged>,
+    /// How many rows the last query was to bring at most.
+    asked: usize,
+    /// Whether that many came, so that there may be more.
+    was_full: bool,
+}
+
+impl<T> Filling<'_, T> {
+    fn is_done(&self) -> bool {
+        self.rows.len() >= self.page.limit || !self.was_full
+    }
+}
+
+/// What [`Store::load`](stable_interfaces::Store::load) promises.
+pub(super) async fn load(server: &Server, link: &Link, pages: &[Page]) -> Result<Vec<Loaded>, StoreError> {
+    let mut loaded: Vec<Option<Loaded>> = pages.iter().map(|_| None).collect();
+    let of_kind = |is_kind: fn(&After) -> bool| {
+        pages.iter().enumerate().filter(|(_, page)| is_kind(&page.after)).collect::<Vec<_>>()
+    };
+    let wanted = of_kind(|after| matches!(after, After::Alarms(_)));
+    fill(server, link, Query::LoadAlarms, &wanted, rows::alarm, Rows::Alarms, &mut loaded).await?;
+    let wanted = of_kind(|after| matches!(after, After::Inbox(_)));
+    fill(server, link, Query::LoadInbox, &wanted, rows::message, Rows::Inbox, &mut loaded).await?;
+    let wanted = of_kind(|after| matches!(after, After::Dead(_)));
+    fill(server, link, Query::LoadDead, &wanted, rows::dead, Rows::Dead, &mut loaded).await?;
+    Ok(loaded.into_iter().flatten().collect())
+}
+
+async fn fill<T>(
+    server: &Server,
+    link: &Link,
+    query: Query,
+    wanted: &[(usize, &Page)],
+    decode: fn(&Row) -> Result<T, DamageReason>,
+    rows: fn(Vec<T>) -> Rows,
+    loaded: &mut [Option<Loaded>],
+) -> Result<(), StoreError> {
+    let begin = |&(index, page)| Filling {
+        index,
+        page,
+        rows: Vec::new(),
+        damaged: Vec::new(),
+        asked: page.limit,
+        was_full: true,
+    };
+    let mut filling: Vec<Filling<'_, T>> = wanted.iter().map(begin).collect();
+    while !filling.is_empty() {
+        ask(server, link, query, &mut filling, decode).await?;
+        for done in filling.extract_if(.., |page| page.is_done()) {
+            loaded[done.index] = Some(Loaded { rows: rows(done.rows), damaged: done.damaged });
+        }
+        for page in &mut filling {
+            page.asked = page.page.limit + page.damaged.len();
+        }
+    }
+    Ok(())
+}
+
+/// One query for all these pages.
+async fn ask<T>(
+    server: &Server,
+    link: &Link,
+    query: Query,
+    filling: &mut [Filling<'_, T>],
+    decode: fn(&Row) -> Result<T, DamageReason>,
+) -> Result<(), StoreError> {
+    let found = {
+        let shards = filling.iter().map(|page| wire::shard(page.page.shard)).collect::<Result<Vec<_>, _>>()?;
+        let starts: Vec<_> = filling.iter().map(|page| Start::new(&page.page.after)).collect();
+        let ats: Vec<_> = starts.iter().map(|start| start.at).collect();
+        let interfaces: Vec<_> = starts.iter().map(|start| start.interface).collect();
+        let instances: Vec<_> = starts.iter().map(|start| start.instance).collect();
+        let are_messages: Vec<_> = starts.iter().map(|start| start.is_message).collect();
+        let ids: Vec<_> = starts.iter().map(|start| start.id).collect();
+        let limits: Vec<_> = filling.iter().map(|page| limit(page.asked)).collect();
+        let mut turn = link.shared(server).await?;
+        let conn = turn.conn.clone();
+        let work = async {
+            let statement = conn.prepared(query).await?;
+            let params: [&(dyn ToSql + Sync); 7] =
+                [&shards, &ats, &interfaces, &instances, &are_messages, &ids, &limits];
+            conn.client.query(statement, &params).await
+        };
+        turn.run(work).await?
+    };
+    let mut counts = vec![0; filling.len()];
+    for page in &mut *filling {
+        page.rows.clear();
+        page.damaged.clear();
+    }
+    // The rows of a page come in order: a nested loop over an ordered subquery is the only way to answer a LATERAL join.
+    for row in &found {
+        let place = usize::try_from(row.get::<_, i64>("page") - 1).expect("ordinality counts from one");
+        counts[place] += 1;
+        let page = &mut filling[place];
+        match decode(row) {
+            Ok(row) if page.rows.len() < page.page.limit => page.rows.push(row),
+            // Room was asked for damaged rows that have gone since.
+            Ok(_) => {}
+            Err(reason) => {
+                let place = place_of(server, query, row);
+                page.damaged.push(Damaged { shard: page.page.shard, place, reason });
+            }
+        }
+    }
+    for (page, count) in filling.iter_mut().zip(counts) {
+        page.was_full = count >= page.asked;
+    }
+    Ok(())
+}
+
+/// For a person with a database client.
+fn place_of(server: &Server, query: Query, row: &Row) -> String {
+    let table = match query {
+        Query::LoadInbox => "inbox",
+        Query::LoadDead => "dead",
+        _ => "alarm",
+    };
+    let column = |name| row.try_get::<_, &str>(name).unwrap_or("?");
+    let (interface, instance, id) = (column("interface"), column("instance"), column("id"));
+    format!("{}.{table} interface {interface:?} instance {instance:?} id {id:?}", server.schema.quoted())
+}
+
+fn limit(rows: usize) -> i64 {
+    i64::try_from(rows).unwrap_or(i64::MAX)
+}
+
+/// What [`Store::read`](stable_interfaces::Store::read) promises.
+pub(super) async fn read(server: &Server, link: &Link, read: &Read) -> Result<ReadRows, StoreError> {
+    match &read.range {
+        ReadRange::Storage(from, to) => {
+            let query = if to.is_some() { Query::ReadStorageTo } else { Query::ReadStorage };
+            let found = range(server, link, query, read, from, to.as_ref(), read.limit).await?;
+            let value = |row: &Row| rows::value(row).map_err(|reason| damaged_value(server, read, row, reason));
+            Ok(ReadRows::Storage(found.iter().map(value).collect::<Result<Vec<(Arc<str>, Bytes)>, _>>()?))
+        }
+        ReadRange::Alarms(from, to) => {
+            let query = if to.is_some() { Query::ReadAlarmsTo } else { Query::ReadAlarms };
+            let mut asked = read.limit;
+            loop {
+                let found = range(server, link, query, read, from, to.as_ref(), asked).await?;
+                let mut alarms: Vec<AlarmRow> = found.iter().filter_map(|row| rows::alarm(row).ok()).collect();
+                if alarms.len() >= read.limit || found.len() < asked {
+                    alarms.truncate(read.limit);
+                    return Ok(ReadRows::Alarms(alarms));
+                }
+                asked = read.limit + (found.len() - alarms.len());
+            }
+        }
+    }
+}
+
+async fn range(
+    server: &Server,
+    link: &Link,
+    query: Query,
+    read: &Read,
+    from: &str,
+    to: Option<&Arc<str>>,
+    most: usize,
+) -> Result<Vec<Row>, StoreError> {
+    let (shard, most, to) = (wire::shard(read.shard)?, limit(most), to.map(|to| &**to));
+    let (interface, instance) = (&*read.name.interface, &*read.name.instance);
+    let mut params: Vec<&(dyn ToSql + Sync)> = vec![&shard, &interface, &instance, &from, &most];
+    if let Some(to) = &to {
+        params.push(to);
+    }
+    let mut turn = link.shared(server).await?;
+    let conn = turn.conn.clone();
+    turn.run(async { conn.client.query(conn.prepared(query).await?, &params).await }).await
+}
+
+fn damaged_value(server: &Server, read: &Read, row: &Row, reason: DamageReason) -> StoreError {
+    let key = row.try_get::<_, &str>("key").unwrap_or("?");
+    let place = format!("{}.storage {} key {key:?}", server.schema.quoted(), read.name);
+    StoreError::Damaged(Damaged { shard: read.shard, place, reason })
+}

@@ -1,0 +1,179 @@
+//! The schema that the tables live in: its name, its making, and the text of every query on it.
+//!
+//! Making it is safe when many hosts start at once: whoever holds the advisory lock looks again before making anything, and
+//! everything is made in one transaction.
+
+use std::fmt;
+
+use stable_interfaces::StoreError;
+use tokio_postgres::Client;
+
+/// The version of the tables, types and functions that this code uses.
+const VERSION: i32 = 1;
+
+/// A checked schema name.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Schema(String);
+
+impl fmt::Debug for Schema {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Every query that a connection prepares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Query {
+    Claim,
+    Renew,
+    Release,
+    Write,
+    Post,
+    LoadAlarms,
+    LoadInbox,
+    LoadDead,
+    ReadAlarms,
+    ReadAlarmsTo,
+    ReadStorage,
+    ReadStorageTo,
+}
+
+impl Query {
+    pub(super) const COUNT: usize = Query::ReadStorageTo as usize + 1;
+}
+
+impl Schema {
+    /// Checks the name: `^[a-z_][a-z0-9_]{0,30}$`, so that it needs no escaping anywhere and leaves room for a suffix.
+    pub(super) fn new(name: &str) -> Result<Schema, StoreError> {
+        let first = name.bytes().next().is_some_and(|b| b.is_ascii_lowercase() || b == b'_');
+        let rest = name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+        // Postgres keeps names that begin so to itself.
+        if first && rest && name.len() <= 31 && !name.starts_with("pg_") {
+            return Ok(Schema(name.to_owned()));
+        }
+        let text = format!("{name:?} cannot be a schema name: use [a-z_][a-z0-9_]{{0,30}}, not beginning with pg_");
+        Err(StoreError::Open(text, None))
+    }
+
+    /// The name as SQL writes it; it may be a keyword.
+    pub(super) fn quoted(&self) -> String {
+        format!("\"{}\"", self.0)
+    }
+
+    /// The channel on which inbox rows are announced. Channels belong to the database, so it carries the schema's name.
+    pub(super) fn channel(&self) -> String {
+        format!("{}_inbox", self.0)
+    }
+
+    /// Fills the schema's name into a text.
+    pub(super) fn fill(&self, sql: &str) -> String {
+        sql.replace("{s}", &self.quoted()).replace("{channel}", &self.channel())
+    }
+
+    pub(super) fn text(&self, query: Query) -> String {
+        let sql = match query {
+            Query::Claim => "SELECT * FROM {s}.claim($1, $2, $3, $4, $5, $6, $7)",
+            Query::Renew => "SELECT * FROM {s}.renew($1, $2)",
+            Query::Release => "SELECT FROM {s}.release($1, $2)",
+            Query::Write => "SELECT * FROM {s}.write($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+            Query::Post => include_str!("sql/post.sql"),
+            Query::LoadAlarms => include_str!("sql/load_alarms.sql"),
+            Query::LoadInbox => include_str!("sql/load_inbox.sql"),
+            Query::LoadDead => include_str!("sql/load_dead.sql"),
+            Query::ReadAlarms | Query::ReadAlarmsTo => include_str!("sql/read_alarms.sql"),
+            Query::ReadStorage | Query::ReadStorageTo => include_str!("sql/read_storage.sql"),
+        };
+        let end = match query {
+            Query::ReadAlarmsTo => "a.id < $6",
+            Query::ReadStorageTo => "v.key < $6",
+            _ => "true",
+        };
+        self.fill(sql).replace("{end}", end)
+    }
+
+    /// Makes the schema in the database, or brings it to [`VERSION`].
+    pub(super) async fn make(&self, client: &Client) -> Result<(), MakeError> {
+        if self.version(client).await? == Some(VERSION) {
+            return Ok(());
+        }
+        client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
+        let made = self.make_locked(client).await;
+        let end = if made.is_ok() { "COMMIT" } else { "ROLLBACK" };
+        client.batch_execute(end).await?;
+        made
+    }
+
+    async fn make_locked(&self, client: &Client) -> Result<(), MakeError> {
+        let lock = format!("SELECT pg_advisory_xact_lock(hashtextextended('stable-interfaces schema {}', 0))", self.0);
+        client.batch_execute(&lock).await?;
+        match self.version(client).await? {
+            // Somebody else made it while this waited.
+            Some(VERSION) => Ok(()),
+            Some(version) => Err(MakeError::Version(version)),
+            None => {
+                let sql = "SELECT EXISTS(SELECT FROM pg_namespace WHERE nspname = $1)";
+                let exists: bool = client.query_one_scalar(sql, &[&self.0]).await?;
+                // IF NOT EXISTS would ask for the right to create one even where there is one.
+                if !exists {
+                    client.batch_execute(&format!("CREATE SCHEMA {}", self.quoted())).await?;
+                }
+                for sql in [
+                    include_str!("sql/tables.sql"),
+                    include_str!("sql/write.sql"),
+                    include_str!("sql/claim.sql"),
+                    include_str!("sql/view.sql"),
+                ] {
+                    client.batch_execute(&self.fill(sql)).await?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    async fn version(&self, client: &Client) -> Result<Option<i32>, tokio_postgres::Error> {
+        // Not to_regclass: that may answer from what this session remembers of the time before it waited for the lock.
+        let sql = "SELECT EXISTS(SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+                   WHERE n.nspname = $1 AND c.relname = 'schema_version')";
+        let exists: bool = client.query_one_scalar(sql, &[&self.0]).await?;
+        if !exists {
+            return Ok(None);
+        }
+        client.query_one_scalar(&self.fill("SELECT version FROM {s}.schema_version"), &[]).await.map(Some)
+    }
+}
+
+/// Why [`Schema::make`] failed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum MakeError {
+    #[error(transparent)]
+    Sql(#[from] tokio_postgres::Error),
+    /// The tables are of another version than this code knows.
+    #[error(
+        "the schema has version {0}, and this program knows version {VERSION}: it needs the same or a newer release"
+    )]
+    Version(i32),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_schema_name_is_lower_case_and_short() {
+        for good in ["stable_interfaces", "_", "a1", &"x".repeat(31)] {
+            assert!(Schema::new(good).is_ok(), "{good:?}");
+        }
+        for bad in ["", "1a", "A", "a-b", "a\"b", "a;b", "ä", "pg_toast", &"x".repeat(32)] {
+            assert!(Schema::new(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn every_query_is_filled_in() {
+        let schema = Schema::new("order").expect("a good name");
+        let text = schema.text(Query::ReadStorageTo);
+        assert!(text.contains("FROM \"order\".storage v") && text.contains("v.key < $6"), "{text}");
+        assert!(schema.text(Query::Post).contains("pg_notify('order_inbox'"));
+        assert!(!schema.text(Query::ReadAlarms).contains('{'));
+    }
+}

@@ -1,0 +1,355 @@
+//! A fleet's store in Redis 7 or newer (or Valkey): one server, or a cluster.
+//!
+//! All of a shard is under one hash tag, `{prefix:shard}`, so one script can check and change it as one step, and in a cluster it is on one
+//! server. Every change is such a script, and each first finds out everything that could make it fail: a script that
+//! fails midway keeps what it has written. Numbers travel as text or bytes, since Lua's are doubles. No key has a time to live.
+//!
+//! # Claims, leases and fences
+//!
+//! Each shard's hash `own` holds its epoch, owner, lease and the last write of each of the owner's lanes. *The fence* is that hash: a
+//! commit's script compares epoch and owner in the step that writes, so a stale owner's write does nothing, whatever
+//! anyone's clock says. *The lease* only decides when others may take the shard; its end is a time of the shard's own server.
+//! Claiming is one script per shard: it sees whether the shard is free, raises the epoch and names the new owner, so there is no
+//! moment between the decision and the fence.
+//!
+//! What concerns a whole life of a host is under the tag `{prefix}`: shard count and hash version, the ID of the store, which lives there are,
+//! and the shards that any life of a host has ever asked for. A claim goes there first. A start gets a birth number there, greater than
+//! all before, then visits every shard that an earlier life of its name may own: it takes it or marks it ended, and leaves its
+//! birth number. A claim of an earlier life that arrives late finds a greater number, and is refused as replaced.
+//!
+//! What that costs, and what was traded for it: on one server all scripts of a call go in one round trip, a hundred shards in each for
+//! leases. In a cluster there is no step over several slots, so
+//!
+//! - a lease is kept per shard, not per host: a renewal is one short script (one hash) for each shard the host owns, all sent at
+//!   once, some 5 µs of a server's time each. In return no shard's lease depends on another server: when one server
+//!   is gone, its shards are lost to their host until they can be claimed again, and the others do not notice. A single lease record
+//!   would be cheaper, and would stop the whole fleet with the server that has it;
+//! - a claim of many shards is not one step: each shard's part is. Two hosts that claim the same shards at once may each get
+//!   some, never both the same one;
+//! - while the server of `{prefix}` is gone, hosts cannot start or claim, but those that run renew and write;
+//! - a shard whose server cannot be reached at a claim is reported as held, so that the host starts with the others and asks again;
+//! - while a slot moves from one server to another, its shards cannot be written: scripts use several keys, and neither server
+//!   has all of them.
+//!
+//! A cluster stops wholly when one of its servers is gone, unless it is told `cluster-require-full-coverage no`.
+//!
+//! # What is acknowledged, and what survives
+//!
+//! An acknowledged write is in the server's memory and append-only file; whether the disk has it is `appendfsync`'s matter. With `always`
+//! it survives everything but the disk; with `everysec` a kill of the server, but up to the last second is lost with the machine; without an
+//! append-only file the end of the server's process loses all since the last snapshot. Replication is asynchronous: a failover may
+//! lose what the replica lacks, which [`replicas`](RedisStoreBuilder::replicas) narrows and does not close. The
+//! store warns of each weaker setting when it connects.
+//!
+//! A running host notices a server that came back with less than it acknowledged: it compares the store's ID, each shard's epoch and
+//! owner, and the sequence numbers of its own writes at every commit and renewal. The store then answers
+//! [`StoreError::Stopped`] for good. Not `Unavailable`, which would be repeated for ever; not `Fenced`, which says that somebody else has the
+//! shard: memory and store differ, so the process must start anew and load what there is. What that does not notice: lost messages
+//! of [`post`](Store::post) where nothing else was lost, and whatever was lost while no host ran; a start on an empty store logs
+//! a warning, and is refused with [`must_exist`](RedisStoreBuilder::must_exist).
+//!
+//! # Rights
+//!
+//! An ACL user needs `~{prefix*`, `&prefix:*`, and the commands
+//! `+eval +evalsha +script|load +info +wait +subscribe +publish +@hash +@sortedset +@set +@list +del +type +time`, in a cluster also `+cluster|slots
+//! +asking`. [`connect`](RedisStore::connect) tries them out. `+config|get` only lets it know `appendfsync`.
+
+mod failure;
+mod key;
+mod known;
+mod link;
+mod node;
+mod ownership;
+mod reply;
+mod scan;
+mod script;
+mod server;
+mod target;
+mod write;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::StreamExt;
+use stable_interfaces::{
+    Claim, Claimed, Clock, Hints, Incarnation, Loaded, NewMessage, Page, Posted, Read, ReadRows, Renewed, ShardId,
+    Store, StoreError, SystemClock, Write,
+};
+use tokio::sync::mpsc;
+
+use self::failure::Failure;
+use self::key::Keys;
+use self::known::Known;
+use self::link::Link;
+use self::node::within;
+use self::script::{Call, PROBE};
+use self::target::Target;
+
+/// Hints that may wait for a slow owner; what does not fit is found at its next renewal.
+const HINTS: usize = 1024;
+
+/// What a shard's keys are called behind their hash tag.
+mod keys_of {
+    pub(super) const OWN: &str = "own";
+    pub(super) const ALARMS: &str = "alarms";
+    pub(super) const DUE: &str = "alarms.due";
+    pub(super) const ALARM_IDS: &str = "alarms.ids";
+    pub(super) const INBOX: &str = "inbox";
+    pub(super) const INBOX_ORDER: &str = "inbox.order";
+    pub(super) const INBOX_PROGRESS: &str = "inbox.progress";
+    pub(super) const DEAD: &str = "dead";
+    pub(super) const DEAD_ORDER: &str = "dead.order";
+    pub(super) const STORAGE: &str = "storage";
+    pub(super) const STORAGE_ORDER: &str = "storage.order";
+    /// In the order of the commit script.
+    pub(super) const ALL: [&str; 11] =
+        [OWN, ALARMS, DUE, ALARM_IDS, INBOX, INBOX_ORDER, INBOX_PROGRESS, DEAD, DEAD_ORDER, STORAGE, STORAGE_ORDER];
+}
+
+/// A store in Redis, for all hosts of a fleet. See [the module](self) for what it promises and how.
+///
+/// Clones share connections: one for writing, one for reading and one for leases, to each server; a
+/// [`watch`](Store::watch) has its own. They are made when first needed, and made again when they break. Sentinel is not
+/// supported: name the master, or an address that follows it.
+///
+/// ```no_run
+/// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+/// use alarm_backends::RedisStore;
+///
+/// let store = RedisStore::connect("redis://127.0.0.1:6379").await?;
+/// let cluster = RedisStore::cluster(["rediss://me:secret@db-1:6379", "rediss://me:secret@db-2:6379"])
+///     .prefix("orders")
+///     .connect()
+///     .await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct RedisStore(Arc<Inner>);
+
+/// How a [`RedisStore`] is to be used. Made by [`RedisStore::builder`] or [`RedisStore::cluster`].
+#[must_use]
+pub struct RedisStoreBuilder {
+    urls: Vec<String>,
+    is_cluster: bool,
+    prefix: String,
+    timeout: Duration,
+    replicas: u32,
+    must_exist: bool,
+    clock: Option<Arc<dyn Clock>>,
+}
+
+struct Inner {
+    target: Arc<Target>,
+    keys: Keys,
+    /// Apart, so that a large page does not delay a write, and neither a renewal.
+    writes: Link,
+    reads: Link,
+    leases: Link,
+    known: Known,
+    must_exist: bool,
+}
+
+impl RedisStore {
+    /// Connects to one server: `redis://[user:password@]host[:port][/db]`, or `rediss://..` for TLS.
+    ///
+    /// With TLS the server's certificate must be trusted by the system. Where the program has not chosen a cryptographic
+    /// library for `rustls`, `ring` becomes its choice.
+    ///
+    /// # Errors
+    /// As [`RedisStoreBuilder::connect`].
+    pub async fn connect(url: &str) -> Result<RedisStore, StoreError> {
+        RedisStore::builder(url).connect().await
+    }
+
+    /// As [`connect`](Self::connect), with other settings than the default ones.
+    pub fn builder(url: impl Into<String>) -> RedisStoreBuilder {
+        RedisStoreBuilder::new(vec![url.into()], false)
+    }
+
+    /// A store in a cluster, found by one or more of its servers. All take the same user, password and encryption.
+    pub fn cluster(urls: impl IntoIterator<Item = impl Into<String>>) -> RedisStoreBuilder {
+        RedisStoreBuilder::new(urls.into_iter().map(Into::into).collect(), true)
+    }
+
+    /// What can be lost with the settings of the servers connected to so far, one sentence each. They have also been logged.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        self.0.target.warnings()
+    }
+}
+
+impl fmt::Debug for RedisStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisStore").field("target", &self.0.target).field("keys", &self.0.keys).finish_non_exhaustive()
+    }
+}
+
+impl RedisStoreBuilder {
+    fn new(urls: Vec<String>, is_cluster: bool) -> RedisStoreBuilder {
+        let (prefix, timeout) = ("stable".to_owned(), Duration::from_secs(5));
+        RedisStoreBuilder { urls, is_cluster, prefix, timeout, replicas: 0, must_exist: false, clock: None }
+    }
+
+    /// What all keys begin with, so that several fleets can share a server: 1 to 64 letters, digits or any of `-_./`.
+    /// Default: `stable`.
+    pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.prefix = prefix.into();
+        self
+    }
+
+    /// How long servers may take to answer a question, connecting included. A claim asks twice, a large page several times.
+    /// Default: 5 s.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// How many replicas must have a write before it is acknowledged (`WAIT`); until they do, its outcome is unknown. A failover may
+    /// still choose a replica without it. Default: 0.
+    pub fn replicas(mut self, replicas: u32) -> Self {
+        self.replicas = replicas;
+        self
+    }
+
+    /// Whether a claim is refused when there is no store under this prefix, so that a server that came back empty is never taken for a
+    /// new one. Default: no, the first claim makes the store.
+    pub fn must_exist(mut self, must_exist: bool) -> Self {
+        self.must_exist = must_exist;
+        self
+    }
+
+    /// What measures timeouts. Leases and arrival times follow the servers' clocks. Default: [`SystemClock`].
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = Some(clock);
+        self
+    }
+
+    /// A store that connects when it is first used.
+    ///
+    /// # Errors
+    /// [`StoreError::Open`] if an address or the prefix cannot be understood.
+    pub fn build(self) -> Result<RedisStore, StoreError> {
+        let clock = self.clock.unwrap_or_else(|| Arc::new(SystemClock::default()));
+        let keys = Keys::new(&self.prefix).map_err(|text| StoreError::Open(text, None))?;
+        let target =
+            |replicas| Target::new(&self.urls, self.is_cluster, self.timeout, replicas, clock.clone()).map(Arc::new);
+        // A read or a lease that replicas lack is no worse for it.
+        let (target, waiting) = (target(0)?, target(self.replicas)?);
+        Ok(RedisStore(Arc::new(Inner {
+            keys,
+            writes: Link::new(waiting),
+            reads: Link::new(target.clone()),
+            leases: Link::new(target.clone()),
+            target,
+            known: Known::default(),
+            must_exist: self.must_exist,
+        })))
+    }
+
+    /// Connects, and finds out whether the server's settings and the user's rights will do.
+    ///
+    /// # Errors
+    /// [`StoreError::Open`] if they will not; it says what to change. [`StoreError::NotApplied`] or [`StoreError::Unavailable`] if the
+    /// server cannot be reached or does not answer in time; call again.
+    pub async fn connect(self) -> Result<RedisStore, StoreError> {
+        let store = self.build()?;
+        let probe = Call::new(&PROBE, &[store.0.keys.fleet("probe")]);
+        store.0.leases.one(probe).await.map_err(Failure::into_open_error)?;
+        Ok(store)
+    }
+}
+
+impl fmt::Debug for RedisStoreBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The addresses may hold passwords.
+        f.debug_struct("RedisStoreBuilder")
+            .field("is_cluster", &self.is_cluster)
+            .field("prefix", &self.prefix)
+            .field("timeout", &self.timeout)
+            .field("replicas", &self.replicas)
+            .field("must_exist", &self.must_exist)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    /// Subscribes at the first server that takes it: in a cluster every server hears what any of them publishes.
+    async fn watch(&self) -> Result<Hints, StoreError> {
+        let deadline = self.target.clock.elapsed() + self.target.timeout;
+        let mut failed = "no server was named".to_owned();
+        for address in self.reads.addresses() {
+            match within(&*self.target.clock, deadline, self.subscribe(&address)).await {
+                Some(Ok(messages)) => return Ok(forwarded(messages)),
+                Some(Err(error)) => failed = format!("{address}: {error}"),
+                None => failed = format!("{address}: no answer in time"),
+            }
+        }
+        Err(StoreError::Unavailable(failed.into()))
+    }
+
+    async fn subscribe(&self, address: &str) -> redis::RedisResult<redis::aio::PubSubStream> {
+        let client = self.target.client(address)?;
+        let mut subscriber = client.get_async_pubsub().await?;
+        subscriber.subscribe(self.keys.channel()).await?;
+        Ok(subscriber.into_on_message())
+    }
+}
+
+/// Passes hints on until the connection breaks or nobody listens.
+fn forwarded(mut messages: redis::aio::PubSubStream) -> Hints {
+    let (sender, receiver) = mpsc::channel(HINTS);
+    tokio::spawn(async move {
+        loop {
+            let message = tokio::select! { biased;
+                () = sender.closed() => return,
+                message = messages.next() => message,
+            };
+            let Some(message) = message else { return };
+            if let Some(shard) =
+                std::str::from_utf8(message.get_payload_bytes()).ok().and_then(|text| text.parse().ok())
+            {
+                // A full channel has hints enough.
+                let _ = sender.try_send(ShardId(shard));
+            }
+        }
+    });
+    Hints::new(receiver)
+}
+
+#[async_trait]
+impl Store for RedisStore {
+    async fn claim(&self, claim: &Claim) -> Result<Claimed, StoreError> {
+        self.0.claim(claim).await
+    }
+
+    async fn renew(&self, incarnation: Incarnation, lease: Duration) -> Result<Renewed, StoreError> {
+        self.0.renew(incarnation, lease).await
+    }
+
+    async fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {
+        self.0.release(incarnation, shards).await
+    }
+
+    async fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError> {
+        self.0.commit(write).await
+    }
+
+    async fn post(&self, messages: &[NewMessage]) -> Result<Vec<Posted>, StoreError> {
+        self.0.post(messages).await
+    }
+
+    async fn watch(&self, _incarnation: Incarnation) -> Result<Hints, StoreError> {
+        self.0.watch().await
+    }
+
+    async fn load(&self, pages: &[Page]) -> Result<Vec<Loaded>, StoreError> {
+        self.0.load(pages).await
+    }
+
+    async fn read(&self, read: &Read) -> Result<ReadRows, StoreError> {
+        self.0.read(read).await
+    }
+}

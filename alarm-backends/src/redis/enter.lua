@@ -1,0 +1,58 @@
+-- Lets one life of a host claim shards, and says which shards any life of that host may ever have owned.
+--
+-- KEYS: fleet, lives, started, claimed by this host, past lives of this host.
+-- ARGV: incarnation, host, 'start' or 'running', shard count, hash version, ID of the store as the caller knows it or '',
+--       ID for a new store, '1' if the store must exist, then the shards wanted.
+--
+-- Births count upwards over the whole fleet: a start ends all lives of its name that were born before it. They are numbers
+-- of starts, so a double holds them exactly.
+
+local fleet = redis.call('HMGET', KEYS[1], 'shards', 'hash', 'id')
+local life = redis.call('HGET', KEYS[2], ARGV[1])
+local started = redis.call('HGET', KEYS[3], ARGV[2])
+redis.call('SCARD', KEYS[4])
+redis.call('LLEN', KEYS[5])
+
+if ARGV[6] ~= '' and ARGV[6] ~= fleet[3] then
+    return { 'lost', fleet[3] or '' }
+end
+if not fleet[3] and ARGV[8] == '1' then
+    return { 'empty' }
+end
+if fleet[3] and (fleet[1] ~= ARGV[4] or fleet[2] ~= ARGV[5]) then
+    return { 'mismatch', fleet[1], fleet[2] }
+end
+local birth = life and tonumber(string.match(life, '^%d+'))
+if birth and started and tonumber(started) > birth then
+    return { 'replaced' }
+end
+
+if not fleet[3] then
+    redis.call('HSET', KEYS[1], 'shards', ARGV[4], 'hash', ARGV[5], 'id', ARGV[7])
+end
+if ARGV[3] == 'start' or not birth then
+    birth = redis.call('HINCRBY', KEYS[1], 'births', 1)
+    redis.call('HSET', KEYS[2], ARGV[1], string.format('%.0f', birth) .. ' ' .. ARGV[2])
+end
+if ARGV[3] == 'start' then
+    redis.call('HSET', KEYS[3], ARGV[2], string.format('%.0f', birth))
+end
+if not life then
+    -- Past lives are kept to be told that they are past; after so many more, nobody asks.
+    redis.call('RPUSH', KEYS[5], ARGV[1])
+    if redis.call('LLEN', KEYS[5]) > 64 then
+        redis.call('HDEL', KEYS[2], redis.call('LPOP', KEYS[5]))
+    end
+end
+for first = 9, #ARGV, 1000 do
+    redis.call('SADD', KEYS[4], unpack(ARGV, first, math.min(first + 999, #ARGV)))
+end
+
+local time = redis.call('TIME')
+local answer = { 'entered', fleet[3] or ARGV[7], string.format('%.0f', birth), fleet[3] and '' or 'created', time[1], time[2] }
+if ARGV[3] == 'start' then
+    for _, shard in ipairs(redis.call('SMEMBERS', KEYS[4])) do
+        answer[#answer + 1] = shard
+    end
+end
+return answer

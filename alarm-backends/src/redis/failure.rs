@@ -1,0 +1,92 @@
+//! Why a call of the server did not succeed, sorted by whether it may have happened.
+
+use redis::{ErrorKind, RedisError, ServerError};
+use stable_interfaces::{BoxError, StoreError};
+
+/// Why a call did not succeed.
+#[derive(Debug, Clone)]
+pub(super) enum Failure {
+    /// It did not reach a server.
+    NotSent(String),
+    /// It was sent and not answered.
+    Unknown(String),
+    /// The server answered with an error.
+    Refused(ServerError),
+    /// The server must not be used as it is configured; the text says what to change.
+    Unfit(String),
+}
+
+/// The server gives these answers before it executes anything. Our scripts check before they write, so they have changed
+/// nothing even where the answer comes from within one.
+const NOT_EXECUTED: &[&str] = &[
+    "ASK",
+    "BUSY",
+    "CLUSTERDOWN",
+    "CROSSSLOT",
+    "LOADING",
+    "MASTERDOWN",
+    "MISCONF",
+    "MOVED",
+    "NOAUTH",
+    "NOPERM",
+    "NOREPLICAS",
+    "NOSCRIPT",
+    "OOM",
+    "READONLY",
+    "TRYAGAIN",
+    "WRONGTYPE",
+];
+
+impl Failure {
+    /// An error of making a connection.
+    pub(super) fn connecting(error: RedisError) -> Failure {
+        match error.kind() {
+            ErrorKind::AuthenticationFailed | ErrorKind::InvalidClientConfig => Failure::Unfit(error.to_string()),
+            _ => Failure::NotSent(error.to_string()),
+        }
+    }
+
+    pub(super) fn unexpected(answer: &impl std::fmt::Debug) -> Failure {
+        let mut text = format!("{answer:?}");
+        text.truncate(text.floor_char_boundary(200));
+        Failure::Unknown(format!("unexpected answer {text}"))
+    }
+
+    /// Whether the server said that its memory is full.
+    pub(super) fn is_out_of_memory(&self) -> bool {
+        matches!(self, Failure::Refused(error) if error.code() == "OOM")
+    }
+
+    /// What it means for a call that may be repeated.
+    pub(super) fn into_store_error(self) -> StoreError {
+        match self {
+            Failure::NotSent(text) | Failure::Unfit(text) => StoreError::NotApplied(text.into()),
+            Failure::Unknown(text) => StoreError::Unavailable(text.into()),
+            Failure::Refused(error) if error.code() == "WRONGTYPE" => StoreError::Rejected(described(&error)),
+            Failure::Refused(error) if NOT_EXECUTED.contains(&error.code()) => {
+                StoreError::NotApplied(described(&error))
+            }
+            Failure::Refused(error) => StoreError::Unavailable(described(&error)),
+        }
+    }
+
+    /// As [`into_store_error`](Self::into_store_error), where a person is about to look at the configuration.
+    pub(super) fn into_open_error(self) -> StoreError {
+        match self {
+            Failure::Unfit(text) => StoreError::Open(text, None),
+            Failure::Refused(error)
+                if matches!(error.code(), "ERR" | "NOPERM" | "NOAUTH" | "WRONGPASS" | "WRONGTYPE") =>
+            {
+                StoreError::Open(
+                    "the server does not let this user use the store's keys".to_owned(),
+                    Some(described(&error)),
+                )
+            }
+            other => other.into_store_error(),
+        }
+    }
+}
+
+fn described(error: &ServerError) -> BoxError {
+    format!("{} {}", error.code(), error.details().unwrap_or_default()).trim_end().into()
+}

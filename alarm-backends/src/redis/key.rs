@@ -1,0 +1,283 @@
+//! The names of keys, and members whose bytes are ordered as the key types of the contract are.
+//!
+//! All keys of a shard have one hash tag, `{prefix:shard}`, those of the fleet `{prefix}`: in a cluster each is on one server, and a
+//! script may use all of them.
+//!
+//! A member is, in time-ordered sets, the time (8 bytes, sign bit flipped), then interface and instance, each ended by a zero byte, and the
+//! ID. Texts hold no NUL, so the zero byte sorts a text before every longer one that begins with it. Sorted sets order members of
+//! one score by their bytes; their scores are doubles, so all of ours are zero.
+
+use std::sync::Arc;
+
+use stable_interfaces::{BoxError, DamageReason, DeadKey, InstanceName, ShardId, Timestamp};
+
+/// Bytes of a time in front of a member.
+pub(super) const TIME: usize = 8;
+
+/// Makes the names of keys.
+#[derive(Debug)]
+pub(super) struct Keys {
+    prefix: String,
+}
+
+impl Keys {
+    /// # Errors
+    /// What is wrong with the prefix.
+    pub(super) fn new(prefix: &str) -> Result<Keys, String> {
+        let is_fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/');
+        if prefix.is_empty() || prefix.len() > 64 || !prefix.chars().all(is_fine) {
+            return Err(format!("the key prefix {prefix:?} is not 1 to 64 letters, digits or any of -_./"));
+        }
+        Ok(Keys { prefix: prefix.to_owned() })
+    }
+
+    /// A key of the fleet.
+    pub(super) fn fleet(&self, suffix: &str) -> String {
+        format!("{{{}}}:{suffix}", self.prefix)
+    }
+
+    /// Keys of a shard.
+    pub(super) fn shard<const N: usize>(&self, shard: ShardId, suffixes: [&str; N]) -> [String; N] {
+        suffixes.map(|suffix| format!("{{{}:{shard}}}:{suffix}", self.prefix))
+    }
+
+    /// Where nudges are published.
+    pub(super) fn channel(&self) -> String {
+        format!("{}:inbox", self.prefix)
+    }
+}
+
+/// The cluster slot of a key: CRC-16/XMODEM of its hash tag, modulo 16,384 (the Redis cluster specification).
+pub(super) fn slot(key: &str) -> u16 {
+    let tag = key.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map(|(tag, _)| tag);
+    let hashed = tag.filter(|tag| !tag.is_empty()).unwrap_or(key);
+    let crc = hashed.bytes().fold(0u16, |crc, byte| {
+        (0..8).fold(crc ^ (u16::from(byte) << 8), |crc, _| if crc & 0x8000 == 0 { crc << 1 } else { crc << 1 ^ 0x1021 })
+    });
+    crc % 16_384
+}
+
+/// The member of one instance's alarm, message or storage value.
+///
+/// # Errors
+/// If a text has a NUL, which would make it look like another.
+pub(super) fn identity(name: &InstanceName, id: &str) -> Result<Vec<u8>, BoxError> {
+    let mut member = Vec::with_capacity(name.interface.len() + name.instance.len() + id.len() + 2);
+    put_name(&mut member, name)?;
+    put_text(&mut member, id)?;
+    Ok(member)
+}
+
+/// `identity` behind a time.
+pub(super) fn timed(time: Timestamp, identity: &[u8]) -> Vec<u8> {
+    [time_bytes(time).as_slice(), identity].concat()
+}
+
+/// The member of a dead letter.
+///
+/// # Errors
+/// As [`identity`].
+pub(super) fn dead(key: &DeadKey) -> Result<Vec<u8>, BoxError> {
+    let mut member = time_bytes(key.died_at).to_vec();
+    put_name(&mut member, &key.name)?;
+    member.push(u8::from(key.is_message));
+    put_text(&mut member, &key.id)?;
+    Ok(member)
+}
+
+/// What the members of one instance begin with.
+///
+/// # Errors
+/// As [`identity`].
+pub(super) fn prefix_of(name: &InstanceName) -> Result<Vec<u8>, BoxError> {
+    identity(name, "")
+}
+
+/// A time as bytes in its order.
+pub(super) fn time_bytes(time: Timestamp) -> [u8; TIME] {
+    (time.as_millis().cast_unsigned() ^ (1 << 63)).to_be_bytes()
+}
+
+fn put_name(member: &mut Vec<u8>, name: &InstanceName) -> Result<(), BoxError> {
+    put_text(member, &name.interface)?;
+    member.push(0);
+    put_text(member, &name.instance)?;
+    member.push(0);
+    Ok(())
+}
+
+fn put_text(member: &mut Vec<u8>, text: &str) -> Result<(), BoxError> {
+    if text.as_bytes().contains(&0) {
+        return Err("a name, ID or key contains a NUL character".into());
+    }
+    member.extend_from_slice(text.as_bytes());
+    Ok(())
+}
+
+/// Reads members, and shares the name of an interface among neighbours: a page of alarms is usually of one.
+#[derive(Debug, Default)]
+pub(super) struct Reader {
+    interface: Option<Arc<str>>,
+}
+
+impl Reader {
+    /// Time, owner and ID of a member made by [`timed`].
+    pub(super) fn timed(&mut self, member: &[u8]) -> Result<(Timestamp, InstanceName, Arc<str>), DamageReason> {
+        let (time, rest) = split_time(member)?;
+        let (name, id) = self.identity(rest)?;
+        Ok((time, name, id))
+    }
+
+    /// Owner and ID of a member made by [`identity`].
+    pub(super) fn identity(&mut self, member: &[u8]) -> Result<(InstanceName, Arc<str>), DamageReason> {
+        let (name, id) = self.name(member)?;
+        Ok((name, text(id)?.into()))
+    }
+
+    /// The parts of a member made by [`dead`].
+    pub(super) fn dead(&mut self, member: &[u8]) -> Result<DeadKey, DamageReason> {
+        let (died_at, rest) = split_time(member)?;
+        let (name, rest) = self.name(rest)?;
+        let (kind, id) = rest.split_first().ok_or_else(|| wrong("its key ends before the kind"))?;
+        let is_message = match kind {
+            0 => false,
+            1 => true,
+            _ => return Err(wrong("its key has an unknown kind")),
+        };
+        Ok(DeadKey { died_at, name, is_message, id: text(id)?.into() })
+    }
+
+    fn name<'a>(&mut self, member: &'a [u8]) -> Result<(InstanceName, &'a [u8]), DamageReason> {
+        let (interface, rest) = split_text(member)?;
+        let (instance, rest) = split_text(rest)?;
+        let interface = match &self.interface {
+            Some(known) if **known == *interface => known.clone(),
+            _ => self.interface.insert(interface.into()).clone(),
+        };
+        Ok((InstanceName { interface, instance: instance.into() }, rest))
+    }
+}
+
+/// The time that [`time_bytes`] wrote, and what follows it.
+pub(super) fn split_time(member: &[u8]) -> Result<(Timestamp, &[u8]), DamageReason> {
+    let (time, rest) = member.split_first_chunk().ok_or_else(|| wrong("its key ends within the time"))?;
+    let millis = (u64::from_be_bytes(*time) ^ (1 << 63)).cast_signed();
+    let time = Timestamp::from_millis(millis);
+    if time.as_millis() == millis { Ok((time, rest)) } else { Err(wrong("its key has an impossible time")) }
+}
+
+pub(super) fn wrong(what: &str) -> DamageReason {
+    DamageReason::Undecodable(what.to_owned())
+}
+
+fn split_text(member: &[u8]) -> Result<(&str, &[u8]), DamageReason> {
+    let end = member.iter().position(|byte| *byte == 0).ok_or_else(|| wrong("its key ends within a name"))?;
+    Ok((text(&member[..end])?, &member[end + 1..]))
+}
+
+fn text(bytes: &[u8]) -> Result<&str, DamageReason> {
+    if bytes.contains(&0) {
+        return Err(wrong("its key has a NUL in its ID"));
+    }
+    std::str::from_utf8(bytes).map_err(|_| wrong("its key is not UTF-8"))
+}
+
+#[cfg(test)]
+mod tests {
+    use fastrand::Rng;
+    use stable_interfaces::AlarmKey;
+
+    use super::*;
+
+    /// Short texts of few letters, so that many are equal or begin with one another.
+    fn text(rng: &mut Rng) -> Arc<str> {
+        let letters = ['\u{1}', 'a', 'b', '~', 'é', '\u{10ffff}'];
+        (0..rng.usize(..4)).map(|_| letters[rng.usize(..letters.len())]).collect::<String>().into()
+    }
+
+    fn name(rng: &mut Rng) -> InstanceName {
+        InstanceName { interface: text(rng), instance: text(rng) }
+    }
+
+    fn time(rng: &mut Rng) -> Timestamp {
+        let times = [i64::MIN, -1_000_000_000_000, -256, -1, 0, 1, 255, 256, 999_999_999_999, i64::MAX];
+        Timestamp::from_millis(times[rng.usize(..times.len())])
+    }
+
+    #[test]
+    fn slots_are_those_of_the_cluster_specification() {
+        // `CLUSTER KEYSLOT` of Redis 7.0 gave these.
+        assert_eq!(slot("123456789"), 12_739);
+        assert_eq!(slot("foo"), 12_182);
+        assert_eq!(slot("a{foo}b"), 12_182);
+        assert_eq!(slot("{}foo"), 9_500);
+    }
+
+    #[test]
+    fn keys_of_a_shard_share_a_slot_and_other_shards_have_others() {
+        let keys = Keys::new("orders").unwrap();
+        let [own, alarms] = keys.shard(ShardId(17), ["own", "alarms"]);
+        assert_eq!((own.as_str(), slot(&own)), ("{orders:17}:own", slot(&alarms)));
+        let slots: std::collections::BTreeSet<u16> =
+            (0..1_000).map(|shard| slot(&keys.shard(ShardId(shard), ["own"])[0])).collect();
+        assert!(slots.len() > 900, "{} slots", slots.len());
+    }
+
+    #[test]
+    fn a_prefix_that_would_break_the_hash_tag_is_refused() {
+        for prefix in ["", "a{b", "a}b", "a:b", "a b", &"x".repeat(65)] {
+            assert!(Keys::new(prefix).is_err(), "{prefix:?}");
+        }
+        assert!(Keys::new("my-app/orders_2.0").is_ok());
+    }
+
+    #[test]
+    fn members_are_ordered_as_what_they_were_made_of() {
+        let rng = &mut Rng::with_seed(3);
+        let mut alarms = Vec::new();
+        let mut letters = Vec::new();
+        for _ in 0..600 {
+            let key = AlarmKey { due: time(rng), name: name(rng), id: text(rng) };
+            alarms.push((timed(key.due, &identity(&key.name, &key.id).unwrap()), key));
+            let key = DeadKey { died_at: time(rng), name: name(rng), is_message: rng.bool(), id: text(rng) };
+            letters.push((dead(&key).unwrap(), key));
+        }
+        for (bytes, key) in &alarms {
+            for (other_bytes, other_key) in &alarms {
+                assert_eq!(bytes.cmp(other_bytes), key.cmp(other_key), "{key:?} and {other_key:?}");
+            }
+        }
+        for (bytes, key) in &letters {
+            for (other_bytes, other_key) in &letters {
+                assert_eq!(bytes.cmp(other_bytes), key.cmp(other_key), "{key:?} and {other_key:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_member_is_read_back_as_it_was_made() {
+        let rng = &mut Rng::with_seed(4);
+        let mut reader = Reader::default();
+        for _ in 0..2_000 {
+            let (time, name, id) = (time(rng), name(rng), text(rng));
+            let identity = identity(&name, &id).unwrap();
+            assert_eq!(reader.identity(&identity), Ok((name.clone(), id.clone())));
+            assert_eq!(reader.timed(&timed(time, &identity)), Ok((time, name.clone(), id.clone())));
+            let key = DeadKey { died_at: time, name, is_message: rng.bool(), id };
+            assert_eq!(reader.dead(&dead(&key).unwrap()), Ok(key));
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_a_member_or_a_reason() {
+        let rng = &mut Rng::with_seed(5);
+        let mut reader = Reader::default();
+        for _ in 0..20_000 {
+            let bytes: Vec<u8> = (0..rng.usize(..30)).map(|_| if rng.bool() { 0 } else { rng.u8(..) }).collect();
+            if let Ok((time, name, id)) = reader.timed(&bytes) {
+                assert_eq!(timed(time, &identity(&name, &id).unwrap()), bytes, "one key, one way to write it");
+            }
+            let _ = reader.dead(&bytes);
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! What this process knows that the store must hold, to notice a store that has lost it.
+//!
+//! A server that comes back empty, from an old file, or as a replica that lagged behind knows less than it acknowledged: another
+//! store ID, a smaller epoch than it granted, an owner under an epoch that it gave to us, or a smaller sequence number than it answered. Each
+//! is compared with what was known *before* the question was sent. The first difference stops the store handle for good:
+//! what the host has in memory is no longer what is stored, so it must start anew from what is.
+
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+
+use parking_lot::Mutex;
+use stable_interfaces::{Epoch, Incarnation, Lane, ShardId, StoreError};
+
+/// What this process knows. Its lock is held for a lookup at a time.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    state: Mutex<State>,
+    /// What was found lost. Set once.
+    lost: OnceLock<String>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The ID of the store, as its first answer gave it.
+    store: Option<String>,
+    lives: BTreeMap<Incarnation, Life>,
+    /// Of each lane the write that was sent and not answered for good.
+    unanswered: BTreeMap<(Incarnation, Lane), u64>,
+}
+
+/// One life of a host, as this process led it.
+#[derive(Debug, Clone)]
+pub(super) struct Life {
+    pub(super) host: String,
+    /// Which start it was, over the whole fleet.
+    pub(super) birth: u64,
+    pub(super) shards: BTreeMap<ShardId, Shard>,
+}
+
+/// What was granted and acknowledged.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Shard {
+    pub(super) epoch: Epoch,
+    /// The last write of each lane that was acknowledged.
+    pub(super) acknowledged: BTreeMap<Lane, u64>,
+}
+
+impl Known {
+    /// # Errors
+    /// [`StoreError::Stopped`] once something was found lost.
+    pub(super) fn check(&self) -> Result<(), StoreError> {
+        match self.lost.get() {
+            Some(what) => Err(StoreError::Stopped(what.clone().into())),
+            None => Ok(()),
+        }
+    }
+
+    /// Stops the store, and says so.
+    pub(super) fn stop(&self, what: String) -> StoreError {
+        let text = format!(
+            "the Redis store has lost data that it had acknowledged ({what}): it was emptied, restored from an old file, or failed \
+             over to a replica that lagged behind. Mend that, then start this host anew"
+        );
+        if self.lost.set(text.clone()).is_ok() {
+            tracing::error!("{text}");
+        }
+        StoreError::Stopped(text.into())
+    }
+
+    pub(super) fn store(&self) -> Option<String> {
+        self.state.lock().store.clone()
+    }
+
+    pub(super) fn life(&self, incarnation: Incarnation) -> Option<Life> {
+        self.state.lock().lives.get(&incarnation).cloned()
+    }
+
+    /// A life has entered the store. What it was granted before stays known.
+    pub(super) fn enter(&self, store: String, incarnation: Incarnation, host: &str, birth: u64) {
+        let mut state = self.state.lock();
+        state.store = Some(store);
+        let life = state.lives.entry(incarnation);
+        life.or_insert_with(|| Life { host: host.to_owned(), birth, shards: BTreeMap::new() }).birth = birth;
+    }
+
+    /// A life is over, or nobody will ask about it.
+    pub(super) fn end(&self, incarnation: Incarnation) {
+        let mut state = self.state.lock();
+        state.lives.remove(&incarnation);
+        state.unanswered.retain(|(of, _), _| *of != incarnation);
+    }
+
+    pub(super) fn grant(&self, incarnation: Incarnation, shard: ShardId, epoch: Epoch) {
+        if let Some(life) = self.state.lock().lives.get_mut(&incarnation) {
+            let known = life.shards.entry(shard).or_default();
+            if known.epoch != epoch {
+                *known = Shard { epoch, acknowledged: BTreeMap::new() };
+            }
+        }
+    }
+
+    /// The shard is no longer this life's, by its own will or another's claim.
+    pub(super) fn give_up(&self, incarnation: Incarnation, shard: ShardId, epoch: Epoch) {
+        if let Some(life) = self.state.lock().lives.get_mut(&incarnation)
+            && life.shards.get(&shard).is_some_and(|known| known.epoch == epoch)
+        {
+            life.shards.remove(&shard);
+        }
+    }
+
+    pub(super) fn shard(&self, incarnation: Incarnation, shard: ShardId) -> Option<Shard> {
+        self.state.lock().lives.get(&incarnation)?.shards.get(&shard).cloned()
+    }
+
+    pub(super) fn acknowledge(&self, incarnation: Incarnation, shard: ShardId, epoch: Epoch, lane: Lane, seq: u64) {
+        if let Some(life) = self.state.lock().lives.get_mut(&incarnation)
+            && let Some(known) = life.shards.get_mut(&shard).filter(|known| known.epoch == epoch)
+        {
+            let last = known.acknowledged.entry(lane).or_default();
+            *last = (*last).max(seq);
+        }
+    }
+
+    /// A write is about to be sent. Whether an earlier try of it was not answered for good: then a refusal of this one does not
+    /// mean that it never happened.
+    pub(super) fn send(&self, incarnation: Incarnation, lane: Lane, seq: u64) -> bool {
+        self.state.lock().unanswered.insert((incarnation, lane), seq) == Some(seq)
+    }
+
+    /// Of a write that was sent, the outcome is known.
+    pub(super) fn answered(&self, incarnation: Incarnation, lane: Lane, seq: u64) {
+        let mut state = self.state.lock();
+        if state.unanswered.get(&(incarnation, lane)) == Some(&seq) {
+            state.unanswered.remove(&(incarnation, lane));
+        }
+    }
+}
+
+impl Shard {
+    /// What of this a shard lacks that is at `epoch`, has `owner`, and last took `taken` of its owner's writes.
+    pub(super) fn lost(
+        &self,
+        me: Incarnation,
+        epoch: Epoch,
+        owner: Option<Incarnation>,
+        taken: &BTreeMap<Lane, u64>,
+    ) -> Option<String> {
+        if epoch < self.epoch {
+            return Some(format!("epoch {} was granted, {epoch} is stored", self.epoch));
+        }
+        if epoch > self.epoch {
+            return None;
+        }
+        match owner {
+            Some(owner) if owner == me => self.acknowledged.iter().find_map(|(lane, seq)| {
+                let stored = taken.get(lane).copied().unwrap_or(0);
+                (stored < *seq).then(|| format!("write {seq} of lane {} was taken, {stored} is stored", lane.0))
+            }),
+            Some(_) => Some(format!("epoch {epoch} was granted to this host, and is somebody else's")),
+            None => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ME: Incarnation = Incarnation(7);
+    const OTHER: Incarnation = Incarnation(8);
+
+    fn shard(epoch: u64, acknowledged: &[(u16, u64)]) -> Shard {
+        let acknowledged = acknowledged.iter().map(|(lane, seq)| (Lane(*lane), *seq)).collect();
+        Shard { epoch: Epoch(epoch), acknowledged }
+    }
+
+    #[test]
+    fn a_store_that_knows_as_much_or_more_has_lost_nothing() {
+        let known = shard(3, &[(0, 10), (1, 4)]);
+        let taken = shard(3, &[(0, 11), (1, 4), (2, 1)]).acknowledged;
+        assert_eq!(known.lost(ME, Epoch(3), Some(ME), &taken), None);
+        // Somebody else's since, or given up.
+        assert_eq!(known.lost(ME, Epoch(4), Some(OTHER), &BTreeMap::new()), None);
+        assert_eq!(known.lost(ME, Epoch(3), None, &BTreeMap::new()), None);
+    }
+
+    #[test]
+    fn a_store_that_knows_less_is_noticed() {
+        let known = shard(3, &[(0, 10)]);
+        assert!(known.lost(ME, Epoch(2), Some(ME), &known.acknowledged).is_some());
+        assert!(known.lost(ME, Epoch(0), None, &BTreeMap::new()).is_some());
+        assert!(known.lost(ME, Epoch(3), Some(ME), &shard(3, &[(0, 9)]).acknowledged).is_some());
+        assert!(known.lost(ME, Epoch(3), Some(ME), &BTreeMap::new()).is_some());
+        assert!(known.lost(ME, Epoch(3), Some(OTHER), &known.acknowledged).is_some());
+    }
+
+    #[test]
+    fn a_new_epoch_forgets_what_the_old_one_acknowledged() {
+        let known = Known::default();
+        known.enter("store".into(), ME, "host", 1);
+        known.grant(ME, ShardId(0), Epoch(1));
+        known.acknowledge(ME, ShardId(0), Epoch(1), Lane(0), 5);
+        known.grant(ME, ShardId(0), Epoch(1));
+        assert_eq!(known.shard(ME, ShardId(0)), Some(shard(1, &[(0, 5)])));
+        known.grant(ME, ShardId(0), Epoch(3));
+        known.acknowledge(ME, ShardId(0), Epoch(1), Lane(0), 6);
+        known.give_up(ME, ShardId(0), Epoch(1));
+        assert_eq!(known.shard(ME, ShardId(0)), Some(shard(3, &[])));
+    }
+
+    #[test]
+    fn only_a_repeat_of_an_unanswered_write_is_one() {
+        let known = Known::default();
+        assert!(!known.send(ME, Lane(0), 1));
+        assert!(known.send(ME, Lane(0), 1));
+        known.answered(ME, Lane(0), 1);
+        assert!(!known.send(ME, Lane(0), 1));
+        assert!(!known.send(ME, Lane(0), 2));
+        assert!(!known.send(ME, Lane(1), 2));
+    }
+}

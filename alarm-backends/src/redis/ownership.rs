@@ -1,0 +1,401 @@
+//! `claim`, `renew` and `release`.
+//!
+//! A shard's owner, epoch and lease are one hash under the shard's own hash tag, so that one script decides about it and fences the
+//! last owner in the same step; what concerns a whole life of a host is under the fleet's. See [the store](super) for why.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use redis::Value;
+use stable_interfaces::{
+    Claim, ClaimKind, Claimed, Epoch, Grant, Held, Incarnation, Lane, Renewed, ShardId, StoreError, Timestamp,
+};
+
+use super::failure::Failure;
+use super::known::Life;
+use super::reply::{Texts, list};
+use super::script::{ALIVE, CLAIMED, Call, ENTER, LEASE, RELEASE};
+use super::{Inner, keys_of};
+
+/// Shards in one script on a single server: some tenths of a millisecond.
+const SHARDS_PER_CALL: usize = 100;
+/// Leases are compared as doubles, which hold this many milliseconds and the present exactly: 30,000 years.
+const MAX_LEASE_MILLIS: u128 = 1_000_000_000_000_000;
+
+/// Who extends leases and claims shards.
+struct Claimant<'a> {
+    incarnation: Incarnation,
+    host: &'a str,
+    birth: u64,
+    is_start: bool,
+    lease: Duration,
+}
+
+/// What the lease script says of one shard.
+#[derive(Debug)]
+struct Leased {
+    state: State,
+    epoch: Epoch,
+    is_clean: bool,
+    owner: Option<Incarnation>,
+    holder: String,
+    remaining: Duration,
+    has_inbox: bool,
+    /// The last write of each of the owner's lanes.
+    taken: BTreeMap<Lane, u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Mine,
+    Replaced,
+    Other,
+}
+
+impl Inner {
+    pub(super) async fn claim(&self, claim: &Claim) -> Result<Claimed, StoreError> {
+        self.known.check()?;
+        let (birth, now, past) = self.enter(claim).await?;
+        let wanted: BTreeSet<ShardId> = claim.shards.iter().copied().collect();
+        let life = self.known.life(claim.incarnation);
+        // One lease covers all shards of a life; and a start ends what earlier lives of its name may own anywhere.
+        let mine = life.iter().flat_map(|life| life.shards.keys().copied());
+        let touched: BTreeSet<ShardId> = wanted.iter().copied().chain(mine).chain(past).collect();
+        let claimant = Claimant {
+            incarnation: claim.incarnation,
+            host: &claim.host,
+            birth,
+            is_start: claim.kind == ClaimKind::Start,
+            lease: claim.lease,
+        };
+        let (calls, places) = self.lease_calls(&claimant, &touched, &wanted);
+        let (mut leased, _, failure) = read_leases(self.leases.run(&calls).await, &places)?;
+        self.check_leases(claim.incarnation, life.as_ref(), &leased)?;
+        if let Some(failure) = failure
+            && leased.is_empty()
+        {
+            return Err(failure.into_open_error());
+        }
+        let (mut granted, mut held) = (Vec::new(), Vec::new());
+        for &shard in &claim.shards {
+            match leased.remove(&shard) {
+                Some(Leased { state: State::Mine, epoch, is_clean, .. }) => {
+                    self.known.grant(claim.incarnation, shard, epoch);
+                    granted.push(Grant { shard, epoch, clean: is_clean });
+                }
+                Some(Leased { holder, remaining, .. }) => held.push(Held { shard, holder: holder.into(), remaining }),
+                // Its server cannot be reached: the others need not wait for it.
+                None => held.push(Held { shard, holder: claim.host.clone(), remaining: Duration::ZERO }),
+            }
+        }
+        Ok(Claimed { granted, held, now })
+    }
+
+    /// Records this life: its birth, the store's clock, and at a start the shards that earlier lives of the host may own.
+    async fn enter(&self, claim: &Claim) -> Result<(u64, Timestamp, Vec<ShardId>), StoreError> {
+        let Claim { shard_count, hash_version, incarnation, .. } = *claim;
+        let host = &claim.host;
+        let claimed = format!("claimed:{host}");
+        let keys =
+            ["fleet", "lives", "started", &claimed, &format!("past:{host}")].map(|suffix| self.keys.fleet(suffix));
+        let call = Call::new(&ENTER, &keys)
+            .arg(incarnation.0)
+            .arg(&**host)
+            .arg(if claim.kind == ClaimKind::Start { "start" } else { "running" })
+            .arg(shard_count)
+            .arg(hash_version)
+            .arg(self.known.store().unwrap_or_default())
+            // Incarnations are random, and this one is the store's first.
+            .arg(format!("{}-{}", incarnation.0, self.target.clock.now().as_millis()))
+            .arg(u8::from(self.must_exist))
+            .arg(claim.shards.iter().map(|shard| shard.0).collect::<Vec<_>>());
+        let answer = self.leases.one(call).await.and_then(Texts::new).map_err(Failure::into_open_error)?;
+        self.read_entry(claim, answer).map_err(Failure::into_store_error)?
+    }
+
+    #[allow(clippy::type_complexity, reason = "the outer error is of reading, the inner one is the store's answer")]
+    fn read_entry(
+        &self,
+        claim: &Claim,
+        mut answer: Texts,
+    ) -> Result<Result<(u64, Timestamp, Vec<ShardId>), StoreError>, Failure> {
+        let Claim { shard_count, hash_version, incarnation, .. } = *claim;
+        Ok(Err(match answer.text()?.as_str() {
+            "entered" => {
+                let (store, birth, created) = (answer.text()?, answer.number()?, answer.text()?);
+                let now = answer.time()?;
+                if created == "created" {
+                    tracing::warn!(
+                        store, prefix = %self.keys.fleet(""),
+                        "the Redis store is empty: a new fleet begins here. If it held data before, that is lost"
+                    );
+                }
+                self.known.enter(store, incarnation, &claim.host, birth);
+                let mut past = Vec::new();
+                while !answer.is_done() {
+                    past.push(ShardId(answer.number()?));
+                }
+                return Ok(Ok((birth, now, past)));
+            }
+            "replaced" => {
+                self.known.end(incarnation);
+                StoreError::Replaced
+            }
+            "mismatch" => {
+                let (stored_shard_count, stored_hash_version) = (answer.number()?, answer.number()?);
+                StoreError::Mismatch { shard_count, hash_version, stored_shard_count, stored_hash_version }
+            }
+            "empty" => StoreError::Open(
+                format!("there is no store under {}, and it is not to be made", self.keys.fleet("")),
+                None,
+            ),
+            "lost" => self.known.stop(match answer.text()?.as_str() {
+                "" => "its record of the fleet is gone".to_owned(),
+                other => format!("it is another store, {other}"),
+            }),
+            other => return Err(Failure::unexpected(&other)),
+        }))
+    }
+
+    pub(super) async fn renew(&self, incarnation: Incarnation, lease: Duration) -> Result<Renewed, StoreError> {
+        self.known.check()?;
+        let known = self.known.life(incarnation);
+        let life = match &known {
+            Some(life) => life.clone(),
+            None => self.life_from_store(incarnation).await?,
+        };
+        let claimant = Claimant { incarnation, host: &life.host, birth: life.birth, is_start: false, lease };
+        let (mut calls, places) = self.lease_calls(&claimant, &life.shards.keys().copied().collect(), &BTreeSet::new());
+        calls.push(self.alive_call(incarnation));
+        let mut answers = self.leases.run(&calls).await;
+        let alive = answers.pop().unwrap_or_else(|| Err(Failure::unexpected(&"none")));
+        let (leased, latest, failure) = read_leases(answers, &places)?;
+        // In a cluster the fleet's own server may be gone; the shards know by themselves who has been replaced.
+        let (now, failure) = match alive.and_then(|alive| read_alive(alive, incarnation)) {
+            Ok(alive) => {
+                self.check_alive(incarnation, &life, known.is_some(), &alive)?;
+                (latest.max(Some(alive.now)), failure)
+            }
+            Err(failure) => (latest, Some(failure)),
+        };
+        self.check_leases(incarnation, known.as_ref(), &leased)?;
+        let Some(now) = now else {
+            return Err(failure.unwrap_or_else(|| Failure::unexpected(&"none")).into_store_error());
+        };
+        let (mut owned, mut inbox) = (Vec::new(), Vec::new());
+        for (shard, leased) in leased {
+            if leased.state == State::Mine {
+                owned.push(shard);
+                if leased.has_inbox {
+                    inbox.push(shard);
+                }
+            } else if let Some(shard_known) = life.shards.get(&shard) {
+                self.known.give_up(incarnation, shard, shard_known.epoch);
+            }
+        }
+        Ok(Renewed { owned, inbox, now })
+    }
+
+    fn alive_call(&self, incarnation: Incarnation) -> Call {
+        Call::new(&ALIVE, &["fleet", "lives", "started"].map(|suffix| self.keys.fleet(suffix))).arg(incarnation.0)
+    }
+
+    /// A life that another handle led: what it may own.
+    async fn life_from_store(&self, incarnation: Incarnation) -> Result<Life, StoreError> {
+        let alive = self.leases.one(self.alive_call(incarnation)).await;
+        let alive = alive.and_then(|alive| read_alive(alive, incarnation)).map_err(Failure::into_store_error)?;
+        let (birth, host) = alive.life.ok_or(StoreError::Replaced)?;
+        let call = Call::new(&CLAIMED, &[self.keys.fleet(&format!("claimed:{host}"))]);
+        let read = |answer| {
+            let mut answer = Texts::new(answer)?;
+            let mut shards = BTreeMap::new();
+            while !answer.is_done() {
+                shards.insert(ShardId(answer.number()?), Default::default());
+            }
+            Ok(shards)
+        };
+        let shards = self.leases.one(call).await.and_then(read).map_err(Failure::into_store_error)?;
+        Ok(Life { host, birth, shards })
+    }
+
+    fn check_alive(
+        &self,
+        incarnation: Incarnation,
+        life: &Life,
+        is_known: bool,
+        alive: &Alive,
+    ) -> Result<(), StoreError> {
+        if is_known && self.known.store().is_some_and(|store| store != alive.store) {
+            let what = if alive.store.is_empty() { "its record of the fleet is gone" } else { "it is another store" };
+            return Err(self.known.stop(what.to_owned()));
+        }
+        if alive.started.is_some_and(|started| started > life.birth) || (alive.life.is_none() && !is_known) {
+            self.known.end(incarnation);
+            return Err(StoreError::Replaced);
+        }
+        if alive.life.is_none() {
+            return Err(self.known.stop("its record of this host is gone".to_owned()));
+        }
+        Ok(())
+    }
+
+    /// Compares what shards say with what was known before they were asked.
+    fn check_leases(
+        &self,
+        incarnation: Incarnation,
+        life: Option<&Life>,
+        leased: &BTreeMap<ShardId, Leased>,
+    ) -> Result<(), StoreError> {
+        if leased.values().any(|leased| leased.state == State::Replaced) {
+            self.known.end(incarnation);
+            return Err(StoreError::Replaced);
+        }
+        for (shard, known) in life.iter().flat_map(|life| &life.shards) {
+            if let Some(leased) = leased.get(shard)
+                && let Some(what) = known.lost(incarnation, leased.epoch, leased.owner, &leased.taken)
+            {
+                return Err(self.known.stop(format!("shard {shard}: {what}")));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) async fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {
+        self.known.check()?;
+        let chunks = self.chunks(shards);
+        let call = |some: &&[ShardId]| {
+            let keys: Vec<String> = some.iter().flat_map(|shard| self.keys.shard(*shard, ["own"])).collect();
+            Call::new(&RELEASE, &keys).arg(incarnation.0)
+        };
+        let calls: Vec<Call> = chunks.iter().map(call).collect();
+        let mut failed = None;
+        for (some, answer) in chunks.iter().zip(self.leases.run(&calls).await) {
+            match answer {
+                Ok(_) => {
+                    for &shard in *some {
+                        if let Some(known) = self.known.shard(incarnation, shard) {
+                            self.known.give_up(incarnation, shard, known.epoch);
+                        }
+                    }
+                }
+                // An unknown outcome weighs more than a known one.
+                Err(failure) => {
+                    let error = failure.into_store_error();
+                    if failed.as_ref().is_none_or(|failed: &StoreError| !failed.may_have_happened()) {
+                        failed = Some(error);
+                    }
+                }
+            }
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Shards that one script may touch: on a single server many, in a cluster one, because each has a slot of its own.
+    fn chunks<'a>(&self, shards: &'a [ShardId]) -> Vec<&'a [ShardId]> {
+        shards.chunks(if self.target.is_cluster { 1 } else { SHARDS_PER_CALL }).collect()
+    }
+
+    fn lease_calls(
+        &self,
+        claimant: &Claimant<'_>,
+        touched: &BTreeSet<ShardId>,
+        wanted: &BTreeSet<ShardId>,
+    ) -> (Vec<Call>, Vec<Vec<ShardId>>) {
+        let touched: Vec<ShardId> = touched.iter().copied().collect();
+        let call = |some: &&[ShardId]| {
+            let keys: Vec<String> =
+                some.iter().flat_map(|shard| self.keys.shard(*shard, ["own", keys_of::INBOX_ORDER])).collect();
+            Call::new(&LEASE, &keys)
+                .arg(claimant.incarnation.0)
+                .arg(claimant.host)
+                .arg(claimant.birth)
+                .arg(if claimant.is_start { "start" } else { "running" })
+                .arg(claimant.lease.as_millis().min(MAX_LEASE_MILLIS).to_string())
+                .arg(some.iter().map(|shard| u8::from(wanted.contains(shard))).collect::<Vec<_>>().as_flags())
+        };
+        let chunks = self.chunks(&touched);
+        (chunks.iter().map(call).collect(), chunks.into_iter().map(<[ShardId]>::to_vec).collect())
+    }
+}
+
+/// Flags as arguments of their own: a list of bytes would be taken for one text.
+trait AsFlags {
+    fn as_flags(&self) -> Vec<&'static str>;
+}
+
+impl AsFlags for [u8] {
+    fn as_flags(&self) -> Vec<&'static str> {
+        self.iter().map(|flag| if *flag == 0 { "0" } else { "1" }).collect()
+    }
+}
+
+/// What the lease scripts answered: the shards that could be asked, the latest of the servers' clocks, and why some could not.
+#[allow(clippy::type_complexity, reason = "taken apart where it is called")]
+fn read_leases(
+    answers: Vec<Result<Value, Failure>>,
+    places: &[Vec<ShardId>],
+) -> Result<(BTreeMap<ShardId, Leased>, Option<Timestamp>, Option<Failure>), StoreError> {
+    let (mut leased, mut latest, mut failed) = (BTreeMap::new(), None, None);
+    for (answer, shards) in answers.into_iter().zip(places) {
+        match answer.and_then(|answer| read_lease_call(answer, shards)) {
+            Ok((now, some)) => {
+                latest = latest.max(Some(now));
+                leased.extend(shards.iter().copied().zip(some));
+            }
+            Err(failure) => failed = Some(failure),
+        }
+    }
+    Ok((leased, latest, failed))
+}
+
+fn read_lease_call(answer: Value, shards: &[ShardId]) -> Result<(Timestamp, Vec<Leased>), Failure> {
+    let mut answer = Texts::new(answer)?;
+    let now = answer.time()?;
+    let leased = shards.iter().map(|_| read_leased(answer.item()?)).collect::<Result<_, _>>()?;
+    Ok((now, leased))
+}
+
+fn read_leased(answer: Value) -> Result<Leased, Failure> {
+    let mut answer = Texts::new(Value::Array(list(answer)?))?;
+    let state = match answer.text()?.as_str() {
+        "mine" => State::Mine,
+        "replaced" => State::Replaced,
+        _ => State::Other,
+    };
+    let epoch = Epoch(answer.number()?);
+    let is_clean = answer.text()? == "1";
+    let owner = Some(answer.text()?).filter(|owner| !owner.is_empty()).and_then(|owner| owner.parse().ok());
+    let holder = answer.text()?;
+    let remaining = Duration::from_millis(answer.number()?);
+    let has_inbox = answer.text()? == "1";
+    let mut taken = BTreeMap::new();
+    while !answer.is_done() {
+        taken.insert(Lane(answer.number()?), answer.number()?);
+    }
+    Ok(Leased { state, epoch, is_clean, owner: owner.map(Incarnation), holder, remaining, has_inbox, taken })
+}
+
+/// What the store knows of a life.
+struct Alive {
+    store: String,
+    /// Birth and host, if it is known.
+    life: Option<(u64, String)>,
+    /// The birth of the last start of its host.
+    started: Option<u64>,
+    now: Timestamp,
+}
+
+fn read_alive(answer: Value, incarnation: Incarnation) -> Result<Alive, Failure> {
+    let mut answer = Texts::new(answer)?;
+    let (store, life, started) = (answer.text()?, answer.text()?, answer.text()?);
+    let life = match life.split_once(' ') {
+        Some((birth, host)) => {
+            let birth = birth.parse();
+            let birth =
+                birth.map_err(|_| Failure::Unknown(format!("the record of life {} is damaged", incarnation.0)))?;
+            Some((birth, host.to_owned()))
+        }
+        None => None,
+    };
+    Ok(Alive { store, life, started: started.parse().ok(), now: answer.time()? })
+}

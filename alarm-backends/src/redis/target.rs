@@ -1,0 +1,149 @@
+//! Where the servers are and how they are to be used: what all connections of a store share.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use redis::{Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisResult};
+use stable_interfaces::{Clock, StoreError};
+
+/// What all connections of a store share.
+pub(super) struct Target {
+    /// The server, or some servers of the cluster. At least one.
+    seeds: Vec<ConnectionInfo>,
+    pub(super) is_cluster: bool,
+    /// How long servers may take to answer a question.
+    pub(super) timeout: Duration,
+    /// How many replicas must have a write before it is acknowledged.
+    pub(super) replicas: u32,
+    pub(super) clock: Arc<dyn Clock>,
+    /// What has been said of the servers' settings, so that it is said once.
+    warnings: Mutex<BTreeSet<String>>,
+}
+
+impl Target {
+    /// # Errors
+    /// [`StoreError::Open`] if there is no address, or one cannot be understood.
+    pub(super) fn new(
+        urls: &[String],
+        is_cluster: bool,
+        timeout: Duration,
+        replicas: u32,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Target, StoreError> {
+        let parse = |url: &String| url.as_str().into_connection_info();
+        // The address may hold a password, so it is not part of the message.
+        let seeds: Vec<_> = urls.iter().map(parse).collect::<RedisResult<_>>().map_err(|error| {
+            StoreError::Open(
+                "an address is not redis://[user:password@]host[:port], or rediss://..".to_owned(),
+                Some(error.into()),
+            )
+        })?;
+        if seeds.is_empty() {
+            return Err(StoreError::Open("no address was given".to_owned(), None));
+        }
+        if seeds.iter().any(|seed| matches!(seed.addr(), ConnectionAddr::TcpTls { .. })) {
+            // The client panics when the program has two cryptographic libraries and has chosen neither.
+            let _ = rustls::crypto::ring::default_provider().install_default();
+        }
+        Ok(Target { seeds, is_cluster, timeout, replicas, clock, warnings: Mutex::default() })
+    }
+
+    /// Host and port of each server that was named.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = String> + '_ {
+        self.seeds.iter().map(|seed| address(seed.addr()))
+    }
+
+    /// A client for a server that was named, or that the cluster named: all take the same user and encryption.
+    ///
+    /// # Errors
+    /// If the address cannot be understood.
+    pub(super) fn client(&self, wanted: &str) -> RedisResult<Client> {
+        if let Some(seed) = self.seeds.iter().find(|seed| address(seed.addr()) == wanted) {
+            return Client::open(seed.clone());
+        }
+        let (host, port) = split(wanted).unwrap_or((wanted, 6379));
+        let seed = self.seeds[0].clone();
+        let addr = match seed.addr().clone() {
+            ConnectionAddr::TcpTls { insecure, tls_params, .. } => {
+                ConnectionAddr::TcpTls { host: host.to_owned(), port, insecure, tls_params }
+            }
+            _ => ConnectionAddr::Tcp(host.to_owned(), port),
+        };
+        Client::open(seed.set_addr(addr))
+    }
+
+    /// Says each warning about a server once.
+    pub(super) fn warn(&self, address: &str, found: Vec<String>) {
+        for warning in found {
+            let warning = format!("{address}: {warning}");
+            let mut warnings = self.warnings.lock();
+            if warnings.insert(warning.clone()) {
+                tracing::warn!("{warning}");
+            }
+        }
+    }
+
+    pub(super) fn warnings(&self) -> Vec<String> {
+        self.warnings.lock().iter().cloned().collect()
+    }
+}
+
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let addresses: Vec<_> = self.addresses().collect();
+        f.debug_struct("Target")
+            .field("addresses", &addresses)
+            .field("is_cluster", &self.is_cluster)
+            .finish_non_exhaustive()
+    }
+}
+
+fn address(addr: &ConnectionAddr) -> String {
+    match addr {
+        ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => format!("{host}:{port}"),
+        ConnectionAddr::Unix(path) => path.display().to_string(),
+        other => other.to_string(),
+    }
+}
+
+/// Host and port of `host:port`, where the host may have colons itself.
+pub(super) fn split(address: &str) -> Option<(&str, u16)> {
+    let (host, port) = address.rsplit_once(':')?;
+    Some((host, port.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use stable_interfaces::SystemClock;
+
+    use super::*;
+
+    fn target(urls: &[&str]) -> Result<Target, StoreError> {
+        let urls: Vec<_> = urls.iter().map(|url| (*url).to_owned()).collect();
+        Target::new(&urls, true, Duration::from_secs(1), 0, Arc::new(SystemClock::default()))
+    }
+
+    #[test]
+    fn a_server_named_by_the_cluster_gets_the_user_and_encryption_of_the_first() {
+        let target = target(&["rediss://me:secret@db-1:7000"]).unwrap();
+        let client = target.client("10.0.0.7:7001").unwrap();
+        let info = client.get_connection_info();
+        assert!(matches!(info.addr(), ConnectionAddr::TcpTls { host, port: 7001, .. } if host == "10.0.0.7"));
+        assert_eq!((info.redis_settings().username(), info.redis_settings().password()), (Some("me"), Some("secret")));
+        assert!(!format!("{target:?}").contains("secret"));
+    }
+
+    #[test]
+    fn an_address_that_cannot_be_understood_is_refused_without_repeating_its_password() {
+        for urls in [&["http://me:secret@db-1"][..], &["::secret"], &[]] {
+            let error = target(urls).unwrap_err();
+            assert!(
+                matches!(error, StoreError::Open(..)) && !format!("{error} {error:?}").contains("secret"),
+                "{error:?}"
+            );
+        }
+    }
+}

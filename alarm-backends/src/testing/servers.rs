@@ -1,0 +1,55 @@
+//! Private servers: started for one program, gone with it.
+//!
+//! A server listens on 127.0.0.1 only, keeps its data in a temporary directory of its own, and writes durably unless told
+//! otherwise. It is the child of a small shell script (`guard.sh`) that holds the other end of a pipe: however this process
+//! ends, the pipe closes, and the script kills the server and removes the directory. Nothing is ever signalled but what was
+//! started here.
+//!
+//! ```no_run
+//! use std::sync::LazyLock;
+//! use alarm_backends::testing::servers::Postgres;
+//!
+//! // One server per test binary, one database per test.
+//! static SERVER: LazyLock<Postgres> = LazyLock::new(Postgres::start);
+//! let url = SERVER.fresh_database();
+//! ```
+
+mod guard;
+mod postgres;
+mod redis;
+
+pub use postgres::{Postgres, PostgresOptions};
+pub use redis::{Redis, RedisCluster, RedisOptions};
+
+/// What goes before a server's command so that it dies even if its guard is killed; nothing where there is no `setpriv`.
+fn dies_with_parent() -> Vec<String> {
+    let found = std::process::Command::new("setpriv").arg("--version").output().is_ok();
+    if found { vec!["setpriv".to_owned(), "--pdeathsig=KILL".to_owned()] } else { Vec::new() }
+}
+
+/// Sleeps a little between two looks at a server.
+#[allow(clippy::disallowed_methods, reason = "a real server starts in real time")]
+fn pause() {
+    std::thread::sleep(std::time::Duration::from_millis(20));
+}
+
+/// Calls `look` until it gives something, for at most 30 s.
+#[allow(clippy::disallowed_methods, reason = "a real server starts in real time")]
+fn wait_for<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    loop {
+        if let Some(found) = look() {
+            return Some(found);
+        }
+        if std::time::Instant::now() > end {
+            return None;
+        }
+        pause();
+    }
+}
+
+/// A port on 127.0.0.1 that nobody uses at the moment.
+fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("127.0.0.1 has a free port");
+    listener.local_addr().expect("a bound socket has an address").port()
+}

@@ -1,0 +1,237 @@
+//! A private Postgres.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::guard::Guard;
+use super::{dies_with_parent, free_port, wait_for};
+
+/// What to type where there is none.
+const INSTALL: &str = "Postgres is not installed here. On Debian or Ubuntu: apt-get install -y postgresql";
+
+/// A Postgres server of one's own; dropping it ends it and removes its data.
+#[derive(Debug)]
+pub struct Postgres {
+    guard: Guard,
+    bin: PathBuf,
+    port: u16,
+    /// How many databases were made.
+    databases: AtomicU32,
+}
+
+/// Options of a private Postgres.
+#[derive(Debug, Default)]
+#[must_use]
+pub struct PostgresOptions {
+    settings: Vec<(String, String)>,
+    /// Certificate and key, as PEM.
+    tls: Option<(String, String)>,
+}
+
+impl PostgresOptions {
+    /// The defaults: as Postgres has them, `fsync` on, 200 connections.
+    pub fn new() -> PostgresOptions {
+        PostgresOptions::default()
+    }
+
+    /// A setting of `postgresql.conf`, in place of an earlier one of the same name.
+    pub fn set(mut self, name: impl Into<String>, value: impl Into<String>) -> PostgresOptions {
+        self.settings.push((name.into(), value.into()));
+        self
+    }
+
+    /// Offers TLS with this certificate and private key, both as PEM.
+    pub fn tls(mut self, certificate: &str, key: &str) -> PostgresOptions {
+        self.tls = Some((certificate.to_owned(), key.to_owned()));
+        self
+    }
+
+    /// Makes a data directory and starts a server on it; returns when it takes connections.
+    ///
+    /// # Panics
+    /// If Postgres is not installed (the message says how to install it) or does not start (the message has its log).
+    #[must_use]
+    #[allow(clippy::panic, reason = "a test without its server fails")]
+    pub fn start(self) -> Postgres {
+        let bin = binaries().unwrap_or_else(|| panic!("{INSTALL}"));
+        let dir = tempfile::Builder::new().prefix("private-postgres-").tempdir().expect("a temporary directory");
+        // The guard removes it from here on.
+        let dir = dir.keep();
+        let (data, port) = (dir.join("data"), free_port());
+        let as_user = switch_user(&dir);
+        let command = |program: &str, args: &[&str]| {
+            let program = bin.join(program).display().to_string();
+            as_user.iter().cloned().chain([program]).chain(args.iter().map(ToString::to_string)).collect::<Vec<_>>()
+        };
+        let place = data.display().to_string();
+        let mut serve = command("postgres", &["-D", &place, "-p", &port.to_string()]);
+        let fixed = [("listen_addresses", "127.0.0.1"), ("unix_socket_directories", ""), ("max_connections", "200")];
+        let given = self.settings.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        for (name, value) in fixed.into_iter().chain(given) {
+            serve.extend(["-c".to_owned(), format!("{name}={value}")]);
+        }
+        if self.tls.is_some() {
+            // Relative to the data directory.
+            let files = [("ssl", "on"), ("ssl_cert_file", "tls.crt"), ("ssl_key_file", "tls.key")];
+            serve.extend(files.iter().flat_map(|(name, value)| ["-c".to_owned(), format!("{name}={value}")]));
+        }
+        let guard = Guard::new(dir, &serve);
+        let init = command(
+            "initdb",
+            &["-D", &place, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"],
+        );
+        let output =
+            Command::new(&init[0]).args(&init[1..]).current_dir(guard.dir()).output().expect("initdb can be run");
+        assert!(output.status.success(), "initdb failed: {}", String::from_utf8_lossy(&output.stderr));
+        if let Some((certificate, key)) = &self.tls {
+            write_private(&data, "tls.crt", certificate);
+            write_private(&data, "tls.key", key);
+        }
+        let server = Postgres { guard, bin, port, databases: AtomicU32::new(0) };
+        server.restart();
+        server
+    }
+}
+
+impl Postgres {
+    /// A server with the default [options](PostgresOptions).
+    ///
+    /// # Panics
+    /// As [`PostgresOptions::start`].
+    #[must_use]
+    pub fn start() -> Postgres {
+        PostgresOptions::new().start()
+    }
+
+    /// The URL of one of its databases; `"postgres"` exists from the start.
+    #[must_use]
+    pub fn url(&self, database: &str) -> String {
+        format!("postgres://postgres@127.0.0.1:{}/{database}?sslmode=disable", self.port)
+    }
+
+    /// The port on 127.0.0.1.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Where it keeps its data and its log.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        self.guard.dir()
+    }
+
+    /// What it has logged.
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.guard.log()
+    }
+
+    /// The URL of a new empty database whose text is ordered by its bytes.
+    pub fn fresh_database(&self) -> String {
+        self.fresh_database_with("ENCODING 'UTF8' LOCALE 'C'")
+    }
+
+    /// The URL of a new empty database whose text is ordered as people order words (ICU `en-US`).
+    pub fn fresh_icu_database(&self) -> String {
+        self.fresh_database_with("ENCODING 'UTF8' LOCALE_PROVIDER icu ICU_LOCALE 'en-US' LOCALE 'C'")
+    }
+
+    /// The URL of a new empty database made with these options of `CREATE DATABASE`.
+    pub fn fresh_database_with(&self, options: &str) -> String {
+        let database = format!("test_{}", self.databases.fetch_add(1, Ordering::Relaxed));
+        self.execute(&format!("CREATE DATABASE {database} TEMPLATE template0 {options}"));
+        self.url(&database)
+    }
+
+    /// Runs a command in the database `postgres` as its superuser, and returns what it printed.
+    ///
+    /// # Panics
+    /// If it fails.
+    pub fn execute(&self, sql: &str) -> String {
+        let output = self.psql(sql);
+        assert!(output.status.success(), "{sql}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
+    }
+
+    fn psql(&self, sql: &str) -> Output {
+        let port = self.port.to_string();
+        let args = ["-h", "127.0.0.1", "-p", &port, "-U", "postgres", "-d", "postgres", "-XqAt", "-c", sql];
+        // A settings file or variable of whoever runs the tests is not to reach this server.
+        let mut psql = Command::new(self.bin.join("psql"));
+        psql.args(args).env_clear().env("PGCONNECT_TIMEOUT", "5").output().expect("psql can be run")
+    }
+
+    /// Kills the server with SIGKILL, as a crash does; what it did not write durably is lost.
+    pub fn kill9(&self) {
+        self.guard.signal("KILL");
+    }
+
+    /// Stops the server and everything in it with SIGSTOP: it keeps its connections and answers nothing.
+    pub fn pause(&self) {
+        self.guard.signal("STOP");
+    }
+
+    /// Lets a paused server go on.
+    pub fn resume(&self) {
+        self.guard.signal("CONT");
+    }
+
+    /// Starts the server on the same data and port if it is not running; returns when it takes connections.
+    ///
+    /// # Panics
+    /// If it does not start within 30 s; the message has its log.
+    pub fn restart(&self) {
+        let ready = wait_for(|| {
+            // After a kill the last of the old processes may hold the data for a moment, and the new one gives up.
+            if !self.guard.is_alive() {
+                self.guard.start();
+            }
+            self.psql("SELECT").status.success().then_some(())
+        });
+        assert!(ready.is_some(), "Postgres did not start: {}", self.guard.log());
+    }
+}
+
+/// Writes a file that only the owner of the directory can read, as Postgres demands of keys.
+fn write_private(dir: &Path, name: &str, text: &str) {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+    let (file, owner) = (dir.join(name), std::fs::metadata(dir).expect("initdb made the directory"));
+    std::fs::write(&file, text)
+        .and_then(|()| std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)))
+        .and_then(|()| chown(&file, Some(owner.uid()), Some(owner.gid())))
+        .expect("a file can be written");
+}
+
+/// Where the newest Postgres is.
+fn binaries() -> Option<PathBuf> {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let debian = versions.filter_map(|entry| {
+        let version: u32 = entry.file_name().to_str()?.parse().ok()?;
+        Some((version, entry.path().join("bin")))
+    });
+    let newest = debian.filter(|(_, bin)| bin.join("initdb").exists()).max().map(|(_, bin)| bin);
+    let on_path = || {
+        let path = std::env::var_os("PATH")?;
+        std::env::split_paths(&path).find(|dir| dir.join("initdb").exists() && dir.join("postgres").exists())
+    };
+    newest.or_else(on_path)
+}
+
+/// What goes before a command so that it does not run as root, which Postgres refuses; gives the directory to that user.
+#[allow(clippy::panic, reason = "a test without its server fails")]
+fn switch_user(dir: &Path) -> Vec<String> {
+    let id = |args: &[&str]| {
+        let output = Command::new("id").args(args).output().ok().filter(|output| output.status.success())?;
+        String::from_utf8(output.stdout).ok()?.trim().parse::<u32>().ok()
+    };
+    if id(&["-u"]) != Some(0) {
+        return dies_with_parent();
+    }
+    let user = id(&["-u", "postgres"]).unwrap_or_else(|| panic!("there is no user postgres to run as. {INSTALL}"));
+    let group = id(&["-g", "postgres"]);
+    std::os::unix::fs::chown(dir, Some(user), group).expect("root may give a directory away");
+    let switch = ["--reuid=postgres", "--regid=postgres", "--clear-groups"];
+    dies_with_parent().into_iter().chain(switch.map(str::to_owned)).collect()
+}

@@ -1,0 +1,197 @@
+//! A private Redis: one server, or a cluster of three.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use super::guard::Guard;
+use super::{dies_with_parent, free_port, wait_for};
+
+/// What to type where there is none.
+const INSTALL: &str = "Redis is not installed here. On Debian or Ubuntu: apt-get install -y redis-server";
+
+/// A Redis server of one's own; dropping it ends it and removes its data.
+#[derive(Debug)]
+pub struct Redis {
+    guard: Guard,
+    port: u16,
+}
+
+/// Options of a private Redis.
+#[derive(Debug, Default)]
+#[must_use]
+pub struct RedisOptions {
+    settings: Vec<(String, String)>,
+    cluster: bool,
+}
+
+impl RedisOptions {
+    /// The defaults: an append-only file synced with each write, no snapshots, no eviction.
+    pub fn new() -> RedisOptions {
+        RedisOptions::default()
+    }
+
+    /// A setting of `redis.conf`, in place of an earlier one of the same name.
+    pub fn set(mut self, name: impl Into<String>, value: impl Into<String>) -> RedisOptions {
+        self.settings.push((name.into(), value.into()));
+        self
+    }
+
+    /// Starts a server; returns when it takes commands.
+    ///
+    /// # Panics
+    /// If Redis is not installed (the message says how to install it) or does not start (the message has its log).
+    #[must_use]
+    pub fn start(self) -> Redis {
+        let installed = Command::new("redis-server").arg("--version").output().is_ok();
+        assert!(installed, "{INSTALL}");
+        let dir = tempfile::Builder::new().prefix("private-redis-").tempdir().expect("a temporary directory");
+        // The guard removes it from here on.
+        let dir = dir.keep();
+        let port = free_port();
+        let (place, listen, bus) = (dir.display().to_string(), port.to_string(), free_port().to_string());
+        let mut settings = vec![
+            ("port", &*listen),
+            ("bind", "127.0.0.1"),
+            ("dir", &*place),
+            ("appendonly", "yes"),
+            ("appendfsync", "always"),
+            ("save", ""),
+            ("maxmemory-policy", "noeviction"),
+        ];
+        if self.cluster {
+            settings.extend([("cluster-enabled", "yes"), ("cluster-port", &*bus), ("cluster-node-timeout", "2000")]);
+        }
+        settings.extend(self.settings.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+        let mut serve = dies_with_parent();
+        serve.push("redis-server".to_owned());
+        serve.extend(settings.iter().flat_map(|(name, value)| [format!("--{name}"), (*value).to_owned()]));
+        let server = Redis { guard: Guard::new(dir, &serve), port };
+        server.restart();
+        server
+    }
+}
+
+impl Redis {
+    /// A server with the default [options](RedisOptions).
+    ///
+    /// # Panics
+    /// As [`RedisOptions::start`].
+    #[must_use]
+    pub fn start() -> Redis {
+        RedisOptions::new().start()
+    }
+
+    /// Its URL.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// The port on 127.0.0.1.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Where it keeps its data and its log.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        self.guard.dir()
+    }
+
+    /// What it has logged.
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.guard.log()
+    }
+
+    /// Runs a command and returns what it answered, as `redis-cli` prints it.
+    ///
+    /// # Panics
+    /// If it fails.
+    pub fn execute(&self, command: &[&str]) -> String {
+        let output = self.cli(command);
+        let failure = || String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{command:?}: {}", failure());
+        String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
+    }
+
+    /// Runs a command and tells whether it was answered without an error.
+    #[must_use]
+    pub fn takes(&self, command: &[&str]) -> bool {
+        self.cli(command).status.success()
+    }
+
+    fn cli(&self, command: &[&str]) -> Output {
+        let mut cli = Command::new("redis-cli");
+        // -e: an error of the server is a failure of the program.
+        cli.args(["-e", "-h", "127.0.0.1", "-p", &self.port.to_string()]).args(command);
+        cli.output().expect("redis-cli can be run")
+    }
+
+    /// Kills the server with SIGKILL, as a crash does; what it did not write durably is lost.
+    pub fn kill9(&self) {
+        self.guard.signal("KILL");
+    }
+
+    /// Stops the server with SIGSTOP: it keeps its connections and answers nothing.
+    pub fn pause(&self) {
+        self.guard.signal("STOP");
+    }
+
+    /// Lets a paused server go on.
+    pub fn resume(&self) {
+        self.guard.signal("CONT");
+    }
+
+    /// Starts the server on the same data and port if it is not running; returns when it takes commands.
+    ///
+    /// # Panics
+    /// If it does not start within 30 s; the message has its log.
+    pub fn restart(&self) {
+        if !self.guard.is_alive() {
+            self.guard.start();
+        }
+        // While it loads its data it answers with an error.
+        let ready = wait_for(|| self.cli(&["PING"]).status.success().then_some(()));
+        assert!(ready.is_some(), "Redis did not start: {}", self.guard.log());
+    }
+}
+
+/// A cluster of three private Redis servers without replicas; each can be killed and restarted by itself.
+#[derive(Debug)]
+pub struct RedisCluster {
+    nodes: Vec<Redis>,
+}
+
+impl RedisCluster {
+    /// Starts three servers and makes a cluster of them; returns when each of them says that it is whole.
+    ///
+    /// # Panics
+    /// As [`RedisOptions::start`].
+    #[must_use]
+    pub fn start() -> RedisCluster {
+        let start = |_| RedisOptions { cluster: true, ..RedisOptions::new() }.start();
+        let cluster = RedisCluster { nodes: (0..3).map(start).collect() };
+        let addresses: Vec<String> = cluster.nodes.iter().map(|node| format!("127.0.0.1:{}", node.port)).collect();
+        let mut create = Command::new("redis-cli");
+        let output = create.args(["--cluster", "create"]).args(&addresses).arg("--cluster-yes").output();
+        let output = output.expect("redis-cli can be run");
+        assert!(output.status.success(), "the cluster was not made: {}", String::from_utf8_lossy(&output.stdout));
+        let whole = |node: &Redis| node.execute(&["CLUSTER", "INFO"]).contains("cluster_state:ok").then_some(());
+        assert!(cluster.nodes.iter().all(|node| wait_for(|| whole(node)).is_some()), "the cluster did not come up");
+        cluster
+    }
+
+    /// Its servers.
+    #[must_use]
+    pub fn nodes(&self) -> &[Redis] {
+        &self.nodes
+    }
+
+    /// Their URLs.
+    #[must_use]
+    pub fn urls(&self) -> Vec<String> {
+        self.nodes.iter().map(Redis::url).collect()
+    }
+}

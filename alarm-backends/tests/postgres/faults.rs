@@ -1,0 +1,254 @@
+//! A server that hangs, dies, waits, refuses or has no room. Each test has a server of its own to do it to.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use alarm_backends::testing::servers::{Postgres, PostgresOptions};
+use stable_interfaces::{Incarnation, Store, StoreError};
+
+use super::given::*;
+
+/// Runs something that blocks, such as ending a server.
+async fn blocking(server: &Arc<Postgres>, work: impl FnOnce(&Postgres) + Send + 'static) {
+    let server = server.clone();
+    tokio::task::spawn_blocking(move || work(&server)).await.expect("it was done");
+}
+
+fn assert_unknown(answer: &Result<(), StoreError>) {
+    assert!(matches!(answer, Err(StoreError::Unavailable(_))), "the outcome is unknown, not {answer:?}");
+}
+
+fn assert_not_applied<T: std::fmt::Debug>(answer: &Result<T, StoreError>) {
+    assert!(matches!(answer, Err(StoreError::NotApplied(_))), "nothing was written, not {answer:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_hangs_costs_the_deadline_and_no_more() {
+    let (server, store) = server_with(PostgresOptions::new()).await;
+    own(&store, 1).await;
+    commit(&store, &write(0, 1, vec![put("k", "first")])).await.expect("the owner writes");
+    assert_eq!(value(&store, "k").await.as_deref(), Some("first"));
+    blocking(&server, Postgres::pause).await;
+
+    let began = Instant::now();
+    assert_unknown(&commit(&store, &write(0, 2, vec![put("k", "second")])).await);
+    let took = began.elapsed();
+    assert!(took >= DEADLINE && took < DEADLINE * 3, "it took {took:?}");
+    // The connection it was on is gone, and a new one is not to be had.
+    assert_not_applied(&commit(&store, &write(0, 2, vec![put("k", "second")])).await);
+    let renewed = store.renew(Incarnation(1), DEADLINE).await;
+    assert!(renewed.as_ref().is_err_and(StoreError::is_retryable), "{renewed:?}");
+
+    blocking(&server, Postgres::resume).await;
+    commit(&store, &write(0, 2, vec![put("k", "second")])).await.expect("the repeat is done");
+    commit(&store, &write(0, 3, vec![put("l", "third")])).await.expect("the next one too");
+    assert_eq!(value(&store, "k").await.as_deref(), Some("second"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_server_loses_nothing_acknowledged_and_is_used_again() {
+    let (server, store) = server_with(PostgresOptions::new()).await;
+    own(&store, 1).await;
+    let mut acknowledged = 0;
+    let mut unknown = 0;
+    for round in 0..3 {
+        let killer = {
+            let server = server.clone();
+            tokio::task::spawn_blocking(move || {
+                std::thread::sleep(Duration::from_millis(150));
+                server.kill9();
+                std::thread::sleep(Duration::from_millis(100));
+                server.restart();
+            })
+        };
+        let until = acknowledged + 50;
+        // It ends with an answer that is known, so that the count at the end is exact.
+        loop {
+            let seq = acknowledged + 1;
+            match commit(&store, &write(0, seq, vec![put(&format!("{seq:06}"), "v")])).await {
+                Ok(()) => acknowledged = seq,
+                Err(error) if error.is_retryable() => {
+                    unknown += u32::from(error.may_have_happened());
+                    continue;
+                }
+                Err(error) => panic!("round {round}: {error:?}"),
+            }
+            if acknowledged >= until && killer.is_finished() {
+                break;
+            }
+        }
+        killer.await.expect("the server came back");
+    }
+    assert!(unknown > 0, "a kill met a commit under way");
+    let raw = raw(&server.url("postgres")).await;
+    let stored: i64 = raw
+        .query_one_scalar("SELECT count(*) FROM stable_interfaces.storage", &[])
+        .await
+        .expect("the rows can be counted");
+    assert_eq!(u64::try_from(stored).ok(), Some(acknowledged), "every acknowledged write once, and no other");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_waits_for_a_missing_replica_is_unknown_until_the_replica_is_no_longer_asked_for() {
+    let (server, store) = server_with(PostgresOptions::new()).await;
+    own(&store, 1).await;
+    commit(&store, &write(0, 1, vec![put("k", "first")])).await.expect("the owner writes");
+    set(&server, "synchronous_standby_names = 'nobody'").await;
+
+    assert_unknown(&commit(&store, &write(0, 2, vec![put("k", "second")])).await);
+    // It is on this server's disk by now, and still not as durable as is asked for: so a repeat waits, too.
+    assert_unknown(&commit(&store, &write(0, 2, vec![put("k", "again")])).await);
+
+    set(&server, "synchronous_standby_names = ''").await;
+    commit(&store, &write(0, 2, vec![put("k", "again")])).await.expect("the repeat is done");
+    assert_eq!(value(&store, "k").await.as_deref(), Some("second"), "the repeat was not applied");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_whose_wait_for_a_replica_is_cancelled_is_not_acknowledged() {
+    let (server, store) = server_with(PostgresOptions::new()).await;
+    own(&store, 1).await;
+    let raw = raw(&server.url("postgres")).await;
+    set(&server, "synchronous_standby_names = 'nobody'").await;
+    let waiting = committing(&store, write(0, 1, vec![put("k", "first")]));
+    until(&raw, "SELECT EXISTS(SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep')").await;
+    // The server then answers the commit with success, and a warning.
+    raw.batch_execute("SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
+        .await
+        .expect("the wait is cancelled");
+    let began = Instant::now();
+    let answer = waiting.await.expect("the write ends");
+    assert_unknown(&answer);
+    assert!(began.elapsed() < DEADLINE, "the answer came from the server, not from the deadline");
+    set(&server, "synchronous_standby_names = ''").await;
+    commit(&store, &write(0, 1, vec![put("k", "first")])).await.expect("the repeat is done");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_turned_read_only_applies_nothing_and_is_used_again() {
+    let (server, store) = server_with(PostgresOptions::new()).await;
+    own(&store, 1).await;
+    commit(&store, &write(0, 1, vec![put("k", "first")])).await.expect("the owner writes");
+    set(&server, "default_transaction_read_only = on").await;
+    assert_not_applied(&commit(&store, &write(0, 2, vec![put("k", "second")])).await);
+    // Now for want of a connection that can write.
+    assert_not_applied(&commit(&store, &write(0, 2, vec![put("k", "second")])).await);
+    set(&server, "default_transaction_read_only = off").await;
+    commit(&store, &write(0, 2, vec![put("k", "second")])).await.expect("the repeat is done");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_terminated_connection_is_replaced() {
+    let (server, store) = server_with(PostgresOptions::new()).await;
+    own(&store, 1).await;
+    let raw = raw(&server.url("postgres")).await;
+    let mut hints = store.watch(Incarnation(1)).await.expect("the store is watched");
+    for seq in 1..=3 {
+        commit(&store, &write(0, seq, vec![put("k", "v")])).await.expect("the owner writes");
+        store.renew(Incarnation(1), DEADLINE).await.expect("the lease is renewed");
+        assert_eq!(value(&store, "k").await.as_deref(), Some("v"));
+        raw.batch_execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'stable-interfaces'",
+        )
+        .await
+        .expect("the connections are ended");
+        until(&raw, "SELECT NOT EXISTS(SELECT FROM pg_stat_activity WHERE application_name = 'stable-interfaces')")
+            .await;
+    }
+    let ended = tokio::time::timeout(DEADLINE, hints.next()).await.expect("the listener is told");
+    assert_eq!(ended, None, "the stream of hints ends with its connection");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_without_a_free_connection_is_waited_for() {
+    let options = PostgresOptions::new().set("max_connections", "5").set("superuser_reserved_connections", "0");
+    // Reserved for nobody, so all five are there; walsenders have their own.
+    let (server, store) = server_with(options.set("max_wal_senders", "0")).await;
+    own(&store, 1).await;
+    let url = server.url("postgres");
+    let mut others = Vec::new();
+    while let Ok((client, connection)) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await {
+        tokio::spawn(connection);
+        others.push(client);
+    }
+    assert!(!others.is_empty(), "there was room for somebody");
+    let began = Instant::now();
+    assert_not_applied(&commit(&store, &write(0, 1, vec![put("k", "v")])).await);
+    assert!(began.elapsed() < DEADLINE * 2, "it waits for its deadline, not longer");
+
+    let waiting = committing(&store, write(0, 1, vec![put("k", "v")]));
+    tokio::time::sleep(DEADLINE / 4).await;
+    drop(others);
+    waiting.await.expect("the write ends").expect("there is room now");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_made_anew_under_a_running_host_is_not_written_to() {
+    let (server, store) = server_with(PostgresOptions::new()).await;
+    own(&store, 1).await;
+    let raw = raw(&server.url("postgres")).await;
+    raw.batch_execute("DROP SCHEMA stable_interfaces CASCADE").await.expect("the schema is dropped");
+    let other = store_on(&server.url("postgres")).await;
+    own(&other, 1).await;
+    let answer = commit(&store, &write(0, 1, vec![put("k", "v")])).await;
+    assert_not_applied(&answer);
+    assert_eq!(value(&other, "k").await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_callers_post_in_few_transactions() {
+    let (server, store) = server_with(PostgresOptions::new().set("log_statement", "all")).await;
+    let posts: Vec<_> = (0..100)
+        .map(|n| {
+            let store = store.clone();
+            tokio::spawn(async move { store.post(&[message(n, &format!("m-{n}"))]).await })
+        })
+        .collect();
+    for post in posts {
+        let posted = post.await.expect("the post ends").expect("the post is answered");
+        assert_eq!(posted, [stable_interfaces::Posted::Inserted]);
+    }
+    let inserts = server.log().matches("INSERT INTO \"stable_interfaces\".inbox").count();
+    assert!((1..50).contains(&inserts), "{inserts} transactions for 100 posts");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_post_that_cannot_be_stored_does_not_fail_those_sent_along() {
+    let (_server, store) = server_with(PostgresOptions::new()).await;
+    let posts: Vec<_> = (0..40)
+        .map(|n| {
+            let (store, id) = (store.clone(), if n % 10 == 0 { format!("nul\0{n}") } else { format!("m-{n}") });
+            tokio::spawn(async move { (n, store.post(&[message(0, &id)]).await) })
+        })
+        .collect();
+    for post in posts {
+        match post.await.expect("the post ends") {
+            (n, Err(StoreError::Rejected(_))) if n % 10 == 0 => {}
+            (n, Ok(_)) if n % 10 != 0 => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_server_leaves_nothing_behind() {
+    let (server, store) = server_with(PostgresOptions::new()).await;
+    drop(store);
+    let (dir, port) = (server.directory().to_owned(), server.port());
+    assert!(dir.exists());
+    tokio::task::spawn_blocking(|| drop(server)).await.expect("the server is dropped");
+    assert!(!dir.exists(), "{} is still there", dir.display());
+    assert!(std::net::TcpStream::connect(("127.0.0.1", port)).is_err(), "somebody still listens");
+}
+
+/// Changes a setting of the running server and waits until every session has it.
+async fn set(server: &Arc<Postgres>, setting: &str) {
+    let setting = setting.to_owned();
+    blocking(server, move |server| {
+        server.execute(&format!("ALTER SYSTEM SET {setting}"));
+        server.execute("SELECT pg_reload_conf()");
+    })
+    .await;
+    // The reload is a signal to each process.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+}

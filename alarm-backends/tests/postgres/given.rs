@@ -1,0 +1,137 @@
+//! What the tests beside this one start from.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use alarm_backends::postgres::PostgresStore;
+use alarm_backends::testing::servers::{Postgres, PostgresOptions};
+use stable_interfaces::{
+    After, AlarmRow, Batch, Claim, ClaimKind, Epoch, Incarnation, InstanceName, Lane, Loaded, NewMessage, Op, Page,
+    Read, ReadRange, ReadRows, Revision, ShardId, Store, StoreError, Timestamp, Write,
+};
+use tokio::task::JoinHandle;
+use tokio_postgres::{Client, NoTls};
+
+/// A client deadline short enough to wait for, and long enough for a busy machine.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(2);
+
+/// A lease that does not run out during a test.
+const LEASE: Duration = Duration::from_secs(3600);
+
+/// A server of the test's own, and a store on it.
+pub(crate) async fn server_with(options: PostgresOptions) -> (Arc<Postgres>, Arc<PostgresStore>) {
+    let server = Arc::new(tokio::task::spawn_blocking(|| options.start()).await.expect("the server starts"));
+    let store = store_on(&server.url("postgres")).await;
+    (server, store)
+}
+
+pub(crate) async fn store_on(url: &str) -> Arc<PostgresStore> {
+    let builder = PostgresStore::builder(url).expect("the URL can be read").deadline(DEADLINE);
+    Arc::new(builder.connect().await.expect("the store can be opened"))
+}
+
+/// A plain connection beside the store's.
+pub(crate) async fn raw(url: &str) -> Client {
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await.expect("the server takes a connection");
+    tokio::spawn(connection);
+    client
+}
+
+pub(crate) fn claim(incarnation: u64, host: &str, shards: &[u32], kind: ClaimKind) -> Claim {
+    Claim {
+        incarnation: Incarnation(incarnation),
+        host: host.into(),
+        shards: shards.iter().map(|&shard| ShardId(shard)).collect(),
+        shard_count: 1024,
+        hash_version: 1,
+        lease: LEASE,
+        kind,
+    }
+}
+
+/// Makes `incarnation` the owner of shard 0, at epoch 1 in a fresh store.
+pub(crate) async fn own(store: &PostgresStore, incarnation: u64) {
+    store.claim(&claim(incarnation, "host-a", &[0], ClaimKind::Start)).await.expect("the claim is answered");
+}
+
+pub(crate) fn name(instance: &str) -> InstanceName {
+    InstanceName { interface: "order".into(), instance: instance.into() }
+}
+
+pub(crate) fn put(key: &str, value: &str) -> Op {
+    Op::Put { name: name("i"), key: key.into(), value: value.to_owned().into() }
+}
+
+pub(crate) fn alarm(id: &str, due: i64) -> AlarmRow {
+    AlarmRow {
+        name: name("i"),
+        id: id.into(),
+        due: Timestamp::from_millis(due),
+        scheduled_at: Timestamp::from_millis(due),
+        revision: Revision { epoch: Epoch(1), counter: 1 },
+        attempt: 0,
+        crashes: 0,
+        started: false,
+        last_error: None,
+        meta: r#"{"café":1}"#.into(),
+    }
+}
+
+pub(crate) fn message(shard: u32, id: &str) -> NewMessage {
+    NewMessage { shard: ShardId(shard), name: name("i"), id: id.into(), headers: vec![], body: "body".into() }
+}
+
+/// A write of incarnation 1 to shard 0.
+pub(crate) fn write(lane: u16, seq: u64, ops: Vec<Op>) -> Write {
+    write_of(1, 1, lane, seq, ops)
+}
+
+pub(crate) fn write_of(incarnation: u64, epoch: u64, lane: u16, seq: u64, ops: Vec<Op>) -> Write {
+    let batches = vec![Batch { shard: ShardId(0), epoch: Epoch(epoch), ops }];
+    Write { incarnation: Incarnation(incarnation), lane: Lane(lane), seq, batches }
+}
+
+/// The answer to a write of one batch.
+pub(crate) async fn commit(store: &PostgresStore, write: &Write) -> Result<(), StoreError> {
+    store.commit(write).await.map(|mut answers| answers.remove(0))?
+}
+
+/// A commit under way.
+pub(crate) fn committing(store: &Arc<PostgresStore>, write: Write) -> JoinHandle<Result<(), StoreError>> {
+    let store = store.clone();
+    tokio::spawn(async move { commit(&store, &write).await })
+}
+
+/// The stored value of a key, by an unfenced read.
+pub(crate) async fn value(store: &PostgresStore, key: &str) -> Option<String> {
+    let range = ReadRange::Storage(key.into(), None);
+    let read = Read { shard: ShardId(0), name: name("i"), range, limit: 1 };
+    match store.read(&read).await.expect("a read is answered") {
+        ReadRows::Storage(rows) => rows
+            .into_iter()
+            .find(|(found, _)| **found == *key)
+            .map(|(_, value)| String::from_utf8(value.to_vec()).expect("tests store text")),
+        ReadRows::Alarms(_) => unreachable!("storage was asked for"),
+    }
+}
+
+pub(crate) async fn load(store: &PostgresStore, after: After, limit: usize) -> Loaded {
+    let page = Page { shard: ShardId(0), after, limit };
+    store.load(&[page]).await.expect("a load is answered").remove(0)
+}
+
+/// Waits until this query gives `true`.
+pub(crate) async fn until(client: &Client, sql: &str) {
+    let end = Instant::now() + Duration::from_secs(20);
+    while !client.query_one_scalar::<bool, _>(sql, &[]).await.expect("the question is answered") {
+        assert!(Instant::now() < end, "it never came true: {sql}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Waits until somebody waits for a lock that this connection's open transaction holds.
+pub(crate) async fn until_blocked(client: &Client) {
+    // Not pg_stat_activity: a transaction sees that as it was when it first looked.
+    let sql = "SELECT EXISTS(SELECT FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY(pg_blocking_pids(pid)))";
+    until(client, sql).await;
+}
