@@ -1,0 +1,258 @@
+//! The rooms on the web: a page, and a WebSocket per client.
+//!
+//! A WebSocket is one connection to a room's instance, and both halves of it run side by side, so that a client that does not
+//! read can still be heard. What it has not read waits in the room's own bounded buffer, not here and not in the kernel; and
+//! whoever is let go gets everything it was sent before, then the reason.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use alarm_backends::FjallStore;
+use axum::Router;
+use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{Html, IntoResponse, Response};
+use axum::routing::get;
+use examples::{CannotStart, http, in_one_line, process};
+use futures_util::stream::{SplitSink, SplitStream};
+use futures_util::{SinkExt, StreamExt};
+use stable_interfaces::{Closed, Connection, ContextError, Host, Interface, RequestError, Timestamp};
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+
+use crate::room::{Hello, MAX_TEXT, Presence, Request, Room};
+
+const PAGE: &str = include_str!("page.html");
+/// The most clients at once. Each may have up to a room's buffer of messages, and the kernel's below, waiting for it.
+const CLIENTS: usize = 10_000;
+/// How much the kernel keeps for a client that does not read, in bytes; it may round that up.
+const SEND_BUFFER: u32 = 64 * 1024;
+/// The largest message read from a client, in bytes: a text, each of its characters escaped as JSON allows.
+const MAX_MESSAGE: usize = 6 * MAX_TEXT + 1024;
+/// How long a client may take to read one message.
+const STALLED: Duration = Duration::from_secs(30);
+/// How long a client may take to answer that its WebSocket is closed, and to read what it was sent before.
+const FAREWELL: Duration = Duration::from_secs(10);
+/// How long all clients together may take for that when the program stops.
+const FAREWELL_TO_ALL: Duration = Duration::from_secs(3);
+/// The longest reason that fits into a frame of the protocol (RFC 6455, section 5.5), in bytes.
+const MAX_REASON: usize = 123;
+
+/// What the program was asked to do.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Options {
+    pub(crate) listen: SocketAddr,
+    pub(crate) data: PathBuf,
+    pub(crate) gone_after: Duration,
+    /// Stop when standard input ends: how a child learns that its parent is gone.
+    pub(crate) until_stdin_ends: bool,
+}
+
+#[derive(Debug, Clone)]
+struct Chat {
+    rooms: Interface<Room>,
+    /// Every session holds one of these; when the last is gone, so are they all.
+    session: mpsc::Sender<Infallible>,
+}
+
+/// Serves rooms until the process is asked to stop; then says goodbye to everyone and gives the store back.
+pub(crate) async fn serve(options: Options) -> Result<(), CannotStart> {
+    let Options { listen, data, gone_after, until_stdin_ends } = options;
+    let cannot_listen = |error| CannotStart::new(format!("cannot listen on {listen}"), error);
+    let listener = bind(listen).map_err(cannot_listen)?;
+    let address = listener.local_addr().map_err(cannot_listen)?;
+    let store = FjallStore::open(&data).map_err(|e| CannotStart::new(format!("cannot open {}", data.display()), e))?;
+
+    let presence = Presence { gone_after, listening_since: Timestamp::from(SystemTime::now()) };
+    let mut host = Host::local(store).max_connections(CLIENTS);
+    let rooms = host
+        .interface(move |_id| Room::new(presence))
+        .with_alarms()
+        .register()
+        .map_err(|e| CannotStart::new("cannot register the rooms", e))?;
+    let host = host.start().await.map_err(|e| CannotStart::new("cannot start the host", e))?;
+
+    println!("listening on http://{address}/");
+    println!("  Open it in two browser tabs, or talk from two terminals:");
+    println!("    cargo run --release --example chat_room -- join lobby ann --server {address}");
+    println!("    cargo run --release --example chat_room -- join lobby bob --server {address}");
+    println!("  Rooms are kept in {}. Kill this process (kill -9 {}) and start it", data.display(), std::process::id());
+    println!("  again: nothing that anyone has seen is lost, and who does not come back is announced as gone.");
+
+    let (stop, stopped) = watch::channel(false);
+    tokio::spawn(async move {
+        process::asked_to_stop(until_stdin_ends).await;
+        stop.send_replace(true);
+    });
+    let stopped = || {
+        let mut stopped = stopped.clone();
+        async move {
+            // An error says that the sender is gone, which it is only after it sent.
+            let _ = stopped.wait_for(|stop| *stop).await;
+        }
+    };
+    let (session, mut sessions) = mpsc::channel(1);
+    let app = routes(Chat { rooms, session });
+    tokio::join!(http::serve(listener, app, stopped()), host.run_until(stopped()));
+    let _ = timeout(FAREWELL_TO_ALL, sessions.recv()).await;
+    Ok(())
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // So that a host that is started again need not wait for its old connections to be forgotten.
+    socket.set_reuseaddr(true)?;
+    // Every connection inherits it.
+    socket.set_send_buffer_size(SEND_BUFFER)?;
+    socket.bind(address)?;
+    socket.listen(1024)
+}
+
+fn routes(chat: Chat) -> Router {
+    Router::new().route("/", get(Html(PAGE))).route("/rooms/{room}", get(enter)).with_state(chat)
+}
+
+async fn enter(
+    State(chat): State<Chat>,
+    Path(room): Path<String>,
+    Query(hello): Query<Hello>,
+    headers: HeaderMap,
+    socket: WebSocketUpgrade,
+) -> Response {
+    if !is_same_origin(&headers) {
+        return (StatusCode::FORBIDDEN, "another site's page may not talk here\n").into_response();
+    }
+    socket.max_message_size(MAX_MESSAGE).on_upgrade(async move |socket| {
+        let Chat { rooms, session } = chat;
+        talk(socket, &rooms, &room, hello).await;
+        drop(session);
+    })
+}
+
+/// Browsers let any page open a WebSocket to any address, but they say whose page it is.
+fn is_same_origin(headers: &HeaderMap) -> bool {
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    match text(header::ORIGIN) {
+        Some(origin) => origin.split_once("://").map(|(_, host)| host) == text(header::HOST),
+        // Not a browser.
+        None => !headers.contains_key(header::ORIGIN),
+    }
+}
+
+/// One client, from its first frame to its last.
+async fn talk(socket: WebSocket, rooms: &Interface<Room>, room: &str, hello: Hello) {
+    let (mut sink, mut stream) = socket.split();
+    let goodbye = match rooms.connect(room, hello).await {
+        Err(error) => refusal(&error),
+        Ok(connection) => {
+            let end = tokio::select! { biased;
+                end = write(&connection, &mut sink) => end,
+                end = read(&connection, &mut stream) => end,
+            };
+            match end {
+                End::Frame(goodbye) => goodbye,
+                End::NobodyThere => return,
+            }
+        }
+    };
+    // To close a socket with something unread in it would take back what the client has not read yet.
+    let _ = timeout(FAREWELL, async {
+        if sink.send(Message::Close(Some(goodbye))).await.is_ok() {
+            while let Some(Ok(_)) = stream.next().await {}
+        }
+    })
+    .await;
+}
+
+/// How a session ends.
+#[derive(Debug)]
+enum End {
+    /// The client is told so.
+    Frame(CloseFrame),
+    /// The client has closed it, or is out of reach.
+    NobodyThere,
+}
+
+/// Passes on what the room sends, as fast as the client reads.
+async fn write(connection: &Connection<Room>, sink: &mut SplitSink<WebSocket, Message>) -> End {
+    loop {
+        match connection.recv().await {
+            Ok(event) => match timeout(STALLED, sink.send(Message::text(&*event))).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) | Err(_) => return End::NobodyThere,
+            },
+            Err(Closed::ByInstance(reason)) => return End::Frame(frame(close_code::AGAIN, &reason)),
+            Err(closed) => return End::Frame(frame(close_code::AGAIN, &closed.to_string())),
+        }
+    }
+}
+
+/// Passes on what the client sends, as fast as the room takes it.
+async fn read(connection: &Connection<Room>, stream: &mut SplitStream<WebSocket>) -> End {
+    let wrong = |what: &str| End::Frame(frame(close_code::POLICY, what));
+    while let Some(message) = stream.next().await {
+        let request = match message {
+            Ok(Message::Text(text)) => match serde_json::from_str(&text) {
+                Ok(Request::Say { text, .. }) if text.len() > MAX_TEXT => {
+                    return wrong(&format!("a text may have at most {MAX_TEXT} bytes"));
+                }
+                Ok(request) => request,
+                Err(_) => return wrong("that is no request"),
+            },
+            Ok(Message::Binary(_)) => return wrong("that is no request"),
+            Ok(Message::Ping(_) | Message::Pong(_)) => continue,
+            Ok(Message::Close(_)) | Err(_) => break,
+        };
+        if connection.send(request).await.is_err() {
+            // Closed; but what was sent before that has still to reach the client, and `write` ends when it has.
+            std::future::pending::<()>().await;
+        }
+    }
+    End::NobodyThere
+}
+
+/// Why a client cannot connect. With "policy" there is no use in trying again.
+fn refusal(error: &RequestError<ContextError>) -> CloseFrame {
+    match error {
+        RequestError::Rejected(reason) => frame(close_code::POLICY, reason),
+        RequestError::InvalidId { .. } => frame(close_code::POLICY, &in_one_line(error)),
+        _ => frame(close_code::AGAIN, &in_one_line(error)),
+    }
+}
+
+fn frame(code: u16, reason: &str) -> CloseFrame {
+    CloseFrame { code, reason: reason[..reason.floor_char_boundary(MAX_REASON)].into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_of_another_site_is_not_let_in() {
+        let headers = |origin: Option<&str>| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::HOST, "127.0.0.1:8080".parse().expect("a value"));
+            if let Some(origin) = origin {
+                headers.insert(header::ORIGIN, origin.parse().expect("a value"));
+            }
+            headers
+        };
+        assert!(is_same_origin(&headers(Some("http://127.0.0.1:8080"))));
+        assert!(is_same_origin(&headers(None)));
+        for other in ["http://127.0.0.1:8081", "https://example.com", "null", ""] {
+            assert!(!is_same_origin(&headers(Some(other))), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_reason_is_cut_where_a_character_ends() {
+        assert_eq!(frame(1013, &"ü".repeat(100)).reason.len(), 122);
+        assert_eq!(&*frame(1013, "short").reason, "short");
+    }
+}

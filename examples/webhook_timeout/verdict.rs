@@ -1,0 +1,371 @@
+//! The verdict: what the world outside saw of each order, against what the host says of it.
+//!
+//! Nothing here trusts the host where a witness exists: an answer that the partner got binds the host, an order may not expire
+//! before the time that the *client* measured, and decisions are counted, not looked up. Pure code: the drill passes all in.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Display, Write};
+use std::time::Duration;
+
+use stable_interfaces::Timestamp;
+
+use crate::host::{Decision, Outcome, View};
+use crate::partner::{Answer, Entry, Manner};
+
+/// What became of one order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Finding {
+    Accepted,
+    Expired,
+    /// Something acknowledged is not there any more: the order, its decision, a callback, or the call to the partner.
+    Lost(&'static str),
+    DecidedTwice,
+    /// Decided once, and not as it should have been.
+    Wrong(&'static str),
+}
+
+/// Compares what is known outside of an order with what the host says of it.
+pub(crate) fn judge(entry: &Entry, view: Option<&View>, order_timeout: Duration) -> Finding {
+    let answered = |status| entry.answers.contains(&Answer::Status(status));
+    let Some(posted) = entry.posted.filter(|_| entry.is_acknowledged()) else {
+        return Finding::Wrong("never acknowledged");
+    };
+    let Some(view) = view else { return Finding::Lost("acknowledged, then unknown") };
+    let decision = match view.decisions.as_slice() {
+        [] => return Finding::Lost("never decided"),
+        [decision] => decision,
+        _ => return Finding::DecidedTwice,
+    };
+    match entry.told.split_first() {
+        None => return Finding::Lost("the partner was never told"),
+        Some((first, again)) if again.iter().any(|url| url != first) => {
+            return Finding::Lost("the partner was told two callback URLs");
+        }
+        Some(_) => {}
+    }
+    if entry.answers.iter().any(|a| a.is_final() && !matches!(a, Answer::Status(200 | 410))) {
+        return Finding::Wrong("a callback got neither 200 nor 410");
+    }
+    match decision.outcome {
+        Outcome::Expired if answered(200) => Finding::Lost("expired, though a callback was answered 200"),
+        Outcome::Expired if decision.at < posted + order_timeout || decision.at < view.due => {
+            Finding::Wrong("expired before its time")
+        }
+        Outcome::Expired => Finding::Expired,
+        Outcome::Accepted if answered(410) => Finding::Wrong("accepted, though a callback was answered 410"),
+        Outcome::Accepted if decision.at >= view.due => Finding::Wrong("accepted after its time"),
+        // A callback that was refused was never sent, so only these two can have accepted it.
+        Outcome::Accepted if !answered(200) && !entry.answers.contains(&Answer::Broken) => {
+            Finding::Wrong("accepted, though nobody called")
+        }
+        Outcome::Accepted => Finding::Accepted,
+    }
+}
+
+/// A time in which no host ran.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Outage {
+    pub(crate) from: Timestamp,
+    pub(crate) until: Timestamp,
+}
+
+/// All that the drill found.
+#[derive(Debug)]
+pub(crate) struct Report {
+    rows: BTreeMap<String, Row>,
+    outages: Vec<Outage>,
+    kills: usize,
+}
+
+#[derive(Debug)]
+struct Row {
+    entry: Entry,
+    /// The order's due time and its first decision, as far as the host knows them.
+    decided: Option<(Timestamp, Decision)>,
+    finding: Finding,
+}
+
+impl Report {
+    /// Judges every order of the ledger; `views` holds what the host answered for those it knows.
+    pub(crate) fn new(
+        entries: BTreeMap<String, Entry>,
+        mut views: BTreeMap<String, View>,
+        outages: Vec<Outage>,
+        kills: usize,
+        order_timeout: Duration,
+    ) -> Report {
+        let judged = |(order, entry): (String, Entry)| {
+            let view = views.remove(&order);
+            let finding = judge(&entry, view.as_ref(), order_timeout);
+            let decided = view.and_then(|view| Some((view.due, view.decisions.into_iter().next()?)));
+            (order, Row { entry, decided, finding })
+        };
+        Report { rows: entries.into_iter().map(judged).collect(), outages, kills }
+    }
+
+    /// Whether every order ended as it should, and the host was killed as often as it was to be.
+    pub(crate) fn is_right(&self) -> bool {
+        self.kills == self.outages.len()
+            && self.rows.values().all(|row| matches!(row.finding, Finding::Accepted | Finding::Expired))
+    }
+
+    /// One line per order.
+    pub(crate) fn table(&self) -> String {
+        let mut table =
+            format!("{:<10} {:<8} {:<9} {:>7}  {}\n", "order", "partner", "outcome", "late", "what its callbacks got");
+        for (order, row) in &self.rows {
+            let manner = match row.entry.plan.manner {
+                Manner::InTime => "in time",
+                Manner::Twice => "twice",
+                Manner::Late => "late",
+                Manner::Never => "never",
+            };
+            let outcome = match &row.finding {
+                Finding::Accepted => "accepted",
+                Finding::Expired => "expired",
+                Finding::Lost(_) => "LOST",
+                Finding::DecidedTwice => "TWICE",
+                Finding::Wrong(_) => "WRONG",
+            };
+            let late = row.lateness().map_or_else(|| "-".to_owned(), |late| format!("{} ms", late.as_millis()));
+            let answers = summary(&row.entry.answers);
+            // Writing to a String cannot fail.
+            let _ = writeln!(table, "{order:<10} {manner:<8} {outcome:<9} {late:>7}  {answers}");
+        }
+        table
+    }
+
+    /// One line for each order that did not end as it should, and one if the host was killed too seldom.
+    pub(crate) fn faults(&self) -> String {
+        let mut faults = String::new();
+        if self.kills != self.outages.len() {
+            // Writing to a String cannot fail, here and below.
+            let _ = writeln!(faults, "the host was not killed {} times: too few orders were waiting", self.kills);
+        }
+        for (order, row) in &self.rows {
+            let what = match row.finding {
+                Finding::Lost(what) | Finding::Wrong(what) => what,
+                Finding::DecidedTwice => "decided more than once",
+                Finding::Accepted | Finding::Expired => continue,
+            };
+            let _ = writeln!(faults, "{order}: {what}; {row:?}");
+        }
+        faults
+    }
+
+    /// How the kills looked from outside: requests that were refused, or cut off with their outcome unknown.
+    pub(crate) fn breakage(&self) -> String {
+        let attempts = || self.rows.values().flat_map(|row| row.entry.placing.iter().chain(&row.entry.answers));
+        let count = |which| attempts().filter(|answer| **answer == which).count();
+        format!(
+            "requests to the host: {}, of which {} refused and {} cut off\n",
+            attempts().count(),
+            count(Answer::Refused),
+            count(Answer::Broken)
+        )
+    }
+
+    /// How late timeouts were: those the host could keep, and apart those that came due while none was running.
+    pub(crate) fn lateness(&self) -> String {
+        let (mut up, mut down) = (Vec::new(), Vec::new());
+        for row in self.rows.values() {
+            let (Some((due, decision)), Some(late)) = (&row.decided, row.lateness()) else { continue };
+            let overlaps = |outage: &Outage| *due < outage.until && decision.at > outage.from;
+            if self.outages.iter().any(overlaps) { down.push(late) } else { up.push(late) }
+        }
+        format!(
+            "timeouts due while the host was up:   {}\ntimeouts due while the host was down: {}\n",
+            spread(up),
+            spread(down)
+        )
+    }
+}
+
+impl Row {
+    /// How long after its time an order expired.
+    fn lateness(&self) -> Option<Duration> {
+        let (due, decision) = self.decided.as_ref()?;
+        (decision.outcome == Outcome::Expired).then(|| decision.at.since(*due))
+    }
+}
+
+/// `200 orders: 118 accepted, 82 expired, 0 lost, 0 decided twice; host killed 3 times`
+impl Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let count = |which: fn(&Finding) -> bool| self.rows.values().filter(|row| which(&row.finding)).count();
+        write!(
+            f,
+            "{} orders: {} accepted, {} expired, {} lost, {} decided twice",
+            self.rows.len(),
+            count(|finding| *finding == Finding::Accepted),
+            count(|finding| *finding == Finding::Expired),
+            count(|finding| matches!(finding, Finding::Lost(_))),
+            count(|finding| *finding == Finding::DecidedTwice),
+        )?;
+        // Named only where there is one.
+        match count(|finding| matches!(finding, Finding::Wrong(_))) {
+            0 => {}
+            wrong => write!(f, ", {wrong} wrong")?,
+        }
+        write!(f, "; host killed {} times", self.outages.len())
+    }
+}
+
+/// `refused x3, 200`
+fn summary(answers: &[Answer]) -> String {
+    let runs = answers.chunk_by(|a, b| a == b).map(|run| {
+        let answer = match run[0] {
+            Answer::Status(status) => status.to_string(),
+            Answer::Refused => "refused".to_owned(),
+            Answer::Broken => "broken".to_owned(),
+        };
+        if run.len() == 1 { answer } else { format!("{answer} x{}", run.len()) }
+    });
+    runs.collect::<Vec<_>>().join(", ")
+}
+
+fn spread(mut late: Vec<Duration>) -> String {
+    late.sort_unstable();
+    let (Some(middle), Some(most)) = (late.get(late.len() / 2), late.last()) else { return "none".to_owned() };
+    format!("{}, late by {} ms in the median, {} ms at most", late.len(), middle.as_millis(), most.as_millis())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::partner::Plan;
+
+    const TIMEOUT: Duration = Duration::from_secs(2);
+    const DUE: i64 = 2_003;
+
+    fn at(millis: i64) -> Timestamp {
+        Timestamp::from_millis(millis)
+    }
+
+    /// An order posted at 0, placed at 3, told once.
+    fn entry(answers: &[Answer]) -> Entry {
+        let mut entry = Entry::new(Plan { manner: Manner::InTime, calls: vec![] });
+        entry.posted = Some(at(0));
+        entry.placing = vec![Status(201)];
+        entry.told = vec!["url".to_owned()];
+        entry.answers = answers.to_vec();
+        entry
+    }
+
+    fn view(decisions: &[(Outcome, i64)]) -> View {
+        let decisions = decisions.iter().map(|&(outcome, millis)| Decision { outcome, at: at(millis) }).collect();
+        View { placed: at(3), due: at(DUE), decisions }
+    }
+
+    fn finding(answers: &[Answer], decisions: &[(Outcome, i64)]) -> Finding {
+        judge(&entry(answers), Some(&view(decisions)), TIMEOUT)
+    }
+
+    use Answer::{Broken, Refused, Status};
+    use Outcome::{Accepted, Expired};
+
+    #[test]
+    fn an_order_answered_200_in_time_is_accepted() {
+        assert_eq!(finding(&[Status(200)], &[(Accepted, 900)]), Finding::Accepted);
+        assert_eq!(finding(&[Refused, Broken, Status(503), Status(200)], &[(Accepted, 900)]), Finding::Accepted);
+    }
+
+    #[test]
+    fn an_order_nobody_called_back_expires() {
+        assert_eq!(finding(&[], &[(Expired, DUE)]), Finding::Expired);
+        assert_eq!(finding(&[Refused, Status(410)], &[(Expired, DUE + 700)]), Finding::Expired);
+    }
+
+    #[test]
+    fn a_callback_that_broke_off_may_count_or_not() {
+        assert_eq!(finding(&[Broken], &[(Accepted, 900)]), Finding::Accepted);
+        assert_eq!(finding(&[Broken], &[(Expired, DUE + 1)]), Finding::Expired);
+    }
+
+    #[test]
+    fn an_answer_of_200_that_did_not_last_is_a_loss() {
+        assert!(matches!(finding(&[Status(200)], &[(Expired, DUE)]), Finding::Lost(_)));
+        assert!(matches!(finding(&[Status(200)], &[]), Finding::Lost(_)));
+        assert!(matches!(judge(&entry(&[]), None, TIMEOUT), Finding::Lost(_)));
+    }
+
+    #[test]
+    fn an_order_placed_without_telling_the_partner_is_a_loss() {
+        let mut untold = entry(&[]);
+        untold.told.clear();
+        assert!(matches!(judge(&untold, Some(&view(&[(Expired, DUE)])), TIMEOUT), Finding::Lost(_)));
+        let mut two_urls = entry(&[]);
+        two_urls.told.push("another".to_owned());
+        assert!(matches!(judge(&two_urls, Some(&view(&[(Expired, DUE)])), TIMEOUT), Finding::Lost(_)));
+    }
+
+    #[test]
+    fn two_decisions_are_seen_even_if_they_agree() {
+        assert_eq!(finding(&[Status(200)], &[(Accepted, 900), (Accepted, 901)]), Finding::DecidedTwice);
+    }
+
+    #[test]
+    fn a_decision_against_the_clock_or_the_ledger_is_wrong() {
+        for (answers, decision) in [
+            (&[][..], (Expired, DUE - 1)),
+            (&[][..], (Expired, 1_999)),
+            (&[Status(410)][..], (Accepted, 900)),
+            (&[Status(200)][..], (Accepted, DUE)),
+            (&[Refused][..], (Accepted, 900)),
+            (&[Status(404)][..], (Expired, DUE)),
+        ] {
+            let finding = finding(answers, &[decision]);
+            assert!(matches!(finding, Finding::Wrong(_)), "{answers:?} {decision:?}: {finding:?}");
+        }
+        let mut never = entry(&[]);
+        never.placing.clear();
+        assert!(matches!(judge(&never, Some(&view(&[(Expired, DUE)])), TIMEOUT), Finding::Wrong(_)));
+    }
+
+    fn report(finding_of_two: &[(Outcome, i64)], kills: usize) -> Report {
+        let entries = BTreeMap::from([("a".to_owned(), entry(&[Status(200)])), ("b".to_owned(), entry(&[]))]);
+        let views = BTreeMap::from([("a".to_owned(), view(&[(Accepted, 9)])), ("b".to_owned(), view(finding_of_two))]);
+        let outages = vec![Outage { from: at(DUE + 1_000), until: at(DUE + 2_000) }];
+        Report::new(entries, views, outages, kills, TIMEOUT)
+    }
+
+    #[test]
+    fn the_last_line_counts_every_order() {
+        let right = report(&[(Expired, DUE + 4)], 1);
+        assert!(right.is_right() && right.faults().is_empty());
+        assert_eq!(right.to_string(), "2 orders: 1 accepted, 1 expired, 0 lost, 0 decided twice; host killed 1 times");
+        let lost = report(&[], 1);
+        assert!(!lost.is_right() && lost.faults().starts_with("b: never decided"));
+        assert_eq!(lost.to_string(), "2 orders: 1 accepted, 0 expired, 1 lost, 0 decided twice; host killed 1 times");
+        let early = report(&[(Expired, 5)], 1);
+        assert!(early.to_string().contains("0 decided twice, 1 wrong; host"), "{early}");
+    }
+
+    #[test]
+    fn a_drill_that_killed_too_seldom_is_not_right() {
+        let report = report(&[(Expired, DUE + 4)], 2);
+        assert!(!report.is_right());
+        assert_eq!(report.faults(), "the host was not killed 2 times: too few orders were waiting\n");
+    }
+
+    #[test]
+    fn a_timeout_that_had_to_wait_for_a_host_is_counted_apart() {
+        let lateness = |at| report(&[(Expired, at)], 1).lateness();
+        assert!(lateness(DUE + 4).contains("up:   1, late by 4 ms") && lateness(DUE + 4).contains("down: none"));
+        assert!(lateness(DUE + 2_001).contains("down: 1, late by 2001 ms"));
+    }
+
+    #[test]
+    fn requests_that_kills_refused_or_cut_off_are_counted() {
+        let mut report = report(&[], 1);
+        let row = report.rows.get_mut("a").expect("it was entered");
+        row.entry.placing = vec![Refused, Broken, Status(201)];
+        row.entry.answers = vec![Refused, Status(200)];
+        assert_eq!(report.breakage(), "requests to the host: 6, of which 2 refused and 1 cut off\n");
+    }
+
+    #[test]
+    fn equal_answers_in_a_row_are_counted() {
+        assert_eq!(summary(&[Refused, Refused, Status(200), Refused]), "refused x2, 200, refused");
+    }
+}
