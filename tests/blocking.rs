@@ -1,0 +1,121 @@
+//! Handlers that block their thread: reported with their name, and no reason to lose a lease. In real time, for it is about threads.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use stable_interfaces::{
+    Context, ContextError, Fleet, Handle, Health, Host, HostBuilder, Interface, MemoryStore, StableInterface,
+};
+use tokio::runtime::{Builder, Runtime};
+use tracing_subscriber::fmt::MakeWriter;
+
+/// An instance that does not know what `async` is.
+struct Blocker;
+
+struct Block(Duration);
+
+impl StableInterface for Blocker {
+    const NAME: &'static str = "blocker";
+    type Error = ContextError;
+}
+
+impl Handle<Block> for Blocker {
+    type Reply = ();
+    async fn handle(&mut self, _: &mut Context, Block(time): Block) -> Result<(), ContextError> {
+        // Not in its first poll, which would be on the thread of the test.
+        tokio::task::yield_now().await;
+        std::thread::sleep(time);
+        Ok(())
+    }
+}
+
+fn two_workers() -> Runtime {
+    Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+}
+
+fn start(runtime: &Runtime, mut builder: HostBuilder) -> (Host, Interface<Blocker>) {
+    let blockers = builder.interface(|_| Blocker).register().unwrap();
+    (runtime.block_on(builder.start()).unwrap(), blockers)
+}
+
+/// What was logged, with the time of each line.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<(Instant, String)>>>);
+
+impl io::Write for Log {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.lock().push((Instant::now(), String::from_utf8_lossy(line).into_owned()));
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Log {
+    type Writer = Log;
+
+    fn make_writer(&'a self) -> Log {
+        self.clone()
+    }
+}
+
+#[test]
+fn a_handler_that_blocks_its_thread_is_reported_by_name_within_a_second_and_once() {
+    let log = Log::default();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(log.clone()).finish();
+    tracing::subscriber::set_global_default(subscriber).unwrap();
+    let runtime = two_workers();
+    let (host, blockers) = start(&runtime, Host::local(MemoryStore::new()));
+    let fine = blockers.clone();
+    runtime.block_on(async move { fine.request("well-behaved", Block(Duration::from_millis(50))).await.unwrap() });
+    let began = Instant::now();
+    let asking = blockers.clone();
+    let blocked = runtime.spawn(async move { asking.request("the-one", Block(Duration::from_secs(2))).await });
+    runtime.block_on(blocked).unwrap().unwrap();
+    let lines: Vec<_> = log
+        .0
+        .lock()
+        .iter()
+        // The other test blocks too, and there is one log for all.
+        .filter(|(_, line)| line.contains("blocks its thread") && !line.contains("blocker/b-"))
+        .cloned()
+        .collect();
+    let [(at, line)] = &lines[..] else { panic!("{lines:?}") };
+    assert!(line.contains("ERROR") && line.contains("blocker/the-one"), "{line}");
+    let after = at.duration_since(began);
+    assert!(after < Duration::from_secs(1), "{after:?}");
+    runtime.block_on(host.drain(Duration::from_secs(1)));
+}
+
+#[test]
+fn a_host_whose_workers_are_all_blocked_keeps_its_lease() {
+    let runtime = two_workers();
+    let lease = Duration::from_millis(900);
+    let fleet = Fleet::new(["only"], 16).unwrap();
+    let (host, blockers) = start(&runtime, Host::builder("only", fleet).store(MemoryStore::new()).lease(lease));
+    let blocked: Vec<_> = (0..4)
+        .map(|i| {
+            let blockers = blockers.clone();
+            runtime.spawn(async move { blockers.request(&format!("b-{i}"), Block(Duration::from_millis(1_500))).await })
+        })
+        .collect();
+    let began = Instant::now();
+    // From a thread of its own: every worker is blocked, twice as long as the lease lasts.
+    let mut looks = 0;
+    while began.elapsed() < Duration::from_millis(2_500) {
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(host.is_ready(Duration::MAX) && host.health() == Health::Running, "after {:?}", began.elapsed());
+        looks += 1;
+    }
+    assert!(looks > 20);
+    for request in blocked {
+        runtime.block_on(request).unwrap().expect("and it may answer");
+    }
+    runtime.block_on(host.drain(Duration::from_secs(1)));
+}

@@ -1,0 +1,96 @@
+//! A program of the package `examples`, run as a user runs it.
+
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
+
+/// An example, by its name. Made once per test program, as a `static`.
+#[derive(Debug)]
+pub struct Example {
+    name: &'static str,
+    program: OnceLock<PathBuf>,
+}
+
+impl Example {
+    /// The example `name`. It is built when it is first run.
+    #[must_use]
+    pub const fn new(name: &'static str) -> Example {
+        Example { name, program: OnceLock::new() }
+    }
+
+    /// Its program, built once. Cargo builds it in a resolution of its own, without the features that only tests need.
+    fn command(&self) -> Command {
+        Command::new(self.program.get_or_init(|| {
+            let mut cargo = Command::new(env!("CARGO"));
+            cargo.args(["build", "--quiet", "--package", "examples", "--example", self.name]);
+            cargo.arg("--message-format=json-render-diagnostics").current_dir(env!("CARGO_MANIFEST_DIR"));
+            if !cfg!(debug_assertions) {
+                cargo.arg("--release");
+            }
+            let built = cargo.stderr(Stdio::inherit()).output().expect("cargo runs");
+            assert!(built.status.success(), "the example does not build");
+            let artifacts = String::from_utf8(built.stdout).expect("cargo writes UTF-8");
+            artifacts
+                .lines()
+                .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+                .filter(|artifact| artifact["target"]["name"] == self.name)
+                .find_map(|artifact| Some(artifact["executable"].as_str()?.into()))
+                .expect("cargo names the program it built")
+        }))
+    }
+
+    /// Runs it to its end, without any input.
+    pub fn run(&self, args: &[&str]) -> Output {
+        self.command().args(args).stdin(Stdio::null()).output().expect("the example runs")
+    }
+
+    /// Sees it refuse: exit status 2, nothing on standard output, and one line that says `why`.
+    #[track_caller]
+    pub fn assert_refuses(&self, args: &[&str], why: &str) {
+        let output = self.run(args);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {said}");
+        assert_eq!(said.lines().count(), 1, "{args:?}: {said}");
+        assert!(said.contains(why), "{args:?}: {said}");
+        assert!(output.stdout.is_empty(), "{args:?}");
+    }
+
+    /// Starts it with `args` and `--listen 127.0.0.1:0`, and returns once it serves.
+    pub fn serve(&self, args: &[&str]) -> Serving {
+        let mut command = self.command();
+        command.args(args).args(["--listen", "127.0.0.1:0"]).stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut child = command.spawn().expect("the example runs");
+        let mut stdout = BufReader::new(child.stdout.take().expect("it is a pipe"));
+        let mut line = String::new();
+        stdout.read_line(&mut line).expect("it is readable");
+        let address = line.trim_end().trim_end_matches('/').strip_prefix("listening on http://").map(str::to_owned);
+        let serving = Serving { child, address: address.unwrap_or_default(), _stdout: stdout };
+        assert!(serving.address.starts_with("127.0.0.1:"), "{line:?}");
+        serving
+    }
+}
+
+/// An example that serves, killed when dropped.
+#[derive(Debug)]
+pub struct Serving {
+    child: Child,
+    address: String,
+    /// Kept open, so that it can always write there.
+    _stdout: BufReader<std::process::ChildStdout>,
+}
+
+impl Serving {
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,358 @@
+//! What a host lets be seen: every documented metric and no other, a span around each handler, and its health.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use metrics::{
+    Counter, CounterFn, Gauge, GaugeFn, Histogram, HistogramFn, Key, KeyName, Metadata, Recorder, SharedString, Unit,
+};
+use parking_lot::Mutex;
+use stable_interfaces::testing::{Fault, Method};
+use stable_interfaces::{
+    Context, ContextError, DamageReason, Damaged, Fleet, Handle, Health, Host, MemoryStore, NewPost, RetryPolicy,
+    StableInterface,
+};
+use system_tests::{Failed, Probe, World, act, get, life, now_or_never, put, spawn, wait};
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing_subscriber::layer::{Context as LayerContext, Layer, SubscriberExt as _};
+use tracing_subscriber::registry::LookupSpan;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// The names of all metrics that were emitted in this process, with the labels each had.
+#[derive(Clone, Default)]
+struct Seen(Arc<Mutex<BTreeMap<String, BTreeSet<String>>>>);
+
+struct One;
+
+impl CounterFn for One {
+    fn increment(&self, _: u64) {}
+    fn absolute(&self, _: u64) {}
+}
+
+impl GaugeFn for One {
+    fn increment(&self, _: f64) {}
+    fn decrement(&self, _: f64) {}
+    fn set(&self, _: f64) {}
+}
+
+impl HistogramFn for One {
+    fn record(&self, _: f64) {}
+}
+
+impl Seen {
+    fn note(&self, kind: &str, key: &Key) {
+        let labels = key.labels().map(|label| label.key().to_owned());
+        let mut seen = self.0.lock();
+        let entry = seen.entry(key.name().to_owned()).or_default();
+        entry.insert(kind.to_owned());
+        entry.extend(labels);
+    }
+}
+
+impl Recorder for Seen {
+    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
+        self.note("counter", key);
+        Counter::from_arc(Arc::new(One))
+    }
+
+    fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
+        self.note("gauge", key);
+        Gauge::from_arc(Arc::new(One))
+    }
+
+    fn register_histogram(&self, key: &Key, _: &Metadata<'_>) -> Histogram {
+        self.note("histogram", key);
+        Histogram::from_arc(Arc::new(One))
+    }
+}
+
+/// An instance without alarms, which blocks its thread.
+struct Blocker;
+
+impl StableInterface for Blocker {
+    const NAME: &'static str = "blocker";
+    type Error = ContextError;
+}
+
+impl Handle<Duration> for Blocker {
+    type Reply = ();
+    async fn handle(&mut self, _: &mut Context, time: Duration) -> Result<(), ContextError> {
+        std::thread::sleep(time);
+        Ok(())
+    }
+}
+
+/// Makes a host do everything that is counted, on a paused clock.
+async fn a_bit_of_everything() {
+    let world = World::in_memory();
+    world.script.on_alarm(|_, _, alarm| {
+        let fails = alarm.id() == "fails";
+        Box::pin(async move { if fails { Err(Failed::Told("no")) } else { Ok(()) } })
+    });
+    // A row that cannot be used, shown with the first page of a shard.
+    let shown = Mutex::new(false);
+    let host = world.local_behind(|between| {
+        between.on_load(move |pages, loaded| {
+            if !std::mem::replace(&mut *shown.lock(), true) {
+                loaded[0].damaged.push(Damaged {
+                    shard: pages[0].shard,
+                    place: "alarm 1".into(),
+                    reason: DamageReason::Undecodable("it is garbage".into()),
+                });
+            }
+        })
+    });
+    let retry = RetryPolicy::new().first(SECOND).attempts(2);
+    let host = host.max_fires_per_second(3);
+    let site = world.launch(host, |probes| probes.retry(retry).idle_timeout(60 * SECOND).max_waiting(1)).await;
+    world.pass(SECOND).await;
+    assert_eq!(site.host.damaged().len(), 1);
+    site.probes.set_alarm("a", "fails", world.at(0), &()).await.unwrap();
+    site.probes.post("a", NewPost::new("m")).await.unwrap();
+    for i in 0..10 {
+        site.probes.set_alarm("b", &format!("x-{i}"), world.at(5_000), &()).await.unwrap();
+    }
+    world.store.fail_next(Method::Commit, Fault::FailAfter);
+    site.probes.request("a", put("k", 1)).await.unwrap();
+    let failing = act(|_, cx: &mut Context| {
+        Box::pin(async move {
+            cx.put("k", &1)?;
+            Err::<(), _>(Failed::Told("no"))
+        })
+    });
+    assert!(site.probes.request("a", failing).await.is_err());
+    let busy = spawn(&site.probes, "a", wait(SECOND));
+    world.settle().await;
+    let waiting = spawn(&site.probes, "a", life());
+    world.settle().await;
+    assert!(now_or_never(site.probes.request("a", life())).await.unwrap().is_err(), "overloaded");
+    busy.await.unwrap().unwrap();
+    waiting.await.unwrap().unwrap();
+    world.pass(300 * SECOND).await;
+    assert_eq!(site.probes.running(), 0);
+    site.probes.set_alarm("a", "set aside", world.at(400_000), &()).await.unwrap();
+    site.host.drain(SECOND).await;
+
+    // A program without the interface, and then one of the same name that takes its place.
+    let fleet = Fleet::new(["local"], 1_024).unwrap();
+    let mut builder = world.member("local", &fleet);
+    let _others = builder.interface(|_| Blocker).register().unwrap();
+    let bare = builder.start().await.unwrap();
+    world.pass(400 * SECOND).await;
+    bare.drain(SECOND).await;
+    let old = world.launch(world.member("local", &fleet), |probes| probes).await;
+    old.probes.request("a", get("k")).await.unwrap();
+    let new = world.launch(world.member("local", &fleet), |probes| probes).await;
+    assert!(old.probes.request("a", put("k", 2)).await.is_err());
+    world.pass(60 * SECOND).await;
+    assert_eq!((old.host.health(), new.host.health()), (Health::Replaced, Health::Running));
+}
+
+#[test]
+fn every_documented_metric_is_emitted_and_nothing_else() {
+    let seen = Seen::default();
+    metrics::set_global_recorder(seen.clone()).unwrap();
+    let paused = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    paused.block_on(system_tests::in_time(a_bit_of_everything()));
+    // Only the machine's own clock shows who blocks a thread.
+    let real = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    real.block_on(async {
+        let mut builder = Host::local(MemoryStore::new());
+        let blockers = builder.interface(|_| Blocker).register().unwrap();
+        let host = builder.start().await.unwrap();
+        blockers.request("b", SECOND).await.unwrap();
+        host.drain(SECOND).await;
+    });
+    let seen = seen.0.lock();
+    let emitted: BTreeSet<_> = seen.keys().map(String::as_str).collect();
+    assert_eq!(emitted, BTreeSet::from(stable_interfaces::metrics::ALL));
+    // No label may have as many values as there are instances.
+    let allowed = BTreeSet::from(["counter", "gauge", "histogram", "interface", "kind"].map(str::to_owned));
+    for (name, facets) in &*seen {
+        assert!(facets.is_subset(&allowed), "{name}: {facets:?}");
+        assert_eq!(facets.contains("counter"), name.ends_with("_total"), "{name}: {facets:?}");
+    }
+}
+
+/// The fields of each span that was made, and what was said inside which spans.
+#[derive(Clone, Default)]
+struct Spans(Arc<Mutex<Vec<String>>>);
+
+#[derive(Default)]
+struct Fields(String);
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        let text = format!("{value:?}");
+        self.0 += &format!(" {}={}", field.name(), text.trim_matches('"'));
+    }
+}
+
+impl<S: tracing::Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Spans {
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: LayerContext<'_, S>) {
+        let mut fields = Fields::default();
+        attributes.record(&mut fields);
+        context.span(id).unwrap().extensions_mut().insert(fields);
+    }
+
+    fn on_record(&self, id: &Id, values: &Record<'_>, context: LayerContext<'_, S>) {
+        let span = context.span(id).unwrap();
+        values.record(span.extensions_mut().get_mut::<Fields>().unwrap());
+    }
+
+    fn on_event(&self, event: &tracing::Event<'_>, context: LayerContext<'_, S>) {
+        let mut said = Fields::default();
+        event.record(&mut said);
+        if !said.0.contains("message=said") {
+            return;
+        }
+        let spans = context.event_scope(event).into_iter().flatten();
+        let spans = spans.map(|span| {
+            let fields = span.extensions().get::<Fields>().unwrap().0.clone();
+            format!("{}{fields}", span.name())
+        });
+        let spans: Vec<_> = spans.collect();
+        self.0.lock().push(spans.join(" in "));
+    }
+}
+
+#[ignore = "tracing caches per process whether a span is wanted, so the tests beside this one decide; run it alone"]
+#[tokio::test(start_paused = true)]
+async fn each_poll_of_a_handler_is_inside_a_span_that_names_it() {
+    let spans = Spans::default();
+    let _here = tracing::subscriber::set_default(tracing_subscriber::registry().with(spans.clone()));
+    let world = World::in_memory();
+    world.script.on_alarm(|_, _, alarm| {
+        let fails = alarm.attempt() == 0;
+        Box::pin(async move {
+            tracing::info!("said");
+            if fails { Err(Failed::Told("no")) } else { Ok(()) }
+        })
+    });
+    world.script.on_message(|_, _, _| {
+        Box::pin(async {
+            tracing::info!("said");
+            Ok(())
+        })
+    });
+    let fleet = Fleet::new(["only"], 1).unwrap();
+    let site = world.launch(world.member("only", &fleet), |probes| probes).await;
+    let probes = site.probes.clone();
+    let nested = act(move |_: &mut Probe, _| {
+        Box::pin(async move {
+            tracing::info!("said");
+            let said = act(|me: &mut Probe, _| {
+                let sleep = me.sleep(SECOND);
+                Box::pin(async move {
+                    sleep.await;
+                    tracing::info!("said");
+                    Ok(())
+                })
+            });
+            probes.request("inner", said).await.map_err(|error| Failed::Nested(error.to_string()))?;
+            tokio::task::yield_now().await;
+            tracing::info!("said");
+            Ok(())
+        })
+    });
+    let busy = spawn(&site.probes, "outer", wait(SECOND));
+    world.settle().await;
+    // From the queue as well.
+    let nested = spawn(&site.probes, "outer", nested);
+    busy.await.unwrap().unwrap();
+    nested.await.unwrap().unwrap();
+    let outer = "handle interface=probe instance=outer shard=0";
+    let inner = "handle interface=probe instance=inner shard=0";
+    assert_eq!(*spans.0.lock(), [outer.to_owned(), format!("{inner} in {outer}"), outer.to_owned()]);
+    spans.0.lock().clear();
+
+    site.probes.set_alarm("a", "x", world.at(0), &()).await.unwrap();
+    world.pass(10 * SECOND).await;
+    site.probes.post("a", NewPost::new("").id("m")).await.unwrap();
+    world.pass(SECOND).await;
+    let a = "handle interface=probe instance=a shard=0";
+    assert_eq!(
+        *spans.0.lock(),
+        [format!("{a} alarm=x attempt=0"), format!("{a} alarm=x attempt=1"), format!("{a} message=m attempt=0")]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_is_ready_while_it_runs_owns_its_shards_and_is_not_behind() {
+    let world = World::in_memory();
+    let fleet = Fleet::new(["zero", "one"], 32).unwrap();
+    let mut builder = world.member("zero", &fleet).lease(15 * SECOND).max_firing(1);
+    let probes = builder.interface(world.factory()).with_alarms().register().unwrap();
+    assert!(matches!(probes.request("a", life()).await, Err(stable_interfaces::RequestError::NotStarted)));
+    let host = builder.start().await.unwrap();
+    let ready = |within: Duration| host.is_ready(within);
+    world.settle().await;
+    assert!(ready(Duration::ZERO) && host.health() == Health::Running && host.overdue() == Duration::ZERO);
+    let ids: Vec<_> = (0..).map(|i| format!("id-{i}")).filter(|id| host.owns(id).unwrap()).take(3).collect();
+    assert_eq!(
+        host.shards().len(),
+        (0..32).filter(|i| **fleet.host_of(stable_interfaces::ShardId(*i)) == *"zero").count()
+    );
+
+    // Behind: one may be handled at a time, and it takes long.
+    world.script.on_alarm(|me, _, _| {
+        let sleep = me.sleep(20 * SECOND);
+        Box::pin(async move {
+            sleep.await;
+            Ok(())
+        })
+    });
+    for id in &ids {
+        probes.set_alarm(id, "x", world.at(1_000), &()).await.unwrap();
+    }
+    world.pass(10 * SECOND).await;
+    assert!(host.overdue() >= 8 * SECOND && host.overdue() <= 10 * SECOND, "{:?}", host.overdue());
+    assert!(ready(20 * SECOND) && !ready(5 * SECOND));
+    world.pass(60 * SECOND).await;
+    assert!(ready(Duration::ZERO));
+
+    // Its lease runs out, and comes back.
+    world.store.set_down(true);
+    world.pass(10 * SECOND).await;
+    assert!(ready(Duration::MAX));
+    world.pass(5 * SECOND).await;
+    assert!(!ready(Duration::MAX) && host.health() == Health::Running);
+    world.store.set_down(false);
+    world.pass(5 * SECOND).await;
+    assert!(ready(Duration::MAX));
+
+    // Draining and stopped.
+    let busy = spawn(&probes, &ids[0], wait(SECOND));
+    world.settle().await;
+    let host = Arc::new(host);
+    let draining = host.clone();
+    let draining = tokio::spawn(async move { draining.drain(10 * SECOND).await });
+    world.settle().await;
+    assert!(host.health() == Health::Draining && !host.is_ready(Duration::MAX));
+    busy.await.unwrap().unwrap();
+    draining.await.unwrap();
+    assert!(host.health() == Health::Stopped && !host.is_ready(Duration::MAX) && host.shards().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_that_waits_for_shards_of_another_is_not_ready_until_it_has_them() {
+    let world = World::in_memory();
+    let (small, large) = (Fleet::new(["zero"], 32).unwrap(), Fleet::new(["zero", "one"], 32).unwrap());
+    let zero = world.launch(world.member("zero", &small).lease(15 * SECOND), |probes| probes).await;
+    let one = world.launch(world.member("one", &large).lease(15 * SECOND), |probes| probes).await;
+    world.pass(5 * SECOND).await;
+    assert!(one.host.health() == Health::Running && !one.host.is_ready(Duration::MAX));
+    assert!(zero.host.is_ready(Duration::MAX));
+    zero.host.drain(SECOND).await;
+    world.pass(10 * SECOND).await;
+    assert!(one.host.is_ready(Duration::MAX) && one.host.overdue() == Duration::ZERO);
+}

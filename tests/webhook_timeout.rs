@@ -1,0 +1,73 @@
+//! The example `webhook_timeout` as a user runs it: its exit status and its last line are its promise.
+
+use std::net::TcpListener;
+
+use system_tests::example::Example;
+
+static WEBHOOK: Example = Example::new("webhook_timeout");
+
+/// Serving that ends by itself, should it wrongly start: [`Example::run`] gives it no standard input.
+fn serve<'a>(data: &'a str, listen: &'a str) -> [&'a str; 6] {
+    ["serve", "--until-stdin-ends", "--data", data, "--listen", listen]
+}
+
+#[test]
+fn a_drill_with_kills_decides_every_order_once_and_loses_none() {
+    let output = WEBHOOK.run(&["--orders", "100", "--kills", "2", "--seed", "7"]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    let last = said.lines().last().unwrap_or_default();
+    let counts: Vec<u32> = last.split(|c: char| !c.is_ascii_digit()).filter_map(|word| word.parse().ok()).collect();
+    let (accepted, expired) = (counts.get(1).copied().unwrap_or(0), counts.get(2).copied().unwrap_or(0));
+    assert_eq!(
+        last,
+        format!("100 orders: {accepted} accepted, {expired} expired, 0 lost, 0 decided twice; host killed 2 times"),
+        "{said}"
+    );
+    assert_eq!(accepted + expired, 100);
+    // 60 are called back in time. Kills make some of these calls late, but hardly two thirds; and they make none early.
+    assert!((20..=60).contains(&accepted), "{said}");
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    let line = |order: u32| said.lines().any(|line| line.starts_with(&format!("order-{order:04} ")));
+    assert!((0..100).all(line), "the table names each order: {said}");
+}
+
+#[test]
+fn bad_arguments_are_refused() {
+    WEBHOOK.assert_refuses(&["--ordres", "5"], "--ordres");
+    WEBHOOK.assert_refuses(&["--orders", "many"], "many");
+    WEBHOOK.assert_refuses(&["--orders", "99", "--kills", "2"], "needs --orders 100");
+    WEBHOOK.assert_refuses(&["serve"], "--data");
+    WEBHOOK.assert_refuses(&["serve", "--data", "x", "--listen", "here"], "here");
+}
+
+#[test]
+fn a_port_in_use_is_refused() {
+    let data = tempfile::tempdir().expect("a directory");
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = taken.local_addr().expect("it is bound").to_string();
+    WEBHOOK.assert_refuses(&serve(&data.path().display().to_string(), &address), &address);
+}
+
+#[test]
+fn a_directory_that_another_process_holds_or_that_is_none_is_refused() {
+    let data = tempfile::tempdir().expect("a directory");
+    let orders = data.path().join("orders").display().to_string();
+    let serving = WEBHOOK.serve(&["serve", "--data", &orders]);
+    WEBHOOK.assert_refuses(&serve(&orders, "127.0.0.1:0"), &orders);
+    drop(serving);
+    // A process that was killed holds nothing back.
+    drop(WEBHOOK.serve(&["serve", "--data", &orders]));
+
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let file = file.path().display().to_string();
+    WEBHOOK.assert_refuses(&serve(&file, "127.0.0.1:0"), &file);
+}
+
+#[test]
+fn a_host_ends_when_its_parent_is_gone_and_says_nothing_of_it() {
+    let data = tempfile::tempdir().expect("a directory");
+    let orders = data.path().join("orders").display().to_string();
+    // Standard input that ends at once is what is left of a parent that died.
+    let ended = WEBHOOK.run(&serve(&orders, "127.0.0.1:0"));
+    assert!(ended.status.success() && ended.stderr.is_empty(), "{ended:?}");
+}
