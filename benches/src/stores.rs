@@ -1,0 +1,176 @@
+//! The stores that alarms are measured on, each with the limit of what is under it.
+//!
+//! *Raw* means: the keys and values that our group commits write, with the same durability, from a tight loop that does nothing
+//! else, as many rows at a time as our commits had on average.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use stable_interfaces::{
+    AlarmRow, Batch, Claim, ClaimKind, Claimed, Epoch, Fleet, HASH_VERSION, Incarnation, InstanceName, Lane, Op,
+    Revision, ShardId, Store, Timestamp, Write,
+};
+
+mod fjall;
+mod memory;
+mod metered;
+
+pub use fjall::Fjall;
+pub use memory::Memory;
+pub use metered::Metered;
+
+/// A kind of store.
+#[async_trait]
+pub trait Backend: Send + Sync {
+    /// As it is called on the command line and in the output.
+    fn name(&self) -> &'static str;
+
+    /// A new, empty place of its kind.
+    async fn fresh(&self) -> Box<dyn Place>;
+
+    /// The place that another process has left at `address`.
+    fn at(&self, address: &str) -> Box<dyn Place>;
+}
+
+/// Where one store keeps its rows.
+#[async_trait]
+pub trait Place: Send + Sync {
+    /// Opens the store. At most one may be open at a time.
+    async fn open(&self) -> Arc<dyn Store>;
+
+    /// Where another process finds it; `None` if none can.
+    fn address(&self) -> Option<String>;
+
+    /// Raw commits per second of single alarms, the same that this place holds, `rows` in each commit. Nothing may be open.
+    async fn raw_set(&self, rows: usize) -> f64;
+
+    /// Raw alarms per second: reads the alarms that this place holds, in order, and removes them, `rows` at a time. Nothing may
+    /// be open.
+    async fn raw_drain(&self, rows: usize) -> f64;
+}
+
+/// Every kind there is.
+#[must_use]
+pub fn all() -> Vec<Box<dyn Backend>> {
+    vec![Box::new(Memory), Box::new(Fjall)]
+}
+
+/// The host name and shard count of [`Host::local`](stable_interfaces::Host::local).
+const HOST: &str = "local";
+/// See [`HOST`].
+pub const SHARDS: u32 = 1_024;
+/// The most rows in one write when a store is filled.
+const ROWS_PER_WRITE: usize = 8_000;
+
+/// Rows in the order of `rows`, `rows` per write: the batches of each write ascend by shard.
+fn writes(incarnation: Incarnation, ops: Vec<(ShardId, Epoch, Op)>, rows: usize) -> Vec<Write> {
+    let mut ops = ops.into_iter().peekable();
+    let mut writes = Vec::new();
+    while ops.peek().is_some() {
+        let mut chunk: Vec<_> = ops.by_ref().take(rows).collect();
+        chunk.sort_by_key(|(shard, ..)| *shard);
+        let mut batches: Vec<Batch> = Vec::new();
+        for (shard, epoch, op) in chunk {
+            match batches.last_mut() {
+                Some(batch) if batch.shard == shard => batch.ops.push(op),
+                _ => batches.push(Batch { shard, epoch, ops: vec![op] }),
+            }
+        }
+        writes.push(Write { incarnation, lane: Lane(0), seq: writes.len() as u64 + 1, batches });
+    }
+    writes
+}
+
+/// The epochs that a claim of all shards has given.
+fn epochs(claimed: &Claimed) -> Vec<Epoch> {
+    let mut epochs: Vec<_> = claimed.granted.iter().map(|grant| (grant.shard, grant.epoch)).collect();
+    epochs.sort();
+    epochs.into_iter().map(|(_, epoch)| epoch).collect()
+}
+
+async fn claim_all(store: &dyn Store, incarnation: Incarnation) -> Vec<Epoch> {
+    let claim = Claim {
+        incarnation,
+        host: HOST.into(),
+        shards: (0..SHARDS).map(ShardId).collect(),
+        shard_count: SHARDS,
+        hash_version: HASH_VERSION,
+        lease: Duration::from_secs(3_600),
+        kind: ClaimKind::Start,
+    };
+    epochs(&store.claim(&claim).await.expect("the store lets its host start"))
+}
+
+async fn commit_all(store: &dyn Store, writes: &[Write]) {
+    for write in writes {
+        for answer in store.commit(write).await.expect("the store takes writes") {
+            answer.expect("the shards are this host's");
+        }
+    }
+}
+
+/// How a host that filled a store ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// It released its shards.
+    Released,
+    /// As in a crash.
+    Killed,
+}
+
+/// Fills a store with alarms, one for each of as many instances, as an earlier host would have left them.
+pub async fn fill(store: &dyn Store, alarms: u64, due: impl Fn(u64) -> Timestamp, ended: Ended) {
+    let incarnation = Incarnation(7);
+    let epochs = claim_all(store, incarnation).await;
+    let fleet = Fleet::new([HOST], SHARDS).expect("one host makes a fleet");
+    let interface: Arc<str> = crate::alarms::INTERFACE.into();
+    let mut from = 0;
+    let mut seq = 0;
+    while from < alarms {
+        let to = (from + ROWS_PER_WRITE as u64).min(alarms);
+        let row = |number| {
+            let (instance, id) = crate::alarms::names(number, u64::MAX);
+            let shard = fleet.shard_of(&instance).expect("it can be an ID");
+            let epoch = epochs[shard.0 as usize];
+            let due = due(number);
+            let row = AlarmRow {
+                name: InstanceName { interface: interface.clone(), instance: instance.into() },
+                id: id.into(),
+                due,
+                scheduled_at: due,
+                revision: Revision { epoch, counter: number + 1 },
+                attempt: 0,
+                crashes: 0,
+                started: false,
+                last_error: None,
+                meta: number.to_string().into(),
+            };
+            (shard, epoch, Op::PutAlarm(row))
+        };
+        let mut writes = writes(incarnation, (from..to).map(row).collect(), ROWS_PER_WRITE);
+        for write in &mut writes {
+            seq += 1;
+            write.seq = seq;
+        }
+        commit_all(store, &writes).await;
+        from = to;
+    }
+    if ended == Ended::Released {
+        let shards: Vec<_> = (0..SHARDS).map(ShardId).collect();
+        store.release(incarnation, &shards).await.expect("the store takes shards back");
+    }
+}
+
+/// Puts `values` into a random order that is the same each time.
+fn shuffle<T>(values: &mut [T]) {
+    let mut random = 0x9E37_79B9_7F4A_7C15_u64;
+    for end in (1..values.len()).rev() {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        let place = usize::try_from((random >> 16) % (end as u64 + 1)).expect("it is an index");
+        values.swap(end, place);
+    }
+}

@@ -1,0 +1,117 @@
+//! A store that counts what goes through it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use stable_interfaces::{
+    Claim, Claimed, Hints, Incarnation, Loaded, NewMessage, Op, Page, Posted, Read, ReadRows, Renewed, ShardId, Store,
+    StoreError, Write,
+};
+use tokio::sync::Notify;
+
+/// Passes everything on, and counts what has become durable. Clones count together.
+#[derive(Debug, Clone)]
+pub struct Metered(Arc<Counted>);
+
+#[derive(Debug)]
+struct Counted {
+    store: Arc<dyn Store>,
+    writes: AtomicU64,
+    put: AtomicU64,
+    removed: AtomicU64,
+    changed: Notify,
+}
+
+impl Metered {
+    /// Counts from zero.
+    #[must_use]
+    pub fn new(store: Arc<dyn Store>) -> Metered {
+        let (writes, put, removed) = Default::default();
+        Metered(Arc::new(Counted { store, writes, put, removed, changed: Notify::new() }))
+    }
+
+    /// Whether there are other clones of this one.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+
+    /// How many alarms a write has put or removed, on average.
+    #[must_use]
+    pub fn mean_batch(&self) -> f64 {
+        let [writes, put, removed] =
+            [&self.0.writes, &self.0.put, &self.0.removed].map(|count| count.load(Ordering::SeqCst));
+        (put + removed) as f64 / writes.max(1) as f64
+    }
+
+    /// How many alarms have been removed.
+    #[must_use]
+    pub fn removed(&self) -> u64 {
+        self.0.removed.load(Ordering::SeqCst)
+    }
+
+    /// Waits until this many alarms have been removed.
+    pub async fn has_removed(&self, alarms: u64) {
+        loop {
+            let changed = self.0.changed.notified();
+            if self.removed() >= alarms {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
+
+#[async_trait]
+impl Store for Metered {
+    async fn claim(&self, claim: &Claim) -> Result<Claimed, StoreError> {
+        self.0.store.claim(claim).await
+    }
+
+    async fn renew(&self, incarnation: Incarnation, lease: Duration) -> Result<Renewed, StoreError> {
+        self.0.store.renew(incarnation, lease).await
+    }
+
+    async fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {
+        self.0.store.release(incarnation, shards).await
+    }
+
+    async fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError> {
+        let answers = self.0.store.commit(write).await?;
+        let (mut put, mut removed) = (0, 0);
+        for (batch, _) in write.batches.iter().zip(&answers).filter(|(_, answer)| answer.is_ok()) {
+            for op in &batch.ops {
+                match op {
+                    Op::PutAlarm(_) => put += 1,
+                    Op::RemoveAlarm { .. } => removed += 1,
+                    _ => {}
+                }
+            }
+        }
+        self.0.writes.fetch_add(1, Ordering::SeqCst);
+        self.0.put.fetch_add(put, Ordering::SeqCst);
+        self.0.removed.fetch_add(removed, Ordering::SeqCst);
+        if removed > 0 {
+            self.0.changed.notify_one();
+        }
+        Ok(answers)
+    }
+
+    async fn post(&self, messages: &[NewMessage]) -> Result<Vec<Posted>, StoreError> {
+        self.0.store.post(messages).await
+    }
+
+    async fn watch(&self, incarnation: Incarnation) -> Result<Hints, StoreError> {
+        self.0.store.watch(incarnation).await
+    }
+
+    async fn load(&self, pages: &[Page]) -> Result<Vec<Loaded>, StoreError> {
+        self.0.store.load(pages).await
+    }
+
+    async fn read(&self, read: &Read) -> Result<ReadRows, StoreError> {
+        self.0.store.read(read).await
+    }
+}
