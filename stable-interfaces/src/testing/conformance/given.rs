@@ -97,7 +97,18 @@ impl Owner {
 
     /// Claims until every shard is granted.
     pub(super) async fn claim(store: &AnyStore, wanted: &Claim) -> Owner {
-        let claimed = claim_when_free(store, wanted).await;
+        Owner::of(store, wanted, &claim_when_free(store, wanted).await)
+    }
+
+    /// Claims every shard by a start, or learns that a newer start of the same name has ended this one.
+    pub(super) async fn claim_unless_replaced(store: &AnyStore, wanted: &Claim) -> Option<Owner> {
+        match store.claim(wanted).await {
+            Err(StoreError::Replaced) => None,
+            claimed => Some(Owner::of(store, wanted, &claimed.expect("a claim is answered"))),
+        }
+    }
+
+    fn of(store: &AnyStore, wanted: &Claim, claimed: &Claimed) -> Owner {
         assert_eq!(claimed.held, [], "all shards are free to take");
         let epochs = claimed.granted.iter().map(|grant| (grant.shard.0, grant.epoch)).collect();
         Owner { store: store.clone(), incarnation: wanted.incarnation, epochs, seq: 0 }
