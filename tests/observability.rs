@@ -1,4 +1,4 @@
-//! What a host lets be seen: every documented metric and no other, a span around each handler, and its health.
+//! What a host lets be seen: every documented metric and no other, and its health.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -15,11 +15,7 @@ use stable_interfaces::{
     Context, ContextError, DamageReason, Damaged, Fleet, Handle, Health, Host, MemoryStore, NewPost, RetryPolicy,
     StableInterface,
 };
-use system_tests::{Failed, Probe, World, act, get, life, now_or_never, put, spawn, wait};
-use tracing::field::{Field, Visit};
-use tracing::span::{Attributes, Id, Record};
-use tracing_subscriber::layer::{Context as LayerContext, Layer, SubscriberExt as _};
-use tracing_subscriber::registry::LookupSpan;
+use system_tests::{Failed, World, act, get, life, now_or_never, put, spawn, wait};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -181,109 +177,6 @@ fn every_documented_metric_is_emitted_and_nothing_else() {
         assert!(facets.is_subset(&allowed), "{name}: {facets:?}");
         assert_eq!(facets.contains("counter"), name.ends_with("_total"), "{name}: {facets:?}");
     }
-}
-
-/// The fields of each span that was made, and what was said inside which spans.
-#[derive(Clone, Default)]
-struct Spans(Arc<Mutex<Vec<String>>>);
-
-#[derive(Default)]
-struct Fields(String);
-
-impl Visit for Fields {
-    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
-        let text = format!("{value:?}");
-        self.0 += &format!(" {}={}", field.name(), text.trim_matches('"'));
-    }
-}
-
-impl<S: tracing::Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Spans {
-    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: LayerContext<'_, S>) {
-        let mut fields = Fields::default();
-        attributes.record(&mut fields);
-        context.span(id).unwrap().extensions_mut().insert(fields);
-    }
-
-    fn on_record(&self, id: &Id, values: &Record<'_>, context: LayerContext<'_, S>) {
-        let span = context.span(id).unwrap();
-        values.record(span.extensions_mut().get_mut::<Fields>().unwrap());
-    }
-
-    fn on_event(&self, event: &tracing::Event<'_>, context: LayerContext<'_, S>) {
-        let mut said = Fields::default();
-        event.record(&mut said);
-        if !said.0.contains("message=said") {
-            return;
-        }
-        let spans = context.event_scope(event).into_iter().flatten();
-        let spans = spans.map(|span| {
-            let fields = span.extensions().get::<Fields>().unwrap().0.clone();
-            format!("{}{fields}", span.name())
-        });
-        let spans: Vec<_> = spans.collect();
-        self.0.lock().push(spans.join(" in "));
-    }
-}
-
-#[ignore = "tracing caches per process whether a span is wanted, so the tests beside this one decide; run it alone"]
-#[tokio::test(start_paused = true)]
-async fn each_poll_of_a_handler_is_inside_a_span_that_names_it() {
-    let spans = Spans::default();
-    let _here = tracing::subscriber::set_default(tracing_subscriber::registry().with(spans.clone()));
-    let world = World::in_memory();
-    world.script.on_alarm(|_, _, alarm| {
-        let fails = alarm.attempt() == 0;
-        Box::pin(async move {
-            tracing::info!("said");
-            if fails { Err(Failed::Told("no")) } else { Ok(()) }
-        })
-    });
-    world.script.on_message(|_, _, _| {
-        Box::pin(async {
-            tracing::info!("said");
-            Ok(())
-        })
-    });
-    let fleet = Fleet::new(["only"], 1).unwrap();
-    let site = world.launch(world.member("only", &fleet), |probes| probes).await;
-    let probes = site.probes.clone();
-    let nested = act(move |_: &mut Probe, _| {
-        Box::pin(async move {
-            tracing::info!("said");
-            let said = act(|me: &mut Probe, _| {
-                let sleep = me.sleep(SECOND);
-                Box::pin(async move {
-                    sleep.await;
-                    tracing::info!("said");
-                    Ok(())
-                })
-            });
-            probes.request("inner", said).await.map_err(|error| Failed::Nested(error.to_string()))?;
-            tokio::task::yield_now().await;
-            tracing::info!("said");
-            Ok(())
-        })
-    });
-    let busy = spawn(&site.probes, "outer", wait(SECOND));
-    world.settle().await;
-    // From the queue as well.
-    let nested = spawn(&site.probes, "outer", nested);
-    busy.await.unwrap().unwrap();
-    nested.await.unwrap().unwrap();
-    let outer = "handle interface=probe instance=outer shard=0";
-    let inner = "handle interface=probe instance=inner shard=0";
-    assert_eq!(*spans.0.lock(), [outer.to_owned(), format!("{inner} in {outer}"), outer.to_owned()]);
-    spans.0.lock().clear();
-
-    site.probes.set_alarm("a", "x", world.at(0), &()).await.unwrap();
-    world.pass(10 * SECOND).await;
-    site.probes.post("a", NewPost::new("").id("m")).await.unwrap();
-    world.pass(SECOND).await;
-    let a = "handle interface=probe instance=a shard=0";
-    assert_eq!(
-        *spans.0.lock(),
-        [format!("{a} alarm=x attempt=0"), format!("{a} alarm=x attempt=1"), format!("{a} message=m attempt=0")]
-    );
 }
 
 #[tokio::test(start_paused = true)]

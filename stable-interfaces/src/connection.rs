@@ -10,7 +10,7 @@ use std::fmt;
 use std::future::poll_fn;
 use std::task::{Poll, Waker};
 
-use crate::error::{ContextError, RequestError};
+use crate::error::{ContextError, Outcome, RequestError};
 use crate::host::core::Place;
 use crate::instance::OnConnect;
 use crate::instance::context::{Context, Output};
@@ -521,7 +521,7 @@ pub(crate) async fn connect<I: OnConnect>(
     core: Arc<InterfaceCore<I>>,
     place: Place,
     meta: I::Meta,
-) -> Result<Connection<I>, RequestError<I::Error>> {
+) -> Outcome<Connection<I>, I::Error> {
     let link = Arc::new(Link::new());
     let mut connecting = Connecting { peer: Peer { link: link.clone() }, answer: Answered::No };
     let handled = instance.on_connect(cx, &mut connecting, meta).await;
@@ -536,7 +536,7 @@ pub(crate) async fn connect<I: OnConnect>(
     };
     // The instance may have kept a peer all the same.
     link.close(Closed::ByInstance("the connection was refused".into()));
-    Err(refusal)
+    Err(refusal.into())
 }
 
 impl From<Closed> for ContextError {

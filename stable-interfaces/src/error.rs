@@ -102,6 +102,9 @@ pub enum RequestError<E> {
     Unknown,
 }
 
+/// What became of a request, inside the library: it is moved from hand to hand, so the rare error is kept small.
+pub(crate) type Outcome<R, E> = Result<R, Box<RequestError<E>>>;
+
 impl<E> RequestError<E> {
     /// Whether the same request may succeed later, and repeating it cannot do it twice.
     #[must_use]
@@ -170,6 +173,12 @@ pub enum ContextError {
 impl From<serde_json::Error> for ContextError {
     fn from(error: serde_json::Error) -> ContextError {
         ContextError::Json(Arc::new(error))
+    }
+}
+
+impl<E> From<ContextError> for Box<RequestError<E>> {
+    fn from(error: ContextError) -> Box<RequestError<E>> {
+        Box::new(error.into())
     }
 }
 

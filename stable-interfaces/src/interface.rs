@@ -12,7 +12,7 @@ use crate::alarm::{Alarm, RetryPolicy};
 use crate::clock::Timestamp;
 use crate::connection::{self, Closed, Connection, ConnectionId, Room};
 use crate::dead::Dead;
-use crate::error::{ContextError, RequestError};
+use crate::error::{ContextError, Outcome, RequestError};
 use crate::fleet::hash_id;
 use crate::host::core::{Health, HostCore, Place};
 use crate::host::wake::{Wake, WakeToken};
@@ -146,30 +146,32 @@ impl<I: StableInterface> InterfaceCore<I> {
         id: &str,
         work: W,
     ) -> Result<W::Reply, RequestError<I::Error>> {
-        let submitted = self.submit(id, work).inspect_err(|error| {
-            if matches!(error, RequestError::Overloaded(_)) {
-                metrics::counter!(crate::metrics::OVERLOADED, "interface" => I::NAME).increment(1);
-            }
-        })?;
-        match submitted {
-            Submitted::Done(Answer { result, behind: None }) => result,
-            Submitted::Done(answer) => answer.release().await,
-            Submitted::Waiting(answer) => {
+        let outcome = match self.submit(id, work) {
+            Ok(Submitted::Done(Answer { result, behind: None })) => result,
+            Ok(Submitted::Done(answer)) => answer.release().await,
+            Ok(Submitted::Waiting(answer)) => {
                 // Without an answer the host ended while the handler ran, or before.
                 let answer = answer.await.map_err(|_| RequestError::Unknown)?;
                 // What was committed is proved by the store; anything else is worth as much as the lease.
                 let is_proved = answer.behind.is_some();
                 let result = answer.release().await;
-                if is_proved || self.host.lease_holds() { result } else { Err(RequestError::Fenced) }
+                if is_proved || self.host.lease_holds() { result } else { return Err(RequestError::Fenced) }
             }
-        }
+            Err(error) => {
+                if matches!(*error, RequestError::Overloaded(_)) {
+                    metrics::counter!(crate::metrics::OVERLOADED, "interface" => I::NAME).increment(1);
+                }
+                Err(error)
+            }
+        };
+        outcome.map_err(|error| *error)
     }
 
     /// Sends `work` to an instance in memory, if it still is, without waiting for it. Whatever bounds its sender has given it a
     /// place already, and it has as long in the queue as it takes.
-    fn tell<W: Work<I>>(self: &Arc<Self>, id: &str, work: W) -> Result<(), RequestError<I::Error>> {
+    fn tell<W: Work<I>>(self: &Arc<Self>, id: &str, work: W) -> Outcome<(), I::Error> {
         let (hash, shard, epoch) = self.locate(id)?;
-        let Some(slot) = self.table.get(id, hash) else { return Err(RequestError::Closed) };
+        let Some(slot) = self.table.get(id, hash) else { return Err(RequestError::Closed.into()) };
         let given = self.options.handler_timeout;
         let job = Waiting {
             work,
@@ -186,37 +188,37 @@ impl<I: StableInterface> InterfaceCore<I> {
     }
 
     /// Finds the shard of `id` and checks that this host may act for it now and has room for what that brings.
-    fn route(&self, id: &str) -> Result<(u64, ShardId, Epoch), RequestError<I::Error>> {
+    fn route(&self, id: &str) -> Outcome<(u64, ShardId, Epoch), I::Error> {
         let located = self.locate(id)?;
         if self.host.committer().is_some_and(|committer| committer.is_full(located.1)) {
-            return Err(RequestError::Overloaded("writes to the store"));
+            return Err(RequestError::Overloaded("writes to the store").into());
         }
         Ok(located)
     }
 
     /// Finds the shard of `id` and checks that this host may act for it now.
-    fn locate(&self, id: &str) -> Result<(u64, ShardId, Epoch), RequestError<I::Error>> {
+    fn locate(&self, id: &str) -> Outcome<(u64, ShardId, Epoch), I::Error> {
         match self.host.health() {
             Health::Running => {}
-            Health::NotStarted => return Err(RequestError::NotStarted),
+            Health::NotStarted => return Err(RequestError::NotStarted.into()),
             // What handlers that still run ask for is served.
             Health::Draining if chain::in_handler() => {}
-            Health::Draining | Health::Stopped => return Err(RequestError::Draining),
-            Health::Replaced => return Err(RequestError::Fenced),
+            Health::Draining | Health::Stopped => return Err(RequestError::Draining.into()),
+            Health::Replaced => return Err(RequestError::Fenced.into()),
         }
         check_id(id).map_err(|source| RequestError::InvalidId { what: "instance", source })?;
         let hash = hash_id(id);
         let shard = self.host.fleet.shard_of_hash(hash);
         let Some(epoch) = self.host.shards.epoch(shard) else {
-            return Err(RequestError::NotOwner { holder: self.host.holder(shard) });
+            return Err(RequestError::NotOwner { holder: self.host.holder(shard) }.into());
         };
         if !self.host.lease_holds() {
-            return Err(RequestError::Fenced);
+            return Err(RequestError::Fenced.into());
         }
         Ok((hash, shard, epoch))
     }
 
-    fn slot(self: &Arc<Self>, id: &str, hash: u64, shard: ShardId) -> Result<Arc<Slot<I>>, RequestError<I::Error>> {
+    fn slot(self: &Arc<Self>, id: &str, hash: u64, shard: ShardId) -> Outcome<Arc<Slot<I>>, I::Error> {
         let make = || Slot::new(id, shard, self.clone());
         match self.table.get_or_insert(id, hash, false, make) {
             Ok(slot) => Ok(slot),
@@ -224,7 +226,7 @@ impl<I: StableInterface> InterfaceCore<I> {
                 let slot = self.table.get_or_insert(id, hash, true, make);
                 Ok(slot.expect("a table that may be exceeded takes every slot"))
             }
-            Err(Full) => Err(RequestError::Overloaded("instances in memory")),
+            Err(Full) => Err(RequestError::Overloaded("instances in memory").into()),
         }
     }
 
@@ -256,7 +258,7 @@ impl<I: StableInterface> InterfaceCore<I> {
     }
 
     /// Starts `work` on the instance, or queues it there. Everything a request does before its first wait.
-    fn submit<W: Work<I>>(self: &Arc<Self>, id: &str, work: W) -> Result<Submitted<I, W>, RequestError<I::Error>> {
+    fn submit<W: Work<I>>(self: &Arc<Self>, id: &str, work: W) -> Outcome<Submitted<I, W>, I::Error> {
         let (hash, shard, epoch) = self.route(id)?;
         let origin = chain::origin(|| self.host.clock.elapsed(), self.options.handler_timeout);
         loop {
@@ -264,7 +266,7 @@ impl<I: StableInterface> InterfaceCore<I> {
             if origin.callers.is_some()
                 && let Some(cycle) = chain::find_cycle(origin.callers.as_ref(), &*slot)
             {
-                return Err(RequestError::Cycle(cycle));
+                return Err(RequestError::Cycle(cycle).into());
             }
             let mut taken = slot.take(epoch);
             if matches!(taken, Taken::Busy) {
@@ -276,7 +278,7 @@ impl<I: StableInterface> InterfaceCore<I> {
                 Taken::Gone => continue,
                 taken @ (Taken::Busy | Taken::Unsettled(_)) => {
                     let (reply, answer) = oneshot::channel();
-                    let deadline = origin.deadline.unwrap_or_else(|| slot.deadline_from_now());
+                    let deadline = origin.deadline.get().unwrap_or_else(|| slot.deadline_from_now());
                     let job = Waiting {
                         work,
                         callers: origin.callers,
@@ -326,7 +328,7 @@ impl<I: StableInterface> InterfaceCore<I> {
         hash: u64,
         shard: ShardId,
         epoch: Epoch,
-    ) -> Result<(), RequestError<I::Error>> {
+    ) -> Outcome<(), I::Error> {
         loop {
             match taken {
                 Taken::Free(state) => {
@@ -341,7 +343,9 @@ impl<I: StableInterface> InterfaceCore<I> {
                         }
                         return Ok(());
                     }
-                    Err(Enqueue::Full) => return Err(RequestError::Overloaded("messages waiting for the instance")),
+                    Err(Enqueue::Full) => {
+                        return Err(RequestError::Overloaded("messages waiting for the instance").into());
+                    }
                     Err(Enqueue::Gone(back) | Enqueue::Free(back)) => job = back,
                 },
             }
@@ -610,9 +614,9 @@ struct Ask<M>(M);
 impl<I: Handle<M>, M: Send + 'static> Work<I> for Ask<M> {
     type Reply = I::Reply;
 
-    async fn run(self, state: &mut Option<Box<I>>, cx: &mut Context) -> Result<I::Reply, RequestError<I::Error>> {
+    async fn run(self, state: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<I::Reply, I::Error> {
         let instance = awaken(state, cx).await?;
-        instance.handle(cx, self.0).await.map_err(RequestError::Handler)
+        instance.handle(cx, self.0).await.map_err(|error| RequestError::Handler(error).into())
     }
 }
 
@@ -622,7 +626,7 @@ struct Stop(Closed);
 impl<I: StableInterface> Work<I> for Stop {
     type Reply = ();
 
-    async fn run(self, state: &mut Option<Box<I>>, cx: &mut Context) -> Result<(), RequestError<I::Error>> {
+    async fn run(self, state: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<(), I::Error> {
         if let Some(mut instance) = state.take() {
             instance.on_stop().await;
         }
@@ -662,7 +666,7 @@ struct Connect<I: OnConnect> {
 impl<I: OnConnect> Work<I> for Connect<I> {
     type Reply = Connection<I>;
 
-    async fn run(self, state: &mut Option<Box<I>>, cx: &mut Context) -> Result<Connection<I>, RequestError<I::Error>> {
+    async fn run(self, state: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<Connection<I>, I::Error> {
         let instance = awaken(state, cx).await?;
         connection::connect(instance, cx, self.core.0.clone(), self.place, self.meta).await
     }
@@ -677,11 +681,11 @@ struct Receive<I: OnConnect> {
 impl<I: OnConnect> Work<I> for Receive<I> {
     type Reply = ();
 
-    async fn run(mut self, state: &mut Option<Box<I>>, cx: &mut Context) -> Result<(), RequestError<I::Error>> {
+    async fn run(mut self, state: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<(), I::Error> {
         let is_attached = self.room.begin();
         match state {
             Some(instance) if is_attached => {
-                instance.on_receive(cx, self.room.id(), self.message).await.map_err(RequestError::Handler)
+                Ok(instance.on_receive(cx, self.room.id(), self.message).await.map_err(RequestError::Handler)?)
             }
             // The connection ended with the incarnation it belonged to.
             _ => Ok(()),
@@ -695,7 +699,7 @@ pub(crate) fn receive<I: OnConnect>(
     id: &str,
     room: Room<I::Outgoing>,
     message: I::Incoming,
-) -> Result<(), RequestError<I::Error>> {
+) -> Outcome<(), I::Error> {
     core.tell(id, Receive { room, message })
 }
 
@@ -705,11 +709,11 @@ struct Disconnect(ConnectionId);
 impl<I: OnConnect> Work<I> for Disconnect {
     type Reply = ();
 
-    async fn run(self, state: &mut Option<Box<I>>, cx: &mut Context) -> Result<(), RequestError<I::Error>> {
+    async fn run(self, state: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<(), I::Error> {
         let is_news = cx.slot::<I>().is_some_and(|slot| slot.client_left(self.0));
         match state {
             Some(instance) if is_news => {
-                instance.on_disconnect(cx, self.0, Closed::ByClient).await.map_err(RequestError::Handler)
+                Ok(instance.on_disconnect(cx, self.0, Closed::ByClient).await.map_err(RequestError::Handler)?)
             }
             _ => Ok(()),
         }
@@ -722,7 +726,7 @@ const DISCONNECT_AGAIN: Duration = Duration::from_millis(100);
 pub(crate) fn disconnect<I: OnConnect>(core: &Arc<InterfaceCore<I>>, id: &Arc<str>, connection: ConnectionId) {
     match core.tell(id, Disconnect(connection)) {
         // The lease may come back, and then the instance with all its connections is still there.
-        Err(RequestError::Fenced) if core.host.health() == Health::Running => {
+        Err(error) if matches!(*error, RequestError::Fenced) && core.host.health() == Health::Running => {
             let (again, id) = (core.clone(), id.clone());
             core.host.spawn_turn(async move {
                 again.host.clock.sleep(DISCONNECT_AGAIN).await;
@@ -749,7 +753,7 @@ struct Woken<I: StableInterface> {
 
 impl<I: StableInterface> Woken<I> {
     /// What comes before the handler; `false` if it must not run.
-    async fn begin(&self, cx: &mut Context) -> Result<bool, RequestError<I::Error>> {
+    async fn begin(&self, cx: &mut Context) -> Outcome<bool, I::Error> {
         if !self.must_mark {
             return Ok(true);
         }
@@ -773,7 +777,7 @@ impl<I: StableInterface> Woken<I> {
 impl<I: OnAlarm> Work<I> for Fire<I> {
     type Reply = ();
 
-    async fn run(self, state: &mut Option<Box<I>>, cx: &mut Context) -> Result<(), RequestError<I::Error>> {
+    async fn run(self, state: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<(), I::Error> {
         if !cx.is_live(&self.alarm) || !self.woken.begin(cx).await? {
             return Ok(());
         }
@@ -794,7 +798,7 @@ struct Take<I: StableInterface> {
 impl<I: OnMessage> Work<I> for Take<I> {
     type Reply = ();
 
-    async fn run(self, state: &mut Option<Box<I>>, cx: &mut Context) -> Result<(), RequestError<I::Error>> {
+    async fn run(self, state: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<(), I::Error> {
         if !self.woken.begin(cx).await? {
             return Ok(());
         }

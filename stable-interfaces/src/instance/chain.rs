@@ -9,6 +9,7 @@ use std::any::Any;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fmt::{self, Debug};
+use std::rc::Rc;
 use std::sync::Weak;
 use std::time::Duration;
 
@@ -35,8 +36,33 @@ pub(crate) struct Frame {
     pub(crate) instance: Arc<dyn Link>,
     /// Who called it, if a handler did.
     pub(crate) callers: Option<Arc<Chain>>,
-    /// When its time is over, by the lease clock; `None` if nothing has needed to know yet.
-    pub(crate) deadline: Option<Duration>,
+    /// When its time is over; none if nothing has needed to know yet.
+    pub(crate) deadline: Deadline,
+}
+
+/// A moment of the lease clock, or none. Eight bytes, so that it is written and read in one piece.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Deadline(u64);
+
+impl Deadline {
+    pub(crate) const NONE: Deadline = Deadline(u64::MAX);
+
+    /// `moment` as it is, or none if no clock will get there.
+    pub(crate) fn at(moment: Duration) -> Deadline {
+        Deadline(u64::try_from(moment.as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    pub(crate) fn get(self) -> Option<Duration> {
+        (self != Deadline::NONE).then(|| Duration::from_nanos(self.0))
+    }
+
+    pub(crate) fn get_or_insert_with(&mut self, moment: impl FnOnce() -> Duration) -> Duration {
+        self.get().unwrap_or_else(|| {
+            let moment = moment();
+            *self = Deadline::at(moment);
+            moment
+        })
+    }
 }
 
 /// What one thread lets others see of what it polls. Only that thread writes, so no write of it is a locked one.
@@ -59,38 +85,53 @@ impl Shown {
 /// Of every thread that has polled a handler.
 static THREADS: Mutex<Vec<Weak<Shown>>> = Mutex::new(Vec::new());
 
-thread_local! {
-    /// The polls that are nested in each other on this thread, the innermost last.
-    static CURRENT: RefCell<Vec<Frame>> = const { RefCell::new(Vec::new()) };
+/// What one thread polls.
+#[derive(Debug)]
+struct Thread {
+    /// The polls that are nested in each other, the innermost last.
+    frames: RefCell<Vec<Frame>>,
+    shown: Arc<Shown>,
+}
 
-    static SHOWN: Arc<Shown> = {
+thread_local! {
+    static CURRENT: Rc<Thread> = {
         let shown = Arc::<Shown>::default();
         let mut threads = THREADS.lock();
         threads.retain(|thread| thread.strong_count() > 0);
         threads.push(Arc::downgrade(&shown));
-        shown
+        Rc::new(Thread { frames: RefCell::default(), shown })
     };
 }
 
 /// Nested first polls past this depth run on a task of their own: a chain of calls must not use up the stack.
 const MAX_DEPTH: usize = 16;
 
-/// Runs one poll of a handler with `frame` as the current one, and returns the frame as the poll left it.
-#[inline]
-pub(crate) fn enter<T>(frame: Frame, poll: impl FnOnce() -> T) -> (T, Frame) {
-    let instance = address(&*frame.instance);
-    let outer = CURRENT.with_borrow_mut(|current| {
-        let outer = current.last().map_or(0, |outer| address(&*outer.instance));
-        current.push(frame);
-        outer
-    });
-    SHOWN.with(|shown| {
-        shown.show(instance);
-        let result = poll();
-        shown.show(outer);
-        let frame = CURRENT.with_borrow_mut(Vec::pop);
-        (result, frame.expect("the frame stays in place while its handler is polled"))
-    })
+/// Runs one poll of a handler as the current one, and gives back its instance.
+///
+/// Frames are put together in place and taken apart field by field: moving one that has just been written costs more than all
+/// else here.
+#[inline(always)]
+pub(crate) fn enter(
+    instance: Arc<dyn Link>,
+    callers: &mut Option<Arc<Chain>>,
+    deadline: &mut Deadline,
+    poll: impl FnOnce(),
+) -> Arc<dyn Link> {
+    let shown_as = address(&*instance);
+    let thread = CURRENT.with(Rc::clone);
+    let mut frames = thread.frames.borrow_mut();
+    let outer = frames.last().map_or(0, |outer| address(&*outer.instance));
+    frames.push(Frame { instance, callers: callers.take(), deadline: *deadline });
+    drop(frames);
+    thread.shown.show(shown_as);
+    poll();
+    thread.shown.show(outer);
+    let frame = thread.frames.borrow_mut().pop();
+    let Frame { instance, callers: left, deadline: set } =
+        frame.expect("the frame stays in place while its handler is polled");
+    *callers = left;
+    *deadline = set;
+    instance
 }
 
 fn address(instance: &dyn Link) -> usize {
@@ -136,8 +177,8 @@ impl Blocked {
 #[derive(Debug)]
 pub(crate) struct Origin {
     pub(crate) callers: Option<Arc<Chain>>,
-    /// By when the caller needs an answer; `None` from outside any handler.
-    pub(crate) deadline: Option<Duration>,
+    /// By when the caller needs an answer; none from outside any handler.
+    pub(crate) deadline: Deadline,
     /// How long the request is given.
     pub(crate) given: Duration,
     /// Whether the first poll of the new request's handler may happen on this stack.
@@ -146,24 +187,25 @@ pub(crate) struct Origin {
 
 /// Whether a handler is being polled on this thread.
 pub(crate) fn in_handler() -> bool {
-    CURRENT.with_borrow(|current| !current.is_empty())
+    CURRENT.with(|thread| !thread.frames.borrow().is_empty())
 }
 
 /// Looks at the current handler, if there is one. `now` and `timeout` give its deadline if it has none yet.
 pub(crate) fn origin(now: impl FnOnce() -> Duration, timeout: Duration) -> Origin {
-    CURRENT.with_borrow_mut(|current| {
-        let depth = current.len();
-        let Some(frame) = current.last_mut() else {
-            return Origin { callers: None, deadline: None, given: timeout, may_nest: true };
+    CURRENT.with(|thread| {
+        let mut frames = thread.frames.borrow_mut();
+        let depth = frames.len();
+        let Some(frame) = frames.last_mut() else {
+            return Origin { callers: None, deadline: Deadline::NONE, given: timeout, may_nest: true };
         };
         let now = now();
-        let deadline = *frame.deadline.get_or_insert(now + timeout);
+        let deadline = frame.deadline.get_or_insert_with(|| now + timeout);
         // A tenth less than what is left, so that the inner request fails first and its caller can still answer.
         let left = deadline.saturating_sub(now);
         let given = (left - left / 10).min(timeout);
         Origin {
             callers: Some(Arc::new(Chain { link: frame.instance.clone(), caller: frame.callers.clone() })),
-            deadline: Some(now + given),
+            deadline: Deadline::at(now + given),
             given,
             may_nest: depth < MAX_DEPTH,
         }

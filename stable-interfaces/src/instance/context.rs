@@ -81,18 +81,16 @@ pub struct Context {
 
 /// What a handler leaves behind. Small, for it is moved around with the result of each handler.
 #[derive(Default)]
-pub(crate) struct Recorded {
-    /// Whether anything was recorded, committed or not.
-    pub(crate) has_recorded: bool,
-    pub(crate) holds_alarm: bool,
-    /// Whether the instance asked to leave memory.
-    pub(crate) wants_passivation: bool,
-    /// What handlers that only change their memory do not need.
-    rare: Option<Box<Rare>>,
-}
+pub(crate) struct Recorded(Option<Box<Rare>>);
 
+/// What handlers that only change their memory do not need.
 #[derive(Default)]
 struct Rare {
+    /// Whether anything was recorded, committed or not.
+    has_recorded: bool,
+    holds_alarm: bool,
+    /// Whether the instance asked to leave memory.
+    wants_passivation: bool,
     effects: Effects,
     /// Never locked, only reached through `&mut`: outputs need not be `Sync`, and a shared `Context` must be.
     outputs: Mutex<Vec<Output>>,
@@ -106,35 +104,49 @@ impl Recorded {
     /// Whether the handler did nothing but change its memory.
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
-        !self.has_recorded && !self.wants_passivation && self.rare.is_none()
+        self.0.is_none()
+    }
+
+    /// Whether anything was recorded, committed or not.
+    pub(crate) fn has_recorded(&self) -> bool {
+        self.0.as_ref().is_some_and(|rare| rare.has_recorded)
+    }
+
+    pub(crate) fn holds_alarm(&self) -> bool {
+        self.0.as_ref().is_some_and(|rare| rare.holds_alarm)
+    }
+
+    /// Whether the instance asked to leave memory.
+    pub(crate) fn wants_passivation(&self) -> bool {
+        self.0.as_ref().is_some_and(|rare| rare.wants_passivation)
     }
 
     /// The operations recorded since the last commit.
     fn ops(&self) -> &[Op] {
-        self.rare.as_ref().map_or(&[], |rare| rare.effects.ops())
+        self.0.as_ref().map_or(&[], |rare| rare.effects.ops())
     }
 
     pub(crate) fn take_ops(&mut self) -> Vec<Op> {
-        self.rare.as_mut().map(|rare| rare.effects.take()).unwrap_or_default()
+        self.0.as_mut().map(|rare| rare.effects.take()).unwrap_or_default()
     }
 
     /// What the handler lets out, in order.
     pub(crate) fn take_outputs(&mut self) -> Vec<Output> {
-        self.rare.as_mut().map(|rare| std::mem::take(rare.outputs.get_mut())).unwrap_or_default()
+        self.0.as_mut().map(|rare| std::mem::take(rare.outputs.get_mut())).unwrap_or_default()
     }
 
     /// Why this incarnation ends with this turn.
     pub(crate) fn take_end(&mut self) -> Option<Closed> {
-        self.rare.as_mut()?.ends.take()
+        self.0.as_mut()?.ends.take()
     }
 
     /// Why `on_start` failed.
     pub(crate) fn take_failed_start(&mut self) -> Option<String> {
-        self.rare.as_mut()?.failed_start.take()
+        self.0.as_mut()?.failed_start.take()
     }
 
     fn rare(&mut self) -> &mut Rare {
-        self.rare.get_or_insert_default()
+        self.0.get_or_insert_default()
     }
 }
 
@@ -211,7 +223,7 @@ impl Context {
         // The alarm that woke the handler is on its way out.
         let is_leaving = |found: &AlarmRow| {
             self.alarm.as_ref().is_some_and(|own| *own.id == *id && own.revision == found.revision)
-                && !self.recorded.holds_alarm
+                && !self.recorded.holds_alarm()
         };
         if self.find_alarm(id).await?.is_some_and(|found| !is_leaving(&found)) {
             return Ok(false);
@@ -268,7 +280,7 @@ impl Context {
     /// It fires again when this incarnation of the instance ends in any way before that. Does nothing outside
     /// [`OnAlarm::on_alarm`](crate::OnAlarm::on_alarm).
     pub fn hold_alarm(&mut self) {
-        self.recorded.holds_alarm = self.alarm.is_some();
+        self.recorded.rare().holds_alarm = self.alarm.is_some();
     }
 
     /// Stores `value` as JSON under `key` in this instance's storage.
@@ -389,7 +401,7 @@ impl Context {
     /// Asks for this instance to leave memory when the messages that wait already are handled. Its connections are closed, its
     /// tasks cancelled, its [`on_stop`](crate::StableInterface::on_stop) is run; the next message builds it anew.
     pub fn passivate(&mut self) {
-        self.recorded.wants_passivation = true;
+        self.recorded.rare().wants_passivation = true;
     }
 
     /// Runs `notify` when this handler's effects are durable; never if they do not become so.
@@ -446,13 +458,13 @@ impl Context {
 
     pub(crate) fn output(&mut self, output: Output) {
         self.recorded.rare().outputs.get_mut().push(output);
-        self.recorded.has_recorded = true;
+        self.recorded.rare().has_recorded = true;
     }
 
     fn record(&mut self, op: Op) -> Result<(), ContextError> {
         self.require_store()?;
         self.recorded.rare().effects.record(op)?;
-        self.recorded.has_recorded = true;
+        self.recorded.rare().has_recorded = true;
         Ok(())
     }
 
@@ -537,7 +549,7 @@ impl Context {
     /// The handler of what woke the instance has succeeded: records its completion. A newer setting of an alarm, by this
     /// handler or while it ran, has a greater revision and outlives it.
     pub(crate) fn complete(&mut self, wake: &Wake) {
-        if !self.recorded.holds_alarm {
+        if !self.recorded.holds_alarm() {
             self.recorded.rare().effects.record_own(wake.done());
         }
     }
@@ -579,7 +591,7 @@ impl Context {
     /// Records an operation that the library itself decided.
     pub(crate) fn record_own(&mut self, op: Op) {
         self.recorded.rare().effects.record_own(op);
-        self.recorded.has_recorded = true;
+        self.recorded.rare().has_recorded = true;
     }
 }
 

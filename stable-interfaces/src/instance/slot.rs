@@ -319,10 +319,10 @@ impl<I: StableInterface> Slot<I> {
                         }
                         recorded
                             .take_end()
-                            .or((recorded.has_recorded || failed_start.is_some()).then_some(Closed::Reset))
+                            .or((recorded.has_recorded() || failed_start.is_some()).then_some(Closed::Reset))
                     }
                 };
-                if recorded.wants_passivation && ends.is_none() {
+                if recorded.wants_passivation() && ends.is_none() {
                     inner.extra.get_or_insert_default().queue.push_back(stop_job());
                 }
                 (result, ends)
@@ -332,7 +332,7 @@ impl<I: StableInterface> Slot<I> {
                 if let Some(token) = woken_by {
                     self.push_failure(&mut inner, epoch, token, &format!("panicked: {text}"));
                 }
-                (Err(RequestError::Panicked(text)), Some(Closed::Reset))
+                (Err(RequestError::Panicked(text).into()), Some(Closed::Reset))
             }
             Ending::TimedOut(after) => {
                 tracing::error!(instance = %chain::Described(&**self), ?after, "a handler ran out of time; its instance is reset");
@@ -340,7 +340,7 @@ impl<I: StableInterface> Slot<I> {
                     self.push_failure(&mut inner, epoch, token, &format!("timed out after {after:?}"));
                 }
                 let waited_for = chain::Described(&**self).to_string();
-                (Err(RequestError::TimedOut { after, waited_for }), Some(Closed::Reset))
+                (Err(RequestError::TimedOut { after, waited_for }.into()), Some(Closed::Reset))
             }
         };
         let gate = inner.extra.as_ref().and_then(|extra| extra.gate.as_ref());
@@ -384,7 +384,7 @@ impl<I: StableInterface> Slot<I> {
         let ops = recorded.take_ops();
         let touches_alarms = ops.iter().any(|op| matches!(op, Op::PutAlarm(_) | Op::RemoveAlarm { .. }));
         match woken_by {
-            Some(token) if recorded.holds_alarm => {
+            Some(token) if recorded.holds_alarm() => {
                 // The mark that it was started, if there is one, goes with the commit that holds it.
                 let ops = match token.wake() {
                     Wake::Alarm(alarm) if token.must_mark => {

@@ -5,7 +5,6 @@
 //! and bucket alike. Locks are taken in the order stripe, then nothing: no slot is locked under a stripe.
 
 use hashbrown::HashTable;
-use hashbrown::hash_table::Entry;
 
 use super::StableInterface;
 use super::slot::Slot;
@@ -74,21 +73,20 @@ impl<I: StableInterface> Table<I> {
         let mut stripe = self.stripe(hash).lock();
         stripe.uses = stripe.uses.wrapping_add(1);
         let used = Used { age: self.age.load(Ordering::Relaxed), order: stripe.uses }.pack();
-        match stripe.slots.entry(hash, |slot| *slot.id == *id, |slot| hash_id(&slot.id)) {
-            Entry::Occupied(entry) => {
-                entry.get().used.store(used, Ordering::Relaxed);
-                Ok(entry.get().clone())
-            }
-            Entry::Vacant(entry) => {
-                if !may_exceed && self.len.load(Ordering::Relaxed) >= self.max {
-                    return Err(Full);
-                }
-                self.len.fetch_add(1, Ordering::Relaxed);
-                let slot = make();
-                slot.used.store(used, Ordering::Relaxed);
-                Ok(entry.insert(Arc::new(slot)).get().clone())
-            }
+        // Not `entry`: most IDs are there, and finding one is cheaper than making room for it as well.
+        if let Some(slot) = stripe.slots.find(hash, |slot| *slot.id == *id) {
+            slot.used.store(used, Ordering::Relaxed);
+            return Ok(slot.clone());
         }
+        if !may_exceed && self.len.load(Ordering::Relaxed) >= self.max {
+            return Err(Full);
+        }
+        self.len.fetch_add(1, Ordering::Relaxed);
+        let slot = make();
+        slot.used.store(used, Ordering::Relaxed);
+        let slot = Arc::new(slot);
+        stripe.slots.insert_unique(hash, slot.clone(), |slot| hash_id(&slot.id));
+        Ok(slot)
     }
 
     pub(crate) fn get(&self, id: &str, hash: u64) -> Option<Arc<Slot<I>>> {

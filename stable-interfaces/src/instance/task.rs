@@ -11,7 +11,7 @@ use super::chain::Described;
 use super::context::Context;
 use super::slot::Slot;
 use super::turn::Work;
-use crate::error::RequestError;
+use crate::error::{Outcome, RequestError};
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::sync::{Arc, Mutex};
 
@@ -170,11 +170,11 @@ where
 {
     type Reply = R;
 
-    async fn run(self, state: &mut Option<Box<I>>, cx: &mut Context) -> Result<R, RequestError<I::Error>> {
+    async fn run(self, state: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<R, I::Error> {
         // Asked again here: the incarnation may have ended while this waited for its turn.
         match state {
-            Some(instance) if !self.life.has_ended() => (self.turn)(instance, cx).map_err(RequestError::Handler),
-            _ => Err(RequestError::Closed),
+            Some(instance) if !self.life.has_ended() => Ok((self.turn)(instance, cx).map_err(RequestError::Handler)?),
+            _ => Err(RequestError::Closed.into()),
         }
     }
 }

@@ -16,11 +16,11 @@ use tracing::Span;
 use tracing::field::Empty;
 
 use super::StableInterface;
-use super::chain::{self, Chain, Frame};
+use super::chain::{self, Chain, Deadline};
 use super::context::{Context, Recorded};
 use super::gate::Ticket;
 use super::slot::{Next, Slot};
-use crate::error::{ContextError, RequestError};
+use crate::error::{ContextError, Outcome, RequestError};
 use crate::host::wake::WakeToken;
 use crate::store::{Epoch, ShardId};
 use crate::sync::{Arc, Notify, oneshot};
@@ -34,21 +34,21 @@ pub(crate) trait Work<I: StableInterface>: Send + 'static {
         self,
         state: &mut Option<Box<I>>,
         cx: &mut Context,
-    ) -> impl Future<Output = Result<Self::Reply, RequestError<I::Error>>> + Send;
+    ) -> impl Future<Output = Outcome<Self::Reply, I::Error>> + Send;
 }
 
 /// The instance, built and started if it is not in memory yet.
 pub(crate) async fn awaken<'a, I: StableInterface>(
     state: &'a mut Option<Box<I>>,
     cx: &mut Context,
-) -> Result<&'a mut I, RequestError<I::Error>> {
+) -> Outcome<&'a mut I, I::Error> {
     if state.is_none() {
         let slot = cx.slot::<I>().expect("a message is handled by an instance of the interface it was sent to");
         let mut fresh = Box::new(slot.interface.build(&slot.id));
         drop(slot);
         if let Err(error) = fresh.on_start(cx).await {
             cx.note_failed_start(&error);
-            return Err(RequestError::Handler(error));
+            return Err(RequestError::Handler(error).into());
         }
         *state = Some(fresh);
     }
@@ -58,14 +58,14 @@ pub(crate) async fn awaken<'a, I: StableInterface>(
 /// A reply on its way out, and what it still waits for.
 #[derive(Debug)]
 pub(crate) struct Answer<R, E> {
-    pub(crate) result: Result<R, RequestError<E>>,
+    pub(crate) result: Outcome<R, E>,
     /// The last of the commits it must not outrun.
     pub(crate) behind: Option<Ticket>,
 }
 
 impl<R, E> Answer<R, E> {
     /// Waits for the gate; a failed commit takes the reply's place, whatever the reply was.
-    pub(crate) async fn release(self) -> Result<R, RequestError<E>> {
+    pub(crate) async fn release(self) -> Outcome<R, E> {
         if let Some(ticket) = self.behind {
             ticket.wait().await.map_err(ContextError::from)?;
         }
@@ -78,7 +78,7 @@ pub(crate) type ReplyTo<R, E> = oneshot::Sender<Answer<R, E>>;
 
 /// How a handler's future ended.
 pub(crate) enum Ending<I: StableInterface, R> {
-    Returned { state: Option<Box<I>>, recorded: Recorded, result: Result<R, RequestError<I::Error>> },
+    Returned { state: Option<Box<I>>, recorded: Recorded, result: Outcome<R, I::Error> },
     Panicked(String),
     TimedOut(Duration),
 }
@@ -90,7 +90,7 @@ pub(crate) struct Around<I: StableInterface> {
     pub(crate) callers: Option<Arc<Chain>>,
     /// By when it must be done, by the lease clock, if that was set before it started; else it is set if the first poll is not
     /// enough.
-    pub(crate) deadline: Option<Duration>,
+    pub(crate) deadline: Deadline,
     /// How long its sender gave it.
     pub(crate) given: Duration,
     /// What woke the instance, if nobody waits for a reply.
@@ -133,28 +133,23 @@ pub(crate) async fn handler<I: StableInterface, W: Work<I>>(
 
 /// Polls a handler once: as the current link of the call chain, and with its panics caught. The slot comes back with the
 /// outcome, so that the chain need not have a reference of its own.
-#[inline]
+#[inline(always)]
 pub(crate) fn poll_handler<I: StableInterface, R>(
     future: Pin<&mut (impl Future<Output = Ending<I, R>> + ?Sized)>,
     slot: Arc<Slot<I>>,
     callers: &mut Option<Arc<Chain>>,
-    deadline: &mut Option<Duration>,
+    deadline: &mut Deadline,
     span: &Span,
     task: &mut TaskContext<'_>,
 ) -> (Arc<Slot<I>>, Poll<Ending<I, R>>) {
-    let frame = Frame { instance: slot, callers: callers.take(), deadline: *deadline };
-    let (polled, frame) = chain::enter(frame, || {
+    let mut polled = Poll::Pending;
+    let instance: Arc<dyn Any + Send + Sync> = chain::enter(slot, callers, deadline, || {
         let _entered = span.enter();
-        catch_unwind(AssertUnwindSafe(|| future.poll(task)))
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| polled = future.poll(task))) {
+            polled = Poll::Ready(Ending::Panicked(panic_text(&*panic)));
+        }
     });
-    *callers = frame.callers;
-    *deadline = frame.deadline;
-    let slot: Arc<dyn Any + Send + Sync> = frame.instance;
-    let slot = slot.downcast().expect("the chain gives back the instance it was given");
-    match polled {
-        Ok(poll) => (slot, poll),
-        Err(panic) => (slot, Poll::Ready(Ending::Panicked(panic_text(&*panic)))),
-    }
+    (instance.downcast().expect("the chain gives back the instance it was given"), polled)
 }
 
 /// A turn under way, whatever its message.
@@ -209,7 +204,7 @@ impl<I: StableInterface, R: Send + 'static, F: Future<Output = Ending<I, R>> + S
 
     fn deadline(&mut self) -> Duration {
         let slot = &self.around.slot;
-        *self.around.deadline.get_or_insert_with(|| slot.deadline_from_now())
+        self.around.deadline.get_or_insert_with(|| slot.deadline_from_now())
     }
 
     fn time_out(mut self: Box<Self>) -> Next<I> {
@@ -279,13 +274,13 @@ impl<I: StableInterface, W: Work<I>> Job<I> for Waiting<I, W> {
         let Waiting { work, callers, deadline, given, woken_by, span, reply, .. } = *self;
         let future = Some(Box::pin(handler(slot.clone(), epoch, state, work)));
         // A request shares its time with its wait; what nobody waits for has its whole time from when its handler starts.
-        let deadline = (deadline != Duration::MAX).then_some(deadline);
+        let deadline = Deadline::at(deadline);
         Box::new(Running { around: Around { slot, epoch, callers, deadline, given, woken_by, span }, future, reply })
     }
 
     fn refuse(self: Box<Self>, error: Refusal) {
         if let Some(reply) = self.reply {
-            drop(reply.send(Answer { result: Err(error.into()), behind: None }));
+            drop(reply.send(Answer { result: Err(Box::new(error.into())), behind: None }));
         }
     }
 

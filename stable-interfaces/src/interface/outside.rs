@@ -6,7 +6,7 @@ use std::future::Future;
 
 use crate::alarm::Alarm;
 use crate::clock::Timestamp;
-use crate::error::{ContextError, RequestError};
+use crate::error::{ContextError, Outcome};
 use crate::instance::StableInterface;
 use crate::instance::context::Context;
 use crate::instance::turn::Work;
@@ -25,8 +25,8 @@ pub(super) struct Outside<O>(pub(super) O);
 impl<I: StableInterface, O: Operation> Work<I> for Outside<O> {
     type Reply = O::Reply;
 
-    async fn run(self, _: &mut Option<Box<I>>, cx: &mut Context) -> Result<O::Reply, RequestError<I::Error>> {
-        self.0.run(cx).await.map_err(RequestError::from)
+    async fn run(self, _: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<O::Reply, I::Error> {
+        self.0.run(cx).await.map_err(Box::from)
     }
 }
 

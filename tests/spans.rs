@@ -1,0 +1,119 @@
+//! The span around each handler. It is the only test of its program, since tracing remembers per process whether anybody
+//! listens.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use stable_interfaces::{Fleet, NewPost};
+use system_tests::{Failed, Probe, World, act, spawn, wait};
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing_subscriber::layer::{Context as LayerContext, Layer, SubscriberExt as _};
+use tracing_subscriber::registry::LookupSpan;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// The fields of each span that was made, and what was said inside which spans.
+#[derive(Clone, Default)]
+struct Spans(Arc<Mutex<Vec<String>>>);
+
+#[derive(Default)]
+struct Fields(String);
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        let text = format!("{value:?}");
+        self.0 += &format!(" {}={}", field.name(), text.trim_matches('"'));
+    }
+}
+
+impl<S: tracing::Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Spans {
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: LayerContext<'_, S>) {
+        let mut fields = Fields::default();
+        attributes.record(&mut fields);
+        context.span(id).unwrap().extensions_mut().insert(fields);
+    }
+
+    fn on_record(&self, id: &Id, values: &Record<'_>, context: LayerContext<'_, S>) {
+        let span = context.span(id).unwrap();
+        values.record(span.extensions_mut().get_mut::<Fields>().unwrap());
+    }
+
+    fn on_event(&self, event: &tracing::Event<'_>, context: LayerContext<'_, S>) {
+        let mut said = Fields::default();
+        event.record(&mut said);
+        if !said.0.contains("message=said") {
+            return;
+        }
+        let spans = context.event_scope(event).into_iter().flatten();
+        let spans = spans.map(|span| {
+            let fields = span.extensions().get::<Fields>().unwrap().0.clone();
+            format!("{}{fields}", span.name())
+        });
+        let spans: Vec<_> = spans.collect();
+        self.0.lock().push(spans.join(" in "));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_poll_of_a_handler_is_inside_a_span_that_names_it() {
+    let spans = Spans::default();
+    tracing::subscriber::set_global_default(tracing_subscriber::registry().with(spans.clone())).unwrap();
+    let world = World::in_memory();
+    world.script.on_alarm(|_, _, alarm| {
+        let fails = alarm.attempt() == 0;
+        Box::pin(async move {
+            tracing::info!("said");
+            if fails { Err(Failed::Told("no")) } else { Ok(()) }
+        })
+    });
+    world.script.on_message(|_, _, _| {
+        Box::pin(async {
+            tracing::info!("said");
+            Ok(())
+        })
+    });
+    let fleet = Fleet::new(["only"], 1).unwrap();
+    let site = world.launch(world.member("only", &fleet), |probes| probes).await;
+    let probes = site.probes.clone();
+    let nested = act(move |_: &mut Probe, _| {
+        Box::pin(async move {
+            tracing::info!("said");
+            let said = act(|me: &mut Probe, _| {
+                let sleep = me.sleep(SECOND);
+                Box::pin(async move {
+                    sleep.await;
+                    tracing::info!("said");
+                    Ok(())
+                })
+            });
+            probes.request("inner", said).await.map_err(|error| Failed::Nested(error.to_string()))?;
+            tokio::task::yield_now().await;
+            tracing::info!("said");
+            Ok(())
+        })
+    });
+    let busy = spawn(&site.probes, "outer", wait(SECOND));
+    world.settle().await;
+    // From the queue as well.
+    let nested = spawn(&site.probes, "outer", nested);
+    busy.await.unwrap().unwrap();
+    nested.await.unwrap().unwrap();
+    let outer = "handle interface=probe instance=outer shard=0";
+    let inner = "handle interface=probe instance=inner shard=0";
+    assert_eq!(*spans.0.lock(), [outer.to_owned(), format!("{inner} in {outer}"), outer.to_owned()]);
+    spans.0.lock().clear();
+
+    site.probes.set_alarm("a", "x", world.at(0), &()).await.unwrap();
+    world.pass(10 * SECOND).await;
+    site.probes.post("a", NewPost::new("").id("m")).await.unwrap();
+    world.pass(SECOND).await;
+    let a = "handle interface=probe instance=a shard=0";
+    assert_eq!(
+        *spans.0.lock(),
+        [format!("{a} alarm=x attempt=0"), format!("{a} alarm=x attempt=1"), format!("{a} message=m attempt=0")]
+    );
+}
