@@ -5,10 +5,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use stable_interfaces::{Alarm, Context, ContextError, Handle, Host, Interface, OnAlarm, StableInterface, Timestamp};
+use stable_interfaces::{
+    Alarm, Context, ContextError, Fleet, Handle, Host, Interface, OnAlarm, StableInterface, Timestamp,
+};
+
+use tokio::sync::Notify;
 
 use crate::measure::percentile;
-use crate::stores::{Ended, Metered, Place, fill};
+use crate::stores::{Ended, HOST, Metered, Place, SHARDS, fill};
 
 /// The name of the interface whose alarms are measured.
 pub const INTERFACE: &str = "timer";
@@ -28,9 +32,15 @@ pub struct Seen {
     /// The times between an alarm's time and the first line of its handler, in milliseconds, in the order of firing.
     late: Mutex<Vec<f64>>,
     fired: AtomicU64,
+    first: Notify,
 }
 
 impl Seen {
+    /// Waits until the first alarm has fired.
+    async fn has_fired(&self) {
+        self.first.notified().await;
+    }
+
     fn late(&self) -> std::sync::MutexGuard<'_, Vec<f64>> {
         self.late.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -49,7 +59,9 @@ impl OnAlarm for Timer {
     async fn on_alarm(&mut self, _: &mut Context, alarm: &Alarm) -> Result<(), ContextError> {
         let now = wall_millis();
         self.0.late().push(now - alarm.scheduled_at().as_millis() as f64);
-        self.0.fired.fetch_add(1, Ordering::Relaxed);
+        if self.0.fired.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.0.first.notify_one();
+        }
         Ok(())
     }
 }
@@ -70,7 +82,8 @@ impl Handle<Set> for Timer {
 }
 
 /// The wall clock, in milliseconds and parts of them.
-fn wall_millis() -> f64 {
+#[must_use]
+pub fn wall_millis() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64() * 1e3)
 }
 
@@ -92,7 +105,12 @@ impl Running {
     pub async fn start(place: &dyn Place) -> Running {
         let store = Metered::new(place.open().await);
         let seen = Arc::new(Seen::default());
-        let mut host = Host::local(store.clone());
+        let mut host = if place.is_shared() {
+            let fleet = Fleet::new([HOST], SHARDS).expect("one host makes a fleet");
+            Host::builder(HOST, fleet).store(store.clone())
+        } else {
+            Host::local(store.clone())
+        };
         let of_instances = seen.clone();
         let timers = host.interface(move |_| Timer(of_instances.clone())).with_alarms().register();
         let timers = timers.expect("its name is good");
@@ -191,23 +209,60 @@ pub async fn fill_due(place: &dyn Place, alarms: u64, ended: Ended) {
     fill(&*place.open().await, alarms, |number| past + Duration::from_millis(number % 1_000_000), ended).await;
 }
 
+/// Milliseconds from the start of a host until its first overdue alarm is handled.
+pub async fn startup(place: &dyn Place) -> f64 {
+    let started = Instant::now();
+    let running = Running::start(place).await;
+    running.seen.has_fired().await;
+    let millis = started.elapsed().as_secs_f64() * 1e3;
+    running.end().await;
+    millis
+}
+
+/// A place that holds alarms that are not due for a long time, but for the first few, which are overdue.
+pub async fn fill_startup(place: &dyn Place, alarms: u64) {
+    const OVERDUE: u64 = 1_000;
+    let now = from_now(Duration::ZERO);
+    let due = |number| match number {
+        0..OVERDUE => now - Duration::from_secs(3_600) + Duration::from_millis(number),
+        _ => now + Duration::from_secs(30 * 24 * 3600) + Duration::from_millis(number),
+    };
+    fill(&*place.open().await, alarms, due, Ended::Released).await;
+}
+
 /// A place that holds alarms that are not due for a long time.
 pub async fn fill_pending(place: &dyn Place, alarms: u64) {
     let future = from_now(Duration::from_secs(30 * 24 * 3600));
     fill(&*place.open().await, alarms, |number| future + Duration::from_millis(number), Ended::Released).await;
 }
 
-/// How late alarms at random times over a few seconds are: p50, p99 and the latest, in milliseconds. `None` if they could not
-/// all be set within `lead`, before the first of them.
-pub async fn lateness(place: &dyn Place, alarms: u64, over: Duration, lead: Duration) -> Option<(f64, f64, f64)> {
+/// How late something was, in milliseconds.
+#[derive(Debug)]
+pub struct LatenessRun {
+    /// Half of them were not later.
+    pub p50: f64,
+    /// 99 of 100 were not later.
+    pub p99: f64,
+    /// The latest.
+    pub max: f64,
+}
+
+/// A number from 0 to 1 that looks random and is the same in each run: splitmix64's finalizer.
+#[must_use]
+pub fn share(number: u64) -> f64 {
+    let mut random = (number + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    random = (random ^ (random >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    (random >> 11) as f64 / (1_u64 << 53) as f64
+}
+
+/// How late alarms at random times over a few seconds are. `None` if they could not all be set within `lead`, before the first
+/// of them.
+pub async fn lateness(place: &dyn Place, alarms: u64, over: Duration, lead: Duration) -> Option<LatenessRun> {
     let running = Running::start(place).await;
     let first = from_now(lead);
-    let span = u64::try_from(over.as_millis()).unwrap_or(u64::MAX);
     let at = move |number: u64| {
-        // Splitmix64's finalizer: the same times in each run, in no order.
-        let mut random = (number + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        random = (random ^ (random >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        first + Duration::from_millis((random >> 20) % span)
+        let after = over.mul_f64(share(number));
+        first + Duration::from_millis(u64::try_from(after.as_millis()).unwrap_or(u64::MAX))
     };
     running.set_all(0, alarms, at).await;
     if from_now(Duration::ZERO) >= first {
@@ -219,7 +274,7 @@ pub async fn lateness(place: &dyn Place, alarms: u64, over: Duration, lead: Dura
     running.end().await;
     late.sort_by(f64::total_cmp);
     assert!(late[0] >= 0.0, "an alarm fired before its time");
-    Some((percentile(&late, 0.5), percentile(&late, 0.99), percentile(&late, 1.0)))
+    Some(LatenessRun { p50: percentile(&late, 0.5), p99: percentile(&late, 0.99), max: percentile(&late, 1.0) })
 }
 
 /// What [`burst`] found.

@@ -7,6 +7,7 @@
 pub mod alarms;
 pub mod measure;
 pub mod peers;
+pub mod queues;
 pub mod report;
 pub mod runner;
 pub mod stores;

@@ -13,13 +13,20 @@ use stable_interfaces::{
     Revision, ShardId, Store, Timestamp, Write,
 };
 
+mod direct;
 mod fjall;
 mod memory;
 mod metered;
+mod postgres;
+mod redis;
 
 pub use fjall::Fjall;
 pub use memory::Memory;
 pub use metered::Metered;
+pub use postgres::Postgres;
+pub use redis::Redis;
+
+use crate::queues::Queue;
 
 /// A kind of store.
 #[async_trait]
@@ -27,11 +34,31 @@ pub trait Backend: Send + Sync {
     /// As it is called on the command line and in the output.
     fn name(&self) -> &'static str;
 
+    /// The setting it is measured under, if there are several.
+    fn mode(&self) -> Option<&'static str> {
+        None
+    }
+
     /// A new, empty place of its kind.
     async fn fresh(&self) -> Box<dyn Place>;
 
     /// The place that another process has left at `address`.
     fn at(&self, address: &str) -> Box<dyn Place>;
+
+    /// The peers on the same kind of server that delayed work is given to, each with nothing in it.
+    async fn queues(&self) -> Vec<Box<dyn Queue>> {
+        Vec::new()
+    }
+
+    /// The peers that work off a backlog, each with how long a backlog; the first is the one to compare with by default.
+    async fn due_queues(&self) -> Vec<(Box<dyn Queue>, u64)> {
+        Vec::new()
+    }
+
+    /// The peer whose times are fine enough to measure its lateness.
+    fn timers(&self) -> Option<Box<dyn Queue>> {
+        None
+    }
 }
 
 /// Where one store keeps its rows.
@@ -43,22 +70,43 @@ pub trait Place: Send + Sync {
     /// Where another process finds it; `None` if none can.
     fn address(&self) -> Option<String>;
 
+    /// Whether several hosts may share it, so that its owner needs a lease.
+    fn is_shared(&self) -> bool {
+        false
+    }
+
     /// Raw commits per second of single alarms, the same that this place holds, `rows` in each commit. Nothing may be open.
     async fn raw_set(&self, rows: usize) -> f64;
 
     /// Raw alarms per second: reads the alarms that this place holds, in order, and removes them, `rows` at a time. Nothing may
     /// be open.
     async fn raw_drain(&self, rows: usize) -> f64;
+
+    /// Raw commits per second of single rows on many connections at once, where there are such things.
+    async fn singles(&self) -> Option<f64> {
+        None
+    }
+
+    /// How much room its tables and indexes take, if that can be asked for.
+    async fn megabytes(&self) -> Option<f64> {
+        None
+    }
 }
 
 /// Every kind there is.
 #[must_use]
 pub fn all() -> Vec<Box<dyn Backend>> {
-    vec![Box::new(Memory), Box::new(Fjall)]
+    vec![
+        Box::new(Memory),
+        Box::new(Fjall),
+        Box::new(Postgres),
+        Box::new(Redis { mode: "everysec" }),
+        Box::new(Redis { mode: "always" }),
+    ]
 }
 
 /// The host name and shard count of [`Host::local`](stable_interfaces::Host::local).
-const HOST: &str = "local";
+pub const HOST: &str = "local";
 /// See [`HOST`].
 pub const SHARDS: u32 = 1_024;
 /// The most rows in one write when a store is filled.
