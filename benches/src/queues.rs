@@ -115,7 +115,7 @@ pub async fn due(queue: &dyn Queue, jobs: u64) -> f64 {
 pub async fn lateness(queue: &dyn Queue, jobs: u64, over: Duration) -> LatenessRun {
     const CALLERS: u64 = 16;
     /// From when jobs are added until the first of them is due.
-    const LEAD: f64 = 8_000.0;
+    const LEAD: f64 = 25_000.0;
     let (first, span) = (wall_millis() + LEAD, over.as_secs_f64() * 1e3);
     let mut calls = Vec::new();
     for caller in 0..CALLERS {
