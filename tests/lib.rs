@@ -7,6 +7,7 @@
 pub mod example;
 pub mod history;
 mod hooks;
+pub mod process;
 
 use std::collections::BTreeSet;
 use std::fmt;

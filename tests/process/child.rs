@@ -1,0 +1,332 @@
+//! What a child process does: it runs one host with its ledgers, works on them, and does what its parent writes to it.
+//!
+//! It ends when its standard input ends, so it never outlives its parent. What it says of an operation it says after that was
+//! acknowledged, never before.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use alarm_backends::{FjallStore, PostgresStore, RedisStore};
+use serde::{Deserialize, Serialize};
+use stable_interfaces::{
+    ContextError, Fleet, Health, Host, HostBuilder, Interface, NewPost, RequestError, Store, StoreError,
+};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::ledger::{Book, Cancel, Counts, Ledger, Rows, Tally};
+use super::voice::Voice;
+
+/// The environment variable that holds a child's [`Job`].
+pub(super) const JOB: &str = "SYSTEM_TESTS_CHILD";
+
+/// How long a caller waits after an error before it goes on.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// How long a child tries to open its store, and a host its claim: a store that was killed comes back.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a child process is to do.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Job {
+    /// Where its rows are, and which host it is.
+    pub place: Place,
+    /// How many ledgers there are, on all hosts together.
+    pub ledgers: u64,
+    /// How many callers work on them until they are told to be quiet.
+    pub callers: u64,
+    /// A number that no other process of the run has, for the names of operations.
+    pub life: u64,
+}
+
+/// Where rows are, and which host works on them.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Place {
+    /// In a directory, with one host alone.
+    Fjall(PathBuf),
+    /// In the database with this URL, with the hosts of a fleet.
+    Postgres(String, Seat),
+    /// In the server with this URL, with the hosts of a fleet.
+    Redis(String, Seat),
+}
+
+/// A host's part in a fleet.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Seat {
+    /// Its name.
+    pub name: String,
+    /// The pattern of all names.
+    pub fleet: String,
+    /// The number of shards.
+    pub shards: u32,
+    /// Its lease.
+    pub lease: Duration,
+}
+
+/// Does what the job in the environment says, until the parent is gone.
+pub async fn child() {
+    let job = std::env::var(JOB).expect("only its parent starts this");
+    let job: Job = serde_json::from_str(&job).expect("the parent writes jobs");
+    let voice = Voice::start();
+    voice.say_errors();
+    let orders = orders();
+    let began = Instant::now();
+    let mut builder = match equip(&job.place).await {
+        Ok(builder) => builder.start_timeout(PATIENCE),
+        Err(error) => return voice.say_last(format!("refused {}", in_one_line(&error))),
+    };
+    let opened = began.elapsed();
+    let own = voice.clone();
+    let ledgers = builder.interface(move |_| Ledger::new(own.clone())).with_alarms().with_inbox().register();
+    let ledgers = ledgers.expect("it is the only interface");
+    let host = match builder.start().await {
+        Ok(host) => host,
+        Err(error) => return voice.say_last(format!("refused {}", in_one_line(&error))),
+    };
+    voice.say(format!("ready {} {}", opened.as_micros(), began.elapsed().as_micros()));
+    let site = Arc::new(Site { job, host, ledgers, voice, quiet: AtomicBool::new(false), next: AtomicU64::new(0) });
+    site.run(orders).await;
+}
+
+/// A builder with an open store. A server that cannot be reached yet is tried again.
+async fn equip(place: &Place) -> Result<HostBuilder, StoreError> {
+    let (seat, store): (&Seat, Arc<dyn Store>) = match place {
+        Place::Fjall(dir) => return Ok(Host::local(FjallStore::open(dir)?)),
+        Place::Postgres(url, seat) => (seat, Arc::new(patiently(|| PostgresStore::connect(url)).await?)),
+        Place::Redis(url, seat) => (seat, Arc::new(patiently(|| RedisStore::connect(url)).await?)),
+    };
+    let fleet = Fleet::expand(&seat.fleet, seat.shards).expect("the parent names a fleet");
+    Ok(Host::builder(&seat.name, fleet).shared_store(store).lease(seat.lease))
+}
+
+async fn patiently<T, F>(mut open: impl FnMut() -> F) -> Result<T, StoreError>
+where
+    F: Future<Output = Result<T, StoreError>>,
+{
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match open().await {
+            Err(error) if error.is_retryable() && Instant::now() < end => tokio::time::sleep(PAUSE).await,
+            done => return done,
+        }
+    }
+}
+
+/// What the parent writes, a line each; it ends with the parent.
+fn orders() -> mpsc::UnboundedReceiver<String> {
+    let (send, orders) = mpsc::unbounded_channel();
+    // A thread of its own: a task that waits for input would keep the runtime from ending.
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lines().map_while(Result::ok) {
+            if send.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    orders
+}
+
+/// A host that runs, with what its callers share.
+struct Site {
+    job: Job,
+    host: Host,
+    ledgers: Interface<Ledger>,
+    voice: Voice,
+    /// Whether the callers are to end.
+    quiet: AtomicBool,
+    /// The number of the next operation.
+    next: AtomicU64,
+}
+
+impl Site {
+    async fn run(self: Arc<Site>, mut orders: mpsc::UnboundedReceiver<String>) {
+        let mut callers = JoinSet::new();
+        for _ in 0..self.job.callers {
+            callers.spawn(self.clone().work());
+        }
+        let mut health = Health::Running;
+        loop {
+            let order = tokio::select! { biased;
+                order = orders.recv() => order,
+                () = tokio::time::sleep(Duration::from_millis(20)) => {
+                    if self.host.health() != health {
+                        health = self.host.health();
+                        self.voice.say(format!("health {health:?}"));
+                    }
+                    continue;
+                }
+            };
+            match order.as_deref() {
+                Some("quiet") => {
+                    self.quiet.store(true, Ordering::Relaxed);
+                    while callers.join_next().await.is_some() {}
+                    self.voice.say("quiet");
+                }
+                Some("tally") => self.tally().await,
+                Some("rows") => self.rows().await,
+                Some("owned") => self.owned(),
+                Some("ready?") => self.voice.say(format!("ready? {}", self.host.is_ready(Duration::MAX))),
+                Some("drain") => {
+                    let drained = self.host.drain(PATIENCE).await;
+                    return self.voice.say_last(format!("drained {} {}", drained.unfinished, drained.released));
+                }
+                Some(book) if book.starts_with("book ") => self.book(book).await,
+                Some(other) => self.voice.say(format!("wrong order {other:?}")),
+                None => return,
+            }
+        }
+    }
+
+    /// Books, cancels and posts until it is told to be quiet, and says what was acknowledged.
+    async fn work(self: Arc<Site>) {
+        let pause = || tokio::time::sleep(PAUSE);
+        while !self.quiet.load(Ordering::Relaxed) {
+            let number = self.next.fetch_add(1, Ordering::Relaxed);
+            let (id, op) = (ledger(number % self.job.ledgers), format!("{}-{number}", self.job.life));
+            if number % 5 == 4 {
+                // To any of them: messages go through the store, whoever the owner is.
+                match self.ledgers.post(&id, NewPost::new("").id(op.clone())).await {
+                    Ok(_) => self.voice.say(format!("posted {id} {op}")),
+                    Err(error) => {
+                        self.failed(&error);
+                        pause().await;
+                    }
+                }
+                continue;
+            }
+            let id = match self.nearest_own(number) {
+                Some(id) => id,
+                None => {
+                    pause().await;
+                    continue;
+                }
+            };
+            let after = Duration::from_millis(number.wrapping_mul(0x9E37_79B9) % 300);
+            match self.ledgers.request(&id, Book(op.clone(), after)).await {
+                Ok(()) => self.voice.say(format!("booked {id} {op}")),
+                Err(error) => {
+                    self.failed(&error);
+                    pause().await;
+                    continue;
+                }
+            }
+            if number % 8 == 3 {
+                match self.ledgers.request(&id, Cancel(op.clone())).await {
+                    Ok(true) => self.voice.say(format!("cancelled {id} {op}")),
+                    Ok(false) => {}
+                    Err(error) => {
+                        self.failed(&error);
+                        pause().await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The first ledger from `number` on, round and round, that this host owns.
+    fn nearest_own(&self, number: u64) -> Option<String> {
+        let ids = (0..self.job.ledgers).map(|n| ledger((number + n) % self.job.ledgers));
+        ids.into_iter().find(|id| self.host.owns(id).expect("it can be an ID"))
+    }
+
+    /// Faults of the store and changes of owners are what the tests make; nothing else may fail, and nothing at all on a store that
+    /// nobody disturbs.
+    fn failed(&self, error: &RequestError<ContextError>) {
+        // What a handler was refused by its context, it passes on as its own error.
+        let passed_on = matches!(
+            error,
+            RequestError::Handler(ContextError::Store(_) | ContextError::Fenced | ContextError::Unknown)
+        );
+        let expected = error.is_retryable() || error.may_have_happened() || passed_on;
+        if !expected || matches!(self.job.place, Place::Fjall(_)) {
+            self.voice.say(format!("wrong {}", in_one_line(error)));
+        }
+    }
+
+    /// Books an operation whose alarm is due after some milliseconds: `book LEDGER OPERATION MILLIS`.
+    async fn book(&self, order: &str) {
+        let words: Vec<_> = order.split(' ').collect();
+        let [_, id, op, after] = words[..] else { return self.voice.say(format!("wrong order {order:?}")) };
+        let after = Duration::from_millis(after.parse().expect("the parent writes numbers"));
+        match self.ledgers.request(id, Book(op.to_owned(), after)).await {
+            Ok(()) => self.voice.say(format!("booked {id} {op}")),
+            Err(error) => self.voice.say(format!("unbooked {id} {op} {}", in_one_line(&error))),
+        }
+    }
+
+    /// Says the sum of the counts of its ledgers, once it can be had.
+    async fn tally(&self) {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            match self.sum().await {
+                Ok((requeued, sum)) => {
+                    let sum = serde_json::to_string(&sum).expect("counts can be written");
+                    return self.voice.say(format!("tally {requeued} {sum}"));
+                }
+                Err(error) if Instant::now() < end => {
+                    self.failed(&error);
+                    tokio::time::sleep(PAUSE).await;
+                }
+                Err(error) => return self.voice.say(format!("wrong {}", in_one_line(&error))),
+            }
+        }
+    }
+
+    async fn sum(&self) -> Result<(usize, Counts), RequestError<ContextError>> {
+        // What was being handled in three processes that were killed is suspected of killing them, and waits for somebody to say
+        // that it did not.
+        let dead = self.ledgers.dead_letters(None, 10_000).await?;
+        for letter in &dead {
+            self.ledgers.requeue(letter).await?;
+        }
+        let mut sum = Counts::default();
+        for id in self.own_ledgers() {
+            sum.add(self.ledgers.request(&id, Tally).await?);
+        }
+        Ok((dead.len(), sum))
+    }
+
+    /// Says what is stored.
+    async fn rows(&self) {
+        for id in self.own_ledgers() {
+            match self.ledgers.request(&id, Rows).await {
+                Ok((counts, rows)) => {
+                    let counts = serde_json::to_string(&counts).expect("counts can be written");
+                    self.voice.say(format!("counts {id} {counts}"));
+                    for (key, number) in rows {
+                        self.voice.say(format!("row {id} {key} {number}"));
+                    }
+                }
+                Err(error) => self.voice.say(format!("wrong {id}: {}", in_one_line(&error))),
+            }
+        }
+        self.voice.say("end");
+    }
+
+    fn owned(&self) {
+        self.voice.say(format!("owned {}", self.own_ledgers().join(" ")));
+    }
+
+    fn own_ledgers(&self) -> Vec<String> {
+        let ids = (0..self.job.ledgers).map(ledger);
+        ids.filter(|id| self.host.owns(id).expect("it can be an ID")).collect()
+    }
+}
+
+/// The ID of a ledger.
+fn ledger(number: u64) -> String {
+    format!("ledger-{number}")
+}
+
+fn in_one_line(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        line.push_str(": ");
+        line.push_str(&error.to_string());
+        cause = error.source();
+    }
+    line.replace('\n', " ")
+}
