@@ -16,7 +16,7 @@ use crate::error::{ContextError, RequestError};
 use crate::fleet::hash_id;
 use crate::host::core::{Health, HostCore};
 use crate::id::{MAX_VALUE_BYTES, check_id};
-use crate::store::{InboxKey, InboxRow, InstanceName, MessageHeaders, NewMessage, Posted, StoreError};
+use crate::store::{InboxKey, InboxRow, InstanceName, MessageHeaders, NewMessage, Posted};
 use crate::sync::Arc;
 
 /// A message to post to an instance's inbox.
@@ -146,30 +146,31 @@ pub(crate) async fn post<E>(
     Ok(post_to_store(host, message).await?)
 }
 
-/// Posts, and repeats while the store cannot be reached or its answer got lost, up to the commit timeout: by its ID a message
-/// is taken once.
+/// Posts, and repeats while the store cannot be reached, up to the commit timeout.
+///
+/// What may have been inserted is not repeated: by the time the store answers again its owner may have handled the message and
+/// taken it out, and then a second one would not be recognised.
 pub(crate) async fn post_to_store(host: &Arc<HostCore>, message: NewMessage) -> Result<Posted, ContextError> {
     let Some(store) = &host.store else { return Err(ContextError::NoStore) };
     let shard = message.shard;
     let messages = [message];
     let options = &host.options.commit;
     let began = host.clock.elapsed();
-    let (mut may_have_happened, mut failures) = (false, 0);
+    let mut failures = 0;
     loop {
-        let error = match within(&*host.clock, options.store_timeout, store.post(&messages)).await {
-            Some(Ok(posted)) => {
-                // The store's own hint may get lost; this one does not.
-                host.shards.hint(shard);
-                let posted = posted.first().copied().unwrap_or(Posted::Inserted);
-                // What an unanswered try inserted is this message, not another.
-                return Ok(if may_have_happened { Posted::Inserted } else { posted });
-            }
+        let answer = within(&*host.clock, options.store_timeout, store.post(&messages)).await;
+        // The store's own hint may get lost; this one does not. After a failure the message may be there all the same.
+        host.shards.hint(shard);
+        let error = match answer {
+            Some(Ok(posted)) => return Ok(posted.first().copied().unwrap_or(Posted::Inserted)),
             Some(Err(error)) => error,
-            None => StoreError::Unavailable(format!("no answer within {:?}", options.store_timeout).into()),
+            None => return Err(ContextError::Unknown),
         };
-        may_have_happened |= error.may_have_happened();
+        if error.may_have_happened() {
+            return Err(ContextError::Unknown);
+        }
         if !error.is_retryable() || host.clock.elapsed().saturating_sub(began) >= options.commit_timeout {
-            return Err(if may_have_happened { ContextError::Unknown } else { ContextError::Store(Arc::new(error)) });
+            return Err(ContextError::Store(Arc::new(error)));
         }
         host.clock.sleep(backoff(&*host.random, failures)).await;
         failures += 1;

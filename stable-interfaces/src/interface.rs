@@ -489,7 +489,7 @@ impl<I: StableInterface> Interface<I> {
     ///
     /// # Errors
     /// [`RequestError::Store`] if the store did not take it, [`RequestError::Unknown`] if that is not known: repeat it under the
-    /// same ID. [`RequestError::TooLarge`], [`RequestError::InvalidId`], [`RequestError::NoStore`].
+    /// same ID. If the first got through and has been handled by then, it is handled twice. [`RequestError::TooLarge`], [`RequestError::InvalidId`], [`RequestError::NoStore`].
     pub async fn post(&self, id: &str, message: NewPost) -> Result<Posted, RequestError<I::Error>>
     where
         I: OnMessage,
