@@ -14,8 +14,9 @@ use super::voice::Voice;
 /// Where an instance keeps its counts.
 pub(super) const COUNTS: &str = "counts";
 
-/// How often what happened to an instance, or to many.
+/// How often what happened to an instance, or to many. Stored with every operation, so it is written short.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "[u64; 5]", from = "[u64; 5]")]
 pub struct Counts {
     /// Operations noted. Each sets an alarm.
     pub booked: u64,
@@ -37,6 +38,19 @@ impl Counts {
         self.fired += other.fired;
         self.early += other.early;
         self.taken += other.taken;
+    }
+}
+
+impl From<Counts> for [u64; 5] {
+    fn from(counts: Counts) -> [u64; 5] {
+        let Counts { booked, cancelled, fired, early, taken } = counts;
+        [booked, cancelled, fired, early, taken]
+    }
+}
+
+impl From<[u64; 5]> for Counts {
+    fn from([booked, cancelled, fired, early, taken]: [u64; 5]) -> Counts {
+        Counts { booked, cancelled, fired, early, taken }
     }
 }
 
