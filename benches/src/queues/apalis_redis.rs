@@ -3,24 +3,25 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use ::apalis_redis::{Config, RedisStorage, connect};
+use alarm_backends::testing::servers::Redis;
 use apalis::prelude::{BoxDynError, TaskBuilder, TaskSink, WorkerBuilder};
 use async_trait::async_trait;
 use tokio::task::JoinHandle;
 
 use super::{Adder, Job, Queue, handle};
 
-/// A queue on one server.
+/// A queue on a server of its own: a second worker of the same name is refused for a while.
 #[derive(Debug)]
 pub struct ApalisRedis {
-    url: String,
+    server: Redis,
     batch: Option<usize>,
 }
 
 impl ApalisRedis {
     /// On an empty server.
     #[must_use]
-    pub fn new(url: String, batch: Option<usize>) -> ApalisRedis {
-        ApalisRedis { url, batch }
+    pub fn new(server: Redis, batch: Option<usize>) -> ApalisRedis {
+        ApalisRedis { server, batch }
     }
 
     async fn storage(&self) -> RedisStorage<Job> {
@@ -29,7 +30,7 @@ impl ApalisRedis {
             Some(batch) => config.batch_size(batch),
             None => config,
         };
-        RedisStorage::new(connect(&*self.url).await.expect("the server takes connections")).with_config(config)
+        RedisStorage::new(connect(&*self.server.url()).await.expect("the server takes connections")).with_config(config)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Redis, on private servers, in both modes of its append-only file. Its limit is the store itself without a host: the same
 //! scripts with the same arguments, in a tight loop.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use alarm_backends::redis::RedisStore;
 use alarm_backends::testing::servers;
@@ -42,26 +42,15 @@ impl Backend for Redis {
     }
 
     async fn queues(&self) -> Vec<Box<dyn Queue>> {
-        vec![Box::new(ApalisRedis::new(self.peers(), None))]
+        vec![Box::new(ApalisRedis::new(start(self.mode), None))]
     }
 
     async fn due_queues(&self) -> Vec<(Box<dyn Queue>, u64)> {
         // It fails with 20,000.
         vec![
-            (Box::new(ApalisRedis::new(self.peers(), None)), 5_000),
-            (Box::new(ApalisRedis::new(self.peers(), Some(500))), 5_000),
+            (Box::new(ApalisRedis::new(start(self.mode), None)), 5_000),
+            (Box::new(ApalisRedis::new(start(self.mode), Some(500))), 5_000),
         ]
-    }
-}
-
-impl Redis {
-    /// The URL of an empty server for a peer.
-    fn peers(&self) -> String {
-        static EVERYSEC: LazyLock<servers::Redis> = LazyLock::new(|| start("everysec"));
-        static ALWAYS: LazyLock<servers::Redis> = LazyLock::new(|| start("always"));
-        let server = if self.mode == "always" { &ALWAYS } else { &EVERYSEC };
-        server.execute(&["FLUSHALL"]);
-        server.url()
     }
 }
 
