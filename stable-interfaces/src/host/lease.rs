@@ -121,13 +121,14 @@ pub(crate) async fn keep(host: Arc<HostCore>, store: Arc<dyn Store>, incarnation
             }
         };
         failures = 0;
+        // First what is lost: under the new lease whatever this host still owns is acted on at once, by other threads too.
+        let missing = forget_lost(&host, &renewed.owned);
         extend(&host, sent_at);
         for shard in renewed.inbox {
             host.shards.hint(shard);
         }
         // Due alarms may have waited for the lease.
         host.shards.changed.notify_one();
-        let missing = forget_lost(&host, &renewed.owned);
         if !missing.is_empty() && host.health() == Health::Running {
             match claim(&host, &*store, incarnation, missing, ClaimKind::Running).await {
                 Ok(claimed) if claimed.granted.is_empty() => {}
