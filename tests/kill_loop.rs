@@ -3,7 +3,8 @@
 //! On Fjall one host is killed; on Postgres and Redis two hosts share a server, and one kill in ten is the server's. Each kill
 //! comes after a drawn number of acknowledged operations, some while a host is still starting. After each [`LEG`] of kills everything
 //! that is due is let happen, and the account of what was acknowledged is held against what is stored: nothing lost, nothing before
-//! its time, nothing twice. The next leg begins on a new store. `KILLS=n` sets how often, `SEED=n` repeats the draws.
+//! its time, nothing twice. The next leg begins on a new store. `KILLS=n` sets how often, `SEED=n` repeats the draws, `LEG=n` makes
+//! the legs longer, and with them the stores larger.
 //!
 //! A loop that finds nothing proves little, so the last two tests let a store lose what it acknowledged, and see that noticed.
 
@@ -16,10 +17,12 @@ use std::time::{Duration, Instant};
 use alarm_backends::testing::servers::{Postgres, PostgresOptions, Redis, RedisOptions};
 use system_tests::process::{Hosts, PATIENCE, Place, Seat, Verdict};
 
-/// How many kills a store sees before the account is settled.
+/// How many kills a store sees before the account is settled and the next one begins. An embedded store reads its journal at each
+/// start, so its legs are shorter.
 const LEG: u64 = 50;
+const EMBEDDED_LEG: u64 = 25;
 /// How many acknowledged operations there are before each kill.
-const OPERATIONS: std::ops::Range<usize> = 100..1_700;
+const OPERATIONS: std::ops::Range<usize> = 300..2_000;
 /// A slow machine need not do all of them.
 const AT_MOST: Duration = Duration::from_secs(1);
 /// One kill in so many is the store's.
@@ -70,7 +73,7 @@ struct Leg {
 fn fjall_keeps_all_that_was_acknowledged_through_kills_of_its_host() {
     let _alone = alone();
     let dir = tempfile::tempdir().expect("there is room for a store");
-    run("fjall", |leg| {
+    run("fjall", EMBEDDED_LEG, |leg| {
         let dir = dir.path().join(leg.to_string());
         let hosts = Hosts::new(move |_| Place::Fjall(dir.clone()), LEDGERS, CALLERS);
         Leg { hosts, names: &["local"], crash: None }
@@ -81,7 +84,7 @@ fn fjall_keeps_all_that_was_acknowledged_through_kills_of_its_host() {
 fn postgres_keeps_all_that_was_acknowledged_through_kills_of_hosts_and_of_itself() {
     let _alone = alone();
     let server = Arc::new(Postgres::start());
-    run("postgres", |_| {
+    run("postgres", LEG, |_| {
         let hosts = Hosts::new(on_postgres(server.fresh_database()), LEDGERS, CALLERS);
         let server = server.clone();
         let crash = move |down| {
@@ -96,7 +99,7 @@ fn postgres_keeps_all_that_was_acknowledged_through_kills_of_hosts_and_of_itself
 #[test]
 fn redis_keeps_all_that_was_acknowledged_through_kills_of_hosts_and_of_itself() {
     let _alone = alone();
-    run("redis", |_| {
+    run("redis", LEG, |_| {
         let server = Redis::start();
         let hosts = Hosts::new(on_redis(server.url()), LEDGERS, CALLERS);
         let crash = move |down| {
@@ -108,7 +111,8 @@ fn redis_keeps_all_that_was_acknowledged_through_kills_of_hosts_and_of_itself() 
     });
 }
 
-fn run(store: &str, mut new_leg: impl FnMut(u64) -> Leg) {
+fn run(store: &str, kills_of_leg: u64, mut new_leg: impl FnMut(u64) -> Leg) {
+    let kills_of_leg = number("LEG", kills_of_leg).max(1);
     let kills = number("KILLS", if std::env::var("QUICK").is_ok() { 20 } else { 50 });
     let seed = number("SEED", 1);
     let mut random = fastrand::Rng::with_seed(seed);
@@ -116,7 +120,7 @@ fn run(store: &str, mut new_leg: impl FnMut(u64) -> Leg) {
     let mut starts = Vec::new();
     let mut done = 0;
     while done < kills {
-        let mut leg = new_leg(done / LEG);
+        let mut leg = new_leg(done);
         for name in leg.names {
             leg.hosts.spawn(name);
         }
@@ -124,37 +128,37 @@ fn run(store: &str, mut new_leg: impl FnMut(u64) -> Leg) {
             leg.hosts.answer(name, "ready");
         }
         let began = Instant::now();
-        for kill in done..kills.min(done + LEG) {
-            let wanted = leg.hosts.account.acknowledged() + random.usize(OPERATIONS);
+        let end_of_leg = kills.min(done + kills_of_leg);
+        let mut wanted = 0;
+        while done < end_of_leg {
+            wanted += random.usize(OPERATIONS);
             let end = Instant::now() + AT_MOST;
             while leg.hosts.account.acknowledged() < wanted && Instant::now() < end {
                 leg.hosts.listen(end);
             }
             assert_eq!(leg.hosts.ended(), None, "{store}, seed {seed}: it ended by itself");
-            if let Some(crash) = leg.crash.as_ref().filter(|_| kill % STORE_EVERY == STORE_EVERY - 1) {
+            done += 1;
+            if let Some(crash) = leg.crash.as_ref().filter(|_| done % STORE_EVERY == 0) {
                 crash(Duration::from_millis(random.u64(0..50)));
                 of_store += 1;
                 continue;
             }
             let host = leg.names[random.usize(..leg.names.len())];
             leg.hosts.kill(host);
-            let started = Instant::now();
-            leg.hosts.spawn(host);
-            if kill % STORE_EVERY == 1 {
+            if done % STORE_EVERY == 1 && done < end_of_leg {
                 // Once more, somewhere on its way up.
+                leg.hosts.spawn(host);
                 std::thread::sleep(Duration::from_micros(random.u64(0..60_000)));
                 leg.hosts.kill(host);
-                leg.hosts.spawn(host);
-            } else {
-                leg.hosts.answer(host, "ready");
-                starts.push(started.elapsed());
-                continue;
+                done += 1;
             }
+            let killed = Instant::now();
+            leg.hosts.spawn(host);
             leg.hosts.answer(host, "ready");
+            starts.push(killed.elapsed());
         }
         killing += began.elapsed();
-        done = kills.min(done + LEG);
-        let verdict = settled(&mut leg.hosts, leg.names, PATIENCE);
+        let verdict = leg.hosts.settled(leg.names, PATIENCE);
         verdict.assert_right(&format!("{store}, seed {seed}"));
         total.acknowledged += verdict.acknowledged;
         requeued += verdict.requeued;
@@ -168,29 +172,6 @@ fn run(store: &str, mut new_leg: impl FnMut(u64) -> Leg) {
     );
 }
 
-/// Starts the hosts anew, so that they know no more than what is stored, and compares that with the account.
-fn settled(hosts: &mut Hosts, names: &[&str], patience: Duration) -> Verdict {
-    hosts.kill_all();
-    hosts.set_callers(0);
-    for name in names {
-        hosts.spawn(name);
-    }
-    for name in names {
-        hosts.answer(name, "ready");
-    }
-    hosts.settle(patience)
-}
-
-/// Lets a host work until it has acknowledged so much more.
-fn work(hosts: &mut Hosts, operations: usize) {
-    let wanted = hosts.account.acknowledged() + operations;
-    let end = Instant::now() + PATIENCE;
-    while hosts.account.acknowledged() < wanted {
-        assert!(Instant::now() < end, "too little was done to prove anything");
-        hosts.listen(end);
-    }
-}
-
 #[test]
 fn a_postgres_that_acknowledges_before_it_is_durable_is_caught() {
     let _alone = alone();
@@ -198,10 +179,10 @@ fn a_postgres_that_acknowledges_before_it_is_durable_is_caught() {
     for attempt in 1..=20 {
         let mut hosts = Hosts::new(on_postgres(server.fresh_database()), LEDGERS, CALLERS);
         NAMES.iter().for_each(|name| hosts.start(name));
-        work(&mut hosts, 500);
+        hosts.wait_acknowledged(500);
         server.kill9();
         server.restart();
-        let verdict = settled(&mut hosts, &NAMES, Duration::from_secs(2));
+        let verdict = hosts.settled(&NAMES, Duration::from_secs(2));
         if !verdict.lost.is_empty() {
             println!("postgres without synchronous_commit: caught at kill {attempt}: {verdict}");
             return;
@@ -216,7 +197,7 @@ fn a_redis_that_comes_back_empty_is_noticed_by_the_hosts_that_used_it() {
     let server = RedisOptions::new().set("appendonly", "no").start();
     let mut hosts = Hosts::new(on_redis(server.url()), LEDGERS, CALLERS);
     NAMES.iter().for_each(|name| hosts.start(name));
-    work(&mut hosts, 500);
+    hosts.wait_acknowledged(500);
     server.kill9();
     server.restart();
     for name in NAMES {

@@ -22,6 +22,9 @@ pub use ledger::Counts;
 /// How long anything may take that must happen: a machine may be slow.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// A line, with the host that said it.
+type Said = (String, String);
+
 /// A child process.
 struct Process {
     child: Child,
@@ -32,7 +35,7 @@ struct Process {
 }
 
 impl Process {
-    fn start(host: &str, job: &Job, said: Sender<(String, String)>) -> Process {
+    fn start(host: &str, job: &Job, said: Sender<Said>) -> Process {
         let this = std::env::current_exe().expect("this test has a path");
         let mut command = Command::new(this);
         command.args(["child", "--exact", "--ignored", "--nocapture", "--test-threads=1"]);
@@ -81,7 +84,8 @@ pub struct Hosts {
     callers: u64,
     running: BTreeMap<String, Process>,
     lives: u64,
-    said: (Sender<(String, String)>, Receiver<(String, String)>),
+    /// Where they say it, and where it is heard.
+    said: (Sender<Said>, Receiver<Said>),
     /// What they acknowledged.
     pub account: Account,
     /// What they said besides, last.
@@ -110,17 +114,12 @@ impl Hosts {
         }
     }
 
-    /// How many callers the processes have that are started from here on.
-    pub fn set_callers(&mut self, callers: u64) {
-        self.callers = callers;
-    }
-
     /// Where the processes have their rows that are started from here on.
     pub fn set_place(&mut self, place: impl Fn(&str) -> Place + 'static) {
         self.place = Box::new(place);
     }
 
-    /// Starts a process as `host`; what runs under this name belongs to nobody then, unless it was [renamed](Self::rename).
+    /// Starts a process as `host`.
     pub fn spawn(&mut self, host: &str) {
         self.lives += 1;
         let job = Job { place: (self.place)(host), ledgers: self.ledgers, callers: self.callers, life: self.lives };
@@ -181,7 +180,8 @@ impl Hosts {
     /// Waits until it says something that begins with `word`; the rest of that line.
     pub fn answer(&mut self, host: &str, word: &str) -> String {
         let found = self.answer_within(host, word, PATIENCE);
-        found.unwrap_or_else(|| panic!("{host} did not say {word:?}; it said {:?}", self.other.get(host)))
+        assert!(found.is_some(), "{host} did not say {word:?}; it said {:?}", self.other.get(host));
+        found.unwrap_or_default()
     }
 
     /// The same, or `None` after so long.
@@ -224,10 +224,32 @@ impl Hosts {
         }
     }
 
+    /// Waits until so much is acknowledged.
+    pub fn wait_acknowledged(&mut self, operations: usize) {
+        let end = Instant::now() + PATIENCE;
+        while self.account.acknowledged() < operations {
+            assert!(Instant::now() < end, "only {} of {operations} are acknowledged", self.account.acknowledged());
+            self.listen(end);
+        }
+    }
+
     /// Whether a process has ended without having been killed.
     pub fn ended(&mut self) -> Option<String> {
         let ended = |process: &mut Process| process.child.try_wait().is_ok_and(|status| status.is_some());
         self.running.iter_mut().find_map(|(host, process)| ended(process).then(|| host.clone()))
+    }
+
+    /// Kills all, starts `hosts` anew without callers, so that they know no more than what is stored, and [settles](Self::settle).
+    pub fn settled(&mut self, hosts: &[&str], patience: Duration) -> Verdict {
+        self.kill_all();
+        self.callers = 0;
+        for host in hosts {
+            self.spawn(host);
+        }
+        for host in hosts {
+            self.answer(host, "ready");
+        }
+        self.settle(patience)
     }
 
     /// Lets the hosts that run, which work on nothing, finish all that is due, then compares what is stored with the account. Gives
