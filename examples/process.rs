@@ -39,6 +39,11 @@ impl HostProcess {
         Ok(HostProcess { listen, args: args.into_iter().chain(own).collect(), running: None })
     }
 
+    /// Adds to its arguments, for the processes that are started from here on.
+    pub fn add_args(&mut self, args: impl IntoIterator<Item = OsString>) {
+        self.args.extend(args);
+    }
+
     /// Where it listens while it runs.
     #[must_use]
     pub fn address(&self) -> SocketAddr {

@@ -2,6 +2,7 @@
 
 use std::net::TcpListener;
 
+use alarm_backends::testing::servers::Redis;
 use system_tests::example::Example;
 
 static WEBHOOK: Example = Example::new("webhook_timeout");
@@ -31,8 +32,38 @@ fn a_drill_with_kills_decides_every_order_once_and_loses_none() {
     assert!((0..100).all(line), "the table names each order: {said}");
 }
 
+/// Runs the drill of three hosts on a server; its last line must say that all is well, and end with `kills`.
+#[track_caller]
+fn assert_fleet(args: &[&str], kills: &str) {
+    let output = WEBHOOK.run(&[args, &["--hosts", "3", "--orders", "100", "--kills", "3"]].concat());
+    let said = String::from_utf8_lossy(&output.stdout);
+    let last = said.lines().last().unwrap_or_default();
+    let end = format!(" expired, 0 lost, 0 decided twice; {kills}");
+    assert!(last.starts_with("100 orders: ") && last.ends_with(&end), "{said}");
+    assert_eq!(output.status.code(), Some(0), "{said}");
+}
+
+#[test]
+fn a_fleet_on_postgres_decides_every_order_once_while_hosts_and_server_are_killed() {
+    assert_fleet(&["--store", "postgres", "--seed", "3"], "hosts killed 3 times, store killed 1 times");
+}
+
+#[test]
+fn a_fleet_on_redis_decides_every_order_once_while_hosts_and_server_are_killed() {
+    assert_fleet(&["--store", "redis", "--seed", "4"], "hosts killed 3 times, store killed 1 times");
+}
+
+#[test]
+fn a_server_that_the_drill_was_given_is_used_and_left_alone() {
+    let server = Redis::start();
+    assert_fleet(&["--store", "redis", "--url", &server.url()], "hosts killed 3 times");
+    assert!(server.execute(&["DBSIZE"]).parse::<u64>().is_ok_and(|keys| keys > 0), "it was used");
+    assert!(server.execute(&["INFO", "clients"]).contains("connected_clients:1\r"), "and is left by all hosts");
+}
+
 #[test]
 fn bad_arguments_are_refused() {
+    WEBHOOK.assert_refuses(&["--store", "fjall", "--hosts", "3"], "only one process can open its directory");
     WEBHOOK.assert_refuses(&["--ordres", "5"], "--ordres");
     WEBHOOK.assert_refuses(&["--orders", "many"], "many");
     WEBHOOK.assert_refuses(&["--orders", "99", "--kills", "2"], "needs --orders 100");

@@ -1,7 +1,7 @@
-//! The drill: orders come in at a steady rate, the host is killed again and again, and in the end nothing may be missing.
+//! The drill: orders come in at a steady rate, hosts and their store are killed again and again, and in the end nothing may be missing.
 //!
-//! Clients and partner live in this process, which nobody kills; the host is a child. Each kill strikes while at least
-//! [`WAITING`] orders wait and [`REQUESTS`] requests are under way.
+//! Clients and partner live in this process, which nobody kills; each host is a child. Each kill strikes while at least
+//! [`WAITING`] orders wait and [`REQUESTS`] requests are under way. Requests come in through any host.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,21 +15,22 @@ use reqwest::Url;
 use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
+use crate::doors::Doors;
 use crate::host::View;
 use crate::partner::{self, Entry, Ledger, Partner, now};
-use crate::verdict::{Outage, Report};
+use crate::server::Private;
+use crate::store::Kind;
+use crate::verdict::{Kills, Outage, Report, Victim};
 
-/// How many orders must be waiting for the host to be worth killing.
+/// How many orders must be waiting for a kill to be worth it.
 pub(crate) const WAITING: usize = 20;
 /// How many requests must be under way as well.
 const REQUESTS: usize = 2;
-/// How many orders a kill needs: they come in while the host is down and starts again, and then enough of them wait.
-pub(crate) const ORDERS_PER_KILL: usize = 50;
 /// How long an order waits for its callback.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(2);
 /// From one order to the next.
 const INTERVAL: Duration = Duration::from_millis(35);
-/// How long one request to the host may take.
+/// How long one request to a host may take.
 const REQUEST_LIMIT: Duration = Duration::from_secs(5);
 /// How long a kill and the start after it may take.
 const KILL_LIMIT: Duration = Duration::from_secs(5);
@@ -43,6 +44,102 @@ pub(crate) struct Options {
     pub(crate) kills: usize,
     pub(crate) seed: u64,
     pub(crate) quiet: bool,
+    pub(crate) store: Kind,
+    pub(crate) hosts: usize,
+    /// The server to use; without it, one of the drill's own.
+    pub(crate) url: Option<String>,
+}
+
+impl Options {
+    /// How often what is killed. Of a server that is the drill's own it is every fourth kill.
+    pub(crate) fn all_kills(&self) -> Kills {
+        let own_server = self.store != Kind::Fjall && self.url.is_none();
+        Kills { of_hosts: self.kills, of_store: own_server.then_some(self.kills / 3) }
+    }
+
+    /// How many orders are needed: they come in while what was killed is down and starts again, and then enough of them wait. A
+    /// fleet is never down as a whole.
+    pub(crate) fn orders_needed(&self) -> usize {
+        let Kills { of_hosts, of_store } = self.all_kills();
+        let per_kill = if self.store == Kind::Fjall { 50 } else { 25 };
+        of_hosts.saturating_add(of_store.unwrap_or(0)).saturating_mul(per_kill)
+    }
+}
+
+/// The hosts, and the server they share if they share one.
+struct Service {
+    hosts: Vec<HostProcess>,
+    /// What the drill may kill.
+    server: Option<Private>,
+}
+
+impl Service {
+    /// Starts the server, if there is to be one, and the hosts.
+    async fn start(options: &Options, data: &Path, partner: &Url) -> Result<Service, BoxError> {
+        let partner = ["--partner".into(), partner.as_str().into()];
+        if options.store == Kind::Fjall {
+            let args = ["serve".into(), "--data".into(), data.join("host-0").into()];
+            let mut host = HostProcess::new(args.into_iter().chain(partner))?;
+            host.start().await?;
+            return Ok(Service { hosts: vec![host], server: None });
+        }
+        let (server, url) = match &options.url {
+            Some(url) => (None, url.clone()),
+            None => {
+                let server = Private::start(options.store).await?;
+                let url = server.url();
+                (Some(server), url)
+            }
+        };
+        // A run of its own: whatever others keep in that server is not touched.
+        let space = format!("webhook_timeout_{:08x}", fastrand::u32(..));
+        if server.is_none() && !options.quiet {
+            println!("the orders are kept under {space} in the server, and are left there");
+        }
+        let shared = ["serve", "--store", options.store.name(), "--url", &url, "--space", &space];
+        let mut hosts = Vec::new();
+        for _ in 0..options.hosts {
+            hosts.push(HostProcess::new(shared.iter().map(Into::into).chain(partner.clone()))?);
+        }
+        let fleet: Vec<_> = hosts.iter().map(|host| host.address().to_string()).collect();
+        for host in &mut hosts {
+            host.add_args(["--fleet".into(), fleet.join(",").into()]);
+            host.start().await?;
+        }
+        Ok(Service { hosts, server })
+    }
+
+    /// Kills a host or the server, and starts it again after `down`. Says who it was.
+    async fn kill(&mut self, victim: Victim, host: usize, down: Duration) -> Result<(String, Outage), BoxError> {
+        let from = now();
+        let who = match (victim, &self.server) {
+            (Victim::Store, Some(server)) => {
+                server.kill().await?;
+                sleep(down).await;
+                server.restart().await?;
+                "the store".to_owned()
+            }
+            _ => {
+                let process = &mut self.hosts[host];
+                let pid = process.kill().await?;
+                sleep(down).await;
+                process.start().await?;
+                format!("host {host}, process {pid},")
+            }
+        };
+        Ok((who, Outage { victim, from, until: now() }))
+    }
+
+    /// Asks all hosts to drain and end.
+    async fn stop(mut self) -> Result<(), BoxError> {
+        for host in &mut self.hosts {
+            let ended = host.stop().await?;
+            if !ended.success() {
+                return Err(format!("asked to stop, a host ended with {ended}").into());
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Runs the drill with its data in `data`.
@@ -54,41 +151,40 @@ pub(crate) async fn run(options: &Options, data: &Path) -> Result<Report, BoxErr
 
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let partner_url = Url::parse(&format!("http://{}/orders", listener.local_addr()?))?;
-    let partner = Partner { ledger: ledger.clone(), http: http.clone() };
+    let mut service = Service::start(options, data, &partner_url).await?;
+    let doors = Doors::new(service.hosts.iter().map(HostProcess::url));
+    let partner = Partner { ledger: ledger.clone(), http: http.clone(), doors: doors.clone() };
     tokio::spawn(http::serve(listener, partner.routes(), std::future::pending()));
-
-    let args =
-        ["serve".into(), "--data".into(), data.join("host-0").into(), "--partner".into(), partner_url.as_str().into()];
-    let mut host = HostProcess::new(args)?;
-    host.start().await?;
     let say = |line: String| {
         if !options.quiet {
             println!("{line}");
         }
     };
-    say(format!("the host listens at {}; an order every {} ms", host.url(), INTERVAL.as_millis()));
+    let addresses: Vec<_> = service.hosts.iter().map(|host| host.url().to_string()).collect();
+    let listening = if addresses.len() > 1 { "the hosts listen" } else { "the host listens" };
+    say(format!("{listening} at {}; an order every {} ms", addresses.join(" "), INTERVAL.as_millis()));
 
     // Whatever is not done by then is not waited for; the verdict says what is missing.
+    let kills = options.all_kills();
+    let all_kills = kills.of_hosts + kills.of_store.unwrap_or(0);
     let times = |each: Duration, n: usize| each.saturating_mul(u32::try_from(n).unwrap_or(u32::MAX));
-    let deadline = Instant::now() + times(INTERVAL, options.orders) + times(KILL_LIMIT, options.kills) + SETTLING;
-    let url = host.url();
+    let deadline = Instant::now() + times(INTERVAL, options.orders) + times(KILL_LIMIT, all_kills) + SETTLING;
     let orders: Vec<String> = ledger.entries().keys().cloned().collect();
-    let placing = tokio::spawn(place_all(orders.clone(), ledger.clone(), http.clone(), url.clone(), deadline));
+    let placing = tokio::spawn(place_all(orders.clone(), ledger.clone(), http.clone(), doors.clone(), deadline));
     let mut random = fastrand::Rng::with_seed(options.seed);
     let mut outages = Vec::new();
-    for kill in 1..=options.kills {
+    for kill in 1..=all_kills {
         // Evenly over the orders, the last one while there are still some to come.
-        let after = options.orders * kill / (options.kills + 1);
+        let after = options.orders * kill / (all_kills + 1);
         let Some((waiting, requests)) = worth_killing(&ledger, after, deadline, &mut random).await else { break };
-        let from = now();
-        let pid = host.kill().await?;
+        let stores_turn = kills.of_store.is_some_and(|of_store| of_store > 0) && kill % 4 == 0;
+        let victim = if stores_turn { Victim::Store } else { Victim::Host };
+        let host = random.usize(..service.hosts.len());
+        let (who, outage) = service.kill(victim, host, Duration::from_millis(random.u64(200..700))).await?;
+        let down = outage.until.since(outage.from).as_millis();
         say(format!(
-            "kill {kill}: process {pid} is dead, with {waiting} orders waiting and {requests} requests under way"
+            "kill {kill}: {who} died with {waiting} orders waiting and {requests} requests under way; back after {down} ms"
         ));
-        sleep(Duration::from_millis(random.u64(200..700))).await;
-        host.start().await?;
-        let outage = Outage { from, until: now() };
-        say(format!("        back after {} ms", outage.until.since(from).as_millis()));
         outages.push(outage);
     }
     placing.await?;
@@ -99,16 +195,13 @@ pub(crate) async fn run(options: &Options, data: &Path) -> Result<Report, BoxErr
     }
     let mut views = BTreeMap::new();
     for order in orders {
-        if let Some(view) = look(&http, &url, &order, deadline).await? {
+        if let Some(view) = look(&http, &doors, &order, deadline).await? {
             views.insert(order, view);
         }
     }
-    let ended = host.stop().await?;
-    if !ended.success() {
-        return Err(format!("asked to stop, the host ended with {ended}").into());
-    }
+    service.stop().await?;
     let entries = ledger.entries().clone();
-    Ok(Report::new(entries, views, outages, options.kills, ORDER_TIMEOUT))
+    Ok(Report::new(entries, views, outages, kills, options.hosts, ORDER_TIMEOUT))
 }
 
 /// Waits for a moment when `after` orders are placed, [`WAITING`] of them wait and [`REQUESTS`] requests are under way, and
@@ -131,23 +224,23 @@ async fn worth_killing(
 }
 
 /// Sends every order at its time, each until it is acknowledged or `deadline` is over.
-async fn place_all(orders: Vec<String>, ledger: Arc<Ledger>, http: reqwest::Client, host: Url, deadline: Instant) {
+async fn place_all(orders: Vec<String>, ledger: Arc<Ledger>, http: reqwest::Client, doors: Doors, deadline: Instant) {
     let begin = Instant::now();
     let mut placing = tokio::task::JoinSet::new();
     for (n, order) in (0..).zip(orders) {
         sleep_until(begin + INTERVAL * n).await;
-        placing.spawn(place(order, ledger.clone(), http.clone(), host.clone()));
+        placing.spawn(place(order, ledger.clone(), http.clone(), doors.clone()));
     }
     // Those that still try are ended with the set.
     let _ = timeout_at(deadline, placing.join_all()).await;
 }
 
-async fn place(order: String, ledger: Arc<Ledger>, http: reqwest::Client, host: Url) {
+async fn place(order: String, ledger: Arc<Ledger>, http: reqwest::Client, doors: Doors) {
     let timeout = ORDER_TIMEOUT.as_millis();
-    let url = format!("{host}orders/{order}?timeout_ms={timeout}");
     ledger.note(&order, |entry| entry.posted = Some(now()));
     // An order placed twice is one order, so whatever went wrong, it may be sent again.
     loop {
+        let url = format!("{}orders/{order}?timeout_ms={timeout}", doors.any());
         let answer = ledger.send(http.post(&url)).await;
         let acknowledged = ledger.note(&order, |entry| {
             entry.placing.push(answer);
@@ -160,10 +253,10 @@ async fn place(order: String, ledger: Arc<Ledger>, http: reqwest::Client, host: 
     }
 }
 
-/// What the host says of an order, once it is decided or time is up; `None` if the host does not know it.
-async fn look(http: &reqwest::Client, host: &Url, order: &str, deadline: Instant) -> Result<Option<View>, BoxError> {
+/// What its host says of an order, once it is decided or time is up; `None` if that does not know it.
+async fn look(http: &reqwest::Client, doors: &Doors, order: &str, deadline: Instant) -> Result<Option<View>, BoxError> {
     loop {
-        let response = http.get(format!("{host}orders/{order}")).send().await;
+        let response = http.get(format!("{}orders/{order}", doors.any())).send().await;
         match response {
             Ok(found) if found.status() == StatusCode::OK => {
                 let view: View = found.json().await?;

@@ -4,16 +4,18 @@
 //! otherwise, whichever of callback and timeout comes first; the decision, its row in the order's history, and the end of the
 //! order's alarms are one commit, and no answer leaves before that commit is durable. So whoever got an answer can rely on it,
 //! however often this process is killed.
+//!
+//! A fleet is the same service in several processes over one store. A request may come to any of them; one that does not own
+//! the order answers where to go.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use alarm_backends::FjallStore;
-use axum::extract::{Path, Query, State};
+use axum::extract::{FromRef, Path, Query, RawPathParams, Request, State};
 use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::post;
 use axum::{Json, Router};
 use examples::{CannotStart, http, in_one_line, process};
@@ -24,6 +26,8 @@ use stable_interfaces::{
 };
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+
+use crate::store::Home;
 
 /// How long an order waits for its callback if it does not say otherwise.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -259,11 +263,38 @@ impl Partner {
 
 // --- HTTP ------------------------------------------------------------------------------------------------------------------
 
-fn routes(orders: Interface<Order>) -> Router {
+/// What requests are answered from.
+#[derive(Clone)]
+struct Service {
+    host: Arc<Host>,
+    orders: Interface<Order>,
+}
+
+impl FromRef<Service> for Interface<Order> {
+    fn from_ref(service: &Service) -> Interface<Order> {
+        service.orders.clone()
+    }
+}
+
+fn routes(service: Service) -> Router {
     Router::new()
         .route("/orders/{id}", post(place).get(look))
         .route("/callbacks/{id}/{token}", post(call_back))
-        .with_state(orders)
+        .route_layer(middleware::from_fn_with_state(service.clone(), to_owner))
+        .with_state(service)
+}
+
+/// Sends what is about another host's order to that host. A host is named by its address, so the owner's name is where to go.
+async fn to_owner(State(service): State<Service>, params: RawPathParams, request: Request, next: Next) -> Response {
+    let id = params.iter().find_map(|(name, value)| (name == "id").then_some(value));
+    match id.map(|id| service.host.owner_of(id)) {
+        // 307: the same method again, at the same path. Should that host not have the order's shard yet, it says 503.
+        Some(Ok(owner)) if owner != service.host.name() => {
+            let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+            Redirect::temporary(&format!("http://{owner}{path}")).into_response()
+        }
+        _ => next.run(request).await,
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -310,6 +341,10 @@ impl IntoResponse for Refusal {
         let status = match &self.0 {
             RequestError::Handler(OrderError::NoSuchOrder) => StatusCode::NOT_FOUND,
             RequestError::InvalidId { .. } => StatusCode::BAD_REQUEST,
+            // The store failed under the handler, which passed it on.
+            RequestError::Handler(OrderError::Context(
+                ContextError::Store(_) | ContextError::Fenced | ContextError::Unknown,
+            )) => StatusCode::SERVICE_UNAVAILABLE,
             // Placing and calling back may both be repeated, so an unknown outcome too is resolved by coming again.
             error if error.is_retryable() || error.may_have_happened() => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
@@ -327,7 +362,7 @@ impl IntoResponse for Refusal {
 /// What `serve` was asked to do.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Options {
-    pub(crate) data: PathBuf,
+    pub(crate) home: Home,
     pub(crate) listen: SocketAddr,
     pub(crate) partner: Option<Url>,
     /// Stop when standard input ends: how a child learns that its parent is gone.
@@ -336,21 +371,20 @@ pub(crate) struct Options {
 
 /// Serves orders until the process is asked to stop; then finishes what is under way and gives the store back.
 pub(crate) async fn serve(options: Options) -> Result<(), CannotStart> {
-    let Options { data, listen, partner, until_stdin_ends } = options;
+    let Options { home, listen, partner, until_stdin_ends } = options;
     let listener =
         TcpListener::bind(listen).await.map_err(|e| CannotStart::new(format!("cannot listen on {listen}"), e))?;
     let listen = listener.local_addr().map_err(|e| CannotStart::new(format!("cannot listen on {listen}"), e))?;
     let public = Url::parse(&format!("http://{listen}")).expect("an address makes a URL");
-    let store = FjallStore::open(&data).map_err(|e| CannotStart::new(format!("cannot open {}", data.display()), e))?;
+    let mut host = home.host(&listen.to_string()).await?;
 
     let partner = Arc::new(Partner { http: http::client(PARTNER_LIMIT), orders: partner, public });
-    let mut host = Host::local(store);
     let orders = host
         .interface(move |_id| Order { partner: partner.clone(), record: None })
         .with_alarms()
         .register()
         .map_err(|e| CannotStart::new("cannot register the orders", e))?;
-    let host = host.start().await.map_err(|e| CannotStart::new("cannot start the host", e))?;
+    let host = Arc::new(host.start().await.map_err(|e| CannotStart::new("cannot start the host", e))?);
 
     println!("listening on http://{listen}");
     let (stop, stopped) = watch::channel(false);
@@ -365,7 +399,8 @@ pub(crate) async fn serve(options: Options) -> Result<(), CannotStart> {
             let _ = stopped.wait_for(|stop| *stop).await;
         }
     };
-    tokio::join!(http::serve(listener, routes(orders), stopped()), host.run_until(stopped()));
+    let service = Service { host: host.clone(), orders };
+    tokio::join!(http::serve(listener, routes(service), stopped()), host.run_until(stopped()));
     Ok(())
 }
 

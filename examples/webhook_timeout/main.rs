@@ -1,20 +1,25 @@
-//! Orders that wait for a webhook, with a timeout, through a host that is killed again and again.
+//! Orders that wait for a webhook, with a timeout, through hosts that are killed again and again.
 //!
 //! ```text
 //! cargo run --release --example webhook_timeout                       # the drill: ends 0 only if nothing was lost
+//! cargo run --release --example webhook_timeout -- --store postgres --hosts 3
 //! cargo run --release --example webhook_timeout -- serve --data DIR --listen 127.0.0.1:8080
 //! ```
 //!
-//! The drill starts a partner service in this process and the host as a child. Orders arrive by HTTP; each sets a durable
-//! timeout, then tells the partner where to call back; the partner does so in time, late, twice or never. Meanwhile the host
-//! is killed with SIGKILL and started again on the same directory. In the end the partner's ledger is held against what the
-//! host says of each order.
+//! The drill starts a partner service in this process and each host as a child. Orders arrive by HTTP; each sets a durable
+//! timeout, then tells the partner where to call back; the partner does so in time, late, twice or never. Meanwhile hosts
+//! are killed with SIGKILL and started again; so is the server that a fleet keeps its orders in. In the end the partner's
+//! ledger is held against what the hosts say of each order.
 //!
-//! Read `host.rs` for how such a service is written; the other files are the proof that it works.
+//! Read `host.rs` for how such a service is written, and `store.rs` for how it opens its store; the other files are the proof
+//! that it works.
 
+mod doors;
 mod drill;
 mod host;
 mod partner;
+mod server;
+mod store;
 mod verdict;
 
 use std::ffi::OsString;
@@ -23,25 +28,34 @@ use std::process::ExitCode;
 use examples::{CannotStart, in_one_line, process};
 use lexopt::ValueExt;
 
+use crate::store::{Home, Kind, Server};
+
 /// As messages name this program.
 const NAME: &str = "webhook_timeout";
 
 const HELP: &str = "\
-Orders that wait for a webhook, with a timeout, through a host that is killed again and again.
+Orders that wait for a webhook, with a timeout, through hosts that are killed again and again.
 
-usage: webhook_timeout [--orders N] [--kills N] [--seed N] [--quiet]
+usage: webhook_timeout [--store fjall|postgres|redis] [--hosts N] [--url URL] [--orders N] [--kills N] [--seed N] [--quiet]
        webhook_timeout serve --data DIR --listen ADDRESS [--partner URL]
+       webhook_timeout serve --store postgres|redis --url URL --fleet ADDRESS,.. --listen ADDRESS [--partner URL]
 
-The first form is the drill. It starts a partner service and, as a child process, the host; sends it orders; kills
-it with SIGKILL while orders wait, and compares what the partner saw with what the host says of each order.
+The first form is the drill. It starts a partner service and, as child processes, the hosts; sends them orders; kills
+hosts with SIGKILL while orders wait, and compares what the partner saw with what the hosts say of each order.
+  --store S     where orders are kept (default fjall: a directory, for one host alone)
+  --hosts N     how many hosts share the store (default 1); the orders are spread over them
+  --url URL     a server to use, which is not killed; without it the drill starts one of its own and kills that as well
   --orders N    how many orders (default 200)
-  --kills N     how often the host is killed (default 3); each kill needs 50 orders
+  --kills N     how often a host is killed (default 3, with a server 6); the server is killed a third as often
   --seed N      draws what the partner does with each order and when the kills happen (default 1)
   --quiet       print only what went wrong, and the last line
 Its exit status is 0 if every order was decided once and rightly, 1 if not, 2 if it could not be run as asked.
 
-The second form runs the host alone.
+The other forms run one host.
   --data DIR    where it keeps its orders; made if missing; one process at a time
+  --store S, --url URL  the server it keeps its orders in, with the other hosts
+  --fleet A,B,..        the addresses of all hosts, the same list on each; its own is what it listens on
+  --space NAME          the schema, or what keys begin with, in that server (default webhook_timeout)
   --listen ADDRESS    such as 127.0.0.1:8080
   --partner URL       where to POST {\"order\": .., \"callback\": ..} for each new order; nobody is told without it
   --until-stdin-ends  stop when standard input ends, not only on SIGINT and SIGTERM
@@ -58,29 +72,38 @@ enum Command {
 fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, lexopt::Error> {
     use lexopt::Arg::{Long, Short, Value};
     let mut args = lexopt::Parser::from_args(args);
-    let mut drill = drill::Options { orders: 200, kills: 3, seed: 1, quiet: false };
-    match args.next()? {
-        None => {}
-        Some(Value(word)) if word == "serve" => return parse_serve(args),
-        Some(mut arg) => loop {
-            match arg {
-                Long("help") | Short('h') => return Ok(Command::Help),
-                Long("orders") => drill.orders = args.value()?.parse()?,
-                Long("kills") => drill.kills = args.value()?.parse()?,
-                Long("seed") => drill.seed = args.value()?.parse()?,
-                Long("quiet") | Short('q') => drill.quiet = true,
-                _ => return Err(arg.unexpected()),
-            }
-            match args.next()? {
-                Some(next) => arg = next,
-                None => break,
-            }
-        },
+    let (mut orders, mut kills, mut seed, mut quiet) = (200, None, 1, false);
+    let (mut store, mut hosts, mut url) = (Kind::Fjall, 1, None);
+    let mut is_first = true;
+    while let Some(arg) = args.next()? {
+        match arg {
+            Value(word) if is_first && word == "serve" => return parse_serve(args),
+            Long("help") | Short('h') => return Ok(Command::Help),
+            Long("store") => store = args.value()?.parse()?,
+            Long("hosts") => hosts = args.value()?.parse()?,
+            Long("url") => url = Some(args.value()?.string()?),
+            Long("orders") => orders = args.value()?.parse()?,
+            Long("kills") => kills = Some(args.value()?.parse()?),
+            Long("seed") => seed = args.value()?.parse()?,
+            Long("quiet") | Short('q') => quiet = true,
+            _ => return Err(arg.unexpected()),
+        }
+        is_first = false;
     }
-    if drill.orders == 0 {
-        return Err("--orders must be at least 1".into());
+    let kills = kills.unwrap_or(if store == Kind::Fjall { 3 } else { 6 });
+    let drill = drill::Options { orders, kills, seed, quiet, store, hosts, url };
+    if drill.orders == 0 || drill.hosts == 0 {
+        return Err("--orders and --hosts must be at least 1".into());
     }
-    let needed = drill.kills.saturating_mul(drill::ORDERS_PER_KILL);
+    if drill.store == Kind::Fjall && drill.hosts > 1 {
+        let why = "--store fjall has one host, since only one process can open its directory; \
+                   more hosts need --store postgres or --store redis";
+        return Err(why.into());
+    }
+    if drill.store == Kind::Fjall && drill.url.is_some() {
+        return Err("--store fjall has no server, so there is no --url".into());
+    }
+    let needed = drill.orders_needed();
     if drill.orders < needed {
         let why = format!("--kills {} needs --orders {needed} or more, so that {} wait", drill.kills, drill::WAITING);
         return Err(why.into());
@@ -91,19 +114,32 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, lexopt::Er
 fn parse_serve(mut args: lexopt::Parser) -> Result<Command, lexopt::Error> {
     use lexopt::Arg::{Long, Short};
     let (mut data, mut listen, mut partner, mut until_stdin_ends) = (None, None, None, false);
+    let (mut store, mut url, mut fleet, mut space) = (Kind::Fjall, None, None, "webhook_timeout".to_owned());
     while let Some(arg) = args.next()? {
         match arg {
             Long("help") | Short('h') => return Ok(Command::Help),
             Long("data") => data = Some(args.value()?.into()),
+            Long("store") => store = args.value()?.parse()?,
+            Long("url") => url = Some(args.value()?.string()?),
+            Long("fleet") => fleet = Some(args.value()?.string()?),
+            Long("space") => space = args.value()?.string()?,
             Long("listen") => listen = Some(args.value()?.parse()?),
             Long("partner") => partner = Some(args.value()?.parse()?),
             Long("until-stdin-ends") => until_stdin_ends = true,
             _ => return Err(arg.unexpected()),
         }
     }
-    let data = data.ok_or("serve needs --data DIR")?;
+    let home = match (store, url, fleet) {
+        (Kind::Fjall, None, None) => Home::Directory(data.ok_or("serve needs --data DIR, or --store with a server")?),
+        (Kind::Fjall, ..) => return Err("--url and --fleet need --store postgres or --store redis".into()),
+        (_, Some(url), Some(fleet)) if data.is_none() => {
+            let fleet = fleet.split(',').map(str::to_owned).collect();
+            Home::Server(Server { kind: store, url, space, fleet })
+        }
+        _ => return Err("serve with a server needs --url and --fleet, and no --data".into()),
+    };
     let listen = listen.ok_or("serve needs --listen ADDRESS")?;
-    Ok(Command::Serve(host::Options { data, listen, partner, until_stdin_ends }))
+    Ok(Command::Serve(host::Options { home, listen, partner, until_stdin_ends }))
 }
 
 #[tokio::main]
@@ -115,7 +151,9 @@ async fn main() -> ExitCode {
         }
         Ok(Command::Drill(options)) => run_drill(options).await,
         Ok(Command::Serve(options)) => {
-            tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(log_filter()).init();
+            // What a drill does to its hosts is no news to whoever runs the drill.
+            let level = if options.until_stdin_ends { "error" } else { "warn" };
+            tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(log_filter(level)).init();
             match host::serve(options).await {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => error.report(NAME),
@@ -125,9 +163,9 @@ async fn main() -> ExitCode {
     }
 }
 
-/// What `RUST_LOG` says; warnings without it.
-fn log_filter() -> tracing_subscriber::EnvFilter {
-    tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into())
+/// What `RUST_LOG` says; `level` without it.
+fn log_filter(level: &str) -> tracing_subscriber::EnvFilter {
+    tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| level.into())
 }
 
 async fn run_drill(options: drill::Options) -> ExitCode {
@@ -156,7 +194,7 @@ async fn run_drill(options: drill::Options) -> ExitCode {
             false
         }
     };
-    if !right {
+    if !right && options.store == Kind::Fjall {
         println!("the host's data is kept in {}", data.keep().display());
     }
     if let Ok(report) = report {
@@ -173,26 +211,55 @@ mod tests {
         parse(line.split_whitespace().map(OsString::from)).map_err(|error| error.to_string())
     }
 
+    fn drill() -> drill::Options {
+        drill::Options { orders: 200, kills: 3, seed: 1, quiet: false, store: Kind::Fjall, hosts: 1, url: None }
+    }
+
     #[test]
     fn no_arguments_are_the_drill_with_its_defaults() {
-        let defaults = drill::Options { orders: 200, kills: 3, seed: 1, quiet: false };
-        assert_eq!(parsed(""), Ok(Command::Drill(defaults)));
-        let given = drill::Options { orders: 100, kills: 2, seed: 9, quiet: true };
+        assert_eq!(parsed(""), Ok(Command::Drill(drill())));
+        let given = drill::Options { orders: 100, kills: 2, seed: 9, quiet: true, ..drill() };
         assert_eq!(parsed("--orders 100 --kills=2 --seed 9 -q"), Ok(Command::Drill(given)));
     }
 
     #[test]
-    fn serve_needs_a_directory_and_an_address() {
-        let options = host::Options {
-            data: "d".into(),
+    fn a_fleets_store_is_killed_unless_it_is_somebody_elses() {
+        let fleet = drill::Options { kills: 6, store: Kind::Postgres, hosts: 3, ..drill() };
+        assert_eq!(fleet.all_kills(), verdict::Kills { of_hosts: 6, of_store: Some(2) });
+        assert_eq!(parsed("--store postgres --hosts 3"), Ok(Command::Drill(fleet)));
+        let url = Some("redis://there".to_owned());
+        let theirs = drill::Options { kills: 4, store: Kind::Redis, hosts: 2, url, ..drill() };
+        assert_eq!(theirs.all_kills(), verdict::Kills { of_hosts: 4, of_store: None });
+        assert_eq!(parsed("--store redis --hosts 2 --url redis://there --kills 4"), Ok(Command::Drill(theirs)));
+    }
+
+    #[test]
+    fn a_directory_is_for_one_host_and_the_message_says_why() {
+        let why = parsed("--store fjall --hosts 3").expect_err("refused");
+        assert!(why.contains("only one process") && why.contains("--store postgres"), "{why}");
+        assert!(parsed("--hosts 2").is_err() && parsed("--url x").is_err() && parsed("--store sqlite").is_err());
+    }
+
+    #[test]
+    fn serve_needs_an_address_and_a_directory_or_a_server_with_a_fleet() {
+        let options = |home| host::Options {
+            home,
             listen: ([127, 0, 0, 1], 80).into(),
             partner: "http://p/orders".parse().ok(),
             until_stdin_ends: false,
         };
-        let line = "serve --data d --listen 127.0.0.1:80 --partner http://p/orders";
-        assert_eq!(parsed(line), Ok(Command::Serve(options)));
+        let rest = "--listen 127.0.0.1:80 --partner http://p/orders";
+        assert_eq!(parsed(&format!("serve --data d {rest}")), Ok(Command::Serve(options(Home::Directory("d".into())))));
+        let fleet = vec!["127.0.0.1:80".to_owned(), "127.0.0.1:81".to_owned()];
+        let space = "webhook_timeout".to_owned();
+        let server = Server { kind: Kind::Redis, url: "redis://r".to_owned(), space, fleet };
+        assert_eq!(
+            parsed(&format!("serve --store redis --url redis://r --fleet 127.0.0.1:80,127.0.0.1:81 {rest}")),
+            Ok(Command::Serve(options(Home::Server(server))))
+        );
         assert!(parsed("serve --listen 127.0.0.1:80").is_err_and(|e| e.contains("--data")));
         assert!(parsed("serve --data d").is_err_and(|e| e.contains("--listen")));
+        assert!(parsed("serve --store redis --url u --listen 127.0.0.1:80").is_err_and(|e| e.contains("--fleet")));
     }
 
     #[test]

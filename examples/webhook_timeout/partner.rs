@@ -15,6 +15,7 @@ use axum::{Json, Router};
 use stable_interfaces::Timestamp;
 use tokio::time::sleep;
 
+use crate::doors::Doors;
 use crate::host::Notice;
 
 /// How the partner treats one order.
@@ -185,6 +186,7 @@ pub(crate) fn now() -> Timestamp {
 pub(crate) struct Partner {
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) http: reqwest::Client,
+    pub(crate) doors: Doors,
 }
 
 impl Partner {
@@ -209,11 +211,11 @@ async fn hear(State(partner): State<Partner>, Json(notice): Json<Notice>) -> Sta
     StatusCode::ACCEPTED
 }
 
-/// Calls back after `delay`, again and again until the host gives a final answer.
+/// Calls back after `delay`, again and again and through any host, until there is a final answer.
 async fn call_back(partner: Partner, order: String, callback: String, delay: Duration) {
     sleep(delay).await;
     loop {
-        let answer = partner.ledger.send(partner.http.post(&callback)).await;
+        let answer = partner.ledger.send(partner.http.post(partner.doors.through_any(&callback))).await;
         partner.ledger.note(&order, |entry| entry.answers.push(answer));
         if answer.is_final() {
             return;

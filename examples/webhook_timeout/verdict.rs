@@ -62,9 +62,25 @@ pub(crate) fn judge(entry: &Entry, view: Option<&View>, order_timeout: Duration)
     }
 }
 
-/// A time in which no host ran.
+/// What was killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Victim {
+    Host,
+    Store,
+}
+
+/// How many kills there are to be. More than one host is a fleet, which shares a store that is killed as well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Kills {
+    pub(crate) of_hosts: usize,
+    /// `None` if nobody kills it: it is in the host's own process, or somebody else's.
+    pub(crate) of_store: Option<usize>,
+}
+
+/// A time in which a host, or the store, did not run.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Outage {
+    pub(crate) victim: Victim,
     pub(crate) from: Timestamp,
     pub(crate) until: Timestamp,
 }
@@ -74,7 +90,8 @@ pub(crate) struct Outage {
 pub(crate) struct Report {
     rows: BTreeMap<String, Row>,
     outages: Vec<Outage>,
-    kills: usize,
+    kills: Kills,
+    hosts: usize,
 }
 
 #[derive(Debug)]
@@ -91,7 +108,8 @@ impl Report {
         entries: BTreeMap<String, Entry>,
         mut views: BTreeMap<String, View>,
         outages: Vec<Outage>,
-        kills: usize,
+        kills: Kills,
+        hosts: usize,
         order_timeout: Duration,
     ) -> Report {
         let judged = |(order, entry): (String, Entry)| {
@@ -100,12 +118,22 @@ impl Report {
             let decided = view.and_then(|view| Some((view.due, view.decisions.into_iter().next()?)));
             (order, Row { entry, decided, finding })
         };
-        Report { rows: entries.into_iter().map(judged).collect(), outages, kills }
+        Report { rows: entries.into_iter().map(judged).collect(), outages, kills, hosts }
     }
 
-    /// Whether every order ended as it should, and the host was killed as often as it was to be.
+    fn killed(&self, victim: Victim) -> usize {
+        self.outages.iter().filter(|outage| outage.victim == victim).count()
+    }
+
+    /// Whether everything was killed as often as it was to be.
+    fn is_killed_enough(&self) -> bool {
+        self.killed(Victim::Host) == self.kills.of_hosts
+            && self.killed(Victim::Store) == self.kills.of_store.unwrap_or(0)
+    }
+
+    /// Whether every order ended as it should, and everything was killed as often as it was to be.
     pub(crate) fn is_right(&self) -> bool {
-        self.kills == self.outages.len()
+        self.is_killed_enough()
             && self.rows.values().all(|row| matches!(row.finding, Finding::Accepted | Finding::Expired))
     }
 
@@ -135,12 +163,13 @@ impl Report {
         table
     }
 
-    /// One line for each order that did not end as it should, and one if the host was killed too seldom.
+    /// One line for each order that did not end as it should, and one if there were too few kills.
     pub(crate) fn faults(&self) -> String {
         let mut faults = String::new();
-        if self.kills != self.outages.len() {
+        if !self.is_killed_enough() {
+            let kills = self.kills.of_hosts + self.kills.of_store.unwrap_or(0);
             // Writing to a String cannot fail, here and below.
-            let _ = writeln!(faults, "the host was not killed {} times: too few orders were waiting", self.kills);
+            let _ = writeln!(faults, "there were not {kills} kills: too few orders were waiting");
         }
         for (order, row) in &self.rows {
             let what = match row.finding {
@@ -158,14 +187,15 @@ impl Report {
         let attempts = || self.rows.values().flat_map(|row| row.entry.placing.iter().chain(&row.entry.answers));
         let count = |which| attempts().filter(|answer| **answer == which).count();
         format!(
-            "requests to the host: {}, of which {} refused and {} cut off\n",
+            "requests to the {}: {}, of which {} refused and {} cut off\n",
+            if self.hosts > 1 { "hosts" } else { "host" },
             attempts().count(),
             count(Answer::Refused),
             count(Answer::Broken)
         )
     }
 
-    /// How late timeouts were: those the host could keep, and apart those that came due while none was running.
+    /// How late timeouts were: those that could be kept, and apart those that came due while a host or the store was down.
     pub(crate) fn lateness(&self) -> String {
         let (mut up, mut down) = (Vec::new(), Vec::new());
         for row in self.rows.values() {
@@ -173,11 +203,7 @@ impl Report {
             let overlaps = |outage: &Outage| *due < outage.until && decision.at > outage.from;
             if self.outages.iter().any(overlaps) { down.push(late) } else { up.push(late) }
         }
-        format!(
-            "timeouts due while the host was up:   {}\ntimeouts due while the host was down: {}\n",
-            spread(up),
-            spread(down)
-        )
+        format!("timeouts due while all was up: {}\ntimeouts due during an outage: {}\n", spread(up), spread(down))
     }
 }
 
@@ -189,7 +215,7 @@ impl Row {
     }
 }
 
-/// `200 orders: 118 accepted, 82 expired, 0 lost, 0 decided twice; host killed 3 times`
+/// `200 orders: 118 accepted, 82 expired, 0 lost, 0 decided twice; hosts killed 6 times, store killed 2 times`
 impl Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let count = |which: fn(&Finding) -> bool| self.rows.values().filter(|row| which(&row.finding)).count();
@@ -207,7 +233,12 @@ impl Display for Report {
             0 => {}
             wrong => write!(f, ", {wrong} wrong")?,
         }
-        write!(f, "; host killed {} times", self.outages.len())
+        let hosts = if self.hosts > 1 { "hosts" } else { "host" };
+        write!(f, "; {hosts} killed {} times", self.killed(Victim::Host))?;
+        match self.kills.of_store {
+            Some(_) => write!(f, ", store killed {} times", self.killed(Victim::Store)),
+            None => Ok(()),
+        }
     }
 }
 
@@ -325,8 +356,8 @@ mod tests {
     fn report(finding_of_two: &[(Outcome, i64)], kills: usize) -> Report {
         let entries = BTreeMap::from([("a".to_owned(), entry(&[Status(200)])), ("b".to_owned(), entry(&[]))]);
         let views = BTreeMap::from([("a".to_owned(), view(&[(Accepted, 9)])), ("b".to_owned(), view(finding_of_two))]);
-        let outages = vec![Outage { from: at(DUE + 1_000), until: at(DUE + 2_000) }];
-        Report::new(entries, views, outages, kills, TIMEOUT)
+        let outages = vec![Outage { victim: Victim::Host, from: at(DUE + 1_000), until: at(DUE + 2_000) }];
+        Report::new(entries, views, outages, Kills { of_hosts: kills, of_store: None }, 1, TIMEOUT)
     }
 
     #[test]
@@ -345,14 +376,24 @@ mod tests {
     fn a_drill_that_killed_too_seldom_is_not_right() {
         let report = report(&[(Expired, DUE + 4)], 2);
         assert!(!report.is_right());
-        assert_eq!(report.faults(), "the host was not killed 2 times: too few orders were waiting\n");
+        assert_eq!(report.faults(), "there were not 2 kills: too few orders were waiting\n");
+    }
+
+    #[test]
+    fn kills_of_a_fleet_and_its_store_are_counted_apart() {
+        let mut report = report(&[(Expired, DUE + 4)], 1);
+        report.hosts = 3;
+        report.kills.of_store = Some(1);
+        assert!(!report.is_right() && report.to_string().ends_with("; hosts killed 1 times, store killed 0 times"));
+        report.outages.push(Outage { victim: Victim::Store, from: at(1), until: at(2) });
+        assert!(report.is_right() && report.to_string().ends_with("; hosts killed 1 times, store killed 1 times"));
     }
 
     #[test]
     fn a_timeout_that_had_to_wait_for_a_host_is_counted_apart() {
         let lateness = |at| report(&[(Expired, at)], 1).lateness();
-        assert!(lateness(DUE + 4).contains("up:   1, late by 4 ms") && lateness(DUE + 4).contains("down: none"));
-        assert!(lateness(DUE + 2_001).contains("down: 1, late by 2001 ms"));
+        assert!(lateness(DUE + 4).contains("up: 1, late by 4 ms") && lateness(DUE + 4).contains("outage: none"));
+        assert!(lateness(DUE + 2_001).contains("outage: 1, late by 2001 ms"));
     }
 
     #[test]

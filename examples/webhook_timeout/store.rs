@@ -1,0 +1,92 @@
+//! Where hosts keep their orders: a directory for one host alone, or a server that all hosts of a fleet share.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use alarm_backends::{FjallStore, PostgresStore, RedisStore};
+use examples::CannotStart;
+use stable_interfaces::{Fleet, Host, HostBuilder};
+
+/// How many shards a fleet divides among its hosts. Written into the store, so it cannot change.
+const SHARDS: u32 = 256;
+
+/// What `--store` names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Fjall,
+    Postgres,
+    Redis,
+}
+
+impl Kind {
+    /// As on the command line.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Kind::Fjall => "fjall",
+            Kind::Postgres => "postgres",
+            Kind::Redis => "redis",
+        }
+    }
+}
+
+impl FromStr for Kind {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Kind, String> {
+        let known = [Kind::Fjall, Kind::Postgres, Kind::Redis];
+        known.into_iter().find(|kind| kind.name() == name).ok_or_else(|| "it is fjall, postgres or redis".to_owned())
+    }
+}
+
+/// Where one host keeps its orders.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Home {
+    /// A directory that this process alone can open.
+    Directory(PathBuf),
+    /// A server, with the hosts that share it.
+    Server(Server),
+}
+
+/// A server, with the hosts that share it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Server {
+    pub(crate) kind: Kind,
+    pub(crate) url: String,
+    /// What is this fleet's in the server: a schema of the database, or what all keys begin with.
+    pub(crate) space: String,
+    /// The addresses of all hosts, which are their names too: so whoever knows an order's owner knows where to send its requests.
+    pub(crate) fleet: Vec<String>,
+}
+
+impl Home {
+    /// The host at `address`, with its store open.
+    pub(crate) async fn host(&self, address: &str) -> Result<HostBuilder, CannotStart> {
+        let server = match self {
+            Home::Directory(dir) => {
+                let open = FjallStore::open(dir);
+                return Ok(Host::local(
+                    open.map_err(|e| CannotStart::new(format!("cannot open {}", dir.display()), e))?,
+                ));
+            }
+            Home::Server(server) => server,
+        };
+        let fleet = Fleet::new(&server.fleet, SHARDS).map_err(|e| CannotStart::new("there is no such fleet", e))?;
+        let builder = Host::builder(address, fleet);
+        let opened = match server.kind {
+            Kind::Redis => server.redis().await.map(|store| builder.store(store)),
+            Kind::Postgres | Kind::Fjall => server.postgres().await.map(|store| builder.store(store)),
+        };
+        // Without the URL, which may hold a password.
+        opened.map_err(|e| CannotStart::new(format!("cannot open the store in {}", server.kind.name()), e))
+    }
+}
+
+impl Server {
+    async fn postgres(&self) -> Result<PostgresStore, stable_interfaces::StoreError> {
+        PostgresStore::builder(&self.url)?.schema(&self.space).connect().await
+    }
+
+    async fn redis(&self) -> Result<RedisStore, stable_interfaces::StoreError> {
+        RedisStore::builder(&self.url).prefix(&self.space).connect().await
+    }
+}
