@@ -5,7 +5,10 @@
 pub mod conformance;
 mod dump;
 mod fault;
+mod history;
 mod sim;
+mod simulation;
+mod witness;
 
 /// Makes a `#[test]` of every [conformance case](conformance), each on a fresh store.
 ///
@@ -23,4 +26,7 @@ mod sim;
 pub use crate::__store_tests as store_tests;
 pub use dump::{ShardDump, StoreDump};
 pub use fault::{Answer, Call, Fault, FaultStore, Method};
+pub use history::{Began, End, History, Invariant, Look, Outcome, Pending, Setting, Violation, What};
 pub use sim::{SeededRandom, SimClock};
+pub use simulation::{Client, Counts, Faults, Life, Run, Simulation, Site, Workload};
+pub use witness::Witness;

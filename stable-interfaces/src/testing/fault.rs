@@ -77,6 +77,8 @@ pub enum Fault {
     Hang,
     /// The store does it at once, and the answer waits for [`FaultStore::release_hanging`].
     HangAfter,
+    /// The store does it at once, and the answer takes a random part of this.
+    SlowAnswer(Duration),
     /// Answered with [`StoreError::Unavailable`] at once; reaches the store this much later, whoever lives then.
     Late(Duration),
     /// Not answered until [`FaultStore::release_hanging`], then with [`StoreError::Unavailable`]; reaches the store this much
@@ -97,6 +99,8 @@ pub struct Call {
     pub size: usize,
     /// What happened to it.
     pub fault: Option<Fault>,
+    /// Whether the store has done it, which may be after its end.
+    pub is_done: bool,
     /// How it ended.
     pub answer: Answer,
 }
@@ -323,6 +327,13 @@ impl FaultStore {
         self.shared.state.lock().log.iter().cloned().collect()
     }
 
+    /// The calls that have not ended, as far as the log goes back.
+    #[must_use]
+    pub fn under_way(&self) -> Vec<Call> {
+        let state = self.shared.state.lock();
+        state.log.iter().filter(|call| call.answer == Answer::Waiting).cloned().collect()
+    }
+
     /// Runs one call under whatever fault is its turn.
     async fn call<T, A>(&self, method: Method, size: usize, ask: A) -> Result<T, StoreError>
     where
@@ -331,7 +342,16 @@ impl FaultStore {
     {
         let begun = self.shared.begin(method, size);
         let mut logged = Logged { shared: &self.shared, index: begun.index, answer: Answer::Dropped };
-        let answer = self.shared.under_fault(&begun, ask(self.shared.inner.clone())).await;
+        let (asked, log, index) = (ask(self.shared.inner.clone()), Arc::downgrade(&self.shared), begun.index);
+        let noted = async move {
+            let answer = asked.await;
+            // It may have come late, when nobody has the wrapper any more.
+            if let Some(shared) = log.upgrade() {
+                shared.state.lock().note(index, |call| call.is_done = true);
+            }
+            answer
+        };
+        let answer = self.shared.under_fault(&begun, Box::pin(noted)).await;
         logged.answer = if answer.is_ok() { Answer::Done } else { Answer::Failed };
         answer
     }
@@ -352,13 +372,8 @@ struct Logged<'a> {
 
 impl Drop for Logged<'_> {
     fn drop(&mut self) {
-        let mut state = self.shared.state.lock();
-        // The last is number `begun - 1`; a call this old may have left the log.
-        let from_end = usize::try_from(state.begun - self.index).unwrap_or(usize::MAX);
-        let place = state.log.len().checked_sub(from_end);
-        if let Some(call) = place.and_then(|place| state.log.get_mut(place)) {
-            call.answer = self.answer;
-        }
+        let answer = self.answer;
+        self.shared.state.lock().note(self.index, |call| call.answer = answer);
     }
 }
 
@@ -371,7 +386,7 @@ impl Shared {
         let fault = state.choose(method, index);
         let wait = match fault {
             Some(Fault::Delay(wait) | Fault::Late(wait) | Fault::HangLate(wait)) => wait,
-            Some(Fault::DelayUpTo(most)) => most.mul_f64(state.random.f64()),
+            Some(Fault::DelayUpTo(most) | Fault::SlowAnswer(most)) => most.mul_f64(state.random.f64()),
             _ => Duration::ZERO,
         };
         if let Some(fault) = fault {
@@ -380,7 +395,7 @@ impl Shared {
         if state.log.len() == LOG_LIMIT {
             state.log.pop_front();
         }
-        state.log.push_back(Call { index, method, size, fault, answer: Answer::Waiting });
+        state.log.push_back(Call { index, method, size, fault, is_done: false, answer: Answer::Waiting });
         let begun = Begun { index, fault, wait, releases: state.releases };
         drop(state);
         self.begun.notify_waiters();
@@ -406,6 +421,11 @@ impl Shared {
             Some(Fault::HangAfter) => {
                 let answer = asked.await;
                 self.until_released(begun).await;
+                answer
+            }
+            Some(Fault::SlowAnswer(_)) => {
+                let answer = asked.await;
+                self.clock.sleep(begun.wait).await;
                 answer
             }
             Some(Fault::Late(_)) => {
@@ -464,6 +484,16 @@ impl Shared {
 }
 
 impl State {
+    /// Changes what the log has of a call, unless it is too old.
+    fn note(&mut self, index: u64, change: impl FnOnce(&mut Call)) {
+        // The last is number `begun - 1`.
+        let from_end = usize::try_from(self.begun - index).unwrap_or(usize::MAX);
+        let place = self.log.len().checked_sub(from_end);
+        if let Some(call) = place.and_then(|place| self.log.get_mut(place)) {
+            change(call);
+        }
+    }
+
     fn choose(&mut self, method: Method, index: u64) -> Option<Fault> {
         if self.down {
             return Some(Fault::FailBefore);

@@ -98,6 +98,31 @@ impl SeededRandom {
     pub fn new(seed: u64) -> SeededRandom {
         SeededRandom(Mutex::new(fastrand::Rng::with_seed(seed)))
     }
+
+    /// A number from zero, less than `end`. Zero if `end` is zero.
+    #[must_use]
+    pub fn below(&self, end: u64) -> u64 {
+        if end == 0 { 0 } else { self.0.lock().u64(..end) }
+    }
+
+    /// `true` with this probability, from 0 to 1.
+    #[must_use]
+    pub fn chance(&self, probability: f64) -> bool {
+        self.0.lock().f64() < probability
+    }
+
+    /// Some part of `most`, in whole milliseconds.
+    #[must_use]
+    pub fn up_to(&self, most: Duration) -> Duration {
+        Duration::from_millis(self.below(u64::try_from(most.as_millis()).unwrap_or(u64::MAX).saturating_add(1)))
+    }
+
+    /// One of these; `None` if there are none.
+    #[must_use]
+    pub fn pick<'a, T>(&self, all: &'a [T]) -> Option<&'a T> {
+        let index = self.below(u64::try_from(all.len()).unwrap_or(u64::MAX));
+        all.get(usize::try_from(index).unwrap_or(usize::MAX))
+    }
 }
 
 impl Random for SeededRandom {

@@ -239,8 +239,9 @@ async fn the_log_tells_what_was_called_with_how_much() {
     store.fail_next(Method::Commit, Fault::FailBefore);
     let _refused = store.commit(&put(1, "a")).await;
     store.commit(&put(1, "a")).await.unwrap();
-    let call = |index, fault, answer| Call { index, method: Method::Commit, size: 1, fault, answer };
-    assert_eq!(store.log(), [call(0, Some(Fault::FailBefore), Answer::Failed), call(1, None, Answer::Done)]);
+    let call = |index, fault, is_done, answer| Call { index, method: Method::Commit, size: 1, fault, is_done, answer };
+    let (refused, done) = (call(0, Some(Fault::FailBefore), false, Answer::Failed), call(1, None, true, Answer::Done));
+    assert_eq!(store.log(), [refused, done]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -251,4 +252,24 @@ async fn late_calls_end_with_the_last_handle() {
     drop(store);
     clock.sleep(SECOND * 2).await;
     assert_eq!(stored(&memory), None, "nothing is left running");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_log_tells_what_was_done_without_an_answer() {
+    let (store, memory, clock) = owned().await;
+    store.fail_next(Method::Commit, Fault::SlowAnswer(SECOND));
+    store.fail_next(Method::Commit, Fault::Late(SECOND));
+    {
+        let write = put(1, "a");
+        let mut slow = std::pin::pin!(store.commit(&write));
+        assert!(std::future::poll_fn(|cx| std::task::Poll::Ready(slow.as_mut().poll(cx).is_pending())).await);
+        assert_eq!(store.under_way().len(), 1);
+        assert_eq!(stored(&memory).as_deref(), Some("a"), "it is done at once");
+    }
+    assert!(store.under_way().is_empty());
+    assert!(store.commit(&put(2, "b")).await.is_err());
+    let done = |store: &FaultStore| store.log().iter().map(|call| (call.is_done, call.answer)).collect::<Vec<_>>();
+    assert_eq!(done(&store), [(true, Answer::Dropped), (false, Answer::Failed)]);
+    clock.sleep(SECOND * 2).await;
+    assert_eq!(done(&store), [(true, Answer::Dropped), (true, Answer::Failed)]);
 }

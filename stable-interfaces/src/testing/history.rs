@@ -1,0 +1,558 @@
+//! What a run asked for, was told and did, and whether that may be.
+//!
+//! A run writes each thing down when it happens, in one order; [`check`](History::check) then compares that with what is left
+//! in the end, by the [`Invariant`]s that hold whatever failed in between. It knows nothing of how the run was made, so every
+//! kind of test can use it: a simulation, a loop of real processes, a scenario that is cut at every call of its store.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use crate::clock::Timestamp;
+use crate::error::RequestError;
+use crate::store::ShardId;
+use crate::sync::{Arc, Mutex};
+
+/// A promise of the library.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Invariant {
+    /// I1: an acknowledged alarm or message is handled, or still stored, or was cancelled.
+    Kept,
+    /// I2: no alarm fires before its time.
+    NotEarly,
+    /// I3: once nothing fails any more, everything that is due is handled, and everybody is answered.
+    Handled,
+    /// I4: what was acknowledged has its effects exactly once, what was refused has none.
+    Once,
+    /// I5: nothing fires after its cancelling was acknowledged.
+    NotAfterCancel,
+    /// I6: the writes of two owners of a shard do not interleave.
+    OneWriter,
+    /// I7: alarms of a shard that are durable and due together start in order.
+    InOrder,
+    /// I9: nothing is left when a host is gone.
+    NothingLeft,
+    /// One handler of an instance at a time, and none of an incarnation that has ended.
+    OneAtATime,
+    /// What is read is what was acknowledged.
+    Read,
+    /// The same seed gives the same run.
+    Repeats,
+}
+
+impl fmt::Display for Invariant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Invariant::Kept => "I1 (kept)",
+            Invariant::NotEarly => "I2 (not early)",
+            Invariant::Handled => "I3 (handled)",
+            Invariant::Once => "I4 (once)",
+            Invariant::NotAfterCancel => "I5 (not after its cancelling)",
+            Invariant::OneWriter => "I6 (one writer)",
+            Invariant::InOrder => "I7 (in order)",
+            Invariant::NothingLeft => "I9 (nothing left)",
+            Invariant::OneAtATime => "one at a time",
+            Invariant::Read => "read",
+            Invariant::Repeats => "repeats",
+        })
+    }
+}
+
+/// A promise that was not kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// Which promise.
+    pub invariant: Invariant,
+    /// What happened instead.
+    pub what: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.invariant, self.what)
+    }
+}
+
+/// What is known of something that was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was acknowledged.
+    Done,
+    /// It did not happen, for certain.
+    Not,
+    /// It may have happened.
+    Unknown,
+}
+
+impl Outcome {
+    /// What the answer to a request says. `is_unknown` tells whether the handler's own error stands for an unknown outcome.
+    pub fn of<R, E>(answer: &Result<R, RequestError<E>>, is_unknown: impl FnOnce(&E) -> bool) -> Outcome {
+        match answer {
+            Ok(_) => Outcome::Done,
+            Err(RequestError::Handler(error)) if is_unknown(error) => Outcome::Unknown,
+            Err(error) if error.may_have_happened() => Outcome::Unknown,
+            Err(_) => Outcome::Not,
+        }
+    }
+}
+
+/// Something that can be asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum What {
+    /// An effect that is to happen once. The same name may be asked for several times: then it is a counter.
+    Effect(String),
+    /// A message, whose effect is to happen once for each time it was inserted into the inbox: not more often than its
+    /// [insertions](History::inserted), and once at least.
+    Post {
+        /// Which message.
+        message: String,
+        /// Its effect.
+        effect: String,
+    },
+    /// An alarm.
+    Set(Setting),
+    /// That an alarm does not fire any more. The name is that of [`Setting::alarm`].
+    Cancel(String),
+    /// That an alarm fires at once.
+    FireNow(String),
+    /// That a dead letter is handled after all. The name is that of its effect.
+    Requeue(String),
+    /// That a dead letter is not handled any more. The name is that of its effect.
+    Discard(String),
+}
+
+/// One setting of an alarm.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Setting {
+    /// Which alarm, the same for all its settings: what one replaces.
+    pub alarm: String,
+    /// The name of this setting's effect, unique.
+    pub effect: String,
+    /// When it is to fire.
+    pub due: Timestamp,
+    /// The least and the most often that its effect is to happen.
+    pub times: (i64, i64),
+    /// For I7: its shard and its instance's place in the order, if nothing else ever happens to that instance.
+    pub alone: Option<(ShardId, String)>,
+}
+
+/// The beginning of an alarm's handler.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Began {
+    /// The setting, by its effect.
+    pub effect: String,
+    /// Which life of which host it is on.
+    pub life: u64,
+    /// The latest time that this host's wall clock has shown.
+    pub at: Timestamp,
+    /// When it was due.
+    pub due: Timestamp,
+    /// Which attempt it is.
+    pub attempt: u32,
+    /// Whether its host is the last of its name that was started. Another may fire from memory until it learns of that.
+    pub is_current: bool,
+}
+
+/// What was left when everything had had its time.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct End {
+    /// How often each effect happened.
+    pub effects: BTreeMap<String, i64>,
+    /// The effects of alarms, messages and dead letters that are still there.
+    pub waiting: BTreeSet<String>,
+}
+
+/// Everything that was asked for and that happened, in order. Clones are handles to the same one.
+#[derive(Debug, Clone, Default)]
+pub struct History(Arc<Mutex<Record>>);
+
+#[derive(Debug, Default)]
+struct Record {
+    /// How many things have been written down: the place of the next one.
+    place: u64,
+    asked: Vec<Asked>,
+    began: Vec<(u64, Began)>,
+    /// When lives of hosts began.
+    lives: BTreeMap<u64, u64>,
+    /// Of each effect: how often it was asked for, and how often that was acknowledged or refused.
+    counts: BTreeMap<String, Count>,
+    /// How often each message was inserted.
+    inserted: BTreeMap<String, i64>,
+    violations: Vec<Violation>,
+    trace: u64,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Count {
+    asked: i64,
+    done: i64,
+    refused: i64,
+}
+
+#[derive(Debug)]
+struct Asked {
+    what: What,
+    at: u64,
+    told: Option<Told>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Told {
+    at: u64,
+    outcome: Outcome,
+    /// By which life, and what its wall showed.
+    by: Option<(u64, Timestamp)>,
+}
+
+impl Asked {
+    /// Whether it may have happened.
+    fn may_have_happened(&self) -> bool {
+        self.told.is_none_or(|told| told.outcome != Outcome::Not)
+    }
+
+    /// The place of its acknowledgement.
+    fn done_at(&self) -> Option<u64> {
+        self.told.filter(|told| told.outcome == Outcome::Done).map(|told| told.at)
+    }
+}
+
+/// Something that was asked for and not answered yet. Dropped without an answer, its outcome stays unknown.
+#[derive(Debug)]
+#[must_use = "what the answer was is to be written down"]
+pub struct Pending {
+    history: History,
+    index: usize,
+}
+
+impl Pending {
+    /// The answer came.
+    pub fn told(self, outcome: Outcome) {
+        self.history.tell(self.index, outcome, None);
+    }
+
+    /// The answer came from this life of a host, whose wall shows `now`.
+    pub fn told_by(self, outcome: Outcome, life: u64, now: Timestamp) {
+        self.history.tell(self.index, outcome, Some((life, now)));
+    }
+}
+
+/// A look at a counter that has begun: see [`History::look`].
+#[derive(Debug)]
+#[must_use = "what was seen is to be compared"]
+pub struct Look {
+    history: History,
+    effect: String,
+    at_least: i64,
+}
+
+impl Look {
+    /// This value was read: neither less than what had been acknowledged when the look began, nor more than was ever asked for.
+    pub fn saw(self, value: i64) {
+        let mut record = self.history.0.lock();
+        let asked = record.counts.get(&self.effect).map_or(0, |count| count.asked);
+        if !(self.at_least..=asked).contains(&value) {
+            let what = format!("{} was read as {value}, not {:?}", self.effect, self.at_least..=asked);
+            record.violations.push(Violation { invariant: Invariant::Read, what });
+        }
+    }
+}
+
+impl History {
+    /// Writes down that something is being asked for now.
+    pub fn ask(&self, what: What) -> Pending {
+        let mut record = self.0.lock();
+        let at = record.step(1, &format!("{what:?}"));
+        if let What::Effect(effect) | What::Post { effect, .. } = &what {
+            record.counts.entry(effect.clone()).or_default().asked += 1;
+        }
+        let index = record.asked.len();
+        record.asked.push(Asked { what, at, told: None });
+        Pending { history: self.clone(), index }
+    }
+
+    fn tell(&self, index: usize, outcome: Outcome, by: Option<(u64, Timestamp)>) {
+        let mut record = self.0.lock();
+        let at = record.step(2, &format!("{index} {outcome:?}"));
+        let Record { asked, counts, .. } = &mut *record;
+        let asked = &mut asked[index];
+        asked.told = Some(Told { at, outcome, by });
+        if let What::Effect(effect) | What::Post { effect, .. } = &asked.what {
+            let count = counts.entry(effect.clone()).or_default();
+            count.done += i64::from(outcome == Outcome::Done);
+            count.refused += i64::from(outcome == Outcome::Not);
+        }
+    }
+
+    /// Begins to read the counter of this effect.
+    pub fn look(&self, effect: &str) -> Look {
+        let at_least = self.0.lock().counts.get(effect).map_or(0, |count| count.done);
+        Look { history: self.clone(), effect: effect.to_owned(), at_least }
+    }
+
+    /// The handler of an alarm begins.
+    pub fn began(&self, began: Began) {
+        let mut record = self.0.lock();
+        let at = record.step(3, &format!("{began:?}"));
+        if began.at < began.due {
+            let early = began.due.as_millis() - began.at.as_millis();
+            let what = format!("{} began {early} ms before its time", began.effect);
+            record.violations.push(Violation { invariant: Invariant::NotEarly, what });
+        }
+        record.began.push((at, began));
+    }
+
+    /// A store has inserted a message into an inbox: a repeated post that comes after its message was handled does so again.
+    pub fn inserted(&self, message: &str) {
+        let mut record = self.0.lock();
+        record.step(6, message);
+        *record.inserted.entry(message.to_owned()).or_default() += 1;
+    }
+
+    /// A life of a host begins.
+    pub fn life_began(&self, life: u64) {
+        let mut record = self.0.lock();
+        let at = record.step(4, &life.to_string());
+        record.lives.insert(life, at);
+    }
+
+    /// Anything else that is to repeat with the seed.
+    pub fn note(&self, what: &str) {
+        self.0.lock().step(5, what);
+    }
+
+    /// A promise was not kept, as whoever calls this has seen.
+    pub fn violated(&self, invariant: Invariant, what: impl Into<String>) {
+        self.0.lock().violations.push(Violation { invariant, what: what.into() });
+    }
+
+    /// How many things have been written down.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.0.lock().place
+    }
+
+    /// Whether nothing has been written down.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// A number that tells two histories apart.
+    #[must_use]
+    pub fn trace(&self) -> u64 {
+        self.0.lock().trace
+    }
+
+    /// Everything in which this history and this end break a promise, with what was seen on the way.
+    #[must_use]
+    pub fn check(&self, end: &End) -> Vec<Violation> {
+        let record = self.0.lock();
+        let mut checker = Checker { record: &record, end, violations: record.violations.clone() };
+        checker.check_effects();
+        checker.check_alarms();
+        checker.check_order();
+        for name in &end.waiting {
+            checker.wrong(Invariant::Handled, format!("{name} is still waiting"));
+        }
+        checker.violations
+    }
+}
+
+impl Record {
+    fn step(&mut self, kind: u8, what: &str) -> u64 {
+        self.place += 1;
+        self.trace = xxhash_rust::xxh3::xxh3_64_with_seed(what.as_bytes(), self.trace ^ u64::from(kind));
+        self.place
+    }
+}
+
+struct Checker<'a> {
+    record: &'a Record,
+    end: &'a End,
+    violations: Vec<Violation>,
+}
+
+/// The effects of dead letters that were decided about.
+#[derive(Default)]
+struct Decided<'a> {
+    discarded: BTreeSet<&'a str>,
+    requeued: BTreeSet<&'a str>,
+}
+
+impl Checker<'_> {
+    fn wrong(&mut self, invariant: Invariant, what: String) {
+        self.violations.push(Violation { invariant, what });
+    }
+
+    fn happened(&self, effect: &str) -> i64 {
+        self.end.effects.get(effect).copied().unwrap_or(0)
+    }
+
+    /// Too few are a loss, unless it still waits; too many are a repetition.
+    fn compare(&mut self, effect: &str, (least, most): (i64, i64), why: &str) {
+        let happened = self.happened(effect);
+        let is_waiting = self.end.waiting.contains(effect);
+        if happened < least && !is_waiting {
+            let what = format!("{effect} happened {happened} times, not {least}: {why}");
+            self.wrong(if happened == 0 { Invariant::Kept } else { Invariant::Once }, what);
+        }
+        if happened > most {
+            self.wrong(Invariant::Once, format!("{effect} happened {happened} times, not {most} at most: {why}"));
+        }
+    }
+
+    fn check_effects(&mut self) {
+        let mut requeued = BTreeMap::<&str, i64>::new();
+        let mut inserted = BTreeMap::<&str, i64>::new();
+        let mut discarded = BTreeSet::new();
+        let mut settings = BTreeSet::new();
+        for asked in self.record.asked.iter().filter(|asked| asked.may_have_happened()) {
+            match &asked.what {
+                What::Requeue(effect) => *requeued.entry(effect).or_default() += 1,
+                What::Discard(effect) => drop(discarded.insert(effect.as_str())),
+                What::Set(setting) => drop(settings.insert(setting.effect.as_str())),
+                What::Post { message, effect } => {
+                    let times = self.record.inserted.get(message).copied().unwrap_or(0);
+                    inserted.insert(effect, times);
+                }
+                _ => {}
+            }
+        }
+        let record = self.record;
+        for (effect, count) in &record.counts {
+            let is_post = inserted.contains_key(effect.as_str());
+            let done = if is_post { count.done.min(1) } else { count.done };
+            let least = if discarded.contains(effect.as_str()) { 0 } else { done };
+            let most = match inserted.get(effect.as_str()) {
+                Some(times) => *times,
+                None => count.asked - count.refused + requeued.get(effect.as_str()).copied().unwrap_or(0),
+            };
+            self.compare(effect, (least, most), &format!("{count:?}"));
+        }
+        for effect in self.end.effects.keys() {
+            if !record.counts.contains_key(effect) && !settings.contains(effect.as_str()) {
+                self.wrong(Invariant::Once, format!("{effect} happened and nobody had asked for it"));
+            }
+        }
+    }
+
+    fn check_alarms(&mut self) {
+        let record = self.record;
+        let mut decided = Decided::default();
+        let mut of_alarm = BTreeMap::<&str, Vec<&Asked>>::new();
+        let mut began = BTreeMap::<&str, Vec<&(u64, Began)>>::new();
+        let mut known = BTreeSet::new();
+        for asked in &record.asked {
+            match &asked.what {
+                What::Set(setting) => {
+                    known.insert(setting.effect.as_str());
+                    of_alarm.entry(&setting.alarm).or_default().push(asked);
+                }
+                What::Cancel(alarm) | What::FireNow(alarm) => of_alarm.entry(alarm).or_default().push(asked),
+                What::Discard(effect) if asked.may_have_happened() => drop(decided.discarded.insert(effect)),
+                What::Requeue(effect) if asked.may_have_happened() => drop(decided.requeued.insert(effect)),
+                _ => {}
+            }
+        }
+        for start in &record.began {
+            began.entry(&start.1.effect).or_default().push(start);
+            if !known.contains(start.1.effect.as_str()) {
+                self.wrong(Invariant::Once, format!("{} began and nobody had asked for it", start.1.effect));
+            }
+        }
+        for (alarm, all) in &of_alarm {
+            for asked in all {
+                let What::Set(setting) = &asked.what else { continue };
+                let starts = began.get(setting.effect.as_str()).map_or(&[][..], Vec::as_slice);
+                self.check_setting(alarm, all, asked, setting, starts, &decided);
+            }
+        }
+    }
+
+    fn check_setting(
+        &mut self,
+        alarm: &str,
+        all: &[&Asked],
+        asked: &Asked,
+        setting: &Setting,
+        starts: &[&(u64, Began)],
+        decided: &Decided<'_>,
+    ) {
+        let is_discarded = decided.discarded.contains(setting.effect.as_str());
+        // Whatever may have replaced or removed it: asked for before this was answered is not certainly before it.
+        let replaces = |other: &&&Asked| {
+            let is_other = match &other.what {
+                What::Set(setting_of_other) => setting_of_other.effect != setting.effect,
+                What::Cancel(_) => true,
+                _ => false,
+            };
+            let is_before = other.told.is_some_and(|told| told.at < asked.at && told.outcome == Outcome::Done);
+            is_other && other.may_have_happened() && !is_before
+        };
+        let is_replaced = is_discarded || all.iter().any(|other| replaces(&other));
+        // What fired was set, whatever its setter was told.
+        let was_set = asked.done_at().is_some() || !starts.is_empty();
+        let least = if was_set && !is_replaced { setting.times.0 } else { 0 };
+        let most = if asked.may_have_happened() { setting.times.1 } else { 0 };
+        self.compare(&setting.effect, (least, most), &format!("an alarm that was {:?}", asked.told));
+        if !asked.may_have_happened() && !starts.is_empty() {
+            self.wrong(Invariant::Once, format!("{} began although its setting was refused", setting.effect));
+        }
+        // Requeued, it is due when that happened.
+        let is_hurried = decided.requeued.contains(setting.effect.as_str());
+        let is_hurried = is_hurried || all.iter().any(|other| matches!(other.what, What::FireNow(_)) && other.may_have_happened());
+        // A retry is due some time after the failure, whatever its host's wall shows by then.
+        let is_early = |start: &Began| start.attempt == 0 && start.due < setting.due && !is_hurried;
+        if let Some((_, start)) = starts.iter().find(|(_, start)| is_early(start)) {
+            let what = format!("{} was due at {:?} and set for {:?}", setting.effect, start.due, setting.due);
+            self.wrong(Invariant::NotEarly, what);
+        }
+        let Some(set_at) = asked.done_at() else { return };
+        for (at, start) in starts.iter().filter(|(_, start)| start.is_current) {
+            let by = all.iter().find(|other| {
+                replaces(other) && other.at > set_at && other.done_at().is_some_and(|done_at| done_at < *at)
+            });
+            if let Some(by) = by {
+                let what = format!("{} of {alarm} began on {} after {:?} was acknowledged", setting.effect, start.life, by.what);
+                self.wrong(Invariant::NotAfterCancel, what);
+            }
+        }
+    }
+
+    /// I7, for alarms to whose instances nothing else happens: of two that were durable before the first was due, as far as their
+    /// host's wall goes, the first starts first.
+    fn check_order(&mut self) {
+        let record = self.record;
+        let mut settings = BTreeMap::new();
+        for asked in &record.asked {
+            if let What::Set(setting) = &asked.what
+                && let Some((shard, instance)) = &setting.alone
+                && let Some(told) = asked.told.filter(|told| told.outcome == Outcome::Done)
+            {
+                settings.insert(setting.effect.as_str(), (*shard, (setting.due, instance), told));
+            }
+        }
+        let mut seen = BTreeSet::new();
+        // What has started, by life and shard.
+        let mut started = BTreeMap::<_, Vec<_>>::new();
+        for (_, start) in &record.began {
+            let Some((shard, key, told)) = settings.get(start.effect.as_str()) else { continue };
+            if start.attempt > 0 || !seen.insert(start.effect.as_str()) || start.due != key.0 {
+                continue;
+            }
+            let began_life = record.lives.get(&start.life).copied().unwrap_or(0);
+            let was_known = |told: &Told| {
+                told.at < began_life || told.by.is_some_and(|(life, now)| life == start.life && now < key.0)
+            };
+            let before = started.entry((start.life, *shard)).or_default();
+            if was_known(told)
+                && let Some((later, _)) = before.iter().find(|(later, told)| later > key && was_known(told))
+            {
+                let what = format!("in shard {shard} {later:?} began before {key:?} on {}", start.life);
+                self.violations.push(Violation { invariant: Invariant::InOrder, what });
+            }
+            before.push((*key, *told));
+        }
+    }
+}

@@ -1,0 +1,576 @@
+//! The hosts of a simulation: who lives, who is being started, who has been replaced and does not know.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use tokio::task::{AbortHandle, JoinSet};
+
+use super::link::{HostClock, Link};
+use super::{Common, Run, Workload};
+use crate::clock::{Clock, Sleep, Timestamp, within};
+use crate::fleet::Fleet;
+use crate::host::{Health, Host, HostBuilder};
+use crate::store::{ShardId, Store};
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{Arc, Mutex, Notify};
+use crate::testing::{Answer, Fault, FaultStore, History, Method, SeededRandom};
+
+/// One life of a host, as what runs on it sees it.
+#[derive(Clone)]
+pub struct Life(Arc<LifeState>);
+
+struct LifeState {
+    number: u64,
+    name: Arc<str>,
+    clock: Arc<HostClock>,
+    common: Arc<Common>,
+    /// Whether it is the last of its name that was started.
+    is_current: AtomicBool,
+}
+
+impl fmt::Debug for Life {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Life").field("host", &self.0.name).field("number", &self.0.number).finish_non_exhaustive()
+    }
+}
+
+impl Life {
+    /// Which of all lives of all hosts it is.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        self.0.number
+    }
+
+    /// The name of its host.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        &self.0.name
+    }
+
+    /// The wall clock of its host.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        self.0.clock.now()
+    }
+
+    /// The latest time that this clock has ever shown.
+    #[must_use]
+    pub fn latest(&self) -> Timestamp {
+        self.0.clock.latest()
+    }
+
+    /// A sleep by that clock: it does not end while the host stands still.
+    #[must_use]
+    pub fn sleep(&self, duration: Duration) -> Sleep {
+        self.0.clock.sleep(duration)
+    }
+
+    /// Waits while the host stands still.
+    pub async fn awake(&self) {
+        self.0.clock.pause.passed().await;
+    }
+
+    /// Whether no other life of the same host has been started since.
+    #[must_use]
+    pub fn is_current(&self) -> bool {
+        self.0.is_current.load(Ordering::SeqCst)
+    }
+
+    /// Whether nothing fails any more.
+    #[must_use]
+    pub fn is_healed(&self) -> bool {
+        self.0.common.is_healed.load(Ordering::SeqCst)
+    }
+
+    /// Where what happens is written down.
+    #[must_use]
+    pub fn history(&self) -> &History {
+        &self.0.common.history
+    }
+
+    /// The random numbers of this simulation.
+    #[must_use]
+    pub fn random(&self) -> &SeededRandom {
+        &self.0.common.random
+    }
+
+    /// Counts an operation that was acknowledged.
+    pub fn count(&self, kind: &str) {
+        self.0.common.operations.lock().add(kind, 1);
+    }
+}
+
+/// A host as its clients see it.
+#[derive(Clone)]
+pub struct Site<A> {
+    life: Life,
+    app: A,
+}
+
+impl<A> fmt::Debug for Site<A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Site").field("life", &self.life).finish_non_exhaustive()
+    }
+}
+
+impl<A> Site<A> {
+    /// The application's handles on this host.
+    #[must_use]
+    pub fn app(&self) -> &A {
+        &self.app
+    }
+
+    /// Which life of which host it is.
+    #[must_use]
+    pub fn life(&self) -> &Life {
+        &self.life
+    }
+}
+
+/// A host that was started.
+pub(super) struct Running<A> {
+    pub(super) site: Site<A>,
+    /// Taken out while somebody drains it.
+    host: Arc<Mutex<Option<Host>>>,
+    /// Tells who drains it that it dies.
+    killed: Arc<Notify>,
+    pub(super) link: Link,
+    since: Duration,
+}
+
+impl<A> Running<A> {
+    fn clock(&self) -> &HostClock {
+        &self.site.life.0.clock
+    }
+
+    pub(super) fn pause(&self, is_on: bool) {
+        self.clock().pause.set(is_on);
+    }
+
+    pub(super) fn step(&self, millis: i64) {
+        self.clock().step(millis);
+    }
+
+    /// Sets the wall right.
+    pub(super) fn set_right(&self) {
+        let clock = self.clock();
+        let off = clock.now().as_millis() - self.site.life.0.common.clock.now().as_millis();
+        clock.step(-off);
+    }
+
+    fn health(&self) -> Option<Health> {
+        self.host.lock().as_ref().map(Host::health)
+    }
+}
+
+struct State<A> {
+    fleet: Fleet,
+    living: BTreeMap<Arc<str>, Running<A>>,
+    /// Those that have been replaced and may not know.
+    replaced: Vec<Running<A>>,
+    starting: BTreeMap<Arc<str>, AbortHandle>,
+    lives: u64,
+    /// The ways of all hosts there ever were: what is late on them arrives after their end.
+    links: Vec<FaultStore>,
+    host_time: Duration,
+    starts: JoinSet<()>,
+    drains: JoinSet<()>,
+}
+
+type Register<A> = dyn Fn(HostBuilder, &Life) -> (HostBuilder, A) + Send + Sync;
+
+pub(super) struct World<A> {
+    pub(super) common: Arc<Common>,
+    store: Arc<dyn Store>,
+    register: Box<Register<A>>,
+    /// How likely a call of the store meets a fault.
+    calls: f64,
+    state: Mutex<State<A>>,
+}
+
+pub(super) fn fleet_of(hosts: u64, shards: u32) -> Fleet {
+    Fleet::new((0..hosts).map(|n| format!("host-{n}")), shards).expect("fewer hosts than shards")
+}
+
+impl<A: Clone + Send + Sync + 'static> World<A> {
+    pub(super) fn new<W: Workload<App = A>>(
+        common: Arc<Common>,
+        store: Arc<dyn Store>,
+        workload: &Arc<W>,
+        hosts: u64,
+        shards: u32,
+        calls: f64,
+    ) -> Arc<World<A>> {
+        let state = State {
+            fleet: fleet_of(hosts, shards),
+            living: BTreeMap::new(),
+            replaced: Vec::new(),
+            starting: BTreeMap::new(),
+            lives: 0,
+            links: Vec::new(),
+            host_time: Duration::ZERO,
+            starts: JoinSet::new(),
+            drains: JoinSet::new(),
+        };
+        let workload = workload.clone();
+        let register = move |host: HostBuilder, life: &Life| {
+            let mut host = workload.configure(host);
+            let app = workload.register(&mut host, life);
+            (host, app)
+        };
+        Arc::new(World { common, store, register: Box::new(register), calls, state: Mutex::new(state) })
+    }
+
+    pub(super) fn shard_of(&self, id: &str) -> Option<ShardId> {
+        self.state.lock().fleet.shard_of(id).ok()
+    }
+
+    pub(super) fn owner_of(&self, id: &str) -> Option<Site<A>> {
+        let state = self.state.lock();
+        let host = state.fleet.locate(id).ok()?.host;
+        state.living.get(host).map(|running| running.site.clone())
+    }
+
+    pub(super) fn named(&self, name: &str) -> Option<Site<A>> {
+        self.state.lock().living.get(name).map(|running| running.site.clone())
+    }
+
+    pub(super) fn sites(&self) -> Vec<Site<A>> {
+        let state = self.state.lock();
+        state.living.values().chain(&state.replaced).map(|running| running.site.clone()).collect()
+    }
+
+    /// The names of the hosts that live.
+    pub(super) fn names(&self) -> Vec<Arc<str>> {
+        self.state.lock().living.keys().cloned().collect()
+    }
+
+    /// The names of the hosts that there are to be.
+    pub(super) fn wanted(&self) -> Vec<Arc<str>> {
+        self.state.lock().fleet.hosts().to_vec()
+    }
+
+    pub(super) fn hosts_and_shards(&self) -> (usize, u32) {
+        let state = self.state.lock();
+        (state.fleet.hosts().len(), state.fleet.shards())
+    }
+
+    /// From now on hosts are started with this list.
+    pub(super) fn set_fleet(&self, fleet: Fleet) {
+        self.state.lock().fleet = fleet;
+    }
+
+    /// Does something with a host that lives.
+    pub(super) fn with<T>(&self, name: &str, f: impl FnOnce(&Running<A>) -> T) -> Option<T> {
+        self.state.lock().living.get(name).map(f)
+    }
+
+    /// Does something with every host.
+    pub(super) fn each(&self, mut f: impl FnMut(&Running<A>)) {
+        let state = self.state.lock();
+        state.living.values().chain(&state.replaced).for_each(&mut f);
+    }
+
+    pub(super) fn start_all(self: &Arc<Self>) {
+        for name in self.wanted() {
+            self.start(&name, Duration::ZERO);
+        }
+    }
+
+    /// Starts a host, beside one of the same name if there is one. Tries again until it runs.
+    pub(super) fn start(self: &Arc<Self>, name: &Arc<str>, after: Duration) {
+        let mut state = self.state.lock();
+        if state.starting.contains_key(name) {
+            return;
+        }
+        let (world, host) = (Arc::downgrade(self), name.clone());
+        let clock = self.common.clock.clone();
+        let task = async move {
+            clock.sleep(after).await;
+            loop {
+                let Some(world) = world.upgrade() else { return };
+                if let Some(running) = world.begin(&host).await {
+                    world.install(host, running);
+                    return;
+                }
+                world.common.fault("a start that failed");
+                drop(world);
+                clock.sleep(Duration::from_secs(1)).await;
+            }
+        };
+        while state.starts.try_join_next().is_some() {}
+        let started = state.starts.spawn(task);
+        state.starting.insert(name.clone(), started);
+    }
+
+    /// One attempt to start a host.
+    async fn begin(&self, name: &Arc<str>) -> Option<Running<A>> {
+        let common = &self.common;
+        let own = common.clock.separate();
+        own.step(i64::try_from(common.random.below(1_000)).unwrap_or(0) - 500);
+        let clock = Arc::new(HostClock::new(own));
+        let (faults, life, fleet) = {
+            let mut state = self.state.lock();
+            state.lives += 1;
+            if let Some(before) = state.living.get(name) {
+                before.site.life.0.is_current.store(false, Ordering::SeqCst);
+            }
+            let faults = FaultStore::seeded(self.store.clone(), Arc::new(common.clock.clone()), common.random.below(u64::MAX));
+            state.links.push(faults.clone());
+            let life = Life(Arc::new(LifeState {
+                number: state.lives,
+                name: name.clone(),
+                clock: clock.clone(),
+                common: common.clone(),
+                is_current: AtomicBool::new(true),
+            }));
+            (faults, life, state.fleet.clone())
+        };
+        if !life.is_healed() {
+            set_chances(&faults, self.calls);
+        }
+        common.history.life_began(life.number());
+        let link = Link { faults, pause: clock.pause.clone(), is_dead: Arc::default() };
+        let second = Duration::from_secs(1);
+        let builder = Host::builder(&**name, fleet)
+            .store(link.clone())
+            .clock(clock)
+            .random(Arc::new(SeededRandom::new(common.random.below(u64::MAX))))
+            .lease(second * 6)
+            .store_timeout(second * 2)
+            .commit_timeout(second * 4)
+            .start_timeout(second * 10)
+            .max_firing(32)
+            .alarm_window(16);
+        let (builder, app) = (self.register)(builder, &life);
+        let since = common.clock.elapsed();
+        let host = builder.start().await.ok()?;
+        let site = Site { life, app };
+        Some(Running { site, host: Arc::new(Mutex::new(Some(host))), killed: Arc::default(), link, since })
+    }
+
+    fn install(&self, name: Arc<str>, running: Running<A>) {
+        let mut state = self.state.lock();
+        state.starting.remove(&name);
+        if let Some(before) = state.living.insert(name, running) {
+            state.replaced.push(before);
+        }
+    }
+
+    /// A host dies: nothing goes out of it any more, then its tasks are dropped. `false` if there was none to die.
+    pub(super) fn crash(&self, name: &str) -> bool {
+        let (running, starting) = {
+            let mut state = self.state.lock();
+            (state.living.remove(name), state.starting.remove(name))
+        };
+        if let Some(starting) = &starting {
+            starting.abort();
+            self.common.fault("crash of a host that was starting");
+        }
+        if let Some(running) = running {
+            self.end(&running, "crash");
+            return true;
+        }
+        starting.is_some()
+    }
+
+    /// Those that have been replaced die at last.
+    pub(super) fn crash_replaced(&self) {
+        let replaced = std::mem::take(&mut self.state.lock().replaced);
+        for running in replaced {
+            self.end(&running, "end of a host that had been replaced");
+        }
+    }
+
+    /// A host is dropped without ceremony, which it may not mind.
+    pub(super) fn drop_host(&self, name: &str) -> bool {
+        let Some(running) = self.state.lock().living.remove(name) else { return false };
+        self.common.fault("drop");
+        let host = running.host.lock().take();
+        drop(host);
+        self.end(&running, "");
+        true
+    }
+
+    fn end(&self, running: &Running<A>, how: &str) {
+        running.link.is_dead.store(true, Ordering::SeqCst);
+        if !how.is_empty() {
+            self.common.fault(how);
+            let under_way = running.link.faults.under_way();
+            for call in &under_way {
+                let place = if call.is_done { "after" } else { "before" };
+                self.common.fault(&format!("{how} {place} {:?} was answered", call.method));
+            }
+            if under_way.iter().all(|call| call.method == Method::Watch) {
+                self.common.fault(&format!("{how} between calls"));
+            }
+        }
+        self.common.history.note(&format!("end {}", running.site.life.number()));
+        let host = running.host.lock().take();
+        match host {
+            Some(host) => host.crash(),
+            None => {
+                if !how.is_empty() {
+                    self.common.fault(&format!("{how} while it drained"));
+                }
+                running.killed.notify_one();
+            }
+        }
+        // Whoever waits for it to go on finds it dead.
+        running.pause(false);
+        let lived = self.common.clock.elapsed().saturating_sub(running.since);
+        self.state.lock().host_time += lived;
+    }
+
+    /// A host ends in good order, or dies on the way; then it is gone.
+    pub(super) fn drain(self: &Arc<Self>, name: &Arc<str>, deadline: Duration) {
+        let mut state = self.state.lock();
+        let Some(running) = state.living.get(name) else { return };
+        let Some(host) = running.host.lock().take() else { return };
+        let (killed, name, world) = (running.killed.clone(), name.clone(), Arc::downgrade(self));
+        let life = running.site.life.clone();
+        let task = async move {
+            let drained = tokio::select! { biased;
+                () = killed.notified() => None,
+                drained = host.drain(deadline) => Some(drained),
+            };
+            match drained {
+                None => host.crash(),
+                Some(drained) => {
+                    drop(host);
+                    let Some(world) = world.upgrade() else { return };
+                    world.common.fault(if drained.released { "drain" } else { "drain past its deadline" });
+                    let mut state = world.state.lock();
+                    let is_same = |running: &Running<A>| running.site.life.number() == life.number();
+                    let gone = if state.living.get(&name).is_some_and(is_same) { state.living.remove(&name) } else { None };
+                    drop(state);
+                    if let Some(running) = gone {
+                        world.end(&running, "");
+                    }
+                }
+            }
+        };
+        while state.drains.try_join_next().is_some() {}
+        state.drains.spawn(task);
+    }
+
+    /// Starts hosts that have found themselves replaced, as a supervisor does, and those that nobody starts.
+    pub(super) fn supervise(self: &Arc<Self>) {
+        for name in self.wanted() {
+            let health = self.with(&name, Running::health);
+            if let Some(Some(Health::Replaced | Health::Stopped)) = health {
+                self.common.fault("a host that was replaced by a late claim");
+                let running = self.state.lock().living.remove(&name);
+                if let Some(running) = running {
+                    self.end(&running, "");
+                }
+            }
+            if !self.state.lock().living.contains_key(&name) {
+                self.start(&name, Duration::from_millis(500));
+            }
+        }
+    }
+
+    /// Ends all faults, and waits until each host has what belongs to it. Whether that happened.
+    pub(super) async fn heal(self: &Arc<Self>) -> bool {
+        let clock = self.common.clock.clone();
+        for faults in &self.state.lock().links {
+            faults.heal();
+            faults.release_hanging();
+        }
+        self.each(|running| {
+            running.pause(false);
+            running.set_right();
+        });
+        self.crash_replaced();
+        let mut drains = std::mem::take(&mut self.state.lock().drains);
+        while drains.join_next().await.is_some() {}
+        let healthy = async {
+            loop {
+                self.supervise();
+                clock.sleep(Duration::from_secs(1)).await;
+                let extra: Vec<_> = self.names().into_iter().filter(|name| !self.wanted().contains(name)).collect();
+                for name in extra {
+                    self.crash(&name);
+                }
+                if self.is_whole() {
+                    break;
+                }
+            }
+        };
+        within(&clock, Duration::from_secs(600), healthy).await.is_some()
+    }
+
+    /// Whether every shard is owned by the host it belongs to.
+    fn is_whole(&self) -> bool {
+        let state = self.state.lock();
+        state.fleet.hosts().iter().all(|name| {
+            let Some(running) = state.living.get(name) else { return false };
+            let host = running.host.lock();
+            let Some(host) = host.as_ref() else { return false };
+            let mine = (0..state.fleet.shards()).map(ShardId).filter(|shard| *state.fleet.host_of(*shard) == *name);
+            host.health() == Health::Running && host.shards().into_iter().eq(mine)
+        })
+    }
+
+    pub(super) async fn drain_all(self: &Arc<Self>) {
+        for name in self.names() {
+            self.drain(&name, Duration::from_secs(60));
+        }
+        let mut drains = std::mem::take(&mut self.state.lock().drains);
+        while drains.join_next().await.is_some() {}
+        for name in self.names() {
+            self.crash(&name);
+        }
+        let mut starts = std::mem::take(&mut self.state.lock().starts);
+        starts.shutdown().await;
+    }
+
+    /// Adds up what happened to the calls of the store.
+    pub(super) fn tally(&self, run: &mut Run) {
+        let state = self.state.lock();
+        run.host_time += state.host_time;
+        for faults in &state.links {
+            for call in faults.log() {
+                if let Some(fault) = call.fault {
+                    run.faults.add(&format!("{} {:?}", described(fault), call.method), 1);
+                }
+                let is_ambiguous = call.is_done && call.answer != Answer::Done;
+                run.ambiguous_commits += u64::from(is_ambiguous && call.method == Method::Commit);
+            }
+        }
+    }
+}
+
+fn described(fault: Fault) -> &'static str {
+    match fault {
+        Fault::FailBefore => "failed before",
+        Fault::FailAfter => "failed after",
+        Fault::Delay(_) | Fault::DelayUpTo(_) => "slow way to",
+        Fault::SlowAnswer(_) => "slow way back from",
+        Fault::Hang | Fault::HangAfter => "hanging",
+        Fault::Late(_) | Fault::HangLate(_) | Fault::LateUntilTold => "late arrival of",
+    }
+}
+
+/// What happens to calls by chance, `calls` of them all.
+fn set_chances(faults: &FaultStore, calls: f64) {
+    let seconds = Duration::from_secs;
+    for method in Method::ALL {
+        for (fault, part) in [
+            (Fault::FailBefore, 0.10),
+            (Fault::FailAfter, 0.15),
+            (Fault::DelayUpTo(seconds(1)), 0.30),
+            (Fault::SlowAnswer(seconds(1)), 0.25),
+            (Fault::DelayUpTo(seconds(6)), 0.05),
+            (Fault::SlowAnswer(seconds(6)), 0.05),
+            (Fault::Late(seconds(3)), 0.04),
+            (Fault::HangLate(seconds(8)), 0.06),
+        ] {
+            faults.set_chance(method, fault, calls * part);
+        }
+        // Nothing answers at once.
+        faults.set_chance(method, Fault::DelayUpTo(Duration::from_millis(5)), (1.0 - calls) * 0.1);
+    }
+}

@@ -1,0 +1,154 @@
+//! What a host of a simulation sees the world through: a clock that stops for it, and a way to its store that ends with it.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::clock::{Clock, Sleep, Timestamp};
+use crate::store::{
+    Claim, Claimed, Hints, Incarnation, Loaded, NewMessage, Page, Posted, Read, ReadRows, Renewed, ShardId, Store,
+    StoreError, Write,
+};
+use crate::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use crate::sync::{Arc, Notify};
+use crate::testing::{FaultStore, SimClock};
+
+/// Whether a host stands still, as a process does that is stopped by a signal or a hypervisor.
+#[derive(Debug, Default)]
+pub(super) struct Pause {
+    is_on: AtomicBool,
+    ended: Notify,
+}
+
+impl Pause {
+    pub(super) fn set(&self, is_on: bool) {
+        self.is_on.store(is_on, Ordering::SeqCst);
+        if !is_on {
+            self.ended.notify_waiters();
+        }
+    }
+
+    pub(super) async fn passed(&self) {
+        loop {
+            let mut ended = std::pin::pin!(self.ended.notified());
+            // Listen first, then look: an end in between is not missed.
+            ended.as_mut().enable();
+            if !self.is_on.load(Ordering::SeqCst) {
+                return;
+            }
+            ended.await;
+        }
+    }
+}
+
+/// The clock of one host: a wall of its own, and sleeps that do not end while the host stands still.
+#[derive(Debug)]
+pub(super) struct HostClock {
+    pub(super) clock: SimClock,
+    pub(super) pause: Arc<Pause>,
+    /// The latest time that the wall has shown before it was set back.
+    latest: AtomicI64,
+}
+
+impl HostClock {
+    pub(super) fn new(clock: SimClock) -> HostClock {
+        HostClock { clock, pause: Arc::default(), latest: AtomicI64::new(i64::MIN) }
+    }
+
+    pub(super) fn step(&self, millis: i64) {
+        self.latest.fetch_max(self.clock.now().as_millis(), Ordering::SeqCst);
+        self.clock.step(millis);
+    }
+
+    /// The latest time that the wall has ever shown.
+    pub(super) fn latest(&self) -> Timestamp {
+        Timestamp::from_millis(self.latest.load(Ordering::SeqCst)).max(self.clock.now())
+    }
+
+    fn gated(&self, sleep: Sleep) -> Sleep {
+        let pause = self.pause.clone();
+        Box::pin(async move {
+            sleep.await;
+            pause.passed().await;
+        })
+    }
+}
+
+impl Clock for HostClock {
+    fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.clock.elapsed()
+    }
+
+    fn sleep(&self, duration: Duration) -> Sleep {
+        self.gated(self.clock.sleep(duration))
+    }
+
+    fn sleep_exact(&self, until: Timestamp) -> Sleep {
+        self.gated(self.clock.sleep_exact(until))
+    }
+
+    fn is_simulated(&self) -> bool {
+        true
+    }
+}
+
+/// The way of one host to the store.
+#[derive(Debug, Clone)]
+pub(super) struct Link {
+    pub(super) faults: FaultStore,
+    pub(super) pause: Arc<Pause>,
+    pub(super) is_dead: Arc<AtomicBool>,
+}
+
+impl Link {
+    /// Nothing goes out of a host that is dead, and nothing out of or into one that stands still.
+    async fn pass<T>(&self, call: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+        self.pause.passed().await;
+        if self.is_dead.load(Ordering::SeqCst) {
+            return Err(StoreError::NotApplied("this host is dead".into()));
+        }
+        let answer = call.await;
+        self.pause.passed().await;
+        answer
+    }
+}
+
+#[deny(clippy::missing_trait_methods)]
+#[async_trait]
+impl Store for Link {
+    async fn claim(&self, claim: &Claim) -> Result<Claimed, StoreError> {
+        self.pass(self.faults.claim(claim)).await
+    }
+
+    async fn renew(&self, incarnation: Incarnation, lease: Duration) -> Result<Renewed, StoreError> {
+        self.pass(self.faults.renew(incarnation, lease)).await
+    }
+
+    async fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {
+        self.pass(self.faults.release(incarnation, shards)).await
+    }
+
+    async fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError> {
+        self.pass(self.faults.commit(write)).await
+    }
+
+    async fn post(&self, messages: &[NewMessage]) -> Result<Vec<Posted>, StoreError> {
+        self.pass(self.faults.post(messages)).await
+    }
+
+    async fn watch(&self, incarnation: Incarnation) -> Result<Hints, StoreError> {
+        self.pass(self.faults.watch(incarnation)).await
+    }
+
+    async fn load(&self, pages: &[Page]) -> Result<Vec<Loaded>, StoreError> {
+        self.pass(self.faults.load(pages)).await
+    }
+
+    async fn read(&self, read: &Read) -> Result<ReadRows, StoreError> {
+        self.pass(self.faults.read(read)).await
+    }
+}

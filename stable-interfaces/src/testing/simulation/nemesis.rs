@@ -1,0 +1,235 @@
+//! What happens to the hosts of a simulation.
+
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+
+use super::fleet::{World, fleet_of};
+use crate::clock::Clock;
+use crate::sync::Arc;
+
+/// What can happen, and how often of a hundred.
+const EVENTS: [(Event, u64); 13] = [
+    (Event::Crash, 38),
+    (Event::CrashAll, 2),
+    (Event::Drop, 4),
+    (Event::Drain, 9),
+    (Event::Pause, 10),
+    (Event::CutOff, 6),
+    (Event::Hang, 6),
+    (Event::StoreDown, 3),
+    (Event::Step, 7),
+    (Event::Twin, 8),
+    (Event::Roll, 2),
+    (Event::LoseHints, 3),
+    (Event::CutWatches, 2),
+];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Event {
+    /// A host dies, and is started again.
+    Crash,
+    /// All hosts die.
+    CrashAll,
+    /// A host is dropped.
+    Drop,
+    /// A host ends in good order.
+    Drain,
+    /// A host stands still, longer than its lease or not.
+    Pause,
+    /// The store refuses a host's calls.
+    CutOff,
+    /// The store answers a host nothing.
+    Hang,
+    /// The store is down for all.
+    StoreDown,
+    /// A host's wall steps.
+    Step,
+    /// A second host of a name is started.
+    Twin,
+    /// The list of hosts changes, and they are started anew one after the other.
+    Roll,
+    /// No hint about messages gets through.
+    LoseHints,
+    /// The streams of hints end.
+    CutWatches,
+}
+
+/// Lets things happen to the fleet until then.
+pub(super) async fn run<A: Clone + Send + Sync + 'static>(world: &Arc<World<A>>, between: Duration, until: Duration) {
+    let common = world.common.clone();
+    let (clock, random) = (&common.clock, &common.random);
+    let total: u64 = EVENTS.iter().map(|(_, weight)| weight).sum();
+    // What goes on beside this, and is cut off when faults end: whoever heals undoes it.
+    let mut lasting = JoinSet::new();
+    let mut rolling = JoinSet::new();
+    loop {
+        let now = clock.elapsed();
+        clock.sleep(random.up_to(between * 2).min(until.saturating_sub(now))).await;
+        if clock.elapsed() >= until {
+            break;
+        }
+        let mut drawn = random.below(total);
+        let event = EVENTS.iter().find(|(_, weight)| match drawn.checked_sub(*weight) {
+            Some(rest) => {
+                drawn = rest;
+                false
+            }
+            None => true,
+        });
+        let Some((event, _)) = event else { continue };
+        common.history.note(&format!("{event:?} at {:?}", clock.elapsed()));
+        if *event == Event::Roll {
+            while rolling.try_join_next().is_some() {}
+            if rolling.is_empty() {
+                rolling.spawn(roll(world.clone()));
+            }
+        } else {
+            happen(world, *event, &mut lasting);
+        }
+        world.supervise();
+    }
+    lasting.shutdown().await;
+    rolling.shutdown().await;
+}
+
+/// How long something lasts: mostly less than a lease, sometimes much more.
+fn a_while<A>(world: &World<A>) -> Duration {
+    let random = &world.common.random;
+    let most = *random.pick(&[1, 4, 10, 40]).unwrap_or(&1);
+    random.up_to(Duration::from_secs(most)) + Duration::from_millis(1)
+}
+
+fn happen<A: Clone + Send + Sync + 'static>(world: &Arc<World<A>>, event: Event, lasting: &mut JoinSet<()>) {
+    let common = world.common.clone();
+    let random = &common.random;
+    let names = world.names();
+    let Some(name) = random.pick(&names).cloned() else { return };
+    while lasting.try_join_next().is_some() {}
+    let mut for_a_while = |end: Box<dyn FnOnce(&World<A>) + Send>| {
+        let (world, duration) = (world.clone(), a_while(world));
+        lasting.spawn(async move {
+            world.common.clock.sleep(duration).await;
+            end(&world);
+        });
+    };
+    let undo = |f: fn(&super::fleet::Running<A>)| {
+        let name = name.clone();
+        Box::new(move |world: &World<A>| {
+            world.with(&name, f);
+        })
+    };
+    match event {
+        Event::Crash => {
+            if world.crash(&name) {
+                restart(world, &name);
+            }
+        }
+        Event::CrashAll => {
+            for name in world.wanted() {
+                if world.crash(&name) {
+                    restart(world, &name);
+                }
+            }
+        }
+        Event::Drop => {
+            if world.drop_host(&name) {
+                restart(world, &name);
+            }
+        }
+        Event::Drain => {
+            let deadline = random.up_to(Duration::from_secs(*random.pick(&[0, 1, 20]).unwrap_or(&1)));
+            world.drain(&name, deadline);
+        }
+        Event::Pause => {
+            common.fault("pause");
+            world.with(&name, |running| running.pause(true));
+            // By its own hands it would not come back if it were replaced meanwhile.
+            let number = world.with(&name, |running| running.site.life().number());
+            for_a_while(Box::new(move |world| {
+                world.each(|running| {
+                    if Some(running.site.life().number()) == number {
+                        running.pause(false);
+                    }
+                });
+            }));
+        }
+        Event::CutOff => {
+            common.fault("store out of a host's reach");
+            world.with(&name, |running| running.link.faults.set_down(true));
+            for_a_while(undo(|running| running.link.faults.set_down(false)));
+        }
+        Event::Hang => {
+            common.fault("store that answers a host nothing");
+            world.with(&name, |running| running.link.faults.hang_from(running.link.faults.begun()));
+            for_a_while(undo(|running| running.link.faults.release_hanging()));
+        }
+        Event::StoreDown => {
+            common.fault("store down");
+            world.each(|running| running.link.faults.set_down(true));
+            for_a_while(Box::new(|world| world.each(|running| running.link.faults.set_down(false))));
+        }
+        Event::Step => {
+            common.fault("step of a wall clock");
+            let most = *random.pick(&[2_000, 60_000, 3_600_000]).unwrap_or(&1);
+            let millis = i64::try_from(random.below(2 * most)).unwrap_or(0) - i64::try_from(most).unwrap_or(0);
+            world.with(&name, |running| running.step(millis));
+            for_a_while(undo(super::fleet::Running::set_right));
+        }
+        Event::Twin => {
+            common.fault("second host of a name");
+            world.start(&name, Duration::ZERO);
+            for_a_while(Box::new(World::crash_replaced));
+        }
+        Event::LoseHints => {
+            common.fault("hints lost");
+            world.with(&name, |running| running.link.faults.lose_hints(true));
+            for_a_while(undo(|running| running.link.faults.lose_hints(false)));
+        }
+        Event::CutWatches => {
+            common.fault("streams of hints cut");
+            world.each(|running| running.link.faults.cut_watches());
+        }
+        Event::Roll => {}
+    }
+}
+
+fn restart<A: Clone + Send + Sync + 'static>(world: &Arc<World<A>>, name: &Arc<str>) {
+    let random = &world.common.random;
+    let most = *random.pick(&[0, 0, 1, 1, 5, 5, 20, 60]).unwrap_or(&0);
+    world.start(name, random.up_to(Duration::from_secs(most)));
+}
+
+/// One host more or one less: each is started anew with the new list, one after the other.
+async fn roll<A: Clone + Send + Sync + 'static>(world: Arc<World<A>>) {
+    let common = world.common.clone();
+    common.fault("change of the host list");
+    let (hosts, shards) = world.hosts_and_shards();
+    let hosts = u64::try_from(hosts).unwrap_or(1);
+    let more = hosts < 3 || (hosts < 5 && common.random.chance(0.5));
+    let before = world.wanted();
+    world.set_fleet(fleet_of(if more { hosts + 1 } else { hosts - 1 }, shards));
+    let after = world.wanted();
+    for name in before.iter().chain(after.iter().filter(|name| !before.contains(name))) {
+        let old = world.named(name).map(|site| site.life().number());
+        if old.is_some() {
+            if common.random.chance(0.7) {
+                world.drain(name, Duration::from_secs(5));
+            } else {
+                world.crash(name);
+            }
+        }
+        let is_old_gone = || old.is_none() || world.named(name).map(|site| site.life().number()) != old;
+        for _ in 0..20 {
+            if is_old_gone() {
+                break;
+            }
+            common.clock.sleep(Duration::from_secs(1)).await;
+        }
+        world.crash(name);
+        if after.contains(name) {
+            world.start(name, common.random.up_to(Duration::from_secs(2)));
+            common.clock.sleep(Duration::from_secs(3)).await;
+        }
+    }
+}

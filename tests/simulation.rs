@@ -1,0 +1,140 @@
+//! The whole library under a deterministic simulation: fleets that crash, stand still, lose their store and change, used by
+//! clients at random, on virtual time.
+//!
+//! Each seed is one run, with its own fleet and faults, and repeats exactly. `tests/run simulation` takes about twenty seconds;
+//! `MINUTES=n` and `SEEDS=n` say how much longer, `FROM=n` with which seed to begin, and `SEED=n` repeats one run and tells more of
+//! it.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use stable_interfaces::testing::{Counts, Faults, Run, Simulation};
+use system_tests::exercise::Exercise;
+
+/// Fewer are no test, however slow the machine.
+const FEWEST: u64 = 24;
+/// One in so many is run twice, to see whether it repeats.
+const REPEATED: u64 = 16;
+
+/// The number in an environment variable.
+fn number(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name} is to be a number")))
+}
+
+fn simulation(seed: u64) -> Simulation {
+    Simulation::new(seed).hosts(2 + seed % 3).length(Duration::from_secs(600)).faults(Faults::ALL)
+}
+
+/// What all runs together came to.
+#[derive(Default)]
+struct Sum {
+    runs: u64,
+    repeated: u64,
+    crashes: u64,
+    ambiguous: u64,
+    host_time: Duration,
+    operations: Counts,
+    faults: Counts,
+    violations: u64,
+}
+
+impl Sum {
+    fn add(&mut self, run: &Run) {
+        self.runs += 1;
+        self.crashes += run.crashes;
+        self.ambiguous += run.ambiguous_commits;
+        self.host_time += run.host_time;
+        self.operations.merge(&run.operations);
+        self.faults.merge(&run.faults);
+        self.violations += u64::try_from(run.violations.len()).unwrap();
+    }
+
+    fn print(&self, took: Duration) {
+        let hours = self.host_time.as_secs_f64() / 3_600.0;
+        let per_minute = |n: f64| n / took.as_secs_f64() * 60.0;
+        println!("operations acknowledged:");
+        for (kind, count) in self.operations.iter() {
+            println!("  {count:>9}  {kind}");
+        }
+        println!("what failed:");
+        for (kind, count) in self.faults.iter() {
+            println!("  {count:>9}  {kind}");
+        }
+        println!("seeds: {}, of which {} twice with the same trace", self.runs, self.repeated);
+        println!("took: {:.1} s", took.as_secs_f64());
+        println!("host-hours: {hours:.1}, {:.0} per minute", per_minute(hours));
+        let operations = f64::from(u32::try_from(self.operations.total()).unwrap());
+        println!("operations: {operations}, {:.0} per host-hour", operations / hours);
+        println!("crashes: {}, {:.0} per minute", self.crashes, per_minute(f64::from(u32::try_from(self.crashes).unwrap())));
+        let ambiguous = f64::from(u32::try_from(self.ambiguous).unwrap());
+        println!("ambiguous commits: {ambiguous}, {:.0} per minute", per_minute(ambiguous));
+        println!("violations: {}", self.violations);
+    }
+}
+
+fn report(run: &Run) {
+    for violation in &run.violations {
+        println!("seed {}: {violation}", run.seed);
+    }
+    if !run.violations.is_empty() {
+        println!("repeat it with: SEED={} tests/run simulation", run.seed);
+    }
+}
+
+#[test]
+fn whatever_fails_no_promise_is_broken() {
+    let began = Instant::now();
+    let sum = Mutex::new(Sum::default());
+    let one = |seed: u64, twice: bool| {
+        let run = simulation(seed).run(Exercise::default());
+        report(&run);
+        let mut differs = 0;
+        if twice {
+            let again = simulation(seed).run(Exercise::default());
+            if again != run {
+                println!("seed {seed} does not repeat: trace {:x} and {:x}", run.trace, again.trace);
+                differs = 1;
+            }
+        }
+        let mut sum = sum.lock();
+        sum.add(&run);
+        sum.repeated += u64::from(twice);
+        sum.violations += differs;
+    };
+    if let Some(seed) = number("SEED") {
+        one(seed, true);
+    } else {
+        let first = number("FROM").unwrap_or(1);
+        let quick = std::env::var_os("QUICK").is_some();
+        let (fewest, limit) = match (number("SEEDS"), number("MINUTES")) {
+            (Some(seeds), _) => (seeds, Duration::ZERO),
+            (None, Some(minutes)) => (FEWEST, Duration::from_secs(60 * minutes)),
+            (None, None) => (FEWEST, Duration::from_secs(if quick { 5 } else { 20 })),
+        };
+        let next = AtomicU64::new(0);
+        let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(2));
+        std::thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| {
+                    loop {
+                        let n = next.fetch_add(1, Ordering::SeqCst);
+                        if n >= fewest && began.elapsed() >= limit {
+                            return;
+                        }
+                        one(first + n, n % REPEATED == 0);
+                    }
+                });
+            }
+        });
+    }
+    let sum = sum.into_inner();
+    sum.print(began.elapsed());
+    assert_eq!(sum.violations, 0, "promises were broken; the seeds are above");
+    let hours = sum.host_time.as_secs_f64() / 3_600.0;
+    let operations = f64::from(u32::try_from(sum.operations.total()).unwrap());
+    assert!(operations / hours >= 1_000.0, "only {:.0} operations per host-hour", operations / hours);
+}
