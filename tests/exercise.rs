@@ -550,7 +550,7 @@ impl Workload for Exercise {
 
     async fn client(self: Arc<Self>, client: Client<App>) {
         while !client.is_over() {
-            client.sleep(client.random().up_to(Duration::from_secs(10))).await;
+            client.sleep(client.random().up_to(Duration::from_secs(14))).await;
             self.something(&client).await;
         }
     }

@@ -8,11 +8,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use stable_interfaces::testing::{Fault, Method, SeededRandom};
-use stable_interfaces::{Clock, Epoch, Health, Interface, KeyRange, Op, Random, RetryPolicy, ShardId, Write};
+use stable_interfaces::testing::{Fault, Method, SeededRandom, SimClock};
+use stable_interfaces::{
+    Clock, Epoch, Fleet, Health, Host, Interface, KeyRange, MemoryStore, Op, Random, RetryPolicy, ShardId, Store, Write,
+};
 use system_tests::history::{End, Event, History, Outcome};
 use system_tests::{
-    Between, Do, Failed, Probe, Site, World, act, count, get, in_time, life, now_or_never, on_each_store, put, spawn,
+    Between, Do, Failed, Probe, START, Site, World, act, count, get, in_time, life, now_or_never, on_each_store, put, spawn,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -510,4 +512,27 @@ async fn a_host_dropped_while_it_starts_leaves_nothing_running() {
     }
     let site = world.start().await;
     site.probes.request("a", put("k", 1)).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_that_does_not_start_lets_its_store_go() {
+    let clock = Arc::new(SimClock::new(START));
+    let fleet = Fleet::new(["h"], 16).unwrap();
+    let world = World::in_memory();
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::with_clock(clock.clone()));
+    let builder = |name: &str| world.equip(Host::builder(name, fleet.clone()).shared_store(store.clone()));
+    // Nobody has started this one.
+    let mut never = builder("h");
+    let probes = never.interface(world.factory()).register().unwrap();
+    drop(never);
+    assert!(probes.request("a", life()).await.is_err());
+    drop(probes);
+    // These cannot start.
+    let mut unknown = builder("somebody else");
+    unknown.interface(world.factory()).register().unwrap();
+    assert!(unknown.start().await.is_err());
+    let mut senseless = builder("h").lease(Duration::ZERO);
+    senseless.interface(world.factory()).register().unwrap();
+    assert!(senseless.start().await.is_err());
+    assert_eq!(Arc::strong_count(&store), 1);
 }

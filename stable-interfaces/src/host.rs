@@ -427,6 +427,9 @@ impl HostBuilder {
     /// [`StartError`] says what to change. Nothing stays claimed by a host that did not start, beyond its lease.
     pub async fn start(mut self) -> Result<Host, StartError> {
         let core = self.core();
+        // From here on, an early return stops what has begun.
+        self.core = None;
+        let host = Host { core: core.clone(), drained: Mutex::new(true) };
         let runtime = tokio::runtime::Handle::try_current().map_err(|_| StartError::NoRuntime)?;
         if core.fleet.index_of(&core.name).is_none() {
             let hosts: Vec<_> = core.fleet.hosts().iter().take(8).map(|host| &**host).collect();
@@ -453,15 +456,11 @@ impl HostBuilder {
             committer: committer.clone(),
             incarnation,
         });
-        // From here on, an early return stops what has begun.
-        let host = Host { core: core.clone(), drained: Mutex::new(false) };
         let Some(started) = core.started() else { return Err(StartError::NoRuntime) };
         let assigned = lease::assigned(&core);
         match (&core.store, committer) {
             (Some(store), Some(committer)) => {
-                claim_all(&core, &**store, incarnation).await.inspect_err(|_| {
-                    *host.drained.lock() = true;
-                })?;
+                claim_all(&core, &**store, incarnation).await?;
                 for lane in committer.lanes() {
                     started.system.spawn(committer.clone().run(lane));
                 }
@@ -485,7 +484,17 @@ impl HostBuilder {
         }
         started.system.spawn(run_deferred(deferred_work));
         started.system.spawn(sweep(core.clone()));
+        *host.drained.lock() = false;
         Ok(host)
+    }
+}
+
+impl Drop for HostBuilder {
+    /// Interfaces and their host point at each other: a host that is not started after all lets its store go here.
+    fn drop(&mut self) {
+        if let Some(core) = self.core.take() {
+            core.stop(Health::Stopped);
+        }
     }
 }
 

@@ -290,6 +290,11 @@ impl<A: Clone + Send + Sync + 'static> World<A> {
             clock.sleep(after).await;
             loop {
                 let Some(world) = world.upgrade() else { return };
+                if !world.wanted().contains(&host) {
+                    // The list has changed meanwhile.
+                    world.state.lock().starting.remove(&host);
+                    return;
+                }
                 if let Some(running) = world.begin(&host).await {
                     world.install(host, running);
                     return;

@@ -90,7 +90,7 @@ pub(super) async fn run<A: Clone + Send + Sync + 'static>(world: &Arc<World<A>>,
         world.supervise();
     }
     lasting.shutdown().await;
-    rolling.shutdown().await;
+    while rolling.join_next().await.is_some() {}
 }
 
 /// How long something lasts: mostly less than a lease, sometimes much more.
