@@ -17,8 +17,8 @@ use stable_interfaces::testing::{
     Began, Client, End, History, Invariant, Life, Outcome, Pending, Setting, Site, StoreDump, What, Workload,
 };
 use stable_interfaces::{
-    Alarm, Closed, Connecting, ConnectionId, Context, ContextError, DeadKind, Handle, HostBuilder, Interface,
-    InstanceName, KeyRange, Message, NewPost, OnAlarm, OnConnect, OnMessage, Peer, Posted, RequestError, RetryPolicy,
+    Alarm, Closed, Connecting, ConnectionId, Context, ContextError, DeadKind, Handle, HostBuilder, InstanceName,
+    Interface, KeyRange, Message, NewPost, OnAlarm, OnConnect, OnMessage, Peer, Posted, RequestError, RetryPolicy,
     StableInterface, Timestamp,
 };
 
@@ -212,13 +212,7 @@ impl Cell {
     }
 
     /// What alarms and messages do alike.
-    async fn handle_kind(
-        &mut self,
-        cx: &mut Context,
-        kind: Kind,
-        effect: u64,
-        attempt: u32,
-    ) -> Result<i64, Failed> {
+    async fn handle_kind(&mut self, cx: &mut Context, kind: Kind, effect: u64, attempt: u32) -> Result<i64, Failed> {
         let is_healed = self.life().is_healed();
         match kind {
             Kind::Fails if attempt < 2 && !is_healed => {
@@ -493,7 +487,11 @@ where
 }
 
 /// Asks an instance to do these steps.
-async fn request(client: &Client<App>, id: &str, steps: impl Fn(App) -> Vec<Step>) -> Option<(Answer<Said>, Site<App>)> {
+async fn request(
+    client: &Client<App>,
+    id: &str,
+    steps: impl Fn(App) -> Vec<Step>,
+) -> Option<(Answer<Said>, Site<App>)> {
     ask(client, id, |cells| {
         let steps = steps(cells.clone());
         async move { cells.request(id, Do(steps)).await }
@@ -714,7 +712,8 @@ impl Exercise {
         let early: Awaited = Arc::new(Mutex::new(commits.then(|| ask(first))));
         let asked = ask(last);
         let both = (!commits).then(|| ask(first));
-        let (sleeps, ends, scratches) = (random.up_to(Duration::from_millis(300)), random.below(100), random.chance(0.2));
+        let (sleeps, ends, scratches) =
+            (random.up_to(Duration::from_millis(300)), random.below(100), random.chance(0.2));
         let answer = request(client, id, |_| {
             let mut steps = vec![Step::Count(first)];
             if commits {
@@ -785,7 +784,8 @@ impl Exercise {
         if !inside {
             let (alarm, meta) = (&alarm, &meta);
             if if_absent {
-                let answer = ask(client, id, |cells| async move { cells.set_alarm_if_absent(id, alarm, due, meta).await });
+                let answer =
+                    ask(client, id, |cells| async move { cells.set_alarm_if_absent(id, alarm, due, meta).await });
                 settle_if(client, asked, &answer.await, "alarm set from outside", |set| *set);
             } else {
                 let answer = ask(client, id, |cells| async move { cells.set_alarm(id, alarm, due, meta).await });
@@ -858,13 +858,8 @@ impl Exercise {
         let effect = self.next();
         let alarm = format!("l-{effect}");
         let due = client.now() + Duration::from_secs(30);
-        let setting = Setting {
-            alarm: format!("{id}/{alarm}"),
-            effect: whole(id, effect),
-            due,
-            times: (1, 1),
-            alone: None,
-        };
+        let setting =
+            Setting { alarm: format!("{id}/{alarm}"), effect: whole(id, effect), due, times: (1, 1), alone: None };
         let asked = client.history().ask(What::Set(setting));
         let meta = Kind::Plain.meta(effect);
         let (alarm, meta) = (&alarm, &meta);
@@ -935,7 +930,8 @@ impl Exercise {
     /// A client that sends some messages and waits for their answers, in order.
     async fn connection(&self, client: &Client<App>, id: &str) {
         let is_welcome = client.random().chance(0.9);
-        let Some((Ok(connection), _)) = ask(client, id, |cells| async move { cells.connect(id, is_welcome).await }).await
+        let Some((Ok(connection), _)) =
+            ask(client, id, |cells| async move { cells.connect(id, is_welcome).await }).await
         else {
             return;
         };

@@ -6,7 +6,6 @@
 
 pub mod example;
 pub mod exercise;
-pub mod history;
 mod hooks;
 pub mod process;
 
@@ -20,7 +19,7 @@ use std::time::Duration;
 
 use alarm_backends::FjallStore;
 use parking_lot::Mutex;
-use stable_interfaces::testing::{FaultStore, SeededRandom, SimClock, StoreDump};
+use stable_interfaces::testing::{FaultStore, History, SeededRandom, SimClock, StoreDump, Witness};
 use stable_interfaces::{
     Alarm, Claim, Claimed, Context, ContextError, Fleet, Handle, Hints, Host, HostBuilder, Incarnation, Interface,
     InterfaceBuilder, Loaded, MemoryStore, NewMessage, OnAlarm, Page, Posted, Read, ReadRows, Renewed, RequestError,
@@ -319,6 +318,8 @@ pub struct World {
     /// What its probes do.
     pub script: Script,
     disk: Disk,
+    /// What `store` wraps.
+    inner: Arc<dyn Store>,
 }
 
 /// A host with its probes.
@@ -336,8 +337,9 @@ impl World {
     pub fn in_memory() -> World {
         let clock = SimClock::new(START);
         let store = MemoryStore::with_clock(Arc::new(clock.clone()));
-        let faults = FaultStore::seeded(Arc::new(store.clone()), Arc::new(clock.clone()), 1);
-        World { clock, store: faults, script: Script::default(), disk: Disk::Memory(store) }
+        let inner: Arc<dyn Store> = Arc::new(store.clone());
+        let faults = FaultStore::seeded(inner.clone(), Arc::new(clock.clone()), 1);
+        World { clock, store: faults, script: Script::default(), disk: Disk::Memory(store), inner }
     }
 
     /// A world whose rows are in a directory.
@@ -346,8 +348,9 @@ impl World {
         let clock = SimClock::new(START);
         let dir = tempfile::tempdir().expect("a temporary directory can be made");
         let store = FjallStore::builder(dir.path()).clock(Arc::new(clock.clone())).open().expect("a new store opens");
-        let faults = FaultStore::seeded(Arc::new(store), Arc::new(clock.clone()), 1);
-        World { clock, store: faults, script: Script::default(), disk: Disk::Fjall(dir) }
+        let inner: Arc<dyn Store> = Arc::new(store);
+        let faults = FaultStore::seeded(inner.clone(), Arc::new(clock.clone()), 1);
+        World { clock, store: faults, script: Script::default(), disk: Disk::Fjall(dir), inner }
     }
 
     /// The moment `millis` after [`START`].
@@ -441,6 +444,12 @@ impl World {
         }
     }
 
+    /// From now on `history` is told of who writes what. Before any host is started.
+    pub fn witness(&mut self, history: &History) {
+        let witness = Witness::new(self.inner.clone(), history.clone());
+        self.store = FaultStore::seeded(Arc::new(witness), Arc::new(self.clock.clone()), 1);
+    }
+
     /// Makes the store as a new process would find it. All hosts have to be gone, with all handles on their interfaces.
     pub async fn reopen(&mut self) {
         let clock = Arc::new(self.clock.clone());
@@ -448,7 +457,8 @@ impl World {
             Disk::Memory(store) => Arc::new(store.clone()),
             Disk::Fjall(dir) => {
                 let path = dir.path().to_owned();
-                self.store = FaultStore::new(Arc::new(MemoryStore::new()));
+                self.inner = Arc::new(MemoryStore::new());
+                self.store = FaultStore::new(self.inner.clone());
                 let mut tries = 0;
                 loop {
                     // Tasks of the host that has ended are dropped when the runtime comes to them.
@@ -461,7 +471,8 @@ impl World {
                 }
             }
         };
-        self.store = FaultStore::seeded(store, clock, 1);
+        self.store = FaultStore::seeded(store.clone(), clock, 1);
+        self.inner = store;
     }
 }
 

@@ -69,7 +69,11 @@ impl Sum {
         println!("host-hours: {hours:.1}, {:.0} per minute", per_minute(hours));
         let operations = f64::from(u32::try_from(self.operations.total()).unwrap());
         println!("operations: {operations}, {:.0} per host-hour", operations / hours);
-        println!("crashes: {}, {:.0} per minute", self.crashes, per_minute(f64::from(u32::try_from(self.crashes).unwrap())));
+        println!(
+            "crashes: {}, {:.0} per minute",
+            self.crashes,
+            per_minute(f64::from(u32::try_from(self.crashes).unwrap()))
+        );
         let ambiguous = f64::from(u32::try_from(self.ambiguous).unwrap());
         println!("ambiguous commits: {ambiguous}, {:.0} per minute", per_minute(ambiguous));
         println!("violations: {}", self.violations);

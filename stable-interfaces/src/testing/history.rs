@@ -501,7 +501,8 @@ impl Checker<'_> {
         }
         // Requeued, it is due when that happened.
         let is_hurried = decided.requeued.contains(setting.effect.as_str());
-        let is_hurried = is_hurried || all.iter().any(|other| matches!(other.what, What::FireNow(_)) && other.may_have_happened());
+        let is_hurried =
+            is_hurried || all.iter().any(|other| matches!(other.what, What::FireNow(_)) && other.may_have_happened());
         // A retry is due some time after the failure, whatever its host's wall shows by then.
         let is_early = |start: &Began| start.attempt == 0 && start.due < setting.due && !is_hurried;
         if let Some((_, start)) = starts.iter().find(|(_, start)| is_early(start)) {
@@ -514,7 +515,10 @@ impl Checker<'_> {
                 replaces(other) && other.at > set_at && other.done_at().is_some_and(|done_at| done_at < *at)
             });
             if let Some(by) = by {
-                let what = format!("{} of {alarm} began on {} after {:?} was acknowledged", setting.effect, start.life, by.what);
+                let what = format!(
+                    "{} of {alarm} began on {} after {:?} was acknowledged",
+                    setting.effect, start.life, by.what
+                );
                 self.wrong(Invariant::NotAfterCancel, what);
             }
         }

@@ -371,10 +371,7 @@ impl Simulation {
 
     /// Puts something between the hosts and the store: to show that a broken store is found out.
     #[must_use]
-    pub fn behind(
-        mut self,
-        wrap: impl Fn(Arc<dyn Store>) -> Arc<dyn Store> + Send + Sync + 'static,
-    ) -> Simulation {
+    pub fn behind(mut self, wrap: impl Fn(Arc<dyn Store>) -> Arc<dyn Store> + Send + Sync + 'static) -> Simulation {
         self.wrap = Some(Arc::new(wrap));
         self
     }

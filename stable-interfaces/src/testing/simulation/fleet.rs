@@ -321,7 +321,8 @@ impl<A: Clone + Send + Sync + 'static> World<A> {
             if let Some(before) = state.living.get(name) {
                 before.site.life.0.is_current.store(false, Ordering::SeqCst);
             }
-            let faults = FaultStore::seeded(self.store.clone(), Arc::new(common.clock.clone()), common.random.below(u64::MAX));
+            let faults =
+                FaultStore::seeded(self.store.clone(), Arc::new(common.clock.clone()), common.random.below(u64::MAX));
             state.links.push(faults.clone());
             let life = Life(Arc::new(LifeState {
                 number: state.lives,
@@ -448,7 +449,8 @@ impl<A: Clone + Send + Sync + 'static> World<A> {
                     world.common.fault(if drained.released { "drain" } else { "drain past its deadline" });
                     let mut state = world.state.lock();
                     let is_same = |running: &Running<A>| running.site.life.number() == life.number();
-                    let gone = if state.living.get(&name).is_some_and(is_same) { state.living.remove(&name) } else { None };
+                    let gone =
+                        if state.living.get(&name).is_some_and(is_same) { state.living.remove(&name) } else { None };
                     drop(state);
                     if let Some(running) = gone {
                         world.end(&running, "");
