@@ -546,7 +546,6 @@ async fn cut_everywhere(open: impl Fn() -> World, which: Range<usize>, cuts: &[C
                 let (calls, wrong) = in_time(cut_at(&mut world, *scenario, k, *cut)).await;
                 assert!(wrong.is_empty(), "{name}, {cut:?} call {k}: {wrong:#?}");
                 if calls <= k {
-                    println!("{k:>5} {cut:?} in {name}");
                     break;
                 }
                 points += 1;
@@ -575,12 +574,12 @@ fn a_cut_at_any_store_call_of_twenty_scenarios_leaves_nothing_lost_doubled_or_ha
 
 #[tokio::test(start_paused = true)]
 async fn any_store_call_that_arrives_when_the_next_process_is_at_work_changes_nothing() {
-    let points = cut_everywhere(World::in_memory, 0..SCENARIOS.len(), &[Cut::Late], 2).await;
-    println!("{points} points");
+    let points = cut_everywhere(World::in_memory, 0..SCENARIOS.len(), &[Cut::Late], 1).await;
+    println!("{points} points: a call that arrives late at each");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_cut_at_any_store_call_on_fjall_leaves_nothing_lost_doubled_or_half_done() {
-    let points = cut_everywhere(World::on_fjall, 0..SCENARIOS.len(), &CUTS, 7).await;
-    println!("{points} points");
+    let points = cut_everywhere(World::on_fjall, 0..SCENARIOS.len(), &CUTS, 13).await;
+    println!("{points} points on Fjall");
 }

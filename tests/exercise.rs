@@ -445,6 +445,9 @@ impl OnConnect for Cell {
             && peer.try_send(cx, Reply(*sent, effect)).is_ok()
         {
             *sent += 1;
+            if self.shared.life.random().chance(0.03) {
+                peer.close(cx, "enough");
+            }
         }
         Ok(())
     }

@@ -7,9 +7,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 
 use stable_interfaces::Timestamp;
+use stable_interfaces::testing::{Began, End, History, Outcome, Setting, What};
 
 use super::ledger::Counts;
-use crate::history::{End, Event, History, Outcome};
 
 /// What was said of operations, in order.
 #[derive(Debug, Default)]
@@ -40,17 +40,28 @@ pub struct Verdict {
     pub requeued: u64,
 }
 
+/// The alarm of an operation, whose handler checks the time by itself.
+fn set(op: &str) -> What {
+    What::Set(Setting {
+        alarm: op.to_owned(),
+        effect: op.to_owned(),
+        due: Timestamp::MIN,
+        times: (1, 1),
+        alone: None,
+    })
+}
+
 impl Account {
     /// Takes a line that says what happened to an operation; false if it says something else.
     pub(super) fn hear(&mut self, host: &str, line: &str) -> bool {
         let Some((what, rest)) = line.split_once(' ') else { return false };
         match what {
             "booked" => {
-                self.history.add(Event::Set { alarm: rest.to_owned(), times: 1, outcome: Outcome::Done });
+                self.history.ask(set(rest)).told(Outcome::Done);
                 self.booked.insert(rest.to_owned());
             }
             "cancelled" => {
-                self.history.add(Event::Cancelled { alarm: rest.to_owned(), outcome: Outcome::Done });
+                self.history.ask(What::Cancel(rest.to_owned())).told(Outcome::Done);
                 self.cancelled.insert(rest.to_owned());
             }
             "posted" => drop(self.posted.insert(rest.to_owned())),
@@ -60,7 +71,8 @@ impl Account {
                 let time = |word: &str| Timestamp::from_millis(word.parse().expect("a child says times as numbers"));
                 let alarm = format!("{id} {op}");
                 self.fired.entry(host.to_owned()).or_default().push(alarm.clone());
-                self.history.add(Event::Fired { alarm, at: time(at), due: time(due) });
+                let (at, due) = (time(at), time(due));
+                self.history.began(Began { effect: alarm, life: 0, at, due, attempt: 0, is_current: true });
             }
             _ => return false,
         }
@@ -154,13 +166,14 @@ impl Account {
     fn history(&self, booked: &HashSet<String>, cancelled: &HashSet<String>, fired: &HashSet<String>) -> Vec<String> {
         // What was stored and not acknowledged was asked for too.
         for op in booked.iter().filter(|op| !self.booked.contains(*op)) {
-            self.history.add(Event::Set { alarm: op.clone(), times: 1, outcome: Outcome::Unknown });
+            self.history.ask(set(op)).told(Outcome::Unknown);
         }
         for op in cancelled.iter().filter(|op| !self.cancelled.contains(*op)) {
-            self.history.add(Event::Cancelled { alarm: op.clone(), outcome: Outcome::Unknown });
+            self.history.ask(What::Cancel(op.clone())).told(Outcome::Unknown);
         }
         let effects = fired.iter().map(|op| (op.clone(), 1)).collect();
-        self.history.check(&End { effects, ..End::default() })
+        let violations = self.history.check(&End { effects, ..End::default() });
+        violations.iter().map(ToString::to_string).collect()
     }
 }
 

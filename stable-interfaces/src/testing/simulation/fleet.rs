@@ -170,6 +170,8 @@ struct State<A> {
     /// Those that have been replaced and may not know.
     replaced: Vec<Running<A>>,
     starting: BTreeMap<Arc<str>, AbortHandle>,
+    /// The ways to the store of those.
+    claiming: BTreeMap<Arc<str>, FaultStore>,
     lives: u64,
     /// The ways of all hosts there ever were: what is late on them arrives after their end.
     links: Vec<FaultStore>,
@@ -207,6 +209,7 @@ impl<A: Clone + Send + Sync + 'static> World<A> {
             living: BTreeMap::new(),
             replaced: Vec::new(),
             starting: BTreeMap::new(),
+            claiming: BTreeMap::new(),
             lives: 0,
             links: Vec::new(),
             host_time: Duration::ZERO,
@@ -324,6 +327,7 @@ impl<A: Clone + Send + Sync + 'static> World<A> {
             let faults =
                 FaultStore::seeded(self.store.clone(), Arc::new(common.clock.clone()), common.random.below(u64::MAX));
             state.links.push(faults.clone());
+            state.claiming.insert(name.clone(), faults.clone());
             let life = Life(Arc::new(LifeState {
                 number: state.lives,
                 name: name.clone(),
@@ -351,14 +355,44 @@ impl<A: Clone + Send + Sync + 'static> World<A> {
             .alarm_window(16);
         let (builder, app) = (self.register)(builder, &life);
         let since = common.clock.elapsed();
-        let host = builder.start().await.ok()?;
+        let faults = link.faults.clone();
+        let host = tokio::select! { biased;
+            () = self.dies_while_it_claims(&faults) => return None,
+            host = builder.start() => host.ok()?,
+        };
         let site = Site { life, app };
         Some(Running { site, host: Arc::new(Mutex::new(Some(host))), killed: Arc::default(), link, since })
+    }
+
+    /// Ends when a host is to die at its first claim, as some are.
+    async fn dies_while_it_claims(&self, faults: &FaultStore) {
+        let random = &self.common.random;
+        let is_healed = self.common.is_healed.load(Ordering::SeqCst);
+        if is_healed || self.calls == 0.0 || !random.chance(0.05) {
+            return std::future::pending().await;
+        }
+        faults.fail_at(0, if random.chance(0.5) { Fault::Hang } else { Fault::HangAfter });
+        faults.until_begun(0).await;
+        self.common.fault("crash");
+        self.note_places(faults, "crash");
+    }
+
+    /// Counts where a host is that dies.
+    fn note_places(&self, faults: &FaultStore, how: &str) {
+        let under_way = faults.under_way();
+        for call in &under_way {
+            let place = if call.is_done { "after" } else { "before" };
+            self.common.fault(&format!("{how} {place} {:?} was answered", call.method));
+        }
+        if under_way.iter().all(|call| call.method == Method::Watch) {
+            self.common.fault(&format!("{how} between calls"));
+        }
     }
 
     fn install(&self, name: Arc<str>, running: Running<A>) {
         let mut state = self.state.lock();
         state.starting.remove(&name);
+        state.claiming.remove(&name);
         if let Some(before) = state.living.insert(name, running) {
             state.replaced.push(before);
         }
@@ -373,6 +407,8 @@ impl<A: Clone + Send + Sync + 'static> World<A> {
         if let Some(starting) = &starting {
             starting.abort();
             self.common.fault("crash of a host that was starting");
+            let faults = self.state.lock().claiming.remove(name);
+            faults.iter().for_each(|faults| self.note_places(faults, "crash"));
         }
         if let Some(running) = running {
             self.end(&running, "crash");
@@ -403,14 +439,7 @@ impl<A: Clone + Send + Sync + 'static> World<A> {
         running.link.is_dead.store(true, Ordering::SeqCst);
         if !how.is_empty() {
             self.common.fault(how);
-            let under_way = running.link.faults.under_way();
-            for call in &under_way {
-                let place = if call.is_done { "after" } else { "before" };
-                self.common.fault(&format!("{how} {place} {:?} was answered", call.method));
-            }
-            if under_way.iter().all(|call| call.method == Method::Watch) {
-                self.common.fault(&format!("{how} between calls"));
-            }
+            self.note_places(&running.link.faults, how);
         }
         self.common.history.note(&format!("end {}", running.site.life.number()));
         let host = running.host.lock().take();

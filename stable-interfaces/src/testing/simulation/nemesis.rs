@@ -5,8 +5,9 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 
 use super::fleet::{World, fleet_of};
-use crate::clock::Clock;
+use crate::clock::{Clock, within};
 use crate::sync::Arc;
+use crate::testing::{Fault, Method};
 
 /// What can happen, and how often of a hundred.
 const EVENTS: [(Event, u64); 13] = [
@@ -106,7 +107,7 @@ fn happen<A: Clone + Send + Sync + 'static>(world: &Arc<World<A>>, event: Event,
     let names = world.names();
     let Some(name) = random.pick(&names).cloned() else { return };
     while lasting.try_join_next().is_some() {}
-    let mut for_a_while = |end: Box<dyn FnOnce(&World<A>) + Send>| {
+    let for_a_while = |lasting: &mut JoinSet<()>, end: Box<dyn FnOnce(&World<A>) + Send>| {
         let (world, duration) = (world.clone(), a_while(world));
         lasting.spawn(async move {
             world.common.clock.sleep(duration).await;
@@ -120,6 +121,7 @@ fn happen<A: Clone + Send + Sync + 'static>(world: &Arc<World<A>>, event: Event,
         })
     };
     match event {
+        Event::Crash if random.chance(0.6) => aim(world, &name, lasting),
         Event::Crash => {
             if world.crash(&name) {
                 restart(world, &name);
@@ -140,51 +142,57 @@ fn happen<A: Clone + Send + Sync + 'static>(world: &Arc<World<A>>, event: Event,
         Event::Drain => {
             let deadline = random.up_to(Duration::from_secs(*random.pick(&[0, 1, 20]).unwrap_or(&1)));
             world.drain(&name, deadline);
+            if random.chance(0.2) {
+                aim_at_release(world, &name, lasting);
+            }
         }
         Event::Pause => {
             common.fault("pause");
             world.with(&name, |running| running.pause(true));
             // By its own hands it would not come back if it were replaced meanwhile.
             let number = world.with(&name, |running| running.site.life().number());
-            for_a_while(Box::new(move |world| {
-                world.each(|running| {
-                    if Some(running.site.life().number()) == number {
-                        running.pause(false);
-                    }
-                });
-            }));
+            for_a_while(
+                lasting,
+                Box::new(move |world| {
+                    world.each(|running| {
+                        if Some(running.site.life().number()) == number {
+                            running.pause(false);
+                        }
+                    });
+                }),
+            );
         }
         Event::CutOff => {
             common.fault("store out of a host's reach");
             world.with(&name, |running| running.link.faults.set_down(true));
-            for_a_while(undo(|running| running.link.faults.set_down(false)));
+            for_a_while(lasting, undo(|running| running.link.faults.set_down(false)));
         }
         Event::Hang => {
             common.fault("store that answers a host nothing");
             world.with(&name, |running| running.link.faults.hang_from(running.link.faults.begun()));
-            for_a_while(undo(|running| running.link.faults.release_hanging()));
+            for_a_while(lasting, undo(|running| running.link.faults.release_hanging()));
         }
         Event::StoreDown => {
             common.fault("store down");
             world.each(|running| running.link.faults.set_down(true));
-            for_a_while(Box::new(|world| world.each(|running| running.link.faults.set_down(false))));
+            for_a_while(lasting, Box::new(|world| world.each(|running| running.link.faults.set_down(false))));
         }
         Event::Step => {
             common.fault("step of a wall clock");
             let most = *random.pick(&[2_000, 60_000, 3_600_000]).unwrap_or(&1);
             let millis = i64::try_from(random.below(2 * most)).unwrap_or(0) - i64::try_from(most).unwrap_or(0);
             world.with(&name, |running| running.step(millis));
-            for_a_while(undo(super::fleet::Running::set_right));
+            for_a_while(lasting, undo(super::fleet::Running::set_right));
         }
         Event::Twin => {
             common.fault("second host of a name");
             world.start(&name, Duration::ZERO);
-            for_a_while(Box::new(World::crash_replaced));
+            for_a_while(lasting, Box::new(World::crash_replaced));
         }
         Event::LoseHints => {
             common.fault("hints lost");
             world.with(&name, |running| running.link.faults.lose_hints(true));
-            for_a_while(undo(|running| running.link.faults.lose_hints(false)));
+            for_a_while(lasting, undo(|running| running.link.faults.lose_hints(false)));
         }
         Event::CutWatches => {
             common.fault("streams of hints cut");
@@ -192,6 +200,49 @@ fn happen<A: Clone + Send + Sync + 'static>(world: &Arc<World<A>>, event: Event,
         }
         Event::Roll => {}
     }
+}
+
+/// A host dies in the middle of one of its next calls of the store, before it is carried out or before it is answered.
+fn aim<A: Clone + Send + Sync + 'static>(world: &Arc<World<A>>, name: &Arc<str>, lasting: &mut JoinSet<()>) {
+    let random = &world.common.random;
+    let fault = if random.chance(0.5) { Fault::Hang } else { Fault::HangAfter };
+    let Some((life, faults)) = world.with(name, |running| (running.site.life().number(), running.link.faults.clone()))
+    else {
+        return;
+    };
+    let index = faults.begun() + random.below(12);
+    faults.fail_at(index, fault);
+    let (world, name) = (world.clone(), name.clone());
+    let later = random.up_to(Duration::from_millis(100));
+    lasting.spawn(async move {
+        within(&world.common.clock, Duration::from_secs(20), faults.until_begun(index)).await;
+        world.common.clock.sleep(later).await;
+        if world.with(&name, |running| running.site.life().number()) == Some(life) && world.crash(&name) {
+            restart(&world, &name);
+        }
+    });
+}
+
+/// A host that drains dies while it releases its shards.
+fn aim_at_release<A: Clone + Send + Sync + 'static>(world: &Arc<World<A>>, name: &Arc<str>, lasting: &mut JoinSet<()>) {
+    let fault = if world.common.random.chance(0.5) { Fault::Hang } else { Fault::HangAfter };
+    let Some((life, faults)) = world.with(name, |running| (running.site.life().number(), running.link.faults.clone()))
+    else {
+        return;
+    };
+    faults.fail_next(Method::Release, fault);
+    let (world, name) = (world.clone(), name.clone());
+    lasting.spawn(async move {
+        while faults.calls(Method::Release) == 0 {
+            if world.with(&name, |running| running.site.life().number()) != Some(life) {
+                return;
+            }
+            world.common.clock.sleep(Duration::from_millis(50)).await;
+        }
+        if world.with(&name, |running| running.site.life().number()) == Some(life) && world.crash(&name) {
+            restart(&world, &name);
+        }
+    });
 }
 
 fn restart<A: Clone + Send + Sync + 'static>(world: &Arc<World<A>>, name: &Arc<str>) {
