@@ -391,7 +391,8 @@ impl OnAlarm for Cell {
         });
         let times = self.handle_kind(cx, kind, effect, alarm.attempt()).await?;
         if kind == Kind::Again && times < kind.times().1 {
-            let due = alarm.due() + Duration::from_millis(700);
+            // Not before the first time, though a retry may be due before it when a wall that was ahead has been set right.
+            let due = alarm.scheduled_at() + Duration::from_millis(700);
             cx.set_alarm(alarm.id(), due, &kind.meta(effect))?;
         }
         if kind == Kind::Holds && !life.is_healed() {
@@ -545,7 +546,7 @@ impl Workload for Exercise {
         };
         let retry = RetryPolicy::new().first(Duration::from_millis(300)).longest(Duration::from_secs(3)).attempts(4);
         let cells = host.interface(build).with_alarms().with_inbox().retry(retry);
-        let cells = cells.handler_timeout(HANDLER_TIMEOUT).idle_timeout(Duration::from_secs(20)).max_instances(64);
+        let cells = cells.handler_timeout(HANDLER_TIMEOUT).idle_timeout(Duration::from_secs(20)).max_instances(256);
         cells.register().expect("it is the only interface")
     }
 

@@ -42,13 +42,7 @@ pub struct Verdict {
 
 /// The alarm of an operation, whose handler checks the time by itself.
 fn set(op: &str) -> What {
-    What::Set(Setting {
-        alarm: op.to_owned(),
-        effect: op.to_owned(),
-        due: Timestamp::MIN,
-        times: (1, 1),
-        alone: None,
-    })
+    What::Set(Setting { alarm: op.to_owned(), effect: op.to_owned(), due: Timestamp::MIN, times: (1, 1), alone: None })
 }
 
 impl Account {

@@ -101,13 +101,16 @@ fn a_while<A>(world: &World<A>) -> Duration {
     random.up_to(Duration::from_secs(most)) + Duration::from_millis(1)
 }
 
+/// Ends what lasted for a while.
+type Undo<A> = Box<dyn FnOnce(&World<A>) + Send>;
+
 fn happen<A: Clone + Send + Sync + 'static>(world: &Arc<World<A>>, event: Event, lasting: &mut JoinSet<()>) {
     let common = world.common.clone();
     let random = &common.random;
     let names = world.names();
     let Some(name) = random.pick(&names).cloned() else { return };
     while lasting.try_join_next().is_some() {}
-    let for_a_while = |lasting: &mut JoinSet<()>, end: Box<dyn FnOnce(&World<A>) + Send>| {
+    let for_a_while = |lasting: &mut JoinSet<()>, end: Undo<A>| {
         let (world, duration) = (world.clone(), a_while(world));
         lasting.spawn(async move {
             world.common.clock.sleep(duration).await;
