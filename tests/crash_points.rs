@@ -352,7 +352,10 @@ const SCENARIOS: [(&str, Scenario); 20] = [
             stage.count("a").await;
             stage.start_task("a").await;
             stage.pass(150).await;
-            let passivate: Do<()> = act(|_, cx| Box::pin(std::future::ready(Ok(cx.passivate()))));
+            let passivate: Do<()> = act(|_, cx| {
+                cx.passivate();
+                Box::pin(std::future::ready(Ok(())))
+            });
             let _passivated = stage.probes.request("a", passivate).await;
             stage.count("a").await;
             stage.start_task("a").await;
