@@ -14,6 +14,8 @@ use alarm_backends::testing::servers::{Postgres, Redis};
 use system_tests::process::{Hosts, PATIENCE, Place, Seat};
 
 const LEDGERS: u64 = 32;
+/// The same, as a number of operations.
+const ONE_EACH: usize = 32;
 const CALLERS: u64 = 16;
 const SHARDS: u32 = 64;
 
@@ -162,11 +164,10 @@ on_each_server! {
         let mut hosts = world.hosts("host-0", 0);
         hosts.start("host-0+first");
         // Due while it stands still.
-        let alarms = LEDGERS;
-        for n in 0..alarms {
+        for n in 0..LEDGERS {
             hosts.tell("host-0+first", &format!("book ledger-{n} alarm-{n} {}", lease().as_millis()));
         }
-        hosts.wait_acknowledged(alarms as usize);
+        hosts.wait_acknowledged(ONE_EACH);
         hosts.signal("host-0+first", "STOP");
         let stopped = Instant::now();
         hosts.start("host-0+second");
@@ -181,7 +182,7 @@ on_each_server! {
 
         hosts.kill("host-0+first");
         hosts.settled(&["host-0+second"], PATIENCE).assert_right("replaced while it stood still");
-        assert_eq!(hosts.account.fired_by("host-0+second").len() as u64, alarms);
+        assert_eq!(hosts.account.fired_by("host-0+second").len(), ONE_EACH);
     }
 }
 
@@ -193,7 +194,7 @@ on_each_server! {
         for n in 0..LEDGERS {
             hosts.tell("host-0", &format!("book ledger-{n} alarm-{n} {}", (lease() + lease() / 2).as_millis()));
         }
-        hosts.wait_acknowledged(LEDGERS as usize);
+        hosts.wait_acknowledged(ONE_EACH);
         hosts.signal("host-0", "STOP");
         let stopped = Instant::now();
         hosts.set_place(world.place("host-{0..1}", SHARDS));
