@@ -86,7 +86,7 @@ impl State {
     /// Whether it is the turn of the fault.
     fn is_turn(&mut self, of: u64) -> bool {
         self.writes += 1;
-        self.writes % of == 0
+        self.writes.is_multiple_of(of)
     }
 
     /// A number that the store behind has not seen.

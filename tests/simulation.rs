@@ -167,7 +167,7 @@ fn whatever_fails_no_promise_is_broken() {
                         if n >= fewest && began.elapsed() >= limit {
                             return;
                         }
-                        one(first + n, n % REPEATED == 0);
+                        one(first + n, n.is_multiple_of(REPEATED));
                     }
                 });
             }
