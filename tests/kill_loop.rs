@@ -22,7 +22,7 @@ use system_tests::process::{Hosts, PATIENCE, Place, Seat, Verdict};
 const LEG: u64 = 50;
 const EMBEDDED_LEG: u64 = 25;
 /// How many acknowledged operations there are before each kill.
-const OPERATIONS: std::ops::Range<usize> = 300..2_000;
+const OPERATIONS: std::ops::Range<usize> = 300..2_200;
 /// A slow machine need not do all of them.
 const AT_MOST: Duration = Duration::from_secs(1);
 /// One kill in so many is the store's.
