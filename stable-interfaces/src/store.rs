@@ -11,6 +11,7 @@
 mod memory;
 mod row;
 
+use std::any::Any;
 use std::fmt::{self, Debug};
 use std::time::Duration;
 
@@ -62,7 +63,7 @@ pub struct Lane(pub u16);
 /// Every method may be called from many tasks at once and must not block the thread it is polled on. A call whose future is
 /// dropped may still take effect.
 #[async_trait]
-pub trait Store: Debug + Send + Sync + 'static {
+pub trait Store: Any + Debug + Send + Sync + 'static {
     /// Makes `claim.incarnation` the owner of each shard that is free to take, atomically with the lease that covers them.
     ///
     /// A shard is free if it was never owned, was released, has an owner whose lease has run out by the store's own clock, or
@@ -107,7 +108,7 @@ pub trait Store: Debug + Send + Sync + 'static {
     ///
     /// # Errors
     /// Per batch: [`StoreError::Fenced`] if the shard has another owner or epoch; [`StoreError::Rejected`] if its content cannot
-    /// be stored. Nothing of that batch was written, the others are not affected.
+    /// be stored, or it would change an alarm whose row is of a newer version. Nothing of that batch was written, the others are not affected.
     /// For the whole call: [`StoreError::Rejected`] as above where the store cannot tell which batch it was: nothing was
     /// written and `seq` was not taken. [`StoreError::Stale`] for a smaller `seq`. [`StoreError::Unavailable`] if the outcome
     /// is unknown, [`StoreError::NotApplied`] if nothing was written: repeating the same write is safe after both.

@@ -1,7 +1,8 @@
 //! Rows that somebody else put there, and what people see.
 
 use stable_interfaces::{
-    After, DamageReason, Incarnation, Op, Page, Read, ReadRange, ReadRows, Rows, ShardId, Store, StoreError,
+    After, AlarmRow, DamageReason, Epoch, Incarnation, Op, Page, Read, ReadRange, ReadRows, Revision, Rows, ShardId,
+    Store, StoreError,
 };
 use tokio_postgres::Client;
 
@@ -68,6 +69,41 @@ async fn a_row_of_a_newer_version_is_left_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_row_of_a_newer_version_is_not_written_over_and_its_write_not_half_applied() {
+    let (store, raw) = five_alarms().await;
+    change(&raw, "UPDATE {s}.alarm SET format = 7, attempt = -5 WHERE id = 'a-0'").await;
+    store.post(&[message(0, "m")]).await.expect("it is posted");
+    change(&raw, "UPDATE {s}.inbox SET format = 7, attempt = -5").await;
+    let greater = |n| Revision { epoch: Epoch(9), counter: n };
+    let remove = |revision| Op::RemoveAlarm { name: name("i"), id: "a-0".into(), revision };
+    for op in [
+        Op::PutAlarm(AlarmRow { revision: greater(1), ..alarm("a-0", 77) }),
+        Op::PutAlarm(AlarmRow { revision: Revision::default(), ..alarm("a-0", 77) }),
+        remove(greater(1)),
+        remove(Revision::default()),
+    ] {
+        let refused = commit(&store, &write(0, 2, vec![put("k", "v"), op])).await;
+        let Err(StoreError::Rejected(error)) = refused else { panic!("{refused:?}") };
+        assert!(format!("{error:?}").contains("a-0 is stored in the newer format 7"), "{error:?}");
+    }
+    assert_eq!(value(&store, "k").await, None);
+    // A row that nobody here can read was handed to nobody, so a change of it comes from a mistake.
+    let Rows::Inbox(rows) = load(&store, After::Inbox(None), 9).await.rows else { panic!("an inbox was asked for") };
+    assert_eq!(rows, []);
+    let left: i64 = raw
+        .query_one_scalar(
+            "SELECT (SELECT count(*) FROM stable_interfaces.alarm WHERE format = 7 AND attempt = -5 AND due = 0) \
+             + (SELECT count(*) FROM stable_interfaces.inbox WHERE format = 7 AND attempt = -5)",
+            &[],
+        )
+        .await
+        .expect("the rows are counted");
+    assert_eq!(left, 2);
+    // The number was not taken.
+    commit(&store, &write(0, 2, vec![put("k", "v")])).await.expect("the owner writes on");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_page_of_garbage_alone_ends() {
     let (store, raw) = five_alarms().await;
     change(&raw, "UPDATE {s}.alarm SET rev_epoch = -1").await;
@@ -106,7 +142,7 @@ async fn people_can_read_what_is_waiting() {
     let dead = stable_interfaces::DeadLetter {
         died_at: stable_interfaces::Timestamp::from_millis(1_790_000_000_123),
         reason: "out of luck".into(),
-        row: stable_interfaces::DeadRow::Alarm(stable_interfaces::AlarmRow {
+        row: stable_interfaces::DeadRow::Alarm(AlarmRow {
             meta: bytes::Bytes::from_static(b"\xff not text"),
             ..alarm("late", stable_interfaces::Timestamp::MAX.as_millis())
         }),

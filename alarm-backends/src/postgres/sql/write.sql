@@ -1,3 +1,11 @@
+-- Refuses a write to a row of a newer format: what that means cannot be known here.
+CREATE FUNCTION {s}.refuse_newer(what text, interface text, instance text, id text, format smallint) RETURNS boolean
+LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    RAISE EXCEPTION '% %/% % is stored in the newer format %', what, interface, instance, id, format USING ERRCODE = '22000';
+END
+$$;
+
 -- A group commit of one lane: all of it in one call, so in one round trip and one transaction.
 --
 -- The first statement changes the lane's fence row and so waits for a claim or release that is under way (they change it
@@ -7,6 +15,8 @@
 -- epochs as they were before it waited.
 --
 -- A repeat changes the row as well (to what it was), so that answering "done" waits for the same replicas as the write did.
+--
+-- A row of a newer format than this version writes is never written over: the whole write is refused.
 --
 -- taken: the lane's greatest number; greater than p_seq if this write is stale. NULL for an incarnation that ended.
 -- fenced, newest: the shards that are not the writer's under the epoch given, and their epochs. The rest was written.
@@ -60,19 +70,25 @@ BEGIN
                 rev_counter = EXCLUDED.rev_counter, attempt = EXCLUDED.attempt, crashes = EXCLUDED.crashes,
                 started = EXCLUDED.started, last_error = EXCLUDED.last_error, meta = EXCLUDED.meta,
                 format = EXCLUDED.format
-            WHERE (a.rev_epoch, a.rev_counter) <= (EXCLUDED.rev_epoch, EXCLUDED.rev_counter);
+            WHERE CASE
+                WHEN a.format > 1 THEN {s}.refuse_newer('alarm', a.interface, a.instance, a.id, a.format)
+                ELSE (a.rev_epoch, a.rev_counter) <= (EXCLUDED.rev_epoch, EXCLUDED.rev_counter)
+            END;
     END IF;
     IF cardinality(p_alarm_removes) > 0 THEN
         DELETE FROM {s}.alarm a USING unnest(p_alarm_removes) r
-            WHERE r.shard <> ALL (fenced)
-            AND a.shard = r.shard AND a.interface = r.interface AND a.instance = r.instance AND a.id = r.id
-            AND (a.rev_epoch, a.rev_counter) <= (r.rev_epoch, r.rev_counter);
+            WHERE a.shard = r.shard AND a.interface = r.interface AND a.instance = r.instance AND a.id = r.id
+            AND CASE
+                WHEN r.shard = ANY (fenced) THEN false
+                WHEN a.format > 1 THEN {s}.refuse_newer('alarm', a.interface, a.instance, a.id, a.format)
+                ELSE (a.rev_epoch, a.rev_counter) <= (r.rev_epoch, r.rev_counter)
+            END;
     END IF;
     IF cardinality(p_message_puts) > 0 THEN
         UPDATE {s}.inbox i
             SET due = r.due, attempt = r.attempt, crashes = r.crashes, started = r.started, last_error = r.last_error
             FROM unnest(p_message_puts) r
-            WHERE r.shard <> ALL (fenced) AND i.arrived = r.arrived
+            WHERE r.shard <> ALL (fenced) AND i.arrived = r.arrived AND i.format = 1
             AND i.shard = r.shard AND i.interface = r.interface AND i.instance = r.instance AND i.id = r.id;
     END IF;
     IF cardinality(p_message_removes) > 0 THEN
