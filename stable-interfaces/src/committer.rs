@@ -14,6 +14,7 @@ use crate::host::shards::Shards;
 use crate::host::wake::WakeToken;
 use crate::instance::effects::fold;
 use crate::instance::gate::{Failure, Ticket};
+use crate::instance::ride::{Carrier, Fate, Riding};
 use crate::store::{Batch, Epoch, Incarnation, Lane, Op, ShardId, Store, StoreError, Write};
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Arc, Mutex, Notify};
@@ -171,6 +172,72 @@ impl Committer {
         }
     }
 
+    /// Lets a carrier take a commit along in a transaction of its own, and finds out what became of it. Nothing of the same
+    /// incarnation is under way meanwhile, and no other instance writes what it writes, so it needs no lane.
+    pub(crate) async fn carry(&self, queued: Queued, riding: &Riding, mut carrier: Box<dyn Carrier>) {
+        let commit = queued.commit.clone();
+        let (shard, epoch) = (commit.shard, commit.epoch);
+        let batch = Batch { shard, epoch, ops: fold(commit.ops.clone()) };
+        let began = self.clock.elapsed();
+        let limit = self.options.store_timeout;
+        let late = || StoreError::Unavailable(format!("no answer within {limit:?}").into());
+        let is_owned = || self.shards.epoch(shard) == Some(epoch);
+        let mut answer = if is_owned() {
+            within(&*self.clock, limit, carrier.commit(self.incarnation, &batch)).await.unwrap_or_else(|| Err(late()))
+        } else {
+            Err(StoreError::Replaced)
+        };
+        let (mut was_ambiguous, mut failures) = (false, 0_u32);
+        let fate = loop {
+            let error = match answer {
+                Ok(()) => break Fate::Landed,
+                Err(StoreError::Unavailable(error)) => StoreError::Unavailable(error),
+                Err(error @ (StoreError::Fenced { .. } | StoreError::Replaced)) => {
+                    self.lose(shard, epoch, &error);
+                    break Fate::Lost(if was_ambiguous { Failure::Unknown } else { Failure::Fenced });
+                }
+                Err(error) => break Fate::Refused(Arc::new(error)),
+            };
+            if !was_ambiguous {
+                tracing::warn!(%shard, error = %Described(&error), "it is not known whether a transaction was committed; asking");
+                was_ambiguous = true;
+            }
+            answer = loop {
+                if self.clock.elapsed().saturating_sub(began) >= self.options.commit_timeout {
+                    queued.ticket.leave_unanswered();
+                }
+                if !is_owned() {
+                    break Err(StoreError::Replaced);
+                }
+                metrics::counter!(crate::metrics::COMMIT_REPEATS).increment(1);
+                match within(&*self.clock, limit, carrier.was_committed()).await {
+                    Some(Ok(true)) => break Ok(()),
+                    Some(Ok(false)) => break Err(StoreError::NotApplied(Box::new(error))),
+                    Some(Err(error @ StoreError::Replaced)) => break Err(error),
+                    Some(Err(_)) | None => {}
+                }
+                self.clock.sleep(backoff(&*self.random, failures)).await;
+                failures += 1;
+            };
+        };
+        let has_landed = matches!(fate, Fate::Landed);
+        let outcome = riding.decide(fate);
+        if has_landed {
+            self.shards.apply(shard, epoch, &commit.ops);
+        }
+        queued.settle(outcome);
+    }
+
+    /// The store has said that a shard is not this host's any more.
+    fn lose(&self, shard: ShardId, epoch: Epoch, error: &StoreError) {
+        if self.shards.lose(shard, epoch) {
+            tracing::warn!(%shard, %error, "lost the shard");
+            metrics::counter!(crate::metrics::SHARDS_LOST).increment(1);
+        }
+        // Whoever keeps the lease finds out at once what else is lost.
+        self.shards.lost.notify_one();
+    }
+
     /// The task of one lane. Never ends by itself.
     pub(crate) async fn run(self: Arc<Committer>, lane: Lane) {
         let mut writer = LaneWriter { committer: &self, lane, seq: 0 };
@@ -319,12 +386,7 @@ impl LaneWriter<'_> {
                     self.settle(group, &Err(Failure::Unknown));
                 }
                 Err(error) => {
-                    if self.committer.shards.lose(group.shard, group.epoch) {
-                        tracing::warn!(shard = %group.shard, %error, "lost the shard");
-                        metrics::counter!(crate::metrics::SHARDS_LOST).increment(1);
-                    }
-                    // Whoever keeps the lease finds out at once what else is lost.
-                    self.committer.shards.lost.notify_one();
+                    self.committer.lose(group.shard, group.epoch, &error);
                     metrics::counter!(crate::metrics::FENCED)
                         .increment(u64::try_from(group.commits.len()).unwrap_or(u64::MAX));
                     // A repeat may be refused although the first try landed before the shard was taken.

@@ -2,11 +2,12 @@
 
 use crate::alarm::Alarm;
 use crate::clock::Timestamp;
-use crate::error::{ContextError, RequestError};
+use crate::directive::interface_of;
+use crate::error::ContextError;
 use crate::host::core::HostCore;
-use crate::inbox::Message;
+use crate::inbox::{Message, Way};
 use crate::instance::context::Context;
-use crate::store::{After, AlarmRow, DeadKey, DeadLetter, DeadRow, Op, Page, Rows, ShardId};
+use crate::store::{After, AlarmRow, DeadKey, DeadLetter, DeadRow, InstanceName, Op, Page, Rows, ShardId};
 use crate::sync::Arc;
 
 /// An alarm or message that was given up after its last attempt.
@@ -23,6 +24,8 @@ pub enum DeadKind {
     Alarm(Alarm),
     /// A message from the inbox, as it was after its last attempt.
     Message(Message),
+    /// A [directive](crate::Directive) that could not be carried out, as a message: its headers say what it was to do.
+    Directive(Message),
 }
 
 impl Dead {
@@ -31,7 +34,13 @@ impl Dead {
     pub fn kind(&self) -> DeadKind {
         match &self.letter.row {
             DeadRow::Alarm(row) => DeadKind::Alarm(Alarm::new(Arc::new(row.clone()))),
-            DeadRow::Message(row) => DeadKind::Message(Message::new(Arc::new(row.clone()))),
+            DeadRow::Message(row) => {
+                let message = Message::new(Arc::new(row.clone()));
+                match interface_of(&row.name.interface) {
+                    (_, true) => DeadKind::Directive(message),
+                    (_, false) => DeadKind::Message(message),
+                }
+            }
         }
     }
 
@@ -69,35 +78,32 @@ impl Dead {
 /// How many dead letters are read of one shard at once.
 const PAGE: usize = 128;
 
-/// The dead letters of `interface` in the shards this host owns.
-pub(crate) async fn list<E>(
-    host: &Arc<HostCore>,
+/// The dead letters of `interface` in `shards`.
+pub(crate) async fn list(
+    way: &Way<'_>,
+    shards: Vec<ShardId>,
     interface: &str,
     after: Option<&Dead>,
     limit: usize,
-) -> Result<Vec<Dead>, RequestError<E>> {
-    if host.store.is_none() {
-        return Err(RequestError::NoStore);
-    }
+) -> Result<Vec<Dead>, ContextError> {
     let after_key = after.map(|dead| dead.letter.key());
     let mut found = Vec::new();
     // Each round asks every shard that may have more for its next page; shards with nothing dead answer once.
-    let mut wanted: Vec<_> = host.shards.owned().map(|(shard, _)| (shard, after_key.clone())).collect();
+    let mut wanted: Vec<_> = shards.into_iter().map(|shard| (shard, after_key.clone())).collect();
     while !wanted.is_empty() {
         let pages: Vec<_> = wanted
             .iter()
             .map(|(shard, key)| Page { shard: *shard, after: After::Dead(key.clone()), limit: PAGE })
             .collect();
-        let loaded = host.load(&pages).await;
-        let loaded = loaded.map_err(|error| RequestError::Store(Arc::new(error)))?;
+        let loaded = way.load(&pages).await?;
         let mut more = Vec::new();
         for ((shard, _), page) in wanted.into_iter().zip(loaded) {
             let Rows::Dead(letters) = page.rows else { continue };
-            let fits = letters.iter().filter(|letter| *letter.key().name.interface == *interface).count();
+            let fits = letters.iter().filter(|letter| is_of(&letter.key().name, interface)).count();
             if letters.len() == PAGE && fits < limit {
                 more.extend(letters.last().map(|last| (shard, Some(last.key()))));
             }
-            found.extend(letters.into_iter().filter(|letter| *letter.key().name.interface == *interface));
+            found.extend(letters.into_iter().filter(|letter| is_of(&letter.key().name, interface)));
         }
         wanted = more;
     }
@@ -105,13 +111,15 @@ pub(crate) async fn list<E>(
     Ok(found.into_iter().take(limit).map(|letter| Dead { letter }).collect())
 }
 
+/// Whether a dead letter under this name is one of `interface`: an alarm, a message or a directive.
+fn is_of(name: &InstanceName, interface: &str) -> bool {
+    interface_of(&name.interface).0 == interface
+}
+
 /// Brings a dead letter back: an alarm in the commit that removes the letter, a message by posting it just before that, so that
 /// a crash between the two leaves it twice rather than not at all. Says whether that was done.
-pub(crate) async fn requeue(cx: &mut Context, letter: &DeadLetter) -> Result<bool, ContextError> {
-    let key = letter.key();
-    if cx.find_dead(&key).await?.is_none() {
-        return Ok(false);
-    }
+pub(crate) async fn requeue(cx: &mut Context, key: &DeadKey) -> Result<bool, ContextError> {
+    let Some(letter) = cx.find_dead(key).await? else { return Ok(false) };
     match &letter.row {
         DeadRow::Alarm(row) => {
             if cx.find_alarm(&key.id).await?.is_some() {
@@ -134,7 +142,7 @@ pub(crate) async fn requeue(cx: &mut Context, letter: &DeadLetter) -> Result<boo
             }
         }
     }
-    cx.record_own(Op::RemoveDead(key));
+    cx.record_own(Op::RemoveDead(key.clone()));
     Ok(true)
 }
 

@@ -22,6 +22,9 @@ pub enum InvalidId {
     /// It contains a NUL character.
     #[error("it contains a NUL character")]
     Nul,
+    /// It is the name of an interface, and contains something else than `a-z`, `0-9`, `_` and `-`.
+    #[error("it contains something else than a-z, 0-9, _ and -")]
+    Characters,
 }
 
 /// Why a request to an instance, or any other operation on it from outside, has no result.
@@ -75,7 +78,7 @@ pub enum RequestError<E> {
     /// The text given as an ID cannot be one. Nothing happened.
     #[error("invalid {what} ID")]
     InvalidId {
-        /// Whose ID it is: `"instance"`, `"alarm"`, `"message"`.
+        /// Whose ID it is: `"instance"`, `"alarm"`, `"message"`, ..
         what: &'static str,
         /// What is wrong with it.
         #[source]
@@ -138,7 +141,7 @@ pub enum ContextError {
     /// The text given as an ID or key cannot be one. Nothing was recorded.
     #[error("invalid {what}")]
     InvalidId {
-        /// What it was to be: `"alarm ID"`, `"storage key"`.
+        /// What it was to be: `"alarm ID"`, `"storage key"`, ..
         what: &'static str,
         /// What is wrong with it.
         #[source]
@@ -168,6 +171,9 @@ pub enum ContextError {
     /// The connection is closed, or the task belongs to an earlier incarnation.
     #[error("closed")]
     Closed,
+    /// This cannot be done here, and never will be; the text says what. Nothing was recorded.
+    #[error("not possible here: {0}")]
+    NotHere(&'static str),
 }
 
 impl From<serde_json::Error> for ContextError {
@@ -196,6 +202,7 @@ impl<E> From<ContextError> for RequestError<E> {
             ContextError::Store(error) => RequestError::Store(error),
             ContextError::Unknown => RequestError::Unknown,
             ContextError::Closed => RequestError::Closed,
+            ContextError::NotHere(what) => RequestError::Rejected(format!("not possible here: {what}")),
         }
     }
 }

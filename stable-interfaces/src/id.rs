@@ -36,6 +36,12 @@ fn check(text: &str, max: usize) -> Result<(), InvalidId> {
     }
 }
 
+/// Checks an interface name, as [`is_interface_name`], for somebody who is not to register it.
+pub(crate) fn check_interface_name(name: &str) -> Result<(), InvalidId> {
+    check(name, 64)?;
+    if is_interface_name(name) { Ok(()) } else { Err(InvalidId::Characters) }
+}
+
 /// Checks an interface name: `[a-z0-9_-]{1,64}`.
 pub(crate) fn is_interface_name(name: &str) -> bool {
     (1..=64).contains(&name.len())

@@ -5,18 +5,22 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::future::Future;
 
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::clock::{Timestamp, within};
-use crate::committer::backoff;
+use crate::clock::{Clock, Random, Timestamp, within};
+use crate::committer::{CommitOptions, backoff};
+use crate::directive::{self, Directive};
 use crate::error::{ContextError, RequestError};
-use crate::fleet::hash_id;
+use crate::fleet::{Fleet, hash_id};
 use crate::host::core::{Health, HostCore};
-use crate::id::{MAX_VALUE_BYTES, check_id};
-use crate::store::{InboxKey, InboxRow, InstanceName, MessageHeaders, NewMessage, Posted};
+use crate::id::{MAX_VALUE_BYTES, check_id, check_interface_name};
+use crate::store::{
+    InboxKey, InboxRow, InstanceName, Loaded, MessageHeaders, NewMessage, Page, Posted, Store, StoreError,
+};
 use crate::sync::Arc;
 
 /// A message to post to an instance's inbox.
@@ -118,62 +122,145 @@ impl Message {
     }
 }
 
-/// Posts a message to the inbox of an instance, wherever that lives.
-pub(crate) async fn post<E>(
-    host: &Arc<HostCore>,
-    interface: &Arc<str>,
-    id: &str,
-    message: NewPost,
-) -> Result<Posted, RequestError<E>> {
+/// A message with its address, checked: what a store's own entrance for messages takes, such as one that posts within a
+/// transaction of the application. [`Interface::post`](crate::Interface::post) and [`Outside`](crate::Outside) do it all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Addressed {
+    /// Whose inbox it is for.
+    pub name: InstanceName,
+    /// What [`Fleet::shard_of`](crate::Fleet::shard_of) scales onto the shards, by the hash of [`HASH_VERSION`](crate::HASH_VERSION).
+    pub hash: u64,
+    /// Its ID, if the sender gave it one; else it is to get a random one.
+    pub id: Option<Arc<str>>,
+    /// What goes beside the body.
+    pub headers: MessageHeaders,
+    /// The body.
+    pub body: Bytes,
+}
+
+impl Addressed {
+    /// A message for the instance `id` of the interface called `interface`.
+    ///
+    /// # Errors
+    /// [`ContextError::InvalidId`] for a name or ID that cannot be one, [`ContextError::TooLarge`] for a body and headers of more
+    /// than [`MAX_VALUE_BYTES`](crate::MAX_VALUE_BYTES).
+    pub fn post(interface: &str, id: &str, message: NewPost) -> Result<Addressed, ContextError> {
+        let bytes =
+            message.body.len() + message.headers.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+        if bytes > MAX_VALUE_BYTES {
+            let what = format!("a message's body and headers of {bytes} bytes, more than {MAX_VALUE_BYTES}");
+            return Err(ContextError::TooLarge(what));
+        }
+        Addressed::new(interface, interface.into(), id, message)
+    }
+
+    /// A directive for the instance `id` of the interface called `interface`.
+    ///
+    /// # Errors
+    /// [`ContextError::InvalidId`] for a name or ID that cannot be one.
+    pub fn directive(interface: &str, id: &str, directive: Directive) -> Result<Addressed, ContextError> {
+        Addressed::new(interface, directive::inbox_of(interface), id, directive.into_post())
+    }
+
+    fn new(interface: &str, inbox: Arc<str>, id: &str, message: NewPost) -> Result<Addressed, ContextError> {
+        let invalid = |what| move |source| ContextError::InvalidId { what, source };
+        check_interface_name(interface).map_err(invalid("interface name"))?;
+        check_id(id).map_err(invalid("instance ID"))?;
+        let NewPost { id: message_id, headers, body } = message;
+        if let Some(id) = &message_id {
+            check_id(id).map_err(invalid("message ID"))?;
+        }
+        let name = InstanceName { interface: inbox, instance: id.into() };
+        Ok(Addressed { name, hash: hash_id(id), id: message_id.map(Arc::from), headers, body })
+    }
+
+    fn into_message(self, fleet: &Fleet, random: &dyn Random) -> NewMessage {
+        let Addressed { name, hash, id, headers, body } = self;
+        let id = id.unwrap_or_else(|| format!("{:016x}{:016x}", random.next_u64(), random.next_u64()).into());
+        NewMessage { shard: fleet.shard_of_hash(hash), name, id, headers, body }
+    }
+}
+
+/// Posts a message to an inbox, wherever that lives.
+pub(crate) async fn post<E>(host: &Arc<HostCore>, message: Addressed) -> Result<Posted, RequestError<E>> {
     match host.health() {
         Health::NotStarted => return Err(RequestError::NotStarted),
         Health::Running | Health::Draining => {}
         _ => return Err(RequestError::Draining),
     }
-    check_id(id).map_err(|source| RequestError::InvalidId { what: "instance", source })?;
-    let NewPost { id: message_id, headers, body } = message;
-    let message_id =
-        message_id.unwrap_or_else(|| format!("{:016x}{:016x}", host.random.next_u64(), host.random.next_u64()));
-    check_id(&message_id).map_err(|source| RequestError::InvalidId { what: "message", source })?;
-    let bytes = body.len() + headers.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
-    if bytes > MAX_VALUE_BYTES {
-        let what = format!("a message's body and headers of {bytes} bytes, more than {MAX_VALUE_BYTES}");
-        return Err(RequestError::TooLarge(what));
-    }
-    let name = InstanceName { interface: interface.clone(), instance: id.into() };
-    let shard = host.fleet.shard_of_hash(hash_id(id));
-    let message = NewMessage { shard, name, id: message_id.into(), headers, body };
-    Ok(post_to_store(host, message).await?)
+    Ok(post_to_store(host, message.into_message(&host.fleet, &*host.random)).await?)
 }
 
-/// Posts, and repeats while the store cannot be reached, up to the commit timeout.
-///
-/// What may have been inserted is not repeated: by the time the store answers again its owner may have handled the message and
-/// taken it out, and then a second one would not be recognised.
+/// Posts by a host, and tells its own window.
 pub(crate) async fn post_to_store(host: &Arc<HostCore>, message: NewMessage) -> Result<Posted, ContextError> {
-    let Some(store) = &host.store else { return Err(ContextError::NoStore) };
     let shard = message.shard;
-    let messages = [message];
-    let options = &host.options.commit;
-    let began = host.clock.elapsed();
-    let mut failures = 0;
-    loop {
-        let answer = within(&*host.clock, options.store_timeout, store.post(&messages)).await;
-        // The store's own hint may get lost; this one does not. After a failure the message may be there all the same.
-        host.shards.hint(shard);
-        let error = match answer {
-            Some(Ok(posted)) => return Ok(posted.first().copied().unwrap_or(Posted::Inserted)),
-            Some(Err(error)) => error,
-            None => return Err(ContextError::Unknown),
-        };
-        if error.may_have_happened() {
-            return Err(ContextError::Unknown);
+    let answer = Way::of(host)?.post(message).await;
+    // The store's own hint may get lost; this one does not. After a failure the message may be there all the same.
+    host.shards.hint(shard);
+    answer
+}
+
+/// The way to a store, for who asks for no ownership.
+pub(crate) struct Way<'a> {
+    pub(crate) store: &'a dyn Store,
+    pub(crate) clock: &'a dyn Clock,
+    pub(crate) random: &'a dyn Random,
+    pub(crate) options: &'a CommitOptions,
+}
+
+impl<'a> Way<'a> {
+    /// That of a host.
+    pub(crate) fn of(host: &'a HostCore) -> Result<Way<'a>, ContextError> {
+        let store = host.store.as_deref().ok_or(ContextError::NoStore)?;
+        Ok(Way { store, clock: &*host.clock, random: &*host.random, options: &host.options.commit })
+    }
+
+    /// Loads pages, within the deadline of one call.
+    pub(crate) async fn load(&self, pages: &[Page]) -> Result<Vec<Loaded>, ContextError> {
+        self.in_time(self.store.load(pages)).await
+    }
+
+    /// Waits for the store to answer a question, within the deadline of one call.
+    pub(crate) async fn in_time<T>(
+        &self,
+        work: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, ContextError> {
+        let limit = self.options.store_timeout;
+        let late = || Err(StoreError::NotApplied(format!("no answer within {limit:?}").into()));
+        let done = within(self.clock, limit, work).await.unwrap_or_else(late);
+        done.map_err(|error| ContextError::Store(Arc::new(error)))
+    }
+
+    /// Posts to an inbox of `fleet`.
+    pub(crate) async fn send(&self, fleet: &Fleet, message: Addressed) -> Result<Posted, ContextError> {
+        self.post(message.into_message(fleet, self.random)).await
+    }
+
+    /// Posts, and repeats while the store cannot be reached, up to the commit timeout.
+    ///
+    /// What may have been inserted is not repeated: by the time the store answers again its owner may have handled the message
+    /// and taken it out, and then a second one would not be recognised.
+    async fn post(&self, message: NewMessage) -> Result<Posted, ContextError> {
+        let Way { store, clock, random, options } = *self;
+        let messages = [message];
+        let began = clock.elapsed();
+        let mut failures = 0;
+        loop {
+            let error = match within(clock, options.store_timeout, store.post(&messages)).await {
+                Some(Ok(posted)) => return Ok(posted.first().copied().unwrap_or(Posted::Inserted)),
+                Some(Err(error)) => error,
+                None => return Err(ContextError::Unknown),
+            };
+            if error.may_have_happened() {
+                return Err(ContextError::Unknown);
+            }
+            if !error.is_retryable() || clock.elapsed().saturating_sub(began) >= options.commit_timeout {
+                return Err(ContextError::Store(Arc::new(error)));
+            }
+            clock.sleep(backoff(random, failures)).await;
+            failures += 1;
         }
-        if !error.is_retryable() || host.clock.elapsed().saturating_sub(began) >= options.commit_timeout {
-            return Err(ContextError::Store(Arc::new(error)));
-        }
-        host.clock.sleep(backoff(&*host.random, failures)).await;
-        failures += 1;
     }
 }
 

@@ -12,12 +12,13 @@ use crate::alarm::{Alarm, RetryPolicy};
 use crate::clock::Timestamp;
 use crate::connection::{self, Closed, Connection, ConnectionId, Room};
 use crate::dead::Dead;
+use crate::directive::{Directive, DirectiveError, interface_of};
 use crate::error::{ContextError, Outcome, RequestError};
 use crate::fleet::hash_id;
 use crate::host::core::{Health, HostCore, Place};
 use crate::host::wake::{Wake, WakeToken};
 use crate::id::check_id;
-use crate::inbox::{Message, NewPost};
+use crate::inbox::{Addressed, Message, NewPost, Way};
 use crate::instance::chain::{self, Link, Origin};
 use crate::instance::context::Context;
 use crate::instance::slot::{Enqueue, Next, Slot, Taken};
@@ -218,6 +219,15 @@ impl<I: StableInterface> InterfaceCore<I> {
         Ok((hash, shard, epoch))
     }
 
+    /// Who handles this, if anyone does.
+    fn way(&self, wake: &Wake) -> Option<WakeFn<I>> {
+        match wake {
+            Wake::Alarm(_) => self.fire,
+            Wake::Message(message) if interface_of(&message.name.interface).1 => Some(carry_out::<I>),
+            Wake::Message(_) => self.take,
+        }
+    }
+
     fn slot(self: &Arc<Self>, id: &str, hash: u64, shard: ShardId) -> Outcome<Arc<Slot<I>>, I::Error> {
         let make = || Slot::new(id, shard, self.clone());
         match self.table.get_or_insert(id, hash, false, make) {
@@ -360,17 +370,11 @@ impl<I: StableInterface> AnyInterface for InterfaceCore<I> {
     }
 
     fn handles(&self, wake: &Wake) -> bool {
-        match wake {
-            Wake::Alarm(_) => self.fire.is_some(),
-            Wake::Message(_) => self.take.is_some(),
-        }
+        self.way(wake).is_some()
     }
 
     fn wake(self: Arc<Self>, token: WakeToken) {
-        let wake = match token.wake() {
-            Wake::Alarm(_) => self.fire,
-            Wake::Message(_) => self.take,
-        };
+        let wake = self.way(token.wake());
         if let Some(wake) = wake {
             wake(&self, token);
         }
@@ -494,7 +498,16 @@ impl<I: StableInterface> Interface<I> {
     where
         I: OnMessage,
     {
-        crate::inbox::post(&self.core.host, &self.core.name, id, message).await
+        crate::inbox::post(&self.core.host, Addressed::post(I::NAME, id, message)?).await
+    }
+
+    /// Posts a directive to the instance `id`, wherever that lives: any host may, and when this returns it is durable. Its owner
+    /// carries it out when it gets it. Where this host is the owner, the methods below answer at once and say what happened.
+    ///
+    /// # Errors
+    /// As [`post`](Self::post).
+    pub async fn direct(&self, id: &str, directive: Directive) -> Result<Posted, RequestError<I::Error>> {
+        crate::inbox::post(&self.core.host, Addressed::directive(I::NAME, id, directive)?).await
     }
 
     /// Sets an alarm of the instance `id`, as [`Context::set_alarm`] does from inside. The instance is not built for it.
@@ -558,7 +571,9 @@ impl<I: StableInterface> Interface<I> {
     /// # Errors
     /// [`RequestError::Store`] if the store could not be read.
     pub async fn dead_letters(&self, after: Option<&Dead>, limit: usize) -> Result<Vec<Dead>, RequestError<I::Error>> {
-        crate::dead::list(&self.core.host, I::NAME, after, limit).await
+        let host = &self.core.host;
+        let owned = host.shards.owned().map(|(shard, _)| shard).collect();
+        Ok(crate::dead::list(&Way::of(host)?, owned, I::NAME, after, limit).await?)
     }
 
     /// Brings a dead letter back, due at once and with no failed attempts. Says whether that was done: not if it is no longer
@@ -567,7 +582,7 @@ impl<I: StableInterface> Interface<I> {
     /// # Errors
     /// As [`request`](Self::request).
     pub async fn requeue(&self, dead: &Dead) -> Result<bool, RequestError<I::Error>> {
-        self.core.ask(dead.instance(), Outside(Requeue(dead.letter.clone()))).await
+        self.core.ask(dead.instance(), Outside(Requeue(dead.letter.key()))).await
     }
 
     /// Removes a dead letter for good. Says whether it was still there.
@@ -783,8 +798,9 @@ impl<I: OnAlarm> Work<I> for Fire<I> {
         }
         cx.alarm = Some(self.alarm.clone());
         let instance = awaken(state, cx).await?;
+        cx.begin_handler_of(self.woken.wake);
         instance.on_alarm(cx, &Alarm::new(self.alarm)).await.map_err(RequestError::Handler)?;
-        cx.complete(&self.woken.wake);
+        cx.complete();
         Ok(())
     }
 }
@@ -803,8 +819,9 @@ impl<I: OnMessage> Work<I> for Take<I> {
             return Ok(());
         }
         let instance = awaken(state, cx).await?;
+        cx.begin_handler_of(self.woken.wake);
         instance.on_message(cx, &Message::new(self.message)).await.map_err(RequestError::Handler)?;
-        cx.complete(&self.woken.wake);
+        cx.complete();
         Ok(())
     }
 }
@@ -821,6 +838,36 @@ pub(crate) fn fire_alarm<I: OnAlarm>(core: &Arc<InterfaceCore<I>>, token: WakeTo
 pub(crate) fn take_message<I: OnMessage>(core: &Arc<InterfaceCore<I>>, token: WakeToken) {
     if let Wake::Message(message) = token.wake() {
         let work = Take { message: message.clone(), woken: woken(core, &token) };
+        hand_over(core, token, work);
+    }
+}
+
+/// Carries out a directive.
+struct CarryOut<I: StableInterface> {
+    woken: Woken<I>,
+    message: Arc<InboxRow>,
+}
+
+impl<I: StableInterface> Work<I> for CarryOut<I> {
+    type Reply = ();
+
+    async fn run(self, _: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<(), I::Error> {
+        if !self.woken.begin(cx).await? {
+            return Ok(());
+        }
+        Directive::carry_out(&self.message, cx).await.map_err(|error| match error {
+            DirectiveError::Context(error) => RequestError::from(error),
+            DirectiveError::Unknown(what) => RequestError::Rejected(what),
+        })?;
+        cx.begin_handler_of(self.woken.wake);
+        cx.complete();
+        Ok(())
+    }
+}
+
+fn carry_out<I: StableInterface>(core: &Arc<InterfaceCore<I>>, token: WakeToken) {
+    if let Wake::Message(message) = token.wake() {
+        let work = CarryOut { message: message.clone(), woken: woken(core, &token) };
         hand_over(core, token, work);
     }
 }

@@ -61,6 +61,7 @@
 //! | write an entity | [`StableInterface`], [`Handle`], [`OnAlarm`], [`OnMessage`], [`OnConnect`] |
 //! | change and read what it keeps | [`Context`] |
 //! | talk to it | [`Interface`] |
+//! | look after a fleet without being a host | [`Outside`], [`Directive`] |
 //! | keep data elsewhere | [`Store`] |
 //! | test all that | `testing` (feature `testing`) |
 
@@ -69,6 +70,7 @@ mod clock;
 mod committer;
 mod connection;
 mod dead;
+mod directive;
 mod error;
 mod fleet;
 mod host;
@@ -77,6 +79,7 @@ mod inbox;
 mod instance;
 mod interface;
 pub mod metrics;
+mod outside;
 mod store;
 mod sync;
 #[cfg(feature = "testing")]
@@ -86,16 +89,19 @@ pub use alarm::{Alarm, FireId, RetryPolicy};
 pub use clock::{Clock, Random, Sleep, SystemClock, SystemRandom, Timestamp};
 pub use connection::{CONNECTION_BUFFER, Closed, Connecting, Connection, ConnectionId, Peer, SendError};
 pub use dead::{Dead, DeadKind};
+pub use directive::Directive;
 pub use error::{ContextError, InvalidId, RequestError};
 pub use fleet::{Fleet, FleetError, HASH_VERSION, Location, MAX_HOST_BYTES, MAX_HOSTS, MAX_SHARDS};
 pub use host::{Drained, Health, Host, HostBuilder, InterfaceBuilder, RegisterError, StartError};
 pub use id::{MAX_ID_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, check_id, check_key};
-pub use inbox::{Message, NewPost};
+pub use inbox::{Addressed, Message, NewPost};
 pub use instance::context::{Context, KeyRange};
 pub use instance::effects::{MAX_EFFECT_BYTES, MAX_EFFECTS};
+pub use instance::ride::{Carrier, Part, Ride};
 pub use instance::task::{Me, Parked};
 pub use instance::{Handle, OnAlarm, OnConnect, OnMessage, StableInterface};
 pub use interface::Interface;
+pub use outside::Outside;
 pub use store::{
     After, AlarmKey, AlarmRow, Batch, BoxError, Claim, ClaimKind, Claimed, DamageReason, Damaged, DeadKey, DeadLetter,
     DeadRow, Epoch, Grant, Held, Hints, InboxKey, InboxRow, Incarnation, InstanceName, Lane, Loaded, MemoryStore,

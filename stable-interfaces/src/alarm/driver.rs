@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use crate::clock::within;
 use crate::committer::{Described, backoff};
+use crate::directive::interface_of;
 use crate::host::core::{Health, HostCore};
 use crate::host::shards::{BegunAfter, BegunPage};
 use crate::host::wake::{Wake, WakeToken};
@@ -78,8 +79,18 @@ async fn fire(host: Arc<HostCore>, mut due: mpsc::Receiver<WakeToken>) {
         if host.health() > Health::Running {
             continue;
         }
-        let name = &token.wake().name().interface;
-        match interfaces.iter().find(|interface| interface.name() == &**name) {
+        let name = token.wake().name();
+        // Anyone may post, also who has another shard count in mind: handled here, it would be in two places.
+        if host.fleet.shard_of(&name.instance) != Ok(token.shard().0) {
+            let (kind, id) = (token.wake().kind(), token.wake().id());
+            tracing::error!(instance = %name, kind, %id, shard = %token.shard().0,
+                "it is in a shard that is not its instance's; it is left in the store");
+            metrics::counter!(crate::metrics::SET_ASIDE).increment(1);
+            token.set_aside();
+            continue;
+        }
+        let interface = interface_of(&name.interface).0;
+        match interfaces.iter().find(|known| known.name() == interface) {
             Some(interface) if interface.handles(token.wake()) => {
                 if let Wake::Alarm(alarm) = token.wake()
                     && alarm.attempt == 0

@@ -12,8 +12,9 @@ use serde::de::DeserializeOwned;
 
 use super::StableInterface;
 use super::chain::Link;
-use super::effects::{Effects, find_alarm, find_value};
+use super::effects::{Effects, Mark, find_alarm, find_value};
 use super::gate::Ticket;
+use super::ride::{Carrier, Riding};
 use super::slot::Slot;
 use super::task::{Me, Member};
 use crate::alarm::Alarm;
@@ -46,6 +47,18 @@ pub(crate) trait Instance: Link {
     fn commit(self: Arc<Self>, epoch: Epoch, ops: Vec<Op>, outputs: Vec<Output>) -> Result<Ticket, ContextError>;
     /// Commits the mark that an alarm or message is about to be handled. The window is not shown it.
     fn commit_mark(&self, epoch: Epoch, mark: Op) -> Result<Ticket, ContextError>;
+    /// The last commit of this incarnation that may not be durable yet.
+    fn pending(&self) -> Option<Ticket>;
+    /// Commits in the middle of a handler, by a carrier; `completes` if what woke it is completed by that.
+    fn carry(
+        self: Arc<Self>,
+        epoch: Epoch,
+        ops: Vec<Op>,
+        completes: bool,
+        carrier: Box<dyn Carrier>,
+    ) -> Result<(Arc<Commit>, Ticket, Arc<Riding>), ContextError>;
+    /// Releases outputs whose effects are durable.
+    fn let_out(self: Arc<Self>, outputs: Vec<Output>);
 }
 
 /// What a handler lets out besides its reply, in the order in which it did. It takes effect when the handler's effects are
@@ -91,6 +104,10 @@ struct Rare {
     holds_alarm: bool,
     /// Whether the instance asked to leave memory.
     wants_passivation: bool,
+    /// How it is with rides.
+    riding: Rides,
+    /// What its handler is to complete, until that is recorded or done.
+    wake: Option<Wake>,
     effects: Effects,
     /// Never locked, only reached through `&mut`: outputs need not be `Sync`, and a shared `Context` must be.
     outputs: Mutex<Vec<Output>>,
@@ -98,6 +115,20 @@ struct Rare {
     ends: Option<Closed>,
     /// Why `on_start` failed.
     failed_start: Option<String>,
+}
+
+/// How it is with the rides of a handler.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Rides {
+    /// None is under way.
+    #[default]
+    None,
+    /// The effects are on their way to a carrier.
+    Riding,
+    /// One was the last commit, and has completed what woke the handler.
+    Completed,
+    /// The handler has turned away from one whose outcome it does not know: it must not succeed.
+    Cut,
 }
 
 impl Recorded {
@@ -147,6 +178,47 @@ impl Recorded {
 
     fn rare(&mut self) -> &mut Rare {
         self.0.get_or_insert_default()
+    }
+
+    pub(crate) fn rides(&self) -> Rides {
+        self.0.as_ref().map_or(Rides::None, |rare| rare.riding)
+    }
+
+    pub(crate) fn set_rides(&mut self, riding: Rides) {
+        let rare = self.rare();
+        rare.riding = riding;
+        rare.has_recorded |= riding == Rides::Cut;
+    }
+
+    /// Whether more may be recorded.
+    pub(crate) fn require_open(&self) -> Result<(), ContextError> {
+        match self.rides() {
+            Rides::None | Rides::Riding => Ok(()),
+            Rides::Completed => {
+                Err(ContextError::NotHere("an effect after the transaction that completed what woke the handler"))
+            }
+            Rides::Cut => Err(ContextError::Unknown),
+        }
+    }
+
+    pub(crate) fn mark(&mut self) -> Mark {
+        let rare = self.rare();
+        Mark { ops: rare.effects.ops().len(), outputs: rare.outputs.get_mut().len(), has_recorded: rare.has_recorded }
+    }
+
+    /// Takes back what was recorded since.
+    pub(crate) fn undo_to(&mut self, mark: &Mark) {
+        let rare = self.rare();
+        rare.has_recorded = mark.has_recorded;
+        rare.effects.truncate(mark.ops);
+        rare.outputs.get_mut().truncate(mark.outputs);
+    }
+
+    /// Puts operations back that were taken, and did not happen.
+    pub(crate) fn restore(&mut self, ops: impl Iterator<Item = Op>) {
+        for op in ops {
+            self.rare().effects.record_own(op);
+        }
     }
 }
 
@@ -390,6 +462,9 @@ impl Context {
     /// [`ContextError::Fenced`], [`ContextError::Store`] or [`ContextError::Unknown`]: return it with `?`; the instance is reset
     /// when the handler ends.
     pub async fn commit(&mut self) -> Result<(), ContextError> {
+        if self.recorded.rides() == Rides::Riding {
+            return Err(ContextError::NotHere("a commit inside a transaction"));
+        }
         if self.recorded.ops().is_empty() {
             return Ok(());
         }
@@ -463,12 +538,13 @@ impl Context {
 
     fn record(&mut self, op: Op) -> Result<(), ContextError> {
         self.require_store()?;
+        self.recorded.require_open()?;
         self.recorded.rare().effects.record(op)?;
         self.recorded.rare().has_recorded = true;
         Ok(())
     }
 
-    fn require_store(&self) -> Result<(), ContextError> {
+    pub(crate) fn require_store(&self) -> Result<(), ContextError> {
         if self.instance.host().committer().is_some() { Ok(()) } else { Err(ContextError::NoStore) }
     }
 
@@ -546,12 +622,55 @@ impl Context {
             && self.instance.host().shards.is_firing(self.shard(), self.epoch, alarm)
     }
 
-    /// The handler of what woke the instance has succeeded: records its completion. A newer setting of an alarm, by this
-    /// handler or while it ran, has a greater revision and outlives it.
-    pub(crate) fn complete(&mut self, wake: &Wake) {
-        if !self.recorded.holds_alarm() {
+    /// The handler of what woke the instance has succeeded: records its completion, unless a ride was that. A newer setting of
+    /// an alarm, by this handler or while it ran, has a greater revision and outlives it.
+    pub(crate) fn complete(&mut self) {
+        if let Some(wake) = self.completion() {
             self.recorded.rare().effects.record_own(wake.done());
         }
+    }
+
+    /// What this handler is to complete, if it is not done and not held.
+    pub(crate) fn completion(&self) -> Option<Wake> {
+        let rare = self.recorded.0.as_ref()?;
+        rare.wake.clone().filter(|_| !rare.holds_alarm)
+    }
+
+    /// The handler of what woke the instance begins, and is to complete it. Not before: nothing that `on_start` does completes it.
+    pub(crate) fn begin_handler_of(&mut self, wake: Wake) {
+        self.recorded.rare().wake = Some(wake);
+    }
+
+    /// A ride has become durable; `completed` if what woke the handler is completed by it.
+    pub(crate) fn landed(&mut self, completed: bool) {
+        let rare = self.recorded.rare();
+        rare.has_recorded = true;
+        rare.riding = Rides::None;
+        if completed {
+            rare.wake = None;
+            rare.riding = Rides::Completed;
+        }
+        let outputs = self.recorded.take_outputs();
+        self.instance.clone().let_out(outputs);
+    }
+
+    /// Commits by a carrier.
+    pub(crate) fn carry(
+        &self,
+        ops: Vec<Op>,
+        completes: bool,
+        carrier: Box<dyn Carrier>,
+    ) -> Result<(Arc<Commit>, Ticket, Arc<Riding>), ContextError> {
+        self.instance.clone().carry(self.epoch, ops, completes, carrier)
+    }
+
+    /// The last commit of this incarnation that may not be durable yet.
+    pub(crate) fn pending(&self) -> Option<Ticket> {
+        self.instance.pending()
+    }
+
+    pub(crate) fn host_core(&self) -> &HostCore {
+        self.instance.host()
     }
 
     /// Marks what woke the instance in the store, so that a process that dies of it is known by it.
@@ -655,7 +774,7 @@ impl From<Range<&str>> for KeyRange {
 }
 
 /// The smallest text greater than this one, given that NUL is in none.
-fn just_after(text: &str) -> Arc<str> {
+pub(crate) fn just_after(text: &str) -> Arc<str> {
     format!("{text}\u{1}").into()
 }
 

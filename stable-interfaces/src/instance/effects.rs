@@ -55,6 +55,20 @@ impl Effects {
         self.bytes = 0;
         std::mem::take(&mut self.ops)
     }
+
+    /// Forgets all but the first `len` operations.
+    pub(crate) fn truncate(&mut self, len: usize) {
+        self.ops.truncate(len);
+        self.bytes = self.ops.iter().map(Op::bytes).sum();
+    }
+}
+
+/// How much a handler had recorded at one moment.
+#[derive(Debug)]
+pub(crate) struct Mark {
+    pub(crate) ops: usize,
+    pub(crate) outputs: usize,
+    pub(crate) has_recorded: bool,
 }
 
 impl Op {

@@ -14,9 +14,10 @@ use std::time::Duration;
 
 use super::StableInterface;
 use super::chain::{self, Link};
-use super::context::{Instance, Output, Recorded};
+use super::context::{Instance, Output, Recorded, Rides};
 use super::effects;
 use super::gate::{Gate, Ticket};
+use super::ride::{Carrier, Riding};
 use super::task::{Life, Member, Membership};
 use super::turn::{Answer, Ending, Job, Refusal, drop_quietly};
 use crate::committer::{Commit, Queued};
@@ -73,6 +74,8 @@ struct Extra<I: StableInterface> {
     life: Option<Arc<Life>>,
     tasks: Vec<TaskHandle>,
     connections: BTreeMap<ConnectionId, (Arc<dyn AnyLink>, Place)>,
+    /// The last ride that the turn under way has begun.
+    riding: Option<Arc<Riding>>,
     /// Set while a task of the host waits on a turn: when it will look at the queue's deadlines next, and how to make it sooner.
     watch: Option<(Duration, Arc<Notify>)>,
 }
@@ -88,6 +91,7 @@ impl<I: StableInterface> Default for Extra<I> {
             life: None,
             tasks: Vec::new(),
             connections: BTreeMap::new(),
+            riding: None,
             watch: None,
         }
     }
@@ -303,10 +307,19 @@ impl<I: StableInterface> Slot<I> {
         let mut left = Left::default();
         let mut failed_start = None;
         let mut outputs = Vec::new();
+        let riding = inner.extra.as_mut().and_then(|extra| extra.riding.take());
+        let (woken_by, has_ridden) = match riding {
+            Some(riding) => riding.end_turn(woken_by),
+            None => (woken_by, false),
+        };
         let (result, ends) = match ending {
             Ending::Returned { state, mut recorded, result } => {
                 inner.state = state;
                 inner.epoch = epoch;
+                let result = match result {
+                    Ok(_) if recorded.rides() == Rides::Cut => Err(RequestError::Unknown.into()),
+                    result => result,
+                };
                 failed_start = recorded.take_failed_start();
                 let ends = match &result {
                     Ok(_) => {
@@ -340,7 +353,9 @@ impl<I: StableInterface> Slot<I> {
                     self.push_failure(&mut inner, epoch, token, &format!("timed out after {after:?}"));
                 }
                 let waited_for = chain::Described(&**self).to_string();
-                (Err(RequestError::TimedOut { after, waited_for }.into()), Some(Closed::Reset))
+                let error =
+                    if has_ridden { RequestError::Unknown } else { RequestError::TimedOut { after, waited_for } };
+                (Err(error.into()), Some(Closed::Reset))
             }
         };
         let gate = inner.extra.as_ref().and_then(|extra| extra.gate.as_ref());
@@ -665,6 +680,13 @@ impl<I: StableInterface> Slot<I> {
         shown: Shown,
     ) -> Option<Ticket> {
         let committer = self.interface.host.committer()?;
+        let (ticket, commit) = self.enlist(inner, epoch, ops, shown);
+        committer.push(Queued::new(commit, ticket.clone(), woken_by));
+        Some(ticket)
+    }
+
+    /// Gives a commit of this incarnation its place at the gate, and shows it to reads.
+    fn enlist(&self, inner: &mut Inner<I>, epoch: Epoch, ops: Vec<Op>, shown: Shown) -> (Ticket, Arc<Commit>) {
         let extra = inner.extra.get_or_insert_default();
         let gate = extra.gate.get_or_insert_default().clone();
         let settled = gate.settled();
@@ -674,8 +696,7 @@ impl<I: StableInterface> Slot<I> {
         let ticket = gate.take_ticket();
         let commit = Arc::new(Commit { shard: self.shard, epoch, ops, is_shown: shown == Shown::ToWindow });
         extra.unsettled.push_back((ticket.clone(), commit.clone()));
-        committer.push(Queued::new(commit, ticket.clone(), woken_by));
-        Some(ticket)
+        (ticket, commit)
     }
 
     /// Queues what becomes of an alarm or message whose handler failed: another attempt later, or a dead letter.
@@ -806,5 +827,34 @@ impl<I: StableInterface> Instance for Slot<I> {
     fn commit_mark(&self, epoch: Epoch, mark: Op) -> Result<Ticket, ContextError> {
         let mut inner = self.inner.lock();
         self.push(&mut inner, epoch, vec![mark], None, Shown::Hidden).ok_or(ContextError::NoStore)
+    }
+
+    fn pending(&self) -> Option<Ticket> {
+        self.inner.lock().extra.as_ref()?.gate.as_ref()?.pending()
+    }
+
+    fn carry(
+        self: Arc<Self>,
+        epoch: Epoch,
+        ops: Vec<Op>,
+        completes: bool,
+        carrier: Box<dyn Carrier>,
+    ) -> Result<(Arc<Commit>, Ticket, Arc<Riding>), ContextError> {
+        let host = &self.interface.host;
+        let committer = host.committer().ok_or(ContextError::NoStore)?.clone();
+        let riding = Arc::new(Riding::new(completes));
+        let mut inner = self.inner.lock();
+        let (ticket, commit) = self.enlist(&mut inner, epoch, ops, Shown::ToWindow);
+        inner.extra.get_or_insert_default().riding = Some(riding.clone());
+        drop(inner);
+        let queued = Queued::new(commit.clone(), ticket.clone(), None);
+        let fate = riding.clone();
+        host.spawn_turn(async move { committer.carry(queued, &fate, carrier).await });
+        Ok((commit, ticket, riding))
+    }
+
+    fn let_out(self: Arc<Self>, outputs: Vec<Output>) {
+        let mut inner = self.inner.lock();
+        self.release(&mut inner, outputs, None);
     }
 }

@@ -10,7 +10,7 @@ use crate::error::{ContextError, Outcome};
 use crate::instance::StableInterface;
 use crate::instance::context::Context;
 use crate::instance::turn::Work;
-use crate::store::{DeadKey, DeadLetter, Op};
+use crate::store::{DeadKey, Op};
 
 /// One such thing.
 pub(super) trait Operation: Send + 'static {
@@ -84,7 +84,7 @@ impl Operation for FireNow {
     }
 }
 
-pub(super) struct Requeue(pub(super) DeadLetter);
+pub(super) struct Requeue(pub(super) DeadKey);
 
 impl Operation for Requeue {
     type Reply = bool;

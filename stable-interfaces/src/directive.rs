@@ -1,0 +1,273 @@
+//! Directives: what anyone may ask the owner of an instance to do with its alarms and dead letters.
+//!
+//! A directive travels as a message, through the inbox of the instance, so it is durable when it is posted, can be posted in a
+//! transaction of the application, and is carried out once in effect: by the owner, in its turn among the instance's messages,
+//! in the commit that removes it. The instance is not built for it.
+//!
+//! Its inbox is not that of the interface but one beside it, under a name that no interface can have: so nothing posted as a
+//! message is ever taken for a directive, no IDs meet, and a program of an older version leaves it alone.
+
+use serde::Serialize;
+
+use crate::clock::Timestamp;
+use crate::dead::{self, Dead};
+use crate::error::{ContextError, InvalidId};
+use crate::id::{MAX_VALUE_BYTES, check_id};
+use crate::inbox::NewPost;
+use crate::instance::context::Context;
+use crate::store::{DeadKey, InboxRow, InstanceName, Op};
+use crate::sync::Arc;
+
+/// What the name of an interface ends with in the inbox of its directives. No interface's own name can contain it.
+const SUFFIX: char = '!';
+
+/// The name under which directives to instances of `interface` are stored.
+pub(crate) fn inbox_of(interface: &str) -> Arc<str> {
+    format!("{interface}{SUFFIX}").into()
+}
+
+/// The interface that rows under this name belong to, and whether they are directives.
+pub(crate) fn interface_of(name: &str) -> (&str, bool) {
+    match name.strip_suffix(SUFFIX) {
+        Some(interface) => (interface, true),
+        None => (name, false),
+    }
+}
+
+/// Something to do with an instance's alarms or dead letters, that its owner does when it gets the message.
+///
+/// Those of one instance are carried out in the order of their arrival, to the millisecond: of two within one, or in one
+/// transaction, either may be first.
+///
+/// ```
+/// use std::time::{Duration, SystemTime};
+/// use stable_interfaces::Directive;
+///
+/// let remind = Directive::set_alarm("remind", SystemTime::now() + Duration::from_secs(60), &"gently")?.id("remind-17");
+/// # Ok::<(), stable_interfaces::ContextError>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Directive {
+    id: Option<String>,
+    what: What,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum What {
+    SetAlarm { alarm: String, at: Timestamp, meta: bytes::Bytes },
+    CancelAlarm { alarm: String },
+    FireNow { alarm: String },
+    Requeue(DeadKey),
+    Discard(DeadKey),
+}
+
+impl Directive {
+    /// Sets an alarm, as [`Context::set_alarm`] does.
+    ///
+    /// # Errors
+    /// As [`Context::set_alarm`], for an ID that cannot be one and for too large or unserializable `meta`.
+    pub fn set_alarm(
+        alarm: &str,
+        at: impl Into<Timestamp>,
+        meta: &(impl Serialize + ?Sized),
+    ) -> Result<Directive, ContextError> {
+        let alarm = checked(alarm)?;
+        let meta = serde_json::to_vec(meta)?;
+        if meta.len() > MAX_VALUE_BYTES {
+            let what = format!("an alarm's meta of {} bytes, more than {MAX_VALUE_BYTES}", meta.len());
+            return Err(ContextError::TooLarge(what));
+        }
+        Ok(Directive::of(What::SetAlarm { alarm, at: at.into(), meta: meta.into() }))
+    }
+
+    /// Cancels an alarm, if it exists.
+    ///
+    /// # Errors
+    /// [`ContextError::InvalidId`] for an ID that cannot be one.
+    pub fn cancel_alarm(alarm: &str) -> Result<Directive, ContextError> {
+        Ok(Directive::of(What::CancelAlarm { alarm: checked(alarm)? }))
+    }
+
+    /// Makes an alarm due at once, if it exists.
+    ///
+    /// # Errors
+    /// [`ContextError::InvalidId`] for an ID that cannot be one.
+    pub fn fire_now(alarm: &str) -> Result<Directive, ContextError> {
+        Ok(Directive::of(What::FireNow { alarm: checked(alarm)? }))
+    }
+
+    /// Brings a dead letter back, as [`Interface::requeue`](crate::Interface::requeue) does. For the instance it belonged to.
+    #[must_use]
+    pub fn requeue(dead: &Dead) -> Directive {
+        Directive::of(What::Requeue(dead.letter.key()))
+    }
+
+    /// Removes a dead letter for good. For the instance it belonged to.
+    #[must_use]
+    pub fn discard(dead: &Dead) -> Directive {
+        Directive::of(What::Discard(dead.letter.key()))
+    }
+
+    /// Its ID as a message: while a directive with the same one waits, a second is dropped as a duplicate. Default: a random one.
+    #[must_use]
+    pub fn id(mut self, id: impl Into<String>) -> Directive {
+        self.id = Some(id.into());
+        self
+    }
+
+    fn of(what: What) -> Directive {
+        Directive { id: None, what }
+    }
+
+    /// The directive as a message: what to do in its headers, an alarm's meta as its body.
+    pub(crate) fn into_post(self) -> NewPost {
+        let letter = |verb: &str, key: DeadKey| {
+            NewPost::default()
+                .header("do", verb)
+                .header("died-at", key.died_at.as_millis().to_string())
+                .header("of", &*key.name.interface)
+                .header("kind", if key.is_message { "message" } else { "alarm" })
+                .header("id", &*key.id)
+        };
+        let mut post = match self.what {
+            What::SetAlarm { alarm, at, meta } => NewPost::new(meta)
+                .header("do", "set-alarm")
+                .header("alarm", alarm)
+                .header("at", at.as_millis().to_string()),
+            What::CancelAlarm { alarm } => NewPost::default().header("do", "cancel-alarm").header("alarm", alarm),
+            What::FireNow { alarm } => NewPost::default().header("do", "fire-now").header("alarm", alarm),
+            What::Requeue(key) => letter("requeue", key),
+            What::Discard(key) => letter("discard", key),
+        };
+        post.id = self.id;
+        post
+    }
+
+    /// Reads a message back.
+    ///
+    /// # Errors
+    /// The text says what cannot be understood.
+    fn read(row: &InboxRow) -> Result<What, String> {
+        let header = |name: &str| {
+            let found = row.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
+            found.ok_or_else(|| format!("a directive without {name:?}"))
+        };
+        let time = |name: &str| {
+            let text = header(name)?;
+            text.parse().map(Timestamp::from_millis).map_err(|_| format!("{text:?} is no time for {name:?}"))
+        };
+        let letter = || {
+            let name = InstanceName { interface: header("of")?.into(), instance: row.name.instance.clone() };
+            let is_message = header("kind")? == "message";
+            Ok::<_, String>(DeadKey { died_at: time("died-at")?, name, is_message, id: header("id")?.into() })
+        };
+        Ok(match &*header("do")? {
+            "set-alarm" => What::SetAlarm { alarm: header("alarm")?, at: time("at")?, meta: row.body.clone() },
+            "cancel-alarm" => What::CancelAlarm { alarm: header("alarm")? },
+            "fire-now" => What::FireNow { alarm: header("alarm")? },
+            "requeue" => What::Requeue(letter()?),
+            "discard" => What::Discard(letter()?),
+            // Of a newer version, perhaps: it is tried again, and then kept as a dead letter.
+            other => return Err(format!("this program knows no directive {other:?}")),
+        })
+    }
+
+    /// Does what a message says. Its effects, like a handler's, are recorded only.
+    pub(crate) async fn carry_out(row: &InboxRow, cx: &mut Context) -> Result<(), DirectiveError> {
+        let done = match Directive::read(row).map_err(DirectiveError::Unknown)? {
+            What::SetAlarm { alarm, at, meta } => {
+                let meta = serde_json::from_slice::<&serde_json::value::RawValue>(&meta).map_err(ContextError::from)?;
+                cx.set_alarm(&alarm, at, meta)?;
+                true
+            }
+            What::CancelAlarm { alarm } => {
+                cx.cancel_alarm(&alarm)?;
+                true
+            }
+            What::FireNow { alarm } => cx.fire_now(&alarm).await?,
+            What::Requeue(key) => dead::requeue(cx, &key).await?,
+            What::Discard(key) => {
+                let exists = cx.find_dead(&key).await?.is_some();
+                if exists {
+                    cx.record_own(Op::RemoveDead(key));
+                }
+                exists
+            }
+        };
+        if !done {
+            tracing::info!(instance = %row.name, id = %row.id, "a directive had nothing to do, or was in the way of something newer");
+        }
+        Ok(())
+    }
+}
+
+/// Why a directive could not be carried out.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DirectiveError {
+    #[error("{0}")]
+    Unknown(String),
+    #[error(transparent)]
+    Context(#[from] ContextError),
+}
+
+fn checked(alarm: &str) -> Result<String, ContextError> {
+    let invalid = |source: InvalidId| ContextError::InvalidId { what: "alarm ID", source };
+    check_id(alarm).map_err(invalid)?;
+    Ok(alarm.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::is_interface_name;
+
+    fn row(directive: Directive) -> InboxRow {
+        let post = directive.into_post();
+        InboxRow {
+            name: InstanceName { interface: inbox_of("order"), instance: "17".into() },
+            id: "d".into(),
+            arrived: Timestamp::UNIX_EPOCH,
+            due: Timestamp::UNIX_EPOCH,
+            attempt: 0,
+            crashes: 0,
+            started: false,
+            last_error: None,
+            headers: post.headers,
+            body: post.body,
+        }
+    }
+
+    #[test]
+    fn a_directive_comes_back_from_its_message_as_it_was() {
+        let key = DeadKey {
+            died_at: Timestamp::from_millis(-7),
+            name: InstanceName { interface: inbox_of("order"), instance: "17".into() },
+            is_message: true,
+            id: "é\n".into(),
+        };
+        let at = Timestamp::from_millis(253_402_300_799_999);
+        for directive in [
+            Directive::set_alarm("a", at, &serde_json::json!({ "n": 1.5 })).expect("it is within the limits"),
+            Directive::cancel_alarm("a").expect("a good ID"),
+            Directive::fire_now("a").expect("a good ID"),
+            Directive::of(What::Requeue(key.clone())),
+            Directive::of(What::Discard(DeadKey { is_message: false, ..key })),
+        ] {
+            assert_eq!(Directive::read(&row(directive.clone())).as_ref(), Ok(&directive.what));
+        }
+    }
+
+    #[test]
+    fn no_interface_can_have_the_name_of_an_inbox_for_directives() {
+        assert!(!is_interface_name(&inbox_of("order")));
+        assert_eq!(interface_of(&inbox_of("order")), ("order", true));
+        assert_eq!(interface_of("order"), ("order", false));
+    }
+
+    #[test]
+    fn what_cannot_be_an_alarm_is_refused_before_it_is_posted() {
+        assert!(matches!(Directive::cancel_alarm(""), Err(ContextError::InvalidId { .. })));
+        let large = "x".repeat(MAX_VALUE_BYTES);
+        assert!(matches!(Directive::set_alarm("a", 0, &large), Err(ContextError::TooLarge(_))));
+    }
+}

@@ -1,0 +1,152 @@
+//! A fleet as somebody sees it who owns nothing of it: a tool, another service, a host looking at another's instances.
+//!
+//! Looking reads the store as it is. Nothing is changed but by a message to the owner, so no write here is fenced, and none
+//! needs to be.
+
+use crate::alarm::Alarm;
+use crate::clock::{Clock, Random, SystemClock, SystemRandom};
+use crate::committer::CommitOptions;
+use crate::dead::{self, Dead};
+use crate::directive::Directive;
+use crate::error::ContextError;
+use crate::fleet::Fleet;
+use crate::host::core::HostOptions;
+use crate::inbox::{Addressed, Message, NewPost, Way};
+use crate::store::{After, InstanceName, Page, Posted, Read, ReadRange, ReadRows, Rows, ShardId, Store};
+use crate::sync::Arc;
+
+/// How many rows are asked for at once.
+const PAGE: usize = 512;
+
+/// Looks at what a fleet keeps, and posts to it, without being one of its hosts.
+///
+/// ```no_run
+/// # async fn example(store: std::sync::Arc<dyn stable_interfaces::Store>) -> Result<(), Box<dyn std::error::Error>> {
+/// use stable_interfaces::{Directive, Fleet, Outside};
+///
+/// let outside = Outside::new(store, Fleet::expand("host-{0..1}", 1024)?);
+/// for dead in outside.dead_letters("order", None, 100).await? {
+///     println!("{} of {}: {}", dead.id(), dead.instance(), dead.reason());
+///     outside.direct("order", dead.instance(), Directive::requeue(&dead)).await?;
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Outside {
+    store: Arc<dyn Store>,
+    fleet: Fleet,
+    clock: Arc<dyn Clock>,
+    random: Arc<dyn Random>,
+    options: CommitOptions,
+}
+
+impl Outside {
+    /// Looks at `fleet`, which must have the same shard count as its hosts were started with, through the store that they share.
+    #[must_use]
+    pub fn new(store: Arc<dyn Store>, fleet: Fleet) -> Outside {
+        let options = HostOptions::default().commit;
+        Outside {
+            store,
+            fleet,
+            clock: Arc::new(SystemClock::default()),
+            random: Arc::new(SystemRandom::default()),
+            options,
+        }
+    }
+
+    /// Where time comes from, for deadlines and pauses. Default: [`SystemClock`].
+    #[must_use]
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Outside {
+        self.clock = clock;
+        self
+    }
+
+    /// The alarms of the instance `id`, by alarm ID, as far as they are durable.
+    ///
+    /// # Errors
+    /// [`ContextError::Store`] if the store could not be read, [`ContextError::InvalidId`].
+    pub async fn alarms(&self, interface: &str, id: &str) -> Result<Vec<Alarm>, ContextError> {
+        let shard = self.shard_of(id)?;
+        let name = InstanceName { interface: interface.into(), instance: id.into() };
+        let mut alarms = Vec::new();
+        let mut from: Arc<str> = "".into();
+        loop {
+            let read = Read { shard, name: name.clone(), range: ReadRange::Alarms(from, None), limit: PAGE };
+            let ReadRows::Alarms(rows) = self.way().in_time(self.store.read(&read)).await? else { return Ok(alarms) };
+            let is_last = rows.len() < PAGE;
+            let last = rows.last().map(|row| row.id.clone());
+            alarms.extend(rows.into_iter().map(|row| Alarm::new(Arc::new(row))));
+            match last {
+                Some(last) if !is_last => from = crate::instance::context::just_after(&last),
+                _ => return Ok(alarms),
+            }
+        }
+    }
+
+    /// The messages that wait in the inbox of the instance `id`, in the order of their arrival. Reads the inboxes of its shard.
+    ///
+    /// # Errors
+    /// As [`alarms`](Self::alarms).
+    pub async fn inbox(&self, interface: &str, id: &str) -> Result<Vec<Message>, ContextError> {
+        let shard = self.shard_of(id)?;
+        let mut messages = Vec::new();
+        let mut after = None;
+        loop {
+            let page = Page { shard, after: After::Inbox(after), limit: PAGE };
+            let mut loaded = self.way().load(&[page]).await?;
+            let Some(Rows::Inbox(rows)) = loaded.pop().map(|loaded| loaded.rows) else { return Ok(messages) };
+            let is_last = rows.len() < PAGE;
+            after = rows.last().map(|row| row.key());
+            let is_wanted = |name: &InstanceName| *name.interface == *interface && *name.instance == *id;
+            let wanted = rows.into_iter().filter(|row| is_wanted(&row.name));
+            messages.extend(wanted.map(|row| Message::new(Arc::new(row))));
+            if is_last {
+                return Ok(messages);
+            }
+        }
+    }
+
+    /// The alarms, messages and directives of an interface that were given up, oldest first, at most `limit`, after the one named
+    /// by `after`: of all shards.
+    ///
+    /// # Errors
+    /// As [`alarms`](Self::alarms).
+    pub async fn dead_letters(
+        &self,
+        interface: &str,
+        after: Option<&Dead>,
+        limit: usize,
+    ) -> Result<Vec<Dead>, ContextError> {
+        let shards = (0..self.fleet.shards()).map(ShardId).collect();
+        dead::list(&self.way(), shards, interface, after, limit).await
+    }
+
+    /// Posts a message to the inbox of the instance `id`, as [`Interface::post`](crate::Interface::post) does.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn post(&self, interface: &str, id: &str, message: NewPost) -> Result<Posted, ContextError> {
+        self.send(Addressed::post(interface, id, message)?).await
+    }
+
+    /// Posts a directive to the instance `id`: durable when this returns, and carried out by its owner when that gets it.
+    ///
+    /// # Errors
+    /// As [`post`](Self::post).
+    pub async fn direct(&self, interface: &str, id: &str, directive: Directive) -> Result<Posted, ContextError> {
+        self.send(Addressed::directive(interface, id, directive)?).await
+    }
+
+    async fn send(&self, message: Addressed) -> Result<Posted, ContextError> {
+        self.way().send(&self.fleet, message).await
+    }
+
+    fn way(&self) -> Way<'_> {
+        Way { store: &*self.store, clock: &*self.clock, random: &*self.random, options: &self.options }
+    }
+
+    fn shard_of(&self, id: &str) -> Result<ShardId, ContextError> {
+        self.fleet.shard_of(id).map_err(|source| ContextError::InvalidId { what: "instance ID", source })
+    }
+}
