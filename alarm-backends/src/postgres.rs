@@ -8,8 +8,12 @@
 //! is a view: `SELECT * FROM stable_interfaces.waiting` lists alarms, inbox messages and dead letters.
 //!
 //! A store holds a few connections, whatever the load: one per lane, one for reading, one for posting, one for renewing the
-//! lease, one that listens; and one more while shards are claimed. It needs sessions of its own: a pooler in between must not
+//! lease, one that listens; one more while shards are claimed, and up to four for [transactions](PostgresContext) of the
+//! application, opened when first needed. It needs sessions of its own: a pooler in between must not
 //! share them between transactions (PgBouncer: `pool_mode = session`).
+//!
+//! The application's own rows can be part of it: [`PostgresContext::transaction`] commits them together with what a handler
+//! records, and [`Poster`] posts to instances from any transaction on the database.
 //!
 //! What an acknowledgement is worth is the server's to say. With `synchronous_commit = off` or `fsync = off` acknowledged
 //! writes can be lost, and the log warns; after a failover to a standby that lagged behind, what it had not received is gone
@@ -18,14 +22,16 @@
 mod errors;
 mod link;
 mod pages;
+mod poster;
 mod posts;
 mod rows;
 mod schema;
 mod tls;
+mod transaction;
 mod wire;
 
 use std::fmt;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -39,8 +45,13 @@ use tokio_postgres::{Config, Row};
 
 use link::{Link, Server};
 use posts::Posts;
-use schema::{Query, Schema};
+use schema::{DEFAULT_SCHEMA, Query, Schema};
+use transaction::Transactions;
 use wire::WireWrite;
+
+pub use poster::Poster;
+pub use tokio_postgres;
+pub use transaction::{PostgresContext, Transaction};
 
 /// How many hints wait for a slow listener before further ones are dropped.
 const HINTS_BUFFERED: usize = 1024;
@@ -55,7 +66,7 @@ const HINTS_BUFFERED: usize = 1024;
 /// # }
 /// ```
 pub struct PostgresStore {
-    server: Server,
+    server: Arc<Server>,
     /// For group commits: lane `n` uses number `n` modulo their count, so lanes wait for each other only beyond that.
     commits: Vec<Link>,
     /// For loading and reading: many at once, answered in order.
@@ -65,6 +76,7 @@ pub struct PostgresStore {
     claims: Link,
     /// For renewals alone: it is opened on the runtime that renews, which others cannot keep busy.
     renewals: Link,
+    transactions: Arc<Transactions>,
 }
 
 impl fmt::Debug for PostgresStore {
@@ -80,6 +92,7 @@ pub struct PostgresBuilder {
     config: Config,
     schema: String,
     lanes: usize,
+    transactions: u16,
     deadline: Duration,
     tls: Option<rustls::ClientConfig>,
 }
@@ -116,8 +129,8 @@ impl PostgresStore {
 impl PostgresBuilder {
     /// Connects as `config` says. Its own default for TLS is [`Prefer`](tokio_postgres::config::SslMode::Prefer).
     pub fn new(config: Config) -> PostgresBuilder {
-        let schema = "stable_interfaces".to_owned();
-        PostgresBuilder { config, schema, lanes: 2, deadline: Duration::from_secs(5), tls: None }
+        let schema = DEFAULT_SCHEMA.to_owned();
+        PostgresBuilder { config, schema, lanes: 2, transactions: 4, deadline: Duration::from_secs(5), tls: None }
     }
 
     /// The schema that everything is kept in: `[a-z_][a-z0-9_]{0,30}`. Default: `stable_interfaces`.
@@ -129,6 +142,13 @@ impl PostgresBuilder {
     /// How many connections are for commits; at least 1, best as many as the host has lanes. Default: 2.
     pub fn lanes(mut self, lanes: usize) -> PostgresBuilder {
         self.lanes = lanes.max(1);
+        self
+    }
+
+    /// How many connections are for [transactions](PostgresContext) of the application, so how many of those run at once; at
+    /// least 1, at most 1,024. Each is opened when it is first needed. Default: 4.
+    pub fn transactions(mut self, transactions: u16) -> PostgresBuilder {
+        self.transactions = transactions.clamp(1, 1024);
         self
     }
 
@@ -165,7 +185,9 @@ impl PostgresBuilder {
         let schema = Schema::new(&self.schema)?;
         let server = Server { config, tls, schema, limit: self.deadline, identity: OnceLock::new() };
         server.prepare().await?;
+        let server = Arc::new(server);
         Ok(PostgresStore {
+            transactions: Arc::new(Transactions::new(server.clone(), self.transactions)),
             server,
             commits: std::iter::repeat_with(Link::default).take(self.lanes).collect(),
             reads: Link::default(),
@@ -230,25 +252,7 @@ impl Store for PostgresStore {
         let conn = turn.conn.clone();
         let work = async {
             let statement = conn.prepared(Query::Write).await?;
-            conn.client
-                .query_one(
-                    statement,
-                    &[
-                        &incarnation,
-                        &lane,
-                        &seq,
-                        &wire.batches,
-                        &wire.alarm_puts,
-                        &wire.alarm_removes,
-                        &wire.message_puts,
-                        &wire.message_removes,
-                        &wire.dead_puts,
-                        &wire.dead_removes,
-                        &wire.value_puts,
-                        &wire.value_removes,
-                    ],
-                )
-                .await
+            conn.client.query_one(statement, &wire.params(&incarnation, &lane, &seq)).await
         };
         let row = turn.run(work).await?;
         committed(write, &row)

@@ -10,8 +10,14 @@ mod given;
 mod opening;
 #[path = "postgres/ownership.rs"]
 mod ownership;
+#[path = "postgres/posting.rs"]
+mod posting;
+#[path = "postgres/proxy.rs"]
+mod proxy;
 #[path = "postgres/rows.rs"]
 mod rows;
+#[path = "postgres/transactions.rs"]
+mod transactions;
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};

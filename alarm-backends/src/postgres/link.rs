@@ -72,8 +72,18 @@ impl Conn {
             .await
     }
 
-    fn is_usable(&self) -> bool {
+    pub(super) fn is_usable(&self) -> bool {
         !self.client.is_closed() && !self.spent.load(Ordering::Relaxed)
+    }
+
+    /// It is never used again.
+    pub(super) fn retire(&self) {
+        self.spent.store(true, Ordering::Relaxed);
+    }
+
+    /// How many notices have cast doubt on a commit, by the answer that was read last.
+    pub(super) fn doubts(&self) -> u64 {
+        self.doubts.load(Ordering::Acquire)
     }
 }
 
@@ -81,15 +91,15 @@ impl Conn {
     clippy::disallowed_methods,
     reason = "a socket and a server live in real time, also where a host's clock is a simulated one"
 )]
-mod real_time {
+pub(super) mod real_time {
     use super::{Duration, Future, Instant};
 
-    pub(super) fn after(limit: Duration) -> Instant {
+    pub(in super::super) fn after(limit: Duration) -> Instant {
         let now = Instant::now();
         now.checked_add(limit).unwrap_or_else(|| now + Duration::from_secs(86_400 * 365))
     }
 
-    pub(super) async fn until<T>(deadline: Instant, work: impl Future<Output = T>) -> Option<T> {
+    pub(in super::super) async fn until<T>(deadline: Instant, work: impl Future<Output = T>) -> Option<T> {
         tokio::time::timeout_at(deadline, work).await.ok()
     }
 
@@ -106,10 +116,22 @@ mod real_time {
 impl Server {
     /// A connection by the deadline, waiting for a server that is away or has no connection free.
     async fn open_by(&self, deadline: Instant) -> Result<Conn, StoreError> {
+        self.open_for_by(|| Purpose::Store, deadline).await
+    }
+
+    /// As [`open_by`](Self::open_by), with the server's own settings.
+    ///
+    /// # Errors
+    /// [`StoreError::NotApplied`], with whatever was in the way.
+    pub(super) async fn open_for_application_by(&self, deadline: Instant) -> Result<Conn, StoreError> {
+        self.open_for_by(|| Purpose::Application, deadline).await.map_err(as_not_applied)
+    }
+
+    async fn open_for_by(&self, purpose: fn() -> Purpose, deadline: Instant) -> Result<Conn, StoreError> {
         let jitter = RandomState::new();
         let mut attempt = 0_u32;
         loop {
-            let error = match real_time::until(deadline, self.open(None)).await {
+            let error = match real_time::until(deadline, self.open(purpose())).await {
                 Some(Err(StoreError::NotApplied(error))) => error,
                 Some(done) => return done,
                 None => return Err(StoreError::NotApplied(NoConnection(self.limit).into())),
@@ -123,8 +145,13 @@ impl Server {
         }
     }
 
-    /// Opens a connection and checks that it fits; hints, if any are asked for, go to `hints`.
-    async fn open(&self, hints: Option<mpsc::Sender<ShardId>>) -> Result<Conn, StoreError> {
+    /// Opens a connection and checks that it fits.
+    async fn open(&self, purpose: Purpose) -> Result<Conn, StoreError> {
+        let (is_ours, hints) = match purpose {
+            Purpose::Store => (true, None),
+            Purpose::Hints(hints) => (true, Some(hints)),
+            Purpose::Application => (false, None),
+        };
         let (client, connection) = self.config.connect(self.tls.clone()).await.map_err(judge_open)?;
         let doubts = Arc::new(AtomicU64::new(0));
         let driver = tokio::spawn(drive(connection, doubts.clone(), hints));
@@ -136,12 +163,12 @@ impl Server {
             spent: AtomicBool::new(false),
             driver,
         };
-        self.settle(&conn).await?;
+        self.settle(&conn, is_ours).await?;
         Ok(conn)
     }
 
-    /// Checks what the server is and sets what every query here takes for granted.
-    async fn settle(&self, conn: &Conn) -> Result<(), StoreError> {
+    /// Checks what the server is and, on a connection of the store's own, sets what every query here takes for granted.
+    async fn settle(&self, conn: &Conn, is_ours: bool) -> Result<(), StoreError> {
         let row = conn
             .client
             .query_one(
@@ -163,16 +190,16 @@ impl Server {
         // Twice the client's deadline, so that what a client gave up does not stay for ever in the server.
         let stale = (self.limit * 2).as_millis().clamp(1, 2_000_000_000);
         // Each query here walks an index. A plan made while the tables were empty would say otherwise, and stay.
-        conn.client
-            .batch_execute(&format!(
-                "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED; \
-                 SET statement_timeout = {stale}; SET idle_in_transaction_session_timeout = {stale}; \
-                 SET client_min_messages = warning; SET jit = off; SET plan_cache_mode = force_generic_plan; \
-                 SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; \
-                 SET enable_mergejoin = off"
-            ))
-            .await
-            .map_err(judge_open)?;
+        let settings = format!(
+            "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED; \
+             SET statement_timeout = {stale}; SET idle_in_transaction_session_timeout = {stale}; \
+             SET client_min_messages = warning; SET jit = off; SET plan_cache_mode = force_generic_plan; \
+             SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; \
+             SET enable_mergejoin = off"
+        );
+        if is_ours {
+            conn.client.batch_execute(&settings).await.map_err(judge_open)?;
+        }
         let Some(known) = self.identity.get() else {
             if row.get::<_, &str>(2) == "off" || row.get::<_, &str>(3) == "off" {
                 tracing::warn!("Postgres runs with synchronous_commit or fsync off: acknowledged alarms may be lost");
@@ -214,7 +241,7 @@ impl Server {
     /// A stream of hints on a connection of its own, which ends with it or with the receiver.
     pub(super) async fn listen(&self, hints: mpsc::Sender<ShardId>) -> Result<(), StoreError> {
         let work = async {
-            let conn = self.open(Some(hints.clone())).await?;
+            let conn = self.open(Purpose::Hints(hints.clone())).await?;
             let sql = format!("LISTEN \"{}\"", self.schema.channel());
             conn.client.batch_execute(&sql).await.map_err(|error| judge(error).error)?;
             Ok::<_, StoreError>(conn)
@@ -239,6 +266,29 @@ impl Server {
         let (token, tls, deadline) = (conn.client.cancel_token(), self.tls.clone(), real_time::after(self.limit));
         // Nobody waits for it: it ends by its deadline, and failing it changes nothing.
         tokio::spawn(async move { real_time::until(deadline, token.cancel_query(tls)).await });
+    }
+
+    /// Asks the server to stop what it is doing on a connection, and waits until it was told.
+    pub(super) async fn cancel_query(&self, conn: &Conn) {
+        let token = conn.client.cancel_token();
+        // Failing it changes nothing: the connection is ended all the same.
+        let _ = real_time::until(real_time::after(self.limit), token.cancel_query(self.tls.clone())).await;
+    }
+}
+
+/// What a connection is for.
+enum Purpose {
+    Store,
+    /// To listen: hints go here.
+    Hints(mpsc::Sender<ShardId>),
+    /// For statements of the application, which know nothing of this store's settings.
+    Application,
+}
+
+fn as_not_applied(error: StoreError) -> StoreError {
+    match error {
+        StoreError::NotApplied(cause) => StoreError::NotApplied(cause),
+        refused => StoreError::NotApplied(refused.into()),
     }
 }
 
@@ -301,10 +351,7 @@ impl Link {
             None => {
                 // Before the new one is opened: the server may have no room for both.
                 *place = None;
-                let opened = server.open_by(deadline).await.map_err(|error| match error {
-                    StoreError::NotApplied(cause) => StoreError::NotApplied(cause),
-                    refused => StoreError::NotApplied(refused.into()),
-                })?;
+                let opened = server.open_by(deadline).await.map_err(as_not_applied)?;
                 place.insert(Arc::new(opened)).clone()
             }
         };
@@ -354,7 +401,7 @@ impl Turn<'_> {
 
     /// Gives the connection up: whoever still uses it ends, and the next operation opens another.
     pub(super) fn retire(&mut self) {
-        self.conn.spent.store(true, Ordering::Relaxed);
+        self.conn.retire();
         if let Some(place) = &mut self.place {
             **place = None;
         }

@@ -11,6 +11,9 @@ use tokio_postgres::Client;
 /// The version of the tables, types and functions that this code uses.
 const VERSION: i32 = 1;
 
+/// The schema's name unless another is chosen.
+pub(super) const DEFAULT_SCHEMA: &str = "stable_interfaces";
+
 /// A checked schema name.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Schema(String);
@@ -28,6 +31,9 @@ pub(super) enum Query {
     Renew,
     Release,
     Write,
+    WriteLast,
+    OpenLane,
+    AskLane,
     Post,
     LoadAlarms,
     LoadInbox,
@@ -76,6 +82,13 @@ impl Schema {
             Query::Renew => "SELECT * FROM {s}.renew($1, $2)",
             Query::Release => "SELECT FROM {s}.release($1, $2)",
             Query::Write => "SELECT * FROM {s}.write($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+            Query::WriteLast => {
+                "SELECT * FROM {s}.write_last($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"
+            }
+            Query::OpenLane => include_str!("sql/open_lane.sql"),
+            Query::AskLane => {
+                "UPDATE {s}.fence f SET seq = f.seq WHERE f.incarnation = $1 AND f.lane = $2 RETURNING f.seq"
+            }
             Query::Post => include_str!("sql/post.sql"),
             Query::LoadAlarms => include_str!("sql/load_alarms.sql"),
             Query::LoadInbox => include_str!("sql/load_inbox.sql"),
@@ -120,6 +133,7 @@ impl Schema {
                 for sql in [
                     include_str!("sql/tables.sql"),
                     include_str!("sql/write.sql"),
+                    include_str!("sql/transaction.sql"),
                     include_str!("sql/claim.sql"),
                     include_str!("sql/view.sql"),
                 ] {

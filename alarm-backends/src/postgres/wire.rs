@@ -191,6 +191,29 @@ impl<'a> WireWrite<'a> {
         Ok(wire)
     }
 
+    /// The arguments, in the order of the function's.
+    pub(super) fn params<'p>(
+        &'p self,
+        incarnation: &'p i64,
+        lane: &'p i32,
+        seq: &'p i64,
+    ) -> [&'p (dyn ToSql + Sync); 12] {
+        [
+            incarnation,
+            lane,
+            seq,
+            &self.batches,
+            &self.alarm_puts,
+            &self.alarm_removes,
+            &self.message_puts,
+            &self.message_removes,
+            &self.dead_puts,
+            &self.dead_removes,
+            &self.value_puts,
+            &self.value_removes,
+        ]
+    }
+
     fn push(&mut self, shard: i32, op: &'a Op) -> Result<(), StoreError> {
         match op {
             Op::PutAlarm(row) => self.alarm_puts.push(alarm_put(shard, row)?),
