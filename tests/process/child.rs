@@ -239,7 +239,10 @@ impl Site {
             error,
             RequestError::Handler(ContextError::Store(_) | ContextError::Fenced | ContextError::Unknown)
         );
-        let expected = error.is_retryable() || error.may_have_happened() || passed_on;
+        // Who waited behind a message for which the instance could not read its state hears of that.
+        let not_started =
+            matches!(error, RequestError::Rejected(why) if why.starts_with("the instance could not start"));
+        let expected = error.is_retryable() || error.may_have_happened() || passed_on || not_started;
         if !expected || matches!(self.job.place, Place::Fjall(_)) {
             self.voice.say(format!("wrong {}", in_one_line(error)));
         }
