@@ -8,6 +8,12 @@
 mod codec;
 #[cfg(feature = "fjall")]
 mod fjall;
+#[cfg(any(feature = "fjall", feature = "redis"))]
+#[cfg_attr(
+    not(feature = "redis"),
+    allow(dead_code, reason = "entries that find a row by identity are read back by redis alone")
+)]
+mod ordered;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 #[cfg(feature = "redis")]

@@ -131,11 +131,11 @@ impl Running {
 
     /// Sets alarms `from` to `to` at the times that `at` gives, with many callers.
     async fn set_all(&self, from: u64, to: u64, at: impl Fn(u64) -> Timestamp + Clone + Send + 'static) {
-        const CALLERS: u64 = 512;
-        let set = |caller: u64| {
+        const CALLERS: usize = 512;
+        let set = |caller: usize| {
             let (timers, at) = (self.timers.clone(), at.clone());
             tokio::spawn(async move {
-                for number in (from + caller..to).step_by(CALLERS as usize) {
+                for number in (from..to).skip(caller).step_by(CALLERS) {
                     let set = Set { number, at: at(number) };
                     timers.request(&names(number, INSTANCES).0, set).await.expect("an alarm can be set");
                 }

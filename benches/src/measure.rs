@@ -69,7 +69,8 @@ pub fn in_fresh_process(arguments: &[&str]) -> Vec<f64> {
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{arguments:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
     let last = text.lines().last().unwrap_or_default();
-    last.split(' ').map(|number| number.parse().unwrap_or_else(|_| panic!("{arguments:?} printed {last:?}"))).collect()
+    let numbers: Result<Vec<f64>, _> = last.split(' ').map(str::parse).collect();
+    numbers.expect("a child prints numbers last")
 }
 
 #[cfg(test)]

@@ -113,7 +113,7 @@ pub async fn due(queue: &dyn Queue, jobs: u64) -> f64 {
 
 /// How late jobs at random times over a few seconds are, in milliseconds.
 pub async fn lateness(queue: &dyn Queue, jobs: u64, over: Duration) -> LatenessRun {
-    const CALLERS: u64 = 16;
+    const CALLERS: usize = 16;
     /// From when jobs are added until the first of them is due.
     const LEAD: f64 = 25_000.0;
     let (first, span) = (wall_millis() + LEAD, over.as_secs_f64() * 1e3);
@@ -121,7 +121,7 @@ pub async fn lateness(queue: &dyn Queue, jobs: u64, over: Duration) -> LatenessR
     for caller in 0..CALLERS {
         let mut adder = queue.adder().await;
         calls.push(tokio::spawn(async move {
-            for number in (caller..jobs).step_by(CALLERS as usize) {
+            for number in (0..jobs).skip(caller).step_by(CALLERS) {
                 adder.add(Job { number, at: (first + span * crate::alarms::share(number)).floor() }).await;
             }
         }));

@@ -5,6 +5,7 @@
 
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -170,7 +171,9 @@ pub enum Ended {
 
 /// Fills a store with alarms, one for each of as many instances, as an earlier host would have left them.
 pub async fn fill(store: &dyn Store, alarms: u64, due: impl Fn(u64) -> Timestamp, ended: Ended) {
-    let incarnation = Incarnation(7);
+    /// A host that has ended never comes back, so each fill is by another.
+    static LIVES: AtomicU64 = AtomicU64::new(7);
+    let incarnation = Incarnation(LIVES.fetch_add(1, Ordering::Relaxed));
     let epochs = claim_all(store, incarnation).await;
     let fleet = Fleet::new([HOST], SHARDS).expect("one host makes a fleet");
     let interface: Arc<str> = crate::alarms::INTERFACE.into();

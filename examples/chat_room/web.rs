@@ -22,7 +22,7 @@ use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use stable_interfaces::{Closed, Connection, ContextError, Host, Interface, RequestError, Timestamp};
 use tokio::net::{TcpListener, TcpSocket};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::room::{Hello, MAX_TEXT, Presence, Request, Room};
@@ -84,21 +84,10 @@ pub(crate) async fn serve(options: Options) -> Result<(), CannotStart> {
     println!("  Rooms are kept in {}. Kill this process (kill -9 {}) and start it", data.display(), std::process::id());
     println!("  again: nothing that anyone has seen is lost, and who does not come back is announced as gone.");
 
-    let (stop, stopped) = watch::channel(false);
-    tokio::spawn(async move {
-        process::asked_to_stop(until_stdin_ends).await;
-        stop.send_replace(true);
-    });
-    let stopped = || {
-        let mut stopped = stopped.clone();
-        async move {
-            // An error says that the sender is gone, which it is only after it sent.
-            let _ = stopped.wait_for(|stop| *stop).await;
-        }
-    };
+    let stop = process::Stop::when_asked(until_stdin_ends);
     let (session, mut sessions) = mpsc::channel(1);
     let app = routes(Chat { rooms, session });
-    tokio::join!(http::serve(listener, app, stopped()), host.run_until(stopped()));
+    tokio::join!(http::serve(listener, app, stop.clone().wait()), host.run_until(stop.wait()));
     let _ = timeout(FAREWELL_TO_ALL, sessions.recv()).await;
     Ok(())
 }

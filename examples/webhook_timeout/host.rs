@@ -25,7 +25,6 @@ use stable_interfaces::{
     Alarm, Context, ContextError, Handle, Host, Interface, OnAlarm, RequestError, StableInterface, Timestamp,
 };
 use tokio::net::TcpListener;
-use tokio::sync::watch;
 
 use crate::store::Home;
 
@@ -387,20 +386,9 @@ pub(crate) async fn serve(options: Options) -> Result<(), CannotStart> {
     let host = Arc::new(host.start().await.map_err(|e| CannotStart::new("cannot start the host", e))?);
 
     println!("listening on http://{listen}");
-    let (stop, stopped) = watch::channel(false);
-    tokio::spawn(async move {
-        process::asked_to_stop(until_stdin_ends).await;
-        stop.send_replace(true);
-    });
-    let stopped = || {
-        let mut stopped = stopped.clone();
-        async move {
-            // An error says that the sender is gone, which it is only after it sent.
-            let _ = stopped.wait_for(|stop| *stop).await;
-        }
-    };
+    let stop = process::Stop::when_asked(until_stdin_ends);
     let service = Service { host: host.clone(), orders };
-    tokio::join!(http::serve(listener, routes(service), stopped()), host.run_until(stopped()));
+    tokio::join!(http::serve(listener, routes(service), stop.clone().wait()), host.run_until(stop.wait()));
     Ok(())
 }
 

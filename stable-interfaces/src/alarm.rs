@@ -9,14 +9,31 @@ pub(crate) mod window;
 
 use std::fmt;
 
+use bytes::Bytes;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::clock::Timestamp;
 use crate::error::ContextError;
+use crate::id::{MAX_VALUE_BYTES, check_id};
 use crate::store::{AlarmRow, InstanceName, Revision};
 use crate::sync::Arc;
 
 pub use retry::RetryPolicy;
+
+/// Checks what is to be an alarm's ID.
+pub(crate) fn check_alarm_id(id: &str) -> Result<(), ContextError> {
+    check_id(id).map_err(|source| ContextError::InvalidId { what: "alarm ID", source })
+}
+
+/// An alarm's meta, as it is stored.
+pub(crate) fn encode_meta(meta: &(impl Serialize + ?Sized)) -> Result<Bytes, ContextError> {
+    let meta = Bytes::from(serde_json::to_vec(meta)?);
+    if meta.len() > MAX_VALUE_BYTES {
+        return Err(ContextError::too_large("an alarm's meta", meta.len()));
+    }
+    Ok(meta)
+}
 
 /// An alarm of an instance.
 #[derive(Debug, Clone, PartialEq, Eq)]

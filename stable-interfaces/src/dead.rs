@@ -95,7 +95,7 @@ pub(crate) async fn list(
             .iter()
             .map(|(shard, key)| Page { shard: *shard, after: After::Dead(key.clone()), limit: PAGE })
             .collect();
-        let loaded = way.load(&pages).await?;
+        let loaded = way.load(&pages).await.map_err(ContextError::store)?;
         let mut more = Vec::new();
         for ((shard, _), page) in wanted.into_iter().zip(loaded) {
             let Rows::Dead(letters) = page.rows else { continue };
@@ -152,7 +152,7 @@ pub(crate) async fn find(host: &HostCore, shard: ShardId, key: &DeadKey) -> Resu
     let mut after = DeadKey { id: "".into(), ..key.clone() };
     loop {
         let page = Page { shard, after: After::Dead(Some(after)), limit: PAGE };
-        let mut loaded = host.load(&[page]).await.map_err(|error| ContextError::Store(Arc::new(error)))?;
+        let mut loaded = host.load(&[page]).await.map_err(ContextError::store)?;
         let Some(Rows::Dead(letters)) = loaded.pop().map(|loaded| loaded.rows) else { return Ok(None) };
         let last = letters.last().map(DeadLetter::key).filter(|last| letters.len() == PAGE && last < key);
         if let Some(letter) = letters.into_iter().find(|letter| letter.key() == *key) {

@@ -9,10 +9,10 @@
 
 use serde::Serialize;
 
+use crate::alarm::{check_alarm_id, encode_meta};
 use crate::clock::Timestamp;
 use crate::dead::{self, Dead};
-use crate::error::{ContextError, InvalidId};
-use crate::id::{MAX_VALUE_BYTES, check_id};
+use crate::error::ContextError;
 use crate::inbox::NewPost;
 use crate::instance::context::Context;
 use crate::store::{DeadKey, InboxRow, InstanceName, Op};
@@ -72,12 +72,7 @@ impl Directive {
         meta: &(impl Serialize + ?Sized),
     ) -> Result<Directive, ContextError> {
         let alarm = checked(alarm)?;
-        let meta = serde_json::to_vec(meta)?;
-        if meta.len() > MAX_VALUE_BYTES {
-            let what = format!("an alarm's meta of {} bytes, more than {MAX_VALUE_BYTES}", meta.len());
-            return Err(ContextError::TooLarge(what));
-        }
-        Ok(Directive::of(What::SetAlarm { alarm, at: at.into(), meta: meta.into() }))
+        Ok(Directive::of(What::SetAlarm { alarm, at: at.into(), meta: encode_meta(meta)? }))
     }
 
     /// Cancels an alarm, if it exists.
@@ -195,7 +190,7 @@ impl Directive {
             }
         };
         if !done {
-            tracing::info!(instance = %row.name, id = %row.id, "a directive had nothing to do, or was in the way of something newer");
+            tracing::info!(instance = %row.name, id = %row.id, "a directive had nothing to do, or something newer was in its way");
         }
         Ok(())
     }
@@ -211,15 +206,14 @@ pub(crate) enum DirectiveError {
 }
 
 fn checked(alarm: &str) -> Result<String, ContextError> {
-    let invalid = |source: InvalidId| ContextError::InvalidId { what: "alarm ID", source };
-    check_id(alarm).map_err(invalid)?;
+    check_alarm_id(alarm)?;
     Ok(alarm.to_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::is_interface_name;
+    use crate::id::{MAX_VALUE_BYTES, is_interface_name};
 
     fn row(directive: Directive) -> InboxRow {
         let post = directive.into_post();

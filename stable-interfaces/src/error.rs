@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::id::MAX_VALUE_BYTES;
 use crate::store::StoreError;
 use crate::sync::Arc;
 
@@ -174,6 +175,18 @@ pub enum ContextError {
     /// This cannot be done here, and never will be; the text says what. Nothing was recorded.
     #[error("not possible here: {0}")]
     NotHere(&'static str),
+}
+
+impl ContextError {
+    /// The store's own answer.
+    pub(crate) fn store(error: StoreError) -> ContextError {
+        ContextError::Store(Arc::new(error))
+    }
+
+    /// `what` has so many bytes, more than a value may have.
+    pub(crate) fn too_large(what: &str, bytes: usize) -> ContextError {
+        ContextError::TooLarge(format!("{what} of {bytes} bytes, more than {MAX_VALUE_BYTES}"))
+    }
 }
 
 impl From<serde_json::Error> for ContextError {

@@ -19,7 +19,8 @@ use crate::fleet::{Fleet, hash_id};
 use crate::host::core::{Health, HostCore};
 use crate::id::{MAX_VALUE_BYTES, check_id, check_interface_name};
 use crate::store::{
-    InboxKey, InboxRow, InstanceName, Loaded, MessageHeaders, NewMessage, Page, Posted, Store, StoreError,
+    InboxKey, InboxRow, InstanceName, Loaded, MessageHeaders, NewMessage, Page, Posted, Read, ReadRows, Store,
+    StoreError,
 };
 use crate::sync::Arc;
 
@@ -149,8 +150,7 @@ impl Addressed {
         let bytes =
             message.body.len() + message.headers.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
         if bytes > MAX_VALUE_BYTES {
-            let what = format!("a message's body and headers of {bytes} bytes, more than {MAX_VALUE_BYTES}");
-            return Err(ContextError::TooLarge(what));
+            return Err(ContextError::too_large("a message's body and headers", bytes));
         }
         Addressed::new(interface, interface.into(), id, message)
     }
@@ -212,24 +212,28 @@ pub(crate) struct Way<'a> {
 impl<'a> Way<'a> {
     /// That of a host.
     pub(crate) fn of(host: &'a HostCore) -> Result<Way<'a>, ContextError> {
-        let store = host.store.as_deref().ok_or(ContextError::NoStore)?;
-        Ok(Way { store, clock: &*host.clock, random: &*host.random, options: &host.options.commit })
+        host.way().ok_or(ContextError::NoStore)
     }
 
-    /// Loads pages, within the deadline of one call.
-    pub(crate) async fn load(&self, pages: &[Page]) -> Result<Vec<Loaded>, ContextError> {
-        self.in_time(self.store.load(pages)).await
+    /// Loads pages, within the deadline of one call. There are as many as were asked for.
+    pub(crate) async fn load(&self, pages: &[Page]) -> Result<Vec<Loaded>, StoreError> {
+        let loaded = self.in_time(self.store.load(pages)).await?;
+        if loaded.len() != pages.len() {
+            return Err(StoreError::NotApplied("a page is missing in the store's answer".into()));
+        }
+        Ok(loaded)
+    }
+
+    /// Reads of one instance, within the deadline of one call.
+    pub(crate) async fn read(&self, read: &Read) -> Result<ReadRows, StoreError> {
+        self.in_time(self.store.read(read)).await
     }
 
     /// Waits for the store to answer a question, within the deadline of one call.
-    pub(crate) async fn in_time<T>(
-        &self,
-        work: impl Future<Output = Result<T, StoreError>>,
-    ) -> Result<T, ContextError> {
+    async fn in_time<T>(&self, work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
         let limit = self.options.store_timeout;
         let late = || Err(StoreError::NotApplied(format!("no answer within {limit:?}").into()));
-        let done = within(self.clock, limit, work).await.unwrap_or_else(late);
-        done.map_err(|error| ContextError::Store(Arc::new(error)))
+        within(self.clock, limit, work).await.unwrap_or_else(late)
     }
 
     /// Posts to an inbox of `fleet`.
@@ -256,7 +260,7 @@ impl<'a> Way<'a> {
                 return Err(ContextError::Unknown);
             }
             if !error.is_retryable() || clock.elapsed().saturating_sub(began) >= options.commit_timeout {
-                return Err(ContextError::Store(Arc::new(error)));
+                return Err(ContextError::store(error));
             }
             clock.sleep(backoff(random, failures)).await;
             failures += 1;

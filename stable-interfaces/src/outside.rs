@@ -73,7 +73,9 @@ impl Outside {
         let mut from: Arc<str> = "".into();
         loop {
             let read = Read { shard, name: name.clone(), range: ReadRange::Alarms(from, None), limit: PAGE };
-            let ReadRows::Alarms(rows) = self.way().in_time(self.store.read(&read)).await? else { return Ok(alarms) };
+            let ReadRows::Alarms(rows) = self.way().read(&read).await.map_err(ContextError::store)? else {
+                return Ok(alarms);
+            };
             let is_last = rows.len() < PAGE;
             let last = rows.last().map(|row| row.id.clone());
             alarms.extend(rows.into_iter().map(|row| Alarm::new(Arc::new(row))));
@@ -94,7 +96,7 @@ impl Outside {
         let mut after = None;
         loop {
             let page = Page { shard, after: After::Inbox(after), limit: PAGE };
-            let mut loaded = self.way().load(&[page]).await?;
+            let mut loaded = self.way().load(&[page]).await.map_err(ContextError::store)?;
             let Some(Rows::Inbox(rows)) = loaded.pop().map(|loaded| loaded.rows) else { return Ok(messages) };
             let is_last = rows.len() < PAGE;
             after = rows.last().map(|row| row.key());

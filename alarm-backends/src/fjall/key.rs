@@ -1,19 +1,19 @@
 //! Keys whose bytes are ordered as the key types of the contract are.
 //!
-//! A key is its shard (4 bytes), in time-ordered tables the time (8 bytes, sign bit flipped), interface and instance each ended by
-//! a zero byte, and the ID. Texts hold no NUL, so the zero byte sorts a text before every longer one that begins with it. An entry
-//! that finds a row by identity has the row's key without the time; [`timed`] puts it in.
+//! A key is its shard (4 bytes), in time-ordered tables the time, then owner and ID, as [`ordered`] has them. An entry that finds a
+//! row by identity has the row's key without the time; [`timed`] puts it in.
 
 use std::ops::Bound;
 use std::sync::Arc;
 
 use stable_interfaces::{DamageReason, DeadKey, InstanceName, ShardId, Timestamp};
 
+use crate::ordered::{self, TIME, text, time_bytes, wrong};
+
 /// The longest key that the underlying store takes.
 pub(super) const MAX_KEY: usize = 65_535;
 
 const SHARD: usize = 4;
-const TIME: usize = 8;
 
 /// The key of one instance's alarm, message or storage value.
 pub(super) fn identity(shard: ShardId, name: &InstanceName, id: &str) -> Vec<u8> {
@@ -29,7 +29,7 @@ pub(super) fn timed(identity: &[u8], time: Timestamp) -> Vec<u8> {
     let (shard, rest) = identity.split_at(SHARD);
     let mut key = Vec::with_capacity(identity.len() + TIME);
     key.extend_from_slice(shard);
-    put_time(&mut key, time);
+    key.extend_from_slice(&time_bytes(time));
     key.extend_from_slice(rest);
     key
 }
@@ -42,7 +42,7 @@ pub(super) fn is_timed_of(key: &[u8], identity: &[u8]) -> bool {
 /// The key of a dead letter.
 pub(super) fn dead(shard: ShardId, key: &DeadKey) -> Vec<u8> {
     let mut out = shard.0.to_be_bytes().to_vec();
-    put_time(&mut out, key.died_at);
+    out.extend_from_slice(&time_bytes(key.died_at));
     put_name(&mut out, &key.name);
     out.push(u8::from(key.is_message));
     out.extend_from_slice(key.id.as_bytes());
@@ -87,76 +87,29 @@ fn put_name(key: &mut Vec<u8>, name: &InstanceName) {
     key.push(0);
 }
 
-fn put_time(key: &mut Vec<u8>, time: Timestamp) {
-    let flipped = time.as_millis().cast_unsigned() ^ (1 << 63);
-    key.extend_from_slice(&flipped.to_be_bytes());
-}
-
-/// Reads keys, and shares the name of an interface among neighbours: a page of alarms is usually of one.
+/// Reads keys, as [`ordered::Reader`] does what follows the shard.
 #[derive(Debug, Default)]
-pub(super) struct Reader {
-    interface: Option<Arc<str>>,
-}
+pub(super) struct Reader(ordered::Reader);
 
 impl Reader {
     /// Time, owner and ID of a key made by [`timed`].
     pub(super) fn timed(&mut self, key: &[u8]) -> Result<(Timestamp, InstanceName, Arc<str>), DamageReason> {
-        let (time, rest) = split_time(key)?;
-        let (name, id) = self.name(rest)?;
-        Ok((time, name, text(id)?.into()))
+        self.0.timed(after_shard(key)?)
     }
 
     /// The parts of a key made by [`dead`].
     pub(super) fn dead(&mut self, key: &[u8]) -> Result<DeadKey, DamageReason> {
-        let (died_at, rest) = split_time(key)?;
-        let (name, rest) = self.name(rest)?;
-        let (kind, id) = rest.split_first().ok_or_else(|| wrong("its key ends before the kind"))?;
-        let is_message = match kind {
-            0 => false,
-            1 => true,
-            _ => return Err(wrong("its key has an unknown kind")),
-        };
-        Ok(DeadKey { died_at, name, is_message, id: text(id)?.into() })
+        self.0.dead(after_shard(key)?)
     }
+}
 
-    fn name<'a>(&mut self, key: &'a [u8]) -> Result<(InstanceName, &'a [u8]), DamageReason> {
-        let (interface, rest) = split_text(key)?;
-        let (instance, rest) = split_text(rest)?;
-        let interface = match &self.interface {
-            Some(known) if **known == *interface => known.clone(),
-            _ => self.interface.insert(interface.into()).clone(),
-        };
-        Ok((InstanceName { interface, instance: instance.into() }, rest))
-    }
+fn after_shard(key: &[u8]) -> Result<&[u8], DamageReason> {
+    key.get(SHARD..).ok_or_else(|| wrong("its key ends within the shard"))
 }
 
 /// The ID at the end of a key made by [`identity`] for an instance whose keys all begin with `prefix`.
 pub(super) fn id_after<'a>(prefix: &[u8], key: &'a [u8]) -> Result<&'a str, DamageReason> {
     text(key.get(prefix.len()..).ok_or_else(|| wrong("its key is too short"))?)
-}
-
-fn wrong(what: &str) -> DamageReason {
-    DamageReason::Undecodable(what.to_owned())
-}
-
-fn split_time(key: &[u8]) -> Result<(Timestamp, &[u8]), DamageReason> {
-    let rest = key.get(SHARD..).ok_or_else(|| wrong("its key ends within the shard"))?;
-    let (time, rest) = rest.split_first_chunk().ok_or_else(|| wrong("its key ends within the time"))?;
-    let millis = (u64::from_be_bytes(*time) ^ (1 << 63)).cast_signed();
-    let time = Timestamp::from_millis(millis);
-    if time.as_millis() == millis { Ok((time, rest)) } else { Err(wrong("its key has an impossible time")) }
-}
-
-fn split_text(key: &[u8]) -> Result<(&str, &[u8]), DamageReason> {
-    let end = key.iter().position(|byte| *byte == 0).ok_or_else(|| wrong("its key ends within a name"))?;
-    Ok((text(&key[..end])?, &key[end + 1..]))
-}
-
-fn text(bytes: &[u8]) -> Result<&str, DamageReason> {
-    if bytes.contains(&0) {
-        return Err(wrong("its key has a NUL in its ID"));
-    }
-    std::str::from_utf8(bytes).map_err(|_| wrong("its key is not UTF-8"))
 }
 
 #[cfg(test)]

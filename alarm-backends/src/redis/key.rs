@@ -3,16 +3,12 @@
 //! All keys of a shard have one hash tag, `{prefix:shard}`, those of the fleet `{prefix}`: in a cluster each is on one server, and a
 //! script may use all of them.
 //!
-//! A member is, in time-ordered sets, the time (8 bytes, sign bit flipped), then interface and instance, each ended by a zero byte, and the
-//! ID. Texts hold no NUL, so the zero byte sorts a text before every longer one that begins with it. Sorted sets order members of
-//! one score by their bytes; their scores are doubles, so all of ours are zero.
+//! A member is, in time-ordered sets, the time, then owner and ID, as [`ordered`](crate::ordered) has them. Sorted sets order members
+//! of one score by their bytes; their scores are doubles, so all of ours are zero.
 
-use std::sync::Arc;
+use stable_interfaces::{BoxError, DeadKey, InstanceName, ShardId, Timestamp};
 
-use stable_interfaces::{BoxError, DamageReason, DeadKey, InstanceName, ShardId, Timestamp};
-
-/// Bytes of a time in front of a member.
-pub(super) const TIME: usize = 8;
+use crate::ordered::time_bytes;
 
 /// Makes the names of keys.
 #[derive(Debug)]
@@ -93,11 +89,6 @@ pub(super) fn prefix_of(name: &InstanceName) -> Result<Vec<u8>, BoxError> {
     identity(name, "")
 }
 
-/// A time as bytes in its order.
-pub(super) fn time_bytes(time: Timestamp) -> [u8; TIME] {
-    (time.as_millis().cast_unsigned() ^ (1 << 63)).to_be_bytes()
-}
-
 fn put_name(member: &mut Vec<u8>, name: &InstanceName) -> Result<(), BoxError> {
     put_text(member, &name.interface)?;
     member.push(0);
@@ -114,80 +105,15 @@ fn put_text(member: &mut Vec<u8>, text: &str) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Reads members, and shares the name of an interface among neighbours: a page of alarms is usually of one.
-#[derive(Debug, Default)]
-pub(super) struct Reader {
-    interface: Option<Arc<str>>,
-}
-
-impl Reader {
-    /// Time, owner and ID of a member made by [`timed`].
-    pub(super) fn timed(&mut self, member: &[u8]) -> Result<(Timestamp, InstanceName, Arc<str>), DamageReason> {
-        let (time, rest) = split_time(member)?;
-        let (name, id) = self.identity(rest)?;
-        Ok((time, name, id))
-    }
-
-    /// Owner and ID of a member made by [`identity`].
-    pub(super) fn identity(&mut self, member: &[u8]) -> Result<(InstanceName, Arc<str>), DamageReason> {
-        let (name, id) = self.name(member)?;
-        Ok((name, text(id)?.into()))
-    }
-
-    /// The parts of a member made by [`dead`].
-    pub(super) fn dead(&mut self, member: &[u8]) -> Result<DeadKey, DamageReason> {
-        let (died_at, rest) = split_time(member)?;
-        let (name, rest) = self.name(rest)?;
-        let (kind, id) = rest.split_first().ok_or_else(|| wrong("its key ends before the kind"))?;
-        let is_message = match kind {
-            0 => false,
-            1 => true,
-            _ => return Err(wrong("its key has an unknown kind")),
-        };
-        Ok(DeadKey { died_at, name, is_message, id: text(id)?.into() })
-    }
-
-    fn name<'a>(&mut self, member: &'a [u8]) -> Result<(InstanceName, &'a [u8]), DamageReason> {
-        let (interface, rest) = split_text(member)?;
-        let (instance, rest) = split_text(rest)?;
-        let interface = match &self.interface {
-            Some(known) if **known == *interface => known.clone(),
-            _ => self.interface.insert(interface.into()).clone(),
-        };
-        Ok((InstanceName { interface, instance: instance.into() }, rest))
-    }
-}
-
-/// The time that [`time_bytes`] wrote, and what follows it.
-pub(super) fn split_time(member: &[u8]) -> Result<(Timestamp, &[u8]), DamageReason> {
-    let (time, rest) = member.split_first_chunk().ok_or_else(|| wrong("its key ends within the time"))?;
-    let millis = (u64::from_be_bytes(*time) ^ (1 << 63)).cast_signed();
-    let time = Timestamp::from_millis(millis);
-    if time.as_millis() == millis { Ok((time, rest)) } else { Err(wrong("its key has an impossible time")) }
-}
-
-pub(super) fn wrong(what: &str) -> DamageReason {
-    DamageReason::Undecodable(what.to_owned())
-}
-
-fn split_text(member: &[u8]) -> Result<(&str, &[u8]), DamageReason> {
-    let end = member.iter().position(|byte| *byte == 0).ok_or_else(|| wrong("its key ends within a name"))?;
-    Ok((text(&member[..end])?, &member[end + 1..]))
-}
-
-fn text(bytes: &[u8]) -> Result<&str, DamageReason> {
-    if bytes.contains(&0) {
-        return Err(wrong("its key has a NUL in its ID"));
-    }
-    std::str::from_utf8(bytes).map_err(|_| wrong("its key is not UTF-8"))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use fastrand::Rng;
     use stable_interfaces::AlarmKey;
 
     use super::*;
+    use crate::ordered::Reader;
 
     /// Short texts of few letters, so that many are equal or begin with one another.
     fn text(rng: &mut Rng) -> Arc<str> {

@@ -17,6 +17,7 @@ use super::script::{Call, SCAN};
 use super::write::{ALARM_HEADER, LAYOUT, MESSAGE_HEADER};
 use super::{Inner, key, keys_of};
 use crate::codec;
+use crate::ordered::{Reader, TIME, split_time, wrong};
 
 /// Rows in one script, and bytes after which it ends early.
 const ROWS_PER_CALL: usize = 1_000;
@@ -34,7 +35,7 @@ struct Walk {
     rows: Rows,
     values: Vec<(Arc<str>, bytes::Bytes)>,
     damaged: Vec<Damaged>,
-    reader: key::Reader,
+    reader: Reader,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,7 +64,7 @@ impl Table {
     /// How many bytes of a member stand in front of its row's field.
     fn strip(self) -> usize {
         match self {
-            Table::Due | Table::Inbox => key::TIME,
+            Table::Due | Table::Inbox => TIME,
             Table::Alarms | Table::Dead | Table::Storage => 0,
         }
     }
@@ -77,7 +78,7 @@ impl Walk {
             _ => Rows::Alarms(Vec::new()),
         };
         let (is_done, values, damaged) = (limit == 0, Vec::new(), Vec::new());
-        Walk { shard, table, from, to, limit, is_done, rows, values, damaged, reader: key::Reader::default() }
+        Walk { shard, table, from, to, limit, is_done, rows, values, damaged, reader: Reader::default() }
     }
 
     fn of_page(page: &Page) -> Walk {
@@ -138,7 +139,7 @@ impl Walk {
             Ok(answer) => Texts::new(answer)?,
             // Somebody else's key in place of ours: it is reported, and the shard goes on without it.
             Err(Failure::Refused(error)) if error.code() == "WRONGTYPE" => {
-                let reason = key::wrong("one of its keys holds something else than ours");
+                let reason = wrong("one of its keys holds something else than ours");
                 self.set_aside(inner, b"", reason);
                 self.is_done = true;
                 return Ok(());
@@ -164,13 +165,13 @@ impl Walk {
     }
 
     fn take_row(&mut self, member: &[u8], row: Option<Vec<u8>>, progress: Option<Vec<u8>>) -> Result<(), DamageReason> {
-        let row = row.ok_or_else(|| key::wrong("its row is missing"))?;
+        let row = row.ok_or_else(|| wrong("its row is missing"))?;
         match (self.table, &mut self.rows) {
             (Table::Due, Rows::Alarms(rows)) => {
                 let (due, name, id) = self.reader.timed(member)?;
                 let alarm = alarm(name, id, &row)?;
                 if alarm.due != due {
-                    return Err(key::wrong("it is listed under another time than it is due"));
+                    return Err(wrong("it is listed under another time than it is due"));
                 }
                 rows.push(alarm);
             }
@@ -186,7 +187,7 @@ impl Walk {
                 let at = self.reader.dead(member)?;
                 let letter = codec::decode_dead(at.name, at.is_message, at.id, &row)?;
                 if letter.died_at != at.died_at {
-                    return Err(key::wrong("it is listed under another time than its row says"));
+                    return Err(wrong("it is listed under another time than its row says"));
                 }
                 rows.push(letter);
             }
@@ -194,7 +195,7 @@ impl Walk {
                 let (_, key) = self.reader.identity(member)?;
                 self.values.push((key, codec::decode_stored(&row)?));
             }
-            _ => return Err(key::wrong("it is of another kind")),
+            _ => return Err(wrong("it is of another kind")),
         }
         Ok(())
     }
@@ -203,8 +204,8 @@ impl Walk {
 fn alarm(name: InstanceName, id: Arc<str>, value: &[u8]) -> Result<AlarmRow, DamageReason> {
     let row = behind_header(value, ALARM_HEADER)?;
     let alarm = codec::decode_alarm(name, id, row)?;
-    let (due, _) = key::split_time(&value[ALARM_HEADER - key::TIME..])?;
-    if alarm.due != due { Err(key::wrong("its header has another due time than its row")) } else { Ok(alarm) }
+    let (due, _) = split_time(&value[ALARM_HEADER - TIME..])?;
+    if alarm.due != due { Err(wrong("its header has another due time than its row")) } else { Ok(alarm) }
 }
 
 fn message(
@@ -215,9 +216,9 @@ fn message(
     progress: Option<Vec<u8>>,
 ) -> Result<InboxRow, DamageReason> {
     let row = behind_header(value, MESSAGE_HEADER)?;
-    let (stamped, _) = key::split_time(&value[MESSAGE_HEADER - key::TIME..])?;
+    let (stamped, _) = split_time(&value[MESSAGE_HEADER - TIME..])?;
     if stamped != arrived {
-        return Err(key::wrong("it is listed under another time than it arrived"));
+        return Err(wrong("it is listed under another time than it arrived"));
     }
     let posted = codec::decode_message(name.clone(), id.clone(), row)?;
     Ok(match progress {
@@ -232,9 +233,9 @@ fn message(
 /// The row behind a header of this version.
 fn behind_header(value: &[u8], header: usize) -> Result<&[u8], DamageReason> {
     match value.first() {
-        Some(&LAYOUT) => value.get(header..).ok_or_else(|| key::wrong("it ends within its header")),
+        Some(&LAYOUT) => value.get(header..).ok_or_else(|| wrong("it ends within its header")),
         Some(&newer) if newer > LAYOUT && newer < 32 => Err(DamageReason::NewerVersion(newer.into())),
-        _ => Err(key::wrong("its first byte is no layout")),
+        _ => Err(wrong("its first byte is no layout")),
     }
 }
 

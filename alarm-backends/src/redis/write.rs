@@ -11,13 +11,14 @@ use super::reply::{Texts, list};
 use super::script::{COMMIT, COMMIT_REMOVALS, Call, POST};
 use super::{Inner, key, keys_of};
 use crate::codec;
+use crate::ordered::{TIME, time_bytes};
 
 /// How an alarm is laid out in front of its row: this byte, the revision, the due time. The commit script reads them.
 pub(super) const LAYOUT: u8 = 1;
 /// Bytes in front of an alarm's row.
-pub(super) const ALARM_HEADER: usize = 1 + 16 + key::TIME;
+pub(super) const ALARM_HEADER: usize = 1 + 16 + TIME;
 /// Bytes in front of a message's row: layout and arrival. The post script writes them.
-pub(super) const MESSAGE_HEADER: usize = 1 + key::TIME;
+pub(super) const MESSAGE_HEADER: usize = 1 + TIME;
 
 /// Messages in one script.
 const MESSAGES_PER_CALL: usize = 250;
@@ -57,7 +58,7 @@ fn encoded(op: &Op) -> Result<(usize, Vec<Vec<u8>>), BoxError> {
             value.push(LAYOUT);
             value.extend_from_slice(&alarm.revision.epoch.0.to_be_bytes());
             value.extend_from_slice(&alarm.revision.counter.to_be_bytes());
-            value.extend_from_slice(&key::time_bytes(alarm.due));
+            value.extend_from_slice(&time_bytes(alarm.due));
             value.extend_from_slice(&row);
             (0, vec![key::identity(&alarm.name, &alarm.id)?, value])
         }

@@ -323,6 +323,7 @@ async fn size(backend: &dyn Backend, effort: &Effort, lines: &mut Vec<Line>) {
 }
 
 /// A fresh process with a host on a store that holds alarms for later.
+#[allow(clippy::panic, reason = "a child that is started wrongly has nothing to measure")]
 async fn child(arguments: &[String]) {
     /// How long a host takes to load what it keeps in memory, and the store to put its files in order.
     const SETTLE: Duration = Duration::from_secs(5);

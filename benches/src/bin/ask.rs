@@ -152,6 +152,7 @@ fn bytes(kind: Kind, instances: u64) -> Vec<f64> {
     entries().iter().map(measure).collect()
 }
 
+#[allow(clippy::panic, reason = "a child that is started wrongly has nothing to measure")]
 fn child(arguments: &[String]) {
     if let [what, connections] = arguments
         && what == "connections"

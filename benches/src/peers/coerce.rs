@@ -47,6 +47,7 @@ impl Peer for Coerce {
     type Ref = LocalActorRef<CounterActor>;
     type Kept = Self::Ref;
 
+    #[allow(clippy::manual_async_fn, reason = "the future of an async fn would borrow the runner")]
     fn start(_: &Runner) -> impl Future<Output = Coerce> + Send + 'static {
         async { Coerce(ActorSystem::new()) }
     }

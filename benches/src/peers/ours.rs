@@ -44,6 +44,7 @@ impl Peer for Ours {
     type Ref = Box<str>;
     type Kept = ();
 
+    #[allow(clippy::manual_async_fn, reason = "the future of an async fn would borrow the runner")]
     fn start(_: &Runner) -> impl Future<Output = Ours> + Send + 'static {
         async {
             let mut host = Host::local(MemoryStore::new());

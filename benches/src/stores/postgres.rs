@@ -221,7 +221,8 @@ impl Place for Database {
     }
 
     async fn megabytes(&self) -> Option<f64> {
-        let sql = "SELECT sum(pg_total_relation_size(c.oid))::bigint FROM pg_class c
+        // A database that no store was opened on yet has none of them.
+        let sql = "SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint FROM pg_class c
             JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = 'stable_interfaces' AND c.relkind = 'r'";
         let row = client(&self.0).await.query_one(sql, &[]).await.expect("sizes can be asked for");
         Some(row.get::<_, i64>(0) as f64 / 1e6)

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use super::shards::{Limits, Shards};
 use super::tasks::{TaskHandle, Tasks};
-use crate::clock::{Clock, Random, within};
+use crate::clock::{Clock, Random};
 use crate::committer::{CommitOptions, Committer};
 use crate::fleet::Fleet;
+use crate::inbox::Way;
 use crate::instance::chain::Link;
 use crate::interface::AnyInterface;
 use crate::store::{Grant, Held, Incarnation, Loaded, Page, Read, ReadRows, ShardId, Store, StoreError};
@@ -266,27 +267,21 @@ impl HostCore {
 
     /// Reads from the store, within the deadline of one call.
     pub(crate) async fn read(&self, read: &Read) -> Result<ReadRows, StoreError> {
-        let Some(store) = &self.store else { return Err(StoreError::NotApplied("this host has no store".into())) };
         if self.health() >= Health::Stopped {
             return Err(StoreError::NotApplied("the host has stopped".into()));
         }
-        let timeout = self.options.commit.store_timeout;
-        match within(&*self.clock, timeout, store.read(read)).await {
-            Some(result) => result,
-            None => Err(StoreError::NotApplied(format!("no answer within {timeout:?}").into())),
-        }
+        self.way().ok_or_else(no_store)?.read(read).await
     }
 
     /// Loads pages from the store, within the deadline of one call.
     pub(crate) async fn load(&self, pages: &[Page]) -> Result<Vec<Loaded>, StoreError> {
-        let Some(store) = &self.store else { return Err(StoreError::NotApplied("this host has no store".into())) };
-        let timeout = self.options.commit.store_timeout;
-        match within(&*self.clock, timeout, store.load(pages)).await {
-            Some(Ok(loaded)) if loaded.len() == pages.len() => Ok(loaded),
-            Some(Ok(_)) => Err(StoreError::NotApplied("a page is missing in the store's answer".into())),
-            Some(Err(error)) => Err(error),
-            None => Err(StoreError::NotApplied(format!("no answer within {timeout:?}").into())),
-        }
+        self.way().ok_or_else(no_store)?.load(pages).await
+    }
+
+    /// The way to the store, if there is one.
+    pub(crate) fn way(&self) -> Option<Way<'_>> {
+        let store = self.store.as_deref()?;
+        Some(Way { store, clock: &*self.clock, random: &*self.random, options: &self.options.commit })
     }
 
     /// Ends this host's part in everything, at once: nothing is written, fired or claimed from here on.
@@ -314,4 +309,8 @@ impl PartialOrd for Health {
     fn partial_cmp(&self, other: &Health) -> Option<std::cmp::Ordering> {
         Some((*self as u8).cmp(&(*other as u8)))
     }
+}
+
+fn no_store() -> StoreError {
+    StoreError::NotApplied("this host has no store".into())
 }

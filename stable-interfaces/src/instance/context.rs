@@ -17,7 +17,7 @@ use super::gate::Ticket;
 use super::ride::{Carrier, Riding};
 use super::slot::Slot;
 use super::task::{Me, Member};
-use crate::alarm::Alarm;
+use crate::alarm::{Alarm, check_alarm_id, encode_meta};
 use crate::clock::Timestamp;
 use crate::committer::Commit;
 use crate::connection::{AnyLink, Closed, ConnectionId};
@@ -308,11 +308,8 @@ impl Context {
         if !self.instance.has_alarms() {
             return Err(ContextError::Unhandled("alarms"));
         }
-        check_id(id).map_err(|source| ContextError::InvalidId { what: "alarm ID", source })?;
-        let meta = Bytes::from(serde_json::to_vec(meta)?);
-        if meta.len() > MAX_VALUE_BYTES {
-            return Err(too_large("an alarm's meta", meta.len()));
-        }
+        check_alarm_id(id)?;
+        let meta = encode_meta(meta)?;
         self.require_store()?;
         Ok(AlarmRow {
             name: self.instance.name(),
@@ -372,7 +369,7 @@ impl Context {
         check_key(key).map_err(invalid_key)?;
         let value = value.into();
         if value.len() > MAX_VALUE_BYTES {
-            return Err(too_large("a storage value", value.len()));
+            return Err(ContextError::too_large("a storage value", value.len()));
         }
         self.record(Op::Put { name: self.instance.name(), key: key.into(), value })
     }
@@ -554,7 +551,7 @@ impl Context {
 
     async fn read(&self, range: ReadRange, limit: usize) -> Result<ReadRows, ContextError> {
         let read = Read { shard: self.shard(), name: self.instance.name(), range, limit };
-        self.instance.host().read(&read).await.map_err(|error| ContextError::Store(Arc::new(error)))
+        self.instance.host().read(&read).await.map_err(ContextError::store)
     }
 
     async fn read_alarms(&self, range: &KeyRange) -> Result<Vec<AlarmRow>, ContextError> {
@@ -782,13 +779,8 @@ fn invalid_key(source: InvalidId) -> ContextError {
     ContextError::InvalidId { what: "storage key", source }
 }
 
-fn too_large(what: &str, bytes: usize) -> ContextError {
-    ContextError::TooLarge(format!("{what} of {bytes} bytes, more than {MAX_VALUE_BYTES}"))
-}
-
 fn wrong_rows() -> ContextError {
-    let error = crate::StoreError::Rejected("the store answered with rows of another kind".into());
-    ContextError::Store(Arc::new(error))
+    ContextError::store(crate::StoreError::Rejected("the store answered with rows of another kind".into()))
 }
 
 #[cfg(test)]

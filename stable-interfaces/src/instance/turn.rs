@@ -132,7 +132,7 @@ pub(crate) async fn handler<I: StableInterface, W: Work<I>>(
 }
 
 /// Polls a handler once: as the current link of the call chain, and with its panics caught. The slot comes back with the
-/// outcome, so that the chain need not have a reference of its own.
+/// outcome, so that the chain need not have a reference of its own. Inlined, so that the outcome is not moved once more.
 #[inline(always)]
 pub(crate) fn poll_handler<I: StableInterface, R>(
     future: Pin<&mut (impl Future<Output = Ending<I, R>> + ?Sized)>,
