@@ -496,11 +496,13 @@ type Answers = Result<Vec<Result<(), StoreError>>, StoreError>;
 type OnCommit = dyn Fn(&Write) -> Option<Answers> + Send + Sync;
 type OnWrite = dyn Fn(&mut Write) + Send + Sync;
 type OnAnswer = dyn Fn(&Write, &Answers) + Send + Sync;
+type OnRenew = dyn Fn() -> Option<StoreError> + Send + Sync;
 type OnLoad = dyn Fn(&[Page], &mut Vec<Loaded>) + Send + Sync;
 
 /// Wraps a store for what [`FaultStore`] cannot do: refuse some content, break promises, show rows that nobody could write.
 pub struct Between {
     inner: Arc<dyn Store>,
+    on_renew: Box<OnRenew>,
     on_commit: Box<OnCommit>,
     on_write: Box<OnWrite>,
     on_answer: Box<OnAnswer>,
@@ -512,11 +514,19 @@ impl Between {
     pub fn new(inner: impl Store) -> Between {
         Between {
             inner: Arc::new(inner),
+            on_renew: Box::new(|| None),
             on_commit: Box::new(|_| None),
             on_write: Box::new(|_| {}),
             on_answer: Box::new(|_, _| {}),
             on_load: Box::new(|_, _| {}),
         }
+    }
+
+    /// Refuses those renewals for which `answer` has an error; the store does not see them.
+    #[must_use]
+    pub fn on_renew(mut self, answer: impl Fn() -> Option<StoreError> + Send + Sync + 'static) -> Between {
+        self.on_renew = Box::new(answer);
+        self
     }
 
     /// Answers those writes for which `answer` has one; the store does not see them.
@@ -561,7 +571,10 @@ impl Store for Between {
     }
 
     async fn renew(&self, incarnation: Incarnation, lease: Duration) -> Result<Renewed, StoreError> {
-        self.inner.renew(incarnation, lease).await
+        match (self.on_renew)() {
+            Some(error) => Err(error),
+            None => self.inner.renew(incarnation, lease).await,
+        }
     }
 
     async fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {

@@ -13,9 +13,9 @@ use parking_lot::Mutex;
 use stable_interfaces::testing::{Fault, Method};
 use stable_interfaces::{
     Context, ContextError, DamageReason, Damaged, Fleet, Handle, Health, Host, MemoryStore, NewPost, RetryPolicy,
-    StableInterface,
+    StableInterface, StoreError,
 };
-use system_tests::{Failed, World, act, get, life, now_or_never, put, spawn, wait};
+use system_tests::{Between, Failed, World, act, get, life, now_or_never, put, set, spawn, wait};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -151,6 +151,15 @@ async fn a_bit_of_everything() {
     assert!(old.probes.request("a", put("k", 2)).await.is_err());
     world.pass(60 * SECOND).await;
     assert_eq!((old.host.health(), new.host.health()), (Health::Replaced, Health::Running));
+
+    // And a store that has lost what it acknowledged.
+    drop((old, new));
+    let lose = |between: Between| between.on_renew(|| Some(StoreError::Lost("emptied".into())));
+    let losing = Host::builder("local", fleet).store(lose(Between::new(world.store.clone())));
+    let last = world.launch(world.equip(losing), |probes| probes).await;
+    last.probes.request("a", set("later", world.at(i64::from(u32::MAX)))).await.unwrap();
+    world.pass(60 * SECOND).await;
+    assert_eq!(last.host.health(), Health::StoreLost);
 }
 
 #[test]

@@ -17,9 +17,12 @@
 //!
 //! What an acknowledgement is worth is the server's to say. With `synchronous_commit = off` or `fsync = off` acknowledged
 //! writes can be lost, and the log warns; after a failover to a standby that lagged behind, what it had not received is gone
-//! (`synchronous_standby_names` prevents that). Tested with Postgres 15; CockroachDB and YugabyteDB have not been tried.
+//! (`synchronous_standby_names` prevents that). A running host notices: it compares the number of its last acknowledged writes, its
+//! record and its epochs with what is stored at every commit and renewal, and the store then answers [`StoreError::Lost`] to that
+//! life of the host. Tested with Postgres 15; CockroachDB and YugabyteDB have not been tried.
 
 mod errors;
+mod known;
 mod link;
 mod pages;
 mod poster;
@@ -30,24 +33,26 @@ mod tls;
 mod transaction;
 mod wire;
 
+use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use stable_interfaces::{
-    Claim, ClaimKind, Claimed, Epoch, Grant, Held, Hints, Incarnation, Loaded, NewMessage, Page, Posted, Read,
+    Claim, ClaimKind, Claimed, Epoch, Grant, Held, Hints, Incarnation, Lane, Loaded, NewMessage, Page, Posted, Read,
     ReadRows, Renewed, ShardId, Store, StoreError, Timestamp, Write,
 };
 use tokio::sync::mpsc;
 use tokio_postgres::config::TargetSessionAttrs;
 use tokio_postgres::{Config, Row};
 
+use known::Known;
 use link::{Link, Server};
 use posts::Posts;
 use schema::{DEFAULT_SCHEMA, Query, Schema};
 use transaction::Transactions;
-use wire::WireWrite;
+use wire::{Place, WireWrite};
 
 pub use poster::Poster;
 pub use tokio_postgres;
@@ -183,7 +188,7 @@ impl PostgresBuilder {
             config.keepalives_interval(Duration::from_secs(10)).keepalives_retries(3);
         }
         let schema = Schema::new(&self.schema)?;
-        let server = Server { config, tls, schema, limit: self.deadline, identity: OnceLock::new() };
+        let server = Server { config, tls, schema, limit: self.deadline, known: Known::default(), is_new: true.into() };
         server.prepare().await?;
         let server = Arc::new(server);
         Ok(PostgresStore {
@@ -201,6 +206,8 @@ impl PostgresBuilder {
 #[async_trait]
 impl Store for PostgresStore {
     async fn claim(&self, claim: &Claim) -> Result<Claimed, StoreError> {
+        self.server.known.check(claim.incarnation)?;
+        let is_known = self.server.known.has(claim.incarnation);
         let incarnation = wire::number("incarnation", claim.incarnation.0)?;
         let shards = shard_numbers(&claim.shards)?;
         let (count, hash) = (i64::from(claim.shard_count), i64::from(claim.hash_version));
@@ -210,22 +217,40 @@ impl Store for PostgresStore {
         let work = async {
             let statement = conn.prepared(Query::Claim).await?;
             let host = &*claim.host;
-            conn.client.query_one(statement, &[&incarnation, &host, &shards, &count, &hash, &lease, &is_start]).await
+            conn.client
+                .query_one(statement, &[&incarnation, &host, &shards, &count, &hash, &lease, &is_start, &is_known])
+                .await
         };
         let row = turn.run(work).await;
         // Claims are rare: better a free place in the server until the next.
         turn.retire();
-        claimed(claim, &row?)
+        claimed(&self.server.known, claim, &row?)
     }
 
     async fn renew(&self, incarnation: Incarnation, lease: Duration) -> Result<Renewed, StoreError> {
-        let (incarnation, lease) = (wire::number("incarnation", incarnation.0)?, millis(lease));
+        let known = &self.server.known;
+        known.check(incarnation)?;
+        // What a store must hold is what it held before it was asked.
+        let (is_known, acknowledged) = (known.has(incarnation), known.all_acknowledged(incarnation));
+        let (number, lease) = (wire::number("incarnation", incarnation.0)?, millis(lease));
         let mut turn = self.renewals.alone(&self.server).await?;
         let conn = turn.conn.clone();
-        let work = async { conn.client.query_one(conn.prepared(Query::Renew).await?, &[&incarnation, &lease]).await };
+        let work = async { conn.client.query_one(conn.prepared(Query::Renew).await?, &[&number, &lease]).await };
         let row = turn.run(work).await?;
+        if is_known && !row.get::<_, bool>("is_known") {
+            return Err(known.lose(incarnation, "its record of this host is gone"));
+        }
         if !row.get::<_, bool>("renewed") {
+            known.ended(incarnation);
             return Err(StoreError::Replaced);
+        }
+        let taken: BTreeMap<i32, i64> =
+            row.get::<_, Vec<i32>>("lanes").into_iter().zip(row.get::<_, Vec<i64>>("taken")).collect();
+        for (lane, seq) in acknowledged {
+            let stored = taken.get(&i32::from(lane.0)).map_or(0, |taken| taken.unsigned_abs());
+            if stored < seq {
+                return Err(known.lose(incarnation, &lost_write(lane, seq, stored)));
+            }
         }
         Ok(Renewed {
             owned: row.get::<_, Vec<i32>>("owned").into_iter().map(shard_id).collect(),
@@ -245,17 +270,23 @@ impl Store for PostgresStore {
     }
 
     async fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError> {
-        let wire = WireWrite::new(write)?;
-        let incarnation = wire::number("incarnation", write.incarnation.0)?;
-        let (lane, seq) = (i32::from(write.lane.0), wire::number("sequence number", write.seq)?);
+        let server = &self.server;
+        server.known.check(write.incarnation)?;
+        // What a store must hold is what it held before it was asked.
+        let known = server.known.acknowledged(write.incarnation, write.lane);
+        let (wire, place) = (WireWrite::new(write)?, Place::new(write, known)?);
         let mut turn = self.commits[usize::from(write.lane.0) % self.commits.len()].alone(&self.server).await?;
         let conn = turn.conn.clone();
         let work = async {
             let statement = conn.prepared(Query::Write).await?;
-            conn.client.query_one(statement, &wire.params(&incarnation, &lane, &seq)).await
+            conn.client.query_one(statement, &wire.params(&place)).await
         };
         let row = turn.run(work).await?;
-        committed(write, &row)
+        let answers = committed(&server.known, write, known, &row)?;
+        if row.get::<_, Option<i64>>("taken").is_some() {
+            server.known.acknowledge(write.incarnation, write.lane, write.seq);
+        }
+        Ok(answers)
     }
 
     async fn post(&self, messages: &[NewMessage]) -> Result<Vec<Posted>, StoreError> {
@@ -277,10 +308,14 @@ impl Store for PostgresStore {
     }
 }
 
-fn claimed(claim: &Claim, row: &Row) -> Result<Claimed, StoreError> {
+fn claimed(known: &Known, claim: &Claim, row: &Row) -> Result<Claimed, StoreError> {
     let stored = |column| u32::try_from(row.get::<_, i64>(column)).expect("it was a u32 when a claim stored it");
     match row.get("verdict") {
-        "replaced" => return Err(StoreError::Replaced),
+        "replaced" => {
+            known.ended(claim.incarnation);
+            return Err(StoreError::Replaced);
+        }
+        "lost" => return Err(known.lose(claim.incarnation, "its record of this host is gone")),
         "mismatch" => {
             return Err(StoreError::Mismatch {
                 shard_count: claim.shard_count,
@@ -292,10 +327,11 @@ fn claimed(claim: &Claim, row: &Row) -> Result<Claimed, StoreError> {
         _ => {}
     }
     let grants = row.get::<_, Vec<i32>>("granted").into_iter().zip(row.get::<_, Vec<i64>>("epochs"));
-    let granted = grants
+    let granted: Vec<Grant> = grants
         .zip(row.get::<_, Vec<bool>>("clean"))
         .map(|((shard, epoch), clean)| Grant { shard: shard_id(shard), epoch: epoch_of(epoch), clean })
         .collect();
+    known.claimed(claim.incarnation, &granted);
     let holders = row.get::<_, Vec<i32>>("held").into_iter().zip(row.get::<_, Vec<&str>>("holders"));
     let held = holders
         .zip(row.get::<_, Vec<i64>>("remaining"))
@@ -308,14 +344,33 @@ fn claimed(claim: &Claim, row: &Row) -> Result<Claimed, StoreError> {
     Ok(Claimed { granted, held, now: Timestamp::from_millis(row.get("server_now")) })
 }
 
-fn committed(write: &Write, row: &Row) -> Result<Vec<Result<(), StoreError>>, StoreError> {
+/// What became of a write, of whose lane `acknowledged` was the last that was done before.
+fn committed(
+    known: &Known,
+    write: &Write,
+    acknowledged: u64,
+    row: &Row,
+) -> Result<Vec<Result<(), StoreError>>, StoreError> {
     if let Some(taken) = row.get::<_, Option<i64>>("taken") {
         let newest = taken.unsigned_abs();
+        if newest < acknowledged {
+            return Err(known.lose(write.incarnation, &lost_write(write.lane, acknowledged, newest)));
+        }
         if newest > write.seq {
             return Err(StoreError::Stale { lane: write.lane, seq: write.seq, newest });
         }
     }
     let (fenced, newest) = (row.get::<_, Vec<i32>>("fenced"), row.get::<_, Vec<i64>>("newest"));
+    for batch in &write.batches {
+        if let Some(place) = fenced.iter().position(|&shard| shard_id(shard) == batch.shard)
+            && epoch_of(newest[place]) < batch.epoch
+            && known.was_granted(write.incarnation, batch.shard, batch.epoch)
+        {
+            let (shard, stored) = (batch.shard, epoch_of(newest[place]));
+            let what = format!("shard {shard}: epoch {} was granted, {stored} is stored", batch.epoch);
+            return Err(known.lose(write.incarnation, &what));
+        }
+    }
     let answer =
         |batch: &stable_interfaces::Batch| match fenced.iter().position(|&shard| shard_id(shard) == batch.shard) {
             None => Ok(()),
@@ -324,6 +379,10 @@ fn committed(write: &Write, row: &Row) -> Result<Vec<Result<(), StoreError>>, St
             }
         };
     Ok(write.batches.iter().map(answer).collect())
+}
+
+fn lost_write(lane: Lane, seq: u64, stored: u64) -> String {
+    format!("write {seq} of lane {} was taken, {stored} is stored", lane.0)
 }
 
 fn shard_numbers(shards: &[ShardId]) -> Result<Vec<i32>, StoreError> {

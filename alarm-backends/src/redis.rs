@@ -42,9 +42,9 @@
 //! store warns of each weaker setting when it connects.
 //!
 //! A running host notices a server that came back with less than it acknowledged: it compares the store's ID, each shard's epoch and
-//! owner, and the sequence numbers of its own writes at every commit and renewal. The store then answers
-//! [`StoreError::Stopped`] for good. Not `Unavailable`, which would be repeated for ever; not `Fenced`, which says that somebody else has the
-//! shard: memory and store differ, so the process must start anew and load what there is. What that does not notice: lost messages
+//! owner, and the sequence numbers of its own writes at every commit and renewal. The store then answers [`StoreError::Lost`] to this
+//! life of the host for good. Not `Unavailable`, which would be repeated for ever; not `Fenced`, which says that somebody else has the
+//! shard: memory and store differ, so the host posts the alarms it still knows, ends, and must start anew. What that does not notice: lost messages
 //! of [`post`](Store::post) where nothing else was lost, and whatever was lost while no host ran; a start on an empty store logs
 //! a warning, and is refused with [`must_exist`](RedisStoreBuilder::must_exist).
 //!

@@ -100,10 +100,10 @@ fn quick(server: &Redis) -> alarm_backends::RedisStoreBuilder {
     RedisStore::builder(server.url()).timeout(Duration::from_secs(2))
 }
 
-fn assert_stopped<T: std::fmt::Debug>(answer: Result<T, StoreError>, said: &str) {
+fn assert_lost<T: std::fmt::Debug>(answer: Result<T, StoreError>, said: &str) {
     match answer {
-        Err(StoreError::Stopped(error)) => assert!(error.to_string().contains(said), "{error}"),
-        other => panic!("the store has stopped, not {other:?}"),
+        Err(StoreError::Lost(error)) => assert!(error.to_string().contains(said), "{error}"),
+        other => panic!("the store has lost data, not {other:?}"),
     }
 }
 
@@ -269,18 +269,24 @@ async fn a_store_that_was_emptied_is_noticed_by_every_method() {
     };
     let stores = [fresh("a").await, fresh("b").await, fresh("c").await];
     server.execute(&["FLUSHALL"]);
-    assert_stopped(
+    assert_lost(
         stores[0].commit(&write(1, vec![batch(0, vec![put("k", "v")])])).await,
         "epoch 1 was granted, 0 is stored",
     );
-    assert_stopped(stores[1].renew(ME, LEASE).await, "record of the fleet is gone");
-    assert_stopped(stores[2].claim(&claim_of(ME, "a", 0..4, ClaimKind::Running)).await, "record of the fleet is gone");
+    assert_lost(stores[1].renew(ME, LEASE).await, "record of the fleet is gone");
+    assert_lost(stores[2].claim(&claim_of(ME, "a", 0..4, ClaimKind::Running)).await, "record of the fleet is gone");
     for store in &stores {
-        assert_stopped(store.post(&[message("m")]).await, "lost data");
-        assert_stopped(store.commit(&write(2, vec![])).await, "lost data");
-        assert_stopped(store.release(ME, &[ShardId(0)]).await, "lost data");
+        assert_lost(store.claim(&claim_of(ME, "a", 0..4, ClaimKind::Start)).await, "lost data");
+        assert_lost(store.renew(ME, LEASE).await, "lost data");
+        assert_lost(store.commit(&write(2, vec![])).await, "lost data");
+        assert_lost(store.release(ME, &[ShardId(0)]).await, "lost data");
     }
     assert_eq!(server.execute(&["KEYS", "{[abc]*"]), "", "and nothing was written to it");
+    // Who owns nothing has lost nothing: this is how the hosts save what they know.
+    assert_eq!(stores[1].post(&[message("m")]).await.unwrap(), [Posted::Inserted]);
+    let anew = stores[1].claim(&claim_of(Incarnation(2), "a", 0..4, ClaimKind::Start)).await.unwrap();
+    assert_eq!(anew.granted.len(), 4);
+    assert_lost(stores[1].commit(&write(3, vec![batch(0, vec![put("k", "v")])])).await, "lost data");
     // A new process may begin anew, if it is allowed to.
     let refused = quick(&server).prefix("a").must_exist(true).connect().await.unwrap();
     let refused = refused.claim(&claim_of(ME, "a", 0..4, ClaimKind::Start)).await;
@@ -296,7 +302,7 @@ async fn a_store_that_somebody_else_began_anew_is_noticed() {
     server.execute(&["FLUSHALL"]);
     // The other host gets the same epochs again.
     second.claim(&claim_of(Incarnation(2), "b", 0..4, ClaimKind::Start)).await.unwrap();
-    assert_stopped(commit(&store, 1, 0, vec![put("k", "v")]).await, "somebody else's");
+    assert_lost(commit(&store, 1, 0, vec![put("k", "v")]).await, "somebody else's");
     assert_eq!(keys(&second, 0).await.len(), 0);
 }
 
@@ -314,7 +320,7 @@ async fn a_server_without_an_append_only_file_that_restarted_is_noticed() {
             other => break other,
         }
     };
-    assert_stopped(renewed, "record of the fleet is gone");
+    assert_lost(renewed, "record of the fleet is gone");
 }
 
 #[tokio::test]
@@ -339,7 +345,7 @@ async fn a_server_that_came_back_from_an_old_file_is_noticed() {
                 other => break other,
             }
         };
-        assert_stopped(noticed, "shard 0");
+        assert_lost(noticed, "shard 0");
     }
 }
 

@@ -196,6 +196,10 @@ impl Committer {
                     self.lose(shard, epoch, &error);
                     break Fate::Lost(if was_ambiguous { Failure::Unknown } else { Failure::Fenced });
                 }
+                Err(error @ (StoreError::Lost(_) | StoreError::Stopped(_))) => {
+                    self.report_ended(&error);
+                    break Fate::Lost(Failure::Unknown);
+                }
                 Err(error) => break Fate::Refused(Arc::new(error)),
             };
             if !was_ambiguous {
@@ -235,6 +239,13 @@ impl Committer {
             metrics::counter!(crate::metrics::SHARDS_LOST).increment(1);
         }
         // Whoever keeps the lease finds out at once what else is lost.
+        self.shards.lost.notify_one();
+    }
+
+    /// The store takes no more of this host's writes.
+    fn report_ended(&self, error: &StoreError) {
+        tracing::error!(error = %Described(error), "the store takes no more writes of this host");
+        // Whoever keeps the lease finds out whether there is something to save.
         self.shards.lost.notify_one();
     }
 
@@ -381,8 +392,8 @@ impl LaneWriter<'_> {
                 Err(StoreError::NotApplied(error)) => {
                     self.settle(group, &Err(Failure::Store(Arc::new(StoreError::NotApplied(error)))));
                 }
-                Err(error @ StoreError::Stopped(_)) => {
-                    tracing::error!(%error, "the store has stopped");
+                Err(error @ (StoreError::Stopped(_) | StoreError::Lost(_))) => {
+                    self.committer.report_ended(&error);
                     self.settle(group, &Err(Failure::Unknown));
                 }
                 Err(error) => {
@@ -447,6 +458,11 @@ impl LaneWriter<'_> {
                     let error: Arc<dyn std::error::Error + Send + Sync> = error.into();
                     let answers =
                         write.batches.iter().map(|_| Err(StoreError::Stopped(Box::new(Shared(error.clone())))));
+                    return (answers.collect(), was_ambiguous);
+                }
+                StoreError::Lost(error) => {
+                    let error: Arc<dyn std::error::Error + Send + Sync> = error.into();
+                    let answers = write.batches.iter().map(|_| Err(StoreError::Lost(Box::new(Shared(error.clone())))));
                     return (answers.collect(), was_ambiguous);
                 }
                 // Replaced, stale or an answer no store should give: this incarnation must not write any more.

@@ -15,7 +15,7 @@ use crate::dead::{self, Dead};
 use crate::error::ContextError;
 use crate::inbox::NewPost;
 use crate::instance::context::Context;
-use crate::store::{DeadKey, InboxRow, InstanceName, Op};
+use crate::store::{AlarmRow, DeadKey, InboxRow, InstanceName, Op, Revision};
 use crate::sync::Arc;
 
 /// What the name of an interface ends with in the inbox of its directives. No interface's own name can contain it.
@@ -54,11 +54,27 @@ pub struct Directive {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum What {
-    SetAlarm { alarm: String, at: Timestamp, meta: bytes::Bytes },
-    CancelAlarm { alarm: String },
-    FireNow { alarm: String },
+    SetAlarm {
+        alarm: String,
+        at: Timestamp,
+        meta: bytes::Bytes,
+    },
+    CancelAlarm {
+        alarm: String,
+    },
+    FireNow {
+        alarm: String,
+    },
     Requeue(DeadKey),
     Discard(DeadKey),
+    /// Set again as it was, by a host whose store lost it.
+    Restore {
+        alarm: String,
+        due: Timestamp,
+        scheduled_at: Timestamp,
+        attempt: u32,
+        meta: bytes::Bytes,
+    },
 }
 
 impl Directive {
@@ -110,6 +126,19 @@ impl Directive {
         self
     }
 
+    /// Sets an alarm again as it was when a store lost it, unless it has been set since.
+    pub(crate) fn restore(row: &AlarmRow) -> Directive {
+        let what = What::Restore {
+            alarm: row.id.to_string(),
+            due: row.due,
+            scheduled_at: row.scheduled_at,
+            attempt: row.attempt,
+            meta: row.meta.clone(),
+        };
+        let Revision { epoch, counter } = row.revision;
+        Directive::of(what).id(format!("restore {epoch}.{counter}"))
+    }
+
     fn of(what: What) -> Directive {
         Directive { id: None, what }
     }
@@ -133,6 +162,12 @@ impl Directive {
             What::FireNow { alarm } => NewPost::default().header("do", "fire-now").header("alarm", alarm),
             What::Requeue(key) => letter("requeue", key),
             What::Discard(key) => letter("discard", key),
+            What::Restore { alarm, due, scheduled_at, attempt, meta } => NewPost::new(meta)
+                .header("do", "restore-alarm")
+                .header("alarm", alarm)
+                .header("at", due.as_millis().to_string())
+                .header("scheduled-at", scheduled_at.as_millis().to_string())
+                .header("attempt", attempt.to_string()),
         };
         post.id = self.id;
         post
@@ -162,6 +197,13 @@ impl Directive {
             "fire-now" => What::FireNow { alarm: header("alarm")? },
             "requeue" => What::Requeue(letter()?),
             "discard" => What::Discard(letter()?),
+            "restore-alarm" => What::Restore {
+                alarm: header("alarm")?,
+                due: time("at")?,
+                scheduled_at: time("scheduled-at")?,
+                attempt: header("attempt")?.parse().map_err(|_| "a directive with an impossible attempt".to_owned())?,
+                meta: row.body.clone(),
+            },
             // Of a newer version, perhaps: it is tried again, and then kept as a dead letter.
             other => return Err(format!("this program knows no directive {other:?}")),
         })
@@ -187,6 +229,9 @@ impl Directive {
                     cx.record_own(Op::RemoveDead(key));
                 }
                 exists
+            }
+            What::Restore { alarm, due, scheduled_at, attempt, meta } => {
+                cx.restore_alarm(&alarm, due, scheduled_at, attempt, meta).await?
             }
         };
         if !done {
@@ -246,6 +291,13 @@ mod tests {
             Directive::fire_now("a").expect("a good ID"),
             Directive::of(What::Requeue(key.clone())),
             Directive::of(What::Discard(DeadKey { is_message: false, ..key })),
+            Directive::of(What::Restore {
+                alarm: "a".into(),
+                due: at,
+                scheduled_at: Timestamp::from_millis(-1),
+                attempt: 7,
+                meta: bytes::Bytes::from_static(b"{}"),
+            }),
         ] {
             assert_eq!(Directive::read(&row(directive.clone())).as_ref(), Ok(&directive.what));
         }

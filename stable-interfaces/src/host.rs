@@ -3,6 +3,7 @@
 pub(crate) mod core;
 mod keeper;
 pub(crate) mod lease;
+mod rescue;
 pub(crate) mod shards;
 pub(crate) mod tasks;
 pub(crate) mod wake;
@@ -159,7 +160,7 @@ impl Host {
     }
 
     /// Waits for `signal`, then [drains](Self::drain) within the drain timeout. Returns early, with nothing left to drain, if the
-    /// host is [`Replaced`](Health::Replaced).
+    /// host is [`Replaced`](Health::Replaced) or its store has [lost](Health::StoreLost) data.
     ///
     /// Run it beside a server that shuts down on the same signal: requests in flight are answered while the host drains.
     pub async fn run_until(&self, signal: impl Future) -> Drained {
@@ -232,6 +233,10 @@ impl Host {
             }
         };
         let in_time = within(&*core.clock, deadline, finish).await.is_some();
+        if core.is_rescuing() {
+            // It ends by itself, when what is in memory has been saved.
+            within(&*core.clock, deadline, core.wait_stopped()).await;
+        }
         let unfinished = if in_time { 0 } else { started.turns.running() };
         let instances = interfaces.iter().map(|interface| interface.running()).sum();
         let mut released = core.store.is_none();

@@ -175,7 +175,7 @@ impl Addressed {
         Ok(Addressed { name, hash: hash_id(id), id: message_id.map(Arc::from), headers, body })
     }
 
-    fn into_message(self, fleet: &Fleet, random: &dyn Random) -> NewMessage {
+    pub(crate) fn into_message(self, fleet: &Fleet, random: &dyn Random) -> NewMessage {
         let Addressed { name, hash, id, headers, body } = self;
         let id = id.unwrap_or_else(|| format!("{:016x}{:016x}", random.next_u64(), random.next_u64()).into());
         NewMessage { shard: fleet.shard_of_hash(hash), name, id, headers, body }

@@ -205,7 +205,7 @@ impl<I: StableInterface> InterfaceCore<I> {
             // What handlers that still run ask for is served.
             Health::Draining if chain::in_handler() => {}
             Health::Draining | Health::Stopped => return Err(RequestError::Draining.into()),
-            Health::Replaced => return Err(RequestError::Fenced.into()),
+            Health::Replaced | Health::StoreLost => return Err(RequestError::Fenced.into()),
         }
         check_id(id).map_err(|source| RequestError::InvalidId { what: "instance", source })?;
         let hash = hash_id(id);

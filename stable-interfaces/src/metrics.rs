@@ -27,6 +27,8 @@ pub const COMMIT_SECONDS: &str = "stable_interfaces_commit_seconds";
 pub const COMMIT_REPEATS: &str = "stable_interfaces_commit_repeats_total";
 /// Counter: commits refused because their shard has another owner.
 pub const FENCED: &str = "stable_interfaces_fenced_commits_total";
+/// Counter: alarms posted to their next owner because the store had lost what it had acknowledged.
+pub const ALARMS_SAVED: &str = "stable_interfaces_alarms_saved_total";
 /// Gauge, seconds: for how long the oldest alarm or message that waits has been due, as of the last renewal of the lease.
 pub const OLDEST_OVERDUE: &str = "stable_interfaces_oldest_overdue_seconds";
 /// Counter: shards lost to another owner.
@@ -41,7 +43,7 @@ pub const OVERLOADED: &str = "stable_interfaces_overloaded_total";
 pub const BLOCKED: &str = "stable_interfaces_blocked_handlers_total";
 
 /// Every name above.
-pub const ALL: [&str; 18] = [
+pub const ALL: [&str; 19] = [
     RESETS,
     RETRIES,
     DEAD_LETTERS,
@@ -54,6 +56,7 @@ pub const ALL: [&str; 18] = [
     COMMIT_SECONDS,
     COMMIT_REPEATS,
     FENCED,
+    ALARMS_SAVED,
     OLDEST_OVERDUE,
     SHARDS_LOST,
     SHARDS_OWNED,

@@ -85,6 +85,7 @@ pub trait Store: Any + Debug + Send + Sync + 'static {
     ///
     /// # Errors
     /// [`StoreError::Replaced`] if the incarnation was ended by a newer one of the same name, or is not known.
+    /// [`StoreError::Lost`] as in [`commit`](Self::commit).
     async fn renew(&self, incarnation: Incarnation, lease: Duration) -> Result<Renewed, StoreError>;
 
     /// Gives up those of `shards` that `incarnation` still owns: anyone may claim them at once and is told that they are clean.
@@ -112,7 +113,8 @@ pub trait Store: Any + Debug + Send + Sync + 'static {
     /// For the whole call: [`StoreError::Rejected`] as above where the store cannot tell which batch it was: nothing was
     /// written and `seq` was not taken. [`StoreError::Stale`] for a smaller `seq`. [`StoreError::Unavailable`] if the outcome
     /// is unknown, [`StoreError::NotApplied`] if nothing was written: repeating the same write is safe after both.
-    /// [`StoreError::Stopped`] if the store takes no more writes.
+    /// [`StoreError::Stopped`] if the store takes no more writes. [`StoreError::Lost`] if it is found to have lost an earlier write
+    /// that it had acknowledged; and then to every later call that names this incarnation.
     async fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError>;
 
     /// Inserts each message into the inbox of its instance unless one with the same ID is there, durably, and says which.
@@ -405,6 +407,11 @@ pub enum StoreError {
     /// The store takes no more writes (a failed disk, say) until the process is restarted. The outcome of this one is unknown.
     #[error("the store has stopped taking writes; restart when the cause is mended")]
     Stopped(#[source] BoxError),
+    /// The store has lost what it had acknowledged to this incarnation: it was emptied, restored from an old copy, or failed over to
+    /// a replica that lagged behind. The outcome of this call is unknown, and this incarnation is served no more. Others are: a
+    /// [`claim`](Store::claim) by a new one, and [`post`](Store::post), by which the host saves the alarms it still knows.
+    #[error("the store has lost what it had acknowledged; this host must start anew")]
+    Lost(#[source] BoxError),
     /// A row in the range cannot be decoded, or comes from a newer version.
     #[error("{} {}", .0.place, .0.reason)]
     Damaged(Damaged),
@@ -438,6 +445,6 @@ impl StoreError {
     /// Whether the call may have taken effect all the same.
     #[must_use]
     pub fn may_have_happened(&self) -> bool {
-        matches!(self, StoreError::Unavailable(_) | StoreError::Stopped(_))
+        matches!(self, StoreError::Unavailable(_) | StoreError::Stopped(_) | StoreError::Lost(_))
     }
 }

@@ -7,8 +7,8 @@
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use stable_interfaces::{ShardId, StoreError};
@@ -20,6 +20,7 @@ use tokio_postgres::{AsyncMessage, Client, Config, Connection, Socket, Statement
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::errors::{DeadlinePassed, DoubtfulCommit, NoConnection, casts_doubt, judge, judge_open};
+use super::known::Known;
 use super::schema::{MakeError, Query, Schema};
 
 /// How a connection is made, and what is true of each.
@@ -29,8 +30,9 @@ pub(super) struct Server {
     pub(super) schema: Schema,
     /// How long one operation may take, with getting its connection.
     pub(super) limit: Duration,
-    /// What the schema called itself when it was first seen.
-    pub(super) identity: OnceLock<String>,
+    pub(super) known: Known,
+    /// Until the first connection has been made.
+    pub(super) is_new: AtomicBool,
 }
 
 impl fmt::Debug for Server {
@@ -43,7 +45,7 @@ impl fmt::Debug for Server {
     }
 }
 
-/// One connection that fits: UTF-8, writable, new enough, on the schema that was there at first.
+/// One connection that fits: UTF-8, writable, new enough.
 pub(super) struct Conn {
     pub(super) client: Client,
     schema: Schema,
@@ -200,27 +202,15 @@ impl Server {
         if is_ours {
             conn.client.batch_execute(&settings).await.map_err(judge_open)?;
         }
-        let Some(known) = self.identity.get() else {
-            if row.get::<_, &str>(2) == "off" || row.get::<_, &str>(3) == "off" {
-                tracing::warn!("Postgres runs with synchronous_commit or fsync off: acknowledged alarms may be lost");
-            }
-            return Ok(());
-        };
-        let found = self.identify(conn).await?;
-        if *known == found {
-            return Ok(());
+        if self.is_new.swap(false, Ordering::Relaxed)
+            && (row.get::<_, &str>(2) == "off" || row.get::<_, &str>(3) == "off")
+        {
+            tracing::warn!("Postgres runs with synchronous_commit or fsync off: acknowledged alarms may be lost");
         }
-        tracing::error!("the Postgres store has been made anew under this running host; it is not written to");
-        let text = "the schema is not the one that was there when this process started: restart it if that is meant";
-        Err(StoreError::Open(text.into(), None))
+        Ok(())
     }
 
-    async fn identify(&self, conn: &Conn) -> Result<String, StoreError> {
-        let sql = self.schema.fill("SELECT store FROM {s}.fleet");
-        conn.client.query_one_scalar(&sql, &[]).await.map_err(judge_open)
-    }
-
-    /// Makes the schema where it is missing, and learns who it is. Once, before anything else.
+    /// Makes the schema where it is missing. Once, before anything else.
     pub(super) async fn prepare(&self) -> Result<(), StoreError> {
         let deadline = real_time::after(self.limit);
         let conn = self.open_by(deadline).await?;
@@ -228,14 +218,10 @@ impl Server {
             self.schema.make(&conn.client).await.map_err(|error| match error {
                 MakeError::Sql(error) => judge_open(error),
                 MakeError::Version(_) => StoreError::Open(error.to_string(), None),
-            })?;
-            self.identify(&conn).await
+            })
         };
         let late = || StoreError::NotApplied(DeadlinePassed(self.limit).into());
-        let found = real_time::until(deadline, work).await.ok_or_else(late)??;
-        // Only this sets it, once: a store that is being built is not shared yet.
-        let _ = self.identity.set(found);
-        Ok(())
+        real_time::until(deadline, work).await.ok_or_else(late)?
     }
 
     /// A stream of hints on a connection of its own, which ends with it or with the receiver.

@@ -23,7 +23,7 @@ use tokio_postgres::types::ToSql;
 use super::errors::{DeadlinePassed, DoubtfulCommit, NoConnection, judge};
 use super::link::{Conn, Link, Server, real_time};
 use super::schema::Query;
-use super::wire::{self, WireWrite};
+use super::wire::{self, Place, WireWrite};
 use super::{PostgresStore, committed};
 
 /// How long a transaction may stay open without a statement. For when its host is gone without a word: a handler that runs out
@@ -406,15 +406,15 @@ impl Carrier for Open {
             (seat.lane, seat.seq)
         };
         let write = Write { incarnation, lane: Lane(lane), seq, batches: vec![batch.clone()] };
-        let wire = WireWrite::new(&write)?;
-        let incarnation = wire::number("incarnation", incarnation.0)?;
-        let (lane_number, seq_number) = (i32::from(lane), wire::number("sequence number", seq)?);
+        server.known.check(incarnation)?;
+        let known = server.known.acknowledged(incarnation, write.lane);
+        let (wire, place) = (WireWrite::new(&write)?, Place::new(&write, known)?);
         let (mark, limit) = (mark(lane, seq), i64::try_from(server.limit.as_millis()).unwrap_or(i64::MAX));
         let conn = self.conn();
         let work = async {
             let statement = conn.prepared(Query::WriteLast).await?;
             let mut params: Vec<&(dyn ToSql + Sync)> = vec![&mark, &limit];
-            params.extend_from_slice(&wire.params(&incarnation, &lane_number, &seq_number));
+            params.extend_from_slice(&wire.params(&place));
             conn.client.query_one(statement, &params).await
         };
         let row = match real_time::until(deadline, work).await {
@@ -423,13 +423,14 @@ impl Carrier for Open {
             Some(Err(error)) => return Err(not_applied(judge(error).error)),
             None => return Err(StoreError::NotApplied(late())),
         };
-        committed(&write, &row)?.pop().unwrap_or(Ok(()))?;
+        committed(&server.known, &write, known, &row)?.pop().unwrap_or(Ok(()))?;
         self.stage = Stage::Committing;
         let conn = self.conn();
         let doubts = conn.doubts();
         match real_time::until(deadline, conn.client.batch_execute("COMMIT")).await {
             Some(Ok(())) if conn.doubts() == doubts => {
                 self.stage = Stage::Committed;
+                server.known.acknowledge(incarnation, write.lane, seq);
                 Ok(())
             }
             Some(Ok(())) => Err(StoreError::Unavailable(DoubtfulCommit.into())),
@@ -451,12 +452,16 @@ impl Carrier for Open {
             Stage::Committing => {}
         }
         let incarnation = self.held_mut().seat().lane_of.ok_or(StoreError::Replaced)?;
-        let incarnation = wire::number("incarnation", incarnation.0)?;
+        let number = wire::number("incarnation", incarnation.0)?;
         let seat = self.held_mut().seat();
         // What has not reached the server by now need not.
         seat.conn = None;
         let (lane, seq) = (seat.lane, wire::number("sequence number", seat.seq)?);
-        let found = self.held().transactions.ask(incarnation, lane).await?;
+        let found = self.held().transactions.ask(number, lane).await?;
+        if found == seq {
+            let server = &self.held().transactions.server;
+            server.known.acknowledge(incarnation, Lane(lane), seq.unsigned_abs());
+        }
         Ok(found == seq)
     }
 }

@@ -156,6 +156,26 @@ pub(super) struct ValueRemove<'a> {
     key: &'a str,
 }
 
+/// Where a write stands among those of its lane.
+pub(super) struct Place {
+    pub(super) incarnation: i64,
+    pub(super) lane: i32,
+    pub(super) seq: i64,
+    /// The greatest number that was answered as done.
+    pub(super) known: i64,
+}
+
+impl Place {
+    pub(super) fn new(write: &Write, known: u64) -> Result<Place, StoreError> {
+        Ok(Place {
+            incarnation: number("incarnation", write.incarnation.0)?,
+            lane: i32::from(write.lane.0),
+            seq: number("sequence number", write.seq)?,
+            known: number("sequence number", known)?,
+        })
+    }
+}
+
 /// The arguments of the function `write`.
 #[derive(Debug, Default)]
 pub(super) struct WireWrite<'a> {
@@ -192,16 +212,11 @@ impl<'a> WireWrite<'a> {
     }
 
     /// The arguments, in the order of the function's.
-    pub(super) fn params<'p>(
-        &'p self,
-        incarnation: &'p i64,
-        lane: &'p i32,
-        seq: &'p i64,
-    ) -> [&'p (dyn ToSql + Sync); 12] {
+    pub(super) fn params<'p>(&'p self, place: &'p Place) -> [&'p (dyn ToSql + Sync); 13] {
         [
-            incarnation,
-            lane,
-            seq,
+            &place.incarnation,
+            &place.lane,
+            &place.seq,
             &self.batches,
             &self.alarm_puts,
             &self.alarm_removes,
@@ -211,6 +226,7 @@ impl<'a> WireWrite<'a> {
             &self.dead_removes,
             &self.value_puts,
             &self.value_removes,
+            &place.known,
         ]
     }
 

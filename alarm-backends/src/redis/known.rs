@@ -2,11 +2,13 @@
 //!
 //! A server that comes back empty, from an old file, or as a replica that lagged behind knows less than it acknowledged: another
 //! store ID, a smaller epoch than it granted, an owner under an epoch that it gave to us, or a smaller sequence number than it answered. Each
-//! is compared with what was known *before* the question was sent. The first difference stops the store handle for good:
-//! what the host has in memory is no longer what is stored, so it must start anew from what is.
+//! is compared with what was known *before* the question was sent. The first difference ends all lives of this process for the
+//! store: what their hosts have in memory is no longer what is stored, so they must start anew from what is. A new life finds a
+//! store of which nothing is known yet.
 
 use std::collections::BTreeMap;
-use std::sync::OnceLock;
+
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 use stable_interfaces::{Epoch, Incarnation, Lane, ShardId, StoreError};
@@ -15,8 +17,6 @@ use stable_interfaces::{Epoch, Incarnation, Lane, ShardId, StoreError};
 #[derive(Debug, Default)]
 pub(super) struct Known {
     state: Mutex<State>,
-    /// What was found lost. Set once.
-    lost: OnceLock<String>,
 }
 
 #[derive(Debug, Default)]
@@ -26,6 +26,8 @@ struct State {
     lives: BTreeMap<Incarnation, Life>,
     /// Of each lane the write that was sent and not answered for good.
     unanswered: BTreeMap<(Incarnation, Lane), u64>,
+    /// The lives that were led when something was found lost, and what.
+    lost: BTreeMap<Incarnation, Arc<str>>,
 }
 
 /// One life of a host, as this process led it.
@@ -47,24 +49,31 @@ pub(super) struct Shard {
 
 impl Known {
     /// # Errors
-    /// [`StoreError::Stopped`] once something was found lost.
-    pub(super) fn check(&self) -> Result<(), StoreError> {
-        match self.lost.get() {
-            Some(what) => Err(StoreError::Stopped(what.clone().into())),
+    /// [`StoreError::Lost`] once something was found lost that this life knew.
+    pub(super) fn check(&self, incarnation: Incarnation) -> Result<(), StoreError> {
+        match self.state.lock().lost.get(&incarnation) {
+            Some(what) => Err(StoreError::Lost(what.to_string().into())),
             None => Ok(()),
         }
     }
 
-    /// Stops the store, and says so.
-    pub(super) fn stop(&self, what: String) -> StoreError {
-        let text = format!(
+    /// Something that this life knew is lost: ends all lives, forgets the store, and says so.
+    pub(super) fn lose(&self, incarnation: Incarnation, what: &str) -> StoreError {
+        let text: Arc<str> = format!(
             "the Redis store has lost data that it had acknowledged ({what}): it was emptied, restored from an old file, or failed \
-             over to a replica that lagged behind. Mend that, then start this host anew"
-        );
-        if self.lost.set(text.clone()).is_ok() {
-            tracing::error!("{text}");
+             over to a replica that lagged behind"
+        )
+        .into();
+        let mut state = self.state.lock();
+        let lives = std::mem::take(&mut state.lives).into_keys();
+        for life in lives.chain([incarnation]) {
+            if state.lost.insert(life, text.clone()).is_none() {
+                tracing::error!(incarnation = life.0, "{text}");
+            }
         }
-        StoreError::Stopped(text.into())
+        state.store = None;
+        state.unanswered.clear();
+        StoreError::Lost(text.to_string().into())
     }
 
     pub(super) fn store(&self) -> Option<String> {

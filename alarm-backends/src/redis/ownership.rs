@@ -54,7 +54,7 @@ enum State {
 
 impl Inner {
     pub(super) async fn claim(&self, claim: &Claim) -> Result<Claimed, StoreError> {
-        self.known.check()?;
+        self.known.check(claim.incarnation)?;
         let (birth, now, past) = self.enter(claim).await?;
         let wanted: BTreeSet<ShardId> = claim.shards.iter().copied().collect();
         let life = self.known.life(claim.incarnation);
@@ -149,16 +149,16 @@ impl Inner {
                 format!("there is no store under {}, and it is not to be made", self.keys.fleet("")),
                 None,
             ),
-            "lost" => self.known.stop(match answer.text()?.as_str() {
-                "" => "its record of the fleet is gone".to_owned(),
-                other => format!("it is another store, {other}"),
-            }),
+            "lost" => match answer.text()?.as_str() {
+                "" => self.known.lose(incarnation, "its record of the fleet is gone"),
+                other => self.known.lose(incarnation, &format!("it is another store, {other}")),
+            },
             other => return Err(Failure::unexpected(&other)),
         }))
     }
 
     pub(super) async fn renew(&self, incarnation: Incarnation, lease: Duration) -> Result<Renewed, StoreError> {
-        self.known.check()?;
+        self.known.check(incarnation)?;
         let known = self.known.life(incarnation);
         let life = match &known {
             Some(life) => life.clone(),
@@ -227,14 +227,14 @@ impl Inner {
     ) -> Result<(), StoreError> {
         if is_known && self.known.store().is_some_and(|store| store != alive.store) {
             let what = if alive.store.is_empty() { "its record of the fleet is gone" } else { "it is another store" };
-            return Err(self.known.stop(what.to_owned()));
+            return Err(self.known.lose(incarnation, what));
         }
         if alive.started.is_some_and(|started| started > life.birth) || (alive.life.is_none() && !is_known) {
             self.known.end(incarnation);
             return Err(StoreError::Replaced);
         }
         if alive.life.is_none() {
-            return Err(self.known.stop("its record of this host is gone".to_owned()));
+            return Err(self.known.lose(incarnation, "its record of this host is gone"));
         }
         Ok(())
     }
@@ -254,14 +254,14 @@ impl Inner {
             if let Some(leased) = leased.get(shard)
                 && let Some(what) = known.lost(incarnation, leased.epoch, leased.owner, &leased.taken)
             {
-                return Err(self.known.stop(format!("shard {shard}: {what}")));
+                return Err(self.known.lose(incarnation, &format!("shard {shard}: {what}")));
             }
         }
         Ok(())
     }
 
     pub(super) async fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {
-        self.known.check()?;
+        self.known.check(incarnation)?;
         let chunks = self.chunks(shards);
         let call = |some: &&[ShardId]| {
             let keys: Vec<String> = some.iter().flat_map(|shard| self.keys.shard(*shard, ["own"])).collect();

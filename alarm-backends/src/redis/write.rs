@@ -96,8 +96,8 @@ enum Outcome {
 
 impl Inner {
     pub(super) async fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError> {
-        self.known.check()?;
         let Write { incarnation, lane, seq, ref batches } = *write;
+        self.known.check(incarnation)?;
         let mut outcomes: Vec<Option<Outcome>> = Vec::with_capacity(batches.len());
         let (mut calls, mut sent) = (Vec::with_capacity(batches.len()), Vec::with_capacity(batches.len()));
         for (index, batch) in batches.iter().enumerate() {
@@ -146,7 +146,7 @@ impl Inner {
         let mut is_full = false;
         for outcome in outcomes {
             match outcome {
-                Outcome::Lost(what) => return Err(self.known.stop(what)),
+                Outcome::Lost(what) => return Err(self.known.lose(incarnation, &what)),
                 Outcome::Stale(newest) => {
                     self.known.answered(incarnation, lane, seq);
                     return Err(StoreError::Stale { lane, seq, newest });
@@ -206,7 +206,6 @@ impl Inner {
     }
 
     pub(super) async fn post(&self, messages: &[NewMessage]) -> Result<Vec<Posted>, StoreError> {
-        self.known.check()?;
         let mut by_shard = std::collections::BTreeMap::<ShardId, Vec<(usize, [Vec<u8>; 2])>>::new();
         for (index, message) in messages.iter().enumerate() {
             let row = posted_row(message).map_err(StoreError::Rejected)?;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use alarm_backends::testing::servers::{Postgres, PostgresOptions};
-use stable_interfaces::{Incarnation, Store, StoreError};
+use stable_interfaces::{ClaimKind, Incarnation, Store, StoreError};
 
 use super::given::*;
 
@@ -189,10 +189,110 @@ async fn a_store_made_anew_under_a_running_host_is_not_written_to() {
     let raw = raw(&server.url("postgres")).await;
     raw.batch_execute("DROP SCHEMA stable_interfaces CASCADE").await.expect("the schema is dropped");
     let other = store_on(&server.url("postgres")).await;
-    own(&other, 1).await;
-    let answer = commit(&store, &write(0, 1, vec![put("k", "v")])).await;
-    assert_not_applied(&answer);
+    own(&other, 2).await;
+    commit(&store, &write(0, 1, vec![put("k", "v")])).await.expect_err("it is not the owner's");
     assert_eq!(value(&other, "k").await, None);
+    // The other one has the same epoch; but of this life there is no trace.
+    assert_lost(&store.renew(Incarnation(1), DEADLINE).await, "its record of this host is gone");
+}
+
+fn assert_lost<T: std::fmt::Debug>(answer: &Result<T, StoreError>, said: &str) {
+    assert!(matches!(answer, Err(StoreError::Lost(error)) if error.to_string().contains(said)), "{answer:?}");
+}
+
+/// Copies the files of a server that is not running.
+fn copy(server: &Postgres, from: &str, to: &str) {
+    let path = |name: &str| server.directory().join(name);
+    if path(to).exists() {
+        std::fs::remove_dir_all(path(to)).expect("an old copy can be removed");
+    }
+    let copied = std::process::Command::new("cp").arg("-a").args([path(from), path(to)]).status();
+    assert!(copied.expect("cp can be run").success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_comes_back_without_what_it_acknowledged_is_noticed_by_writes_and_renewals() {
+    for by_commit in [true, false] {
+        let (server, store) = server_with(PostgresOptions::new()).await;
+        own(&store, 1).await;
+        commit(&store, &write(0, 1, vec![put("k", "kept")])).await.expect("the owner writes");
+        let keep = |server: &Postgres| {
+            server.kill9();
+            copy(server, "data", "old");
+            server.restart();
+        };
+        blocking(&server, keep).await;
+        // Nothing is lost yet: a crash that forgets nothing is no reason to complain.
+        while let Err(error) = store.renew(Incarnation(1), DEADLINE).await {
+            assert!(error.is_retryable(), "{error:?}");
+        }
+        while let Err(error) = commit(&store, &write(0, 2, vec![put("k", "lost")])).await {
+            assert!(error.is_retryable(), "{error:?}");
+        }
+        let lose = |server: &Postgres| {
+            server.kill9();
+            copy(server, "old", "data");
+            server.restart();
+        };
+        blocking(&server, lose).await;
+        let answer = loop {
+            let answer = if by_commit {
+                commit(&store, &write(0, 3, vec![put("l", "next")])).await
+            } else {
+                store.renew(Incarnation(1), DEADLINE).await.map(drop)
+            };
+            match answer {
+                Err(error) if error.is_retryable() => {}
+                answer => break answer,
+            }
+        };
+        assert_lost(&answer, "write 2 of lane 0 was taken, 1 is stored");
+        // For good, and nothing was written.
+        assert_lost(&commit(&store, &write(0, 4, vec![put("l", "next")])).await, "write 2");
+        assert_lost(&store.renew(Incarnation(1), DEADLINE).await, "write 2");
+        assert_lost(&store.claim(&claim(1, "host-a", &[0], ClaimKind::Running)).await, "write 2");
+        assert_eq!((value(&store, "k").await.as_deref(), value(&store, "l").await), (Some("kept"), None));
+        // Who owns nothing is served, and so is the next life.
+        assert_eq!(store.post(&[message(0, "m")]).await.expect("it is posted"), [stable_interfaces::Posted::Inserted]);
+        let anew = store.claim(&claim(2, "host-a", &[0], ClaimKind::Start)).await.expect("the claim is answered");
+        assert_eq!(anew.granted.len(), 1);
+        store.renew(Incarnation(2), DEADLINE).await.expect("it has a lease");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_has_lost_a_claim_is_noticed_by_the_next_write() {
+    let (server, store) = server_with(PostgresOptions::new()).await;
+    own(&store, 1).await;
+    blocking(&server, |server| {
+        server.kill9();
+        copy(server, "data", "old");
+        server.restart();
+    })
+    .await;
+    let second = loop {
+        match store.claim(&claim(2, "host-a", &[0], ClaimKind::Start)).await {
+            Ok(claimed) => break claimed.granted[0].epoch,
+            Err(error) => assert!(error.is_retryable(), "{error:?}"),
+        }
+    };
+    assert_eq!(second, stable_interfaces::Epoch(2));
+    blocking(&server, |server| {
+        server.kill9();
+        copy(server, "old", "data");
+        server.restart();
+    })
+    .await;
+    let mut write = write(0, 1, vec![put("k", "v")]);
+    (write.incarnation, write.batches[0].epoch) = (Incarnation(2), second);
+    let answer = loop {
+        match commit(&store, &write).await {
+            Err(error) if error.is_retryable() => {}
+            answer => break answer,
+        }
+    };
+    assert_lost(&answer, "epoch 2 was granted, 1 is stored");
+    assert_eq!(value(&store, "k").await, None);
 }
 
 #[tokio::test(flavor = "multi_thread")]

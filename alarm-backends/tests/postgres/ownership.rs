@@ -17,11 +17,11 @@ async fn owned() -> (Arc<PostgresStore>, Client) {
 }
 
 /// What the store sends for a claim of shard 0 by incarnation 2 of the same host.
-const CLAIM: &str = "SELECT stable_interfaces.claim(2, 'host-a', '{0}', 1024, 1, 3600000, true)";
+const CLAIM: &str = "SELECT stable_interfaces.claim(2, 'host-a', '{0}', 1024, 1, 3600000, true, false)";
 
 /// What the store sends for write 2 of lane 0 by incarnation 1.
 const WRITE: &str = "SELECT stable_interfaces.write(1, 0, 2, ARRAY[(0, 1)::stable_interfaces.batch], \
-    '{}', '{}', '{}', '{}', '{}', '{}', ARRAY[(0, 'order', 'i', 'k', 'second')::stable_interfaces.value_put], '{}')";
+    '{}', '{}', '{}', '{}', '{}', '{}', ARRAY[(0, 'order', 'i', 'k', 'second')::stable_interfaces.value_put], '{}', 0)";
 
 fn assert_fenced(answer: &Result<(), StoreError>) {
     let fenced = matches!(answer, Err(StoreError::Fenced { held, newest, .. }) if (held.0, newest.0) == (1, 2));
@@ -59,7 +59,7 @@ async fn a_write_that_waits_while_another_host_takes_an_expired_shard_is_fenced(
     raw.batch_execute("UPDATE stable_interfaces.host SET lease_until = stable_interfaces.now_ms() - 1")
         .await
         .expect("the lease runs out");
-    let take = "SELECT stable_interfaces.claim(2, 'host-b', '{0}', 1024, 1, 3600000, false)";
+    let take = "SELECT stable_interfaces.claim(2, 'host-b', '{0}', 1024, 1, 3600000, false, false)";
     raw.batch_execute(&format!("BEGIN; {take}")).await.expect("the claim runs");
     let late = committing(&store, write(0, 2, vec![put("k", "late")]));
     until_blocked(&raw).await;
@@ -75,7 +75,7 @@ async fn a_write_that_waits_while_its_shard_is_released_and_claimed_is_fenced() 
     raw.batch_execute("BEGIN; SELECT stable_interfaces.release(1, '{0}')").await.expect("the release runs");
     let late = committing(&store, write(0, 2, vec![put("k", "late")]));
     until_blocked(&raw).await;
-    let other = "SELECT stable_interfaces.claim(2, 'host-b', '{0}', 1024, 1, 3600000, false)";
+    let other = "SELECT stable_interfaces.claim(2, 'host-b', '{0}', 1024, 1, 3600000, false, false)";
     raw.batch_execute(&format!("{other}; COMMIT")).await.expect("both commit");
     assert_fenced(&late.await.expect("the write ends"));
     assert_eq!(value(&store, "k").await.as_deref(), Some("first"));

@@ -660,7 +660,7 @@ async fn a_transaction_that_waits_while_a_claim_commits_does_not_land() {
         .await
         .expect("there is one host");
     let claim = format!(
-        "BEGIN; SELECT stable_interfaces.claim(2, 'host-a', array(SELECT generate_series(0, 15)), 16, 1, 3600000, true); \
+        "BEGIN; SELECT stable_interfaces.claim(2, 'host-a', array(SELECT generate_series(0, 15)), 16, 1, 3600000, true, false); \
          SELECT {incarnation}"
     );
     site.raw.batch_execute(&claim).await.expect("the claim runs");

@@ -202,6 +202,11 @@ impl AlarmWindow {
         self.find(self.hash(name, id), name, id).map(|entry| &*entry.row)
     }
 
+    /// Every alarm in memory, in no order.
+    pub(crate) fn rows(&self) -> impl Iterator<Item = &Arc<AlarmRow>> {
+        self.entries.iter().map(|entry| &entry.row)
+    }
+
     /// Whether this alarm has been popped and is not known to have ended.
     #[cfg(test)]
     pub(crate) fn is_firing(&self, name: &InstanceName, id: &str) -> bool {

@@ -14,7 +14,7 @@ use crate::inbox::Way;
 use crate::instance::chain::Link;
 use crate::interface::AnyInterface;
 use crate::store::{Grant, Held, Incarnation, Loaded, Page, Read, ReadRows, ShardId, Store, StoreError};
-use crate::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Arc, Mutex, Notify, mpsc};
 
 /// How a host is doing.
@@ -31,6 +31,10 @@ pub enum Health {
     Stopped,
     /// Another process with the same host name has taken over. This one has stopped and will not claim anything again.
     Replaced,
+    /// The store has lost what it had acknowledged (it was emptied, restored from an old copy, or failed over to a replica that
+    /// lagged behind), so what this host knows is no longer what is stored. It has stopped, and has posted the alarms it had in
+    /// memory to their next owner. Start it anew.
+    StoreLost,
 }
 
 /// Limits and times of a host, with their defaults.
@@ -120,6 +124,8 @@ pub(crate) struct HostCore {
     health_changed: Notify,
     /// What exists once the host has started.
     started: OnceLock<Started>,
+    /// Set when the store has lost data: what is in memory is being saved, and the host ends when it is.
+    is_rescuing: AtomicBool,
     /// Emptied when the host stops: interfaces point back at the host.
     pub(crate) interfaces: Mutex<Vec<Arc<dyn AnyInterface>>>,
 }
@@ -163,6 +169,7 @@ impl HostCore {
             connections,
             health_changed: Notify::new(),
             started: OnceLock::new(),
+            is_rescuing: AtomicBool::new(false),
             interfaces: Mutex::default(),
         }
     }
@@ -173,7 +180,8 @@ impl HostCore {
             1 => Health::Running,
             2 => Health::Draining,
             3 => Health::Stopped,
-            _ => Health::Replaced,
+            4 => Health::Replaced,
+            _ => Health::StoreLost,
         }
     }
 
@@ -196,6 +204,16 @@ impl HostCore {
             }
             changed.await;
         }
+    }
+
+    /// Notes that what is in memory is being saved.
+    pub(crate) fn begin_rescue(&self) {
+        self.is_rescuing.store(true, Ordering::Release);
+    }
+
+    /// Whether what is in memory is being saved, or has been.
+    pub(crate) fn is_rescuing(&self) -> bool {
+        self.is_rescuing.load(Ordering::Acquire)
     }
 
     /// The host that holds the shard, as far as this one knows.
@@ -257,6 +275,12 @@ impl HostCore {
     pub(crate) fn lease_holds(&self) -> bool {
         let until = self.lease_until.load(Ordering::Acquire);
         until == u64::MAX || self.clock.elapsed() < Duration::from_millis(until)
+    }
+
+    /// For how long the lease has been over; zero while it holds.
+    pub(crate) fn lease_over_for(&self) -> Duration {
+        let until = Duration::from_millis(self.lease_until.load(Ordering::Acquire));
+        self.clock.elapsed().saturating_sub(until)
     }
 
     /// The instance at this address of memory, if there is one on this host. Looks at all of them.

@@ -19,7 +19,12 @@ const LOOK_EVERY: Duration = Duration::from_millis(400);
 pub(crate) fn start(host: &Arc<HostCore>, store: Option<(Arc<dyn Store>, Incarnation)>) {
     if host.clock.is_simulated() {
         if let (Some((store, incarnation)), Some(started)) = (store, host.started()) {
-            started.system.spawn(lease::keep(host.clone(), store, incarnation));
+            let host = host.clone();
+            started.system.spawn(async move {
+                if let Some(rescue) = lease::keep(&host, &*store, incarnation).await {
+                    rescue.finish(&host, &*store).await;
+                }
+            });
         }
         return;
     }
@@ -34,15 +39,18 @@ pub(crate) fn start(host: &Arc<HostCore>, store: Option<(Arc<dyn Store>, Incarna
         };
         runtime.block_on(async {
             let keep = async {
-                match store {
-                    Some((store, incarnation)) => lease::keep(core.clone(), store, incarnation).await,
+                match &store {
+                    Some((store, incarnation)) => lease::keep(&core, &**store, *incarnation).await,
                     None => std::future::pending().await,
                 }
             };
-            tokio::select! { biased;
-                () = core.wait_stopped() => {}
-                () = keep => {}
-                () = look_out(&core) => {}
+            let rescue = tokio::select! { biased;
+                () = core.wait_stopped() => None,
+                rescue = keep => rescue,
+                () = look_out(&core) => None,
+            };
+            if let (Some(rescue), Some((store, _))) = (rescue, &store) {
+                rescue.finish(&core, &**store).await;
             }
         });
     };

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use super::core::{Health, HostCore};
+use super::rescue::Rescue;
 use crate::clock::within;
 use crate::committer::{Described, backoff};
 use crate::fleet::HASH_VERSION;
@@ -74,8 +75,9 @@ fn extend(host: &HostCore, sent_at: Duration) {
     host.set_lease(if lease >= FOREVER { Duration::MAX } else { sent_at + lease - lease / 10 });
 }
 
-/// Renews the lease, and claims what others still held, until the host stops or is replaced.
-pub(crate) async fn keep(host: Arc<HostCore>, store: Arc<dyn Store>, incarnation: Incarnation) {
+/// Renews the lease, and claims what others still held, until the host stops or is replaced; or until the store is found to have
+/// lost what it had acknowledged, and then returns what is to be saved.
+pub(crate) async fn keep(host: &Arc<HostCore>, store: &dyn Store, incarnation: Incarnation) -> Option<Rescue> {
     let pause = host.options.lease / 3;
     let mut failures = 0_u32;
     loop {
@@ -97,8 +99,9 @@ pub(crate) async fn keep(host: Arc<HostCore>, store: Arc<dyn Store>, incarnation
             Some(Err(StoreError::Replaced)) => {
                 tracing::error!(host = %host.name, "another process with this host's name has started; this one stops");
                 host.stop(Health::Replaced);
-                return;
+                return None;
             }
+            Some(Err(error @ StoreError::Lost(_))) => return Some(Rescue::begin(host, &error)),
             failed => {
                 match failed {
                     Some(Err(error)) if failures == 0 => {
@@ -122,15 +125,15 @@ pub(crate) async fn keep(host: Arc<HostCore>, store: Arc<dyn Store>, incarnation
         };
         failures = 0;
         // First what is lost: under the new lease whatever this host still owns is acted on at once, by other threads too.
-        let missing = forget_lost(&host, &renewed.owned);
-        extend(&host, sent_at);
+        let missing = forget_lost(host, &renewed.owned);
+        extend(host, sent_at);
         for shard in renewed.inbox {
             host.shards.hint(shard);
         }
         // Due alarms may have waited for the lease.
         host.shards.changed.notify_one();
         if !missing.is_empty() && host.health() == Health::Running {
-            match claim(&host, &*store, incarnation, missing, ClaimKind::Running).await {
+            match claim(host, store, incarnation, missing, ClaimKind::Running).await {
                 Ok(claimed) if claimed.granted.is_empty() => {}
                 Ok(claimed) => tracing::info!(shards = claimed.granted.len(), "claimed shards that others held"),
                 Err(error) => tracing::warn!(error = %Described(&error), "waiting shards could not be claimed"),

@@ -186,6 +186,15 @@ impl Shards {
         true
     }
 
+    /// The alarms of all owned shards that are in memory, by shard and then in no order.
+    pub(crate) fn alarms_in_memory(&self) -> Vec<Arc<AlarmRow>> {
+        let mut found = Vec::new();
+        for (shard, epoch) in self.owned() {
+            self.with_owned(shard, epoch, |owned| found.extend(owned.alarms.rows().cloned()));
+        }
+        found
+    }
+
     /// The shards this host owns, ascending.
     pub(crate) fn owned(&self) -> impl Iterator<Item = (ShardId, Epoch)> + '_ {
         (0..).map(ShardId).zip(&self.shards).filter_map(|(id, shard)| match shard.epoch.load(Ordering::Acquire) {

@@ -609,6 +609,28 @@ impl Context {
         Ok(true)
     }
 
+    /// Sets the alarm `id` as it was when a store lost it, unless a setting under this epoch is newer. Says whether it did.
+    pub(crate) async fn restore_alarm(
+        &mut self,
+        id: &str,
+        due: Timestamp,
+        scheduled_at: Timestamp,
+        attempt: u32,
+        meta: Bytes,
+    ) -> Result<bool, ContextError> {
+        let found = self.find_alarm(id).await?;
+        if found.is_some_and(|row| row.revision.epoch == self.epoch) {
+            return Ok(false);
+        }
+        let name = self.instance.name().clone();
+        let revision = self.next_revision();
+        let (crashes, started, last_error) = (0, false, None);
+        let row =
+            AlarmRow { name, id: id.into(), due, scheduled_at, revision, attempt, crashes, started, last_error, meta };
+        self.record(Op::PutAlarm(row))?;
+        Ok(true)
+    }
+
     /// Whether this setting of the alarm is still the live one: not moved, cancelled or completed since it was taken to fire.
     pub(crate) fn is_live(&self, alarm: &AlarmRow) -> bool {
         // Unsettled commits first: what settles meanwhile has reached the window before it leaves this list.

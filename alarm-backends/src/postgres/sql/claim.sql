@@ -4,10 +4,11 @@
 -- a shard are changed, not merely locked: a write of theirs waits here, and then sees the shard's new owner (see write.sql);
 -- under a stricter isolation than READ COMMITTED it fails instead.
 --
--- verdict: 'granted', 'replaced' or 'mismatch'; nothing was written after the last two.
+-- p_known: whether this life has claimed before. A store that does not know it then has lost that.
+-- verdict: 'granted', 'replaced', 'mismatch' or 'lost'; nothing was written but after the first.
 CREATE FUNCTION {s}.claim(
     p_incarnation bigint, p_host text, p_shards integer[], p_shard_count bigint, p_hash_version bigint,
-    p_lease bigint, p_start boolean,
+    p_lease bigint, p_start boolean, p_known boolean,
     OUT verdict text, OUT stored_shard_count bigint, OUT stored_hash_version bigint, OUT server_now bigint,
     OUT granted integer[], OUT epochs bigint[], OUT clean boolean[],
     OUT held integer[], OUT holders text[], OUT remaining bigint[]
@@ -19,6 +20,11 @@ DECLARE
     losers bigint[];
     forgotten bigint[];
 BEGIN
+    IF p_known AND NOT EXISTS (SELECT FROM {s}.host h WHERE h.incarnation = p_incarnation) THEN
+        verdict := 'lost';
+        RETURN;
+    END IF;
+
     SELECT f.shard_count, f.hash_version INTO stored_shard_count, stored_hash_version FROM {s}.fleet f FOR UPDATE;
     IF stored_shard_count IS NULL THEN
         UPDATE {s}.fleet f SET shard_count = p_shard_count, hash_version = p_hash_version;
@@ -103,11 +109,12 @@ BEGIN
 END
 $$;
 
--- Extends a lease. The shards are read in a later statement than the lease is written: if that had to wait for a claim, they
+-- Extends a lease. is_known: whether this life is known, ended or not. lanes, taken: the last write of each of its lanes. The shards are read in a later statement than the lease is written: if that had to wait for a claim, they
 -- are as the claim left them.
 CREATE FUNCTION {s}.renew(
     p_incarnation bigint, p_lease bigint,
-    OUT renewed boolean, OUT server_now bigint, OUT owned integer[], OUT inbox integer[]
+    OUT renewed boolean, OUT is_known boolean, OUT server_now bigint, OUT owned integer[], OUT inbox integer[],
+    OUT lanes integer[], OUT taken bigint[]
 )
 LANGUAGE plpgsql VOLATILE
 SET enable_seqscan = off SET jit = off
@@ -115,6 +122,9 @@ AS $$
 BEGIN
     UPDATE {s}.host h SET lease_until = {s}.now_ms() + p_lease WHERE h.incarnation = p_incarnation AND NOT h.ended;
     renewed := FOUND;
+    is_known := renewed OR EXISTS (SELECT FROM {s}.host h WHERE h.incarnation = p_incarnation);
+    SELECT coalesce(array_agg(f.lane), '{}'), coalesce(array_agg(f.seq), '{}') INTO lanes, taken
+        FROM {s}.fence f WHERE f.incarnation = p_incarnation;
     server_now := {s}.now_ms();
     owned := ARRAY(SELECT s.shard FROM {s}.shard s WHERE s.owner = p_incarnation ORDER BY s.shard);
     inbox := ARRAY(

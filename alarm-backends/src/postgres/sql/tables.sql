@@ -12,8 +12,6 @@ INSERT INTO {s}.schema_version VALUES (1);
 -- One row. Its lock is the one that every change of ownership takes first, so that there is one at a time.
 CREATE TABLE {s}.fleet (
     one          boolean PRIMARY KEY DEFAULT true CHECK (one),
-    -- Drawn when the schema is made: a store that was made anew under a running host shows.
-    store        text    NOT NULL DEFAULT gen_random_uuid()::text,
     -- As the first claim recorded them; NULL before it.
     shard_count  bigint,
     hash_version bigint

@@ -10,7 +10,7 @@ CREATE FUNCTION {s}.write_last(
     p_alarm_puts {s}.alarm_put[], p_alarm_removes {s}.alarm_remove[],
     p_message_puts {s}.message_put[], p_message_removes {s}.message_remove[],
     p_dead_puts {s}.dead_put[], p_dead_removes {s}.dead_remove[],
-    p_value_puts {s}.value_put[], p_value_removes {s}.value_remove[],
+    p_value_puts {s}.value_put[], p_value_removes {s}.value_remove[], p_known bigint,
     OUT taken bigint, OUT fenced integer[], OUT newest bigint[]
 )
 LANGUAGE plpgsql VOLATILE
@@ -27,7 +27,7 @@ BEGIN
     PERFORM set_config('idle_in_transaction_session_timeout', p_limit::text, true);
     SELECT w.taken, w.fenced, w.newest INTO taken, fenced, newest FROM {s}.write(
         p_incarnation, p_lane, p_seq, p_batches, p_alarm_puts, p_alarm_removes, p_message_puts, p_message_removes,
-        p_dead_puts, p_dead_removes, p_value_puts, p_value_removes
+        p_dead_puts, p_dead_removes, p_value_puts, p_value_removes, p_known
     ) w;
 END
 $$;

@@ -18,14 +18,16 @@ $$;
 --
 -- A row of a newer format than this version writes is never written over: the whole write is refused.
 --
--- taken: the lane's greatest number; greater than p_seq if this write is stale. NULL for an incarnation that ended.
+-- p_known: the lane's greatest number that was answered as done. A store with a smaller one has lost that write, and takes none.
+-- taken: the lane's greatest number; greater than p_seq if this write is stale, smaller than p_known if the store has lost one. NULL
+-- for an incarnation that ended.
 -- fenced, newest: the shards that are not the writer's under the epoch given, and their epochs. The rest was written.
 CREATE FUNCTION {s}.write(
     p_incarnation bigint, p_lane integer, p_seq bigint, p_batches {s}.batch[],
     p_alarm_puts {s}.alarm_put[], p_alarm_removes {s}.alarm_remove[],
     p_message_puts {s}.message_put[], p_message_removes {s}.message_remove[],
     p_dead_puts {s}.dead_put[], p_dead_removes {s}.dead_remove[],
-    p_value_puts {s}.value_put[], p_value_removes {s}.value_remove[],
+    p_value_puts {s}.value_put[], p_value_removes {s}.value_remove[], p_known bigint,
     OUT taken bigint, OUT fenced integer[], OUT newest bigint[]
 )
 LANGUAGE plpgsql VOLATILE
@@ -38,7 +40,7 @@ DECLARE
 BEGIN
     LOOP
         UPDATE {s}.fence f SET seq = p_seq
-            WHERE f.incarnation = p_incarnation AND f.lane = p_lane AND f.seq < p_seq
+            WHERE f.incarnation = p_incarnation AND f.lane = p_lane AND f.seq < p_seq AND f.seq >= p_known
             RETURNING f.seq INTO taken;
         is_new := FOUND;
         EXIT WHEN is_new;
