@@ -439,7 +439,7 @@ impl Simulation {
             clients.shutdown().await;
         }
         let finish = workload.clone().finish(client(self.clients));
-        if within(&clock, PATIENCE, finish).await.is_none() {
+        if within(&clock, PATIENCE + LONGEST_DELAY, finish).await.is_none() {
             history.violated(Invariant::Handled, "the end of the workload waits for ever");
         }
         let is_idle = |dump: &StoreDump| dump.alarms().next().is_none() && dump.inbox().next().is_none();
