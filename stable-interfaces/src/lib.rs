@@ -66,6 +66,8 @@
 //! | test all that | `testing` (feature `testing`) |
 
 mod alarm;
+#[cfg(test)]
+mod cases;
 mod clock;
 mod committer;
 mod connection;

@@ -9,6 +9,8 @@
 //! has been written, in the order of the commits of each alarm. The horizon rises only when a page has been merged, and falls
 //! when the window is over its cap and drops its tail.
 
+#[cfg(test)]
+mod model;
 mod notes;
 #[cfg(test)]
 mod tests;

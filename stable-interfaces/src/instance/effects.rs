@@ -2,7 +2,8 @@
 //!
 //! Effects are plain data: recording never waits and never fails for anything but size. Of several operations on one target
 //! the last counts, except that an alarm's greater revision outlives a smaller one, in whichever order they come; so folding
-//! any run of commits gives what applying them one by one would give.
+//! any run of commits gives what applying them one by one would give. (A removal leaves nothing behind that could outlive a put
+//! in a later write, so a put older than a removal before it would make a difference: hosts never set an alarm like that.)
 
 use std::cmp::Ordering;
 

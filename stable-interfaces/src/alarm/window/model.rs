@@ -1,0 +1,534 @@
+//! The window against a model: the whole store as a map, and beside it a mark for each alarm that is firing, postponed or set aside.
+//!
+//! Commits reach the window later than the store, as many at once as the schedule likes, and pages are read row by row while
+//! the store changes. Whenever the window has been told of everything, it must hold each alarm of the store up to its horizon and
+//! none beyond, in its state; whatever it gives up at any time must be due and nobody's already; and in the end everything that
+//! lives has to come, in order and once.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest_state_machine::ReferenceStateMachine;
+
+use super::*;
+use crate::cases::{self, Checked, Subject};
+use crate::store::Epoch;
+
+/// How many alarms there may be.
+const ALARMS: usize = 24;
+
+type Identity = (InstanceName, Arc<str>);
+
+fn identity(alarm: usize) -> Identity {
+    let interface = if alarm.is_multiple_of(5) { "cart" } else { "order" };
+    let instance = format!("i{}", alarm % 3);
+    (InstanceName { interface: interface.into(), instance: instance.into() }, format!("a{alarm:02}").into())
+}
+
+fn row(alarm: usize, due: Timestamp, revision: Revision) -> AlarmRow {
+    let (name, id) = identity(alarm);
+    let (attempt, crashes, started, last_error) = (0, 0, false, None);
+    AlarmRow {
+        name,
+        id,
+        due,
+        scheduled_at: due,
+        revision,
+        attempt,
+        crashes,
+        started,
+        last_error,
+        meta: Bytes::from_static(b"null"),
+    }
+}
+
+/// Where a case begins.
+#[derive(Debug, Clone)]
+struct Start {
+    cap: usize,
+    /// Alarms in the store, and when they are due.
+    stored: BTreeMap<usize, i64>,
+}
+
+/// What happens next. What is not possible where it stands does nothing, so that anything may be left out of a case.
+#[derive(Debug, Clone)]
+enum Step {
+    /// An alarm is set or moved, to so many milliseconds from now.
+    Put {
+        alarm: usize,
+        due: i64,
+    },
+    /// So many are set at once.
+    Flood {
+        first: usize,
+        count: usize,
+        due: i64,
+    },
+    /// A setting that the store has overtaken is told again.
+    PutOvertaken {
+        alarm: usize,
+    },
+    /// An alarm is cancelled; if `overtaken`, a setting of it that is not the last.
+    Remove {
+        alarm: usize,
+        overtaken: bool,
+    },
+    /// The window is told of so many commits.
+    Tell(usize),
+    /// The first alarm that is due fires.
+    Pop,
+    /// One of those firing ends.
+    End {
+        token: usize,
+        how: Ending,
+    },
+    BeginPage,
+    /// So many rows of it are read.
+    ReadPage(usize),
+    MergePage,
+    AbandonPage,
+    /// The wall clock goes on, or steps back.
+    Clock(i64),
+}
+
+/// How a fire ends.
+#[derive(Debug, Clone)]
+enum Ending {
+    /// Its handler has done it.
+    Completed,
+    /// Its handler has failed: it is to come again in so many milliseconds.
+    Failed(i64),
+    /// Its handler has set it anew.
+    Rearmed(i64),
+    /// Nothing became of it: its token was dropped, and it is to wait for so long, if that is given.
+    Dropped(Option<i64>),
+    /// Nobody knows its interface.
+    SetAside,
+}
+
+/// Generates schedules; what they come to is the [`Model`]'s business, since it depends on what the window loads.
+struct Schedules;
+
+impl ReferenceStateMachine for Schedules {
+    type State = Start;
+    type Transition = Step;
+
+    fn init_state() -> BoxedStrategy<Start> {
+        let stored = vec((0..ALARMS, -5..200_i64), 0..ALARMS);
+        (2..12_usize, stored).prop_map(|(cap, stored)| Start { cap, stored: stored.into_iter().collect() }).boxed()
+    }
+
+    fn transitions(_: &Start) -> BoxedStrategy<Step> {
+        // Mostly near, so that many are due together.
+        let due = || prop_oneof![4 => -3..6_i64, 3 => -3..40_i64, 1 => -3..400_i64];
+        let ending = prop_oneof![
+            4 => Just(Ending::Completed),
+            2 => due().prop_map(Ending::Failed),
+            2 => due().prop_map(Ending::Rearmed),
+            3 => proptest::option::of(-3..20_i64).prop_map(Ending::Dropped),
+            1 => Just(Ending::SetAside),
+        ];
+        prop_oneof![
+            12 => (0..ALARMS, due()).prop_map(|(alarm, due)| Step::Put { alarm, due }),
+            9 => (0..ALARMS, 4..16_usize, due()).prop_map(|(first, count, due)| Step::Flood { first, count, due }),
+            2 => (0..ALARMS).prop_map(|alarm| Step::PutOvertaken { alarm }),
+            6 => (0..ALARMS, prop::bool::weighted(0.2)).prop_map(|(alarm, overtaken)| Step::Remove { alarm, overtaken }),
+            20 => prop_oneof![1 => 1..3_usize, 2 => Just(usize::MAX)].prop_map(Step::Tell),
+            16 => Just(Step::Pop),
+            12 => (0..4_usize, ending).prop_map(|(token, how)| Step::End { token, how }),
+            9 => Just(Step::BeginPage),
+            4 => (1..6_usize).prop_map(Step::ReadPage),
+            3 => Just(Step::MergePage),
+            1 => Just(Step::AbandonPage),
+            6 => prop_oneof![5 => 1..20_i64, 1 => -50..0_i64].prop_map(Step::Clock),
+        ]
+        .boxed()
+    }
+
+    fn apply(start: Start, _: &Step) -> Start {
+        start
+    }
+}
+
+/// A commit that the store has written and the window has not been told of.
+enum Commit {
+    Put(AlarmRow),
+    Remove(Identity, Revision),
+}
+
+/// A page as it is being read, row by row and not at one moment.
+struct Reading {
+    after: Option<AlarmKey>,
+    limit: usize,
+    rows: Vec<AlarmRow>,
+}
+
+/// What the schedules must have met for the test to mean anything.
+#[derive(Default, Debug)]
+struct Met {
+    pops: usize,
+    merged: usize,
+    spoiled: usize,
+    ceilings: usize,
+    dropped_tails: usize,
+    postponed: usize,
+    ahead: usize,
+    steps_back: usize,
+    checks: usize,
+}
+
+/// What a window should do, kept the simple way, and the window.
+struct Model<'a> {
+    window: AlarmWindow,
+    store: BTreeMap<Identity, AlarmRow>,
+    under_way: VecDeque<Commit>,
+    /// What was popped and has not ended.
+    tokens: Vec<AlarmRow>,
+    /// What the window has to hold as firing.
+    firing: BTreeMap<Identity, AlarmRow>,
+    postponed: BTreeMap<Identity, (Timestamp, Revision)>,
+    aside: BTreeMap<Identity, Revision>,
+    reading: Option<Reading>,
+    now: Timestamp,
+    counter: u64,
+    met: &'a RefCell<Met>,
+}
+
+fn identity_of(row: &AlarmRow) -> Identity {
+    (row.name.clone(), row.id.clone())
+}
+
+impl<'a> Model<'a> {
+    fn new(start: &Start, met: &'a RefCell<Met>) -> Model<'a> {
+        let rows = start.stored.iter().map(|(alarm, due)| {
+            let revision = Revision { epoch: Epoch(1), counter: 1 };
+            row(*alarm, Timestamp::from_millis(*due), revision)
+        });
+        Model {
+            window: AlarmWindow::new(start.cap),
+            store: rows.map(|row| (identity_of(&row), row)).collect(),
+            under_way: VecDeque::new(),
+            tokens: Vec::new(),
+            firing: BTreeMap::new(),
+            postponed: BTreeMap::new(),
+            aside: BTreeMap::new(),
+            reading: None,
+            now: Timestamp::UNIX_EPOCH,
+            counter: 0,
+            met,
+        }
+    }
+
+    fn after(&self, millis: i64) -> Timestamp {
+        Timestamp::from_millis(self.now.as_millis() + millis)
+    }
+
+    fn next_revision(&mut self) -> Revision {
+        self.counter += 1;
+        Revision { epoch: Epoch(2), counter: self.counter }
+    }
+
+    fn set(&mut self, alarm: usize, due: i64) {
+        let revision = self.next_revision();
+        self.put(row(alarm, self.after(due), revision));
+    }
+
+    fn put(&mut self, row: AlarmRow) {
+        self.store.insert(identity_of(&row), row.clone());
+        self.under_way.push_back(Commit::Put(row));
+    }
+
+    fn remove(&mut self, identity: Identity, revision: Revision) {
+        if self.store.get(&identity).is_some_and(|old| old.revision <= revision) {
+            self.store.remove(&identity);
+        }
+        self.under_way.push_back(Commit::Remove(identity, revision));
+    }
+
+    /// Tells the window of the oldest commit. What it does away with is what is not newer.
+    fn tell(&mut self) {
+        let (identity, revision, told) = match self.under_way.pop_front() {
+            None => return,
+            Some(Commit::Put(row)) => {
+                self.window.put(row.clone());
+                (identity_of(&row), row.revision, Some(row))
+            }
+            Some(Commit::Remove(identity, revision)) => {
+                self.window.remove(&identity.0, &identity.1, revision);
+                (identity, revision, None)
+            }
+        };
+        // A page may have shown this very row before, and then it may be firing already.
+        if self.firing.get(&identity).is_some_and(|row| row.revision <= revision && Some(row) != told.as_ref()) {
+            self.firing.remove(&identity);
+        }
+        if self.postponed.get(&identity).is_some_and(|(_, of)| *of <= revision) {
+            self.postponed.remove(&identity);
+        }
+        if self.aside.get(&identity).is_some_and(|of| *of <= revision) {
+            self.aside.remove(&identity);
+        }
+    }
+
+    fn tell_all(&mut self) {
+        while !self.under_way.is_empty() {
+            self.tell();
+        }
+    }
+
+    /// Reads one more row, if the page has room and the store has one.
+    fn read(&self, reading: &mut Reading) -> bool {
+        let after = reading.rows.last().map(AlarmRow::key).or_else(|| reading.after.clone());
+        let rows = self.store.values().filter(|row| after.as_ref().is_none_or(|after| row.key() > *after));
+        match rows.min_by_key(|row| row.key()) {
+            Some(row) if reading.rows.len() < reading.limit => {
+                reading.rows.push(row.clone());
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn begin_page(&mut self) {
+        if self.reading.is_none() && self.window.wants_page() {
+            let (after, limit) = self.window.begin_page();
+            self.reading = Some(Reading { after, limit, rows: Vec::new() });
+        }
+    }
+
+    fn merge_page(&mut self) {
+        let Some(mut page) = self.reading.take() else { return };
+        while self.read(&mut page) {}
+        {
+            let mut met = self.met.borrow_mut();
+            met.merged += 1;
+            met.ahead += usize::from(!self.under_way.is_empty());
+            if let Page::Loading(notes) = &self.window.page {
+                met.ceilings += usize::from(notes.has_ceiling());
+            }
+        }
+        let is_last = page.rows.len() < page.limit;
+        self.window.merge_page(page.rows, is_last);
+    }
+
+    /// When an alarm is to fire, if it is one that the window can know of and that is not firing.
+    fn wakes(&self, identity: &Identity, row: &AlarmRow) -> Option<Timestamp> {
+        if self.firing.contains_key(identity) || self.aside.contains_key(identity) {
+            None
+        } else if let Some((at, _)) = self.postponed.get(identity) {
+            Some(*at)
+        } else {
+            self.window.horizon.reaches(row).then_some(row.due)
+        }
+    }
+
+    /// The alarm to fire next, and when.
+    fn first(&self) -> Option<(Timestamp, AlarmKey)> {
+        self.store.iter().filter_map(|(identity, row)| Some((self.wakes(identity, row)?, row.key()))).min()
+    }
+
+    fn pop(&mut self) -> Checked {
+        let expected = self.first().filter(|(at, _)| *at <= self.now);
+        let popped = self.window.pop_due(self.now);
+        if self.under_way.is_empty() {
+            let popped = popped.as_ref().map(|row| {
+                let at = self.postponed.get(&identity_of(row)).map_or(row.due, |(at, _)| *at);
+                (at, row.key())
+            });
+            prop_assert_eq!(popped, expected, "the first alarm that is due fires");
+        }
+        if let Some(row) = popped {
+            let identity = identity_of(&row);
+            prop_assert!(row.due <= self.now, "{row:?} fires before its time");
+            prop_assert!(self.firing.get(&identity) != Some(&row), "{row:?} fires while it fires");
+            self.met.borrow_mut().pops += 1;
+            self.postponed.remove(&identity);
+            self.firing.insert(identity, row.clone());
+            self.tokens.push(row);
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, row: AlarmRow, how: &Ending) {
+        let (identity, due) = (identity_of(&row), row.due);
+        // As the host does: what says that it failed is of no use to a setting that has been made since.
+        let is_current = self.store.get(&identity) == Some(&row);
+        match how {
+            Ending::Completed => self.remove(identity, row.revision),
+            Ending::Failed(delay) if is_current => {
+                self.put(AlarmRow { due: self.after(*delay), attempt: row.attempt + 1, ..row });
+            }
+            Ending::Rearmed(delay) if is_current => {
+                let revision = self.next_revision();
+                self.put(AlarmRow { due: self.after(*delay), revision, attempt: 0, ..row.clone() });
+                self.remove(identity, row.revision);
+            }
+            Ending::SetAside => {
+                self.window.set_aside(&identity.0, &identity.1, row.revision);
+                if self.firing.get(&identity).is_some_and(|firing| firing.revision == row.revision) {
+                    self.firing.remove(&identity);
+                    self.aside.insert(identity, row.revision);
+                }
+            }
+            Ending::Dropped(_) | Ending::Failed(_) | Ending::Rearmed(_) => {
+                let not_before = match how {
+                    Ending::Dropped(wait) => wait.map(|wait| self.after(wait)),
+                    _ => None,
+                };
+                self.window.wait_again(&identity.0, &identity.1, row.revision, not_before);
+                if self.firing.get(&identity).is_some_and(|firing| firing.revision == row.revision) {
+                    self.firing.remove(&identity);
+                    if let Some(at) = not_before.filter(|at| *at > due) {
+                        self.met.borrow_mut().postponed += 1;
+                        self.postponed.insert(identity, (at, row.revision));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Every live alarm up to the horizon, none beyond it but those firing and postponed, each in its state.
+    fn check(&mut self) -> Checked {
+        let Model { window, aside, .. } = self;
+        prop_assert!(window.waiting() <= window.cap || window.waiting.is_empty(), "over its cap");
+        if !self.under_way.is_empty() {
+            return Ok(());
+        }
+        self.met.borrow_mut().checks += 1;
+        // It may be back with a page.
+        aside.retain(|(name, id), _| window.get(name, id).is_none());
+        let (mut held, mut firing) = (0, 0);
+        for (identity, row) in &self.store {
+            let is_firing = self.firing.contains_key(identity);
+            let is_held = is_firing || self.wakes(identity, row).is_some();
+            prop_assert_eq!(self.window.get(&identity.0, &identity.1), is_held.then_some(row), "{:?}", identity);
+            prop_assert_eq!(self.window.is_firing(&identity.0, &identity.1), is_firing, "{:?}", identity);
+            held += usize::from(is_held);
+            firing += usize::from(is_firing);
+        }
+        prop_assert_eq!((self.window.len(), self.window.firing()), (held, firing), "alarms held, and firing");
+        prop_assert_eq!(self.window.next_deadline(), self.first().map(|(at, _)| at));
+        Ok(())
+    }
+
+    /// In the end everything that lives fires, in order, and nothing twice.
+    fn run_out(mut self) -> Checked {
+        self.tell_all();
+        if self.reading.take().is_some() {
+            self.window.abandon_page();
+        }
+        for row in mem::take(&mut self.tokens) {
+            self.finish(row, &Ending::Dropped(None));
+        }
+        self.now = Timestamp::MAX;
+        loop {
+            self.check()?;
+            self.pop()?;
+            if let Some(row) = self.tokens.pop() {
+                self.finish(row, &Ending::Completed);
+                self.tell_all();
+            } else if self.window.is_complete() {
+                break;
+            } else {
+                prop_assert!(self.window.wants_page(), "nothing waits and no page is wanted");
+                self.begin_page();
+                self.merge_page();
+            }
+        }
+        prop_assert_eq!(self.window.len(), 0);
+        prop_assert!(self.store.keys().eq(self.aside.keys()), "left over: {:?}", self.store);
+        Ok(())
+    }
+}
+
+impl Subject<Schedules> for Model<'_> {
+    fn apply(&mut self, _: &Start, step: &Step) -> Checked {
+        let was_complete = self.window.is_complete();
+        let was_spoiled = matches!(self.window.page, Page::Spoiled);
+        match step {
+            Step::Put { alarm, due } => self.set(*alarm, *due),
+            Step::Flood { first, count, due } => {
+                (0..*count).for_each(|n| self.set((first + n) % ALARMS, *due));
+            }
+            Step::PutOvertaken { alarm } => {
+                let (name, id) = identity(*alarm);
+                // A window that does not have the alarm relies on the host never to tell it of such.
+                if self.under_way.is_empty()
+                    && let Some(held) = self.window.get(&name, &id).cloned()
+                    && let Some(counter) = held.revision.counter.checked_sub(1)
+                {
+                    let revision = Revision { counter, ..held.revision };
+                    self.window.put(AlarmRow { due: self.now, revision, ..held });
+                }
+            }
+            Step::Remove { alarm, overtaken } => {
+                let identity = identity(*alarm);
+                if let Some(stored) = self.store.get(&identity) {
+                    let Revision { epoch, counter } = stored.revision;
+                    self.remove(identity, Revision { epoch, counter: counter - u64::from(*overtaken) });
+                }
+            }
+            Step::Tell(count) => (0..self.under_way.len().min(*count)).for_each(|_| self.tell()),
+            Step::Pop => self.pop()?,
+            Step::End { token, how } => {
+                if *token < self.tokens.len() {
+                    let row = self.tokens.remove(*token);
+                    self.finish(row, how);
+                }
+            }
+            Step::BeginPage => self.begin_page(),
+            Step::ReadPage(rows) => {
+                if let Some(mut reading) = self.reading.take() {
+                    (0..*rows).for_each(|_| _ = self.read(&mut reading));
+                    self.reading = Some(reading);
+                }
+            }
+            Step::MergePage => self.merge_page(),
+            Step::AbandonPage => {
+                if self.reading.take().is_some() {
+                    self.window.abandon_page();
+                }
+            }
+            Step::Clock(millis) => {
+                self.now = self.after(*millis);
+                self.met.borrow_mut().steps_back += usize::from(*millis < 0);
+            }
+        }
+        {
+            let mut met = self.met.borrow_mut();
+            met.spoiled += usize::from(!was_spoiled && matches!(self.window.page, Page::Spoiled));
+            met.dropped_tails += usize::from(was_complete && !self.window.is_complete());
+        }
+        self.check()
+    }
+
+    fn end(self, _: &Start) -> Checked {
+        self.run_out()
+    }
+}
+
+#[test]
+fn a_window_does_what_a_model_of_the_whole_store_does() {
+    let met = RefCell::default();
+    cases::check::<Schedules, _>(300, 200, |start| Model::new(start, &met));
+    if std::env::var_os("CASES").is_some() {
+        return;
+    }
+    let Met { pops, merged, spoiled, ceilings, dropped_tails, postponed, ahead, steps_back, checks } = met.take();
+    for (what, times) in [
+        ("pops", pops),
+        ("pages merged", merged),
+        ("pages spoiled", spoiled),
+        ("ceilings", ceilings),
+        ("tails dropped", dropped_tails),
+        ("alarms postponed", postponed),
+        ("pages ahead of commits", ahead),
+        ("steps back of the clock", steps_back),
+        ("full comparisons", checks),
+    ] {
+        assert!(times >= 10, "{what}: only {times}");
+    }
+}
