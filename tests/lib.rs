@@ -4,6 +4,7 @@
 //! which do whatever the message tells them, so each test reads from top to bottom in one place. A probe notes when two
 //! handlers of one instance ever run at once; [`World`] checks that when it is dropped, so every test is a test of that too.
 
+pub mod broken;
 pub mod example;
 pub mod exercise;
 mod hooks;

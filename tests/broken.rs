@@ -1,0 +1,209 @@
+//! Stores that are broken on purpose, each in one way: what tests the stores or stands on them has to find each out.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use stable_interfaces::{
+    AlarmRow, Claim, Claimed, Epoch, Hints, Incarnation, Lane, Loaded, NewMessage, Op, Page, Posted, Read, ReadRows,
+    Renewed, Rows, ShardId, Store, StoreError, Timestamp, Write,
+};
+
+/// How a store is broken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    /// Acknowledges before it writes, and forgets that in a crash.
+    AcknowledgesEarly,
+    /// Applies writes in another order.
+    Reorders,
+    /// Applies a part of a batch.
+    AppliesPartly,
+    /// Lets former owners write.
+    IgnoresTheEpoch,
+    /// Applies repeated and late writes again.
+    IgnoresTheSequence,
+    /// Forgets to remove.
+    ForgetsRemovals,
+    /// Leaves rows out of its pages.
+    ReturnsPagesWithAHole,
+    /// Loses posts.
+    LosesPosts,
+    /// Shows alarms as due before their time.
+    ShowsAlarmsEarly,
+    /// Forgets what it is to overwrite.
+    ForgetsValues,
+}
+
+/// A broken store.
+#[derive(Debug)]
+pub struct Broken {
+    inner: Arc<dyn Store>,
+    how: How,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    writes: u64,
+    /// What was acknowledged and not written, or waits for its successor.
+    kept_back: BTreeMap<(Incarnation, Lane), Write>,
+    owners: BTreeMap<ShardId, (Incarnation, Epoch)>,
+    seqs: BTreeMap<(Incarnation, Lane), u64>,
+}
+
+impl State {
+    /// Whether it is the turn of the fault.
+    fn is_turn(&mut self, of: u64) -> bool {
+        self.writes += 1;
+        self.writes.is_multiple_of(of)
+    }
+
+    /// A number that the store behind has not seen.
+    fn next_seq(&mut self, write: &Write) -> u64 {
+        let seq = self.seqs.entry((write.incarnation, write.lane)).or_default();
+        *seq += 1;
+        *seq
+    }
+}
+
+type Answers = Result<Vec<Result<(), StoreError>>, StoreError>;
+
+impl Broken {
+    /// `inner`, broken like this.
+    #[must_use]
+    pub fn new(inner: Arc<dyn Store>, how: How) -> Broken {
+        Broken { inner, how, state: Mutex::default() }
+    }
+
+    async fn write_again(&self, mut write: Write) -> Answers {
+        write.seq = self.state.lock().next_seq(&write);
+        self.inner.commit(&write).await
+    }
+
+    /// Writes in the name of whoever owns the shards now.
+    async fn write_as_owner(&self, write: &Write) -> Answers {
+        let answers = self.inner.commit(write).await?;
+        for (batch, _) in write.batches.iter().zip(&answers).filter(|(_, answer)| answer.is_err()) {
+            let forged = {
+                let mut state = self.state.lock();
+                let Some(&(incarnation, epoch)) = state.owners.get(&batch.shard) else { continue };
+                let mut forged = Write { incarnation, lane: Lane(99), seq: 0, batches: vec![batch.clone()] };
+                forged.batches[0].epoch = epoch;
+                forged.seq = state.next_seq(&forged);
+                forged
+            };
+            drop(self.inner.commit(&forged).await);
+        }
+        Ok(write.batches.iter().map(|_| Ok(())).collect())
+    }
+
+    async fn write(&self, write: &Write) -> Answers {
+        match self.how {
+            How::AcknowledgesEarly => {
+                let before = self.state.lock().kept_back.insert((write.incarnation, write.lane), write.clone());
+                match before {
+                    Some(before) if before.seq != write.seq => drop(self.inner.commit(&before).await),
+                    _ => {}
+                }
+                Ok(write.batches.iter().map(|_| Ok(())).collect())
+            }
+            How::Reorders => {
+                let key = (write.incarnation, write.lane);
+                let is_turn = self.state.lock().is_turn(4);
+                if is_turn {
+                    self.state.lock().kept_back.insert(key, write.clone());
+                    return Ok(write.batches.iter().map(|_| Ok(())).collect());
+                }
+                let answers = self.write_again(write.clone()).await;
+                let before = self.state.lock().kept_back.remove(&key);
+                if let Some(before) = before {
+                    drop(self.write_again(before).await);
+                }
+                answers
+            }
+            How::IgnoresTheEpoch => self.write_as_owner(write).await,
+            How::IgnoresTheSequence => self.write_again(write.clone()).await,
+            _ => {
+                let mut write = write.clone();
+                for batch in &mut write.batches {
+                    let mut state = self.state.lock();
+                    match self.how {
+                        How::AppliesPartly if batch.ops.len() > 1 && state.is_turn(10) => drop(batch.ops.pop()),
+                        How::ForgetsRemovals => batch.ops.retain(|op| {
+                            let removes = matches!(op, Op::RemoveAlarm { .. } | Op::RemoveMessage(_));
+                            !(removes && state.is_turn(10))
+                        }),
+                        How::ForgetsValues => {
+                            batch.ops.retain(|op| !(matches!(op, Op::Put { .. }) && state.is_turn(40)));
+                        }
+                        _ => {}
+                    }
+                }
+                self.inner.commit(&write).await
+            }
+        }
+    }
+}
+
+/// One in ten alarms.
+fn is_hidden(row: &AlarmRow) -> bool {
+    row.id.bytes().map(u32::from).sum::<u32>() % 10 == 0
+}
+
+#[async_trait]
+impl Store for Broken {
+    async fn claim(&self, claim: &Claim) -> Result<Claimed, StoreError> {
+        let claimed = self.inner.claim(claim).await?;
+        let mut state = self.state.lock();
+        for grant in &claimed.granted {
+            state.owners.insert(grant.shard, (claim.incarnation, grant.epoch));
+        }
+        Ok(claimed)
+    }
+
+    async fn renew(&self, incarnation: Incarnation, lease: Duration) -> Result<Renewed, StoreError> {
+        self.inner.renew(incarnation, lease).await
+    }
+
+    async fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {
+        self.inner.release(incarnation, shards).await
+    }
+
+    async fn commit(&self, write: &Write) -> Answers {
+        self.write(write).await
+    }
+
+    async fn post(&self, messages: &[NewMessage]) -> Result<Vec<Posted>, StoreError> {
+        if self.how == How::LosesPosts && self.state.lock().is_turn(5) {
+            return Ok(messages.iter().map(|_| Posted::Inserted).collect());
+        }
+        self.inner.post(messages).await
+    }
+
+    async fn watch(&self, incarnation: Incarnation) -> Result<Hints, StoreError> {
+        self.inner.watch(incarnation).await
+    }
+
+    async fn load(&self, pages: &[Page]) -> Result<Vec<Loaded>, StoreError> {
+        let mut loaded = self.inner.load(pages).await?;
+        for page in &mut loaded {
+            let Rows::Alarms(rows) = &mut page.rows else { continue };
+            match self.how {
+                How::ReturnsPagesWithAHole => rows.retain(|row| !is_hidden(row)),
+                How::ShowsAlarmsEarly => {
+                    for row in rows {
+                        row.due = Timestamp::from_millis(row.due.as_millis() - 5_000);
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(loaded)
+    }
+
+    async fn read(&self, read: &Read) -> Result<ReadRows, StoreError> {
+        self.inner.read(read).await
+    }
+}
