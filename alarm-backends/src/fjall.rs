@@ -5,6 +5,8 @@
 //! is one atomic write of the database and one `fdatasync`, and answers after both.
 
 mod directory;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod key;
 mod ownership;
 mod scan;

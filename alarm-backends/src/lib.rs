@@ -8,6 +8,10 @@
 mod codec;
 #[cfg(feature = "fjall")]
 mod fjall;
+/// What the fuzz targets try. Not there but for them and the tests.
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 #[cfg(any(feature = "fjall", feature = "redis"))]
 #[cfg_attr(
     not(feature = "redis"),

@@ -22,6 +22,8 @@
 //! life of the host. Tested with Postgres 15; CockroachDB and YugabyteDB have not been tried.
 
 mod errors;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod known;
 mod link;
 mod pages;

@@ -66,6 +66,8 @@ mod script;
 mod server;
 mod target;
 mod write;
+#[cfg(any(test, fuzzing))]
+pub(crate) use self::scan::fuzzing;
 
 use std::fmt;
 use std::sync::Arc;

@@ -115,3 +115,19 @@ impl fmt::Display for FireId {
         write!(f, "{}/{}/{}", self.name, self.id, self.revision)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_floating_point_number_comes_back_to_the_last_bit() {
+        let mut rng = fastrand::Rng::with_seed(1);
+        let random = (0..10_000).map(|_| f64::from_bits(rng.u64(..)));
+        for number in random.filter(|number| number.is_finite()).chain([1.234_567_890_123_412_4e29]) {
+            let stored = encode_meta(&number).expect("a number is small");
+            let read: f64 = serde_json::from_slice(&stored).expect("it is JSON");
+            assert_eq!(read.to_bits(), number.to_bits(), "{number:e}");
+        }
+    }
+}

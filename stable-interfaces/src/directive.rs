@@ -209,6 +209,16 @@ impl Directive {
         })
     }
 
+    /// Whether a message is a directive; if so, it reads the same when it is written again.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn try_out(row: &InboxRow) -> bool {
+        let Ok(what) = Directive::read(row) else { return false };
+        let post = Directive::of(what.clone()).into_post();
+        let again = InboxRow { headers: post.headers, body: post.body, ..row.clone() };
+        assert_eq!(Directive::read(&again), Ok(what));
+        true
+    }
+
     /// Does what a message says. Its effects, like a handler's, are recorded only.
     pub(crate) async fn carry_out(row: &InboxRow, cx: &mut Context) -> Result<(), DirectiveError> {
         let done = match Directive::read(row).map_err(DirectiveError::Unknown)? {

@@ -75,6 +75,10 @@ mod dead;
 mod directive;
 mod error;
 mod fleet;
+/// What the fuzz targets try. Not there but for them and the tests.
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod host;
 mod id;
 mod inbox;

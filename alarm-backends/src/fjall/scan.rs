@@ -4,7 +4,8 @@ use std::ops::Bound;
 
 use fjall::{Iter, Readable, Snapshot};
 use stable_interfaces::{
-    After, DamageReason, Damaged, Loaded, Page, Read, ReadRange, ReadRows, Rows, ShardId, StoreError,
+    After, AlarmRow, DamageReason, Damaged, DeadLetter, InboxRow, Loaded, Page, Read, ReadRange, ReadRows, Rows,
+    ShardId, StoreError,
 };
 
 use super::directory::{Directory, Table};
@@ -30,28 +31,19 @@ impl<'a> Scan<'a> {
         let rows = match &page.after {
             After::Alarms(after) => {
                 let after = after.as_ref().map(|at| key::timed(&key::identity(page.shard, &at.name, &at.id), at.due));
-                Rows::Alarms(self.rows(page, Table::Alarms, from(after), &mut damaged, |key, value| {
-                    let (due, name, id) = reader.timed(key)?;
-                    let row = codec::decode_alarm(name, id, value)?;
-                    if row.due == due { Ok(row) } else { Err(misplaced()) }
-                })?)
+                let decode = |key: &[u8], value: &[u8]| alarm(&mut reader, key, value);
+                Rows::Alarms(self.rows(page, Table::Alarms, from(after), &mut damaged, decode)?)
             }
             After::Inbox(after) => {
                 let after =
                     after.as_ref().map(|at| key::timed(&key::identity(page.shard, &at.name, &at.id), at.arrived));
-                Rows::Inbox(self.rows(page, Table::Inbox, from(after), &mut damaged, |key, value| {
-                    let (arrived, name, id) = reader.timed(key)?;
-                    let row = codec::decode_message(name, id, value)?;
-                    if row.arrived == arrived { Ok(row) } else { Err(misplaced()) }
-                })?)
+                let decode = |key: &[u8], value: &[u8]| message(&mut reader, key, value);
+                Rows::Inbox(self.rows(page, Table::Inbox, from(after), &mut damaged, decode)?)
             }
             After::Dead(after) => {
                 let after = after.as_ref().map(|at| key::dead(page.shard, at));
-                Rows::Dead(self.rows(page, Table::Dead, from(after), &mut damaged, |key, value| {
-                    let at = reader.dead(key)?;
-                    let row = codec::decode_dead(at.name, at.is_message, at.id, value)?;
-                    if row.died_at == at.died_at { Ok(row) } else { Err(misplaced()) }
-                })?)
+                let decode = |key: &[u8], value: &[u8]| dead(&mut reader, key, value);
+                Rows::Dead(self.rows(page, Table::Dead, from(after), &mut damaged, decode)?)
             }
         };
         Ok(Loaded { rows, damaged })
@@ -157,6 +149,27 @@ impl<'a> Scan<'a> {
         };
         self.snapshot.range(self.directory.table(table), (Bound::Included(first), end))
     }
+}
+
+/// An alarm from its place in the order of firing.
+pub(super) fn alarm(reader: &mut Reader, key: &[u8], value: &[u8]) -> Result<AlarmRow, DamageReason> {
+    let (due, name, id) = reader.timed(key)?;
+    let row = codec::decode_alarm(name, id, value)?;
+    if row.due == due { Ok(row) } else { Err(misplaced()) }
+}
+
+/// A message from its place in the order of arrival.
+pub(super) fn message(reader: &mut Reader, key: &[u8], value: &[u8]) -> Result<InboxRow, DamageReason> {
+    let (arrived, name, id) = reader.timed(key)?;
+    let row = codec::decode_message(name, id, value)?;
+    if row.arrived == arrived { Ok(row) } else { Err(misplaced()) }
+}
+
+/// A dead letter.
+pub(super) fn dead(reader: &mut Reader, key: &[u8], value: &[u8]) -> Result<DeadLetter, DamageReason> {
+    let at = reader.dead(key)?;
+    let row = codec::decode_dead(at.name, at.is_message, at.id, value)?;
+    if row.died_at == at.died_at { Ok(row) } else { Err(misplaced()) }
 }
 
 fn misplaced() -> DamageReason {

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use stable_interfaces::{
-    AlarmRow, DamageReason, DeadLetter, DeadRow, Epoch, InboxRow, InstanceName, MessageHeaders, Revision, Timestamp,
+    AlarmRow, BoxError, DamageReason, DeadLetter, DeadRow, Epoch, InboxRow, InstanceName, MessageHeaders, Revision,
+    Timestamp,
 };
 use tokio_postgres::Row;
 use tokio_postgres::types::FromSql;
@@ -14,12 +15,27 @@ use tokio_postgres::types::FromSql;
 /// The format of the rows that this code writes.
 const FORMAT: i16 = 1;
 
-pub(super) fn alarm(row: &Row) -> Result<AlarmRow, DamageReason> {
+/// A row by the names of its columns.
+pub(super) trait Columns {
+    /// The value of a column, or why there is none of this type.
+    fn column<'a, T: FromSql<'a>>(&'a self, name: &str) -> Result<T, BoxError>;
+}
+
+impl Columns for Row {
+    fn column<'a, T: FromSql<'a>>(&'a self, name: &str) -> Result<T, BoxError> {
+        self.try_get(name).map_err(|error| match std::error::Error::source(&error) {
+            Some(cause) => cause.to_string().into(),
+            None => error.into(),
+        })
+    }
+}
+
+pub(super) fn alarm(row: &impl Columns) -> Result<AlarmRow, DamageReason> {
     check_format(row)?;
     alarm_with(row, "meta")
 }
 
-fn alarm_with(row: &Row, meta: &str) -> Result<AlarmRow, DamageReason> {
+fn alarm_with(row: &impl Columns, meta: &str) -> Result<AlarmRow, DamageReason> {
     let revision = Revision { epoch: Epoch(unsigned(row, "rev_epoch")?), counter: unsigned(row, "rev_counter")? };
     Ok(AlarmRow {
         name: name(row)?,
@@ -35,7 +51,7 @@ fn alarm_with(row: &Row, meta: &str) -> Result<AlarmRow, DamageReason> {
     })
 }
 
-pub(super) fn message(row: &Row) -> Result<InboxRow, DamageReason> {
+pub(super) fn message(row: &impl Columns) -> Result<InboxRow, DamageReason> {
     check_format(row)?;
     let headers: MessageHeaders = serde_json::from_slice(get(row, "headers")?)
         .map_err(|error| DamageReason::Undecodable(format!("headers: {error}")))?;
@@ -53,7 +69,7 @@ pub(super) fn message(row: &Row) -> Result<InboxRow, DamageReason> {
     })
 }
 
-pub(super) fn dead(row: &Row) -> Result<DeadLetter, DamageReason> {
+pub(super) fn dead(row: &impl Columns) -> Result<DeadLetter, DamageReason> {
     check_format(row)?;
     let dead = if get(row, "is_message")? {
         DeadRow::Message(message(row)?)
@@ -63,12 +79,12 @@ pub(super) fn dead(row: &Row) -> Result<DeadLetter, DamageReason> {
     Ok(DeadLetter { died_at: time(row, "died_at")?, reason: text(row, "reason")?, row: dead })
 }
 
-pub(super) fn value(row: &Row) -> Result<(Arc<str>, Bytes), DamageReason> {
+pub(super) fn value(row: &impl Columns) -> Result<(Arc<str>, Bytes), DamageReason> {
     check_format(row)?;
     Ok((text(row, "key")?, bytes(row, "value")?))
 }
 
-fn check_format(row: &Row) -> Result<(), DamageReason> {
+fn check_format(row: &impl Columns) -> Result<(), DamageReason> {
     match get::<i16>(row, "format")? {
         FORMAT => Ok(()),
         newer @ 2.. => Err(DamageReason::NewerVersion(newer.unsigned_abs().into())),
@@ -76,32 +92,29 @@ fn check_format(row: &Row) -> Result<(), DamageReason> {
     }
 }
 
-fn get<'a, T: FromSql<'a>>(row: &'a Row, column: &str) -> Result<T, DamageReason> {
-    row.try_get(column).map_err(|error| {
-        let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-        DamageReason::Undecodable(format!("{column}: {cause}"))
-    })
+fn get<'a, T: FromSql<'a>>(row: &'a impl Columns, column: &str) -> Result<T, DamageReason> {
+    row.column(column).map_err(|cause| DamageReason::Undecodable(format!("{column}: {cause}")))
 }
 
-fn text(row: &Row, column: &str) -> Result<Arc<str>, DamageReason> {
+fn text(row: &impl Columns, column: &str) -> Result<Arc<str>, DamageReason> {
     get::<&str>(row, column).map(Arc::from)
 }
 
-fn bytes(row: &Row, column: &str) -> Result<Bytes, DamageReason> {
+fn bytes(row: &impl Columns, column: &str) -> Result<Bytes, DamageReason> {
     get::<&[u8]>(row, column).map(Bytes::copy_from_slice)
 }
 
-fn name(row: &Row) -> Result<InstanceName, DamageReason> {
+fn name(row: &impl Columns) -> Result<InstanceName, DamageReason> {
     Ok(InstanceName { interface: text(row, "interface")?, instance: text(row, "instance")? })
 }
 
-fn unsigned<N: TryFrom<i64>>(row: &Row, column: &str) -> Result<N, DamageReason> {
+fn unsigned<N: TryFrom<i64>>(row: &impl Columns, column: &str) -> Result<N, DamageReason> {
     let stored: i64 = get(row, column)?;
     stored.try_into().map_err(|_| DamageReason::Undecodable(format!("{column}: {stored} is out of range")))
 }
 
 /// A time outside the years that a [`Timestamp`] has would come back as another, and pages would lose their place.
-fn time(row: &Row, column: &str) -> Result<Timestamp, DamageReason> {
+fn time(row: &impl Columns, column: &str) -> Result<Timestamp, DamageReason> {
     let millis: i64 = get(row, column)?;
     let time = Timestamp::from_millis(millis);
     if time.as_millis() == millis {

@@ -3,6 +3,9 @@
 //! Members of a sorted set come in pieces, each with its row from the same moment, until a page is full or the set ends. What cannot be
 //! read is set aside and another row taken in its place.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
+
 use std::sync::Arc;
 
 use redis::Value;

@@ -50,7 +50,8 @@ impl Arguments {
     }
 }
 
-fn encoded(op: &Op) -> Result<(usize, Vec<Vec<u8>>), BoxError> {
+/// The kind of an operation, and its arguments.
+pub(super) fn encoded(op: &Op) -> Result<(usize, Vec<Vec<u8>>), BoxError> {
     Ok(match op {
         Op::PutAlarm(alarm) => {
             let row = codec::encode_alarm(alarm);
@@ -246,7 +247,7 @@ impl Inner {
 }
 
 /// Identity and row of a message; the script stamps its arrival.
-fn posted_row(message: &NewMessage) -> Result<[Vec<u8>; 2], BoxError> {
+pub(super) fn posted_row(message: &NewMessage) -> Result<[Vec<u8>; 2], BoxError> {
     let id = key::identity(&message.name, &message.id)?;
     let row = InboxRow {
         name: message.name.clone(),

@@ -629,5 +629,5 @@ impl Subject<Cases> for Model {
 
 #[test]
 fn whatever_the_store_answers_a_commit_lands_once_in_order_and_its_instance_is_told_the_truth() {
-    cases::check::<Cases, _>(400, 60, |refuses_whole_writes| Model::new(*refuses_whole_writes));
+    cases::check::<Cases, _>(1_500, 60, |refuses_whole_writes| Model::new(*refuses_whole_writes));
 }

@@ -1,0 +1,69 @@
+//! Any bytes as a member of a sorted set and its row: see [`crate::fuzzing`].
+
+use stable_interfaces::Op;
+
+use super::super::write::encoded;
+use super::*;
+use crate::fuzzing::Parts;
+
+fn walk(table: Table) -> Walk {
+    Walk::new(ShardId(0), table, Vec::new(), Vec::new(), 1)
+}
+
+/// A table (1 byte, and whether there is a progress), a member and the progress (each its length and itself) and a row: one row
+/// has one member, and reads the same when it is written again.
+pub fn rows(data: &[u8]) -> bool {
+    let mut parts = Parts(data);
+    let kind = parts.byte();
+    let table = [Table::Due, Table::Alarms, Table::Inbox, Table::Dead, Table::Storage][usize::from(kind & 0x7f) % 5];
+    let (member, progress) = (parts.bytes(), (kind & 0x80 != 0).then(|| parts.bytes().to_vec()));
+    let mut found = walk(table);
+    if found.take_row(member, Some(parts.0.to_vec()), progress).is_err() {
+        return false;
+    }
+    let mut again = walk(table);
+    match (&found.rows, found.values.first()) {
+        (_, Some((key, value))) => {
+            let (name, _) = found.reader.identity(member).expect("it was read");
+            let (_, items) = encoded(&Op::Put { name, key: key.clone(), value: value.clone() }).expect("it was stored");
+            assert_eq!(items[0], member);
+            again.take_row(member, items.get(1).cloned(), None).expect("what was written is read");
+        }
+        (Rows::Alarms(rows), _) => {
+            let (_, items) = encoded(&Op::PutAlarm(rows[0].clone())).expect("it was stored");
+            let own = if table == Table::Due { key::timed(rows[0].due, &items[0]) } else { items[0].clone() };
+            assert_eq!(own, member);
+            again.take_row(member, items.get(1).cloned(), None).expect("what was written is read");
+        }
+        (Rows::Inbox(rows), _) => {
+            let (_, items) = encoded(&Op::PutMessage(rows[0].clone())).expect("it was stored");
+            assert_eq!(items[0], member);
+            // Headers and body are not in the progress.
+            let row = [&[LAYOUT][..], &member[..TIME], &codec::encode_message(&rows[0])].concat();
+            again.take_row(member, Some(row), items.get(1).cloned()).expect("what was written is read");
+        }
+        (Rows::Dead(rows), _) => {
+            let (_, items) = encoded(&Op::PutDead(rows[0].clone())).expect("it was stored");
+            assert_eq!(items[0], member);
+            again.take_row(member, items.get(1).cloned(), None).expect("what was written is read");
+        }
+    }
+    assert_eq!((again.rows, again.values), (found.rows, found.values), "written again");
+    true
+}
+
+/// Table, member, progress and row of what an operation stores, for each way in which it is found.
+#[cfg(test)]
+pub(crate) fn seeds(op: &Op) -> Vec<(u8, Vec<u8>, Option<Vec<u8>>, Vec<u8>)> {
+    let (_, mut items) = encoded(op).unwrap();
+    let (row, member) = (items.remove(1), items.remove(0));
+    match op {
+        Op::PutAlarm(alarm) => vec![(0, key::timed(alarm.due, &member), None, row.clone()), (1, member, None, row)],
+        Op::PutMessage(message) => {
+            let posted = [&[LAYOUT][..], &member[..TIME], &codec::encode_message(message)].concat();
+            vec![(2, member.clone(), None, posted.clone()), (0x80 | 2, member, Some(row), posted)]
+        }
+        Op::PutDead(_) => vec![(3, member, None, row)],
+        _ => vec![(4, member, None, row)],
+    }
+}
