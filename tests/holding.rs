@@ -138,3 +138,30 @@ async fn holding_does_nothing_outside_an_alarms_handler_and_nothing_if_the_handl
     world.pass(60 * SECOND).await;
     assert_eq!(world.script.fired().iter().map(|fired| fired.attempt).collect::<Vec<_>>(), [0, 1]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_alarm_that_its_handler_cancelled_and_then_held_stays_cancelled_also_after_a_crash() {
+    let world = World::in_memory();
+    let site = world.start().await;
+    site.probes.set_alarm("a", "held", world.at(5_000), &()).await.unwrap();
+    site.crash();
+    world.pass(10 * SECOND).await;
+    world.script.on_alarm(|_, cx, _| {
+        Box::pin(async move {
+            cx.cancel_alarm("held")?;
+            cx.commit().await?;
+            cx.hold_alarm();
+            Ok(())
+        })
+    });
+    // It is overdue, and its shard was not released: so it is marked when it begins, and what takes the mark away again would
+    // be a row of it.
+    let site = world.start().await;
+    world.pass(SECOND).await;
+    assert_eq!(world.script.fired().len(), 1);
+    assert!(site.probes.alarms("a").await.unwrap().is_empty());
+    drop(site);
+    let _site = world.start().await;
+    world.pass(60 * SECOND).await;
+    assert_eq!(world.script.fired().len(), 1);
+}

@@ -402,7 +402,7 @@ impl<I: StableInterface> Slot<I> {
             Some(token) if recorded.holds_alarm() => {
                 // The mark that it was started, if there is one, goes with the commit that holds it.
                 let ops = match token.wake() {
-                    Wake::Alarm(alarm) if token.must_mark => {
+                    Wake::Alarm(alarm) if token.must_mark && !self.is_replaced(inner, epoch, &token) => {
                         let unmarked = Op::PutAlarm(crate::AlarmRow { started: false, ..(**alarm).clone() });
                         self.push(inner, epoch, vec![unmarked], None, Shown::Hidden);
                         ops
@@ -699,6 +699,15 @@ impl<I: StableInterface> Slot<I> {
         (ticket, commit)
     }
 
+    /// Whether the handler has committed another setting of the alarm that woke it, or cancelled it.
+    fn is_replaced(&self, inner: &Inner<I>, epoch: Epoch, token: &WakeToken) -> bool {
+        let Wake::Alarm(alarm) = token.wake() else { return false };
+        let unsettled = inner.extra.iter().flat_map(|extra| &extra.unsettled);
+        let ops = unsettled.flat_map(|(_, commit)| &commit.ops);
+        effects::find_alarm(ops, &alarm.id).is_some_and(|found| !token.is_setting(found))
+            || !self.interface.host.shards.is_firing(self.shard, epoch, alarm)
+    }
+
     /// Queues what becomes of an alarm or message whose handler failed: another attempt later, or a dead letter.
     ///
     /// It goes through the gate of the incarnation that failed, so the next one begins after it. If that gate has failed
@@ -706,17 +715,7 @@ impl<I: StableInterface> Slot<I> {
     fn push_failure(&self, inner: &mut Inner<I>, epoch: Epoch, token: WakeToken, error: &str) {
         let host = &self.interface.host;
         let wake = token.wake();
-        // The handler may have committed another setting of its alarm, or cancelled it, before it failed.
-        let is_replaced = match wake {
-            Wake::Message(_) => false,
-            Wake::Alarm(alarm) => {
-                let unsettled = inner.extra.iter().flat_map(|extra| &extra.unsettled);
-                let ops = unsettled.flat_map(|(_, commit)| &commit.ops);
-                effects::find_alarm(ops, &alarm.id).is_some_and(|found| !token.is_setting(found))
-                    || !host.shards.is_firing(self.shard, epoch, alarm)
-            }
-        };
-        let ops = if is_replaced {
+        let ops = if self.is_replaced(inner, epoch, &token) {
             Vec::new()
         } else {
             let error: Arc<str> = truncate(error).into();
