@@ -3,7 +3,12 @@
 //!
 //! `tests/run fuzz` feeds them what a fuzzer makes up; the test below, on every run, what is in `fuzz/corpus`.
 
-#![allow(clippy::panic, missing_docs, reason = "not for programs; what does not hold ends the fuzzer")]
+#![allow(
+    clippy::must_use_candidate,
+    clippy::panic,
+    missing_docs,
+    reason = "not for programs; what does not hold ends the fuzzer"
+)]
 
 #[cfg(feature = "fjall")]
 pub use crate::fjall::fuzzing::rows as fjall_rows;

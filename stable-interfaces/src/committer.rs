@@ -6,7 +6,8 @@
 //! until it is known or the shard is lost; meanwhile its callers are told [`Failure::Unknown`]. What was never sent for too
 //! long is withdrawn and fails for certain.
 
-#[cfg(all(test, feature = "testing"))]
+#[cfg(test)]
+#[cfg(feature = "testing")]
 mod model;
 
 use std::collections::VecDeque;

@@ -364,10 +364,9 @@ fn rest() -> impl Strategy<Value = Rest> {
 }
 
 fn change() -> impl Strategy<Value = Change> {
-    let (who, at) = (0..NAMES.len(), 0..TIMES.len());
+    let at = 0..TIMES.len();
     let item = || (0..NAMES.len(), 0..IDS.len());
     let revision = || (1..4_u64, prop_oneof![4 => 0..4_u64, 1 => Just(i64::MAX.unsigned_abs())]);
-    let _ = who;
     prop_oneof![
         6 => (item(), at.clone(), revision(), rest()).prop_map(|((who, id), due, revision, rest)| {
             Change::PutAlarm { who, id, due, revision, rest }
@@ -805,7 +804,7 @@ impl Tested {
                 .collect(),
             Kind::Dead => stored.dead.values().cloned().map(Stored::Dead).collect(),
         };
-        rows.sort_by(|a, b| a.key().cmp(&b.key()));
+        rows.sort_by_key(Stored::key);
         rows
     }
 
@@ -923,7 +922,7 @@ impl Tested {
                 self.store(*life).release(Incarnation(model.incarnation(*life)), &shards).await?;
             }
             Step::Commit { life, lane, number, .. } => {
-                self.commit(model, model.incarnation(*life), *lane, *number).await?
+                self.commit(model, model.incarnation(*life), *lane, *number).await?;
             }
             Step::Post(messages) => self.post(model, messages).await?,
             Step::Load(pages) => self.load(model, pages).await?,

@@ -1,5 +1,7 @@
 //! Any bytes as an entry of a table: see [`crate::fuzzing`].
 
+#![allow(clippy::must_use_candidate, reason = "what it returns is for the tests")]
+
 use stable_interfaces::{InstanceName, Timestamp};
 #[cfg(test)]
 use stable_interfaces::{Op, ShardId};

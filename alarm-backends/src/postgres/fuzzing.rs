@@ -1,5 +1,7 @@
 //! Any bytes as the columns of a row: see [`crate::fuzzing`].
 
+#![allow(clippy::must_use_candidate, reason = "what it returns is for the tests")]
+
 use std::collections::BTreeMap;
 
 use bytes::BytesMut;

@@ -363,6 +363,9 @@ impl Store for Scripted {
     }
 }
 
+/// What an instance was told of a commit, and when.
+type Told = (Result<(), Failure>, Duration);
+
 /// A commit, and what its instance was told.
 struct Record {
     number: u64,
@@ -373,8 +376,7 @@ struct Record {
     gate: Arc<Gate>,
     ticket: Ticket,
     queued_at: Duration,
-    /// And when.
-    told: Arc<Mutex<Option<(Result<(), Failure>, Duration)>>>,
+    told: Arc<Mutex<Option<Told>>>,
     is_checked: bool,
 }
 

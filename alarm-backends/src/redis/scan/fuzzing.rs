@@ -1,5 +1,7 @@
 //! Any bytes as a member of a sorted set and its row: see [`crate::fuzzing`].
 
+#![allow(clippy::must_use_candidate, reason = "what it returns is for the tests")]
+
 use stable_interfaces::Op;
 
 use super::super::write::encoded;
@@ -52,9 +54,13 @@ pub fn rows(data: &[u8]) -> bool {
     true
 }
 
-/// Table, member, progress and row of what an operation stores, for each way in which it is found.
+/// Table, member, progress and row.
 #[cfg(test)]
-pub(crate) fn seeds(op: &Op) -> Vec<(u8, Vec<u8>, Option<Vec<u8>>, Vec<u8>)> {
+pub(crate) type Seed = (u8, Vec<u8>, Option<Vec<u8>>, Vec<u8>);
+
+/// What an operation stores, for each way in which it is found.
+#[cfg(test)]
+pub(crate) fn seeds(op: &Op) -> Vec<Seed> {
     let (_, mut items) = encoded(op).unwrap();
     let (row, member) = (items.remove(1), items.remove(0));
     match op {
