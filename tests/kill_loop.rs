@@ -25,7 +25,7 @@ const EMBEDDED_LEG: u64 = 12;
 /// How many embedded stores there are at a time.
 const EMBEDDED_STORES: u64 = 2;
 /// How many acknowledged operations there are before each kill.
-const OPERATIONS: std::ops::Range<usize> = 300..2_100;
+const OPERATIONS: std::ops::Range<usize> = 300..1_950;
 /// A slow machine need not do all of them.
 const AT_MOST: Duration = Duration::from_secs(1);
 /// One kill in so many is the store's.
