@@ -232,15 +232,7 @@ impl Site {
     /// Faults of the store and changes of owners are what the tests make; nothing else may fail, and nothing at all on a store that
     /// nobody disturbs.
     fn failed(&self, error: &RequestError<ContextError>) {
-        // What a handler was refused by its context, it passes on as its own error.
-        let passed_on = matches!(
-            error,
-            RequestError::Handler(ContextError::Store(_) | ContextError::Fenced | ContextError::Unknown)
-        );
-        // Who waited behind a message for which the instance could not read its state hears of that.
-        let not_started =
-            matches!(error, RequestError::Rejected(why) if why.starts_with("the instance could not start"));
-        let expected = error.is_retryable() || error.may_have_happened() || passed_on || not_started;
+        let expected = error.is_retryable() || error.may_have_happened();
         if !expected || matches!(self.job.place, Place::Fjall(_)) {
             self.voice.say(format!("wrong {}", in_one_line(error)));
         }
