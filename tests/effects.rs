@@ -503,7 +503,7 @@ async fn a_store_that_hangs_is_waited_for_within_its_deadline_by_reads_too() {
     world.store.hang_from(world.store.begun());
     let before = world.now();
     let error = site.probes.request("a", get("k")).await.unwrap_err();
-    assert!(matches!(error, RequestError::Handler(Failed::Context(ContextError::Store(_)))), "{error}");
+    assert!(matches!(error, RequestError::Store(_)) && error.is_retryable(), "{error}");
     assert_eq!(world.now() - before, 5_000);
     let error = site.probes.request("a", put("k", 2)).await.unwrap_err();
     assert!(matches!(error, RequestError::Unknown), "{error}");

@@ -253,6 +253,59 @@ async fn a_failing_on_start_fails_every_waiting_request_and_the_instance_is_not_
 }
 
 #[tokio::test(start_paused = true)]
+async fn all_who_wait_for_an_instance_that_cannot_read_its_state_hear_that_it_was_the_store() {
+    let world = World::in_memory();
+    world.script.on_start(|_, cx| {
+        Box::pin(async move {
+            cx.get::<i64>("k").await?;
+            Ok(())
+        })
+    });
+    let site = world.start().await;
+    world.store.hang_from(world.store.begun());
+    let requests: Vec<_> = (0..5).map(|_| spawn(&site.probes, "a", life())).collect();
+    for request in requests {
+        let error = request.await.unwrap().unwrap_err();
+        assert!(matches!(error, RequestError::Store(_)) && error.is_retryable(), "{error}");
+    }
+    assert!(!site.probes.is_running("a"));
+    world.store.release_hanging();
+    site.probes.request("a", life()).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_makes_nothing_of_the_stores_failure_answers_with_its_own_error() {
+    let world = World::in_memory();
+    let site = world.start().await;
+    site.probes.request("a", life()).await.unwrap();
+    world.store.hang_from(world.store.begun());
+    let own = act::<()>(|_, cx| {
+        Box::pin(async move {
+            drop(cx.get::<i64>("k").await.unwrap_err());
+            Err(Failed::Told("no"))
+        })
+    });
+    let error = site.probes.request("a", own).await.unwrap_err();
+    assert!(matches!(error, RequestError::Handler(Failed::Told("no"))), "{error}");
+    world.store.release_hanging();
+
+    // What it has made durable before that has happened: to repeat it would do it twice.
+    let store = world.store.clone();
+    let partly = act::<()>(move |_, cx| {
+        Box::pin(async move {
+            cx.put("k", &1)?;
+            cx.commit().await?;
+            store.hang_from(store.begun());
+            cx.get::<i64>("other").await?;
+            Ok(())
+        })
+    });
+    let error = site.probes.request("a", partly).await.unwrap_err();
+    assert!(matches!(error, RequestError::Handler(Failed::Context(ContextError::Store(_)))), "{error}");
+    assert!(!error.is_retryable());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_handler_whose_caller_disappears_finishes_and_its_effects_are_committed() {
     let world = World::in_memory();
     let site = world.start().await;

@@ -274,6 +274,7 @@ impl StableInterface for Probe {
     }
 
     async fn on_stop(&mut self) {
+        tracing::debug!("said goodbye");
         self.script.0.stops.fetch_add(1, Ordering::SeqCst);
     }
 }

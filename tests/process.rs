@@ -1,7 +1,8 @@
 //! Hosts as real processes, that can be killed, stopped and let go on, and an account of what they acknowledged.
 //!
 //! A child is the test program itself, which runs its ignored test `child` and nothing else; so nothing more has to be built. It
-//! is killed with the [`Hosts`] that started it, and ends by itself, by its standard input, should the whole test be killed.
+//! is killed with the [`Hosts`] that started it, and dies with the thread that did should the whole test be killed, or ends by
+//! itself, by its standard input, where that cannot be had.
 
 mod account;
 mod child;
@@ -12,8 +13,11 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write as _};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use alarm_backends::testing::servers::dies_with_parent;
 
 pub use account::{Account, Verdict};
 pub use child::{Job, Place, Seat, child};
@@ -32,32 +36,44 @@ struct Process {
     input: ChildStdin,
     /// Passes on what the child says, to the end.
     reader: Option<JoinHandle<()>>,
+    /// As whom.
+    host: Arc<OnceLock<String>>,
 }
 
 impl Process {
-    fn start(host: &str, job: &Job, said: Sender<Said>) -> Process {
-        let this = std::env::current_exe().expect("this test has a path");
-        let mut command = Command::new(this);
-        command.args(["child", "--exact", "--ignored", "--nocapture", "--test-threads=1"]);
-        command.env(child::JOB, serde_json::to_string(job).expect("a job can be written"));
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+    /// Starts one that waits to hear who it is.
+    fn start(said: Sender<Said>) -> Process {
+        let this = std::env::current_exe().expect("this test has a path").display().to_string();
+        let test = ["child", "--exact", "--ignored", "--nocapture", "--test-threads=1"].map(str::to_owned);
+        let line: Vec<_> = dies_with_parent().into_iter().chain([this]).chain(test).collect();
+        let mut command = Command::new(&line[0]);
+        command.args(&line[1..]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
         let mut child = command.spawn().expect("the child starts");
         let input = child.stdin.take().expect("it is piped");
         let mut stdout = BufReader::new(child.stdout.take().expect("it is piped"));
-        let host = host.to_owned();
+        let host = Arc::new(OnceLock::new());
+        let name: Arc<OnceLock<String>> = host.clone();
         let reader = std::thread::spawn(move || {
             let mut line = String::new();
             // A line without an end was cut short by a kill.
             while stdout.read_line(&mut line).is_ok_and(|read| read > 0) && line.ends_with('\n') {
-                if let Some((_, text)) = line.trim_end().split_once(voice::MARK)
-                    && said.send((host.clone(), text.to_owned())).is_err()
-                {
-                    return;
+                if let Some((_, text)) = line.trim_end().split_once(voice::MARK) {
+                    let host = name.get().expect("it says nothing before it knows its job").clone();
+                    if said.send((host, text.to_owned())).is_err() {
+                        return;
+                    }
                 }
                 line.clear();
             }
         });
-        Process { child, input, reader: Some(reader) }
+        Process { child, input, reader: Some(reader), host }
+    }
+
+    /// Tells it who it is; it begins.
+    fn begin(&mut self, host: &str, job: &Job) {
+        self.host.set(host.to_owned()).expect("it has no job yet");
+        writeln!(self.input, "{}", serde_json::to_string(job).expect("a job can be written"))
+            .expect("it waits for its job");
     }
 
     /// Waits for its end, and until everything it said has been passed on.
@@ -79,10 +95,12 @@ impl Drop for Process {
 
 /// The hosts of a store, each a process that runs or does not, and what they have said.
 pub struct Hosts {
-    place: Box<dyn Fn(&str) -> Place>,
+    place: Box<dyn Fn(&str) -> Place + Send>,
     ledgers: u64,
     callers: u64,
     running: BTreeMap<String, Process>,
+    /// Waits for its job.
+    spare: Option<Process>,
     lives: u64,
     /// Where they say it, and where it is heard.
     said: (Sender<Said>, Receiver<Said>),
@@ -101,12 +119,13 @@ impl std::fmt::Debug for Hosts {
 impl Hosts {
     /// No hosts yet. `place` tells by a host's name where its rows are; on all together there are so many ledgers, and so many callers
     /// on each.
-    pub fn new(place: impl Fn(&str) -> Place + 'static, ledgers: u64, callers: u64) -> Hosts {
+    pub fn new(place: impl Fn(&str) -> Place + Send + 'static, ledgers: u64, callers: u64) -> Hosts {
         Hosts {
             place: Box::new(place),
             ledgers,
             callers,
             running: BTreeMap::new(),
+            spare: None,
             lives: 0,
             said: channel(),
             account: Account::default(),
@@ -115,8 +134,13 @@ impl Hosts {
     }
 
     /// Where the processes have their rows that are started from here on.
-    pub fn set_place(&mut self, place: impl Fn(&str) -> Place + 'static) {
+    pub fn set_place(&mut self, place: impl Fn(&str) -> Place + Send + 'static) {
         self.place = Box::new(place);
+    }
+
+    /// Starts a process that the next host need not wait for.
+    pub fn prepare(&mut self) {
+        self.spare.get_or_insert_with(|| Process::start(self.said.0.clone()));
     }
 
     /// Starts a process as `host`.
@@ -124,7 +148,8 @@ impl Hosts {
         self.lives += 1;
         let job = Job { place: (self.place)(host), ledgers: self.ledgers, callers: self.callers, life: self.lives };
         self.other.remove(host);
-        let process = Process::start(host, &job, self.said.0.clone());
+        let mut process = self.spare.take().unwrap_or_else(|| Process::start(self.said.0.clone()));
+        process.begin(host, &job);
         assert!(self.running.insert(host.to_owned(), process).is_none(), "{host} runs already");
     }
 

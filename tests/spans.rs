@@ -1,4 +1,4 @@
-//! The span around each handler. It is the only test of its program, since tracing remembers per process whether anybody
+//! The span around each handler, and around `on_stop`. It is the only test of its program, since tracing remembers per process whether anybody
 //! listens.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
@@ -59,7 +59,7 @@ impl<S: tracing::Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Spans {
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_poll_of_a_handler_is_inside_a_span_that_names_it() {
+async fn each_poll_of_a_handler_and_of_on_stop_is_inside_a_span_that_names_it() {
     let spans = Spans::default();
     tracing::subscriber::set_global_default(tracing_subscriber::registry().with(spans.clone())).unwrap();
     let world = World::in_memory();
@@ -116,4 +116,14 @@ async fn each_poll_of_a_handler_is_inside_a_span_that_names_it() {
         *spans.0.lock(),
         [format!("{a} alarm=x attempt=0"), format!("{a} alarm=x attempt=1"), format!("{a} message=m attempt=0")]
     );
+    spans.0.lock().clear();
+
+    site.probes.stop("a").await.unwrap();
+    let drained = site.host.drain(SECOND).await;
+    assert!(drained.released, "{drained:?}");
+    let stops = ["outer", "inner"].map(|id| format!("stop interface=probe instance={id} shard=0"));
+    let mut said = std::mem::take(&mut *spans.0.lock());
+    assert_eq!(said.remove(0), format!("stop interface=probe instance=a shard=0 in {a}"));
+    said.sort_unstable_by(|one, other| other.cmp(one));
+    assert_eq!(said, stops);
 }

@@ -75,6 +75,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::StreamExt;
+use redis::TlsCertificates;
 use stable_interfaces::{
     Claim, Claimed, Clock, Hints, Incarnation, Loaded, NewMessage, Page, Posted, Read, ReadRows, Renewed, ShardId,
     Store, StoreError, SystemClock, Write,
@@ -141,6 +142,7 @@ pub struct RedisStoreBuilder {
     replicas: u32,
     must_exist: bool,
     clock: Option<Arc<dyn Clock>>,
+    tls: Option<TlsCertificates>,
 }
 
 struct Inner {
@@ -157,7 +159,8 @@ struct Inner {
 impl RedisStore {
     /// Connects to one server: `redis://[user:password@]host[:port][/db]`, or `rediss://..` for TLS.
     ///
-    /// With TLS the server's certificate must be trusted by the system. Where the program has not chosen a cryptographic
+    /// With TLS the server's certificate and name are verified, against the roots that the operating system trusts or that the
+    /// file named by `SSL_CERT_FILE` holds; [`tls`](RedisStoreBuilder::tls) names others. Where the program has not chosen a cryptographic
     /// library for `rustls`, `ring` becomes its choice.
     ///
     /// # Errors
@@ -192,7 +195,7 @@ impl fmt::Debug for RedisStore {
 impl RedisStoreBuilder {
     fn new(urls: Vec<String>, is_cluster: bool) -> RedisStoreBuilder {
         let (prefix, timeout) = ("stable".to_owned(), Duration::from_secs(5));
-        RedisStoreBuilder { urls, is_cluster, prefix, timeout, replicas: 0, must_exist: false, clock: None }
+        RedisStoreBuilder { urls, is_cluster, prefix, timeout, replicas: 0, must_exist: false, clock: None, tls: None }
     }
 
     /// What all keys begin with, so that several fleets can share a server: 1 to 64 letters, digits or any of `-_./`.
@@ -223,6 +226,12 @@ impl RedisStoreBuilder {
         self
     }
 
+    /// TLS with other roots or a client certificate, for addresses that begin with `rediss://`.
+    pub fn tls(mut self, certificates: TlsCertificates) -> Self {
+        self.tls = Some(certificates);
+        self
+    }
+
     /// What measures timeouts. Leases and arrival times follow the servers' clocks. Default: [`SystemClock`].
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = Some(clock);
@@ -232,12 +241,14 @@ impl RedisStoreBuilder {
     /// A store that connects when it is first used.
     ///
     /// # Errors
-    /// [`StoreError::Open`] if an address or the prefix cannot be understood.
+    /// [`StoreError::Open`] if an address, the prefix or a certificate cannot be understood.
     pub fn build(self) -> Result<RedisStore, StoreError> {
         let clock = self.clock.unwrap_or_else(|| Arc::new(SystemClock::default()));
         let keys = Keys::new(&self.prefix).map_err(|text| StoreError::Open(text, None))?;
-        let target =
-            |replicas| Target::new(&self.urls, self.is_cluster, self.timeout, replicas, clock.clone()).map(Arc::new);
+        let target = |replicas| {
+            let tls = self.tls.as_ref();
+            Target::new(&self.urls, tls, self.is_cluster, self.timeout, replicas, clock.clone()).map(Arc::new)
+        };
         // A read or a lease that replicas lack is no worse for it.
         let (target, waiting) = (target(0)?, target(self.replicas)?);
         Ok(RedisStore(Arc::new(Inner {

@@ -97,7 +97,8 @@ pub enum RequestError<E> {
     /// What was given could not be turned to or from JSON. Nothing happened.
     #[error("cannot be converted to or from JSON")]
     Json(#[source] Arc<serde_json::Error>),
-    /// The store did not do it: none of the effects happened.
+    /// The store did not do it: none of the effects happened. Also where it could not be read, and the handler passed that on with
+    /// `?` in an error of its own before anything of it was durable.
     #[error("the store failed")]
     Store(#[source] Arc<StoreError>),
     /// It was sent and the outcome is not known: it may have happened, or may still happen. Ask, or repeat it under the same

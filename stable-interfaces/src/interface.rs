@@ -6,6 +6,7 @@ use std::fmt;
 use std::time::Duration;
 
 use serde::Serialize;
+use tracing::Instrument as _;
 
 use self::outside::{CancelAlarm, Discard, FireNow, ListAlarms, Outside, Requeue, SetAlarm, SetAlarmIfAbsent};
 use crate::alarm::{Alarm, RetryPolicy};
@@ -643,7 +644,8 @@ impl<I: StableInterface> Work<I> for Stop {
 
     async fn run(self, state: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<(), I::Error> {
         if let Some(mut instance) = state.take() {
-            instance.on_stop().await;
+            let span = tracing::debug_span!("stop", interface = I::NAME, instance = cx.id(), shard = cx.shard().0);
+            instance.on_stop().instrument(span).await;
         }
         cx.end(self.0);
         Ok(())

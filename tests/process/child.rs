@@ -1,6 +1,6 @@
 //! What a child process does: it runs one host with its ledgers, works on them, and does what its parent writes to it.
 //!
-//! It ends when its standard input ends, so it never outlives its parent. What it says of an operation it says after that was
+//! It ends when its standard input ends, so it does not outlive its parent. What it says of an operation it says after that was
 //! acknowledged, never before.
 
 use std::path::PathBuf;
@@ -18,9 +18,6 @@ use tokio::task::JoinSet;
 
 use super::ledger::{Book, Cancel, Counts, Ledger, Rows, Tally};
 use super::voice::Voice;
-
-/// The environment variable that holds a child's [`Job`].
-pub(super) const JOB: &str = "SYSTEM_TESTS_CHILD";
 
 /// How long a caller waits after an error before it goes on.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -65,13 +62,14 @@ pub struct Seat {
     pub lease: Duration,
 }
 
-/// Does what the job in the environment says, until the parent is gone.
+/// Does what the first line of its input says, until the parent is gone.
 pub async fn child() {
-    let job = std::env::var(JOB).expect("only its parent starts this");
-    let job: Job = serde_json::from_str(&job).expect("the parent writes jobs");
     let voice = Voice::start();
     voice.say_errors();
-    let orders = orders();
+    let mut orders = orders();
+    // Nobody had something to do for it.
+    let Some(job) = orders.recv().await else { return };
+    let job: Job = serde_json::from_str(&job).expect("the parent writes jobs");
     let began = Instant::now();
     let mut builder = match equip(&job.place).await {
         Ok(builder) => builder.start_timeout(PATIENCE),
@@ -234,15 +232,7 @@ impl Site {
     /// Faults of the store and changes of owners are what the tests make; nothing else may fail, and nothing at all on a store that
     /// nobody disturbs.
     fn failed(&self, error: &RequestError<ContextError>) {
-        // What a handler was refused by its context, it passes on as its own error.
-        let passed_on = matches!(
-            error,
-            RequestError::Handler(ContextError::Store(_) | ContextError::Fenced | ContextError::Unknown)
-        );
-        // Who waited behind a message for which the instance could not read its state hears of that.
-        let not_started =
-            matches!(error, RequestError::Rejected(why) if why.starts_with("the instance could not start"));
-        let expected = error.is_retryable() || error.may_have_happened() || passed_on || not_started;
+        let expected = error.is_retryable() || error.may_have_happened();
         if !expected || matches!(self.job.place, Place::Fjall(_)) {
             self.voice.say(format!("wrong {}", in_one_line(error)));
         }

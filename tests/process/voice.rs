@@ -8,6 +8,8 @@ use std::io::Write as _;
 use std::sync::mpsc::{Sender, channel};
 
 use tracing::field::{Field, Visit};
+use tracing::level_filters::LevelFilter;
+use tracing::{Level, Metadata};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -76,12 +78,18 @@ impl Voice {
 struct Errors(Voice);
 
 impl<S: tracing::Subscriber> Layer<S> for Errors {
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Some(LevelFilter::ERROR)
+    }
+
+    fn enabled(&self, metadata: &Metadata<'_>, _: Context<'_, S>) -> bool {
+        *metadata.level() == Level::ERROR
+    }
+
     fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
-        if *event.metadata().level() == tracing::Level::ERROR {
-            let mut line = Line("error".to_owned());
-            event.record(&mut line);
-            self.0.say(line.0.replace('\n', " "));
-        }
+        let mut line = Line("error".to_owned());
+        event.record(&mut line);
+        self.0.say(line.0.replace('\n', " "));
     }
 }
 

@@ -1,5 +1,9 @@
 //! Why a call of the server did not succeed, sorted by whether it may have happened.
 
+use std::error::Error;
+use std::io;
+use std::sync::Arc;
+
 use redis::{ErrorKind, RedisError, ServerError};
 use stable_interfaces::{BoxError, StoreError};
 
@@ -40,6 +44,9 @@ const NOT_EXECUTED: &[&str] = &[
 impl Failure {
     /// An error of making a connection.
     pub(super) fn connecting(error: RedisError) -> Failure {
+        if let Some(reason) = refused_tls(&error) {
+            return Failure::Unfit(format!("TLS with the server is not accepted: {reason}"));
+        }
         match error.kind() {
             ErrorKind::AuthenticationFailed | ErrorKind::InvalidClientConfig => Failure::Unfit(error.to_string()),
             _ => Failure::NotSent(error.to_string()),
@@ -85,6 +92,14 @@ impl Failure {
             other => other.into_store_error(),
         }
     }
+}
+
+/// Why an encrypted connection was refused by either side: a certificate that nobody vouches for, or no TLS at all.
+fn refused_tls(error: &RedisError) -> Option<&rustls::Error> {
+    let source = error.source()?;
+    // The client keeps it behind a pointer, and gives that pointer as the source.
+    let behind = || source.downcast_ref::<Arc<dyn Error + Send + Sync>>()?.downcast_ref::<io::Error>();
+    source.downcast_ref().or_else(behind)?.get_ref()?.downcast_ref()
 }
 
 fn described(error: &ServerError) -> BoxError {

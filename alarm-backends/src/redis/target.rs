@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use redis::{Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisResult};
+use redis::{Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisResult, TlsCertificates};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use stable_interfaces::{Clock, StoreError};
 
 /// What all connections of a store share.
@@ -25,9 +27,10 @@ pub(super) struct Target {
 
 impl Target {
     /// # Errors
-    /// [`StoreError::Open`] if there is no address, or one cannot be understood.
+    /// [`StoreError::Open`] if there is no address, one cannot be understood, or the certificates cannot.
     pub(super) fn new(
         urls: &[String],
+        tls: Option<&TlsCertificates>,
         is_cluster: bool,
         timeout: Duration,
         replicas: u32,
@@ -48,6 +51,10 @@ impl Target {
             // The client panics when the program has two cryptographic libraries and has chosen neither.
             let _ = rustls::crypto::ring::default_provider().install_default();
         }
+        let seeds = match tls {
+            Some(certificates) => with_certificates(&seeds, certificates)?,
+            None => seeds,
+        };
         Ok(Target { seeds, is_cluster, timeout, replicas, clock, warnings: Mutex::default() })
     }
 
@@ -101,6 +108,23 @@ impl fmt::Debug for Target {
     }
 }
 
+/// The same servers, to be reached with these certificates, which the client keeps with an address.
+fn with_certificates(
+    seeds: &[ConnectionInfo],
+    certificates: &TlsCertificates,
+) -> Result<Vec<ConnectionInfo>, StoreError> {
+    if let Some(roots) = &certificates.root_cert
+        && CertificateDer::pem_slice_iter(roots).next().is_none()
+    {
+        return Err(StoreError::Open("there is no root certificate in what was given as such".to_owned(), None));
+    }
+    let of_client = |seed: &ConnectionInfo| {
+        Client::build_with_tls(seed.clone(), certificates.clone()).map(|client| client.get_connection_info().clone())
+    };
+    let seeds = seeds.iter().map(of_client).collect::<RedisResult<_>>();
+    seeds.map_err(|error| StoreError::Open("the given certificates cannot be used".to_owned(), Some(error.into())))
+}
+
 fn address(addr: &ConnectionAddr) -> String {
     match addr {
         ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => format!("{host}:{port}"),
@@ -123,7 +147,7 @@ mod tests {
 
     fn target(urls: &[&str]) -> Result<Target, StoreError> {
         let urls: Vec<_> = urls.iter().map(|url| (*url).to_owned()).collect();
-        Target::new(&urls, true, Duration::from_secs(1), 0, Arc::new(SystemClock::default()))
+        Target::new(&urls, None, true, Duration::from_secs(1), 0, Arc::new(SystemClock::default()))
     }
 
     #[test]

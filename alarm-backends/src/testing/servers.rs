@@ -14,6 +14,9 @@
 //! let url = SERVER.fresh_database();
 //! ```
 
+use std::process::Command;
+use std::sync::LazyLock;
+
 mod guard;
 mod postgres;
 mod redis;
@@ -21,10 +24,12 @@ mod redis;
 pub use postgres::{Postgres, PostgresOptions};
 pub use redis::{Redis, RedisCluster, RedisOptions};
 
-/// What goes before a server's command so that it dies even if its guard is killed; nothing where there is no `setpriv`.
-fn dies_with_parent() -> Vec<String> {
-    let found = std::process::Command::new("setpriv").arg("--version").output().is_ok();
-    if found { vec!["setpriv".to_owned(), "--pdeathsig=KILL".to_owned()] } else { Vec::new() }
+/// What goes before a command so that its process is killed when the thread that started it ends, however that is; nothing where
+/// there is no `setpriv`.
+#[must_use]
+pub fn dies_with_parent() -> Vec<String> {
+    static FOUND: LazyLock<bool> = LazyLock::new(|| Command::new("setpriv").arg("--version").output().is_ok());
+    if *FOUND { vec!["setpriv".to_owned(), "--pdeathsig=KILL".to_owned()] } else { Vec::new() }
 }
 
 /// Sleeps a little between two looks at a server.

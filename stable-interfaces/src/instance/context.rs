@@ -21,13 +21,13 @@ use crate::alarm::{Alarm, check_alarm_id, encode_meta};
 use crate::clock::Timestamp;
 use crate::committer::Commit;
 use crate::connection::{AnyLink, Closed, ConnectionId};
-use crate::error::{ContextError, InvalidId};
+use crate::error::{ContextError, InvalidId, Outcome, RequestError};
 use crate::host::core::{HostCore, Place};
 use crate::host::wake::Wake;
 use crate::id::{MAX_VALUE_BYTES, check_id, check_key};
 use crate::store::{
     AlarmRow, DeadKey, DeadLetter, Epoch, InboxRow, InstanceName, NewMessage, Op, Posted, Read, ReadRange, ReadRows,
-    Revision, ShardId,
+    Revision, ShardId, StoreError,
 };
 use crate::sync::{Arc, Mutex};
 
@@ -115,6 +115,10 @@ struct Rare {
     ends: Option<Closed>,
     /// Why `on_start` failed.
     failed_start: Option<String>,
+    /// What the last read of the store failed with.
+    failed_read: Option<Arc<StoreError>>,
+    /// Whether the handler has made a part of its effects durable before its end.
+    has_committed: bool,
 }
 
 /// How it is with the rides of a handler.
@@ -174,6 +178,13 @@ impl Recorded {
     /// Why `on_start` failed.
     pub(crate) fn take_failed_start(&mut self) -> Option<String> {
         self.0.as_mut()?.failed_start.take()
+    }
+
+    /// What the store refused the handler, if that is what the handler fails with, and nothing of it has happened: its error holds
+    /// the store's own, which nobody else does but this.
+    fn take_cause(&mut self) -> Option<Arc<StoreError>> {
+        let rare = self.0.as_mut().filter(|rare| !rare.has_committed)?;
+        rare.failed_read.take().filter(|error| Arc::strong_count(error) > 1)
     }
 
     fn rare(&mut self) -> &mut Rare {
@@ -292,12 +303,13 @@ impl Context {
         meta: &(impl Serialize + Sync + ?Sized),
     ) -> Result<bool, ContextError> {
         let row = self.new_alarm(id, at.into(), meta)?;
+        let found = self.find_alarm(id).await?;
         // The alarm that woke the handler is on its way out.
         let is_leaving = |found: &AlarmRow| {
             self.alarm.as_ref().is_some_and(|own| *own.id == *id && own.revision == found.revision)
                 && !self.recorded.holds_alarm()
         };
-        if self.find_alarm(id).await?.is_some_and(|found| !is_leaving(&found)) {
+        if found.is_some_and(|found| !is_leaving(&found)) {
             return Ok(false);
         }
         self.record(Op::PutAlarm(row))?;
@@ -465,6 +477,7 @@ impl Context {
         if self.recorded.ops().is_empty() {
             return Ok(());
         }
+        self.recorded.rare().has_committed = true;
         let outputs = self.recorded.take_outputs();
         let ticket = self.instance.clone().commit(self.epoch, self.recorded.take_ops(), outputs)?;
         Ok(ticket.wait().await?)
@@ -549,12 +562,28 @@ impl Context {
         self.recorded.rare().failed_start = Some(error.to_string());
     }
 
-    async fn read(&self, range: ReadRange, limit: usize) -> Result<ReadRows, ContextError> {
+    async fn read(&mut self, range: ReadRange, limit: usize) -> Result<ReadRows, ContextError> {
         let read = Read { shard: self.shard(), name: self.instance.name(), range, limit };
-        self.instance.host().read(&read).await.map_err(ContextError::store)
+        self.instance.host().read(&read).await.map_err(|error| {
+            let error = Arc::new(error);
+            self.recorded.rare().failed_read = Some(error.clone());
+            ContextError::Store(error)
+        })
     }
 
-    async fn read_alarms(&self, range: &KeyRange) -> Result<Vec<AlarmRow>, ContextError> {
+    /// What a handler ended with. What the store refused it, and it passes on, is the store's failure as that of a commit is: the
+    /// caller is told what to do about it, whatever error the interface wraps it in.
+    pub(crate) fn judge<R, E>(&mut self, result: Outcome<R, E>) -> Outcome<R, E> {
+        match result {
+            Err(error) if matches!(*error, RequestError::Handler(_)) => match self.recorded.take_cause() {
+                Some(cause) => Err(RequestError::Store(cause).into()),
+                None => Err(error),
+            },
+            result => result,
+        }
+    }
+
+    async fn read_alarms(&mut self, range: &KeyRange) -> Result<Vec<AlarmRow>, ContextError> {
         self.require_store()?;
         let unsettled = self.instance.unsettled();
         let mut rows = std::collections::BTreeMap::new();
@@ -591,7 +620,7 @@ impl Context {
         Ok(rows.into_values().collect())
     }
 
-    pub(crate) async fn find_alarm(&self, id: &str) -> Result<Option<AlarmRow>, ContextError> {
+    pub(crate) async fn find_alarm(&mut self, id: &str) -> Result<Option<AlarmRow>, ContextError> {
         let range = KeyRange { from: id.into(), to: Some(just_after(id)), limit: 1 };
         Ok(self.read_alarms(&range).await?.into_iter().next())
     }
@@ -664,6 +693,7 @@ impl Context {
     pub(crate) fn landed(&mut self, completed: bool) {
         let rare = self.recorded.rare();
         rare.has_recorded = true;
+        rare.has_committed = true;
         rare.riding = Rides::None;
         if completed {
             rare.wake = None;
@@ -802,7 +832,7 @@ fn invalid_key(source: InvalidId) -> ContextError {
 }
 
 fn wrong_rows() -> ContextError {
-    ContextError::store(crate::StoreError::Rejected("the store answered with rows of another kind".into()))
+    ContextError::store(StoreError::Rejected("the store answered with rows of another kind".into()))
 }
 
 #[cfg(test)]

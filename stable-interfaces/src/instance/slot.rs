@@ -367,7 +367,10 @@ impl<I: StableInterface> Slot<I> {
             && let Some(extra) = &mut inner.extra
         {
             extra.counted = 0;
-            let refusal = Refusal::NotStarted(error);
+            let refusal = match answer.result.as_ref().err().map(|error| &**error) {
+                Some(RequestError::Store(cause)) => Refusal::Store(cause.clone()),
+                _ => Refusal::NotStarted(error),
+            };
             left.refused.extend(std::mem::take(&mut extra.queue).into_iter().map(|job| (job, refusal.clone())));
         }
         let next = match ends.or(has_failed.then_some(Closed::Reset)) {

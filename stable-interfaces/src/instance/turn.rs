@@ -22,7 +22,7 @@ use super::gate::Ticket;
 use super::slot::{Next, Slot};
 use crate::error::{ContextError, Outcome, RequestError};
 use crate::host::wake::WakeToken;
-use crate::store::{Epoch, ShardId};
+use crate::store::{Epoch, ShardId, StoreError};
 use crate::sync::{Arc, Notify, oneshot};
 
 /// What a message asks of an instance.
@@ -128,6 +128,7 @@ pub(crate) async fn handler<I: StableInterface, W: Work<I>>(
 ) -> Ending<I, W::Reply> {
     let mut cx = Context::new(slot, epoch);
     let result = work.run(&mut state, &mut cx).await;
+    let result = if result.is_err() { cx.judge(result) } else { result };
     Ending::Returned { state, recorded: cx.recorded, result }
 }
 
@@ -241,6 +242,8 @@ pub(crate) enum Refusal {
     },
     /// `on_start` failed for the message before it.
     NotStarted(String),
+    /// The same, because of the store.
+    Store(Arc<StoreError>),
     Fenced,
     Stopped,
 }
@@ -250,6 +253,7 @@ impl<E> From<Refusal> for RequestError<E> {
         match refusal {
             Refusal::TimedOut { after, waited_for } => RequestError::TimedOut { after, waited_for },
             Refusal::NotStarted(reason) => RequestError::Rejected(format!("the instance could not start: {reason}")),
+            Refusal::Store(error) => RequestError::Store(error),
             Refusal::Fenced => RequestError::Fenced,
             Refusal::Stopped => RequestError::Draining,
         }

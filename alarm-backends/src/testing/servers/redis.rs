@@ -9,11 +9,15 @@ use super::{dies_with_parent, free_port, wait_for};
 /// What to type where there is none.
 const INSTALL: &str = "Redis is not installed here. On Debian or Ubuntu: apt-get install -y redis-server";
 
+/// Where a server with TLS has its certificate, in its directory.
+const CERTIFICATE: &str = "tls.crt";
+
 /// A Redis server of one's own; dropping it ends it and removes its data.
 #[derive(Debug)]
 pub struct Redis {
     guard: Guard,
     port: u16,
+    is_tls: bool,
 }
 
 /// Options of a private Redis.
@@ -21,6 +25,8 @@ pub struct Redis {
 #[must_use]
 pub struct RedisOptions {
     settings: Vec<(String, String)>,
+    /// Certificate and key, as PEM.
+    tls: Option<(String, String)>,
     cluster: bool,
 }
 
@@ -33,6 +39,12 @@ impl RedisOptions {
     /// A setting of `redis.conf`, in place of an earlier one of the same name.
     pub fn set(mut self, name: impl Into<String>, value: impl Into<String>) -> RedisOptions {
         self.settings.push((name.into(), value.into()));
+        self
+    }
+
+    /// Takes TLS connections only, with this certificate and private key, both as PEM.
+    pub fn tls(mut self, certificate: &str, key: &str) -> RedisOptions {
+        self.tls = Some((certificate.to_owned(), key.to_owned()));
         self
     }
 
@@ -50,7 +62,6 @@ impl RedisOptions {
         let port = free_port();
         let (place, listen, bus) = (dir.display().to_string(), port.to_string(), free_port().to_string());
         let mut settings = vec![
-            ("port", &*listen),
             ("bind", "127.0.0.1"),
             ("dir", &*place),
             ("appendonly", "yes"),
@@ -61,11 +72,27 @@ impl RedisOptions {
         if self.cluster {
             settings.extend([("cluster-enabled", "yes"), ("cluster-port", &*bus), ("cluster-node-timeout", "2000")]);
         }
+        let (certificate, key) =
+            (dir.join(CERTIFICATE).display().to_string(), dir.join("tls.key").display().to_string());
+        if let Some((certificate_pem, key_pem)) = &self.tls {
+            // Its directory is this user's alone.
+            std::fs::write(&certificate, certificate_pem)
+                .and_then(|()| std::fs::write(&key, key_pem))
+                .expect("a file can be written");
+            settings.extend([("port", "0"), ("tls-port", &*listen), ("tls-auth-clients", "no")]);
+            settings.extend([
+                ("tls-cert-file", &*certificate),
+                ("tls-key-file", &*key),
+                ("tls-ca-cert-file", &*certificate),
+            ]);
+        } else {
+            settings.push(("port", &*listen));
+        }
         settings.extend(self.settings.iter().map(|(name, value)| (name.as_str(), value.as_str())));
         let mut serve = dies_with_parent();
         serve.push("redis-server".to_owned());
         serve.extend(settings.iter().flat_map(|(name, value)| [format!("--{name}"), (*value).to_owned()]));
-        let server = Redis { guard: Guard::new(dir, &serve), port };
+        let server = Redis { guard: Guard::new(dir, &serve), port, is_tls: self.tls.is_some() };
         server.restart();
         server
     }
@@ -84,7 +111,7 @@ impl Redis {
     /// Its URL.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
+        format!("{}://127.0.0.1:{}", if self.is_tls { "rediss" } else { "redis" }, self.port)
     }
 
     /// The port on 127.0.0.1.
@@ -125,7 +152,11 @@ impl Redis {
     fn cli(&self, command: &[&str]) -> Output {
         let mut cli = Command::new("redis-cli");
         // -e: an error of the server is a failure of the program.
-        cli.args(["-e", "-h", "127.0.0.1", "-p", &self.port.to_string()]).args(command);
+        cli.args(["-e", "-h", "127.0.0.1", "-p", &self.port.to_string()]);
+        if self.is_tls {
+            cli.arg("--tls").arg("--cacert").arg(self.directory().join(CERTIFICATE));
+        }
+        cli.args(command);
         cli.output().expect("redis-cli can be run")
     }
 
