@@ -30,6 +30,23 @@ fn every_test_that_the_reliability_document_names_exists() {
     }
 }
 
+#[test]
+fn every_scenario_of_schedules_that_the_reliability_document_names_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let text = std::fs::read_to_string(root.join("docs/reliability.md")).unwrap();
+    let table = text.lines().skip_while(|line| *line != "| broken | said so |").take_while(|line| !line.is_empty());
+    let named: Vec<_> = table
+        .flat_map(|line| line.split('`').skip(1).step_by(2))
+        .filter(|quoted| !quoted.contains("::") && quoted.contains('_'))
+        .collect();
+    assert!(named.len() > 8, "only {named:?}");
+    let scenarios = std::fs::read_dir(root.join("stable-interfaces/src/schedules")).unwrap();
+    let sources: String = scenarios.map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap()).collect();
+    for name in named {
+        assert!(sources.contains(&format!("fn {name}(")), "there is no scenario {name}");
+    }
+}
+
 /// Each `` `Type::function (path)` `` in a text: the function alone, and the path.
 fn named_guards(text: &str) -> Vec<(&str, &str)> {
     let quoted = text.split('`').skip(1).step_by(2);
