@@ -23,7 +23,7 @@ use crate::id::is_interface_name;
 use crate::instance::{OnAlarm, OnMessage, StableInterface};
 use crate::interface::{Interface, InterfaceCore, InterfaceOptions, WakeFn, fire_alarm, take_message};
 use crate::store::{ClaimKind, Damaged, Epoch, Incarnation, ShardId, Store, StoreError};
-use crate::sync::{Arc, Mutex, Runtime, mpsc};
+use crate::sync::{Arc, Mutex, Runtime, mpsc, yield_now};
 
 pub use self::core::Health;
 
@@ -229,7 +229,7 @@ impl Host {
                     break;
                 }
                 // Instances that began while others were stopped.
-                tokio::task::yield_now().await;
+                yield_now().await;
             }
         };
         let in_time = within(&*core.clock, deadline, finish).await.is_some();

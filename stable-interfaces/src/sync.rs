@@ -14,7 +14,7 @@ pub(crate) use parking_lot::Mutex as StaticMutex;
 #[cfg(not(shuttle))]
 pub(crate) use parking_lot::{Mutex, MutexGuard};
 #[cfg(shuttle)]
-pub(crate) use shuttle::{sync::atomic, thread_local};
+pub(crate) use shuttle::{future::yield_now, sync::atomic, thread_local};
 pub(crate) use std::sync::Arc;
 #[cfg(not(shuttle))]
 pub(crate) use std::{sync::atomic, thread_local};
@@ -22,4 +22,4 @@ pub(crate) use std::{sync::atomic, thread_local};
 pub(crate) use tokio::runtime::Handle as Runtime;
 pub(crate) use tokio::sync::{Notify, mpsc, oneshot};
 #[cfg(not(shuttle))]
-pub(crate) use tokio::task::{AbortHandle, JoinSet, try_id};
+pub(crate) use tokio::task::{AbortHandle, JoinSet, try_id, yield_now};
