@@ -10,7 +10,6 @@
 mod committer;
 mod gate;
 mod instances;
-mod lease;
 mod settling;
 
 use std::future::Future;
@@ -178,18 +177,6 @@ impl Time {
 /// The clock of a scenario.
 #[derive(Debug, Clone, Default)]
 struct ScenarioClock(Arc<Time>);
-
-impl ScenarioClock {
-    /// Lets time pass while nobody notices, as for a process that stands still.
-    fn jump(&self, time: Duration) {
-        self.0.0.lock().elapsed += time;
-    }
-
-    /// Wakes those whose sleep is over.
-    fn wake(&self) {
-        self.0.pass(Duration::ZERO);
-    }
-}
 
 impl Clock for ScenarioClock {
     fn now(&self) -> Timestamp {

@@ -118,7 +118,6 @@ pub(super) struct Scene {
     pub(super) host: Host,
     pub(super) counters: Interface<Counter>,
     pub(super) store: Arc<SlowStore>,
-    pub(super) clock: ScenarioClock,
     pub(super) log: Log<Event>,
 }
 
@@ -156,7 +155,7 @@ impl Scene {
             .register()
             .expect("its name is one");
         let host = host.start().await.expect("a host alone starts");
-        Scene { host, counters, store, clock, log }
+        Scene { host, counters, store, log }
     }
 
     /// Asks as a task of its own; the reply is none if the caller gave up after so many polls.
