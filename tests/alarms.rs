@@ -684,10 +684,14 @@ on_each_store! {
         site.probes.set_alarm("a", "after", world.at(10_000), &()).await.unwrap();
         world.pass(5 * SECOND).await;
         world.clock.step(-3_600_000);
-        world.pass(HOUR).await;
+        // Of an hour that this wall has shown already: it is due when it shows it again.
+        site.probes.set_alarm("a", "again", world.at(-1_800_000), &()).await.unwrap();
+        world.pass(HOUR / 4).await;
         assert_fired(&world, &[("before", 1_000)]);
+        world.pass(HOUR * 3 / 4).await;
+        assert_fired(&world, &[("before", 1_000), ("again", -1_800_000)]);
         world.pass(10 * SECOND).await;
-        assert_fired(&world, &[("before", 1_000), ("after", 10_000)]);
+        assert_fired(&world, &[("before", 1_000), ("again", -1_800_000), ("after", 10_000)]);
     }
 }
 

@@ -31,15 +31,63 @@ fn every_test_that_the_reliability_document_names_exists() {
 }
 
 #[test]
-fn every_fault_of_the_reliability_document_names_a_test() {
+fn every_scenario_of_schedules_that_the_reliability_document_names_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let text = std::fs::read_to_string(root.join("docs/reliability.md")).unwrap();
-    let is_row = |line: &&str| line.starts_with("| ") && line[2..].starts_with(|c: char| c.is_ascii_digit());
+    let table = text.lines().skip_while(|line| *line != "| broken | said so |").take_while(|line| !line.is_empty());
+    let named: Vec<_> = table
+        .flat_map(|line| line.split('`').skip(1).step_by(2))
+        .filter(|quoted| !quoted.contains("::") && quoted.contains('_'))
+        .collect();
+    assert!(named.len() > 8, "only {named:?}");
+    let scenarios = std::fs::read_dir(root.join("stable-interfaces/src/schedules")).unwrap();
+    let sources: String = scenarios.map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap()).collect();
+    for name in named {
+        assert!(sources.contains(&format!("fn {name}(")), "there is no scenario {name}");
+    }
+}
+
+/// Each `` `Type::function (path)` `` in a text: the function alone, and the path.
+fn named_guards(text: &str) -> Vec<(&str, &str)> {
+    let quoted = text.split('`').skip(1).step_by(2);
+    let guards = quoted.filter_map(|quoted| quoted.strip_suffix(')')?.split_once(" ("));
+    guards.map(|(name, path)| (name.rsplit("::").next().unwrap(), path)).collect()
+}
+
+#[test]
+fn every_guard_that_the_reliability_document_names_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let text = std::fs::read_to_string(root.join("docs/reliability.md")).unwrap();
+    let named: Vec<_> = text.lines().filter(is_fault).flat_map(named_guards).collect();
+    assert!(named.len() > 60, "only {} guards are named", named.len());
+    for (name, path) in named {
+        let file = ["stable-interfaces/src", "alarm-backends/src"].map(|part| root.join(part).join(path));
+        let file = file.iter().find(|file| file.exists()).unwrap_or_else(|| panic!("there is no {path}"));
+        let source = std::fs::read_to_string(file).unwrap();
+        // A script or a query has no functions: there it is a word of it.
+        let is_there = match path.ends_with(".rs") {
+            true => [format!("fn {name}("), format!("fn {name}<")].iter().any(|start| source.contains(start)),
+            false => source.contains(name),
+        };
+        assert!(is_there, "{path} has no {name}");
+    }
+}
+
+/// Whether a line is a row of the table of faults.
+fn is_fault(line: &&str) -> bool {
+    line.starts_with("| ") && line[2..].starts_with(|c: char| c.is_ascii_digit())
+}
+
+#[test]
+fn every_fault_of_the_reliability_document_names_a_test_and_its_guard() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let text = std::fs::read_to_string(root.join("docs/reliability.md")).unwrap();
     let mut seen = BTreeSet::new();
-    for row in text.lines().filter(is_row) {
+    for row in text.lines().filter(is_fault) {
         let number: u32 = row[2..].split(' ').next().unwrap().parse().unwrap();
         assert!(seen.insert(number), "{number} is there twice");
         assert!(!named_tests(row).is_empty(), "fault {number} names no test");
+        assert!(!named_guards(row).is_empty(), "fault {number} names nothing that guards against it");
     }
     assert!(seen.len() > 30, "only {seen:?}");
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use stable_interfaces::testing::{Answer as CallAnswer, Fault, FaultStore, Method};
-use stable_interfaces::{Fleet, Health, RequestError, StartError, StoreError};
+use stable_interfaces::{Fleet, Health, MemoryStore, RequestError, StartError, StoreError};
 use system_tests::{Failed, Probe, START, Site, World, act, count, get, in_time, life, on_each_store, put, wait};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -339,4 +339,22 @@ async fn the_hosts_clock_may_differ_from_the_stores_without_changing_who_owns_wh
     world.pass(10 * LEASE).await;
     assert_eq!(zero.probes.request("a", get("k")).await.unwrap(), Some(1));
     assert_eq!(zero.host.health(), Health::Running);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_whose_clock_is_too_far_from_the_stores_does_not_start_and_says_by_how_much() {
+    let world = World::in_memory();
+    let clock = Arc::new(world.clock.separate());
+    let store = Arc::new(MemoryStore::with_clock(clock.clone()));
+    let member = || world.member("host-0", &fleet(1)).shared_store(store.clone());
+    for ahead in [61_000, -61_000] {
+        clock.set(world.at(world.now() + ahead));
+        let error = member().start().await.unwrap_err();
+        let StartError::ClockSkew { skew, limit } = &error else { panic!("{error}") };
+        assert!(skew.abs_diff(61 * SECOND) < SECOND && *limit == 60 * SECOND, "{error}");
+        let started = member().max_clock_skew(120 * SECOND).start().await.unwrap();
+        assert_eq!(started.health(), Health::Running);
+    }
+    clock.set(world.at(world.now() + 59_000));
+    assert_eq!(member().start().await.unwrap().health(), Health::Running);
 }

@@ -23,7 +23,7 @@ use crate::id::is_interface_name;
 use crate::instance::{OnAlarm, OnMessage, StableInterface};
 use crate::interface::{Interface, InterfaceCore, InterfaceOptions, WakeFn, fire_alarm, take_message};
 use crate::store::{ClaimKind, Damaged, Epoch, Incarnation, ShardId, Store, StoreError};
-use crate::sync::{Arc, Mutex, mpsc};
+use crate::sync::{Arc, Mutex, Runtime, mpsc, yield_now};
 
 pub use self::core::Health;
 
@@ -229,7 +229,7 @@ impl Host {
                     break;
                 }
                 // Instances that began while others were stopped.
-                tokio::task::yield_now().await;
+                yield_now().await;
             }
         };
         let in_time = within(&*core.clock, deadline, finish).await.is_some();
@@ -435,7 +435,7 @@ impl HostBuilder {
         // From here on, an early return stops what has begun.
         self.core = None;
         let host = Host { core: core.clone(), drained: Mutex::new(true) };
-        let runtime = tokio::runtime::Handle::try_current().map_err(|_| StartError::NoRuntime)?;
+        let runtime = Runtime::try_current().map_err(|_| StartError::NoRuntime)?;
         if core.fleet.index_of(&core.name).is_none() {
             let hosts: Vec<_> = core.fleet.hosts().iter().take(8).map(|host| &**host).collect();
             let more = if core.fleet.hosts().len() > hosts.len() { ", .." } else { "" };

@@ -437,7 +437,7 @@ impl<I: StableInterface> AnyInterface for InterfaceCore<I> {
 /// handler that has begun runs to its end all the same. They are made from within a tokio runtime, for handlers are first
 /// polled where the request is.
 pub struct Interface<I: StableInterface> {
-    core: Arc<InterfaceCore<I>>,
+    pub(crate) core: Arc<InterfaceCore<I>>,
 }
 
 impl<I: StableInterface> Clone for Interface<I> {

@@ -86,6 +86,8 @@ mod instance;
 mod interface;
 pub mod metrics;
 mod outside;
+#[cfg(all(test, shuttle))]
+mod schedules;
 mod store;
 mod sync;
 #[cfg(feature = "testing")]

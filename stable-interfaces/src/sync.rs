@@ -1,8 +1,25 @@
-//! Every lock, atomic and channel of this crate comes through here.
+//! Every lock, atomic, channel and task of this crate comes through here.
 //!
-//! One place, so that a schedule explorer can stand in for them without touching the code that uses them.
+//! One place, so that a schedule explorer can stand in for them without touching the code that uses them: under
+//! `--cfg shuttle` it does (`tests/run schedules`). Notifications and the channels of tokio stay: they never block a thread,
+//! so each call of one is a single step of a schedule, and they wake whatever waits.
 
+#[cfg(shuttle)]
+mod explored;
+
+#[cfg(shuttle)]
+pub(crate) use self::explored::{AbortHandle, JoinSet, Mutex, MutexGuard, Runtime, try_id};
+/// For statics, which outlive an explored schedule. Nothing depends on the order in which they are locked.
+pub(crate) use parking_lot::Mutex as StaticMutex;
+#[cfg(not(shuttle))]
 pub(crate) use parking_lot::{Mutex, MutexGuard};
+#[cfg(shuttle)]
+pub(crate) use shuttle::{future::yield_now, sync::atomic, thread_local};
 pub(crate) use std::sync::Arc;
-pub(crate) use std::sync::atomic;
+#[cfg(not(shuttle))]
+pub(crate) use std::{sync::atomic, thread_local};
+#[cfg(not(shuttle))]
+pub(crate) use tokio::runtime::Handle as Runtime;
 pub(crate) use tokio::sync::{Notify, mpsc, oneshot};
+#[cfg(not(shuttle))]
+pub(crate) use tokio::task::{AbortHandle, JoinSet, try_id, yield_now};

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use alarm_backends::postgres::PostgresStore;
 use alarm_backends::testing::servers::{Postgres, PostgresOptions};
 use stable_interfaces::{ClaimKind, Incarnation, Store, StoreError};
 
@@ -135,6 +136,25 @@ async fn a_server_that_turned_read_only_applies_nothing_and_is_used_again() {
     assert_not_applied(&commit(&store, &write(0, 2, vec![put("k", "second")])).await);
     set(&server, "default_transaction_read_only = off").await;
     commit(&store, &write(0, 2, vec![put("k", "second")])).await.expect("the repeat is done");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_several_servers_the_one_that_takes_writes_is_used() {
+    let start = || async { Arc::new(tokio::task::spawn_blocking(Postgres::start).await.expect("the server starts")) };
+    let (first, second) = tokio::join!(start(), start());
+    for server in [&first, &second] {
+        set(server, "default_transaction_read_only = on").await;
+    }
+    let (one, two) = (first.port(), second.port());
+    let url = format!("postgres://postgres@127.0.0.1:{one},127.0.0.1:{two}/postgres?sslmode=disable");
+    let builder = || PostgresStore::builder(&url).expect("the URL can be read").deadline(DEADLINE);
+    let nobody = builder().connect().await;
+    assert!(matches!(nobody, Err(StoreError::NotApplied(_))), "neither takes writes: {nobody:?}");
+    set(&second, "default_transaction_read_only = off").await;
+    let store = Arc::new(builder().connect().await.expect("the second takes writes"));
+    own(&store, 1).await;
+    commit(&store, &write(0, 1, vec![put("k", "v")])).await.expect("the owner writes");
+    assert_eq!(value(&store, "k").await.as_deref(), Some("v"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,15 +4,12 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use tokio::runtime::Handle;
-use tokio::task::{AbortHandle, JoinSet};
-
-use crate::sync::{Arc, Mutex, Notify, oneshot};
+use crate::sync::{AbortHandle, Arc, JoinSet, Mutex, Notify, Runtime, oneshot, try_id};
 
 /// A set of tasks. Once closed it takes no more.
 #[derive(Debug)]
 pub(crate) struct Tasks {
-    runtime: Handle,
+    runtime: Runtime,
     /// `None` once closed.
     set: Mutex<Option<JoinSet<()>>>,
     running: Arc<Running>,
@@ -43,7 +40,7 @@ impl TaskHandle {
 
     /// Whether it is the task that asks.
     pub(crate) fn is_current(&self) -> bool {
-        tokio::task::try_id() == Some(self.abort.id())
+        try_id() == Some(self.abort.id())
     }
 
     pub(crate) async fn ended(self) {
@@ -82,7 +79,7 @@ impl Future for Handled {
 }
 
 impl Tasks {
-    pub(crate) fn new(runtime: Handle) -> Tasks {
+    pub(crate) fn new(runtime: Runtime) -> Tasks {
         Tasks { runtime, set: Mutex::new(Some(JoinSet::new())), running: Arc::default() }
     }
 

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use crate::host::core::HostCore;
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use crate::sync::{Arc, Mutex};
+use crate::sync::{Arc, StaticMutex, thread_local};
 
 /// An instance as the chain needs to know it.
 pub(crate) trait Link: Any + Debug + Send + Sync {
@@ -83,7 +83,7 @@ impl Shown {
 }
 
 /// Of every thread that has polled a handler.
-static THREADS: Mutex<Vec<Weak<Shown>>> = Mutex::new(Vec::new());
+static THREADS: StaticMutex<Vec<Weak<Shown>>> = StaticMutex::new(Vec::new());
 
 /// What one thread polls.
 #[derive(Debug)]

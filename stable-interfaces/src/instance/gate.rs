@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Waker};
 use crate::error::ContextError;
 use crate::store::StoreError;
 use crate::sync::atomic::{AtomicBool, Ordering};
-use crate::sync::{Arc, Mutex};
+use crate::sync::{Arc, Mutex, MutexGuard};
 
 /// Why a commit did not happen, or is not known to have happened.
 #[derive(Debug, Clone)]
@@ -166,7 +166,7 @@ impl Gate {
         Self::wake(state, |ticket, wait| wait == Wait::Answer && ticket <= unanswered);
     }
 
-    fn wake(mut state: parking_lot::MutexGuard<'_, State>, ready: impl Fn(u64, Wait) -> bool) {
+    fn wake(mut state: MutexGuard<'_, State>, ready: impl Fn(u64, Wait) -> bool) {
         let ready: Vec<_> = state.waiting.extract_if(.., |(ticket, wait, _)| ready(*ticket, *wait)).collect();
         // Woken tasks take this lock first thing.
         drop(state);

@@ -183,7 +183,7 @@ pub(crate) enum Taken<I: StableInterface> {
 }
 
 /// How often a message looks whether an instance has become free before it queues.
-const SPINS: u32 = 40;
+const SPINS: u32 = if cfg!(shuttle) { 2 } else { 40 };
 
 impl<I: StableInterface> Slot<I> {
     pub(crate) fn new(id: &str, shard: ShardId, interface: Arc<InterfaceCore<I>>) -> Slot<I> {

@@ -1,0 +1,141 @@
+//! Stand-ins by which a schedule explorer sees every step: of `parking_lot`'s lock, and of tokio's tasks.
+//!
+//! Each has the promises of what it stands in for that this crate relies on, and no others.
+
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::future::Future;
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use shuttle::future;
+
+/// A lock that a panic does not poison.
+#[derive(Debug, Default)]
+pub(crate) struct Mutex<T>(shuttle::sync::Mutex<T>);
+
+#[derive(Debug)]
+pub(crate) struct MutexGuard<'a, T>(shuttle::sync::MutexGuard<'a, T>);
+
+impl<T> Mutex<T> {
+    pub(crate) const fn new(value: T) -> Mutex<T> {
+        Mutex(shuttle::sync::Mutex::new(value))
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+        MutexGuard(self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn get_mut(&mut self) -> &mut T {
+        self.0.get_mut().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T> Deref for MutexGuard<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T> DerefMut for MutexGuard<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.0
+    }
+}
+
+/// Where tasks are spawned: in the schedule that is being explored.
+#[derive(Debug, Clone)]
+pub(crate) struct Runtime;
+
+impl Runtime {
+    pub(crate) fn try_current() -> Result<Runtime, Infallible> {
+        Ok(Runtime)
+    }
+}
+
+/// Which task, of all that this process has spawned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TaskId(u64);
+
+static TASKS: AtomicU64 = AtomicU64::new(0);
+
+shuttle::thread_local! {
+    static CURRENT: Cell<Option<TaskId>> = Cell::new(None);
+}
+
+/// Ends a task at its next await.
+#[derive(Debug, Clone)]
+pub(crate) struct AbortHandle {
+    id: TaskId,
+    task: future::AbortHandle,
+}
+
+impl AbortHandle {
+    pub(crate) fn abort(&self) {
+        self.task.abort();
+    }
+
+    pub(crate) fn is_finished(&self) -> bool {
+        self.task.is_finished()
+    }
+
+    pub(crate) fn id(&self) -> TaskId {
+        self.id
+    }
+}
+
+/// The task that asks.
+pub(crate) fn try_id() -> Option<TaskId> {
+    CURRENT.with(Cell::get)
+}
+
+/// Tasks that end with their set. A schedule is over when all of them have ended, and has failed if one never does.
+#[derive(Debug)]
+pub(crate) struct JoinSet<T> {
+    tasks: Vec<AbortHandle>,
+    result: PhantomData<T>,
+}
+
+impl<T: Send + 'static> JoinSet<T> {
+    pub(crate) fn new() -> JoinSet<T> {
+        JoinSet { tasks: Vec::new(), result: PhantomData }
+    }
+
+    pub(crate) fn spawn_on(&mut self, task: impl Future<Output = T> + Send + 'static, _on: &Runtime) -> AbortHandle {
+        let id = TaskId(TASKS.fetch_add(1, Ordering::Relaxed));
+        let joined = future::spawn(async move {
+            CURRENT.with(|current| current.set(Some(id)));
+            task.await
+        });
+        let handle = AbortHandle { id, task: joined.abort_handle() };
+        // Dropped, it would detach the task, and the schedule would be over without it.
+        std::mem::forget(joined);
+        self.tasks.push(handle.clone());
+        handle
+    }
+
+    /// Lets go of one that has ended.
+    pub(crate) fn try_join_next(&mut self) -> Option<()> {
+        let ended = self.tasks.iter().position(AbortHandle::is_finished)?;
+        self.tasks.swap_remove(ended);
+        Some(())
+    }
+}
+
+impl<T> JoinSet<T> {
+    pub(crate) fn abort_all(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+impl<T> Drop for JoinSet<T> {
+    fn drop(&mut self) {
+        self.abort_all();
+    }
+}
