@@ -88,6 +88,11 @@ pub trait Place: Send + Sync {
         None
     }
 
+    /// Has the server clear away dead rows as soon as it would by itself if each second were a minute; or no longer.
+    async fn tidy_often(&self, often: bool) {
+        let _ = often;
+    }
+
     /// How much room its tables and indexes take, if that can be asked for.
     async fn megabytes(&self) -> Option<f64> {
         None

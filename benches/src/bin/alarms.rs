@@ -30,6 +30,8 @@ const CALLERS: [u64; 3] = [1, 64, 1_000];
 const BACKLOGS: [(&str, u64); 3] =
     [("alarm_due_20k", 20_000), ("alarm_due_100k", 100_000), ("alarm_due_200k", 200_000)];
 const SIZE_ROUNDS: u32 = 10;
+/// From the end of a round until its size is taken, in which the server may clear up.
+const SIZE_PAUSE: Duration = Duration::from_secs(2);
 const SIZE_ALARMS: u64 = 100_000;
 const LATENESS_ALARMS: u64 = 10_000;
 const LATENESS_SPAN: Duration = Duration::from_secs(5);
@@ -310,11 +312,15 @@ async fn size(backend: &dyn Backend, effort: &Effort, lines: &mut Vec<Line>) {
         return;
     }
     let (mut sizes, alarms) = (Vec::new(), SIZE_ALARMS.min(effort.pending));
+    // A server looks for dead rows once a minute, and ten rounds are over before that.
+    place.tidy_often(true).await;
     for _ in 0..SIZE_ROUNDS {
         alarms::fill_due(&*place, alarms, Ended::Released).await;
         alarms::due(&*place, alarms).await;
+        tokio::time::sleep(SIZE_PAUSE).await;
         sizes.push(place.megabytes().await.unwrap_or_default());
     }
+    place.tidy_often(false).await;
     let rows: Vec<_> =
         sizes.iter().enumerate().map(|(round, size)| ((round + 1).to_string(), vec![Some(*size)])).collect();
     print_table(&format!("{}: size after rounds of {alarms} alarms set and fired", title(backend)), &["MB"], &rows);

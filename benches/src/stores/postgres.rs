@@ -220,6 +220,14 @@ impl Place for Database {
         Some(count as f64 / started.elapsed().as_secs_f64())
     }
 
+    async fn tidy_often(&self, often: bool) {
+        let client = client(&self.0).await;
+        let sql =
+            if often { "ALTER SYSTEM SET autovacuum_naptime = '1s'" } else { "ALTER SYSTEM RESET autovacuum_naptime" };
+        client.execute(sql, &[]).await.expect("its own server can be configured");
+        client.execute("SELECT pg_reload_conf()", &[]).await.expect("its own server can be configured");
+    }
+
     async fn megabytes(&self) -> Option<f64> {
         // A database that no store was opened on yet has none of them.
         let sql = "SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint FROM pg_class c
