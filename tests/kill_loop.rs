@@ -1,9 +1,9 @@
 //! Real processes that are killed with SIGKILL, again and again, while they work; then what they acknowledged must be there.
 //!
 //! On Fjall two hosts are killed, each with a store of its own, so that one works while the other starts; on Postgres and Redis two
-//! hosts share a server, and one kill in ten is the server's. Each kill comes after a drawn number of acknowledged operations, some while a host is still starting. After each [`LEG`] of kills everything
-//! that is due is let happen, and the account of what was acknowledged is held against what is stored: nothing lost, nothing before
-//! its time, nothing twice. The next leg begins on a new store. `KILLS=n` sets how often, `SEED=n` repeats the draws, `LEG=n` makes
+//! hosts share a server, and one kill in ten is the server's. Each kill comes after a drawn number of acknowledged operations,
+//! some while a host is still starting. After each [`LEG`] of kills everything that is due is let happen, and the account of what
+//! was acknowledged is held against what is stored: nothing lost, nothing before its time, nothing twice. The next leg begins on a new store. `KILLS=n` sets how often, `SEED=n` repeats the draws, `LEG=n` makes
 //! the legs longer, and with them the stores larger.
 //!
 //! A loop that finds nothing proves little, so the last two tests let a store lose what it acknowledged, and see that noticed.

@@ -327,16 +327,17 @@ fn take_message(from: &mut Input<'_>, name: InstanceName, id: Arc<str>) -> Resul
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use fastrand::Rng;
 
     use super::*;
 
-    fn name() -> InstanceName {
+    pub(crate) fn name() -> InstanceName {
         InstanceName { interface: "order".into(), instance: "o-1".into() }
     }
 
-    fn alarm() -> AlarmRow {
+    /// An alarm of which each part is there.
+    pub(crate) fn alarm() -> AlarmRow {
         AlarmRow {
             name: name(),
             id: "timeout".into(),

@@ -42,8 +42,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use stable_interfaces::{
-    Claim, ClaimKind, Claimed, Epoch, Grant, Held, Hints, Incarnation, Lane, Loaded, NewMessage, Page, Posted, Read,
-    ReadRows, Renewed, ShardId, Store, StoreError, Timestamp, Write,
+    Batch, Claim, ClaimKind, Claimed, Epoch, Grant, Held, Hints, Incarnation, Lane, Loaded, NewMessage, Page, Posted,
+    Read, ReadRows, Renewed, ShardId, Store, StoreError, Timestamp, Write,
 };
 use tokio::sync::mpsc;
 use tokio_postgres::config::TargetSessionAttrs;
@@ -231,15 +231,14 @@ impl Store for PostgresStore {
 
     async fn renew(&self, incarnation: Incarnation, lease: Duration) -> Result<Renewed, StoreError> {
         let known = &self.server.known;
-        known.check(incarnation)?;
         // What a store must hold is what it held before it was asked.
-        let (is_known, acknowledged) = (known.has(incarnation), known.all_acknowledged(incarnation));
+        let acknowledged = known.all_acknowledged(incarnation)?;
         let (number, lease) = (wire::number("incarnation", incarnation.0)?, millis(lease));
         let mut turn = self.renewals.alone(&self.server).await?;
         let conn = turn.conn.clone();
         let work = async { conn.client.query_one(conn.prepared(Query::Renew).await?, &[&number, &lease]).await };
         let row = turn.run(work).await?;
-        if is_known && !row.get::<_, bool>("is_known") {
+        if acknowledged.is_some() && !row.get::<_, bool>("is_known") {
             return Err(known.lose(incarnation, "its record of this host is gone"));
         }
         if !row.get::<_, bool>("renewed") {
@@ -248,7 +247,7 @@ impl Store for PostgresStore {
         }
         let taken: BTreeMap<i32, i64> =
             row.get::<_, Vec<i32>>("lanes").into_iter().zip(row.get::<_, Vec<i64>>("taken")).collect();
-        for (lane, seq) in acknowledged {
+        for (lane, seq) in acknowledged.into_iter().flatten() {
             let stored = taken.get(&i32::from(lane.0)).map_or(0, |taken| taken.unsigned_abs());
             if stored < seq {
                 return Err(known.lose(incarnation, &lost_write(lane, seq, stored)));
@@ -262,6 +261,7 @@ impl Store for PostgresStore {
     }
 
     async fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {
+        self.server.known.check(incarnation)?;
         let (incarnation, shards) = (wire::number("incarnation", incarnation.0)?, shard_numbers(shards)?);
         let mut turn = self.claims.alone(&self.server).await?;
         let conn = turn.conn.clone();
@@ -273,9 +273,8 @@ impl Store for PostgresStore {
 
     async fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError> {
         let server = &self.server;
-        server.known.check(write.incarnation)?;
         // What a store must hold is what it held before it was asked.
-        let known = server.known.acknowledged(write.incarnation, write.lane);
+        let known = server.known.acknowledged(write.incarnation, write.lane)?;
         let (wire, place) = (WireWrite::new(write)?, Place::new(write, known)?);
         let mut turn = self.commits[usize::from(write.lane.0) % self.commits.len()].alone(&self.server).await?;
         let conn = turn.conn.clone();
@@ -363,24 +362,17 @@ fn committed(
         }
     }
     let (fenced, newest) = (row.get::<_, Vec<i32>>("fenced"), row.get::<_, Vec<i64>>("newest"));
-    for batch in &write.batches {
-        if let Some(place) = fenced.iter().position(|&shard| shard_id(shard) == batch.shard)
-            && epoch_of(newest[place]) < batch.epoch
-            && known.was_granted(write.incarnation, batch.shard, batch.epoch)
-        {
-            let (shard, stored) = (batch.shard, epoch_of(newest[place]));
-            let what = format!("shard {shard}: epoch {} was granted, {stored} is stored", batch.epoch);
+    let fence_of = |shard: ShardId| fenced.iter().zip(&newest).find(|(of, _)| shard_id(**of) == shard);
+    let answer = |batch: &Batch| {
+        let Some((_, newest)) = fence_of(batch.shard) else { return Ok(Ok(())) };
+        let (shard, held, newest) = (batch.shard, batch.epoch, epoch_of(*newest));
+        if newest < held && known.was_granted(write.incarnation, shard, held) {
+            let what = format!("shard {shard}: epoch {held} was granted, {newest} is stored");
             return Err(known.lose(write.incarnation, &what));
         }
-    }
-    let answer =
-        |batch: &stable_interfaces::Batch| match fenced.iter().position(|&shard| shard_id(shard) == batch.shard) {
-            None => Ok(()),
-            Some(place) => {
-                Err(StoreError::Fenced { shard: batch.shard, held: batch.epoch, newest: epoch_of(newest[place]) })
-            }
-        };
-    Ok(write.batches.iter().map(answer).collect())
+        Ok(Err(StoreError::Fenced { shard, held, newest }))
+    };
+    write.batches.iter().map(answer).collect()
 }
 
 fn lost_write(lane: Lane, seq: u64, stored: u64) -> String {

@@ -89,9 +89,7 @@ pub trait Place: Send + Sync {
     }
 
     /// Has the server clear away dead rows as soon as it would by itself if each second were a minute; or no longer.
-    async fn tidy_often(&self, often: bool) {
-        let _ = often;
-    }
+    async fn tidy_often(&self, _often: bool) {}
 
     /// How much room its tables and indexes take, if that can be asked for.
     async fn megabytes(&self) -> Option<f64> {

@@ -19,7 +19,7 @@ use crate::host::wake::WakeToken;
 use crate::instance::effects::fold;
 use crate::instance::gate::{Failure, Ticket};
 use crate::instance::ride::{Carrier, Fate, Riding};
-use crate::store::{Batch, Epoch, Incarnation, Lane, Op, ShardId, Store, StoreError, Write};
+use crate::store::{Batch, BoxError, Epoch, Incarnation, Lane, Op, ShardId, Store, StoreError, Write};
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Arc, Mutex, Notify};
 
@@ -249,8 +249,10 @@ impl Committer {
     /// The store takes no more of this host's writes.
     fn report_ended(&self, error: &StoreError) {
         tracing::error!(error = %Described(error), "the store takes no more writes of this host");
-        // Whoever keeps the lease finds out whether there is something to save.
-        self.shards.lost.notify_one();
+        if matches!(error, StoreError::Lost(_)) {
+            // Whoever keeps the lease hears of it too, and saves what is in memory.
+            self.shards.lost.notify_one();
+        }
     }
 
     /// The task of one lane. Never ends by itself.
@@ -452,23 +454,9 @@ impl LaneWriter<'_> {
             match error {
                 StoreError::Unavailable(_) => was_ambiguous = true,
                 StoreError::NotApplied(_) => {}
-                StoreError::Rejected(error) => {
-                    let error: Arc<dyn std::error::Error + Send + Sync> = error.into();
-                    let answers =
-                        write.batches.iter().map(|_| Err(StoreError::Rejected(Box::new(Shared(error.clone())))));
-                    return (answers.collect(), was_ambiguous);
-                }
-                StoreError::Stopped(error) => {
-                    let error: Arc<dyn std::error::Error + Send + Sync> = error.into();
-                    let answers =
-                        write.batches.iter().map(|_| Err(StoreError::Stopped(Box::new(Shared(error.clone())))));
-                    return (answers.collect(), was_ambiguous);
-                }
-                StoreError::Lost(error) => {
-                    let error: Arc<dyn std::error::Error + Send + Sync> = error.into();
-                    let answers = write.batches.iter().map(|_| Err(StoreError::Lost(Box::new(Shared(error.clone())))));
-                    return (answers.collect(), was_ambiguous);
-                }
+                StoreError::Rejected(error) => return (for_each(write, error, StoreError::Rejected), was_ambiguous),
+                StoreError::Stopped(error) => return (for_each(write, error, StoreError::Stopped), was_ambiguous),
+                StoreError::Lost(error) => return (for_each(write, error, StoreError::Lost), was_ambiguous),
                 // Replaced, stale or an answer no store should give: this incarnation must not write any more.
                 error => {
                     tracing::error!(%error, "the store refuses this host's writes");
@@ -505,6 +493,12 @@ impl LaneWriter<'_> {
 pub(crate) fn backoff(random: &dyn Random, failures: u32) -> Duration {
     let millis = (5_u64 << failures.min(8)).min(1_000);
     Duration::from_millis(millis + random.next_u64() % (millis / 2 + 1))
+}
+
+/// What the store said of the whole write, as the answer to each of its batches.
+fn for_each(write: &Write, error: BoxError, answer: fn(BoxError) -> StoreError) -> Vec<Result<(), StoreError>> {
+    let error: Arc<dyn std::error::Error + Send + Sync> = error.into();
+    write.batches.iter().map(|_| Err(answer(Box::new(Shared(error.clone()))))).collect()
 }
 
 /// One cause that several batches report.

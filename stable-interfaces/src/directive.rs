@@ -269,21 +269,12 @@ fn checked(alarm: &str) -> Result<String, ContextError> {
 mod tests {
     use super::*;
     use crate::id::{MAX_VALUE_BYTES, is_interface_name};
+    use crate::store::{NewMessage, ShardId};
 
     fn row(directive: Directive) -> InboxRow {
-        let post = directive.into_post();
-        InboxRow {
-            name: InstanceName { interface: inbox_of("order"), instance: "17".into() },
-            id: "d".into(),
-            arrived: Timestamp::UNIX_EPOCH,
-            due: Timestamp::UNIX_EPOCH,
-            attempt: 0,
-            crashes: 0,
-            started: false,
-            last_error: None,
-            headers: post.headers,
-            body: post.body,
-        }
+        let NewPost { headers, body, .. } = directive.into_post();
+        let name = InstanceName { interface: inbox_of("order"), instance: "17".into() };
+        NewMessage { shard: ShardId(0), name, id: "d".into(), headers, body }.into_row(Timestamp::UNIX_EPOCH)
     }
 
     #[test]

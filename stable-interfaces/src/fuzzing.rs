@@ -18,7 +18,7 @@ use crate::directive::{Directive, inbox_of, interface_of};
 use crate::error::InvalidId;
 use crate::fleet::{Fleet, FleetError, MAX_HOST_BYTES, MAX_HOSTS, MAX_SHARDS};
 use crate::id::{MAX_ID_BYTES, MAX_KEY_BYTES, check_id, check_interface_name, check_key, is_interface_name};
-use crate::store::{AlarmRow, Epoch, InboxRow, InstanceName, Revision};
+use crate::store::{AlarmRow, Epoch, InstanceName, NewMessage, Revision, ShardId};
 use crate::sync::Arc;
 
 /// Above this a fleet is not built here: it takes milliseconds, and a test builds the largest.
@@ -112,7 +112,7 @@ fn routes(fleet: &Fleet) {
     let (last, hosts) = (fleet.hosts().len() - 1, fleet.hosts());
     assert_eq!(fleet.index_of(&hosts[last]), Some(last));
     if let Ok(before) = Fleet::new(&hosts[..last], fleet.shards()) {
-        for shard in (0..fleet.shards()).map(crate::ShardId) {
+        for shard in (0..fleet.shards()).map(ShardId) {
             let owner = fleet.owner_of(shard);
             assert!(owner == last || owner == before.owner_of(shard), "{shard} moves between others");
         }
@@ -182,18 +182,14 @@ pub fn directive(data: &[u8]) -> bool {
     let (head, body) = end.map_or((data, [].as_slice()), |end| (&data[..end], &data[end + 2..]));
     let Ok(head) = std::str::from_utf8(head) else { return false };
     let header = |line: &str| line.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
-    Directive::try_out(&InboxRow {
+    let message = NewMessage {
+        shard: ShardId(0),
         name: InstanceName { interface: inbox_of("order"), ..name() },
         id: "d".into(),
-        arrived: Timestamp::UNIX_EPOCH,
-        due: Timestamp::UNIX_EPOCH,
-        attempt: 0,
-        crashes: 0,
-        started: false,
-        last_error: None,
         headers: head.lines().filter_map(header).collect(),
         body: bytes::Bytes::copy_from_slice(body),
-    })
+    };
+    Directive::try_out(&message.into_row(Timestamp::UNIX_EPOCH))
 }
 
 #[cfg(test)]

@@ -186,19 +186,8 @@ impl<'a> Changes<'a> {
                 posted.push(Posted::Duplicate);
                 continue;
             }
-            let row = InboxRow {
-                name: message.name,
-                id: message.id,
-                arrived: now,
-                due: now,
-                attempt: 0,
-                crashes: 0,
-                started: false,
-                last_error: None,
-                headers: message.headers,
-                body: message.body,
-            };
-            self.put(Table::Inbox, key::timed(&identity, now), codec::encode_message(&row));
+            let row = codec::encode_message(&message.into_row(now));
+            self.put(Table::Inbox, key::timed(&identity, now), row);
             self.put(Table::InboxIds, identity.as_slice(), codec::encode_arrival(now));
             inserted.insert(identity);
             posted.push(Posted::Inserted);

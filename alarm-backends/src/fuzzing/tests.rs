@@ -1,11 +1,10 @@
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use stable_interfaces::{
-    AlarmRow, DeadLetter, DeadRow, Epoch, InboxRow, InstanceName, Op, Revision, ShardId, Timestamp,
-};
+use stable_interfaces::{AlarmRow, DeadLetter, DeadRow, Epoch, InboxRow, Op, Revision, ShardId, Timestamp};
 
 use super::*;
+use crate::codec::tests::name;
 use crate::codec::{self, AlarmPlace, ShardRow};
 
 type Target = (&'static str, fn(&[u8]) -> bool);
@@ -31,23 +30,8 @@ fn what_the_fuzzers_of_stored_rows_begin_with_holds() {
     }
 }
 
-fn name() -> InstanceName {
-    InstanceName { interface: "order".into(), instance: "o-1".into() }
-}
-
 fn alarm() -> AlarmRow {
-    AlarmRow {
-        name: name(),
-        id: "timeout".into(),
-        due: Timestamp::from_millis(1_700_000_000_000),
-        scheduled_at: Timestamp::from_millis(-1),
-        revision: Revision { epoch: Epoch(3), counter: 300 },
-        attempt: 2,
-        crashes: 1,
-        started: true,
-        last_error: Some("no".into()),
-        meta: Bytes::from_static(b"{\"n\":1.5}"),
-    }
+    AlarmRow { meta: Bytes::from_static(b"{\"n\":1.5}"), ..codec::tests::alarm() }
 }
 
 fn message() -> InboxRow {

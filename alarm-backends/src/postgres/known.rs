@@ -63,13 +63,21 @@ impl Known {
     }
 
     /// The last write of the lane that was answered as done; zero if none is known.
-    pub(super) fn acknowledged(&self, incarnation: Incarnation, lane: Lane) -> u64 {
-        self.lock().get(&incarnation).and_then(|life| life.acknowledged.get(&lane)).copied().unwrap_or(0)
+    ///
+    /// # Errors
+    /// As [`check`](Self::check).
+    pub(super) fn acknowledged(&self, incarnation: Incarnation, lane: Lane) -> Result<u64, StoreError> {
+        self.check(incarnation)?;
+        Ok(self.lock().get(&incarnation).and_then(|life| life.acknowledged.get(&lane)).copied().unwrap_or(0))
     }
 
-    /// All of [`acknowledged`](Self::acknowledged).
-    pub(super) fn all_acknowledged(&self, incarnation: Incarnation) -> BTreeMap<Lane, u64> {
-        self.lock().get(&incarnation).map(|life| life.acknowledged.clone()).unwrap_or_default()
+    /// All of [`acknowledged`](Self::acknowledged); `None` of a life that has not claimed.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check).
+    pub(super) fn all_acknowledged(&self, incarnation: Incarnation) -> Result<Option<BTreeMap<Lane, u64>>, StoreError> {
+        self.check(incarnation)?;
+        Ok(self.lock().get(&incarnation).map(|life| life.acknowledged.clone()))
     }
 
     /// Something that this life knew is lost: ends it, and says so.

@@ -406,8 +406,7 @@ impl Carrier for Open {
             (seat.lane, seat.seq)
         };
         let write = Write { incarnation, lane: Lane(lane), seq, batches: vec![batch.clone()] };
-        server.known.check(incarnation)?;
-        let known = server.known.acknowledged(incarnation, write.lane);
+        let known = server.known.acknowledged(incarnation, write.lane)?;
         let (wire, place) = (WireWrite::new(&write)?, Place::new(&write, known)?);
         let (mark, limit) = (mark(lane, seq), i64::try_from(server.limit.as_millis()).unwrap_or(i64::MAX));
         let conn = self.conn();

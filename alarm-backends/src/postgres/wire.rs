@@ -158,11 +158,11 @@ pub(super) struct ValueRemove<'a> {
 
 /// Where a write stands among those of its lane.
 pub(super) struct Place {
-    pub(super) incarnation: i64,
-    pub(super) lane: i32,
-    pub(super) seq: i64,
+    incarnation: i64,
+    lane: i32,
+    seq: i64,
     /// The greatest number that was answered as done.
-    pub(super) known: i64,
+    known: i64,
 }
 
 impl Place {

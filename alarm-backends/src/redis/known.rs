@@ -7,7 +7,6 @@
 //! store of which nothing is known yet.
 
 use std::collections::BTreeMap;
-
 use std::sync::Arc;
 
 use parking_lot::Mutex;

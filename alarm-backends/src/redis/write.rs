@@ -249,19 +249,7 @@ impl Inner {
 /// Identity and row of a message; the script stamps its arrival.
 pub(super) fn posted_row(message: &NewMessage) -> Result<[Vec<u8>; 2], BoxError> {
     let id = key::identity(&message.name, &message.id)?;
-    let row = InboxRow {
-        name: message.name.clone(),
-        id: message.id.clone(),
-        arrived: Timestamp::UNIX_EPOCH,
-        due: Timestamp::UNIX_EPOCH,
-        attempt: 0,
-        crashes: 0,
-        started: false,
-        last_error: None,
-        headers: message.headers.clone(),
-        body: message.body.clone(),
-    };
-    Ok([id, codec::encode_message(&row)])
+    Ok([id, codec::encode_message(&message.clone().into_row(Timestamp::UNIX_EPOCH))])
 }
 
 fn read_commit(answer: Value, me: Incarnation, batch: &Batch, known: Option<&Shard>) -> Result<Outcome, Failure> {

@@ -323,18 +323,23 @@ impl Context {
         check_alarm_id(id)?;
         let meta = encode_meta(meta)?;
         self.require_store()?;
-        Ok(AlarmRow {
+        Ok(self.fresh_alarm(id, at, meta))
+    }
+
+    /// An alarm that has never fired.
+    fn fresh_alarm(&self, id: &str, due: Timestamp, meta: Bytes) -> AlarmRow {
+        AlarmRow {
             name: self.instance.name(),
             id: id.into(),
-            due: at,
-            scheduled_at: at,
+            due,
+            scheduled_at: due,
             revision: self.next_revision(),
             attempt: 0,
             crashes: 0,
             started: false,
             last_error: None,
             meta,
-        })
+        }
     }
 
     /// Cancels the alarm `id` of this instance, if it exists.
@@ -651,11 +656,7 @@ impl Context {
         if found.is_some_and(|row| row.revision.epoch == self.epoch) {
             return Ok(false);
         }
-        let name = self.instance.name().clone();
-        let revision = self.next_revision();
-        let (crashes, started, last_error) = (0, false, None);
-        let row =
-            AlarmRow { name, id: id.into(), due, scheduled_at, revision, attempt, crashes, started, last_error, meta };
+        let row = AlarmRow { scheduled_at, attempt, ..self.fresh_alarm(id, due, meta) };
         self.record(Op::PutAlarm(row))?;
         Ok(true)
     }

@@ -386,18 +386,7 @@ impl Shard {
             return Posted::Duplicate;
         };
         place.insert(arrived);
-        let row = InboxRow {
-            name: message.name.clone(),
-            id: message.id.clone(),
-            arrived,
-            due: arrived,
-            attempt: 0,
-            crashes: 0,
-            started: false,
-            last_error: None,
-            headers: message.headers.clone(),
-            body: message.body.clone(),
-        };
+        let row = message.clone().into_row(arrived);
         self.inbox.insert(row.key(), row);
         Posted::Inserted
     }

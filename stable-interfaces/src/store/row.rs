@@ -147,6 +147,25 @@ pub struct NewMessage {
     pub body: Bytes,
 }
 
+impl NewMessage {
+    /// The row that a store keeps of it: due as soon as it has `arrived`, and never handled.
+    #[must_use]
+    pub fn into_row(self, arrived: Timestamp) -> InboxRow {
+        InboxRow {
+            name: self.name,
+            id: self.id,
+            arrived,
+            due: arrived,
+            attempt: 0,
+            crashes: 0,
+            started: false,
+            last_error: None,
+            headers: self.headers,
+            body: self.body,
+        }
+    }
+}
+
 /// The order of dead letters: oldest first.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DeadKey {

@@ -109,8 +109,10 @@ BEGIN
 END
 $$;
 
--- Extends a lease. is_known: whether this life is known, ended or not. lanes, taken: the last write of each of its lanes. The shards are read in a later statement than the lease is written: if that had to wait for a claim, they
+-- Extends a lease. The shards are read in a later statement than the lease is written: if that had to wait for a claim, they
 -- are as the claim left them.
+--
+-- is_known: whether this life is known, ended or not. lanes, taken: the last write of each of its lanes.
 CREATE FUNCTION {s}.renew(
     p_incarnation bigint, p_lease bigint,
     OUT renewed boolean, OUT is_known boolean, OUT server_now bigint, OUT owned integer[], OUT inbox integer[],
