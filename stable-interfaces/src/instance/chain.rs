@@ -21,6 +21,9 @@ use crate::sync::{Arc, StaticMutex, thread_local};
 pub(crate) trait Link: Any + Debug + Send + Sync {
     /// Shows `interface/id`.
     fn describe(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result;
+
+    /// How long a handler of this instance may run.
+    fn handler_timeout(&self) -> Duration;
 }
 
 /// The callers of a message, innermost first.
@@ -190,7 +193,8 @@ pub(crate) fn in_handler() -> bool {
     CURRENT.with(|thread| !thread.frames.borrow().is_empty())
 }
 
-/// Looks at the current handler, if there is one. `now` and `timeout` give its deadline if it has none yet.
+/// Looks at the current handler, if there is one. If it has no deadline yet, its own interface's limit from `now` on becomes it;
+/// `timeout` is the limit of the interface that it asks.
 pub(crate) fn origin(now: impl FnOnce() -> Duration, timeout: Duration) -> Origin {
     CURRENT.with(|thread| {
         let mut frames = thread.frames.borrow_mut();
@@ -199,13 +203,13 @@ pub(crate) fn origin(now: impl FnOnce() -> Duration, timeout: Duration) -> Origi
             return Origin { callers: None, deadline: Deadline::NONE, given: timeout, may_nest: true };
         };
         let now = now();
-        let deadline = frame.deadline.get_or_insert_with(|| now + timeout);
+        let deadline = frame.deadline.get_or_insert_with(|| now.saturating_add(frame.instance.handler_timeout()));
         // A tenth less than what is left, so that the inner request fails first and its caller can still answer.
         let left = deadline.saturating_sub(now);
         let given = (left - left / 10).min(timeout);
         Origin {
             callers: Some(Arc::new(Chain { link: frame.instance.clone(), caller: frame.callers.clone() })),
-            deadline: Deadline::at(now + given),
+            deadline: Deadline::at(now.saturating_add(given)),
             given,
             may_nest: depth < MAX_DEPTH,
         }

@@ -640,7 +640,7 @@ impl<I: StableInterface> Slot<I> {
 
     /// When a handler that starts now must be done.
     pub(crate) fn deadline_from_now(&self) -> Duration {
-        self.interface.host.clock.elapsed() + self.interface.options.handler_timeout
+        self.interface.host.clock.elapsed().saturating_add(self.interface.options.handler_timeout)
     }
 
     /// Refuses the queued messages whose time is over, and says when to look again. `sooner` is told if that changes.
@@ -783,6 +783,10 @@ impl<I: StableInterface> fmt::Debug for Slot<I> {
 impl<I: StableInterface> Link for Slot<I> {
     fn describe(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", I::NAME, self.id)
+    }
+
+    fn handler_timeout(&self) -> Duration {
+        self.interface.options.handler_timeout
     }
 }
 
