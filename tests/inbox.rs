@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use stable_interfaces::testing::{Fault, Method};
-use stable_interfaces::{ContextError, DeadKind, Fleet, NewPost, Posted, RequestError, RetryPolicy};
+use stable_interfaces::{ContextError, DeadKind, Fleet, Host, NewPost, Outside, Posted, RequestError, RetryPolicy};
 use system_tests::{Failed, Probe, Site, World, act, count, get, in_time, on_each_store, spawn, wait};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -219,6 +219,89 @@ on_each_store! {
         assert_eq!(world.script.taken_ids(), [""; 0], "the nudge did get lost");
         world.pass(LEASE / 3).await;
         assert_eq!(world.script.taken_ids(), ["m"]);
+    }
+}
+
+on_each_store! {
+    async fn messages_of_others_whose_nudges_got_lost_are_picked_up_within_seconds_however_long_the_lease_is(world: World) {
+        let fleet = Fleet::new(["local"], 1_024).unwrap();
+        let outside = Outside::new(std::sync::Arc::new(world.store.clone()), fleet.clone());
+        world.store.lose_hints(true);
+        // One whose lease never ends, and one whose lease is a day.
+        for builder in [Host::local(world.store.clone()), world.member("local", &fleet).lease(86_400 * SECOND)] {
+            let site = world.launch(world.equip(builder), |probes| probes).await;
+            world.pass(SECOND).await;
+            let before = world.script.taken_ids().len();
+            for n in 0..300 {
+                outside.post("probe", &format!("id-{n}"), message("m")).await.unwrap();
+            }
+            assert_eq!(world.script.taken_ids().len(), before, "the nudges did get lost");
+            world.pass(6 * SECOND).await;
+            assert_eq!(world.script.taken_ids().len(), before + 300);
+            site.host.drain(SECOND).await;
+        }
+    }
+}
+
+on_each_store! {
+    async fn messages_posted_before_a_watch_begins_are_looked_for_when_it_does(world: World) {
+        let fleet = Fleet::new(["local"], 1_024).unwrap();
+        let outside = Outside::new(std::sync::Arc::new(world.store.clone()), fleet);
+        world.store.fail_next(Method::Watch, Fault::Hang);
+        let _site = world.start().await;
+        world.pass(Duration::from_millis(100)).await;
+        outside.post("probe", "a", message("m")).await.unwrap();
+        world.pass(Duration::from_millis(100)).await;
+        assert_eq!(world.script.taken_ids(), [""; 0], "nobody listens yet");
+        world.store.release_hanging();
+        world.pass(Duration::from_millis(100)).await;
+        assert_eq!(world.script.taken_ids(), ["m"]);
+    }
+}
+
+on_each_store! {
+    async fn messages_that_cannot_be_read_are_overdue_and_their_host_is_not_ready(world: World) {
+        let site = world.start().await;
+        world.pass(SECOND).await;
+        assert!(site.host.is_ready(Duration::ZERO));
+        world.store.set_chance(Method::Load, Fault::FailBefore, 1.0);
+        site.probes.post("a", message("m")).await.unwrap();
+        world.pass(10 * SECOND).await;
+        let overdue = site.host.overdue();
+        assert!((9 * SECOND..=10 * SECOND).contains(&overdue), "{overdue:?}");
+        assert!(!site.host.is_ready(5 * SECOND) && site.host.is_ready(11 * SECOND));
+        world.store.heal();
+        world.pass(10 * SECOND).await;
+        assert_eq!(world.script.taken_ids(), ["m"]);
+        assert!(site.host.is_ready(Duration::ZERO) && site.host.overdue() == Duration::ZERO);
+    }
+}
+
+on_each_store! {
+    async fn an_id_posted_again_in_the_millisecond_in_which_it_was_handled_is_handled_again(world: World) {
+        count_messages(&world);
+        let site = world.start().await;
+        world.pass(SECOND).await;
+        let done = |method| world.store.log().iter().filter(|call| call.method == method && call.is_done).count();
+        let (commits, began) = (done(Method::Commit), world.now());
+        // The store takes the message out, and its owner does not hear of it yet.
+        world.store.fail_next(Method::Commit, Fault::HangAfter);
+        assert_eq!(site.probes.post("a", message("m")).await.unwrap(), Posted::Inserted);
+        while done(Method::Commit) == commits {
+            tokio::task::yield_now().await;
+        }
+        let loads = world.store.calls(Method::Load);
+        assert_eq!(site.probes.post("a", message("m")).await.unwrap(), Posted::Inserted, "another message");
+        while world.store.calls(Method::Load) == loads || !world.store.under_way().iter().all(|call| call.method != Method::Load) {
+            tokio::task::yield_now().await;
+        }
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(world.now(), began, "in the same millisecond");
+        world.store.release_hanging();
+        world.pass(Duration::from_millis(100)).await;
+        assert_eq!(site.probes.request("a", get("n")).await.unwrap(), Some(2));
     }
 }
 

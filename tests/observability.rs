@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use metrics::{
@@ -154,10 +155,15 @@ async fn a_bit_of_everything() {
 
     // And a store that has lost what it acknowledged.
     drop((old, new));
-    let lose = |between: Between| between.on_renew(|| Some(StoreError::Lost("emptied".into())));
+    let is_lost = Arc::new(AtomicBool::new(false));
+    let lost = is_lost.clone();
+    let lose = |between: Between| {
+        between.on_renew(move || lost.load(Ordering::SeqCst).then(|| StoreError::Lost("emptied".into())))
+    };
     let losing = Host::builder("local", fleet).store(lose(Between::new(world.store.clone())));
     let last = world.launch(world.equip(losing), |probes| probes).await;
     last.probes.request("a", set("later", world.at(i64::from(u32::MAX)))).await.unwrap();
+    is_lost.store(true, Ordering::SeqCst);
     world.pass(60 * SECOND).await;
     assert_eq!(last.host.health(), Health::StoreLost);
 }

@@ -24,10 +24,9 @@ use async_trait::async_trait;
 use fjall::PersistMode;
 use parking_lot::Mutex;
 use stable_interfaces::{
-    Claim, Claimed, Clock, Hints, Incarnation, Loaded, NewMessage, Page, Posted, Read, ReadRows, Renewed, ShardId,
-    Store, StoreError, SystemClock, Write,
+    Claim, Claimed, Clock, HintSender, Hints, Incarnation, Loaded, NewMessage, Page, Posted, Read, ReadRows, Renewed,
+    ShardId, Store, StoreError, SystemClock, Write,
 };
-use tokio::sync::mpsc;
 
 use self::directory::{Directory, Table};
 use self::ownership::{Ownership, Sequence};
@@ -37,9 +36,6 @@ use crate::codec::{self, ShardRow};
 
 const FLEET_KEY: &str = "fleet";
 const SHARD_PREFIX: &[u8] = b"shard/";
-/// Hints that may wait for a slow owner; what does not fit is found at its next renewal.
-const HINTS: usize = 1024;
-
 /// A store in a directory of the local disk, on [`fjall`], for the hosts of one process.
 ///
 /// What a method has acknowledged survives `kill -9` of the process at any moment and, as far as the disk keeps what
@@ -94,7 +90,7 @@ struct State {
     fleet: Option<(u32, u32)>,
     /// Every shard that has inbox rows, and perhaps some that had.
     inbox: BTreeSet<ShardId>,
-    watchers: Vec<mpsc::Sender<ShardId>>,
+    watchers: Vec<HintSender>,
 }
 
 impl FjallStore {
@@ -306,8 +302,7 @@ impl Inner {
         state.watchers.retain(|watcher| !watcher.is_closed());
         for watcher in &state.watchers {
             for shard in &fresh {
-                // A full channel has hints enough.
-                let _ = watcher.try_send(*shard);
+                watcher.send(*shard);
             }
         }
         state.inbox.extend(fresh);
@@ -342,14 +337,14 @@ impl Store for FjallStore {
     }
 
     async fn watch(&self, _incarnation: Incarnation) -> Result<Hints, StoreError> {
-        let (sender, receiver) = mpsc::channel(HINTS);
+        let (sender, hints) = Hints::channel();
         // Not taken on a thread of the runtime: whoever holds it may be waiting for the disk.
         self.blocking(move |inner| {
             inner.state.lock().watchers.push(sender);
             Ok(())
         })
         .await?;
-        Ok(Hints::new(receiver))
+        Ok(hints)
     }
 
     async fn load(&self, pages: &[Page]) -> Result<Vec<Loaded>, StoreError> {

@@ -45,7 +45,6 @@ use stable_interfaces::{
     Batch, Claim, ClaimKind, Claimed, Epoch, Grant, Held, Hints, Incarnation, Lane, Loaded, NewMessage, Page, Posted,
     Read, ReadRows, Renewed, ShardId, Store, StoreError, Timestamp, Write,
 };
-use tokio::sync::mpsc;
 use tokio_postgres::config::TargetSessionAttrs;
 use tokio_postgres::{Config, Row};
 
@@ -59,9 +58,6 @@ use wire::{Place, WireWrite};
 pub use poster::Poster;
 pub use tokio_postgres;
 pub use transaction::{PostgresContext, Transaction};
-
-/// How many hints wait for a slow listener before further ones are dropped.
-const HINTS_BUFFERED: usize = 1024;
 
 /// A [`Store`] in Postgres, shared by all hosts of a fleet. The [module](self) says what it keeps and where.
 ///
@@ -295,9 +291,9 @@ impl Store for PostgresStore {
     }
 
     async fn watch(&self, _incarnation: Incarnation) -> Result<Hints, StoreError> {
-        let (sender, receiver) = mpsc::channel(HINTS_BUFFERED);
+        let (sender, hints) = Hints::channel();
         self.server.listen(sender).await?;
-        Ok(Hints::new(receiver))
+        Ok(hints)
     }
 
     async fn load(&self, pages: &[Page]) -> Result<Vec<Loaded>, StoreError> {

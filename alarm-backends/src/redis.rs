@@ -80,7 +80,6 @@ use stable_interfaces::{
     Claim, Claimed, Clock, Hints, Incarnation, Loaded, NewMessage, Page, Posted, Read, ReadRows, Renewed, ShardId,
     Store, StoreError, SystemClock, Write,
 };
-use tokio::sync::mpsc;
 
 use self::failure::Failure;
 use self::key::Keys;
@@ -89,9 +88,6 @@ use self::link::Link;
 use self::node::within;
 use self::script::{Call, PROBE};
 use self::target::Target;
-
-/// Hints that may wait for a slow owner; what does not fit is found at its next renewal.
-const HINTS: usize = 1024;
 
 /// What a shard's keys are called behind their hash tag.
 mod keys_of {
@@ -313,7 +309,7 @@ impl Inner {
 
 /// Passes hints on until the connection breaks or nobody listens.
 fn forwarded(mut messages: redis::aio::PubSubStream) -> Hints {
-    let (sender, receiver) = mpsc::channel(HINTS);
+    let (sender, hints) = Hints::channel();
     tokio::spawn(async move {
         loop {
             let message = tokio::select! { biased;
@@ -324,12 +320,11 @@ fn forwarded(mut messages: redis::aio::PubSubStream) -> Hints {
             if let Some(shard) =
                 std::str::from_utf8(message.get_payload_bytes()).ok().and_then(|text| text.parse().ok())
             {
-                // A full channel has hints enough.
-                let _ = sender.try_send(ShardId(shard));
+                sender.send(ShardId(shard));
             }
         }
     });
-    Hints::new(receiver)
+    hints
 }
 
 #[async_trait]

@@ -112,7 +112,7 @@ pub use interface::Interface;
 pub use outside::Outside;
 pub use store::{
     After, AlarmKey, AlarmRow, Batch, BoxError, Claim, ClaimKind, Claimed, DamageReason, Damaged, DeadKey, DeadLetter,
-    DeadRow, Epoch, Grant, Held, Hints, InboxKey, InboxRow, Incarnation, InstanceName, Lane, Loaded, MemoryStore,
-    MessageHeaders, NewMessage, Op, Page, Posted, Read, ReadRange, ReadRows, Renewed, Revision, Rows, ShardId, Store,
-    StoreError, Write,
+    DeadRow, Epoch, Grant, Held, HintSender, Hints, InboxKey, InboxRow, Incarnation, InstanceName, Lane, Loaded,
+    MemoryStore, MessageHeaders, NewMessage, Op, Page, Posted, Read, ReadRange, ReadRows, Renewed, Revision, Rows,
+    ShardId, Store, StoreError, Write,
 };

@@ -8,6 +8,7 @@
 //! sequencers of Burrows, "The Chubby lock service", 2006). Repeats are by *sequence*: each [`Write`] carries a number
 //! that rises per incarnation and lane, so a repeated write is recognised and a late one changes nothing.
 
+mod hints;
 mod memory;
 mod row;
 
@@ -17,6 +18,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+pub use hints::{HintSender, Hints};
 pub use memory::MemoryStore;
 pub use row::{
     AlarmKey, AlarmRow, Batch, DeadKey, DeadLetter, DeadRow, InboxKey, InboxRow, InstanceName, MessageHeaders,
@@ -24,7 +26,7 @@ pub use row::{
 };
 
 use crate::clock::Timestamp;
-use crate::sync::{Arc, mpsc};
+use crate::sync::Arc;
 
 /// An error of whatever a store is made on.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
@@ -128,7 +130,7 @@ pub trait Store: Any + Debug + Send + Sync + 'static {
     async fn post(&self, messages: &[NewMessage]) -> Result<Vec<Posted>, StoreError>;
 
     /// Hints that a shard has inbox rows, from now on and for all shards. They may be lost, doubled or early: they only save
-    /// waiting for the next [`renew`](Self::renew).
+    /// waiting for the next [`renew`](Self::renew), which comes within seconds, whatever the lease.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] if the store cannot be reached; call again.
@@ -245,25 +247,6 @@ pub enum Posted {
     Inserted,
     /// A message with its ID was there already, and stays as it is.
     Duplicate,
-}
-
-/// The stream that [`Store::watch`] returns: shards that may have new inbox rows.
-#[derive(Debug)]
-pub struct Hints(mpsc::Receiver<ShardId>);
-
-impl Hints {
-    /// Hints as they come out of a channel. A full channel may drop hints.
-    #[must_use]
-    pub fn new(receiver: mpsc::Receiver<ShardId>) -> Hints {
-        Hints(receiver)
-    }
-
-    /// The next hint; `None` once the store has lost its connection, and `watch` is to be called again.
-    ///
-    /// Cancel-safe: a hint is returned or stays.
-    pub async fn next(&mut self) -> Option<ShardId> {
-        self.0.recv().await
-    }
 }
 
 /// One page of one shard, as [`Store::load`] takes it.

@@ -11,9 +11,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use stable_interfaces::{ShardId, StoreError};
+use stable_interfaces::{HintSender, ShardId, StoreError};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{Mutex, MutexGuard, OnceCell, mpsc};
+use tokio::sync::{Mutex, MutexGuard, OnceCell};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_postgres::{AsyncMessage, Client, Config, Connection, Socket, Statement};
@@ -225,7 +225,7 @@ impl Server {
     }
 
     /// A stream of hints on a connection of its own, which ends with it or with the receiver.
-    pub(super) async fn listen(&self, hints: mpsc::Sender<ShardId>) -> Result<(), StoreError> {
+    pub(super) async fn listen(&self, hints: HintSender) -> Result<(), StoreError> {
         let work = async {
             let conn = self.open(Purpose::Hints(hints.clone())).await?;
             let sql = format!("LISTEN \"{}\"", self.schema.channel());
@@ -266,7 +266,7 @@ impl Server {
 enum Purpose {
     Store,
     /// To listen: hints go here.
-    Hints(mpsc::Sender<ShardId>),
+    Hints(HintSender),
     /// For statements of the application, which know nothing of this store's settings.
     Application,
 }
@@ -279,7 +279,7 @@ fn as_not_applied(error: StoreError) -> StoreError {
 }
 
 /// Reads and writes one connection until either side ends it.
-async fn drive<S>(mut connection: Connection<Socket, S>, doubts: Arc<AtomicU64>, hints: Option<mpsc::Sender<ShardId>>)
+async fn drive<S>(mut connection: Connection<Socket, S>, doubts: Arc<AtomicU64>, hints: Option<HintSender>)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -294,8 +294,7 @@ where
             }
             Ok(AsyncMessage::Notification(note)) => {
                 if let (Some(hints), Ok(shard)) = (&hints, note.payload().parse()) {
-                    // A full channel has hints enough to come.
-                    let _ = hints.try_send(ShardId(shard));
+                    hints.send(ShardId(shard));
                 }
             }
             Ok(_) => {}

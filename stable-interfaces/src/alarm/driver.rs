@@ -176,12 +176,8 @@ pub(crate) async fn watch(host: Arc<HostCore>, store: Arc<dyn Store>, incarnatio
     loop {
         let timeout = host.options.commit.store_timeout;
         if let Some(Ok(mut hints)) = within(&*host.clock, timeout, store.watch(incarnation)).await {
-            if failures > 0 {
-                // What was posted meanwhile has gone unheard.
-                for (shard, _) in host.shards.owned() {
-                    host.shards.hint(shard);
-                }
-            }
+            // What was posted before it began has gone unheard: a renewal says where.
+            host.shards.lost.notify_one();
             failures = 1;
             while let Some(shard) = hints.next().await {
                 if shard.0 < host.fleet.shards() {

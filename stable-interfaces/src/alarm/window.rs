@@ -218,7 +218,17 @@ impl AlarmWindow {
     /// Whether it is time to load a page: there is more in the store, less than half the cap is waiting here, and none is
     /// being loaded.
     pub(crate) fn wants_page(&self) -> bool {
-        matches!(self.page, Page::Idle) && !self.is_complete() && self.waiting() * 2 < self.cap
+        matches!(self.page, Page::Idle) && self.behind().is_some()
+    }
+
+    /// If a page is wanted or being loaded: up to when all alarms are in memory all the same.
+    pub(crate) fn behind(&self) -> Option<Timestamp> {
+        let all_up_to = match &self.horizon {
+            Horizon::Start => Timestamp::MIN,
+            Horizon::At(key) => key.due,
+            Horizon::End => return None,
+        };
+        (self.waiting() * 2 < self.cap).then_some(all_up_to)
     }
 
     /// Begins to note what changes, and says what to load: alarms strictly after this key, at most this many.
@@ -290,6 +300,7 @@ impl AlarmWindow {
     }
 
     /// Whether the store has no live alarm that is not in memory, apart from those set aside.
+    #[cfg(test)]
     pub(crate) fn is_complete(&self) -> bool {
         self.horizon == Horizon::End
     }

@@ -17,6 +17,10 @@ use crate::sync::Arc;
 /// A lease that no clock will see the end of: for a store that only one process can open.
 pub(crate) const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
+/// A renewal also tells which inboxes have messages, whose hints may have been lost: it comes this often at least, however long the
+/// lease is.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
 /// How far the store's clock and this host's may be apart before it is worth a warning.
 const SKEW_WARNING: Duration = Duration::from_secs(5);
 
@@ -75,21 +79,16 @@ fn extend(host: &HostCore, sent_at: Duration) {
     host.set_lease(if lease >= FOREVER { Duration::MAX } else { sent_at + lease - lease / 10 });
 }
 
-/// Renews the lease, and claims what others still held, until the host stops or is replaced; or until the store is found to have
+/// Renews the lease, looks for messages that nobody hinted at, and claims what others still held, until the host stops or is replaced; or until the store is found to have
 /// lost what it had acknowledged, and then returns what is to be saved.
 pub(crate) async fn keep(host: &Arc<HostCore>, store: &dyn Store, incarnation: Incarnation) -> Option<Rescue> {
-    let pause = host.options.lease / 3;
+    let pause = (host.options.lease / 3).min(LOOK_EVERY);
     let mut failures = 0_u32;
     loop {
         let wait = if failures == 0 { pause } else { backoff(&*host.random, failures).min(pause) };
-        if host.options.lease >= FOREVER && failures == 0 {
-            // Nothing runs out: only a write that finds its shard lost is a reason to ask.
-            host.shards.lost.notified().await;
-        } else {
-            tokio::select! { biased;
-                () = host.shards.lost.notified() => {}
-                () = host.clock.sleep(wait) => {}
-            }
+        tokio::select! { biased;
+            () = host.shards.lost.notified() => {}
+            () = host.clock.sleep(wait) => {}
         }
         let sent_at = host.clock.elapsed();
         let timeout = host.options.commit.store_timeout;

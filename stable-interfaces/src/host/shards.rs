@@ -3,7 +3,7 @@
 //! A shard's epoch is zero while this host does not own it, and is read without a lock at the start of every message. Its
 //! windows exist exactly while it is owned. `deadlines` lists each shard that has something waiting once, under the time its
 //! windows give, so the first entry is the host's next alarm or message. Locks are taken in the order shard, then `deadlines`,
-//! `pages` or `storms`.
+//! `behind`, `pages` or `storms`.
 //!
 //! *Killers.* If the last owner of a shard ended without releasing it, a handler of it may have ended the process. Until the
 //! overdue backlog of such a shard is through, each alarm and message is marked in the store before its handler starts. One
@@ -47,7 +47,9 @@ pub(crate) struct Shards {
     pages: Mutex<BTreeSet<ShardId>>,
     /// Wakes the task that loads pages.
     pub(crate) pages_wanted: Notify,
-    /// Told when a write found a shard lost.
+    /// Which shards may have something due in the store that is not in memory, and since when, by the lease clock.
+    behind: Mutex<BTreeSet<(Duration, ShardId)>>,
+    /// Asks for a renewal at once: a write found a shard lost, or messages may have come unheard.
     pub(crate) lost: Notify,
     /// Alarms and messages being handled or committed now.
     firing: AtomicUsize,
@@ -78,11 +80,26 @@ struct Owned {
     inbox: InboxWindow,
     /// The time under which `deadlines` has this shard.
     listed: Option<Timestamp>,
+    /// Since when each window has wanted what may be due and is not in memory, by the lease clock; where all up to a later time is there,
+    /// from then on. Counted from the last page that was merged, at most.
+    alarms_behind: Option<Duration>,
+    inbox_behind: Option<Duration>,
+    /// The time under which `behind` has this shard.
+    behind: Option<Duration>,
     /// If the last owner did not release the shard: alarms due up to then are marked before they are handled.
     marks_until: Option<Timestamp>,
 }
 
 impl Owned {
+    /// Notes since when something may have been due that is not in memory, or from when on it will be.
+    fn note_behind(&mut self, clock: &dyn Clock) -> Option<Duration> {
+        self.alarms_behind = self.alarms.behind().map(|all_up_to| {
+            self.alarms_behind.unwrap_or_else(|| clock.elapsed().saturating_add(all_up_to.since(clock.now())))
+        });
+        self.inbox_behind = self.inbox.is_behind().then(|| self.inbox_behind.unwrap_or_else(|| clock.elapsed()));
+        self.alarms_behind.into_iter().chain(self.inbox_behind).min()
+    }
+
     fn next_deadline(&self) -> Option<Timestamp> {
         let alarm = self.alarms.next_deadline().filter(|_| self.inbox.lets_alarms_fire());
         match (self.inbox.next_deadline(), alarm) {
@@ -126,6 +143,7 @@ impl Shards {
             changed: Notify::new(),
             pages: Mutex::default(),
             pages_wanted: Notify::new(),
+            behind: Mutex::default(),
             lost: Notify::new(),
             firing: AtomicUsize::new(0),
             is_alone: AtomicBool::new(false),
@@ -165,6 +183,9 @@ impl Shards {
                 alarms: AlarmWindow::new(window_cap),
                 inbox: InboxWindow::new(INBOX_CAP),
                 listed: None,
+                alarms_behind: None,
+                inbox_behind: None,
+                behind: None,
                 marks_until: (!clean).then(|| self.clock.now()),
             }));
             self.relist(shard, owned.as_deref_mut());
@@ -178,10 +199,13 @@ impl Shards {
         if this.epoch.compare_exchange(epoch.0, 0, Ordering::AcqRel, Ordering::Acquire).is_err() {
             return false;
         }
-        if let Some(owned) = owned.take()
-            && let Some(listed) = owned.listed
-        {
-            self.deadlines.lock().remove(&(listed, shard));
+        if let Some(owned) = owned.take() {
+            if let Some(listed) = owned.listed {
+                self.deadlines.lock().remove(&(listed, shard));
+            }
+            if let Some(behind) = owned.behind {
+                self.behind.lock().remove(&(behind, shard));
+            }
         }
         true
     }
@@ -257,6 +281,15 @@ impl Shards {
                 self.changed.notify_one();
             }
         }
+        let behind = owned.note_behind(&*self.clock);
+        if behind != owned.behind {
+            let mut all = self.behind.lock();
+            if let Some(before) = owned.behind {
+                all.remove(&(before, shard));
+            }
+            all.extend(behind.map(|since| (since, shard)));
+            owned.behind = behind;
+        }
         if (owned.alarms.wants_page() || owned.inbox.wants_page()) && self.pages.lock().insert(shard) {
             self.pages_wanted.notify_one();
         }
@@ -267,12 +300,15 @@ impl Shards {
         self.deadlines.lock().first().map(|(time, _)| *time)
     }
 
-    /// For how long the oldest alarm or message that waits has been due.
+    /// For how long the oldest alarm or message that waits has been due. What may wait in the store and could not be loaded counts since
+    /// it was wanted, or since a page of it was loaded last.
     pub(crate) fn overdue(&self) -> Duration {
-        match self.next_deadline() {
+        let in_memory = match self.next_deadline() {
             Some(deadline) if deadline > Timestamp::MIN => self.clock.now().since(deadline),
             _ => Duration::ZERO,
-        }
+        };
+        let behind = self.behind.lock().first().map(|(since, _)| *since);
+        in_memory.max(behind.map_or(Duration::ZERO, |since| self.clock.elapsed().saturating_sub(since)))
     }
 
     /// The next due alarm or message, to be handled now; `None` if there is none, or too many are being handled.
@@ -411,13 +447,23 @@ impl Shards {
     /// Merges what a page found.
     pub(crate) fn merge_alarms(&self, page: &BegunPage, rows: Vec<AlarmRow>) {
         let is_last = rows.len() < page.limit;
-        self.with_owned(page.shard, page.epoch, |owned| owned.alarms.merge_page(rows, is_last));
+        self.with_owned(page.shard, page.epoch, |owned| {
+            owned.alarms.merge_page(rows, is_last);
+            owned.alarms_behind = None;
+        });
     }
 
     /// Merges what a page found.
     pub(crate) fn merge_inbox(&self, page: &BegunPage, rows: Vec<InboxRow>) {
         let is_last = rows.len() < page.limit;
-        self.with_owned(page.shard, page.epoch, |owned| owned.inbox.merge_page(rows, is_last, self.clock.now()));
+        self.with_owned(page.shard, page.epoch, |owned| {
+            let now = self.clock.now();
+            // What is behind a full page arrived later than its last row.
+            let lag = rows.last().map_or(Duration::ZERO, |row| now.since(row.arrived));
+            let since = self.clock.elapsed().saturating_sub(lag);
+            owned.inbox.merge_page(rows, is_last, now);
+            owned.inbox_behind = owned.inbox_behind.filter(|_| !is_last).map(|before| before.max(since));
+        });
     }
 
     /// Gives up a page that could not be loaded; it is wanted again.

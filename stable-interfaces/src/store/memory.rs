@@ -14,15 +14,12 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::{
-    After, AlarmKey, AlarmRow, Batch, Claim, ClaimKind, Claimed, DeadKey, DeadLetter, Epoch, Grant, Held, Hints,
-    InboxKey, InboxRow, Incarnation, InstanceName, Lane, Loaded, NewMessage, Op, Page, Posted, Read, ReadRange,
+    After, AlarmKey, AlarmRow, Batch, Claim, ClaimKind, Claimed, DeadKey, DeadLetter, Epoch, Grant, Held, HintSender,
+    Hints, InboxKey, InboxRow, Incarnation, InstanceName, Lane, Loaded, NewMessage, Op, Page, Posted, Read, ReadRange,
     ReadRows, Renewed, Revision, Rows, ShardId, Store, StoreError, Write,
 };
 use crate::clock::{Clock, SystemClock, Timestamp};
-use crate::sync::{Arc, Mutex, mpsc};
-
-/// How many hints wait for a slow listener before further ones are dropped.
-const HINTS_BUFFERED: usize = 1024;
+use crate::sync::{Arc, Mutex};
 
 /// A store in memory. Clones are handles to the same rows, so that several hosts of one process can share them.
 ///
@@ -47,7 +44,7 @@ struct State {
     lives: BTreeMap<Incarnation, Life>,
     shards: BTreeMap<ShardId, Shard>,
     /// Who hears of new inbox rows.
-    watchers: Vec<mpsc::Sender<ShardId>>,
+    watchers: Vec<HintSender>,
 }
 
 /// One life of a host.
@@ -219,19 +216,17 @@ impl Store for MemoryStore {
             .map(|message| state.shards.entry(message.shard).or_default().post(message, arrived))
             .collect();
         let touched: BTreeSet<ShardId> = messages.iter().map(|message| message.shard).collect();
+        state.watchers.retain(|watcher| !watcher.is_closed());
         for shard in touched {
-            // A full channel has hints enough to come; a closed one has nobody left.
-            state
-                .watchers
-                .retain(|watcher| !matches!(watcher.try_send(shard), Err(mpsc::error::TrySendError::Closed(_))));
+            state.watchers.iter().for_each(|watcher| watcher.send(shard));
         }
         Ok(posted)
     }
 
     async fn watch(&self, _incarnation: Incarnation) -> Result<Hints, StoreError> {
-        let (sender, receiver) = mpsc::channel(HINTS_BUFFERED);
+        let (sender, hints) = Hints::channel();
         self.inner.state.lock().watchers.push(sender);
-        Ok(Hints::new(receiver))
+        Ok(hints)
     }
 
     async fn load(&self, pages: &[Page]) -> Result<Vec<Loaded>, StoreError> {
@@ -472,20 +467,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_listener_that_does_not_listen_costs_a_bounded_queue_and_no_post() {
+    async fn a_listener_that_does_not_listen_costs_no_post_and_loses_no_hint() {
         let (store, _) = simulated();
         let mut hints = store.watch(Incarnation(1)).await.unwrap();
         drop(store.watch(Incarnation(2)).await.unwrap());
-        for n in 0..3 * HINTS_BUFFERED {
-            store.post(&[message(&n.to_string())]).await.unwrap();
+        for n in 0..3_000 {
+            store.post(&[NewMessage { shard: ShardId(n % 1_500), ..message(&n.to_string()) }]).await.unwrap();
         }
         assert_eq!(store.inner.state.lock().watchers.len(), 1, "who is gone is forgotten");
         drop(store);
-        let mut heard = 0;
-        while hints.next().await.is_some() {
-            heard += 1;
+        for shard in 0..1_500 {
+            assert_eq!(hints.next().await, Some(ShardId(shard)));
         }
-        assert_eq!(heard, HINTS_BUFFERED, "the rest were dropped, and the end of the store ends the stream");
+        assert_eq!(hints.next().await, None, "the end of the store ends the stream");
     }
 
     #[tokio::test]

@@ -179,6 +179,7 @@ macro_rules! __store_cases {
             inbox::a_duplicate_within_one_call_is_told,
             inbox::posts_of_one_id_at_the_same_time_insert_one,
             inbox::a_removed_message_can_be_posted_again,
+            inbox::a_repeated_removal_leaves_what_was_posted_under_its_id_since,
             inbox::one_message_id_in_two_instances_is_two_messages,
             inbox::headers_keep_order_repetitions_and_bytes,
             inbox::bodies_are_any_bytes,

@@ -20,13 +20,10 @@ use crate::store::{
     Store, StoreError, Write,
 };
 use crate::sync::atomic::{AtomicBool, Ordering};
-use crate::sync::{Arc, Mutex, Notify, mpsc};
+use crate::sync::{Arc, Mutex, Notify};
 
 /// How many calls the log remembers.
 const LOG_LIMIT: usize = 100_000;
-/// How many hints wait for a slow listener.
-const HINTS_BUFFERED: usize = 1024;
-
 /// A method of [`Store`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Method {
@@ -461,7 +458,7 @@ impl Shared {
 
     /// The same hints, through a task that can be cut off.
     fn forward(&self, mut hints: Hints) -> Hints {
-        let (sender, receiver) = mpsc::channel(HINTS_BUFFERED);
+        let (sender, forwarded) = Hints::channel();
         let lost = self.hints_lost.clone();
         let forwarders = &mut self.state.lock().forwarders;
         while forwarders.try_join_next().is_some() {}
@@ -472,14 +469,13 @@ impl Shared {
                     hint = hints.next() => hint,
                 };
                 match hint {
-                    // A full channel may drop hints.
-                    Some(shard) if !lost.load(Ordering::SeqCst) => drop(sender.try_send(shard)),
+                    Some(shard) if !lost.load(Ordering::SeqCst) => sender.send(shard),
                     Some(_) => {}
                     None => return,
                 }
             }
         });
-        Hints::new(receiver)
+        forwarded
     }
 }
 

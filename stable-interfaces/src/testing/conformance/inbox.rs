@@ -93,6 +93,22 @@ pub(super) async fn a_removed_message_can_be_posted_again(store: AnyStore) {
     }
 }
 
+pub(super) async fn a_repeated_removal_leaves_what_was_posted_under_its_id_since(store: AnyStore) {
+    let mut owner = Owner::start(&store, 1, "host-a", &[0]).await;
+    // The second message arrives in the millisecond of the first at least sometimes: then only the repeat tells them apart.
+    for round in 0..50 {
+        assert_eq!(post(&store, message(0, "i", "m", "first")).await, Posted::Inserted, "round {round}");
+        let first = inbox(&store, 0).await.remove(0);
+        let removal = owner.next(vec![owner.batch(0, vec![Op::RemoveMessage(first.key())])]);
+        one(commit(&store, &removal).await).expect("the owner's batch is written");
+        assert_eq!(post(&store, message(0, "i", "m", "second")).await, Posted::Inserted, "round {round}");
+        let second = inbox(&store, 0).await;
+        one(commit(&store, &removal).await).expect("the repeat is answered as done");
+        assert_eq!(inbox(&store, 0).await, second, "round {round}");
+        owner.commit(0, vec![Op::RemoveMessage(second[0].key())]).await;
+    }
+}
+
 pub(super) async fn one_message_id_in_two_instances_is_two_messages(store: AnyStore) {
     let mut owner = Owner::start(&store, 1, "host-a", &[0]).await;
     for name in [of("order", "1"), of("order", "2"), of("user", "1")] {

@@ -10,7 +10,7 @@ use super::{CASES, Case};
 use crate::clock::Timestamp;
 use crate::store::*;
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::sync::{Arc, Mutex, mpsc};
+use crate::sync::{Arc, Mutex};
 use crate::testing::SimClock;
 
 /// One small way of being wrong.
@@ -174,7 +174,7 @@ struct Flawed {
     /// Every alarm that was ever put.
     put: Mutex<Vec<AlarmRow>>,
     /// Keeps streams open that never say anything.
-    silent: Mutex<Vec<mpsc::Sender<ShardId>>>,
+    silent: Mutex<Vec<HintSender>>,
 }
 
 impl Flawed {
@@ -437,15 +437,15 @@ impl Store for Flawed {
     }
 
     async fn watch(&self, incarnation: Incarnation) -> Result<Hints, StoreError> {
-        let (sender, receiver) = mpsc::channel(1);
+        let (sender, hints) = Hints::channel();
         let is_first = {
             let mut silent = self.silent.lock();
             silent.push(sender);
             silent.len() == 1
         };
         match self.flaw {
-            Flaw::NeverHints => Ok(Hints::new(receiver)),
-            Flaw::OnlyTheLastListenerHears if is_first => Ok(Hints::new(receiver)),
+            Flaw::NeverHints => Ok(hints),
+            Flaw::OnlyTheLastListenerHears if is_first => Ok(hints),
             _ => self.inner.watch(incarnation).await,
         }
     }
