@@ -12,6 +12,7 @@ mod ownership;
 mod scan;
 #[cfg(test)]
 mod tests;
+mod threads;
 mod write;
 
 use std::collections::BTreeSet;
@@ -31,6 +32,7 @@ use stable_interfaces::{
 use self::directory::{Directory, Table};
 use self::ownership::{Ownership, Sequence};
 use self::scan::Scan;
+use self::threads::{NoResult, Purpose, Threads};
 use self::write::{Changes, Incoming, Prepared};
 use crate::codec::{self, ShardRow};
 
@@ -47,7 +49,15 @@ const SHARD_PREFIX: &[u8] = b"shard/";
 /// are gone. After opening, every shard is free: the lock proves that whoever owned it has ended. Shards it did not
 /// [`release`](Store::release) are granted as not clean.
 ///
-/// Its methods need a tokio runtime: they work on its blocking threads.
+/// It works on eight threads of its own, named `fjall-store`, which end with it; on a simulated [`clock`](FjallStoreBuilder::clock) on
+/// tokio's blocking threads.
+///
+/// # Files
+///
+/// Everything is in the subdirectory `data`. What was written last is in journals of 64 MB each. One is removed when each of the seven tables
+/// has moved what it has of it to files of its own; a table that is seldom written does so when the next journal is full, so there are two
+/// or three. A table has one file for each 8 MiB it holds, and up to 16 small ones on top: each time as much as a journal holds has been
+/// written, those that have more are merged. A file that a scan is reading stays until the scan is over.
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -63,7 +73,10 @@ const SHARD_PREFIX: &[u8] = b"shard/";
 /// # }
 /// ```
 #[derive(Clone)]
-pub struct FjallStore(Arc<Inner>);
+pub struct FjallStore {
+    inner: Arc<Inner>,
+    threads: Arc<Threads>,
+}
 
 /// How a [`FjallStore`] is to be opened. Made by [`FjallStore::builder`].
 #[derive(Debug)]
@@ -72,6 +85,7 @@ pub struct FjallStoreBuilder {
     path: PathBuf,
     clock: Option<Arc<dyn Clock>>,
     cache_bytes: u64,
+    must_exist: bool,
 }
 
 struct Inner {
@@ -96,39 +110,55 @@ struct State {
 impl FjallStore {
     /// Opens the store in the directory `path`, or makes one there. Blocks while it reads; after a crash up to a few seconds.
     ///
+    /// A directory that is not there is made, those above it are not; one that is there must be empty or have a store in it.
+    ///
     /// # Errors
-    /// [`StoreError::Open`] if `path` is not a directory this process may write to, is already open, here or in another
-    /// process, or holds something this version cannot read. It names the directory and what to do.
+    /// [`StoreError::Open`] if `path` is not a directory this process may write to, has other files and no store in it, is already
+    /// open, here or in another process, or holds something this version cannot read. It names the directory and what to do.
     pub fn open(path: impl AsRef<Path>) -> Result<FjallStore, StoreError> {
         FjallStore::builder(path).open()
     }
 
     /// As [`open`](Self::open), with other settings than the default ones.
     pub fn builder(path: impl AsRef<Path>) -> FjallStoreBuilder {
-        FjallStoreBuilder { path: path.as_ref().to_owned(), clock: None, cache_bytes: 8 * 1024 * 1024 }
+        FjallStoreBuilder { path: path.as_ref().to_owned(), clock: None, cache_bytes: 8 * 1024 * 1024, must_exist: false }
     }
 
-    /// Runs `work` on a blocking thread.
+    /// Runs `work` on a thread that may block.
     async fn blocking<T: Send + 'static>(
+        &self,
+        purpose: Purpose,
+        work: impl FnOnce(&Inner) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let inner = self.inner.clone();
+        match self.threads.run(purpose, move || work(&inner)).await {
+            Ok(done) => done,
+            Err(NoResult::Panicked(message)) => {
+                // It may have been halfway through a change, so what is in memory is not to be trusted either.
+                self.inner.stop(&message);
+                Err(StoreError::Stopped(message.into()))
+            }
+            Err(NoResult::Gone(error)) => Err(StoreError::Unavailable(error)),
+        }
+    }
+
+    /// As [`blocking`](Self::blocking), for what writes rows.
+    async fn writing<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Inner) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let inner = self.0.clone();
-        match tokio::task::spawn_blocking(move || work(&inner)).await {
-            Ok(done) => done,
-            Err(error) if error.is_panic() => {
-                // It may have been halfway through a change, so what is in memory is not to be trusted either.
-                self.0.stop(&error);
-                Err(StoreError::Stopped(error.into()))
-            }
-            Err(error) => Err(StoreError::Unavailable(error.into())),
+        let done = self.blocking(Purpose::Writing, work).await;
+        if self.inner.directory.is_to_be_tidied() {
+            let inner = self.inner.clone();
+            self.threads.later(Purpose::Tidying, move || inner.tidy());
         }
+        done
     }
 }
 
 impl fmt::Debug for FjallStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FjallStore").field("path", &self.0.path).field("stopped", &self.0.stopped.get()).finish()
+        f.debug_struct("FjallStore").field("path", &self.inner.path).field("stopped", &self.inner.stopped.get()).finish()
     }
 }
 
@@ -145,16 +175,31 @@ impl FjallStoreBuilder {
         self
     }
 
+    /// Whether opening is refused where there is no store yet, so that a wrong name or a disk that is not mounted is never taken for a
+    /// new one. Default: no.
+    pub fn must_exist(mut self, must_exist: bool) -> Self {
+        self.must_exist = must_exist;
+        self
+    }
+
     /// Opens the store, or makes one. Blocks while it reads.
     ///
     /// # Errors
-    /// As [`FjallStore::open`].
+    /// As [`FjallStore::open`]; and [`StoreError::Open`] if there is none that [`must_exist`](Self::must_exist).
     pub fn open(self) -> Result<FjallStore, StoreError> {
-        let FjallStoreBuilder { path, clock, cache_bytes } = self;
+        let FjallStoreBuilder { path, clock, cache_bytes, must_exist } = self;
         let clock = clock.unwrap_or_else(|| Arc::new(SystemClock::default()));
-        let directory = Directory::open(&path, cache_bytes)?;
+        let directory = Directory::open(&path, cache_bytes, must_exist)?;
         let state = State::restored(&directory, &path)?;
-        Ok(FjallStore(Arc::new(Inner { state: Mutex::new(state), stopped: OnceLock::new(), clock, path, directory })))
+        let threads = if clock.is_simulated() {
+            Threads::Runtime
+        } else {
+            Threads::start().map_err(|error| {
+                StoreError::Open(format!("{}: there are no threads for it", path.display()), Some(error.into()))
+            })?
+        };
+        let inner = Inner { state: Mutex::new(state), stopped: OnceLock::new(), clock, path, directory };
+        Ok(FjallStore { inner: Arc::new(inner), threads: Arc::new(threads) })
     }
 }
 
@@ -188,6 +233,15 @@ impl Inner {
     fn stop(&self, why: &dyn fmt::Display) {
         if self.stopped.set(why.to_string()).is_ok() {
             tracing::error!(store = %self.path.display(), error = %why, "the store has stopped taking writes");
+        }
+    }
+
+    /// Merges small files. Failing that, the next write fails, too, and says why.
+    fn tidy(&self) {
+        if self.stopped.get().is_none()
+            && let Err(error) = self.directory.tidy()
+        {
+            tracing::warn!(store = %self.path.display(), %error, "small files could not be merged");
         }
     }
 
@@ -314,32 +368,32 @@ impl Inner {
 impl Store for FjallStore {
     async fn claim(&self, claim: &Claim) -> Result<Claimed, StoreError> {
         let claim = claim.clone();
-        self.blocking(move |inner| inner.claim(&claim)).await
+        self.blocking(Purpose::Ownership, move |inner| inner.claim(&claim)).await
     }
 
     async fn renew(&self, incarnation: Incarnation, lease: Duration) -> Result<Renewed, StoreError> {
-        self.blocking(move |inner| inner.renew(incarnation, lease)).await
+        self.blocking(Purpose::Ownership, move |inner| inner.renew(incarnation, lease)).await
     }
 
     async fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {
         let shards = shards.to_vec();
-        self.blocking(move |inner| inner.release(incarnation, &shards)).await
+        self.blocking(Purpose::Ownership, move |inner| inner.release(incarnation, &shards)).await
     }
 
     async fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError> {
         let write = write.clone();
-        self.blocking(move |inner| inner.commit(&write)).await
+        self.writing(move |inner| inner.commit(&write)).await
     }
 
     async fn post(&self, messages: &[NewMessage]) -> Result<Vec<Posted>, StoreError> {
         let messages = messages.to_vec();
-        self.blocking(move |inner| inner.post(messages)).await
+        self.writing(move |inner| inner.post(messages)).await
     }
 
     async fn watch(&self, _incarnation: Incarnation) -> Result<Hints, StoreError> {
         let (sender, hints) = Hints::channel();
         // Not taken on a thread of the runtime: whoever holds it may be waiting for the disk.
-        self.blocking(move |inner| {
+        self.blocking(Purpose::Ownership, move |inner| {
             inner.state.lock().watchers.push(sender);
             Ok(())
         })
@@ -349,7 +403,7 @@ impl Store for FjallStore {
 
     async fn load(&self, pages: &[Page]) -> Result<Vec<Loaded>, StoreError> {
         let pages = pages.to_vec();
-        self.blocking(move |inner| {
+        self.blocking(Purpose::Reading, move |inner| {
             let scan = Scan::new(&inner.directory);
             pages.iter().map(|page| scan.load(page)).collect()
         })
@@ -358,6 +412,6 @@ impl Store for FjallStore {
 
     async fn read(&self, read: &Read) -> Result<ReadRows, StoreError> {
         let read = read.clone();
-        self.blocking(move |inner| Scan::new(&inner.directory).read(&read)).await
+        self.blocking(Purpose::Reading, move |inner| Scan::new(&inner.directory).read(&read)).await
     }
 }

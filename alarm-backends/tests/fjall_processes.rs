@@ -109,13 +109,55 @@ fn a_path_that_is_no_directory_is_refused_by_name() {
     }
 }
 
-#[cfg(target_os = "linux")]
 #[test]
 fn a_directory_that_takes_no_files_is_refused_by_name() {
-    // Not even root may make files here.
-    let refused = FjallStore::open("/proc/self").unwrap_err();
+    let dir = TempDir::new().unwrap();
+    // Not even root may write a file of this name now.
+    std::fs::create_dir(dir.path().join("lock")).unwrap();
+    let refused = FjallStore::open(dir.path()).unwrap_err();
     assert!(matches!(refused, StoreError::Open(_, Some(_))), "{refused:?}");
-    assert!(refused.to_string().contains("/proc/self: this process may not write there"), "{refused}");
+    let said = format!("{}: this process may not write there", dir.path().display());
+    assert!(refused.to_string().contains(&said), "{refused}");
+}
+
+#[test]
+fn a_mistyped_path_is_no_new_store() {
+    let dir = TempDir::new().unwrap();
+    let below = dir.path().join("not-there/orders");
+    let refused = FjallStore::open(&below).unwrap_err().to_string();
+    assert!(refused.contains(below.to_str().unwrap()) && refused.contains("is not there; create that first"), "{refused}");
+    assert!(!dir.path().join("not-there").exists());
+    FjallStore::open(dir.path().join("orders")).unwrap();
+}
+
+#[test]
+fn a_directory_of_other_things_is_refused_and_left_as_it_is() {
+    for other in ["notes.txt", "data", "locks"] {
+        let dir = TempDir::new().unwrap();
+        std::fs::create_dir(dir.path().join(other)).unwrap();
+        let refused = FjallStore::open(dir.path()).unwrap_err().to_string();
+        assert!(refused.contains(dir.path().to_str().unwrap()) && refused.contains("other files"), "{refused}");
+        let names: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, [other]);
+    }
+    // A new volume is empty, and somebody's notes do not make a store another's.
+    let dir = TempDir::new().unwrap();
+    std::fs::create_dir(dir.path().join("lost+found")).unwrap();
+    drop(FjallStore::open(dir.path()).unwrap());
+    std::fs::write(dir.path().join("notes.txt"), "ours").unwrap();
+    FjallStore::open(dir.path()).unwrap();
+}
+
+#[test]
+fn a_store_that_must_exist_is_not_made() {
+    let dir = TempDir::new().unwrap();
+    for path in [dir.path().to_owned(), dir.path().join("orders")] {
+        let refused = FjallStore::builder(&path).must_exist(true).open().unwrap_err().to_string();
+        assert!(refused.contains(path.to_str().unwrap()) && refused.contains("must_exist"), "{refused}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing was made");
+    }
+    drop(FjallStore::open(dir.path()).unwrap());
+    FjallStore::builder(dir.path()).must_exist(true).open().unwrap();
 }
 
 /// The writer of the crash tests: write `n` sets four alarms on each of two shards and notes `n` in their storage, and removes

@@ -4,8 +4,9 @@
 //! moments leaves nothing that cannot be opened. The lock file is ours, because it must be held around that.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{Read, Seek, Write};
+use std::io::{ErrorKind, Read, Seek, Write};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use fjall::config::{FilterPolicy, PinningPolicy};
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
@@ -15,6 +16,11 @@ const LOCK: &str = "lock";
 const DATA: &str = "data";
 const UNFINISHED: &str = "data.unfinished";
 
+/// The file by which the database knows its own directory.
+const DATABASE_MARKER: &str = "version";
+/// What a new volume of a disk has in it.
+const OF_THE_VOLUME: &str = "lost+found";
+
 /// The layout of keys and tables. A store with another one is not opened.
 const LAYOUT: &str = "1";
 const LAYOUT_KEY: &str = "layout";
@@ -23,6 +29,10 @@ const LAYOUT_KEY: &str = "layout";
 const WRITE_BUFFER_BYTES: u64 = 8 * 1024 * 1024;
 /// The least that the database takes. What is in memory must be replayed from the journal, so this bounds the time to open.
 const JOURNAL_BYTES: u64 = 64 * 1024 * 1024;
+/// A table may have so many files, and one more for so many bytes that it holds. The database never merges files whose keys do not
+/// overlap, and most tables are written in the order of time; so each journal would leave one in each table.
+const FEW_FILES: usize = 16;
+const FILE_BYTES: u64 = WRITE_BUFFER_BYTES;
 /// A service has its own use for its file descriptors.
 const CACHED_FILES: usize = 128;
 /// One of them never compacts, so a long compaction does not hold up the others' writes.
@@ -86,22 +96,34 @@ impl Table {
 pub(super) struct Directory {
     tables: Vec<Keyspace>,
     pub(super) database: Database,
+    /// How many bytes have been written since the tables' files were counted. As if many when it is opened: that leaves small files, too.
+    written: AtomicU64,
     /// Dropped last: the next to open must find the database closed.
     _lock: File,
 }
 
 impl Directory {
-    /// Opens what is at `path`, or makes it.
-    pub(super) fn open(path: &Path, cache_bytes: u64) -> Result<Directory, StoreError> {
+    /// Opens what is at `path`, or makes it, unless it `must_exist`.
+    pub(super) fn open(path: &Path, cache_bytes: u64, must_exist: bool) -> Result<Directory, StoreError> {
         let shown = path.display();
         let failed = |what: &str, error: BoxError| StoreError::Open(format!("{shown}: {what}"), Some(error));
-        fs::create_dir_all(path).map_err(|error| {
-            failed("not a directory that this process can use or create; name another", error.into())
-        })?;
-        let lock = lock(path)?;
+        let unreadable = |error: std::io::Error| failed("cannot be read by this process", error.into());
+        let missing = || {
+            let what = "there is no store there, and must_exist(true) was asked for; name its directory, or open it once without";
+            StoreError::Open(format!("{shown}: {what}"), None)
+        };
+        if must_exist && !is_store(path).map_err(unreadable)? {
+            return Err(missing());
+        }
+        make_directory(path)?;
         let data = path.join(DATA);
-        let is_there = data.try_exists().map_err(|error| failed("cannot be read by this process", error.into()))?;
-        if !is_there {
+        // Before anything of ours is put there.
+        if !is_store(path).map_err(unreadable)? && !is_vacant(path).map_err(unreadable)? {
+            let what = "there are other files and no store; name an empty directory, one that is not there yet, or the store's own";
+            return Err(StoreError::Open(format!("{shown}: {what}"), None));
+        }
+        let lock = lock(path)?;
+        if !is_store(path).map_err(unreadable)? {
             create(path, cache_bytes).map_err(|error| failed("a new store cannot be made there", error))?;
         }
         let (database, tables) = open_tables(&data, cache_bytes).map_err(|error| match error {
@@ -112,7 +134,8 @@ impl Directory {
             ),
             error => failed("the store there cannot be read", error.into()),
         })?;
-        let directory = Directory { tables, database, _lock: lock };
+        let written = AtomicU64::new(JOURNAL_BYTES);
+        let directory = Directory { tables, database, written, _lock: lock };
         let layout =
             directory.table(Table::Meta).get(LAYOUT_KEY).map_err(|error| failed("it cannot be read", error.into()))?;
         match layout {
@@ -131,6 +154,61 @@ impl Directory {
     pub(super) fn table(&self, table: Table) -> &Keyspace {
         &self.tables[table as usize]
     }
+
+    /// So many bytes have been written.
+    pub(super) fn has_written(&self, bytes: u64) {
+        self.written.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Whether it is time to [tidy up](Self::tidy). Says so once.
+    pub(super) fn is_to_be_tidied(&self) -> bool {
+        self.written.load(Ordering::Relaxed) >= JOURNAL_BYTES && self.written.swap(0, Ordering::Relaxed) >= JOURNAL_BYTES
+    }
+
+    /// Merges the files of each table that has too many for what it holds.
+    pub(super) fn tidy(&self) -> fjall::Result<()> {
+        for table in &self.tables {
+            let most = usize::try_from(table.disk_space() / FILE_BYTES).unwrap_or(usize::MAX).saturating_add(FEW_FILES);
+            if table.table_count() > most {
+                table.major_compact()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Makes the last component of `path` where it is missing.
+fn make_directory(path: &Path) -> Result<(), StoreError> {
+    let shown = path.display();
+    match fs::create_dir(path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        // A name that was mistyped on the way there would be a new, empty store.
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let what = format!("{shown}: the directory that it is to be in is not there; create that first, or name another");
+            Err(StoreError::Open(what, Some(error.into())))
+        }
+        Err(error) => {
+            let what = format!("{shown}: not a directory that this process can use or create; name another");
+            Err(StoreError::Open(what, Some(error.into())))
+        }
+    }
+}
+
+/// Whether a whole store is in `path`.
+fn is_store(path: &Path) -> std::io::Result<bool> {
+    path.join(DATA).join(DATABASE_MARKER).try_exists()
+}
+
+/// Whether `path` has nothing in it, or what is left of the first moments of a store that was never whole.
+fn is_vacant(path: &Path) -> std::io::Result<bool> {
+    for entry in fs::read_dir(path)? {
+        let name = entry?.file_name();
+        if name != LOCK && name != UNFINISHED && name != OF_THE_VOLUME {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn lock(path: &Path) -> Result<File, StoreError> {

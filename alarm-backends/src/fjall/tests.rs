@@ -88,7 +88,7 @@ impl Owner {
     }
 
     fn table(&self, table: Table) -> &fjall::Keyspace {
-        self.store.0.directory.table(table)
+        self.store.inner.directory.table(table)
     }
 
     fn alarm_key(id: &str, due: i64) -> Vec<u8> {
@@ -349,7 +349,7 @@ async fn pages_of_the_last_shard_end_with_it() {
     drop(owner);
     let reopened = FjallStore::open(dir.path()).unwrap();
     let all = [0, 6, 7, 8, u32::MAX].map(ShardId);
-    assert_eq!(reopened.0.state.lock().inbox.iter().copied().collect::<Vec<_>>(), all);
+    assert_eq!(reopened.inner.state.lock().inbox.iter().copied().collect::<Vec<_>>(), all);
 }
 
 #[tokio::test]
@@ -360,6 +360,101 @@ async fn a_range_the_wrong_way_round_is_empty() {
     let range = ReadRange::Storage("z".into(), Some("a".into()));
     let read = owner.store.read(&Read { shard: SHARD, name: name(), range, limit: 10 }).await.unwrap();
     assert_eq!(read, ReadRows::Storage(vec![]));
+}
+
+#[tokio::test]
+async fn a_table_that_is_written_now_and_then_keeps_few_files() {
+    let dir = TempDir::new().unwrap();
+    let mut owner = Owner::of(&dir, 1).await;
+    for n in 0..40 {
+        let row = DeadRow::Alarm(alarm(&format!("{n:03}"), 1, 1));
+        let letter = DeadLetter { died_at: Timestamp::from_millis(n), reason: "it never worked".into(), row };
+        owner.write(vec![Op::PutDead(letter)]).await;
+        // As when a journal is full: its rows become a file, whose keys follow those of the last.
+        owner.table(Table::Dead).rotate_memtable_and_wait().unwrap();
+        owner.store.inner.directory.has_written(64 * 1024 * 1024);
+        owner.write(vec![]).await;
+        // Behind what that write has asked for.
+        owner.store.threads.run(Purpose::Tidying, || ()).await.unwrap();
+        let files = owner.table(Table::Dead).table_count();
+        assert!(files <= 16, "{files} files after {n} rows");
+    }
+    let Rows::Dead(letters) = owner.load(After::Dead(None)).await.rows else { panic!("dead letters were asked for") };
+    assert_eq!(letters.len(), 40);
+}
+
+/// How many threads of stores there are in this process.
+#[cfg(target_os = "linux")]
+fn threads_of_stores() -> usize {
+    let names = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+    let names = names.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
+    names.filter(|name| name.trim_end() == "fjall-store").count()
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_store_goes_on_while_all_blocking_threads_are_busy_and_its_own_end_with_it() {
+    // In a process of its own: other tests have stores, too.
+    const ALONE: &str = "FJALL_TEST_ALONE";
+    let test = "fjall::tests::a_store_goes_on_while_all_blocking_threads_are_busy_and_its_own_end_with_it";
+    if std::env::var_os(ALONE).is_none() {
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        assert!(child.args([test, "--exact"]).env(ALONE, "1").status().unwrap().success());
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(2).build().unwrap();
+    let (release, hold) = std::sync::mpsc::channel::<()>();
+    let hold = Arc::new(Mutex::new(hold));
+    runtime.block_on(async {
+        for _ in 0..2 {
+            let hold = hold.clone();
+            // Until the end of the test.
+            tokio::task::spawn_blocking(move || hold.lock().recv().is_ok());
+        }
+        let dir = TempDir::new().unwrap();
+        let mut owner = Owner::of(&dir, 1).await;
+        owner.write(vec![Op::PutAlarm(alarm("a", 1, 1))]).await;
+        owner.store.post(&[message("m")]).await.unwrap();
+        assert_eq!(owner.alarms().await.0, [("a".into(), 1)]);
+        owner.store.renew(owner.incarnation, Duration::from_secs(60)).await.unwrap();
+        let clone = owner.store.clone();
+        drop(owner);
+        assert_eq!(threads_of_stores(), 8);
+        drop(clone);
+        FjallStore::open(dir.path()).unwrap();
+    });
+    drop(release);
+    // The last of them may be on its way.
+    while threads_of_stores() > 0 {
+        std::thread::yield_now();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn on_a_simulated_clock_a_paused_clock_waits_for_the_store() {
+    let dir = TempDir::new().unwrap();
+    let clock = Arc::new(stable_interfaces::testing::SimClock::new(Timestamp::from_millis(0)));
+    let store = FjallStore::builder(dir.path()).clock(clock.clone()).open().unwrap();
+    for n in 0..20 {
+        let messages = [NewMessage { id: n.to_string().into(), ..message("m") }];
+        tokio::select! { biased;
+            posted = store.post(&messages) => assert_eq!(posted.unwrap(), [Posted::Inserted]),
+            () = clock.sleep(Duration::from_millis(1)) => panic!("time has passed meanwhile"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_panics_stops_the_store_and_not_its_threads() {
+    let dir = TempDir::new().unwrap();
+    let owner = Owner::of(&dir, 1).await;
+    for _ in 0..20 {
+        let answer = owner.store.blocking::<()>(Purpose::Writing, |_| panic!("halfway")).await;
+        assert!(matches!(&answer, Err(StoreError::Stopped(why)) if why.to_string() == "halfway"), "{answer:?}");
+    }
+    let refused = owner.store.post(&[message("m")]).await.unwrap_err();
+    assert!(matches!(refused, StoreError::Stopped(_)), "{refused:?}");
+    assert_eq!(owner.alarms().await.0, []);
 }
 
 #[tokio::test]
