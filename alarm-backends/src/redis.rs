@@ -70,6 +70,8 @@ mod write;
 pub(crate) use self::scan::fuzzing;
 
 use std::fmt;
+use std::future::pending;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -85,7 +87,7 @@ use self::failure::Failure;
 use self::key::Keys;
 use self::known::Known;
 use self::link::Link;
-use self::node::within;
+use self::node::{FIRST_PAUSE, MAX_PAUSE, within};
 use self::script::{Call, PROBE};
 use self::target::Target;
 
@@ -258,15 +260,30 @@ impl RedisStoreBuilder {
         })))
     }
 
-    /// Connects, and finds out whether the server's settings and the user's rights will do.
+    /// Connects, trying again while the server is away, and finds out whether its settings and the user's rights will do.
     ///
     /// # Errors
-    /// [`StoreError::Open`] if they will not; it says what to change. [`StoreError::NotApplied`] or [`StoreError::Unavailable`] if the
-    /// server cannot be reached or does not answer in time; call again.
+    /// [`StoreError::Open`] if they will not, or the server takes no TLS where that was asked for; it says what to change.
+    /// [`StoreError::NotApplied`] or [`StoreError::Unavailable`] if the server could not be reached or did not answer within the
+    /// [timeout](Self::timeout); call again.
     pub async fn connect(self) -> Result<RedisStore, StoreError> {
         let store = self.build()?;
-        let probe = Call::new(&PROBE, &[store.0.keys.fleet("probe")]);
-        store.0.leases.one(probe).await.map_err(Failure::into_open_error)?;
+        let target = &store.0.target;
+        let without_tls = async {
+            // By now a server with TLS would have answered. One without waits for the end of what it takes for a command.
+            target.clock.sleep(target.timeout / 2).await;
+            match target.without_tls().await {
+                Some(address) => address,
+                None => pending().await,
+            }
+        };
+        tokio::select! { biased;
+            opened = store.0.open() => opened?,
+            address = without_tls => {
+                let text = format!("{address} talks without TLS; name it with redis:// where the network can be trusted, or set its tls-port");
+                return Err(StoreError::Open(text, None));
+            }
+        }
         Ok(store)
     }
 }
@@ -285,6 +302,29 @@ impl fmt::Debug for RedisStoreBuilder {
 }
 
 impl Inner {
+    /// Asks whether the server will do, again and again while it is away.
+    async fn open(&self) -> Result<(), StoreError> {
+        let clock = &*self.target.clock;
+        let deadline = clock.elapsed().saturating_add(self.target.timeout);
+        let (jitter, mut pause, mut last) = (RandomState::new(), FIRST_PAUSE, None);
+        loop {
+            let probe = Call::new(&PROBE, &[self.keys.fleet("probe")]);
+            match within(clock, deadline, self.leases.one(probe)).await.map(|asked| asked.map_err(Failure::into_open_error)) {
+                Some(Ok(_)) => return Ok(()),
+                Some(Err(error)) if error.is_retryable() => last = Some(error),
+                Some(Err(error)) => return Err(error),
+                None => return Err(self.target.no_connection(last)),
+            }
+            let share = u32::try_from(jitter.hash_one(pause) % 100).unwrap_or(0);
+            let jittered = pause / 2 + pause * share / 100;
+            if jittered >= deadline.saturating_sub(clock.elapsed()) {
+                return Err(self.target.no_connection(last));
+            }
+            clock.sleep(jittered).await;
+            pause = (pause * 2).min(MAX_PAUSE);
+        }
+    }
+
     /// Subscribes at the first server that takes it: in a cluster every server hears what any of them publishes.
     async fn watch(&self) -> Result<Hints, StoreError> {
         let deadline = self.target.clock.elapsed() + self.target.timeout;
@@ -293,7 +333,7 @@ impl Inner {
             match within(&*self.target.clock, deadline, self.subscribe(&address)).await {
                 Some(Ok(messages)) => return Ok(forwarded(messages)),
                 Some(Err(error)) => failed = format!("{address}: {error}"),
-                None => failed = format!("{address}: no answer in time"),
+                None => failed = format!("{address}: no answer within {:?}", self.target.timeout),
             }
         }
         Err(StoreError::Unavailable(failed.into()))

@@ -122,6 +122,30 @@ fn node_of<'a>(cluster: &'a RedisCluster, key: &str) -> &'a Redis {
 }
 
 #[tokio::test]
+async fn a_server_that_is_away_at_the_start_is_tried_again_and_named() {
+    let server = Redis::start();
+    server.kill9();
+    let address = format!("127.0.0.1:{}", server.port());
+    let gone = quick(&server).connect().await;
+    let Err(StoreError::NotApplied(error)) = &gone else { panic!("nothing was done, not {gone:?}") };
+    assert_eq!(error.to_string(), format!("no connection to {address} within 2s"));
+    assert!(format!("{error:?}").contains("refused"), "{error:?}");
+    let back = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        server.restart();
+    };
+    let (connected, ()) = tokio::join!(RedisStore::builder(server.url()).timeout(Duration::from_secs(30)).connect(), back);
+    connected.unwrap();
+    server.kill9();
+    let store = quick(&server).build().unwrap();
+    for _ in 0..3 {
+        let error = store.renew(ME, LEASE).await.unwrap_err();
+        let StoreError::NotApplied(error) = &error else { panic!("nothing was done, not {error:?}") };
+        assert!(error.to_string().starts_with(&address), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn a_server_that_forgot_the_scripts_is_given_them_again() {
     let server = Redis::start();
     let store = quick(&server).connect().await.unwrap();
@@ -290,7 +314,7 @@ async fn a_store_that_was_emptied_is_noticed_by_every_method() {
     // A new process may begin anew, if it is allowed to.
     let refused = quick(&server).prefix("a").must_exist(true).connect().await.unwrap();
     let refused = refused.claim(&claim_of(ME, "a", 0..4, ClaimKind::Start)).await;
-    assert!(matches!(refused, Err(StoreError::Open(..))), "{refused:?}");
+    assert!(matches!(&refused, Err(StoreError::Open(text, _)) if text.contains("must_exist")), "{refused:?}");
     fresh("a").await;
 }
 

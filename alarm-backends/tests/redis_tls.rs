@@ -4,6 +4,7 @@
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use alarm_backends::testing::servers::{Redis, RedisOptions};
 use alarm_backends::{RedisStore, RedisStoreBuilder};
@@ -80,4 +81,17 @@ fn certificates_that_cannot_be_used_are_refused_before_anything_is_sent() {
     assert!(text.contains("rediss://"), "{text}");
     let text = refusal(store_at("rediss://localhost").tls(trusting("no certificate")).build());
     assert!(text.contains("no root certificate"), "{text}");
+}
+
+#[tokio::test]
+async fn a_server_without_tls_is_refused_with_that_reason() {
+    let server = Redis::start();
+    for password in [None, Some("secret")] {
+        if let Some(password) = password {
+            server.execute(&["CONFIG", "SET", "requirepass", password]);
+        }
+        let url = format!("rediss://:secret@localhost:{}", server.port());
+        let text = refusal(store_at(&url).timeout(Duration::from_secs(3)).connect().await);
+        assert!(text.contains(&format!("localhost:{}", server.port())) && text.contains("without TLS"), "{text}");
+    }
 }

@@ -50,7 +50,10 @@ pub enum StartError {
     #[error("{0}")]
     Option(&'static str),
     /// This host's clock and the store's are too far apart: alarms would fire at the wrong time. Set the clock.
-    #[error("this host's clock and the store's differ by {skew:?}, more than {limit:?}")]
+    #[error(
+        "this host's clock and the store's differ by {skew:?}, more than {limit:?}: set this machine's clock or, if it is a simulated one, \
+         give it to the store as well (MemoryStore::with_clock)"
+    )]
     ClockSkew {
         /// By how much they differ.
         skew: Duration,

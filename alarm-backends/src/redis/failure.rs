@@ -53,6 +53,25 @@ impl Failure {
         }
     }
 
+    /// The same, of the server at that address.
+    #[must_use]
+    pub(super) fn at(self, address: &str) -> Failure {
+        match self {
+            Failure::NotSent(text) => Failure::NotSent(format!("{address}: {text}")),
+            Failure::Unknown(text) => Failure::Unknown(format!("{address}: {text}")),
+            Failure::Unfit(text) => Failure::Unfit(format!("{address}: {text}")),
+            Failure::Refused(error) => Failure::Refused(error),
+        }
+    }
+
+    /// As a person is told of it.
+    pub(super) fn text(&self) -> String {
+        match self {
+            Failure::NotSent(text) | Failure::Unknown(text) | Failure::Unfit(text) => text.clone(),
+            Failure::Refused(error) => described(error).to_string(),
+        }
+    }
+
     pub(super) fn unexpected(answer: &impl std::fmt::Debug) -> Failure {
         let mut text = format!("{answer:?}");
         text.truncate(text.floor_char_boundary(200));

@@ -1,6 +1,6 @@
 //! One server, and at most one connection to it.
 //!
-//! A connection is made when it is first needed and dropped when it breaks or misses a deadline; a server that cannot be
+//! A connection is made when it is first needed and dropped when it breaks, misses a deadline, or is silent while a caller gives up; a server that cannot be
 //! reached is tried again after a pause that grows, and until then refuses at once. A request is written whole or not at all, and
 //! whatever was handed to a connection counts as sent.
 
@@ -20,8 +20,8 @@ use super::server::Facts;
 use super::target::Target;
 
 /// The pause after a connection could not be made, and its greatest.
-const FIRST_PAUSE: Duration = Duration::from_millis(20);
-const MAX_PAUSE: Duration = Duration::from_secs(1);
+pub(super) const FIRST_PAUSE: Duration = Duration::from_millis(20);
+pub(super) const MAX_PAUSE: Duration = Duration::from_secs(1);
 
 pub(super) struct Node {
     /// Host and port, for messages.
@@ -32,6 +32,8 @@ pub(super) struct Node {
     state: Mutex<State>,
     /// The number of the last connection that is not to be used any more.
     broken: AtomicU64,
+    /// How many exchanges have been answered: as long as it rises, somebody is at the other end.
+    answered: AtomicU64,
 }
 
 #[derive(Default)]
@@ -49,7 +51,7 @@ struct State {
 
 impl Node {
     pub(super) fn new(address: String, client: Client, target: Arc<Target>) -> Node {
-        Node { address, client, target, state: Mutex::default(), broken: AtomicU64::new(0) }
+        Node { address, client, target, state: Mutex::default(), broken: AtomicU64::new(0), answered: AtomicU64::new(0) }
     }
 
     pub(super) fn address(&self) -> &str {
@@ -61,9 +63,17 @@ impl Node {
         let clock = &*self.target.clock;
         let (mut connection, generation) = match within(clock, deadline, self.connection()).await {
             Some(connected) => connected?,
-            None => return Err(Failure::NotSent(format!("{}: no connection in time", self.address))),
+            None => {
+                let text = format!("{}: no connection within {:?}", self.address, self.target.timeout);
+                return Err(Failure::NotSent(text));
+            }
         };
+        let mut under_way = UnderWay { node: self, generation, answered_before: Some(self.answered.load(Ordering::Relaxed)) };
         let outcome = within(clock, deadline, connection.send_packed_commands(pipeline, 0, pipeline.len())).await;
+        under_way.answered_before = None;
+        if outcome.is_some() {
+            self.answered.fetch_add(1, Ordering::Relaxed);
+        }
         let failure = match outcome {
             Some(Ok(values)) if values.len() == pipeline.len() => {
                 // Perhaps its master is elsewhere by now: a new connection asks the name service again.
@@ -74,7 +84,7 @@ impl Node {
             }
             Some(Ok(values)) => Failure::unexpected(&values),
             Some(Err(error)) => Failure::Unknown(format!("{}: {error}", self.address)),
-            None => Failure::Unknown(format!("{}: no answer in time", self.address)),
+            None => Failure::Unknown(format!("{}: no answer within {:?}", self.address, self.target.timeout)),
         };
         self.broken.fetch_max(generation, Ordering::Relaxed);
         Err(failure)
@@ -101,10 +111,11 @@ impl Node {
                 Ok((connection, state.generation))
             }
             Err(failure) => {
+                let failure = failure.at(&self.address);
                 let pause = FIRST_PAUSE.saturating_mul(1 << state.failures.min(16)).min(MAX_PAUSE);
                 state.failures += 1;
                 state.retry_at = self.target.clock.elapsed() + pause;
-                state.last_failure = format!("{}: {failure:?}", self.address);
+                state.last_failure = failure.text();
                 Err(failure)
             }
         }
@@ -131,7 +142,7 @@ impl Node {
             other => return Err(Failure::unexpected(&other)),
         };
         if let Some(reason) = facts.unfit(self.target.is_cluster) {
-            return Err(Failure::Unfit(format!("{}: {reason}", self.address)));
+            return Err(Failure::Unfit(reason));
         }
         self.target.warn(&self.address, facts.warnings());
         if let Some(before) = state.run_id.replace(facts.run_id().to_owned())
@@ -140,6 +151,23 @@ impl Node {
             tracing::warn!(server = %self.address, "the server has been restarted or replaced by another");
         }
         Ok(connection)
+    }
+}
+
+/// An exchange that waits for its answers. Dropped meanwhile, it takes along a connection that has answered nobody since.
+struct UnderWay<'a> {
+    node: &'a Node,
+    /// The number of its connection.
+    generation: u64,
+    /// How many exchanges had been answered when it began; `None` once it has ended.
+    answered_before: Option<u64>,
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        if self.answered_before == Some(self.node.answered.load(Ordering::Relaxed)) {
+            self.node.broken.fetch_max(self.generation, Ordering::Relaxed);
+        }
     }
 }
 

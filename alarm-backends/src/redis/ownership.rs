@@ -146,7 +146,11 @@ impl Inner {
                 StoreError::Mismatch { shard_count, hash_version, stored_shard_count, stored_hash_version }
             }
             "empty" => StoreError::Open(
-                format!("there is no store under {}, and it is not to be made", self.keys.fleet("")),
+                format!(
+                    "there is no store under {}, and must_exist(true) was asked for; name the server and prefix that have it, or start \
+                     once without",
+                    self.keys.fleet("")
+                ),
                 None,
             ),
             "lost" => match answer.text()?.as_str() {

@@ -6,10 +6,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use redis::{Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisResult, TlsCertificates};
+use redis::{Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisResult, TlsCertificates, Value};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use stable_interfaces::{Clock, StoreError};
+
+use super::node::within;
+
+/// How long a server that was to be reached with TLS may take to say something without.
+const PLAIN_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// There was no connection in time.
+#[derive(Debug, thiserror::Error)]
+#[error("no connection to {addresses} within {limit:?}")]
+struct NoConnection {
+    addresses: String,
+    limit: Duration,
+    /// Why the last try failed.
+    source: Option<StoreError>,
+}
 
 /// What all connections of a store share.
 pub(super) struct Target {
@@ -80,6 +95,31 @@ impl Target {
             _ => ConnectionAddr::Tcp(host.to_owned(), port),
         };
         Client::open(seed.set_addr(addr))
+    }
+
+    /// No server could be reached in time; `last` is why not.
+    pub(super) fn no_connection(&self, last: Option<StoreError>) -> StoreError {
+        let addresses = self.addresses().collect::<Vec<_>>().join(", ");
+        StoreError::NotApplied(NoConnection { addresses, limit: self.timeout, source: last }.into())
+    }
+
+    /// The first server that was to be reached with TLS and talks without.
+    pub(super) async fn without_tls(&self) -> Option<String> {
+        for seed in &self.seeds {
+            let ConnectionAddr::TcpTls { host, port, .. } = seed.addr() else { continue };
+            // Nobody is shown the password.
+            let Ok(client) = Client::open(ConnectionAddr::Tcp(host.clone(), *port)) else { continue };
+            let greeting = async {
+                let mut connection = client.get_multiplexed_async_connection().await?;
+                redis::cmd("PING").query_async::<Value>(&mut connection).await
+            };
+            let answer = within(&*self.clock, self.clock.elapsed() + PLAIN_TIMEOUT, greeting).await;
+            // It may answer that it wants the password.
+            if answer.is_some_and(|answer| answer.map_or_else(|error| error.code().is_some(), |_| true)) {
+                return Some(address(seed.addr()));
+            }
+        }
+        None
     }
 
     /// Says each warning about a server once.
