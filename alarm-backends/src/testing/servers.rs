@@ -18,9 +18,11 @@ use std::process::Command;
 use std::sync::LazyLock;
 
 mod guard;
+mod pgbouncer;
 mod postgres;
 mod redis;
 
+pub use pgbouncer::{PgBouncer, PoolMode};
 pub use postgres::{Postgres, PostgresOptions};
 pub use redis::{Redis, RedisCluster, RedisOptions};
 

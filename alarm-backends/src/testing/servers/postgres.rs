@@ -221,7 +221,7 @@ fn binaries() -> Option<PathBuf> {
 
 /// What goes before a command so that it does not run as root, which Postgres refuses; gives the directory to that user.
 #[allow(clippy::panic, reason = "a test without its server fails")]
-fn switch_user(dir: &Path) -> Vec<String> {
+pub(super) fn switch_user(dir: &Path) -> Vec<String> {
     let id = |args: &[&str]| {
         let output = Command::new("id").args(args).output().ok().filter(|output| output.status.success())?;
         String::from_utf8(output.stdout).ok()?.trim().parse::<u32>().ok()
