@@ -121,7 +121,12 @@ impl FjallStore {
 
     /// As [`open`](Self::open), with other settings than the default ones.
     pub fn builder(path: impl AsRef<Path>) -> FjallStoreBuilder {
-        FjallStoreBuilder { path: path.as_ref().to_owned(), clock: None, cache_bytes: 8 * 1024 * 1024, must_exist: false }
+        FjallStoreBuilder {
+            path: path.as_ref().to_owned(),
+            clock: None,
+            cache_bytes: 8 * 1024 * 1024,
+            must_exist: false,
+        }
     }
 
     /// Runs `work` on a thread that may block.
@@ -158,7 +163,10 @@ impl FjallStore {
 
 impl fmt::Debug for FjallStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FjallStore").field("path", &self.inner.path).field("stopped", &self.inner.stopped.get()).finish()
+        f.debug_struct("FjallStore")
+            .field("path", &self.inner.path)
+            .field("stopped", &self.inner.stopped.get())
+            .finish()
     }
 }
 

@@ -8,9 +8,10 @@
 //! is a view: `SELECT * FROM stable_interfaces.waiting` lists alarms, inbox messages and dead letters.
 //!
 //! A store holds a few connections, whatever the load: one per lane, one for reading, one for posting, one for renewing the
-//! lease, one that listens; one more while shards are claimed, and up to four for [transactions](PostgresContext) of the
-//! application, opened when first needed. It needs sessions of its own: a pooler in between must not
-//! share them between transactions (PgBouncer: `pool_mode = session`).
+//! lease, one that listens; one more while shards are claimed or a message waits for a row that another transaction holds, two while it
+//! connects, and up to four for [transactions](PostgresContext) of the application, opened when first needed. It needs sessions of its own: a
+//! pooler in between that shares them between transactions is found out and refused at [`PostgresStore::connect`] (PgBouncer:
+//! `pool_mode = session` will do).
 //!
 //! The application's own rows can be part of it: [`PostgresContext::transaction`] commits them together with what a handler
 //! records, and [`Poster`] posts to instances from any transaction on the database.
@@ -45,11 +46,12 @@ use stable_interfaces::{
     Batch, Claim, ClaimKind, Claimed, Epoch, Grant, Held, Hints, Incarnation, Lane, Loaded, NewMessage, Page, Posted,
     Read, ReadRows, Renewed, ShardId, Store, StoreError, Timestamp, Write,
 };
-use tokio_postgres::config::TargetSessionAttrs;
+use tokio_postgres::config::{SslMode, TargetSessionAttrs};
 use tokio_postgres::{Config, Row};
 
+use errors::misses_something;
 use known::Known;
-use link::{Link, Server};
+use link::{Link, Server, Turn};
 use posts::Posts;
 use schema::{DEFAULT_SCHEMA, Query, Schema};
 use transaction::Transactions;
@@ -74,7 +76,7 @@ pub struct PostgresStore {
     commits: Vec<Link>,
     /// For loading and reading: many at once, answered in order.
     reads: Link,
-    posts: Posts,
+    posts: Arc<Posts>,
     /// For claims and releases; closed after each.
     claims: Link,
     /// For renewals alone: it is opened on the runtime that renews, which others cannot keep busy.
@@ -93,10 +95,13 @@ impl fmt::Debug for PostgresStore {
 #[must_use]
 pub struct PostgresBuilder {
     config: Config,
+    /// Nobody has asked for plain text, nor for TLS.
+    is_plain_by_default: bool,
     schema: String,
     lanes: usize,
     transactions: u16,
     deadline: Duration,
+    must_exist: bool,
     tls: Option<rustls::ClientConfig>,
 }
 
@@ -109,13 +114,14 @@ impl PostgresStore {
     ///
     /// | `sslmode` | |
     /// | --- | --- |
-    /// | absent, `require` or `verify-full` | TLS, verified |
+    /// | `require` or `verify-full` | TLS, verified |
     /// | `prefer` | TLS, verified, if the server offers it, otherwise none |
     /// | `disable`, or a Unix socket | no TLS |
+    /// | absent | no TLS to this machine (`localhost`, `127.0.0.1`, `[::1]`), TLS, verified, to any other |
     ///
     /// # Errors
-    /// [`StoreError::Open`] if the URL, the login, the database or its encoding is not right: waiting would not help.
-    /// [`StoreError::NotApplied`] if the server cannot be reached within the deadline (5 s).
+    /// [`StoreError::Open`] if the URL, the login, the database or its encoding is not right, or a pooler in between shares sessions between
+    /// transactions: waiting would not help. [`StoreError::NotApplied`] if the server cannot be reached within the deadline (5 s).
     pub async fn connect(url: &str) -> Result<PostgresStore, StoreError> {
         PostgresStore::builder(url)?.connect().await
     }
@@ -125,7 +131,27 @@ impl PostgresStore {
     /// # Errors
     /// [`StoreError::Open`] if the URL cannot be read.
     pub fn builder(url: &str) -> Result<PostgresBuilder, StoreError> {
-        Ok(PostgresBuilder::new(tls::parse(url)?))
+        let tls::Parsed { config, is_plain_by_default } = tls::parse(url)?;
+        Ok(PostgresBuilder { is_plain_by_default, ..PostgresBuilder::new(config) })
+    }
+}
+
+impl PostgresStore {
+    /// The outcome of a call for `incarnation`, or that the store is lost, if it failed because the schema is there no more.
+    async fn or_lost(
+        &self,
+        incarnation: Incarnation,
+        turn: &Turn<'_>,
+        outcome: Result<Row, StoreError>,
+    ) -> Result<Row, StoreError> {
+        match outcome {
+            Err(error)
+                if misses_something(&error) && self.server.known.has(incarnation) && turn.is_schema_gone().await =>
+            {
+                Err(self.server.known.lose(incarnation, "its schema is gone"))
+            }
+            outcome => outcome,
+        }
     }
 }
 
@@ -133,7 +159,16 @@ impl PostgresBuilder {
     /// Connects as `config` says. Its own default for TLS is [`Prefer`](tokio_postgres::config::SslMode::Prefer).
     pub fn new(config: Config) -> PostgresBuilder {
         let schema = DEFAULT_SCHEMA.to_owned();
-        PostgresBuilder { config, schema, lanes: 2, transactions: 4, deadline: Duration::from_secs(5), tls: None }
+        PostgresBuilder {
+            config,
+            is_plain_by_default: false,
+            schema,
+            lanes: 2,
+            transactions: 4,
+            deadline: Duration::from_secs(5),
+            must_exist: false,
+            tls: None,
+        }
     }
 
     /// The schema that everything is kept in: `[a-z_][a-z0-9_]{0,30}`. Default: `stable_interfaces`.
@@ -162,16 +197,27 @@ impl PostgresBuilder {
         self
     }
 
-    /// TLS with other roots or a client certificate.
+    /// Whether connecting is refused where the schema has no store yet, so that a wrong name or a database that came back empty is never taken
+    /// for a new one. Default: no.
+    pub fn must_exist(mut self, must_exist: bool) -> PostgresBuilder {
+        self.must_exist = must_exist;
+        self
+    }
+
+    /// TLS with other roots or a client certificate; to this machine, too, unless the URL has another `sslmode`.
     pub fn tls(mut self, config: rustls::ClientConfig) -> PostgresBuilder {
         self.tls = Some(config);
+        if self.is_plain_by_default {
+            self.config.ssl_mode(SslMode::Require);
+        }
         self
     }
 
     /// Connects and makes the schema where it is missing.
     ///
     /// # Errors
-    /// As [`PostgresStore::connect`]; and [`StoreError::Open`] if the schema's name is not allowed.
+    /// As [`PostgresStore::connect`]; and [`StoreError::Open`] if the schema's name is not allowed, or there is no store that
+    /// [`must_exist`](Self::must_exist).
     pub async fn connect(self) -> Result<PostgresStore, StoreError> {
         let mut config = self.config;
         let tls = tls::connector(&config, self.tls)?;
@@ -187,14 +233,14 @@ impl PostgresBuilder {
         }
         let schema = Schema::new(&self.schema)?;
         let server = Server { config, tls, schema, limit: self.deadline, known: Known::default(), is_new: true.into() };
-        server.prepare().await?;
+        server.prepare(self.must_exist).await?;
         let server = Arc::new(server);
         Ok(PostgresStore {
             transactions: Arc::new(Transactions::new(server.clone(), self.transactions)),
             server,
             commits: std::iter::repeat_with(Link::default).take(self.lanes).collect(),
             reads: Link::default(),
-            posts: Posts::default(),
+            posts: Arc::new(Posts::new()),
             claims: Link::default(),
             renewals: Link::default(),
         })
@@ -220,6 +266,7 @@ impl Store for PostgresStore {
                 .await
         };
         let row = turn.run(work).await;
+        let row = self.or_lost(claim.incarnation, &turn, row).await;
         // Claims are rare: better a free place in the server until the next.
         turn.retire();
         claimed(&self.server.known, claim, &row?)
@@ -233,7 +280,8 @@ impl Store for PostgresStore {
         let mut turn = self.renewals.alone(&self.server).await?;
         let conn = turn.conn.clone();
         let work = async { conn.client.query_one(conn.prepared(Query::Renew).await?, &[&number, &lease]).await };
-        let row = turn.run(work).await?;
+        let row = turn.run(work).await;
+        let row = self.or_lost(incarnation, &turn, row).await?;
         if acknowledged.is_some() && !row.get::<_, bool>("is_known") {
             return Err(known.lose(incarnation, "its record of this host is gone"));
         }
@@ -278,7 +326,8 @@ impl Store for PostgresStore {
             let statement = conn.prepared(Query::Write).await?;
             conn.client.query_one(statement, &wire.params(&place)).await
         };
-        let row = turn.run(work).await?;
+        let row = turn.run(work).await;
+        let row = self.or_lost(write.incarnation, &turn, row).await?;
         let answers = committed(&server.known, write, known, &row)?;
         if row.get::<_, Option<i64>>("taken").is_some() {
             server.known.acknowledge(write.incarnation, write.lane, write.seq);

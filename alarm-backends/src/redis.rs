@@ -309,7 +309,10 @@ impl Inner {
         let (jitter, mut pause, mut last) = (RandomState::new(), FIRST_PAUSE, None);
         loop {
             let probe = Call::new(&PROBE, &[self.keys.fleet("probe")]);
-            match within(clock, deadline, self.leases.one(probe)).await.map(|asked| asked.map_err(Failure::into_open_error)) {
+            match within(clock, deadline, self.leases.one(probe))
+                .await
+                .map(|asked| asked.map_err(Failure::into_open_error))
+            {
                 Some(Ok(_)) => return Ok(()),
                 Some(Err(error)) if error.is_retryable() => last = Some(error),
                 Some(Err(error)) => return Err(error),

@@ -125,7 +125,10 @@ fn a_mistyped_path_is_no_new_store() {
     let dir = TempDir::new().unwrap();
     let below = dir.path().join("not-there/orders");
     let refused = FjallStore::open(&below).unwrap_err().to_string();
-    assert!(refused.contains(below.to_str().unwrap()) && refused.contains("is not there; create that first"), "{refused}");
+    assert!(
+        refused.contains(below.to_str().unwrap()) && refused.contains("is not there; create that first"),
+        "{refused}"
+    );
     assert!(!dir.path().join("not-there").exists());
     FjallStore::open(dir.path().join("orders")).unwrap();
 }

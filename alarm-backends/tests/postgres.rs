@@ -10,10 +10,14 @@ mod given;
 mod opening;
 #[path = "postgres/ownership.rs"]
 mod ownership;
+#[path = "postgres/pooling.rs"]
+mod pooling;
 #[path = "postgres/posting.rs"]
 mod posting;
 #[path = "postgres/proxy.rs"]
 mod proxy;
+#[path = "postgres/rounds.rs"]
+mod rounds;
 #[path = "postgres/rows.rs"]
 mod rows;
 #[path = "postgres/transactions.rs"]

@@ -134,7 +134,8 @@ async fn a_server_that_is_away_at_the_start_is_tried_again_and_named() {
         tokio::time::sleep(Duration::from_millis(300)).await;
         server.restart();
     };
-    let (connected, ()) = tokio::join!(RedisStore::builder(server.url()).timeout(Duration::from_secs(30)).connect(), back);
+    let (connected, ()) =
+        tokio::join!(RedisStore::builder(server.url()).timeout(Duration::from_secs(30)).connect(), back);
     connected.unwrap();
     server.kill9();
     let store = quick(&server).build().unwrap();

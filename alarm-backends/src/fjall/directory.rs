@@ -162,7 +162,8 @@ impl Directory {
 
     /// Whether it is time to [tidy up](Self::tidy). Says so once.
     pub(super) fn is_to_be_tidied(&self) -> bool {
-        self.written.load(Ordering::Relaxed) >= JOURNAL_BYTES && self.written.swap(0, Ordering::Relaxed) >= JOURNAL_BYTES
+        self.written.load(Ordering::Relaxed) >= JOURNAL_BYTES
+            && self.written.swap(0, Ordering::Relaxed) >= JOURNAL_BYTES
     }
 
     /// Merges the files of each table that has too many for what it holds.
@@ -185,7 +186,8 @@ fn make_directory(path: &Path) -> Result<(), StoreError> {
         Err(error) if error.kind() == ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
         // A name that was mistyped on the way there would be a new, empty store.
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            let what = format!("{shown}: the directory that it is to be in is not there; create that first, or name another");
+            let what =
+                format!("{shown}: the directory that it is to be in is not there; create that first, or name another");
             Err(StoreError::Open(what, Some(error.into())))
         }
         Err(error) => {

@@ -203,7 +203,9 @@ impl<'a> Changes<'a> {
         let database = self.directory.database.clone();
         let mut batch =
             fjall::OwnedWriteBatch::with_capacity(database, self.changes.len()).durability(Some(PersistMode::SyncData));
-        let bytes = |(_, key, value): &(Table, UserKey, Option<UserValue>)| key.len() + value.as_ref().map_or(0, |value| value.len());
+        let bytes = |(_, key, value): &(Table, UserKey, Option<UserValue>)| {
+            key.len() + value.as_ref().map_or(0, |value| value.len())
+        };
         self.directory.has_written(self.changes.iter().map(bytes).sum::<usize>() as u64);
         for (table, key, value) in self.changes {
             let table = self.directory.table(table);

@@ -3,7 +3,9 @@
 //! Only an error that the server itself answers with and survives (severity `ERROR`) says that the transaction is gone.
 //! Anything else that ends a call under way leaves its outcome unknown, a lost connection and a dying server alike.
 
-use stable_interfaces::StoreError;
+use std::time::Duration;
+
+use stable_interfaces::{BoxError, StoreError};
 use tokio_postgres::error::{DbError, Severity, SqlState};
 
 /// What became of a call, and whether its connection can serve the next one.
@@ -46,7 +48,10 @@ pub(super) fn judge_open(error: tokio_postgres::Error) -> StoreError {
         return match db.code().code() {
             "3D000" => StoreError::Open("the database does not exist".into(), Some(error.into())),
             code if code.starts_with("28") => {
-                StoreError::Open("the server refuses the login".into(), Some(error.into()))
+                // As the server words it where it knows the user over TLS alone.
+                let is_plain = db.message().contains("no encryption") || db.message().contains("SSL off");
+                let hint = if is_plain { "; it may want TLS: add sslmode=require to the URL" } else { "" };
+                StoreError::Open(format!("the server refuses the login{hint}"), Some(error.into()))
             }
             code if code.starts_with("42") => StoreError::Open("the schema cannot be used".into(), Some(error.into())),
             _ => StoreError::NotApplied(error.into()),
@@ -59,22 +64,56 @@ pub(super) fn judge_open(error: tokio_postgres::Error) -> StoreError {
             return StoreError::Open(text.into(), Some(error.into()));
         }
         if source.downcast_ref::<std::io::Error>().is_some_and(|io| io.kind() == std::io::ErrorKind::InvalidData) {
-            return StoreError::Open("the server's TLS certificate is not accepted".into(), Some(error.into()));
+            let text = "the server's TLS certificate is not accepted; give its root to the builder's tls(..) or in SSL_CERT_FILE, or, where the \
+                network can be trusted, add sslmode=disable to the URL";
+            return StoreError::Open(text.into(), Some(error.into()));
         }
         cause = source.source();
     }
     StoreError::NotApplied(error.into())
 }
 
+/// Whether a call was refused because another transaction holds a row or a table that it needs; nothing was written.
+pub(super) fn is_row_locked(error: &StoreError) -> bool {
+    let StoreError::NotApplied(cause) = error else { return false };
+    let cause = cause.downcast_ref::<tokio_postgres::Error>();
+    cause.and_then(tokio_postgres::Error::code) == Some(&SqlState::LOCK_NOT_AVAILABLE)
+}
+
+/// Whether a call may have failed because a table, a type or a function that it needs is there no more.
+pub(super) fn misses_something(error: &StoreError) -> bool {
+    let (StoreError::NotApplied(cause) | StoreError::Rejected(cause)) = error else { return false };
+    let code = cause.downcast_ref::<tokio_postgres::Error>().and_then(tokio_postgres::Error::code);
+    // Of what a prepared statement remembers the server says that its own cache has it no more (XX000).
+    code.is_some_and(|code| ["3F", "42", "XX"].contains(&&code.code()[..2]))
+}
+
 /// The client's own deadline passed.
 #[derive(Debug, thiserror::Error)]
-#[error("no answer within {0:?}")]
-pub(super) struct DeadlinePassed(pub(super) std::time::Duration);
+#[error("no answer from {address} within {limit:?}")]
+pub(super) struct DeadlinePassed {
+    pub(super) address: String,
+    pub(super) limit: Duration,
+}
 
 /// No connection was free or could be made in time.
 #[derive(Debug, thiserror::Error)]
-#[error("no connection within {0:?}")]
-pub(super) struct NoConnection(pub(super) std::time::Duration);
+#[error("no connection to {address} within {limit:?}")]
+pub(super) struct NoConnection {
+    pub(super) address: String,
+    pub(super) limit: Duration,
+    /// Why the last try failed.
+    pub(super) source: Option<BoxError>,
+}
+
+/// The server's session is not this client's alone.
+pub(super) fn pooled(address: &str) -> StoreError {
+    let text = format!(
+        "what answers at {address} is a pooler that gives each transaction another session (PgBouncer: pool_mode = transaction or \
+         statement), and the store needs sessions of its own: set pool_mode = session there, or name the server itself"
+    );
+    StoreError::Open(text, None)
+}
 
 /// See [`casts_doubt`].
 #[derive(Debug, thiserror::Error)]

@@ -1,8 +1,9 @@
 //! Connections, one per purpose, each with a deadline on everything that is done with it.
 //!
 //! A [`Link`] is the place of one connection; it is opened when first used, on the runtime that uses it, and anew after a
-//! failure. A connection on which a call passed its deadline is never used again, because what it is doing is unknown.
-//! Deadlines are the client's own: a `statement_timeout` does not bound a COMMIT, and a stopped server answers nothing.
+//! failure. A connection on which a call passed its deadline, or was given up by its caller, is never used again, because what it
+//! is doing is unknown, and perhaps nobody is at its other end. Deadlines are the client's own: a `statement_timeout` does not
+//! bound a COMMIT, and a stopped server answers nothing.
 
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -11,17 +12,28 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use stable_interfaces::{HintSender, ShardId, StoreError};
+use stable_interfaces::{BoxError, HintSender, ShardId, StoreError};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::runtime::Handle;
 use tokio::sync::{Mutex, MutexGuard, OnceCell};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
-use tokio_postgres::{AsyncMessage, Client, Config, Connection, Socket, Statement};
+use tokio_postgres::config::Host;
+use tokio_postgres::{AsyncMessage, Client, Config, Connection, SimpleQueryMessage, Socket, Statement};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::errors::{DeadlinePassed, DoubtfulCommit, NoConnection, casts_doubt, judge, judge_open};
+use super::errors::{DeadlinePassed, DoubtfulCommit, NoConnection, casts_doubt, judge, judge_open, pooled};
 use super::known::Known;
 use super::schema::{MakeError, Query, Schema};
+
+/// What every query of the store takes for granted. Each walks an index: a plan made while the tables were empty would say otherwise,
+/// and stay.
+const SETTINGS: &str = "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED; \
+    SET client_min_messages = warning; SET jit = off; SET plan_cache_mode = force_generic_plan; \
+    SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off";
+
+/// No post waits for a row for longer than it takes to see that it is held.
+const WAIT_FOR_NO_ROW: &str = "SET lock_timeout = 20";
 
 /// How a connection is made, and what is true of each.
 pub(super) struct Server {
@@ -55,6 +67,8 @@ pub(super) struct Conn {
     doubts: Arc<AtomicU64>,
     /// A call failed in a way that leaves its state unknown.
     spent: AtomicBool,
+    /// How many calls have been answered, as far as their callers waited: as long as it rises, somebody is at the other end.
+    answered: AtomicU64,
     /// The task that reads and writes the socket.
     driver: JoinHandle<()>,
 }
@@ -106,7 +120,7 @@ pub(super) mod real_time {
     }
 
     /// Sleeps, unless that would pass the deadline.
-    pub(super) async fn pause(pause: Duration, deadline: Instant) -> bool {
+    pub(in super::super) async fn pause(pause: Duration, deadline: Instant) -> bool {
         let end = after(pause);
         if end < deadline {
             tokio::time::sleep_until(end).await;
@@ -116,12 +130,8 @@ pub(super) mod real_time {
 }
 
 impl Server {
-    /// A connection by the deadline, waiting for a server that is away or has no connection free.
-    async fn open_by(&self, deadline: Instant) -> Result<Conn, StoreError> {
-        self.open_for_by(|| Purpose::Store, deadline).await
-    }
-
-    /// As [`open_by`](Self::open_by), with the server's own settings.
+    /// A connection for the application's statements by the deadline, with the server's own settings, waiting for a server that is away or
+    /// has no connection free.
     ///
     /// # Errors
     /// [`StoreError::NotApplied`], with whatever was in the way.
@@ -129,30 +139,61 @@ impl Server {
         self.open_for_by(|| Purpose::Application, deadline).await.map_err(as_not_applied)
     }
 
-    async fn open_for_by(&self, purpose: fn() -> Purpose, deadline: Instant) -> Result<Conn, StoreError> {
+    async fn open_for_by(&self, purpose: impl Fn() -> Purpose, deadline: Instant) -> Result<Conn, StoreError> {
         let jitter = RandomState::new();
-        let mut attempt = 0_u32;
+        let (mut attempt, mut last) = (0_u32, None);
         loop {
             let error = match real_time::until(deadline, self.open(purpose())).await {
                 Some(Err(StoreError::NotApplied(error))) => error,
                 Some(done) => return done,
-                None => return Err(StoreError::NotApplied(NoConnection(self.limit).into())),
+                None => return Err(self.no_connection(last)),
             };
             let pause = Duration::from_millis(20 << attempt.min(5));
             let share = u32::try_from(jitter.hash_one(attempt) % 100).unwrap_or(0);
             if !real_time::pause(pause / 2 + pause * share / 100, deadline).await {
-                return Err(StoreError::NotApplied(error));
+                return Err(self.no_connection(Some(error)));
             }
+            last = Some(error);
             attempt += 1;
         }
     }
 
+    /// The servers that were named.
+    fn address(&self) -> String {
+        let ports = self.config.get_ports();
+        // One port may be for all.
+        let port_of = |place: usize| ports.get(place).or(ports.first()).copied().unwrap_or(5432);
+        let shown = |(place, host): (usize, &Host)| match host {
+            Host::Tcp(name) => format!("{name}:{}", port_of(place)),
+            #[cfg(unix)]
+            Host::Unix(path) => path.display().to_string(),
+        };
+        let named = self.config.get_hosts().iter().enumerate().map(shown).collect::<Vec<_>>();
+        if !named.is_empty() {
+            return named.join(", ");
+        }
+        let addresses = self.config.get_hostaddrs().iter().enumerate();
+        addresses.map(|(place, address)| format!("{address}:{}", port_of(place))).collect::<Vec<_>>().join(", ")
+    }
+
+    /// There was no connection by the deadline, nor was anything sent.
+    pub(super) fn no_connection(&self, source: Option<BoxError>) -> StoreError {
+        StoreError::NotApplied(NoConnection { address: self.address(), limit: self.limit, source }.into())
+    }
+
+    /// What the deadline cut off.
+    pub(super) fn no_answer(&self) -> BoxError {
+        DeadlinePassed { address: self.address(), limit: self.limit }.into()
+    }
+
     /// Opens a connection and checks that it fits.
     async fn open(&self, purpose: Purpose) -> Result<Conn, StoreError> {
-        let (is_ours, hints) = match purpose {
-            Purpose::Store => (true, None),
-            Purpose::Hints(hints) => (true, Some(hints)),
-            Purpose::Application => (false, None),
+        let (settings, hints) = match purpose {
+            Purpose::Store => (Some(&[SETTINGS][..]), None),
+            Purpose::Posts => (Some(&[SETTINGS, WAIT_FOR_NO_ROW][..]), None),
+            Purpose::Hints(hints) => (Some(&[SETTINGS][..]), Some(hints)),
+            Purpose::Application => (Some(&[][..]), None),
+            Purpose::Probe => (None, None),
         };
         let (client, connection) = self.config.connect(self.tls.clone()).await.map_err(judge_open)?;
         let doubts = Arc::new(AtomicU64::new(0));
@@ -163,14 +204,17 @@ impl Server {
             statements: std::array::from_fn(|_| OnceCell::new()),
             doubts,
             spent: AtomicBool::new(false),
+            answered: AtomicU64::new(0),
             driver,
         };
-        self.settle(&conn, is_ours).await?;
+        if let Some(settings) = settings {
+            self.settle(&conn, settings).await?;
+        }
         Ok(conn)
     }
 
-    /// Checks what the server is and, on a connection of the store's own, sets what every query here takes for granted.
-    async fn settle(&self, conn: &Conn, is_ours: bool) -> Result<(), StoreError> {
+    /// Checks what the server is and, where there are settings, sets these and the limits of time.
+    async fn settle(&self, conn: &Conn, settings: &[&str]) -> Result<(), StoreError> {
         let row = conn
             .client
             .query_one(
@@ -189,17 +233,12 @@ impl Server {
                 format!("the database's encoding is {encoding}, and IDs need UTF8: create one with ENCODING 'UTF8'");
             return Err(StoreError::Open(text, None));
         }
-        // Twice the client's deadline, so that what a client gave up does not stay for ever in the server.
-        let stale = (self.limit * 2).as_millis().clamp(1, 2_000_000_000);
-        // Each query here walks an index. A plan made while the tables were empty would say otherwise, and stay.
-        let settings = format!(
-            "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED; \
-             SET statement_timeout = {stale}; SET idle_in_transaction_session_timeout = {stale}; \
-             SET client_min_messages = warning; SET jit = off; SET plan_cache_mode = force_generic_plan; \
-             SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; \
-             SET enable_mergejoin = off"
-        );
-        if is_ours {
+        if !settings.is_empty() {
+            // Twice the client's deadline, so that what a client gave up does not stay for ever in the server.
+            let stale = (self.limit * 2).as_millis().clamp(1, 2_000_000_000);
+            let limits =
+                format!("; SET statement_timeout = {stale}; SET idle_in_transaction_session_timeout = {stale}");
+            let settings = settings.join("; ") + &limits;
             conn.client.batch_execute(&settings).await.map_err(judge_open)?;
         }
         if self.is_new.swap(false, Ordering::Relaxed)
@@ -210,17 +249,49 @@ impl Server {
         Ok(())
     }
 
-    /// Makes the schema where it is missing. Once, before anything else.
-    pub(super) async fn prepare(&self) -> Result<(), StoreError> {
-        let deadline = real_time::after(self.limit);
-        let conn = self.open_by(deadline).await?;
+    /// Refuses a pooler that gives the session of one client to another between its transactions: what a connection sets or prepares would be
+    /// another's, and what it listens to nobody's. Before anything is set that would stay with the pooler.
+    async fn refuse_pooler_by(&self, deadline: Instant) -> Result<(), StoreError> {
+        let first = self.open_for_by(|| Purpose::Probe, deadline).await?;
+        let second = self.open_for_by(|| Purpose::Probe, deadline).await?;
         let work = async {
-            self.schema.make(&conn.client).await.map_err(|error| match error {
+            // A pooler with one idle session gives it to whoever comes next, one with several gives each in turn. Somebody else may come in
+            // between, so not once only.
+            for _ in 0..3 {
+                let alone = backend(&first, "").await?;
+                let beside = backend(&second, "BEGIN; ").await?;
+                let again = backend(&first, "").await?;
+                second.client.batch_execute("ROLLBACK").await?;
+                if alone == beside || alone != again {
+                    return Ok::<_, tokio_postgres::Error>(true);
+                }
+            }
+            Ok(false)
+        };
+        match real_time::until(deadline, work).await {
+            Some(Ok(false)) => Ok(()),
+            Some(Ok(true)) => Err(pooled(&self.address())),
+            // So says PgBouncer of a transaction where it pools statements.
+            Some(Err(error)) if error.as_db_error().is_some_and(|error| error.message().contains("pooling mode")) => {
+                Err(pooled(&self.address()))
+            }
+            Some(Err(error)) => Err(judge_open(error)),
+            None => Err(StoreError::NotApplied(self.no_answer())),
+        }
+    }
+
+    /// Makes the schema where it is missing, unless it `must_exist`. Once, before anything else.
+    pub(super) async fn prepare(&self, must_exist: bool) -> Result<(), StoreError> {
+        let deadline = real_time::after(self.limit);
+        self.refuse_pooler_by(deadline).await?;
+        let conn = self.open_for_by(|| Purpose::Store, deadline).await?;
+        let work = async {
+            self.schema.make(&conn.client, must_exist).await.map_err(|error| match error {
                 MakeError::Sql(error) => judge_open(error),
-                MakeError::Version(_) => StoreError::Open(error.to_string(), None),
+                MakeError::Version(_) | MakeError::Missing(_) => StoreError::Open(error.to_string(), None),
             })
         };
-        let late = || StoreError::NotApplied(DeadlinePassed(self.limit).into());
+        let late = || StoreError::NotApplied(self.no_answer());
         real_time::until(deadline, work).await.ok_or_else(late)?
     }
 
@@ -235,7 +306,7 @@ impl Server {
         let mut conn = match real_time::until(real_time::after(self.limit), work).await {
             Some(Ok(conn)) => conn,
             Some(Err(error)) => return Err(StoreError::Unavailable(error.into())),
-            None => return Err(StoreError::Unavailable(DeadlinePassed(self.limit).into())),
+            None => return Err(StoreError::Unavailable(self.no_answer())),
         };
         // Ends with the listener or with the connection, and takes the other one along.
         tokio::spawn(async move {
@@ -250,8 +321,10 @@ impl Server {
     /// Asks the server to stop what it is doing on a connection that is given up, so that it holds no locks there.
     fn cancel(&self, conn: &Conn) {
         let (token, tls, deadline) = (conn.client.cancel_token(), self.tls.clone(), real_time::after(self.limit));
+        // A call may be dropped where no runtime is left: the server then gives up by itself.
+        let Ok(runtime) = Handle::try_current() else { return };
         // Nobody waits for it: it ends by its deadline, and failing it changes nothing.
-        tokio::spawn(async move { real_time::until(deadline, token.cancel_query(tls)).await });
+        runtime.spawn(async move { real_time::until(deadline, token.cancel_query(tls)).await });
     }
 
     /// Asks the server to stop what it is doing on a connection, and waits until it was told.
@@ -265,10 +338,24 @@ impl Server {
 /// What a connection is for.
 enum Purpose {
     Store,
+    /// For posts, which wait for no row.
+    Posts,
     /// To listen: hints go here.
     Hints(HintSender),
     /// For statements of the application, which know nothing of this store's settings.
     Application,
+    /// To find out who is at the other end. Nothing has been asked or set.
+    Probe,
+}
+
+/// The number of the server's process that a connection talks to, after `before`.
+async fn backend(conn: &Conn, before: &str) -> Result<Option<String>, tokio_postgres::Error> {
+    // Nothing is prepared: a pooler may not know it the next time.
+    let answers = conn.client.simple_query(&format!("{before}SELECT pg_backend_pid()")).await?;
+    Ok(answers.iter().find_map(|answer| match answer {
+        SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+        _ => None,
+    }))
 }
 
 fn as_not_applied(error: StoreError) -> StoreError {
@@ -311,6 +398,8 @@ where
 pub(super) struct Link {
     /// Held while a connection is opened, and by [`Link::alone`] until the call is over.
     place: Mutex<Option<Arc<Conn>>>,
+    /// What is sent on it waits for no row.
+    is_for_posts: bool,
 }
 
 /// A connection in use for one operation.
@@ -320,27 +409,35 @@ pub(super) struct Turn<'a> {
     /// Present if nobody else may use the connection meanwhile.
     place: Option<MutexGuard<'a, Option<Arc<Conn>>>>,
     deadline: Instant,
+    /// While a call is under way, how many the connection had answered before it.
+    under_way: Option<u64>,
 }
 
 impl Link {
+    /// For posts: what has to wait for a row for more than a moment is [refused](super::errors::is_row_locked).
+    pub(super) fn for_posts() -> Link {
+        Link { is_for_posts: true, ..Link::default() }
+    }
+
     /// The connection, for one operation at a time, in the order of asking.
     ///
     /// # Errors
     /// [`StoreError::NotApplied`] if there is none by the deadline.
     pub(super) async fn alone<'a>(&'a self, server: &'a Server) -> Result<Turn<'a>, StoreError> {
         let deadline = real_time::after(server.limit);
-        let late = || StoreError::NotApplied(NoConnection(server.limit).into());
+        let late = || server.no_connection(None);
         let mut place = real_time::until(deadline, self.place.lock()).await.ok_or_else(late)?;
         let conn = match place.as_ref().filter(|conn| conn.is_usable()) {
             Some(conn) => conn.clone(),
             None => {
                 // Before the new one is opened: the server may have no room for both.
                 *place = None;
-                let opened = server.open_by(deadline).await.map_err(as_not_applied)?;
+                let purpose = || if self.is_for_posts { Purpose::Posts } else { Purpose::Store };
+                let opened = server.open_for_by(purpose, deadline).await.map_err(as_not_applied)?;
                 place.insert(Arc::new(opened)).clone()
             }
         };
-        Ok(Turn { server, conn, place: Some(place), deadline })
+        Ok(Turn { server, conn, place: Some(place), deadline, under_way: None })
     }
 
     /// The connection, together with others: what is sent on it is answered in order. For reading.
@@ -355,13 +452,19 @@ impl Link {
 }
 
 impl Turn<'_> {
-    /// Does `work` on the connection, by the deadline, and judges how it ended.
+    /// Does `work` on the connection, by the deadline, and judges how it ended. Dropped before that, it takes the connection along.
     pub(super) async fn run<T>(
         &mut self,
         work: impl Future<Output = Result<T, tokio_postgres::Error>>,
     ) -> Result<T, StoreError> {
         let doubts = self.conn.doubts.load(Ordering::Acquire);
-        match real_time::until(self.deadline, work).await {
+        self.under_way = Some(self.conn.answered.load(Ordering::Relaxed));
+        let ended = real_time::until(self.deadline, work).await;
+        self.under_way = None;
+        if ended.is_some() {
+            self.conn.answered.fetch_add(1, Ordering::Relaxed);
+        }
+        match ended {
             Some(Ok(_)) if self.conn.doubts.load(Ordering::Acquire) != doubts => {
                 self.retire();
                 Err(StoreError::Unavailable(DoubtfulCommit.into()))
@@ -375,13 +478,24 @@ impl Turn<'_> {
                 Err(verdict.error)
             }
             None => {
-                if self.place.is_some() {
-                    self.server.cancel(&self.conn);
-                }
-                self.retire();
-                Err(StoreError::Unavailable(DeadlinePassed(self.server.limit).into()))
+                self.abandon();
+                Err(StoreError::Unavailable(self.server.no_answer()))
             }
         }
+    }
+
+    /// Whether the schema that everything was in is there no more, as far as the server still says.
+    pub(super) async fn is_schema_gone(&self) -> bool {
+        let version = self.conn.schema.version(&self.conn.client);
+        matches!(real_time::until(self.deadline, version).await, Some(Ok(None)))
+    }
+
+    /// Gives the connection up in the middle of a call.
+    fn abandon(&mut self) {
+        if self.place.is_some() {
+            self.server.cancel(&self.conn);
+        }
+        self.retire();
     }
 
     /// Gives the connection up: whoever still uses it ends, and the next operation opens another.
@@ -389,6 +503,17 @@ impl Turn<'_> {
         self.conn.retire();
         if let Some(place) = &mut self.place {
             **place = None;
+        }
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let Some(answered_before) = self.under_way else { return };
+        // Of several that share a connection one may have lost patience with a server that answers the others.
+        let is_silent = self.conn.answered.load(Ordering::Relaxed) == answered_before;
+        if self.place.is_some() || is_silent {
+            self.abandon();
         }
     }
 }

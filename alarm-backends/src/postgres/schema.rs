@@ -104,10 +104,12 @@ impl Schema {
         self.fill(sql).replace("{end}", end)
     }
 
-    /// Makes the schema in the database, or brings it to [`VERSION`].
-    pub(super) async fn make(&self, client: &Client) -> Result<(), MakeError> {
-        if self.version(client).await? == Some(VERSION) {
-            return Ok(());
+    /// Makes the schema in the database, unless it `must_exist`, or brings it to [`VERSION`].
+    pub(super) async fn make(&self, client: &Client, must_exist: bool) -> Result<(), MakeError> {
+        match self.version(client).await? {
+            Some(VERSION) => return Ok(()),
+            None if must_exist => return Err(MakeError::Missing(self.0.clone())),
+            _ => {}
         }
         client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
         let made = self.make_locked(client).await;
@@ -144,7 +146,8 @@ impl Schema {
         }
     }
 
-    async fn version(&self, client: &Client) -> Result<Option<i32>, tokio_postgres::Error> {
+    /// The version of the tables that are there, if there are any.
+    pub(super) async fn version(&self, client: &Client) -> Result<Option<i32>, tokio_postgres::Error> {
         // Not to_regclass: that may answer from what this session remembers of the time before it waited for the lock.
         let sql = "SELECT EXISTS(SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
                    WHERE n.nspname = $1 AND c.relname = 'schema_version')";
@@ -166,6 +169,12 @@ pub(super) enum MakeError {
         "the schema has version {0}, and this program knows version {VERSION}: it needs the same or a newer release"
     )]
     Version(i32),
+    /// There is none, and none is to be made.
+    #[error(
+        "there is no store in the schema {0} of this database, and must_exist(true) was asked for; name the schema and database that have it, or \
+         connect once without"
+    )]
+    Missing(String),
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_postgres::Client;
 use tokio_postgres::types::ToSql;
 
-use super::errors::{DeadlinePassed, DoubtfulCommit, NoConnection, judge};
+use super::errors::{DoubtfulCommit, judge};
 use super::link::{Conn, Link, Server, real_time};
 use super::schema::Query;
 use super::wire::{self, Place, WireWrite};
@@ -222,7 +222,7 @@ impl Transactions {
     /// A transaction that has begun.
     async fn begin(self: &Arc<Transactions>, incarnation: Incarnation) -> Result<Open, StoreError> {
         let deadline = real_time::after(self.server.limit);
-        let late = || StoreError::NotApplied(NoConnection(self.server.limit).into());
+        let late = || self.server.no_connection(None);
         let permit = real_time::until(deadline, self.free.clone().acquire_owned()).await.ok_or_else(late)?;
         let permit = permit.map_err(|closed| StoreError::NotApplied(closed.into()))?;
         let seat = self.seats.lock().unwrap_or_else(PoisonError::into_inner).pop();
@@ -254,7 +254,7 @@ impl Transactions {
         match real_time::until(deadline, work).await {
             Some(Ok(())) => {}
             Some(Err(error)) => return Err(not_applied(judge(error).error)),
-            None => return Err(StoreError::NotApplied(DeadlinePassed(self.server.limit).into())),
+            None => return Err(StoreError::NotApplied(self.server.no_answer())),
         }
         open.held_mut().seat().lane_of = Some(incarnation);
         Ok(open)
@@ -400,7 +400,7 @@ impl Carrier for Open {
     async fn commit(&mut self, incarnation: Incarnation, batch: &Batch) -> Result<(), StoreError> {
         let server = self.held().transactions.server.clone();
         let deadline = real_time::after(server.limit);
-        let late = || DeadlinePassed(server.limit).into();
+        let late = || server.no_answer();
         let (lane, seq) = {
             let seat = self.held_mut().seat();
             (seat.lane, seat.seq)

@@ -51,7 +51,14 @@ struct State {
 
 impl Node {
     pub(super) fn new(address: String, client: Client, target: Arc<Target>) -> Node {
-        Node { address, client, target, state: Mutex::default(), broken: AtomicU64::new(0), answered: AtomicU64::new(0) }
+        Node {
+            address,
+            client,
+            target,
+            state: Mutex::default(),
+            broken: AtomicU64::new(0),
+            answered: AtomicU64::new(0),
+        }
     }
 
     pub(super) fn address(&self) -> &str {
@@ -68,7 +75,8 @@ impl Node {
                 return Err(Failure::NotSent(text));
             }
         };
-        let mut under_way = UnderWay { node: self, generation, answered_before: Some(self.answered.load(Ordering::Relaxed)) };
+        let mut under_way =
+            UnderWay { node: self, generation, answered_before: Some(self.answered.load(Ordering::Relaxed)) };
         let outcome = within(clock, deadline, connection.send_packed_commands(pipeline, 0, pipeline.len())).await;
         under_way.answered_before = None;
         if outcome.is_some() {

@@ -216,6 +216,25 @@ async fn a_store_made_anew_under_a_running_host_is_not_written_to() {
     assert_lost(&store.renew(Incarnation(1), DEADLINE).await, "its record of this host is gone");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_schema_that_is_dropped_under_a_running_host_is_noticed_at_once() {
+    for method in ["commit", "renew", "claim"] {
+        let (server, store) = server_with(PostgresOptions::new()).await;
+        own(&store, 1).await;
+        commit(&store, &write(0, 1, vec![put("k", "v")])).await.expect("the owner writes");
+        store.renew(Incarnation(1), DEADLINE).await.expect("the lease is renewed");
+        let raw = raw(&server.url("postgres")).await;
+        raw.batch_execute("DROP SCHEMA stable_interfaces CASCADE").await.expect("the schema is dropped");
+        let said = "its schema is gone";
+        match method {
+            "commit" => assert_lost(&commit(&store, &write(0, 2, vec![put("k", "v")])).await, said),
+            "renew" => assert_lost(&store.renew(Incarnation(1), DEADLINE).await, said),
+            _ => assert_lost(&store.claim(&claim(1, "host-a", &[0], ClaimKind::Running)).await, said),
+        }
+        assert_lost(&store.renew(Incarnation(1), DEADLINE).await, said);
+    }
+}
+
 fn assert_lost<T: std::fmt::Debug>(answer: &Result<T, StoreError>, said: &str) {
     assert!(matches!(answer, Err(StoreError::Lost(error)) if error.to_string().contains(said)), "{answer:?}");
 }
@@ -362,7 +381,7 @@ async fn a_dropped_server_leaves_nothing_behind() {
 }
 
 /// Changes a setting of the running server and waits until every session has it.
-async fn set(server: &Arc<Postgres>, setting: &str) {
+pub(crate) async fn set(server: &Arc<Postgres>, setting: &str) {
     let setting = setting.to_owned();
     blocking(server, move |server| {
         server.execute(&format!("ALTER SYSTEM SET {setting}"));

@@ -72,6 +72,19 @@ async fn a_database_that_is_not_utf8_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_must_exist_is_not_made() {
+    let url = fresh_database_with("ENCODING 'UTF8' LOCALE 'C'").await;
+    let builder = || PostgresStore::builder(&url).expect("a URL").must_exist(true);
+    let text = refusal(builder().connect().await);
+    assert!(text.contains("stable_interfaces") && text.contains("must_exist"), "{text}");
+    let count = "SELECT count(*) FROM pg_namespace WHERE nspname = 'stable_interfaces'";
+    let schemas: i64 = raw(&url).await.query_one_scalar(count, &[]).await.expect("it is answered");
+    assert_eq!(schemas, 0, "nothing was made");
+    store_on(&url).await;
+    builder().connect().await.expect("now there is one");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_schema_of_a_newer_release_is_refused() {
     let url = fresh_database_with("ENCODING 'UTF8' LOCALE 'C'").await;
     drop(store_on(&url).await);
@@ -95,7 +108,9 @@ async fn a_server_that_is_not_there_is_waited_for_until_the_deadline() {
     let url = format!("postgres://postgres@127.0.0.1:{port}/postgres?sslmode=disable");
     let began = std::time::Instant::now();
     let opened = PostgresStore::builder(&url).expect("a URL").deadline(DEADLINE).connect().await;
-    assert!(matches!(opened, Err(StoreError::NotApplied(_))), "{opened:?}");
+    let Err(StoreError::NotApplied(error)) = &opened else { panic!("{opened:?}") };
+    assert_eq!(error.to_string(), format!("no connection to 127.0.0.1:{port} within 2s"));
+    assert!(format!("{error:?}").contains("refused"), "{error:?}");
     let took = began.elapsed();
     assert!(took > DEADLINE / 3 && took < DEADLINE * 2, "it took {took:?}");
 }
@@ -115,17 +130,45 @@ async fn a_user_needs_no_right_to_create_schemas_where_there_is_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tls_is_required_and_verified_by_default() {
+async fn a_server_on_this_machine_needs_no_sslmode() {
     let plain = SERVER.url("postgres").replace("?sslmode=disable", "");
-    let text = refusal(PostgresStore::connect(&plain).await);
+    for url in [plain.clone(), plain.replace("127.0.0.1", "localhost")] {
+        let store = store_on(&url).await;
+        own(&store, 1).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_takes_logins_over_tls_alone_is_refused_with_the_word_that_mends_it() {
+    let issued = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate is made");
+    let options = PostgresOptions::new().tls(&issued.cert.pem(), &issued.signing_key.serialize_pem());
+    let server = tokio::task::spawn_blocking(|| options.start()).await.expect("the server starts");
+    let hba = server.directory().join("data/pg_hba.conf");
+    std::fs::write(hba, "hostssl all all 127.0.0.1/32 trust\n").expect("a file can be written");
+    server.execute("SELECT pg_reload_conf()");
+    let url = server.url("postgres").replace("?sslmode=disable", "");
+    // The server reads it in its own time.
+    let text = loop {
+        match PostgresStore::connect(&url).await {
+            Ok(_) => {}
+            refused => break refusal(refused),
+        }
+    };
+    assert!(text.contains("login") && text.contains("sslmode=require"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_is_verified_and_its_lack_refused_by_name() {
+    let asking = SERVER.url("postgres").replace("sslmode=disable", "sslmode=require");
+    let text = refusal(PostgresStore::connect(&asking).await);
     assert!(text.contains("no TLS") && text.contains("sslmode=disable"), "{text}");
 
     let issued = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate is made");
     let options = PostgresOptions::new().tls(&issued.cert.pem(), &issued.signing_key.serialize_pem());
     let server = tokio::task::spawn_blocking(|| options.start()).await.expect("the server starts");
     let url = server.url("postgres").replace("?sslmode=disable", "").replace("127.0.0.1", "localhost");
-    let text = refusal(PostgresStore::connect(&url).await);
-    assert!(text.contains("certificate"), "a certificate that nobody vouches for: {text}");
+    let text = refusal(PostgresStore::connect(&format!("{url}?sslmode=require")).await);
+    assert!(text.contains("certificate") && text.contains("sslmode"), "nobody vouches for it: {text}");
 
     let trusting = |certificate: &CertificateDer<'static>| {
         let mut roots = RootCertStore::empty();
