@@ -4,6 +4,11 @@
 pub mod http;
 pub mod process;
 
+/// The README's programs compile.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 use std::error::Error;
 use std::fmt::Write;
 use std::process::ExitCode;
@@ -31,6 +36,32 @@ impl CannotStart {
     pub fn report(&self, program: &str) -> ExitCode {
         eprintln!("{program}: {}", in_one_line(self));
         ExitCode::from(2)
+    }
+}
+
+/// Why a program that serves did not end as it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum Failed {
+    /// It never began.
+    #[error(transparent)]
+    Start(#[from] CannotStart),
+    /// Its host ended by itself, and so did the program: it is to be started anew.
+    #[error("the host has ended and is to be started anew")]
+    Host(#[from] stable_interfaces::Ended),
+}
+
+impl Failed {
+    /// Says so in one line on standard error, in the name of `program`; exit status 2 if it never began and 1 if it is to be started
+    /// anew, which is what a supervisor does on any status but 0.
+    #[must_use]
+    pub fn report(&self, program: &str) -> ExitCode {
+        match self {
+            Failed::Start(error) => error.report(program),
+            Failed::Host(_) => {
+                eprintln!("{program}: {}", in_one_line(self));
+                ExitCode::FAILURE
+            }
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use reqwest::Url;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 /// How long a host may take to start or to stop.
@@ -121,29 +121,6 @@ fn quiet_address() -> io::Result<SocketAddr> {
         .map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
         .find(|address| TcpListener::bind(address).is_ok())
         .ok_or_else(|| io::Error::new(io::ErrorKind::AddrInUse, format!("no free port from {FIRST} to {LAST}")))
-}
-
-/// That this process was asked to stop, as [`asked_to_stop`] tells; any number of tasks may wait for it.
-#[derive(Debug, Clone)]
-pub struct Stop(watch::Receiver<bool>);
-
-impl Stop {
-    /// Begins to listen, on a task of its own.
-    #[must_use]
-    pub fn when_asked(until_stdin_ends: bool) -> Stop {
-        let (stop, stopped) = watch::channel(false);
-        tokio::spawn(async move {
-            asked_to_stop(until_stdin_ends).await;
-            stop.send_replace(true);
-        });
-        Stop(stopped)
-    }
-
-    /// Waits for it.
-    pub async fn wait(mut self) {
-        // An error says that the sender is gone, which it is only after it sent.
-        let _ = self.0.wait_for(|stop| *stop).await;
-    }
 }
 
 /// Completes on Ctrl-C, on SIGTERM and, if asked, when standard input ends.

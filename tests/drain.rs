@@ -218,6 +218,33 @@ async fn a_drain_ends_at_its_deadline_also_when_the_store_is_away() {
     .await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_server_beside_the_host_stops_when_the_drain_begins_and_also_when_the_host_is_dropped() {
+    in_time(async {
+        let world = World::in_memory();
+        let site = Arc::new(world.start().await);
+        let busy = spawn(&site.probes, "a", wait(10 * SECOND));
+        world.settle().await;
+        let serve = tokio::spawn(site.host.stopping());
+        world.pass(3 * SECOND).await;
+        assert!(!serve.is_finished(), "the host works");
+        let draining = drain(&site, 30 * SECOND);
+        serve.await.unwrap();
+        assert_eq!(site.host.health(), Health::Draining);
+        busy.await.unwrap().expect("it was still running when the server was told");
+        assert!(draining.await.unwrap().released);
+        drop(site);
+
+        let site = world.start().await;
+        let serve = tokio::spawn(site.host.stopping());
+        world.settle().await;
+        assert!(!serve.is_finished());
+        drop(site);
+        serve.await.unwrap();
+    })
+    .await;
+}
+
 on_each_store! {
     async fn run_until_drains_on_its_signal_and_the_next_owner_begins_at_once(world: World) {
         let site = world.start().await;
@@ -228,7 +255,7 @@ on_each_store! {
         world.settle().await;
         assert!(!running.is_finished());
         signal.send(()).unwrap();
-        assert!(running.await.unwrap().released);
+        assert!(running.await.unwrap().unwrap().released);
         assert!(probes.request("a", life()).await.is_err());
         drop(probes);
         world.reopen().await;

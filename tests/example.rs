@@ -4,6 +4,8 @@ use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// An example, by its name. Made once per test program, as a `static`.
 #[derive(Debug)]
@@ -58,8 +60,13 @@ impl Example {
 
     /// Starts it with `args` and `--listen 127.0.0.1:0`, and returns once it serves.
     pub fn serve(&self, args: &[&str]) -> Serving {
+        self.serve_at("127.0.0.1:0", args)
+    }
+
+    /// The same, listening at `address`.
+    pub fn serve_at(&self, address: &str, args: &[&str]) -> Serving {
         let mut command = self.command();
-        command.args(args).args(["--listen", "127.0.0.1:0"]).stdin(Stdio::null()).stdout(Stdio::piped());
+        command.args(args).args(["--listen", address]).stdin(Stdio::null()).stdout(Stdio::piped());
         let mut child = command.spawn().expect("the example runs");
         let mut stdout = BufReader::new(child.stdout.take().expect("it is a pipe"));
         let mut line = String::new();
@@ -85,6 +92,18 @@ impl Serving {
     #[must_use]
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// Waits for it to end by itself, and returns its exit status; `None` if it is still there after `limit`.
+    pub fn ends_within(&mut self, limit: Duration) -> Option<i32> {
+        let until = Instant::now() + limit;
+        loop {
+            match self.child.try_wait().expect("it is our child") {
+                Some(status) => return status.code(),
+                None if Instant::now() >= until => return None,
+                None => thread::sleep(Duration::from_millis(20)),
+            }
+        }
     }
 }
 

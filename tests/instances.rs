@@ -674,7 +674,7 @@ async fn run_until_drains_when_its_signal_comes() {
     let world = World::in_memory();
     let site = world.launch(world.local().drain_timeout(10 * SECOND), |probes| probes).await;
     let running = spawn(&site.probes, "a", wait(4 * SECOND));
-    let drained = site.host.run_until(world.pass(2 * SECOND)).await;
+    let drained = site.host.run_until(world.pass(2 * SECOND)).await.unwrap();
     assert_eq!((drained.unfinished, drained.released), (0, true));
     assert!((4_000..4_100).contains(&world.now()), "{}", world.now());
     running.await.unwrap().unwrap();

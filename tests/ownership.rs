@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use stable_interfaces::testing::{Answer as CallAnswer, Fault, FaultStore, Method};
-use stable_interfaces::{Fleet, Health, MemoryStore, RequestError, StartError, StoreError};
+use stable_interfaces::{Ended, Fleet, Health, MemoryStore, RequestError, StartError, StoreError};
 use system_tests::{Failed, Probe, START, Site, World, act, count, get, in_time, life, on_each_store, put, wait};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -71,12 +71,12 @@ on_each_store! {
         assert_eq!(new.probes.request(&a, count("n")).await.unwrap(), 2);
 
         let error = late.await.unwrap().unwrap_err();
-        assert!(matches!(error, RequestError::Fenced | RequestError::Unknown), "{error}");
+        assert!(matches!(error, RequestError::Fenced | RequestError::Replaced | RequestError::Unknown), "{error}");
         assert!(old.probes.request(&a, count("n")).await.is_err());
         world.pass(LEASE).await;
         assert_eq!((old.host.health(), new.host.health()), (Health::Replaced, Health::Running));
         let error = old.probes.request(&a, life()).await.unwrap_err();
-        assert!(matches!(error, RequestError::Fenced), "{error}");
+        assert!(matches!(error, RequestError::Replaced) && error.is_retryable(), "{error}");
         assert_eq!(old.probes.running(), 0);
 
         world.pass(120 * SECOND).await;
@@ -104,22 +104,24 @@ async fn a_replaced_host_stops_wholly_at_its_next_write() {
         old.probes.request("b", life()).await.unwrap();
         let new = launch().await;
         let error = in_time(old.probes.request("a", put("k", 1))).await.unwrap_err();
-        assert!(matches!(error, RequestError::Fenced), "{error}");
+        assert!(matches!(error, RequestError::Fenced | RequestError::Replaced), "{error}");
         world.pass(2 * SECOND).await;
         assert_eq!(old.host.health(), Health::Replaced, "local: {local}");
         let error = old.probes.request("b", life()).await.unwrap_err();
-        assert!(matches!(error, RequestError::Fenced), "not answered from memory: {error}");
+        assert!(matches!(error, RequestError::Replaced), "not answered from memory: {error}");
         drop(new);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn run_until_returns_when_the_host_is_replaced() {
+async fn run_until_says_that_the_host_was_replaced_and_the_server_beside_it_stops() {
     let world = World::in_memory();
     let old = start(&world, "host-0", &fleet(1)).await;
     let _new = start(&world, "host-0", &fleet(1)).await;
-    let drained = in_time(old.host.run_until(std::future::pending::<()>())).await;
-    assert_eq!((drained.unfinished, drained.released), (0, false));
+    let serve = tokio::spawn(old.host.stopping());
+    let ended = in_time(old.host.run_until(std::future::pending::<()>())).await;
+    assert_eq!(ended, Err(Ended::Replaced));
+    in_time(serve).await.unwrap();
     assert!(world.now() < 20_000, "{}", world.now());
 }
 

@@ -14,8 +14,8 @@ use alarm_backends::testing::servers::{Postgres, Redis, RedisOptions};
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use stable_interfaces::{
-    Claim, Claimed, Fleet, Health, Hints, Incarnation, Loaded, MemoryStore, NewMessage, Page, Posted, Read, ReadRows,
-    Renewed, RequestError, ShardId, Store, StoreError, Timestamp, Write,
+    Claim, Claimed, Ended, Fleet, Health, Hints, Incarnation, Loaded, MemoryStore, NewMessage, NewPost, Page, Posted,
+    Read, ReadRows, Renewed, RequestError, ShardId, Store, StoreError, Timestamp, Write,
 };
 use system_tests::{Failed, Site, World, act, get, in_time, put, set};
 
@@ -372,7 +372,31 @@ async fn a_store_that_stays_away_does_not_keep_a_host_that_wants_to_save_for_eve
         store.lose();
         wait_for(&world, &old, Health::StoreLost).await;
         let error = old.probes.request("a", act(|_, _| Box::pin(async { Ok(()) }))).await.unwrap_err();
-        assert!(matches!(error, RequestError::Fenced), "{error}");
+        assert!(matches!(error, RequestError::StoreLost), "{error}");
+        let error = old.probes.post("a", NewPost::new("m")).await.unwrap_err();
+        assert!(matches!(error, RequestError::StoreLost) && error.is_retryable(), "{error}");
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_whose_store_is_lost_says_so_to_callers_and_to_the_server_beside_it_and_run_until_says_why() {
+    in_time(async {
+        let world = World::in_memory();
+        let store = Losing::new(&world);
+        let old = start(&world, &store).await;
+        old.probes.request("a", set("a", world.at(HOUR))).await.unwrap();
+        let serve = old.host.stopping();
+        store.0.is_mute.store(true, Ordering::SeqCst);
+        store.lose();
+        world.pass(10 * SECOND).await;
+        assert_eq!(old.host.health(), Health::Running, "it is still saving");
+        let error = old.probes.request("a", get("k")).await.unwrap_err();
+        assert!(matches!(error, RequestError::StoreLost) && error.is_retryable(), "{error}");
+        store.0.is_mute.store(false, Ordering::SeqCst);
+        let ((), ended) = tokio::join!(serve, old.host.run_until(std::future::pending::<()>()));
+        assert_eq!(ended, Err(Ended::StoreLost));
+        old.host.stopping().await;
     })
     .await;
 }

@@ -56,7 +56,8 @@ The second form is a client for the terminal: it says each line of its input, an
 The third form starts the first as a child process, talks in several rooms at once, kills it with SIGKILL and starts
 it again, and compares what everyone saw. Its exit status is 0 if everything was right, 1 if not.
 
-Whatever cannot be done as asked is one line on standard error, and exit status 2.
+Whatever cannot be done as asked is one line on standard error, and exit status 2. A host that ends by itself (its store has
+lost data) has status 1: start it anew.
 ";
 
 /// What the command line asks for.

@@ -17,7 +17,7 @@ use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
-use examples::{CannotStart, http, in_one_line, process};
+use examples::{CannotStart, Failed, http, in_one_line, process};
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use stable_interfaces::{Closed, Connection, ContextError, Host, Interface, RequestError, Timestamp};
@@ -60,8 +60,9 @@ struct Chat {
     session: mpsc::Sender<Infallible>,
 }
 
-/// Serves rooms until the process is asked to stop; then says goodbye to everyone and gives the store back.
-pub(crate) async fn serve(options: Options) -> Result<(), CannotStart> {
+/// Serves rooms until the process is asked to stop; then says goodbye to everyone and gives the store back. A host that ends by
+/// itself takes the process along: whoever started it starts it anew.
+pub(crate) async fn serve(options: Options) -> Result<(), Failed> {
     let Options { listen, data, gone_after, until_stdin_ends } = options;
     let cannot_listen = |error| CannotStart::new(format!("cannot listen on {listen}"), error);
     let listener = bind(listen).map_err(cannot_listen)?;
@@ -84,12 +85,11 @@ pub(crate) async fn serve(options: Options) -> Result<(), CannotStart> {
     println!("  Rooms are kept in {}. Kill this process (kill -9 {}) and start it", data.display(), std::process::id());
     println!("  again: nothing that anyone has seen is lost, and who does not come back is announced as gone.");
 
-    let stop = process::Stop::when_asked(until_stdin_ends);
     let (session, mut sessions) = mpsc::channel(1);
-    let app = routes(Chat { rooms, session });
-    tokio::join!(http::serve(listener, app, stop.clone().wait()), host.run_until(stop.wait()));
+    let serve = http::serve(listener, routes(Chat { rooms, session }), host.stopping());
+    let ((), ended) = tokio::join!(serve, host.run_until(process::asked_to_stop(until_stdin_ends)));
     let _ = timeout(FAREWELL_TO_ALL, sessions.recv()).await;
-    Ok(())
+    Ok(ended.map(drop)?)
 }
 
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {

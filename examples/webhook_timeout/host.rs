@@ -18,7 +18,8 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::post;
 use axum::{Json, Router};
-use examples::{CannotStart, http, in_one_line, process};
+use examples::{CannotStart, Failed, http, in_one_line, process};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::Url;
 use serde::{Deserialize, Serialize};
 use stable_interfaces::{
@@ -368,8 +369,9 @@ pub(crate) struct Options {
     pub(crate) until_stdin_ends: bool,
 }
 
-/// Serves orders until the process is asked to stop; then finishes what is under way and gives the store back.
-pub(crate) async fn serve(options: Options) -> Result<(), CannotStart> {
+/// Serves orders until the process is asked to stop; then finishes what is under way and gives the store back. A host that ends
+/// by itself takes the process along: whoever started it starts it anew.
+pub(crate) async fn serve(options: Options) -> Result<(), Failed> {
     let Options { home, listen, partner, until_stdin_ends } = options;
     let listener =
         TcpListener::bind(listen).await.map_err(|e| CannotStart::new(format!("cannot listen on {listen}"), e))?;
@@ -386,10 +388,10 @@ pub(crate) async fn serve(options: Options) -> Result<(), CannotStart> {
     let host = Arc::new(host.start().await.map_err(|e| CannotStart::new("cannot start the host", e))?);
 
     println!("listening on http://{listen}");
-    let stop = process::Stop::when_asked(until_stdin_ends);
     let service = Service { host: host.clone(), orders };
-    tokio::join!(http::serve(listener, routes(service), stop.clone().wait()), host.run_until(stop.wait()));
-    Ok(())
+    let serve = http::serve(listener, routes(service), host.stopping());
+    let ((), ended) = tokio::join!(serve, host.run_until(process::asked_to_stop(until_stdin_ends)));
+    Ok(ended.map(drop)?)
 }
 
 #[cfg(test)]

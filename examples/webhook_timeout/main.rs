@@ -59,6 +59,8 @@ The other forms run one host.
   --listen ADDRESS    such as 127.0.0.1:8080
   --partner URL       where to POST {\"order\": .., \"callback\": ..} for each new order; nobody is told without it
   --until-stdin-ends  stop when standard input ends, not only on SIGINT and SIGTERM
+A host ends with status 0 when it was asked to, 2 if it could not start, and 1 if it ended by itself (its store has lost
+data, another process took its place): start it anew.
 ";
 
 /// What the command line asks for.

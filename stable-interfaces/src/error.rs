@@ -72,6 +72,14 @@ pub enum RequestError<E> {
     Closed,
     /// The instance refused. Nothing happened. The text is its reason.
     #[error("rejected: {0}")]
+    /// Another process was started under this host's name, and this host has stopped for good. Nothing happened; ask again where
+    /// that process is reached, and let this one [end](crate::Host::run_until).
+    #[error("this host has stopped: another process was started under its name")]
+    Replaced,
+    /// The store has lost what it had acknowledged, and this host has stopped for good. Nothing happened; ask again once the
+    /// process has been [started anew](crate::Host::run_until).
+    #[error("this host has stopped: its store has lost what it had acknowledged")]
+    StoreLost,
     Rejected(String),
     /// The interface does not handle this kind of thing. Nothing happened.
     #[error("the interface does not handle {0}")]
@@ -125,6 +133,8 @@ impl<E> RequestError<E> {
             _ => false,
         }
     }
+            | RequestError::Replaced
+            | RequestError::StoreLost
 
     /// Whether it may have taken effect although this error came back.
     #[must_use]

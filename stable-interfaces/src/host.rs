@@ -109,6 +109,22 @@ pub struct Drained {
     pub released: bool,
 }
 
+/// Why a host has ended by itself: what [`Host::run_until`] says when it returns before its signal.
+///
+/// The host is of no use any more, and neither is its process: let it end with a failure, as `main` does that passes this on
+/// with `?`, so that its supervisor starts it anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Ended {
+    /// As [`Health::Replaced`]. Two processes under one name replace each other for as long as both are started anew: let the
+    /// deployment give each host of the [`Fleet`] to one process.
+    #[error("another process was started under this host's name")]
+    Replaced,
+    /// As [`Health::StoreLost`]. Started anew, the host works with what its store still has.
+    #[error("the store has lost what it had acknowledged")]
+    StoreLost,
+}
+
 impl Host {
     /// A host of `fleet`, by its name there. Without a [`store`](HostBuilder::store) it routes and serves requests only: two
     /// hosts that disagree on the fleet may then both run an instance, and nothing survives the process.
@@ -162,16 +178,46 @@ impl Host {
         Ok(self.core.shards.epoch(self.core.fleet.shard_of(id)?).is_some())
     }
 
-    /// Waits for `signal`, then [drains](Self::drain) within the drain timeout. Returns early, with nothing left to drain, if the
-    /// host is [`Replaced`](Health::Replaced) or its store has [lost](Health::StoreLost) data.
+    /// Waits for `signal`, then [drains](Self::drain) within the drain timeout. Somebody else's call of [`drain`](Self::drain)
+    /// ends it too.
     ///
-    /// Run it beside a server that shuts down on the same signal: requests in flight are answered while the host drains.
-    pub async fn run_until(&self, signal: impl Future) -> Drained {
+    /// Run it beside a server that shuts down when the host is [`stopping`](Self::stopping): requests in flight are answered while
+    /// the host drains, and nothing goes on serving for a host that is no more.
+    ///
+    /// # Errors
+    /// [`Ended`], before the signal or while it drained, if the host ended by itself: let the process end with a failure, to be
+    /// started anew.
+    pub async fn run_until(&self, signal: impl Future) -> Result<Drained, Ended> {
         tokio::select! { biased;
             _ = signal => {}
             () = self.core.wait_stopped() => {}
         }
-        self.drain(self.core.options.drain_timeout).await
+        let drained = self.drain(self.core.options.drain_timeout).await;
+        match self.core.health() {
+            Health::Replaced => Err(Ended::Replaced),
+            Health::StoreLost => Err(Ended::StoreLost),
+            _ => Ok(drained),
+        }
+    }
+
+    /// Completes when this host begins to drain, or has ended for whatever reason: replaced, without its store's data, dropped.
+    /// At once, if that has happened.
+    ///
+    /// ```no_run
+    /// # struct Server;
+    /// # impl Server {
+    /// #     fn with_graceful_shutdown(self, _: impl Future<Output = ()> + Send + 'static) -> std::future::Ready<()> { std::future::ready(()) }
+    /// # }
+    /// # async fn example(host: stable_interfaces::Host, server: Server) -> Result<(), Box<dyn std::error::Error>> {
+    /// let serve = server.with_graceful_shutdown(host.stopping()); // of axum, say
+    /// let (_served, ended) = tokio::join!(serve, host.run_until(tokio::signal::ctrl_c()));
+    /// ended?; // A host that ended by itself: the process fails, and is started anew.
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn stopping(&self) -> impl Future<Output = ()> + Send + 'static {
+        let core = self.core.clone();
+        async move { core.wait_for(Health::Draining).await }
     }
 
     /// Whether this host should be sent work: it runs, its lease holds, it owns all the shards that the fleet gives to it, and

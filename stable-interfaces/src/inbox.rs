@@ -187,7 +187,7 @@ pub(crate) async fn post<E>(host: &Arc<HostCore>, message: Addressed) -> Result<
     match host.health() {
         Health::NotStarted => return Err(RequestError::NotStarted),
         Health::Running | Health::Draining => {}
-        _ => return Err(RequestError::Draining),
+        _ => return Err(host.ended().unwrap_or(RequestError::Draining)),
     }
     Ok(post_to_store(host, message.into_message(&host.fleet, &*host.random)).await?)
 }

@@ -157,7 +157,7 @@ impl<I: StableInterface> InterfaceCore<I> {
                 // What was committed is proved by the store; anything else is worth as much as the lease.
                 let is_proved = answer.behind.is_some();
                 let result = answer.release().await;
-                if is_proved || self.host.lease_holds() { result } else { return Err(RequestError::Fenced) }
+                if is_proved || self.host.lease_holds() { result } else { Err(RequestError::Fenced.into()) }
             }
             Err(error) => {
                 if matches!(*error, RequestError::Overloaded(_)) {
@@ -166,7 +166,7 @@ impl<I: StableInterface> InterfaceCore<I> {
                 Err(error)
             }
         };
-        outcome.map_err(|error| *error)
+        outcome.map_err(|error| self.host.explain(*error))
     }
 
     /// Sends `work` to an instance in memory, if it still is, without waiting for it. Whatever bounds its sender has given it a
@@ -205,8 +205,8 @@ impl<I: StableInterface> InterfaceCore<I> {
             Health::NotStarted => return Err(RequestError::NotStarted.into()),
             // What handlers that still run ask for is served.
             Health::Draining if chain::in_handler() => {}
-            Health::Draining | Health::Stopped => return Err(RequestError::Draining.into()),
-            Health::Replaced | Health::StoreLost => return Err(RequestError::Fenced.into()),
+            Health::Draining => return Err(RequestError::Draining.into()),
+            _ => return Err(self.host.ended().unwrap_or(RequestError::Draining).into()),
         }
         check_id(id).map_err(|source| RequestError::InvalidId { what: "instance", source })?;
         let hash = hash_id(id);
@@ -589,7 +589,8 @@ impl<I: StableInterface> Interface<I> {
     /// Removes a dead letter for good. Says whether it was still there.
     ///
     /// # Errors
-    /// As [`request`](Self::request).
+    /// As [`request`](Self::request), and [`RequestError::Unhandled`] for an alarm or a message if the interface was registered
+    /// without alarms or without an inbox.
     pub async fn discard(&self, dead: &Dead) -> Result<bool, RequestError<I::Error>> {
         self.core.ask(dead.instance(), Outside(Discard(dead.letter.key()))).await
     }

@@ -100,7 +100,7 @@ pub use dead::{Dead, DeadKind};
 pub use directive::Directive;
 pub use error::{ContextError, InvalidId, RequestError};
 pub use fleet::{Fleet, FleetError, HASH_VERSION, Location, MAX_HOST_BYTES, MAX_HOSTS, MAX_SHARDS};
-pub use host::{Drained, Health, Host, HostBuilder, InterfaceBuilder, RegisterError, StartError};
+pub use host::{Drained, Ended, Health, Host, HostBuilder, InterfaceBuilder, RegisterError, StartError};
 pub use id::{MAX_ID_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, check_id, check_key};
 pub use inbox::{Addressed, Message, NewPost};
 pub use instance::context::{Context, KeyRange};

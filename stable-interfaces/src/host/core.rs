@@ -9,6 +9,7 @@ use super::shards::{Limits, Shards};
 use super::tasks::{TaskHandle, Tasks};
 use crate::clock::{Clock, Random};
 use crate::committer::{CommitOptions, Committer};
+use crate::error::RequestError;
 use crate::fleet::Fleet;
 use crate::inbox::Way;
 use crate::instance::chain::Link;
@@ -195,14 +196,40 @@ impl HostCore {
 
     /// Waits until the host has stopped, for whatever reason.
     pub(crate) async fn wait_stopped(&self) {
+        self.wait_for(Health::Stopped).await;
+    }
+
+    /// Waits until the host is at least so far on its way.
+    pub(crate) async fn wait_for(&self, health: Health) {
         loop {
             let mut changed = std::pin::pin!(self.health_changed.notified());
             // Enabled before the health is read, so that no change is missed between the two.
             changed.as_mut().enable();
-            if self.health() >= Health::Stopped {
+            if self.health() >= health {
                 return;
             }
             changed.await;
+        }
+    }
+
+    /// The reason why this host as a whole takes no requests for good, if there is one.
+    pub(crate) fn ended<E>(&self) -> Option<RequestError<E>> {
+        match self.health() {
+            Health::Replaced => Some(RequestError::Replaced),
+            Health::StoreLost => Some(RequestError::StoreLost),
+            Health::Stopped => Some(RequestError::Draining),
+            // It owns nothing any more, and will have ended when what is in memory has been saved.
+            _ if self.is_rescuing() => Some(RequestError::StoreLost),
+            _ => None,
+        }
+    }
+
+    /// An error of a request with its true reason: a host that has ended as a whole has lost each shard for that reason.
+    #[cold]
+    pub(crate) fn explain<E>(&self, error: RequestError<E>) -> RequestError<E> {
+        match error {
+            RequestError::Fenced | RequestError::NotOwner { .. } => self.ended().unwrap_or(error),
+            other => other,
         }
     }
 
