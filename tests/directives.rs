@@ -185,3 +185,63 @@ on_each_store! {
         assert_eq!(world.script.fired_ids(), ["a"]);
     }
 }
+
+on_each_store! {
+    async fn what_an_interface_was_registered_without_is_refused_to_who_posts_sets_or_requeues_it(world: World) {
+        let (id, outside) = (id_of("zero"), outside(&world));
+        let site = start(&world, "zero").await;
+        world.script.on_alarm(|_, _, _| Box::pin(async { Err(Failed::Told("always")) }));
+        world.script.on_message(|_, _, _| Box::pin(async { Err(Failed::Told("always")) }));
+        site.probes.set_alarm(&id, "dead", world.at(0), &()).await.unwrap();
+        site.probes.post(&id, NewPost::new("body")).await.unwrap();
+        site.probes.set_alarm(&id, "later", world.at(3_600_000), &()).await.unwrap();
+        world.pass(SECOND).await;
+        let dead = site.probes.dead_letters(None, 10).await.unwrap();
+        assert_eq!(dead.len(), 2);
+        let is_message = |kind: DeadKind| matches!(kind, DeadKind::Message(_));
+        let (message, alarm) = if is_message(dead[0].kind()) { (&dead[0], &dead[1]) } else { (&dead[1], &dead[0]) };
+        drop(site);
+
+        // The same program, except that somebody has forgotten two lines.
+        let mut builder = world.member("zero", &fleet()).lease(LEASE);
+        let retry = RetryPolicy::new().attempts(1);
+        let bare = builder.interface(world.factory()).retry(retry).register().unwrap();
+        let _host = builder.start().await.unwrap();
+        let set = || Directive::set_alarm("a", world.at(0), &()).unwrap();
+        for (what, refused) in [
+            ("inbox", bare.post(&id, NewPost::new("m")).await.map(drop)),
+            ("inbox", bare.direct(&id, Directive::requeue(message)).await.map(drop)),
+            ("inbox", bare.requeue(message).await.map(drop)),
+            ("alarms", bare.set_alarm(&id, "a", world.at(0), &()).await),
+            ("alarms", bare.set_alarm_if_absent(&id, "a", world.at(0), &()).await.map(drop)),
+            ("alarms", bare.fire_now(&id, "later").await.map(drop)),
+            ("alarms", bare.requeue(alarm).await.map(drop)),
+            ("alarms", bare.direct(&id, set()).await.map(drop)),
+            ("alarms", bare.direct(&id, Directive::fire_now("later").unwrap()).await.map(drop)),
+            ("alarms", bare.direct(&id, Directive::requeue(alarm)).await.map(drop)),
+        ] {
+            let error = refused.unwrap_err();
+            assert!(matches!(error, RequestError::Unhandled(_)) && !error.is_retryable(), "{error}");
+            assert!(error.to_string().contains(&format!("`with_{what}()`")), "{error}");
+        }
+        world.pass(SECOND).await;
+        assert_eq!(outside.inbox("probe", &id).await.unwrap(), [], "nothing lies there for nobody");
+        assert_eq!(outside.alarms("probe", &id).await.unwrap().len(), 1);
+
+        // Who has no handle cannot know: the owner says it.
+        outside.direct("probe", &id, set().id("blind")).await.unwrap();
+        world.pass(SECOND).await;
+        let dead = bare.dead_letters(None, 10).await.unwrap();
+        let blind = dead.iter().find(|dead| dead.id() == "blind").unwrap();
+        assert!(blind.reason().contains("`with_alarms()`"), "{}", blind.reason());
+
+        // What lies there from before can be cleared away.
+        bare.direct(&id, Directive::cancel_alarm("later").unwrap()).await.unwrap();
+        for dead in &dead {
+            bare.direct(&id, Directive::discard(dead)).await.unwrap();
+        }
+        world.pass(SECOND).await;
+        assert_eq!(outside.alarms("probe", &id).await.unwrap(), []);
+        assert_eq!(outside.dead_letters("probe", None, 10).await.unwrap(), []);
+    }
+}

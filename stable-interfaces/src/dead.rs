@@ -2,7 +2,7 @@
 
 use crate::alarm::Alarm;
 use crate::clock::Timestamp;
-use crate::directive::interface_of;
+use crate::directive::{Needs, interface_of};
 use crate::error::ContextError;
 use crate::host::core::HostCore;
 use crate::inbox::{Message, Way};
@@ -119,6 +119,7 @@ fn is_of(name: &InstanceName, interface: &str) -> bool {
 /// Brings a dead letter back: an alarm in the commit that removes the letter, a message by posting it just before that, so that
 /// a crash between the two leaves it twice rather than not at all. Says whether that was done.
 pub(crate) async fn requeue(cx: &mut Context, key: &DeadKey) -> Result<bool, ContextError> {
+    cx.require(Needs::of(key))?;
     let Some(letter) = cx.find_dead(key).await? else { return Ok(false) };
     match &letter.row {
         DeadRow::Alarm(row) => {

@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::alarm::{check_alarm_id, encode_meta};
 use crate::clock::Timestamp;
 use crate::dead::{self, Dead};
-use crate::error::ContextError;
+use crate::error::{ContextError, NO_ALARMS, NO_INBOX};
 use crate::inbox::NewPost;
 use crate::instance::context::Context;
 use crate::store::{AlarmRow, DeadKey, InboxRow, InstanceName, Op, Revision};
@@ -31,6 +31,37 @@ pub(crate) fn interface_of(name: &str) -> (&str, bool) {
     match name.strip_suffix(SUFFIX) {
         Some(interface) => (interface, true),
         None => (name, false),
+    }
+}
+
+/// What an interface must have been registered with so that something is ever handled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Needs {
+    Nothing,
+    Alarms,
+    Inbox,
+}
+
+impl Needs {
+    /// For a dead letter that is brought back.
+    pub(crate) fn of(dead: &DeadKey) -> Needs {
+        match interface_of(&dead.name.interface) {
+            (_, true) => Needs::Nothing,
+            (_, false) if dead.is_message => Needs::Inbox,
+            (_, false) => Needs::Alarms,
+        }
+    }
+
+    /// Whether an interface has it.
+    ///
+    /// # Errors
+    /// [`ContextError::Unhandled`] names what is missing.
+    pub(crate) fn check(self, has_alarms: bool, has_inbox: bool) -> Result<(), ContextError> {
+        match self {
+            Needs::Alarms if !has_alarms => Err(ContextError::Unhandled(NO_ALARMS)),
+            Needs::Inbox if !has_inbox => Err(ContextError::Unhandled(NO_INBOX)),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -124,6 +155,16 @@ impl Directive {
     pub fn id(mut self, id: impl Into<String>) -> Directive {
         self.id = Some(id.into());
         self
+    }
+
+    /// What the interface must have been registered with for this to be of any use. An alarm that a store lost is set again in any
+    /// case: it is then left in the store as it was before.
+    pub(crate) fn needs(&self) -> Needs {
+        match &self.what {
+            What::SetAlarm { .. } | What::FireNow { .. } => Needs::Alarms,
+            What::Requeue(key) => Needs::of(key),
+            What::CancelAlarm { .. } | What::Discard(_) | What::Restore { .. } => Needs::Nothing,
+        }
     }
 
     /// Sets an alarm again as it was when a store lost it, unless it has been set since.

@@ -28,6 +28,11 @@ pub enum InvalidId {
     Characters,
 }
 
+/// For [`RequestError::Unhandled`]: the interface was registered without alarms.
+pub(crate) const NO_ALARMS: &str = "alarms: it was registered without `with_alarms()`";
+/// The same of an inbox.
+pub(crate) const NO_INBOX: &str = "messages: it was registered without `with_inbox()`";
+
 /// Why a request to an instance, or any other operation on it from outside, has no result.
 ///
 /// `E` is the interface's own error. Each variant says whether the request may have happened;
@@ -67,11 +72,6 @@ pub enum RequestError<E> {
     /// This host is shutting down and takes no new work. Nothing happened; ask the next owner.
     #[error("this host is draining")]
     Draining,
-    /// The connection or instance task this was for has ended. Nothing happened.
-    #[error("closed")]
-    Closed,
-    /// The instance refused. Nothing happened. The text is its reason.
-    #[error("rejected: {0}")]
     /// Another process was started under this host's name, and this host has stopped for good. Nothing happened; ask again where
     /// that process is reached, and let this one [end](crate::Host::run_until).
     #[error("this host has stopped: another process was started under its name")]
@@ -80,6 +80,11 @@ pub enum RequestError<E> {
     /// process has been [started anew](crate::Host::run_until).
     #[error("this host has stopped: its store has lost what it had acknowledged")]
     StoreLost,
+    /// The connection or instance task this was for has ended. Nothing happened.
+    #[error("closed")]
+    Closed,
+    /// The instance refused. Nothing happened. The text is its reason.
+    #[error("rejected: {0}")]
     Rejected(String),
     /// The interface does not handle this kind of thing. Nothing happened.
     #[error("the interface does not handle {0}")]
@@ -128,13 +133,13 @@ impl<E> RequestError<E> {
             | RequestError::TimedOut { .. }
             | RequestError::Fenced
             | RequestError::Draining
+            | RequestError::Replaced
+            | RequestError::StoreLost
             | RequestError::NotStarted => true,
             RequestError::Store(error) => !matches!(**error, StoreError::Rejected(_) | StoreError::Damaged(_)),
             _ => false,
         }
     }
-            | RequestError::Replaced
-            | RequestError::StoreLost
 
     /// Whether it may have taken effect although this error came back.
     #[must_use]

@@ -13,7 +13,7 @@ use crate::alarm::{Alarm, RetryPolicy};
 use crate::clock::Timestamp;
 use crate::connection::{self, Closed, Connection, ConnectionId, Room};
 use crate::dead::Dead;
-use crate::directive::{Directive, DirectiveError, interface_of};
+use crate::directive::{Directive, DirectiveError, Needs, interface_of};
 use crate::error::{ContextError, Outcome, RequestError};
 use crate::fleet::hash_id;
 use crate::host::core::{Health, HostCore, Place};
@@ -218,6 +218,11 @@ impl<I: StableInterface> InterfaceCore<I> {
             return Err(RequestError::Fenced.into());
         }
         Ok((hash, shard, epoch))
+    }
+
+    /// Refuses what this interface was registered without: it would be stored, and never handled.
+    pub(crate) fn require(&self, needs: Needs) -> Result<(), ContextError> {
+        needs.check(self.fire.is_some(), self.take.is_some())
     }
 
     /// Who handles this, if anyone does.
@@ -495,10 +500,12 @@ impl<I: StableInterface> Interface<I> {
     /// # Errors
     /// [`RequestError::Store`] if the store did not take it, [`RequestError::Unknown`] if that is not known: repeat it under the
     /// same ID. If the first got through and has been handled by then, it is handled twice. [`RequestError::TooLarge`], [`RequestError::InvalidId`], [`RequestError::NoStore`].
+    /// [`RequestError::Unhandled`] if the interface was registered without [`with_inbox`](crate::InterfaceBuilder::with_inbox).
     pub async fn post(&self, id: &str, message: NewPost) -> Result<Posted, RequestError<I::Error>>
     where
         I: OnMessage,
     {
+        self.core.require(Needs::Inbox)?;
         crate::inbox::post(&self.core.host, Addressed::post(I::NAME, id, message)?).await
     }
 
@@ -506,8 +513,10 @@ impl<I: StableInterface> Interface<I> {
     /// carries it out when it gets it. Where this host is the owner, the methods below answer at once and say what happened.
     ///
     /// # Errors
-    /// As [`post`](Self::post).
+    /// As [`post`](Self::post); [`RequestError::Unhandled`] for what the interface was registered without, such as an alarm to set or
+    /// to fire without [`with_alarms`](crate::InterfaceBuilder::with_alarms). What lies there already can be cancelled and discarded.
     pub async fn direct(&self, id: &str, directive: Directive) -> Result<Posted, RequestError<I::Error>> {
+        self.core.require(directive.needs())?;
         crate::inbox::post(&self.core.host, Addressed::directive(I::NAME, id, directive)?).await
     }
 
@@ -581,7 +590,8 @@ impl<I: StableInterface> Interface<I> {
     /// there, nor if an alarm with the same ID has been set since, nor while a message with the same ID is in the inbox.
     ///
     /// # Errors
-    /// As [`request`](Self::request).
+    /// As [`request`](Self::request), and [`RequestError::Unhandled`] for an alarm or a message if the interface was registered
+    /// without alarms or without an inbox.
     pub async fn requeue(&self, dead: &Dead) -> Result<bool, RequestError<I::Error>> {
         self.core.ask(dead.instance(), Outside(Requeue(dead.letter.key()))).await
     }
@@ -589,8 +599,7 @@ impl<I: StableInterface> Interface<I> {
     /// Removes a dead letter for good. Says whether it was still there.
     ///
     /// # Errors
-    /// As [`request`](Self::request), and [`RequestError::Unhandled`] for an alarm or a message if the interface was registered
-    /// without alarms or without an inbox.
+    /// As [`request`](Self::request).
     pub async fn discard(&self, dead: &Dead) -> Result<bool, RequestError<I::Error>> {
         self.core.ask(dead.instance(), Outside(Discard(dead.letter.key()))).await
     }

@@ -21,6 +21,7 @@ use crate::alarm::{Alarm, check_alarm_id, encode_meta};
 use crate::clock::Timestamp;
 use crate::committer::Commit;
 use crate::connection::{AnyLink, Closed, ConnectionId};
+use crate::directive::Needs;
 use crate::error::{ContextError, InvalidId, Outcome, RequestError};
 use crate::host::core::{HostCore, Place};
 use crate::host::wake::Wake;
@@ -40,7 +41,7 @@ pub(crate) trait Instance: Link {
     fn shard(&self) -> ShardId;
     fn name(&self) -> InstanceName;
     fn host(&self) -> &Arc<HostCore>;
-    fn has_alarms(&self) -> bool;
+    fn require(&self, needs: Needs) -> Result<(), ContextError>;
     /// Commits that may not be durable yet, oldest first.
     fn unsettled(&self) -> Vec<Arc<Commit>>;
     /// Commits in the middle of a handler, and releases its outputs behind that.
@@ -317,9 +318,7 @@ impl Context {
     }
 
     fn new_alarm(&self, id: &str, at: Timestamp, meta: &(impl Serialize + ?Sized)) -> Result<AlarmRow, ContextError> {
-        if !self.instance.has_alarms() {
-            return Err(ContextError::Unhandled("alarms"));
-        }
+        self.require(Needs::Alarms)?;
         check_alarm_id(id)?;
         let meta = encode_meta(meta)?;
         self.require_store()?;
@@ -630,11 +629,17 @@ impl Context {
         Ok(self.read_alarms(&range).await?.into_iter().next())
     }
 
+    /// Refuses what the interface was registered without: it would be stored, and never handled.
+    pub(crate) fn require(&self, needs: Needs) -> Result<(), ContextError> {
+        self.instance.require(needs)
+    }
+
     /// Makes the alarm `id` of this instance due at once. Says whether there is one.
     ///
     /// # Errors
-    /// As [`alarms`](Self::alarms), and for an ID that cannot be one.
+    /// As [`alarms`](Self::alarms), for an ID that cannot be one, and where the interface was registered without alarms.
     pub async fn fire_now(&mut self, id: &str) -> Result<bool, ContextError> {
+        self.require(Needs::Alarms)?;
         check_id(id).map_err(|source| ContextError::InvalidId { what: "alarm ID", source })?;
         let Some(row) = self.find_alarm(id).await? else { return Ok(false) };
         let revision = self.next_revision();

@@ -22,6 +22,7 @@ use super::task::{Life, Member, Membership};
 use super::turn::{Answer, Ending, Job, Refusal, drop_quietly};
 use crate::committer::{Commit, Queued};
 use crate::connection::{AnyLink, Closed, ConnectionId};
+use crate::directive::Needs;
 use crate::error::{ContextError, RequestError};
 use crate::host::core::{HostCore, Place};
 use crate::host::tasks::TaskHandle;
@@ -807,8 +808,8 @@ impl<I: StableInterface> Instance for Slot<I> {
         &self.interface.host
     }
 
-    fn has_alarms(&self) -> bool {
-        self.interface.fire.is_some()
+    fn require(&self, needs: Needs) -> Result<(), ContextError> {
+        self.interface.require(needs)
     }
 
     fn unsettled(&self) -> Vec<Arc<Commit>> {
