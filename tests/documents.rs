@@ -91,3 +91,31 @@ fn every_fault_of_the_reliability_document_names_a_test_and_its_guard() {
     }
     assert!(seen.len() > 30, "only {seen:?}");
 }
+
+#[test]
+fn the_readme_says_what_a_first_program_needs_and_docs_rs_shows_every_feature() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let read = |path: &str| std::fs::read_to_string(root.join(path)).unwrap();
+    let (readme, workspace) = (read("README.md"), read("Cargo.toml"));
+    let oldest = workspace.lines().find_map(|line| line.strip_prefix("rust-version = ")).unwrap().trim_matches('"');
+    assert!(readme.contains(&format!("Rust {oldest} or newer")), "the README names another version than {oldest}");
+    for package in ["stable-interfaces", "alarm-backends"] {
+        let manifest = read(&format!("{package}/Cargo.toml"));
+        assert!(manifest.contains("[package.metadata.docs.rs]\nall-features = true\n"), "{package}");
+        assert!(readme.contains(&format!("\n{package} = ")), "the README does not say how to install {package}");
+    }
+    let limits = [
+        ("512 bytes", stable_interfaces::MAX_ID_BYTES, 512),
+        ("1,024 bytes", stable_interfaces::MAX_KEY_BYTES, 1_024),
+        ("256 KiB", stable_interfaces::MAX_VALUE_BYTES, 256 * 1_024),
+        ("1,000 effects", stable_interfaces::MAX_EFFECTS, 1_000),
+        ("4 MiB", stable_interfaces::MAX_EFFECT_BYTES, 4 * 1_024 * 1_024),
+        ("65,536 hosts", stable_interfaces::MAX_HOSTS, 65_536),
+    ];
+    for (said, is, so_much) in limits {
+        assert!(is == so_much && readme.contains(said), "the README says {said}, and it is {is}");
+    }
+    // One is a fragment: a handler of an interface that the reader has to imagine.
+    assert_eq!(readme.matches("```rust,ignore").count(), 1, "all other programs are compiled");
+    assert!(read("examples/lib.rs").contains("include_str!(\"../README.md\")"));
+}

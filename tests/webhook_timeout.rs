@@ -1,6 +1,8 @@
 //! The example `webhook_timeout` as a user runs it: its exit status and its last line are its promise.
 
-use std::net::TcpListener;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::time::Duration;
 
 use alarm_backends::testing::servers::Redis;
 use system_tests::example::Example;
@@ -59,6 +61,61 @@ fn a_server_that_the_drill_was_given_is_used_and_left_alone() {
     assert_fleet(&["--store", "redis", "--url", &server.url()], "hosts killed 3 times");
     assert!(server.execute(&["DBSIZE"]).parse::<u64>().is_ok_and(|keys| keys > 0), "it was used");
     assert!(server.execute(&["INFO", "clients"]).contains("connected_clients:1\r"), "and is left by all hosts");
+}
+
+#[test]
+fn a_host_whose_store_has_lost_its_data_ends_with_a_status_that_has_it_started_anew() {
+    let server = Redis::start();
+    // Its own address is its name in the fleet, so it is drawn beforehand.
+    let address = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port").to_string();
+    let args = ["serve", "--store", "redis", "--url", &server.url(), "--fleet", &address];
+    let mut serving = WEBHOOK.serve_at(&address, &args);
+    assert_eq!(serving.ends_within(Duration::from_millis(500)), None, "all is well");
+    server.execute(&["FLUSHALL"]);
+    assert_eq!(
+        serving.ends_within(Duration::from_secs(60)),
+        Some(1),
+        "it neither serves on nor ends as if all were well"
+    );
+    let anew = WEBHOOK.serve_at(&address, &args);
+    assert_eq!(anew.address(), address);
+}
+
+/// One exchange, byte for byte: nothing normalises the path on its way.
+fn exchange(address: &str, method: &str, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).expect("it listens");
+    write!(stream, "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n").expect("it reads");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("it answers in UTF-8");
+    answer
+}
+
+#[test]
+fn the_callback_of_an_order_reaches_that_order_whatever_its_id() {
+    let data = tempfile::tempdir().expect("a directory");
+    let serving = WEBHOOK.serve(&["serve", "--data", &data.path().join("orders").display().to_string()]);
+    let ids = [".", "..", "a\r", "a\n", "a\t", "a", "a/b", "a%2Fb", "%", "?", "#", "-", "a-b", "日本 é"];
+    let path = |id: &str| {
+        let bytes = id.bytes().map(|byte| format!("%{byte:02X}"));
+        format!("/orders/{}", bytes.collect::<String>())
+    };
+    let mut callbacks = Vec::new();
+    for id in ids {
+        let placed = exchange(serving.address(), "POST", &path(id));
+        assert!(placed.starts_with("HTTP/1.1 201 "), "{id:?}: {placed}");
+        let body = placed.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+        let placed: serde_json::Value = serde_json::from_str(body).expect("JSON");
+        callbacks.push(placed["callback"].as_str().expect("a URL").to_owned());
+    }
+    for (id, callback) in ids.iter().zip(callbacks) {
+        let before = exchange(serving.address(), "GET", &path(id));
+        assert!(before.ends_with(r#""decisions":[]}"#), "{id:?}: {before}");
+        let path_of = callback.strip_prefix("http://").and_then(|rest| rest.strip_prefix(serving.address()));
+        let called = exchange(serving.address(), "POST", path_of.expect("a URL of this host"));
+        assert!(called.ends_with("\r\n\r\naccepted\n"), "{id:?}: {callback}: {called}");
+        let after = exchange(serving.address(), "GET", &path(id));
+        assert!(after.contains(r#""outcome":"accepted""#), "{id:?}: {after}");
+    }
 }
 
 #[test]

@@ -39,8 +39,8 @@ mod tests {
         let hosts = ["http://127.0.0.1:1", "http://127.0.0.1:2"];
         let doors = Doors::new(hosts.map(|url| Url::parse(url).expect("a URL")));
         let seen: std::collections::BTreeSet<String> =
-            (0..200).map(|_| doors.through_any("http://127.0.0.1:3/callbacks/a%2Fb/t0")).collect();
-        let wanted = hosts.map(|host| format!("{host}/callbacks/a%2Fb/t0"));
+            (0..200).map(|_| doors.through_any("http://127.0.0.1:3/callbacks/t0-a%2Fb")).collect();
+        let wanted = hosts.map(|host| format!("{host}/callbacks/t0-a%2Fb"));
         assert_eq!(seen.into_iter().collect::<Vec<_>>(), wanted);
     }
 }

@@ -239,6 +239,9 @@ struct Partner {
     public: Url,
 }
 
+/// All but the characters that stand for themselves in a URL (RFC 3986, section 2.3).
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
 /// What the partner is told. It recognises a repeated order by its ID.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Notice {
@@ -247,10 +250,10 @@ pub(crate) struct Notice {
 }
 
 impl Partner {
+    /// The token stands before the ID in the same segment: one of the ID alone would be taken away by whoever reads the URL if
+    /// the ID is `.` or `..`, percent-encoded or not (WHATWG URL, "double-dot URL path segment").
     fn callback(&self, order: &str, record: &Record) -> String {
-        let mut url = self.public.clone();
-        url.path_segments_mut().expect("an http URL has a path").extend(["callbacks", order, &record.token]);
-        url.into()
+        format!("{}callbacks/{}-{}", self.public, record.token, utf8_percent_encode(order, RESERVED))
     }
 
     async fn tell(&self, order: &str, callback: &str) -> Result<(), reqwest::Error> {
@@ -279,14 +282,17 @@ impl FromRef<Service> for Interface<Order> {
 fn routes(service: Service) -> Router {
     Router::new()
         .route("/orders/{id}", post(place).get(look))
-        .route("/callbacks/{id}/{token}", post(call_back))
+        .route("/callbacks/{callback}", post(call_back))
         .route_layer(middleware::from_fn_with_state(service.clone(), to_owner))
         .with_state(service)
 }
 
 /// Sends what is about another host's order to that host. A host is named by its address, so the owner's name is where to go.
 async fn to_owner(State(service): State<Service>, params: RawPathParams, request: Request, next: Next) -> Response {
-    let id = params.iter().find_map(|(name, value)| (name == "id").then_some(value));
+    let id = params.iter().find_map(|(name, value)| match name {
+        "callback" => Some(token_and_order(value)?.1),
+        _ => Some(value),
+    });
     match id.map(|id| service.host.owner_of(id)) {
         // 307: the same method again, at the same path. Should that host not have the order's shard yet, it says 503.
         Some(Ok(owner)) if owner != service.host.name() => {
@@ -295,6 +301,11 @@ async fn to_owner(State(service): State<Service>, params: RawPathParams, request
         }
         _ => next.run(request).await,
     }
+}
+
+/// The parts of what [`Partner::callback`] has joined. A token has no `-`, an ID may have any number.
+fn token_and_order(callback: &str) -> Option<(&str, &str)> {
+    callback.split_once('-')
 }
 
 #[derive(Debug, Deserialize)]
@@ -319,9 +330,11 @@ async fn look(State(orders): State<Interface<Order>>, Path(id): Path<String>) ->
 
 async fn call_back(
     State(orders): State<Interface<Order>>,
-    Path((id, token)): Path<(String, String)>,
+    Path(callback): Path<String>,
 ) -> Result<(StatusCode, &'static str), Refusal> {
-    Ok(match orders.request(&id, CallBack { token }).await? {
+    let no_order = Refusal(RequestError::Handler(OrderError::NoSuchOrder));
+    let (token, id) = token_and_order(&callback).ok_or(no_order)?;
+    Ok(match orders.request(id, CallBack { token: token.to_owned() }).await? {
         Outcome::Accepted => (StatusCode::OK, "accepted\n"),
         Outcome::Expired => (StatusCode::GONE, "too late: the order has expired\n"),
     })
@@ -404,7 +417,46 @@ mod tests {
         let partner = Partner { http: http::client(PARTNER_LIMIT), orders: None, public };
         let placed = Timestamp::UNIX_EPOCH;
         let record = Record { placed, due: placed, token: "t0".to_owned(), outcome: None };
-        assert_eq!(partner.callback("a/b ü?", &record), "http://127.0.0.1:8080/callbacks/a%2Fb%20%C3%BC%3F/t0");
+        for id in [
+            ".",
+            "..",
+            "...",
+            "%2e",
+            "%2E%2E",
+            "a/b ü?",
+            "/",
+            "//",
+            "\\",
+            "\r",
+            "\n",
+            "\t",
+            " a\r\nb\t",
+            "%",
+            "%0d",
+            "?",
+            "#",
+            "?a=b#c",
+            "-",
+            "a-b",
+            "日本",
+            "é\u{301}",
+            "+",
+            "&",
+            ";",
+            ":",
+            "@",
+            "\u{7f}",
+            "\u{202e}",
+        ] {
+            let url = partner.callback(id, &record);
+            // As whoever gets it reads it: nothing is taken away, added or normalised.
+            let read = Url::parse(&url).expect("a URL");
+            assert_eq!(read.as_str(), url, "{id:?}");
+            let segment = read.path().strip_prefix("/callbacks/t0-").unwrap_or("/");
+            assert!(!segment.contains('/') && read.query().is_none() && read.fragment().is_none(), "{id:?}: {url}");
+            let decoded = percent_encoding::percent_decode_str(segment).decode_utf8().expect("UTF-8");
+            assert_eq!(token_and_order(&format!("t0-{decoded}")), Some(("t0", id)));
+        }
     }
 
     #[test]
