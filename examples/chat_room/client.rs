@@ -107,7 +107,7 @@ impl Member {
         let Event::Welcome(welcome) = next(&mut socket).await? else {
             return Err(End::because("the host did not say welcome"));
         };
-        let Welcome { members, history, missed, gone_after_ms } = welcome;
+        let Welcome { members, history, missed, gone_after_ms, .. } = welcome;
         let every = Duration::from_millis(gone_after_ms / 3).max(Duration::from_millis(1));
         let mut news = vec![News::In { members, missed }];
         news.extend(history.into_iter().map(|entry| self.note(entry)));
@@ -118,8 +118,8 @@ impl Member {
 
     fn url(&self) -> Url {
         let mut url = Url::parse(&format!("ws://{}", self.server)).expect("an address makes a URL");
-        url.path_segments_mut().expect("a ws URL has a path").extend(["rooms", &self.room]);
-        url.query_pairs_mut().append_pair("name", &self.name);
+        url.set_path("chat");
+        url.query_pairs_mut().append_pair("room", &self.room).append_pair("name", &self.name);
         if let Some(last) = self.last {
             url.query_pairs_mut().append_pair("after", &last.to_string());
         }

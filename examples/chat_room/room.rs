@@ -30,6 +30,9 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// What they are told.
 pub(crate) const TOO_SLOW: &str = "you read too slowly; come back for the rest";
 
+/// What a member's clients are told when it has left, by whichever of them.
+pub(crate) const LEFT: &str = "you have left";
+
 /// A chat room.
 ///
 /// In its storage are its history, `entry/{number}`, and its members, `member/{name}`; each member has an alarm, `gone/{name}`.
@@ -120,6 +123,9 @@ pub(crate) struct Welcome {
     pub(crate) missed: u64,
     /// A client says something, if only that it is here, well within this time.
     pub(crate) gone_after_ms: u64,
+    /// Whether somebody else is connected under the same name: the same person in another window, or another of that name.
+    #[serde(default)]
+    pub(crate) shared: bool,
 }
 
 impl Room {
@@ -171,7 +177,8 @@ impl OnConnect for Room {
         }
         let peer = client.accept();
         // All in one message: a client's buffer holds fewer than a history.
-        let welcome = json(&Event::Welcome(self.welcome(after)))?;
+        let shared = self.clients.values().any(|client| client.name == name);
+        let welcome = json(&Event::Welcome(Welcome { shared, ..self.welcome(after) }))?;
         if peer.try_send(cx, welcome).is_ok() {
             self.clients.insert(peer.id(), Client { name, peer });
         }
@@ -193,7 +200,7 @@ impl OnConnect for Room {
             }
             Request::Leave => {
                 cx.cancel_alarm(&alarm_id(&name))?;
-                self.goes(cx, &name, What::Left, "you have left").await
+                self.goes(cx, &name, What::Left, LEFT).await
             }
         }
     }
@@ -280,7 +287,7 @@ impl Room {
             _ => 0,
         };
         let gone_after_ms = u64::try_from(self.presence.gone_after.as_millis()).unwrap_or(u64::MAX);
-        Welcome { members: self.members.iter().cloned().collect(), history, missed, gone_after_ms }
+        Welcome { members: self.members.iter().cloned().collect(), history, missed, gone_after_ms, shared: false }
     }
 }
 

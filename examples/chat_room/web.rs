@@ -13,19 +13,22 @@ use std::time::{Duration, SystemTime};
 use alarm_backends::FjallStore;
 use axum::Router;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
-use axum::extract::{Path, Query, State};
+use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 use examples::{CannotStart, Failed, http, in_one_line, process};
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
+use serde::Deserialize;
 use stable_interfaces::{Closed, Connection, ContextError, Host, Interface, RequestError, Timestamp};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
+use tokio_tungstenite::tungstenite;
+use tokio_tungstenite::tungstenite::error::ProtocolError;
 
-use crate::room::{Hello, MAX_TEXT, Presence, Request, Room};
+use crate::room::{Hello, LEFT, MAX_TEXT, Presence, Request, Room};
 
 const PAGE: &str = include_str!("page.html");
 /// The most clients at once. Each may have up to a room's buffer of messages, and the kernel's below, waiting for it.
@@ -40,6 +43,8 @@ const STALLED: Duration = Duration::from_secs(30);
 const FAREWELL: Duration = Duration::from_secs(10);
 /// How long all clients together may take for that when the program stops.
 const FAREWELL_TO_ALL: Duration = Duration::from_secs(3);
+/// How long a client that has broken the protocol may take to read why.
+const LAST_LOOK: Duration = Duration::from_secs(1);
 /// The longest reason that fits into a frame of the protocol (RFC 6455, section 5.5), in bytes.
 const MAX_REASON: usize = 123;
 
@@ -103,12 +108,18 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 fn routes(chat: Chat) -> Router {
-    Router::new().route("/", get(Html(PAGE))).route("/rooms/{room}", get(enter)).with_state(chat)
+    Router::new().route("/", get(Html(PAGE))).route("/chat", get(enter)).with_state(chat)
+}
+
+/// Which room a client wants. Not in the path: there a room called `..` would not arrive.
+#[derive(Debug, Deserialize)]
+struct Door {
+    room: String,
 }
 
 async fn enter(
     State(chat): State<Chat>,
-    Path(room): Path<String>,
+    Query(Door { room }): Query<Door>,
     Query(hello): Query<Hello>,
     headers: HeaderMap,
     socket: WebSocketUpgrade,
@@ -116,7 +127,7 @@ async fn enter(
     if !is_same_origin(&headers) {
         return (StatusCode::FORBIDDEN, "another site's page may not talk here\n").into_response();
     }
-    socket.max_message_size(MAX_MESSAGE).on_upgrade(async move |socket| {
+    socket.max_frame_size(MAX_MESSAGE).max_message_size(MAX_MESSAGE).on_upgrade(async move |socket| {
         let Chat { rooms, session } = chat;
         talk(socket, &rooms, &room, hello).await;
         drop(session);
@@ -145,6 +156,14 @@ async fn talk(socket: WebSocket, rooms: &Interface<Room>, room: &str, hello: Hel
             };
             match end {
                 End::Frame(goodbye) => goodbye,
+                End::Broken(goodbye) => {
+                    // What else it sends makes no sense any more, so nothing tells when it has read this.
+                    let goodbye = sink.send(Message::Close(Some(goodbye)));
+                    if let Ok(Ok(())) = timeout(FAREWELL, goodbye).await {
+                        sleep(LAST_LOOK).await;
+                    }
+                    return;
+                }
                 End::NobodyThere => return,
             }
         }
@@ -163,6 +182,8 @@ async fn talk(socket: WebSocket, rooms: &Interface<Room>, room: &str, hello: Hel
 enum End {
     /// The client is told so.
     Frame(CloseFrame),
+    /// The client has broken the protocol, and is told so.
+    Broken(CloseFrame),
     /// The client has closed it, or is out of reach.
     NobodyThere,
 }
@@ -175,6 +196,7 @@ async fn write(connection: &Connection<Room>, sink: &mut SplitSink<WebSocket, Me
                 Ok(Ok(())) => {}
                 Ok(Err(_)) | Err(_) => return End::NobodyThere,
             },
+            Err(Closed::ByInstance(reason)) if reason == LEFT => return End::Frame(frame(close_code::NORMAL, &reason)),
             Err(Closed::ByInstance(reason)) => return End::Frame(frame(close_code::AGAIN, &reason)),
             Err(closed) => return End::Frame(frame(close_code::AGAIN, &closed.to_string())),
         }
@@ -195,7 +217,8 @@ async fn read(connection: &Connection<Room>, stream: &mut SplitStream<WebSocket>
             },
             Ok(Message::Binary(_)) => return wrong("that is no request"),
             Ok(Message::Ping(_) | Message::Pong(_)) => continue,
-            Ok(Message::Close(_)) | Err(_) => break,
+            Ok(Message::Close(_)) => break,
+            Err(error) => return breach(error).map_or(End::NobodyThere, End::Broken),
         };
         if connection.send(request).await.is_err() {
             // Closed; but what was sent before that has still to reach the client, and `write` ends when it has.
@@ -203,6 +226,20 @@ async fn read(connection: &Connection<Room>, stream: &mut SplitStream<WebSocket>
         }
     }
     End::NobodyThere
+}
+
+/// How a client is told that it has broken the protocol (RFC 6455, section 7.4.1), if that is what has gone wrong.
+fn breach(error: axum::Error) -> Option<CloseFrame> {
+    let error = error.into_inner().downcast::<tungstenite::Error>().ok()?;
+    let code = match *error {
+        tungstenite::Error::Utf8(_) => close_code::INVALID,
+        tungstenite::Error::Capacity(_) => close_code::SIZE,
+        // It has gone away in the middle.
+        tungstenite::Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => return None,
+        tungstenite::Error::Protocol(_) => close_code::PROTOCOL,
+        _ => return None,
+    };
+    Some(frame(code, &error.to_string()))
 }
 
 /// Why a client cannot connect. With "policy" there is no use in trying again.
