@@ -31,8 +31,3 @@ pub use crate::fjall::{FjallStore, FjallStoreBuilder};
 pub use crate::postgres::PostgresStore;
 #[cfg(feature = "redis")]
 pub use crate::redis::{RedisStore, RedisStoreBuilder};
-
-/// The README's programs compile.
-#[cfg(all(doctest, feature = "fjall"))]
-#[doc = include_str!("../../README.md")]
-struct Readme;
