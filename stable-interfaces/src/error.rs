@@ -52,7 +52,8 @@ pub enum RequestError<E> {
     /// Too much is waiting already. Nothing happened; try again later, more slowly.
     #[error("overloaded: {0} already at its limit")]
     Overloaded(&'static str),
-    /// It was not done in time, and none of its effects happened. The text says whom it waited for.
+    /// It was not done in time, and none of its effects happened: its turn came too late, so it has not begun and never will, or
+    /// its handler took too long and its instance has been reset. The text says whom it waited for.
     #[error("timed out after {after:?} waiting for {waited_for}")]
     TimedOut {
         /// How long it was given.
@@ -115,7 +116,7 @@ pub enum RequestError<E> {
     #[error("the store failed")]
     Store(#[source] Arc<StoreError>),
     /// It was sent and the outcome is not known: it may have happened, or may still happen. Ask, or repeat it under the same
-    /// idempotency key.
+    /// idempotency key. Also told to a handler that could wait no longer for another instance's handler, which runs on.
     #[error("outcome unknown: it may have happened")]
     Unknown,
 }

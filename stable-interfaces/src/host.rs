@@ -646,8 +646,13 @@ impl<I: StableInterface> InterfaceBuilder<'_, I> {
         self
     }
 
-    /// How long a handler may run, its wait in the queue included, before it counts as failed and its instance is reset.
-    /// Default: 30 s.
+    /// How long a handler may run before it counts as failed and its instance is reset, counted from when it begins. Default: 30 s.
+    ///
+    /// A request waits in its instance's queue for as long at most, and then for its handler as long again. One whose turn has
+    /// not come by then is refused with [`RequestError::TimedOut`](crate::RequestError::TimedOut): it has not begun and never
+    /// will, and nothing is reset. What a handler asks of another instance waits for no longer than what is left of that
+    /// handler's time, less a tenth; if the other's handler has begun by then it runs on, and the one that asked is told
+    /// [`RequestError::Unknown`](crate::RequestError::Unknown).
     pub fn handler_timeout(mut self, timeout: Duration) -> Self {
         self.options.handler_timeout = timeout;
         self

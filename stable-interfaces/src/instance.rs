@@ -4,6 +4,7 @@ pub(crate) mod chain;
 pub(crate) mod context;
 pub(crate) mod effects;
 pub(crate) mod gate;
+pub(crate) mod queue;
 pub(crate) mod ride;
 pub(crate) mod slot;
 pub(crate) mod table;

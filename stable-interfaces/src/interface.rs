@@ -20,12 +20,12 @@ use crate::host::core::{Health, HostCore, Place};
 use crate::host::wake::{Wake, WakeToken};
 use crate::id::check_id;
 use crate::inbox::{Addressed, Message, NewPost, Way};
-use crate::instance::chain::{self, Link, Origin};
+use crate::instance::chain::{self, Deadline, Link, Origin};
 use crate::instance::context::Context;
 use crate::instance::slot::{Enqueue, Next, Slot, Taken};
 use crate::instance::table::{Full, Table};
 use crate::instance::turn::{
-    Answer, AnswerOf, Around, Job, Running, Step, Waiting, Work, awaken, drive, drop_quietly, first_poll, handler,
+    Answer, AnswerOf, Around, Job, Patience, Running, Step, Waiting, Work, awaken, drive, drop_quietly, first_poll, handler,
     poll_handler, run_inline, span_of,
 };
 use crate::instance::{Handle, OnAlarm, OnConnect, OnMessage, StableInterface};
@@ -154,8 +154,10 @@ impl<I: StableInterface> InterfaceCore<I> {
             Ok(Submitted::Waiting(answer)) => {
                 // Without an answer the host ended while the handler ran, or before.
                 let answer = answer.await.map_err(|_| RequestError::Unknown)?;
-                // What was committed is proved by the store; anything else is worth as much as the lease.
-                let is_proved = answer.behind.is_some();
+                // What was committed is proved by the store, and what is not known stays unknown; anything else is worth as much
+                // as the lease.
+                let is_proved = answer.behind.is_some()
+                    || answer.result.as_ref().is_err_and(|error| error.may_have_happened());
                 let result = answer.release().await;
                 if is_proved || self.host.lease_holds() { result } else { Err(RequestError::Fenced.into()) }
             }
@@ -174,14 +176,12 @@ impl<I: StableInterface> InterfaceCore<I> {
     fn tell<W: Work<I>>(self: &Arc<Self>, id: &str, work: W) -> Outcome<(), I::Error> {
         let (hash, shard, epoch) = self.locate(id)?;
         let Some(slot) = self.table.get(id, hash) else { return Err(RequestError::Closed.into()) };
-        let given = self.options.handler_timeout;
         let job = Waiting {
             work,
             callers: None,
-            deadline: Duration::MAX,
-            given,
+            patience: Patience::Endless,
+            limit: self.options.handler_timeout,
             woken_by: None,
-            has_place: true,
             span: span_of::<I>(id, shard, None),
             reply: None,
         };
@@ -294,14 +294,13 @@ impl<I: StableInterface> InterfaceCore<I> {
                 Taken::Gone => continue,
                 taken @ (Taken::Busy | Taken::Unsettled(_)) => {
                     let (reply, answer) = oneshot::channel();
-                    let deadline = origin.deadline.get().unwrap_or_else(|| slot.deadline_from_now());
+                    let waits_until = origin.waits_until.get().unwrap_or_else(|| slot.moment_in(origin.given));
                     let job = Waiting {
                         work,
                         callers: origin.callers,
-                        deadline,
-                        given: origin.given,
+                        patience: Patience::Until(waits_until, origin.given),
+                        limit: self.options.handler_timeout,
                         woken_by: None,
-                        has_place: false,
                         span: span_of::<I>(id, shard, None),
                         reply: Some(reply),
                     };
@@ -310,7 +309,8 @@ impl<I: StableInterface> InterfaceCore<I> {
                 }
             };
             let mut future = Box::pin(handler(slot.clone(), epoch, state, work));
-            let Origin { mut callers, mut deadline, given, may_nest } = origin;
+            let Origin { mut callers, may_nest, .. } = origin;
+            let mut deadline = Deadline::NONE;
             let span = span_of::<I>(id, shard, None);
             let mut slot = slot;
             if may_nest {
@@ -327,7 +327,8 @@ impl<I: StableInterface> InterfaceCore<I> {
                 }
             }
             let (reply, answer) = oneshot::channel();
-            let around = Around { slot: slot.clone(), epoch, callers, deadline, given, woken_by: None, span };
+            let limit = self.options.handler_timeout;
+            let around = Around { slot: slot.clone(), epoch, callers, deadline, limit, woken_by: None, span };
             drive(&slot, Step::Turn(Box::new(Running { around, future: Some(future), reply: Some(reply) })));
             return Ok(Submitted::Waiting(answer));
         }
@@ -671,11 +672,10 @@ fn stop_job_of<I: StableInterface>(reason: Closed) -> Box<dyn Job<I>> {
     Box::new(Waiting {
         work: Stop(reason),
         callers: None,
-        deadline: Duration::MAX,
-        given: STOP_TIMEOUT,
+        patience: Patience::Endless,
+        limit: STOP_TIMEOUT,
         woken_by: None,
         span: tracing::Span::none(),
-        has_place: true,
         reply: None,
     })
 }
@@ -895,11 +895,10 @@ fn hand_over<I: StableInterface>(core: &Arc<InterfaceCore<I>>, token: WakeToken,
     let job = Waiting {
         work,
         callers: None,
-        deadline: Duration::MAX,
-        given: core.options.handler_timeout,
+        patience: Patience::Endless,
+        limit: core.options.handler_timeout,
         span,
         woken_by: Some(token),
-        has_place: true,
         reply: None,
     };
     // Refused for a limit, the token is dropped with the job, and what it stands for waits a moment.

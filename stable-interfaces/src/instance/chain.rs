@@ -2,8 +2,8 @@
 //!
 //! It rides in a thread-local that is set around each poll of a handler and at no other time, so it follows the handler
 //! wherever it is polled and costs a request from outside one look. It names each link, so a request that would wait for
-//! itself is answered with the whole cycle; and it carries the deadline, so that the innermost request of a chain gives up
-//! first and can say whom it waited for.
+//! itself is answered with the whole cycle; and it says for how long each caller waits, so that the innermost request of a
+//! chain gives up first and can say whom it waited for. A caller that gives up takes no time from a handler that has begun.
 
 use std::any::Any;
 use std::cell::RefCell;
@@ -22,7 +22,7 @@ pub(crate) trait Link: Any + Debug + Send + Sync {
     /// Shows `interface/id`.
     fn describe(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result;
 
-    /// How long a handler of this instance may run.
+    /// The time that a handler of this instance may take.
     fn handler_timeout(&self) -> Duration;
 }
 
@@ -31,6 +31,15 @@ pub(crate) trait Link: Any + Debug + Send + Sync {
 pub(crate) struct Chain {
     link: Arc<dyn Link>,
     caller: Option<Arc<Chain>>,
+    /// The moment until which the innermost caller waits for its answer, by the lease clock.
+    waits_until: Duration,
+}
+
+impl Chain {
+    /// The moment until which the innermost caller waits for its answer, by the lease clock.
+    pub(crate) fn waits_until(&self) -> Duration {
+        self.waits_until
+    }
 }
 
 /// The handler that is being polled on this thread.
@@ -180,9 +189,10 @@ impl Blocked {
 #[derive(Debug)]
 pub(crate) struct Origin {
     pub(crate) callers: Option<Arc<Chain>>,
-    /// By when the caller needs an answer; none from outside any handler.
-    pub(crate) deadline: Deadline,
-    /// How long the request is given.
+    /// The moment until which the request waits for its turn; none from outside any handler, where that is `given` from when it is
+    /// queued.
+    pub(crate) waits_until: Deadline,
+    /// The time for which it waits for its turn.
     pub(crate) given: Duration,
     /// Whether the first poll of the new request's handler may happen on this stack.
     pub(crate) may_nest: bool,
@@ -200,16 +210,20 @@ pub(crate) fn origin(now: impl FnOnce() -> Duration, timeout: Duration) -> Origi
         let mut frames = thread.frames.borrow_mut();
         let depth = frames.len();
         let Some(frame) = frames.last_mut() else {
-            return Origin { callers: None, deadline: Deadline::NONE, given: timeout, may_nest: true };
+            return Origin { callers: None, waits_until: Deadline::NONE, given: timeout, may_nest: true };
         };
         let now = now();
         let deadline = frame.deadline.get_or_insert_with(|| now.saturating_add(frame.instance.handler_timeout()));
+        // A handler outlasts a caller that has given up. Until then it asks for no longer than that caller waits.
+        let patience = frame.callers.as_ref().map(|caller| caller.waits_until).filter(|until| *until > now);
+        let left = patience.map_or(deadline, |until| until.min(deadline)).saturating_sub(now);
         // A tenth less than what is left, so that the inner request fails first and its caller can still answer.
-        let left = deadline.saturating_sub(now);
-        let given = (left - left / 10).min(timeout);
+        let left = left - left / 10;
+        let given = left.min(timeout);
+        let (link, caller) = (frame.instance.clone(), frame.callers.clone());
         Origin {
-            callers: Some(Arc::new(Chain { link: frame.instance.clone(), caller: frame.callers.clone() })),
-            deadline: Deadline::at(now.saturating_add(given)),
+            callers: Some(Arc::new(Chain { link, caller, waits_until: now.saturating_add(left) })),
+            waits_until: Deadline::at(now.saturating_add(given)),
             given,
             may_nest: depth < MAX_DEPTH,
         }

@@ -17,6 +17,7 @@ use super::chain::{self, Link};
 use super::context::{Instance, Output, Recorded, Rides};
 use super::effects;
 use super::gate::{Gate, Ticket};
+use super::queue::{Queue, Waiter as _};
 use super::ride::{Carrier, Riding};
 use super::task::{Life, Member, Membership};
 use super::turn::{Answer, Ending, Job, Refusal, drop_quietly};
@@ -61,10 +62,8 @@ enum Mode {
 }
 
 struct Extra<I: StableInterface> {
-    /// Messages waiting for their turn, first come first served.
-    queue: VecDeque<Box<dyn Job<I>>>,
-    /// How many of them the queue's own limit bounds.
-    counted: usize,
+    /// Messages waiting for their turn.
+    queue: Queue<Box<dyn Job<I>>>,
     /// The output gate of this incarnation, once it has committed anything.
     gate: Option<Arc<Gate>>,
     /// Commits that may not be durable yet, with their tickets, oldest first: what reads must see beside the store.
@@ -84,8 +83,7 @@ struct Extra<I: StableInterface> {
 impl<I: StableInterface> Default for Extra<I> {
     fn default() -> Extra<I> {
         Extra {
-            queue: VecDeque::new(),
-            counted: 0,
+            queue: Queue::default(),
             gate: None,
             unsettled: VecDeque::new(),
             held: Vec::new(),
@@ -99,12 +97,6 @@ impl<I: StableInterface> Default for Extra<I> {
 }
 
 impl<I: StableInterface> Extra<I> {
-    fn pop_queue(&mut self) -> Option<Box<dyn Job<I>>> {
-        let job = self.queue.pop_front()?;
-        self.counted -= usize::from(!job.has_place());
-        Some(job)
-    }
-
     /// Whether the instance may not leave memory by itself.
     fn is_needed(&self) -> bool {
         !self.connections.is_empty() || self.life.as_ref().is_some_and(|life| life.is_busy())
@@ -250,18 +242,17 @@ impl<I: StableInterface> Slot<I> {
             Mode::Busy => {}
         }
         let extra = inner.extra.get_or_insert_default();
-        if !job.has_place() {
-            if extra.counted >= self.interface.options.max_waiting {
-                return Err(Enqueue::Full);
-            }
-            extra.counted += 1;
+        let waits_until = job.waits_until();
+        if let Err(job) = extra.queue.push(job, self.interface.options.max_waiting) {
+            drop(inner);
+            drop(job);
+            return Err(Enqueue::Full);
         }
         if let Some((next_look, sooner)) = &extra.watch
-            && job.deadline() < *next_look
+            && waits_until < *next_look
         {
             sooner.notify_one();
         }
-        extra.queue.push_back(job);
         Ok(())
     }
 
@@ -337,7 +328,8 @@ impl<I: StableInterface> Slot<I> {
                     }
                 };
                 if recorded.wants_passivation() && ends.is_none() {
-                    inner.extra.get_or_insert_default().queue.push_back(stop_job());
+                    let is_queued = inner.extra.get_or_insert_default().queue.push(stop_job(), 0);
+                    debug_assert!(is_queued.is_ok(), "it has a place of its own");
                 }
                 (result, ends)
             }
@@ -367,12 +359,11 @@ impl<I: StableInterface> Slot<I> {
         if let Some(error) = failed_start
             && let Some(extra) = &mut inner.extra
         {
-            extra.counted = 0;
             let refusal = match answer.result.as_ref().err().map(|error| &**error) {
                 Some(RequestError::Store(cause)) => Refusal::Store(cause.clone()),
                 _ => Refusal::NotStarted(error),
             };
-            left.refused.extend(std::mem::take(&mut extra.queue).into_iter().map(|job| (job, refusal.clone())));
+            left.refused.extend(extra.queue.take_all().into_iter().map(|job| (job, refusal.clone())));
         }
         let next = match ends.or(has_failed.then_some(Closed::Reset)) {
             Some(reason) => {
@@ -540,16 +531,15 @@ impl<I: StableInterface> Slot<I> {
         }
         if let Some(extra) = &mut inner.extra {
             match epoch {
-                Some(epoch) if extra.queue.is_empty() || host.lease_holds() => {
-                    if let Some(job) = extra.pop_queue() {
+                Some(_) if extra.queue.is_empty() => {}
+                Some(epoch) if host.lease_holds() => {
+                    let late = extra.queue.take_late(|| host.clock.elapsed());
+                    left.refused.extend(late.into_iter().map(|job| self.is_late(job)));
+                    if let Some(job) = extra.queue.pop() {
                         return Next::Run(job, inner.state.take(), epoch);
                     }
                 }
-                _ => {
-                    while let Some(job) = extra.pop_queue() {
-                        left.refused.push((job, Refusal::Fenced));
-                    }
-                }
+                _ => left.refused.extend(extra.queue.take_all().into_iter().map(|job| (job, Refusal::Fenced))),
             }
             if extra.is_empty() {
                 inner.extra = None;
@@ -634,37 +624,35 @@ impl<I: StableInterface> Slot<I> {
         let extra = inner.extra.take();
         drop(inner);
         drop_quietly(state, self);
-        for job in extra.into_iter().flat_map(|extra| extra.queue) {
+        for job in extra.into_iter().flat_map(|mut extra| extra.queue.take_all()) {
             job.refuse(Refusal::Stopped);
         }
     }
 
-    /// When a handler that starts now must be done.
-    pub(crate) fn deadline_from_now(&self) -> Duration {
-        self.interface.host.clock.elapsed().saturating_add(self.interface.options.handler_timeout)
+    /// The moment `duration` from now, by the lease clock.
+    pub(crate) fn moment_in(&self, duration: Duration) -> Duration {
+        self.interface.host.clock.elapsed().saturating_add(duration)
     }
 
     /// Refuses the queued messages whose time is over, and says when to look again. `sooner` is told if that changes.
     pub(crate) fn expire_queued(&self, now: Duration, sooner: &Arc<Notify>) -> Duration {
-        let mut expired = Vec::new();
         let mut inner = self.inner.lock();
         let extra = inner.extra.get_or_insert_default();
-        if extra.queue.iter().any(|job| job.deadline() <= now) {
-            let (late, waiting): (VecDeque<_>, VecDeque<_>) =
-                std::mem::take(&mut extra.queue).into_iter().partition(|job| job.deadline() <= now);
-            expired.extend(late);
-            extra.queue = waiting;
-            extra.counted -= expired.iter().filter(|job| !job.has_place()).count();
-        }
-        let next_look = extra.queue.iter().map(|job| job.deadline()).min().unwrap_or(Duration::MAX);
+        let late = extra.queue.take_late(|| now);
+        let next_look = extra.queue.earliest();
         extra.watch = Some((next_look, sooner.clone()));
         drop(inner);
-        for job in expired {
-            let waited_for = chain::Described(self).to_string();
-            let after = job.given();
-            job.refuse(Refusal::TimedOut { after, waited_for });
+        for job in late {
+            let (job, refusal) = self.is_late(job);
+            job.refuse(refusal);
         }
         next_look
+    }
+
+    /// A message whose time is over before its turn has come, and what it is told.
+    fn is_late(&self, job: Box<dyn Job<I>>) -> (Box<dyn Job<I>>, Refusal) {
+        let refusal = Refusal::TimedOut { after: job.given(), waited_for: chain::Described(self).to_string() };
+        (job, refusal)
     }
 
     /// Nobody looks at the queue's deadlines any more.

@@ -1,8 +1,9 @@
 //! One message's way through an instance.
 //!
 //! A turn is a boxed future that owns the instance's state and its [`Context`] while the handler runs and gives both back when
-//! it ends. It is polled first where the message was sent; if that is not enough it moves, unchanged, to a task of the host. A
-//! turn that panics or runs out of time is dropped with the state inside it: that is the reset. A turn is finished exactly
+//! it ends. It is polled first where the message was sent; if that is not enough it moves, unchanged, to a task of the host. The
+//! wait for a turn and the turn have a limit each: a message that is late has not begun and never does, and one that has begun
+//! has its interface's whole time. A turn that panics or runs out of time is dropped with the state inside it: that is the reset. A turn is finished exactly
 //! once, under the slot's lock, which commits what it recorded, puts the state back and says what comes next.
 
 use std::any::Any;
@@ -19,6 +20,7 @@ use super::StableInterface;
 use super::chain::{self, Chain, Deadline};
 use super::context::{Context, Recorded};
 use super::gate::Ticket;
+use super::queue::Waiter;
 use super::slot::{Next, Slot};
 use crate::error::{ContextError, Outcome, RequestError};
 use crate::host::wake::WakeToken;
@@ -88,11 +90,11 @@ pub(crate) struct Around<I: StableInterface> {
     pub(crate) slot: Arc<Slot<I>>,
     pub(crate) epoch: Epoch,
     pub(crate) callers: Option<Arc<Chain>>,
-    /// By when it must be done, by the lease clock, if that was set before it started; else it is set if the first poll is not
-    /// enough.
+    /// The moment by which it must be done, by the lease clock; set when anybody needs to know, at the latest if the first poll is
+    /// not enough.
     pub(crate) deadline: Deadline,
-    /// How long its sender gave it.
-    pub(crate) given: Duration,
+    /// The time that it may take.
+    pub(crate) limit: Duration,
     /// What woke the instance, if nobody waits for a reply.
     pub(crate) woken_by: Option<WakeToken>,
     pub(crate) span: Span,
@@ -161,6 +163,12 @@ pub(crate) trait Turn<I: StableInterface>: Send {
     /// By when it must be done.
     fn deadline(&mut self) -> Duration;
 
+    /// The moment until which its caller waits, if that is a handler which still does; else `Duration::MAX`.
+    fn caller_waits_until(&self) -> Duration;
+
+    /// Tells its caller, which waits no longer, that the handler runs on.
+    fn leave_caller(&mut self);
+
     /// Ends it for running out of time.
     fn time_out(self: Box<Self>) -> Next<I>;
 }
@@ -204,33 +212,40 @@ impl<I: StableInterface, R: Send + 'static, F: Future<Output = Ending<I, R>> + S
     }
 
     fn deadline(&mut self) -> Duration {
-        let slot = &self.around.slot;
-        self.around.deadline.get_or_insert_with(|| slot.deadline_from_now())
+        let Around { slot, deadline, limit, .. } = &mut self.around;
+        deadline.get_or_insert_with(|| slot.moment_in(*limit))
+    }
+
+    fn caller_waits_until(&self) -> Duration {
+        match (&self.reply, &self.around.callers) {
+            (Some(_), Some(callers)) => callers.waits_until(),
+            _ => Duration::MAX,
+        }
+    }
+
+    fn leave_caller(&mut self) {
+        if let Some(reply) = self.reply.take() {
+            drop(reply.send(Answer { result: Err(RequestError::Unknown.into()), behind: None }));
+        }
     }
 
     fn time_out(mut self: Box<Self>) -> Next<I> {
-        let after = self.around.given;
+        let after = self.around.limit;
         drop_quietly(self.future.take(), &*self.around.slot);
         self.finish(Ending::TimedOut(after))
     }
 }
 
 /// A message that waits for its turn.
-pub(crate) trait Job<I: StableInterface>: Send {
+pub(crate) trait Job<I: StableInterface>: Waiter + Send {
     /// Its turn has come.
     fn start(self: Box<Self>, slot: Arc<Slot<I>>, state: Option<Box<I>>, epoch: Epoch) -> Box<dyn Turn<I>>;
 
     /// It will not have one.
     fn refuse(self: Box<Self>, error: Refusal);
 
-    /// By when it must be done, by the lease clock; `Duration::MAX` if it waits as long as it takes.
-    fn deadline(&self) -> Duration;
-
-    /// How long its sender gave it.
+    /// The time for which it was to wait.
     fn given(&self) -> Duration;
-
-    /// Whether its place in the queue is bounded by something else than the queue's own limit.
-    fn has_place(&self) -> bool;
 }
 
 /// Why a waiting message never had its turn.
@@ -260,26 +275,34 @@ impl<E> From<Refusal> for RequestError<E> {
     }
 }
 
+/// The time for which a message waits for its turn.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Patience {
+    /// Ends at a moment of the lease clock, so long after the message was sent. The queue's own limit bounds its place.
+    Until(Duration, Duration),
+    /// Does not end. Its place in the queue is bounded by something else than the queue's own limit.
+    Endless,
+}
+
 /// A waiting message that asks for `W`.
 pub(crate) struct Waiting<I: StableInterface, W: Work<I>> {
     pub(crate) work: W,
     pub(crate) callers: Option<Arc<Chain>>,
-    pub(crate) deadline: Duration,
-    pub(crate) given: Duration,
+    pub(crate) patience: Patience,
+    /// The time that its handler may take.
+    pub(crate) limit: Duration,
     pub(crate) woken_by: Option<WakeToken>,
-    /// Whether its place in the queue is bounded by something else than the queue's own limit.
-    pub(crate) has_place: bool,
     pub(crate) span: Span,
     pub(crate) reply: Option<ReplyTo<W::Reply, I::Error>>,
 }
 
 impl<I: StableInterface, W: Work<I>> Job<I> for Waiting<I, W> {
     fn start(self: Box<Self>, slot: Arc<Slot<I>>, state: Option<Box<I>>, epoch: Epoch) -> Box<dyn Turn<I>> {
-        let Waiting { work, callers, deadline, given, woken_by, span, reply, .. } = *self;
+        let Waiting { work, callers, limit, woken_by, span, reply, .. } = *self;
         let future = Some(Box::pin(handler(slot.clone(), epoch, state, work)));
-        // A request shares its time with its wait; what nobody waits for has its whole time from when its handler starts.
-        let deadline = Deadline::at(deadline);
-        Box::new(Running { around: Around { slot, epoch, callers, deadline, given, woken_by, span }, future, reply })
+        // However long it has waited, its handler has its whole time.
+        let deadline = Deadline::NONE;
+        Box::new(Running { around: Around { slot, epoch, callers, deadline, limit, woken_by, span }, future, reply })
     }
 
     fn refuse(self: Box<Self>, error: Refusal) {
@@ -288,16 +311,24 @@ impl<I: StableInterface, W: Work<I>> Job<I> for Waiting<I, W> {
         }
     }
 
-    fn deadline(&self) -> Duration {
-        self.deadline
-    }
-
     fn given(&self) -> Duration {
-        self.given
+        match self.patience {
+            Patience::Until(_, given) => given,
+            Patience::Endless => Duration::MAX,
+        }
+    }
+}
+
+impl<I: StableInterface, W: Work<I>> Waiter for Waiting<I, W> {
+    fn waits_until(&self) -> Duration {
+        match self.patience {
+            Patience::Until(moment, _) => moment,
+            Patience::Endless => Duration::MAX,
+        }
     }
 
     fn has_place(&self) -> bool {
-        self.has_place
+        matches!(self.patience, Patience::Endless)
     }
 }
 
@@ -368,10 +399,14 @@ async fn run_turn<I: StableInterface>(
         return next;
     }
     let deadline = turn.deadline();
-    let ended = std::future::poll_fn(|task| turn.poll(task));
-    match while_watching(slot, sooner, deadline, ended).await {
-        Some(next) => next,
-        None => turn.time_out(),
+    loop {
+        let until = deadline.min(turn.caller_waits_until());
+        let ended = std::future::poll_fn(|task| turn.poll(task));
+        match while_watching(slot, sooner, until, ended).await {
+            Some(next) => return next,
+            None if until < deadline => turn.leave_caller(),
+            None => return turn.time_out(),
+        }
     }
 }
 
