@@ -6,6 +6,8 @@
 
 pub mod alarms;
 pub mod measure;
+pub mod overload;
+pub mod pairs;
 pub mod peers;
 pub mod queues;
 pub mod report;

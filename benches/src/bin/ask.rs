@@ -2,11 +2,16 @@
 //!
 //! ```text
 //! cargo run --release -p benches --bin ask [-- --quick]
+//! cargo run --release -p benches --bin ask -- --only overload [--factor 20] [--seconds 120] [--runtime multi|current]
+//! cargo run --release -p benches --bin ask -- --ours one|hot|spread|new [--seconds 5] [--runtime multi|current]
 //! ```
+//!
+//! The last runs nothing but our side of one workload: for a profiler, and for `ab`.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use benches::measure::{child_arguments, in_fresh_process, median};
+use benches::overload::overload;
 use benches::peers::Peer;
 use benches::peers::actix::Actix;
 use benches::peers::by_hand::ByHand;
@@ -16,7 +21,7 @@ use benches::peers::ours::{Ours, connection_bytes};
 use benches::peers::ractor::Ractor;
 use benches::peers::xtra::Xtra;
 use benches::report::{Line, print_lines, print_table};
-use benches::runner::Kind;
+use benches::runner::{Kind, Runner};
 use benches::workload::{Side, Workload, memory, ready};
 
 /// One library, as the two things that are done with it.
@@ -43,6 +48,7 @@ fn entries() -> [Entry; 7] {
     ]
 }
 
+#[derive(Debug)]
 struct Effort {
     rounds: usize,
     /// How long one side runs before the next has its turn.
@@ -57,23 +63,67 @@ struct Effort {
 const FULL: Effort = Effort { rounds: 101, turn: Duration::from_millis(5), new: 5_000, memory: 1_000_000 };
 const QUICK: Effort = Effort { rounds: 21, turn: Duration::from_millis(5), new: 5_000, memory: 100_000 };
 
+const USAGE: &str = "\
+usage: ask [--quick]
+       ask --only overload [--factor 20] [--seconds 120] [--runtime multi|current]
+       ask --ours one|hot|spread|new [--seconds 5] [--runtime multi|current]";
+
+/// What is to be measured, as the arguments have it.
+#[derive(Debug)]
+struct Plan {
+    effort: Effort,
+    ours: Option<Workload>,
+    is_overload: bool,
+    factor: f64,
+    seconds: Option<f64>,
+    runtime: Option<Kind>,
+}
+
+/// Reads the arguments; `None` if they cannot be meant.
+fn parse(arguments: impl IntoIterator<Item = String>) -> Option<Plan> {
+    let mut plan =
+        Plan { effort: FULL, ours: None, is_overload: false, factor: 20.0, seconds: None, runtime: None };
+    let mut arguments = arguments.into_iter();
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--quick" => plan.effort = QUICK,
+            "--ours" => {
+                let name = arguments.next()?;
+                plan.ours = Some(Workload::ALL.into_iter().find(|workload| workload.name() == name)?);
+            }
+            "--only" if arguments.next()? == "overload" => plan.is_overload = true,
+            "--factor" => plan.factor = positive(&arguments.next()?)?,
+            "--seconds" => plan.seconds = Some(positive(&arguments.next()?)?),
+            "--runtime" => {
+                let name = arguments.next()?;
+                plan.runtime = Some(Kind::ALL.into_iter().find(|kind| kind.name() == name)?);
+            }
+            _ => return None,
+        }
+    }
+    (plan.ours.is_none() || !plan.is_overload).then_some(plan)
+}
+
+fn positive(text: &str) -> Option<f64> {
+    text.parse().ok().filter(|number: &f64| *number > 0.0 && *number < 1e6)
+}
+
 fn main() {
     if let Some(arguments) = child_arguments() {
         return child(&arguments);
     }
-    let (mut effort, mut only_ours) = (FULL, None);
-    let mut arguments = std::env::args().skip(1);
-    while let Some(argument) = arguments.next() {
-        match argument.as_str() {
-            "--quick" => effort = QUICK,
-            // For a profiler: nothing but our side of one workload, for a while.
-            "--ours" => only_ours = Some(arguments.next().unwrap_or_default()),
-            _ => return eprintln!("usage: ask [--quick] [--ours one|hot|spread|new]"),
-        }
+    let Some(plan) = parse(std::env::args().skip(1)) else {
+        eprintln!("{USAGE}");
+        std::process::exit(2);
+    };
+    let length = |otherwise: f64| Duration::from_secs_f64(plan.seconds.unwrap_or(otherwise));
+    if let Some(workload) = plan.ours {
+        return only_ours(workload, plan.runtime.unwrap_or(Kind::Current), length(5.0));
     }
-    if let Some(name) = only_ours {
-        return profile(&name);
+    if plan.is_overload {
+        return only_overload(plan.factor, length(120.0), plan.runtime.unwrap_or(Kind::Multi));
     }
+    let effort = plan.effort;
     let mut lines = Vec::new();
     for kind in Kind::ALL {
         let times = times(kind, &effort);
@@ -167,11 +217,36 @@ fn child(arguments: &[String]) {
     println!("{bytes} {nanos}");
 }
 
-fn profile(name: &str) {
-    let workload =
-        Workload::ALL.into_iter().find(|workload| workload.name() == name).expect("a workload has this name");
-    let mut side = ready::<Ours>(Kind::Current);
-    for _ in 0..10 {
-        println!("{:.1} ns", nanos(side.run(workload, if workload == Workload::New { 100_000 } else { 3_000_000 })));
+/// Runs our side of one workload alone, in turns of a tenth of a second, and prints the median of its turns.
+fn only_ours(workload: Workload, kind: Kind, length: Duration) {
+    let mut side = ready::<Ours>(kind);
+    let effort = Effort { turn: Duration::from_millis(100), new: 100_000, ..FULL };
+    let requests = calibrate(&mut *side, workload, &effort);
+    let (started, mut turns) = (Instant::now(), Vec::new());
+    while turns.is_empty() || started.elapsed() < length {
+        turns.push(nanos(side.run(workload, requests)));
+        // Each at once, for whoever ends this before its time.
+        println!("{:.1} ns", turns[turns.len() - 1]);
     }
+    let line = Line::new(&format!("ask_{}", workload.name()));
+    print_lines(&[line.text("runtime", kind.name()).number("ours", median(&turns)).number("turns", turns.len() as f64)]);
+}
+
+/// Sends one instance more than it can handle.
+fn only_overload(factor: f64, length: Duration, kind: Kind) {
+    let outcome = Runner::tokio(kind).run(vec![overload(factor, length)]).0.remove(0);
+    let line = Line::new("ask_overload")
+        .text("runtime", kind.name())
+        .number("factor", factor)
+        .number("seconds", length.as_secs_f64())
+        .number("alone", outcome.alone)
+        .number("sent", outcome.sent)
+        .number("done", outcome.done)
+        .number("goodput", outcome.done / outcome.alone)
+        .number("worst_second", outcome.worst_second / outcome.alone)
+        .number("incarnations", outcome.lives as f64)
+        .number("repeating_answered", outcome.answered as f64)
+        .number("repeating_unknown", outcome.unknown as f64)
+        .number("repeating_counted", outcome.counted as f64);
+    print_lines(&[line]);
 }
