@@ -196,7 +196,7 @@ async fn a_request_that_became_late_behind_a_handler_that_blocked_its_thread_nev
                 }
                 let late = [send_from_a_thread(&probes, put("k", 1)), send_from_a_thread(&probes, put("k", 2))];
                 // The clock moves, and nothing else has its turn.
-                drop(now_or_never(tokio::time::advance(11 * SECOND)).await);
+                _ = now_or_never(tokio::time::advance(11 * SECOND)).await;
                 Ok((late, send_from_a_thread(&probes, get("k"))))
             })
         });

@@ -65,7 +65,7 @@ const IDLE_STEPS: u32 = 4;
 pub(crate) struct InterfaceCore<I: StableInterface> {
     pub(crate) name: Arc<str>,
     pub(crate) host: Arc<HostCore>,
-    pub(crate) table: Table<I>,
+    pub(crate) table: Table<Slot<I>>,
     pub(crate) options: InterfaceOptions,
     factory: Factory<I>,
     /// Handles an alarm, if the interface was registered with alarms.
@@ -238,7 +238,7 @@ impl<I: StableInterface> InterfaceCore<I> {
         let make = || Slot::new(id, shard, self.clone());
         match self.table.get_or_insert(id, hash, false, make) {
             Ok(slot) => Ok(slot),
-            Err(Full) if self.make_room(hash) => {
+            Err(Full) if self.make_room() => {
                 let slot = self.table.get_or_insert(id, hash, true, make);
                 Ok(slot.expect("a table that may be exceeded takes every slot"))
             }
@@ -246,23 +246,10 @@ impl<I: StableInterface> InterfaceCore<I> {
         }
     }
 
-    /// Passivates the least recently used instances beside the one that `hash` is to bring; whether there was any.
-    fn make_room(self: &Arc<Self>, hash: u64) -> bool {
-        let slots = self.table.least_used(hash);
-        let mut room = 0;
+    /// Passivates the least recently used instances; says whether there was any that could leave.
+    fn make_room(self: &Arc<Self>) -> bool {
         // Those that hold alarms go last: their alarms fire again.
-        for even_held in [false, true] {
-            for slot in &slots {
-                if room == self.table.eviction() {
-                    return true;
-                }
-                room += usize::from(self.passivate(slot, even_held));
-            }
-            if room > 0 {
-                return true;
-            }
-        }
-        false
+        self.table.make_room(|| self.host.clock.elapsed(), |slot, even_held| self.passivate(slot, even_held))
     }
 
     fn passivate(&self, slot: &Arc<Slot<I>>, even_held: bool) -> bool {

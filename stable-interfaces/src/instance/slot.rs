@@ -19,6 +19,7 @@ use super::effects;
 use super::gate::{Gate, Ticket};
 use super::queue::{Queue, Waiter as _};
 use super::ride::{Carrier, Riding};
+use super::table::Entry;
 use super::task::{Life, Member, Membership};
 use super::turn::{Answer, Ending, Job, Refusal, drop_quietly};
 use crate::committer::{Commit, Queued};
@@ -36,8 +37,8 @@ use crate::sync::{Arc, Mutex, MutexGuard, Notify};
 pub(crate) struct Slot<I: StableInterface> {
     pub(crate) id: Arc<str>,
     pub(crate) shard: ShardId,
-    /// When it was used last, on the table's own count.
-    pub(crate) used: AtomicU64,
+    /// The table's time of its last use.
+    used: AtomicU64,
     pub(crate) interface: Arc<InterfaceCore<I>>,
     /// Whether it is busy with a first poll, which is soon over. A hint: read without the lock by who waits for that.
     is_polled: AtomicBool,
@@ -766,6 +767,16 @@ pub(crate) enum Enqueue<I: StableInterface> {
 impl<I: StableInterface> fmt::Debug for Slot<I> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Slot").field("id", &self.id).field("shard", &self.shard).finish_non_exhaustive()
+    }
+}
+
+impl<I: StableInterface> Entry for Slot<I> {
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn used(&self) -> &AtomicU64 {
+        &self.used
     }
 }
 
