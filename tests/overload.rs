@@ -1,5 +1,5 @@
 //! Overload: an instance that is sent more than it can handle goes on doing as much as it can, and what it is too late for has
-//! never begun.
+//! never begun; past the cap of instances those in use stay.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -265,4 +265,51 @@ async fn in_a_chain_of_calls_the_innermost_gives_up_first_and_each_that_began_ha
     busy.await.unwrap().unwrap();
     world.pass(SECOND).await;
     assert_eq!(world.script.notes(), ["timed out after 8.1s waiting for probe/c; then Ok(1)"]);
+}
+
+/// Uses a hundredth of `cap` instances again and again, each after half of `cap` others that are used once; how often one was
+/// built anew, and how often anything was refused.
+async fn lost_by_those_in_use(cap: usize) -> (u64, usize) {
+    let world = World::in_memory();
+    let site = world.launch(world.local(), |probes| probes.max_instances(cap)).await;
+    let (often, mut once, mut refused) = (cap / 100, 0, 0);
+    for round in 0..6 {
+        for n in 0..often {
+            refused += usize::from(site.probes.request(&format!("often-{n}"), life()).await.is_err());
+            for _ in 0..50 {
+                refused += usize::from(site.probes.request(&format!("once-{once}"), life()).await.is_err());
+                once += 1;
+            }
+        }
+        assert!(site.probes.running() <= cap, "in round {round}");
+    }
+    (world.script.lives() - once - often as u64, refused)
+}
+
+#[tokio::test(start_paused = true)]
+async fn at_a_cap_of_a_hundred_instances_those_in_constant_use_stay_in_memory() {
+    assert_eq!(lost_by_those_in_use(100).await, (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn at_a_cap_of_ten_thousand_instances_those_in_constant_use_stay_in_memory() {
+    assert_eq!(lost_by_those_in_use(10_000).await, (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn at_the_cap_of_instances_a_new_one_is_refused_only_if_all_are_busy() {
+    let world = World::in_memory();
+    let site = world.launch(world.local(), |probes| probes.max_instances(3_000)).await;
+    let busy: Vec<_> = (0..2_999).map(|n| spawn(&site.probes, &format!("busy-{n}"), wait(SECOND))).collect();
+    site.probes.request("idle", life()).await.unwrap();
+    for n in 0..50 {
+        site.probes.request(&format!("new-{n}"), life()).await.expect("one of them is idle");
+    }
+    let last = spawn(&site.probes, "last", wait(SECOND));
+    world.settle().await;
+    let refused = now_or_never(site.probes.request("one more", life())).await.expect("refused at once").unwrap_err();
+    assert!(matches!(refused, RequestError::Overloaded(_)), "{refused}");
+    for handler in busy.into_iter().chain([last]) {
+        handler.await.unwrap().unwrap();
+    }
 }

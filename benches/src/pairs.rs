@@ -66,13 +66,18 @@ mod tests {
     #[test]
     fn the_interval_of_a_median_lies_where_the_tables_have_it() {
         // k for 95 % by count, as tabulated for the sign test.
-        for (count, k) in [(6, 1), (8, 1), (9, 2), (12, 3), (15, 4), (17, 5), (20, 6), (21, 6), (25, 8), (30, 10), (51, 19)] {
+        for (count, k) in
+            [(6, 1), (8, 1), (9, 2), (12, 3), (15, 4), (17, 5), (20, 6), (21, 6), (25, 8), (30, 10), (51, 19)]
+        {
             let (low, high) = median_interval(&first(count)).expect("there are enough");
             assert_eq!((low, high), (f64::from(k), f64::from(count + 1 - k)), "of {count}");
         }
         assert_eq!(median_interval(&first(5)), None);
         assert_eq!(median_interval(&[]), None);
-        assert!(median_interval(&first(1_001)).is_some_and(|(low, high)| (469.0..=471.0).contains(&low) && high == 1_002.0 - low));
+        assert!(
+            median_interval(&first(1_001))
+                .is_some_and(|(low, high)| (469.0..=471.0).contains(&low) && high == 1_002.0 - low)
+        );
     }
 
     #[test]

@@ -25,8 +25,8 @@ use crate::instance::context::Context;
 use crate::instance::slot::{Enqueue, Next, Slot, Taken};
 use crate::instance::table::{Full, Table};
 use crate::instance::turn::{
-    Answer, AnswerOf, Around, Job, Patience, Running, Step, Waiting, Work, awaken, drive, drop_quietly, first_poll, handler,
-    poll_handler, run_inline, span_of,
+    Answer, AnswerOf, Around, Job, Patience, Running, Step, Waiting, Work, awaken, drive, drop_quietly, first_poll,
+    handler, poll_handler, run_inline, span_of,
 };
 use crate::instance::{Handle, OnAlarm, OnConnect, OnMessage, StableInterface};
 use crate::store::{AlarmRow, Epoch, InboxRow, Posted, ShardId};
@@ -156,8 +156,8 @@ impl<I: StableInterface> InterfaceCore<I> {
                 let answer = answer.await.map_err(|_| RequestError::Unknown)?;
                 // What was committed is proved by the store, and what is not known stays unknown; anything else is worth as much
                 // as the lease.
-                let is_proved = answer.behind.is_some()
-                    || answer.result.as_ref().is_err_and(|error| error.may_have_happened());
+                let is_proved =
+                    answer.behind.is_some() || answer.result.as_ref().is_err_and(|error| error.may_have_happened());
                 let result = answer.release().await;
                 if is_proved || self.host.lease_holds() { result } else { Err(RequestError::Fenced.into()) }
             }

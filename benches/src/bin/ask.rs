@@ -81,8 +81,7 @@ struct Plan {
 
 /// Reads the arguments; `None` if they cannot be meant.
 fn parse(arguments: impl IntoIterator<Item = String>) -> Option<Plan> {
-    let mut plan =
-        Plan { effort: FULL, ours: None, is_overload: false, factor: 20.0, seconds: None, runtime: None };
+    let mut plan = Plan { effort: FULL, ours: None, is_overload: false, factor: 20.0, seconds: None, runtime: None };
     let mut arguments = arguments.into_iter();
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
@@ -229,7 +228,10 @@ fn only_ours(workload: Workload, kind: Kind, length: Duration) {
         println!("{:.1} ns", turns[turns.len() - 1]);
     }
     let line = Line::new(&format!("ask_{}", workload.name()));
-    print_lines(&[line.text("runtime", kind.name()).number("ours", median(&turns)).number("turns", turns.len() as f64)]);
+    print_lines(&[line
+        .text("runtime", kind.name())
+        .number("ours", median(&turns))
+        .number("turns", turns.len() as f64)]);
 }
 
 /// Sends one instance more than it can handle.
