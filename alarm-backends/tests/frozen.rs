@@ -135,6 +135,8 @@ async fn insist(store: &dyn Store, method: &str, round: u64, patience: Duration)
 
 /// Freezes what is open before a call of the method, for each patience of its caller.
 async fn is_used_no_more(store: &dyn Store, proxy: &Proxy, method: &str) {
+    // What owns nothing can do nothing.
+    insist(store, "claim", 0, PATIENCE[2]).await;
     for (round, patience) in (0..).step_by(2).zip(PATIENCE) {
         insist(store, method, round, PATIENCE[2]).await;
         proxy.freeze();
