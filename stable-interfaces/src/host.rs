@@ -23,6 +23,7 @@ use crate::id::is_interface_name;
 use crate::instance::{OnAlarm, OnMessage, StableInterface};
 use crate::interface::{Interface, InterfaceCore, InterfaceOptions, WakeFn, fire_alarm, take_message};
 use crate::store::{ClaimKind, Damaged, Epoch, Incarnation, ShardId, Store, StoreError};
+use crate::sync::atomic::Ordering;
 use crate::sync::{Arc, Mutex, Runtime, mpsc, yield_now};
 
 pub use self::core::Health;
@@ -80,13 +81,11 @@ pub enum RegisterError {
 /// A host that has not been started: its place in the fleet, its store, its interfaces and its limits.
 #[derive(Debug)]
 pub struct HostBuilder {
-    name: Arc<str>,
-    fleet: Fleet,
     store: Option<Arc<dyn Store>>,
     clock: Arc<dyn Clock>,
     random: Arc<dyn Random>,
     options: HostOptions,
-    /// Made with the first interface, from what was set by then, or in `start`.
+    /// The host that its interfaces point to, until it starts with what was set by then.
     core: Option<Arc<HostCore>>,
 }
 
@@ -101,7 +100,8 @@ pub struct Host {
 /// What [`Host::drain`] left behind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Drained {
-    /// Handlers that were still running at the deadline, and were cut off. Nothing uncommitted of theirs happened.
+    /// Handlers and `on_stop`s that were still running at the deadline, and `on_stop`s that ran into their own
+    /// [limit](InterfaceBuilder::stop_timeout) before it: they were cut off. Nothing uncommitted of the handlers happened.
     pub unfinished: usize,
     /// Instances that were still in memory at the deadline, those of the unfinished handlers among them.
     pub instances: usize,
@@ -131,13 +131,11 @@ impl Host {
     #[must_use]
     pub fn builder(name: impl AsRef<str>, fleet: Fleet) -> HostBuilder {
         HostBuilder {
-            name: name.as_ref().into(),
-            fleet,
+            core: Some(Arc::new(HostCore::new(name.as_ref().into(), fleet))),
             store: None,
             clock: Arc::new(SystemClock::default()),
             random: Arc::new(SystemRandom::default()),
             options: HostOptions::default(),
-            core: None,
         }
     }
 
@@ -286,14 +284,14 @@ impl Host {
             // It ends by itself, when what is in memory has been saved.
             within(&*core.clock, deadline, core.wait_stopped()).await;
         }
-        let unfinished = if in_time { 0 } else { started.turns.running() };
+        let running = if in_time { 0 } else { started.turns.running() };
         let instances = interfaces.iter().map(|interface| interface.running()).sum();
-        let mut released = core.store.is_none();
-        if let Some(store) = &core.store {
+        let mut released = core.store().is_none();
+        if let Some(store) = core.store() {
             let shards: Vec<_> = core.shards.owned().map(|(shard, _)| shard).collect();
             core.stop(Health::Stopped);
             // A handler that was cut off may have left an alarm that kills its process: such a shard is not clean.
-            if unfinished == 0 {
+            if running == 0 {
                 let release = store.release(started.incarnation, &shards);
                 match within(&*core.clock, core.options.commit.store_timeout, release).await {
                     Some(Ok(())) => released = true,
@@ -303,6 +301,7 @@ impl Host {
             }
         }
         core.stop(Health::Stopped);
+        let unfinished = running + core.stops_cut.load(Ordering::Acquire);
         tracing::info!(host = %core.name, unfinished, released, "drained");
         Drained { unfinished, instances, released }
     }
@@ -353,7 +352,7 @@ impl HostBuilder {
     }
 
     /// How long this host's shards stay its own after its last renewal: others take over no sooner when it dies. It renews three
-    /// times in that time. Default: 15 s.
+    /// times in that time. At least 100 ms; 100 years or more are for ever. Default: 15 s.
     #[must_use]
     pub fn lease(mut self, lease: Duration) -> HostBuilder {
         self.options.lease = lease;
@@ -374,7 +373,7 @@ impl HostBuilder {
         self
     }
 
-    /// After how long one call of the store counts as unanswered. Default: 5 s.
+    /// After how long one call of the store counts as unanswered. At least 1 ms. Default: 5 s.
     #[must_use]
     pub fn store_timeout(mut self, timeout: Duration) -> HostBuilder {
         self.options.commit.store_timeout = timeout;
@@ -388,21 +387,22 @@ impl HostBuilder {
         self
     }
 
-    /// How many group commits may be under way at once; each has a fixed part of the shards. Default: 2.
+    /// How many group commits may be under way at once; each has a fixed part of the shards, so more than there are shards are no
+    /// more. At least 1. Default: 2.
     #[must_use]
     pub fn lanes(mut self, lanes: u16) -> HostBuilder {
         self.options.commit.lanes = lanes;
         self
     }
 
-    /// The most commits waiting to be written in a lane; past it, requests are refused as overloaded. Default: 16,384.
+    /// The most commits waiting to be written in a lane; past it, requests are refused as overloaded. At least 1. Default: 16,384.
     #[must_use]
     pub fn max_queued_commits(mut self, commits: usize) -> HostBuilder {
         self.options.commit.max_queued = commits;
         self
     }
 
-    /// The most alarms and messages being handled or committed at once. Default: 1,024.
+    /// The most alarms and messages being handled or committed at once. At least 1. Default: 1,024.
     #[must_use]
     pub fn max_firing(mut self, alarms: usize) -> HostBuilder {
         self.options.limits.max_firing = alarms;
@@ -410,21 +410,22 @@ impl HostBuilder {
     }
 
     /// How often the alarms of one instance may fire within a second before they are slowed down to that: what stops an alarm
-    /// that sets itself again and again at once. Default: 1,000.
+    /// that sets itself again and again at once. At least 1. Default: 1,000.
     #[must_use]
     pub fn max_fires_per_second(mut self, fires: u32) -> HostBuilder {
         self.options.limits.max_fires_per_second = fires;
         self
     }
 
-    /// In how many processes that died an alarm or message may have been handled before it becomes a dead letter. Default: 3.
+    /// In how many processes that died an alarm or message may have been handled before it becomes a dead letter. At least 1.
+    /// Default: 3.
     #[must_use]
     pub fn max_crashes(mut self, crashes: u32) -> HostBuilder {
         self.options.limits.max_crashes = crashes;
         self
     }
 
-    /// The most open connections, over all interfaces. Default: 100,000.
+    /// The most open connections, over all interfaces; with 0 none is let in. Default: 100,000.
     #[must_use]
     pub fn max_connections(mut self, connections: usize) -> HostBuilder {
         self.options.max_connections = connections;
@@ -446,7 +447,7 @@ impl HostBuilder {
     }
 
     /// Registers an interface whose instances are built by `factory` from their ID. Finish with
-    /// [`register`](InterfaceBuilder::register). The host's own options are set before its first interface.
+    /// [`register`](InterfaceBuilder::register). The host's own options may be set before or after.
     pub fn interface<I: StableInterface>(
         &mut self,
         factory: impl Fn(&str) -> I + Send + Sync + 'static,
@@ -460,19 +461,8 @@ impl HostBuilder {
         }
     }
 
-    fn core(&mut self) -> Arc<HostCore> {
-        let HostBuilder { name, fleet, store, clock, random, options, core } = self;
-        core.get_or_insert_with(|| {
-            Arc::new(HostCore::new(
-                name.clone(),
-                fleet.clone(),
-                store.clone(),
-                clock.clone(),
-                random.clone(),
-                options.clone(),
-            ))
-        })
-        .clone()
+    fn core(&self) -> Arc<HostCore> {
+        self.core.clone().expect("only starting takes the host out of its builder")
     }
 
     /// Claims this host's shards and begins to work. Tries again while the store cannot be reached, up to the start timeout.
@@ -483,6 +473,8 @@ impl HostBuilder {
         let core = self.core();
         // From here on, an early return stops what has begun.
         self.core = None;
+        let options = self.options.clone().within_reach(core.fleet.shards());
+        core.set(self.store.take(), self.clock.clone(), self.random.clone(), options);
         let host = Host { core: core.clone(), drained: Mutex::new(true) };
         let runtime = Runtime::try_current().map_err(|_| StartError::NoRuntime)?;
         if core.fleet.index_of(&core.name).is_none() {
@@ -490,15 +482,13 @@ impl HostBuilder {
             let more = if core.fleet.hosts().len() > hosts.len() { ", .." } else { "" };
             return Err(StartError::UnknownHost { name: core.name.to_string(), hosts: hosts.join(", ") + more });
         }
-        if core.options.lease < Duration::from_millis(100) {
-            return Err(StartError::Option("the lease must be at least 100 ms"));
-        }
-        if core.options.limits.max_firing == 0 {
-            return Err(StartError::Option("max_firing must be at least 1"));
+        core.options.check().map_err(StartError::Option)?;
+        for interface in core.interfaces.lock().iter() {
+            interface.check_options().map_err(StartError::Option)?;
         }
         let incarnation = Incarnation(core.random.next_u64() >> 1 | 1);
-        let committer = core.store.as_ref().map(|store| {
-            let (shards, clock, random) = (core.shards.clone(), core.clock.clone(), core.random.clone());
+        let committer = core.store().map(|store| {
+            let (shards, clock, random) = (core.shards.clone(), core.clock.share(), core.random.share());
             Arc::new(Committer::new(incarnation, store.clone(), shards, clock, random, core.options.commit.clone()))
         });
         let (deferred, deferred_work) = mpsc::unbounded_channel();
@@ -512,7 +502,7 @@ impl HostBuilder {
         });
         let Some(started) = core.started() else { return Err(StartError::NoRuntime) };
         let assigned = lease::assigned(&core);
-        match (&core.store, committer) {
+        match (core.store(), committer) {
             (Some(store), Some(committer)) => {
                 claim_all(&core, &**store, incarnation).await?;
                 for lane in committer.lanes() {
@@ -544,7 +534,7 @@ impl HostBuilder {
 }
 
 impl Drop for HostBuilder {
-    /// Interfaces and their host point at each other: a host that is not started after all lets its store go here.
+    /// Interfaces and their host point at each other: a host that is not started after all lets go of them here.
     fn drop(&mut self) {
         if let Some(core) = self.core.take() {
             core.stop(Health::Stopped);
@@ -593,7 +583,7 @@ async fn sweep(core: Arc<HostCore>) {
         let now = core.clock.elapsed();
         for (at, interface) in &mut due {
             if *at <= now {
-                *at = now + interface.clone().sweep();
+                *at = now.saturating_add(interface.clone().sweep());
             }
         }
         let Some(next) = due.iter().map(|(at, _)| *at).min() else { return };
@@ -646,7 +636,8 @@ impl<I: StableInterface> InterfaceBuilder<'_, I> {
         self
     }
 
-    /// How long a handler may run before it counts as failed and its instance is reset, counted from when it begins. Default: 30 s.
+    /// How long a handler may run before it counts as failed and its instance is reset, counted from when it begins. At least 1 ms.
+    /// Default: 30 s.
     ///
     /// A request waits in its instance's queue for as long at most, and then for its handler as long again. One whose turn has
     /// not come by then is refused with [`RequestError::TimedOut`](crate::RequestError::TimedOut): it has not begun and never
@@ -658,14 +649,21 @@ impl<I: StableInterface> InterfaceBuilder<'_, I> {
         self
     }
 
-    /// The most messages waiting for one instance; past it, requests are refused as overloaded. Default: 4,096.
+    /// How long [`on_stop`](StableInterface::on_stop) may run before it is cut off, and the instance leaves memory without it; whoever
+    /// asked for it is told [`TimedOut`](crate::RequestError::TimedOut). Default: 30 s.
+    pub fn stop_timeout(mut self, timeout: Duration) -> Self {
+        self.options.stop_timeout = timeout;
+        self
+    }
+
+    /// The most messages waiting for one instance; past it, requests are refused as overloaded. With 0 nobody waits. Default: 4,096.
     pub fn max_waiting(mut self, messages: usize) -> Self {
         self.options.max_waiting = messages;
         self
     }
 
     /// The most instances in memory. Past it the least recently used make room, and if none can, requests that would build one
-    /// are refused as overloaded. Default: 4,000,000.
+    /// are refused as overloaded. At least 1. Default: 4,000,000.
     pub fn max_instances(mut self, instances: usize) -> Self {
         self.options.max_instances = instances;
         self

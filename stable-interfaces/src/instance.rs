@@ -73,7 +73,8 @@ pub trait StableInterface: Sized + Send + 'static {
         async { Ok(()) }
     }
 
-    /// Runs before an instance leaves memory in good order: when stopped, drained or idle. Not after a crash or a reset.
+    /// Runs before an instance leaves memory in good order: when stopped, drained or idle. Not after a crash or a reset. It has a
+    /// [limit of its own](crate::InterfaceBuilder::stop_timeout).
     fn on_stop(&mut self) -> impl Future<Output = ()> + Send {
         async {}
     }

@@ -16,7 +16,7 @@ use crate::dead::Dead;
 use crate::directive::{Directive, DirectiveError, Needs, interface_of};
 use crate::error::{ContextError, Outcome, RequestError};
 use crate::fleet::hash_id;
-use crate::host::core::{Health, HostCore, Place};
+use crate::host::core::{Health, HostCore, Place, SHORTEST};
 use crate::host::wake::{Wake, WakeToken};
 use crate::id::check_id;
 use crate::inbox::{Addressed, Message, NewPost, Way};
@@ -36,6 +36,7 @@ use crate::sync::{Arc, oneshot};
 #[derive(Debug, Clone)]
 pub(crate) struct InterfaceOptions {
     pub(crate) handler_timeout: Duration,
+    pub(crate) stop_timeout: Duration,
     pub(crate) max_waiting: usize,
     pub(crate) max_instances: usize,
     pub(crate) idle_timeout: Duration,
@@ -46,6 +47,7 @@ impl Default for InterfaceOptions {
     fn default() -> InterfaceOptions {
         InterfaceOptions {
             handler_timeout: Duration::from_secs(30),
+            stop_timeout: Duration::from_secs(30),
             max_waiting: 4_096,
             max_instances: 4_000_000,
             idle_timeout: Duration::from_secs(600),
@@ -92,6 +94,8 @@ pub(crate) enum Forget {
 /// An interface as the host's own tasks see it, whatever its type.
 pub(crate) trait AnyInterface: fmt::Debug + Send + Sync {
     fn name(&self) -> &str;
+    /// Refuses options that cannot work; the text names the first.
+    fn check_options(&self) -> Result<(), &'static str>;
     /// Whether it was registered with what this needs.
     fn handles(&self, wake: &Wake) -> bool;
     /// Hands something due to its instance.
@@ -225,6 +229,11 @@ impl<I: StableInterface> InterfaceCore<I> {
         needs.check(self.fire.is_some(), self.take.is_some())
     }
 
+    /// Refuses what needs the host's settings, before it has them.
+    fn require_started(&self) -> Result<(), RequestError<I::Error>> {
+        if self.host.health() == Health::NotStarted { Err(RequestError::NotStarted) } else { Ok(()) }
+    }
+
     /// Who handles this, if anyone does.
     fn way(&self, wake: &Wake) -> Option<WakeFn<I>> {
         match wake {
@@ -280,45 +289,62 @@ impl<I: StableInterface> InterfaceCore<I> {
                 Taken::Free(state) => state,
                 Taken::Gone => continue,
                 taken @ (Taken::Busy | Taken::Unsettled(_)) => {
-                    let (reply, answer) = oneshot::channel();
-                    let waits_until = origin.waits_until.get().unwrap_or_else(|| slot.moment_in(origin.given));
-                    let job = Waiting {
-                        work,
-                        callers: origin.callers,
-                        patience: Patience::Until(waits_until, origin.given),
-                        limit: self.options.handler_timeout,
-                        woken_by: None,
-                        span: span_of::<I>(id, shard, None),
-                        reply: Some(reply),
-                    };
-                    self.queue(slot, taken, Box::new(job), id, hash, shard, epoch)?;
+                    let (job, answer) = self.waiting(work, origin, &slot, id);
+                    self.queue(slot, taken, job, id, hash, shard, epoch)?;
                     return Ok(Submitted::Waiting(answer));
                 }
             };
+            if !origin.may_nest {
+                let (job, answer) = self.waiting(work, origin, &slot, id);
+                drive(&slot, Step::Next(Next::Run(job, state, epoch)));
+                return Ok(Submitted::Waiting(answer));
+            }
             let mut future = Box::pin(handler(slot.clone(), epoch, state, work));
-            let Origin { mut callers, may_nest, .. } = origin;
-            let mut deadline = Deadline::NONE;
+            let mut callers = origin.callers;
+            let (mut deadline, limit) = match W::IS_STOP {
+                true => (slot.stop_deadline(), self.options.stop_timeout),
+                false => (Deadline::NONE, self.options.handler_timeout),
+            };
             let span = span_of::<I>(id, shard, None);
-            let mut slot = slot;
-            if may_nest {
-                let polled;
-                (slot, polled) =
-                    first_poll(|task| poll_handler(future.as_mut(), slot, &mut callers, &mut deadline, &span, task));
-                if let std::task::Poll::Ready(ending) = polled {
-                    drop_quietly(future, &*slot);
-                    let (answer, next) = slot.finish(epoch, ending, None);
-                    if !matches!(next, Next::Idle) {
-                        run_inline(&slot, next);
-                    }
-                    return Ok(Submitted::Done(answer));
+            let (slot, polled) =
+                first_poll(|task| poll_handler(future.as_mut(), slot, &mut callers, &mut deadline, &span, task));
+            if let std::task::Poll::Ready(ending) = polled {
+                drop_quietly(future, &*slot);
+                let (answer, next) = slot.finish(epoch, ending, None);
+                if !matches!(next, Next::Idle) {
+                    run_inline(&slot, next);
                 }
+                return Ok(Submitted::Done(answer));
             }
             let (reply, answer) = oneshot::channel();
-            let limit = self.options.handler_timeout;
-            let around = Around { slot: slot.clone(), epoch, callers, deadline, limit, woken_by: None, span };
+            let is_stop = W::IS_STOP;
+            let around = Around { slot: slot.clone(), epoch, callers, deadline, limit, woken_by: None, is_stop, span };
             drive(&slot, Step::Turn(Box::new(Running { around, future: Some(future), reply: Some(reply) })));
             return Ok(Submitted::Waiting(answer));
         }
+    }
+
+    /// A request that does not begin here, and where its answer will come.
+    #[allow(clippy::type_complexity, reason = "a job and its answer")]
+    fn waiting<W: Work<I>>(
+        &self,
+        work: W,
+        origin: Origin,
+        slot: &Slot<I>,
+        id: &str,
+    ) -> (Box<dyn Job<I>>, oneshot::Receiver<AnswerOf<I, W>>) {
+        let (reply, answer) = oneshot::channel();
+        let waits_until = origin.waits_until.get().unwrap_or_else(|| slot.moment_in(origin.given));
+        let job = Waiting {
+            work,
+            callers: origin.callers,
+            patience: Patience::Until(waits_until, origin.given),
+            limit: self.options.handler_timeout,
+            woken_by: None,
+            span: span_of::<I>(id, slot.shard, None),
+            reply: Some(reply),
+        };
+        (Box::new(job), answer)
     }
 
     /// Queues a message at a slot that was not free, or runs it if the slot has become free meanwhile.
@@ -361,6 +387,13 @@ impl<I: StableInterface> InterfaceCore<I> {
 impl<I: StableInterface> AnyInterface for InterfaceCore<I> {
     fn name(&self) -> &str {
         &self.name
+    }
+
+    fn check_options(&self) -> Result<(), &'static str> {
+        if self.options.handler_timeout < SHORTEST {
+            return Err("handler_timeout must be at least 1 ms");
+        }
+        if self.options.max_instances == 0 { Err("max_instances must be at least 1") } else { Ok(()) }
     }
 
     fn handles(&self, wake: &Wake) -> bool {
@@ -494,6 +527,7 @@ impl<I: StableInterface> Interface<I> {
         I: OnMessage,
     {
         self.core.require(Needs::Inbox)?;
+        self.core.require_started()?;
         crate::inbox::post(&self.core.host, Addressed::post(I::NAME, id, message)?).await
     }
 
@@ -505,6 +539,7 @@ impl<I: StableInterface> Interface<I> {
     /// to fire without [`with_alarms`](crate::InterfaceBuilder::with_alarms). What lies there already can be cancelled and discarded.
     pub async fn direct(&self, id: &str, directive: Directive) -> Result<Posted, RequestError<I::Error>> {
         self.core.require(directive.needs())?;
+        self.core.require_started()?;
         crate::inbox::post(&self.core.host, Addressed::directive(I::NAME, id, directive)?).await
     }
 
@@ -569,6 +604,7 @@ impl<I: StableInterface> Interface<I> {
     /// # Errors
     /// [`RequestError::Store`] if the store could not be read.
     pub async fn dead_letters(&self, after: Option<&Dead>, limit: usize) -> Result<Vec<Dead>, RequestError<I::Error>> {
+        self.core.require_started()?;
         let host = &self.core.host;
         let owned = host.shards.owned().map(|(shard, _)| shard).collect();
         Ok(crate::dead::list(&Way::of(host)?, owned, I::NAME, after, limit).await?)
@@ -639,6 +675,7 @@ struct Stop(Closed);
 
 impl<I: StableInterface> Work<I> for Stop {
     type Reply = ();
+    const IS_STOP: bool = true;
 
     async fn run(self, state: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<(), I::Error> {
         if let Some(mut instance) = state.take() {
@@ -660,15 +697,12 @@ fn stop_job_of<I: StableInterface>(reason: Closed) -> Box<dyn Job<I>> {
         work: Stop(reason),
         callers: None,
         patience: Patience::Endless,
-        limit: STOP_TIMEOUT,
+        limit: Duration::MAX,
         woken_by: None,
         span: tracing::Span::none(),
         reply: None,
     })
 }
-
-/// How long `on_stop` may run.
-const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Connects a client.
 struct Connect<I: OnConnect> {
@@ -784,6 +818,7 @@ impl<I: StableInterface> Woken<I> {
             return Ok(false);
         }
         cx.mark_started(&self.wake).await?;
+        cx.require_lease()?;
         Ok(true)
     }
 }

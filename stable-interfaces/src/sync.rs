@@ -21,5 +21,9 @@ pub(crate) use std::{sync::atomic, thread_local};
 #[cfg(not(shuttle))]
 pub(crate) use tokio::runtime::Handle as Runtime;
 pub(crate) use tokio::sync::{Notify, mpsc, oneshot};
+
+/// The most that a channel can be made for.
+pub(crate) const MAX_CHANNEL: usize = tokio::sync::Semaphore::MAX_PERMITS;
+
 #[cfg(not(shuttle))]
 pub(crate) use tokio::task::{AbortHandle, JoinSet, try_id, yield_now};

@@ -75,8 +75,9 @@ pub(crate) async fn run(host: Arc<HostCore>) {
 async fn fire(host: Arc<HostCore>, mut due: mpsc::Receiver<WakeToken>) {
     let interfaces: Vec<Arc<dyn AnyInterface>> = host.interfaces.lock().clone();
     while let Some(token) = due.recv().await {
-        // A host that drains starts nothing more by itself: what was handed out already goes back.
-        if host.health() > Health::Running {
+        // A host that drains starts nothing more by itself, and one that stood still may have lost its lease meanwhile: what was
+        // handed out already goes back.
+        if host.health() > Health::Running || !host.lease_holds() {
             continue;
         }
         let name = token.wake().name();

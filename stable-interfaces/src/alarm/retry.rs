@@ -57,7 +57,7 @@ impl RetryPolicy {
         }
         let wait = self.base_wait(failed);
         let fifth = u64::try_from(wait.as_millis() / 5).unwrap_or(u64::MAX);
-        Some(wait + Duration::from_millis(random.next_u64() % (fifth + 1)))
+        Some(wait.saturating_add(Duration::from_millis(random.next_u64() % fifth.saturating_add(1))))
     }
 
     fn base_wait(&self, failed: u32) -> Duration {
@@ -84,6 +84,13 @@ mod tests {
         assert_eq!(waits.len(), 39);
         assert!(waits.iter().sum::<Duration>() >= Duration::from_secs(24 * 3600));
         assert!(waits.is_sorted());
+    }
+
+    #[test]
+    fn the_longest_waits_there_are_have_no_end_and_do_no_harm() {
+        let policy = RetryPolicy::new().first(Duration::MAX).longest(Duration::MAX).attempts(u32::MAX);
+        assert_eq!(policy.wait_after(1, &Zero), Some(Duration::MAX));
+        assert_eq!(policy.wait_after(u32::MAX - 1, &crate::testing::SeededRandom::new(1)), Some(Duration::MAX));
     }
 
     #[test]

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::ops::Deref;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use super::lease::FOREVER;
 use super::shards::{Limits, Shards};
 use super::tasks::{TaskHandle, Tasks};
 use crate::clock::{Clock, Random};
@@ -16,7 +18,7 @@ use crate::instance::chain::Link;
 use crate::interface::AnyInterface;
 use crate::store::{Grant, Held, Incarnation, Loaded, Page, Read, ReadRows, ShardId, Store, StoreError};
 use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use crate::sync::{Arc, Mutex, Notify, mpsc};
+use crate::sync::{Arc, MAX_CHANNEL, Mutex, Notify, mpsc};
 
 /// How a host is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,6 +73,67 @@ impl Default for HostOptions {
     }
 }
 
+/// The shortest limit of what has to wait for something: clocks wake sleepers by the millisecond.
+pub(crate) const SHORTEST: Duration = Duration::from_millis(1);
+
+impl HostOptions {
+    /// Refuses what cannot work; the text names the option.
+    pub(crate) fn check(&self) -> Result<(), &'static str> {
+        let HostOptions { lease, commit, limits, .. } = self;
+        let refused = [
+            (*lease < Duration::from_millis(100), "the lease must be at least 100 ms"),
+            (commit.store_timeout < SHORTEST, "store_timeout must be at least 1 ms"),
+            (commit.lanes == 0, "lanes must be at least 1"),
+            (commit.max_queued == 0, "max_queued_commits must be at least 1"),
+            (limits.max_firing == 0, "max_firing must be at least 1"),
+            (limits.max_fires_per_second == 0, "max_fires_per_second must be at least 1"),
+            (limits.max_crashes == 0, "max_crashes must be at least 1"),
+        ];
+        refused.into_iter().find(|(is_wrong, _)| *is_wrong).map_or(Ok(()), |(_, text)| Err(text))
+    }
+
+    /// As they are, but no more than there can be of anything.
+    pub(crate) fn within_reach(mut self, shards: u32) -> HostOptions {
+        self.lease = self.lease.min(FOREVER);
+        self.limits.max_firing = self.limits.max_firing.min(MAX_CHANNEL);
+        self.commit.lanes = self.commit.lanes.min(u16::try_from(shards).unwrap_or(u16::MAX));
+        self
+    }
+}
+
+/// A setting that is given once, when the host starts. Interfaces are registered before that, and share the host with it, so that
+/// it does not matter what was set first.
+#[derive(Debug)]
+pub(crate) struct Setting<T: ?Sized>(OnceLock<Arc<T>>);
+
+impl<T: ?Sized> Setting<T> {
+    pub(crate) fn open() -> Setting<T> {
+        Setting(OnceLock::new())
+    }
+
+    /// Sets it, for good.
+    pub(crate) fn give(&self, value: Arc<T>) {
+        // A host is started once: `start` consumes the builder.
+        drop(self.0.set(value));
+    }
+
+    /// Another reference to what it was set to.
+    pub(crate) fn share(&self) -> Arc<T> {
+        self.0.get().expect(GIVEN).clone()
+    }
+}
+
+const GIVEN: &str = "a host has its settings before anything of it runs";
+
+impl<T: ?Sized> Deref for Setting<T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        self.0.get().expect(GIVEN)
+    }
+}
+
 /// Something to run on a task of the host.
 pub(crate) type Deferred = Box<dyn FnOnce() + Send>;
 
@@ -78,12 +141,16 @@ pub(crate) type Deferred = Box<dyn FnOnce() + Send>;
 #[derive(Debug)]
 pub(crate) struct Places {
     taken: AtomicUsize,
-    max: usize,
+    max: AtomicUsize,
 }
 
 impl Places {
+    fn new(max: usize) -> Places {
+        Places { taken: AtomicUsize::new(0), max: AtomicUsize::new(max) }
+    }
+
     pub(crate) fn take(self: &Arc<Places>) -> Option<Place> {
-        if self.taken.fetch_add(1, Ordering::AcqRel) >= self.max {
+        if self.taken.fetch_add(1, Ordering::AcqRel) >= self.max.load(Ordering::Relaxed) {
             self.taken.fetch_sub(1, Ordering::AcqRel);
             return None;
         }
@@ -109,10 +176,11 @@ impl Drop for Place {
 pub(crate) struct HostCore {
     pub(crate) name: Arc<str>,
     pub(crate) fleet: Fleet,
-    pub(crate) store: Option<Arc<dyn Store>>,
-    pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) random: Arc<dyn Random>,
-    pub(crate) options: HostOptions,
+    /// Given when the host starts, if it has one.
+    store: OnceLock<Arc<dyn Store>>,
+    pub(crate) clock: Setting<dyn Clock>,
+    pub(crate) random: Setting<dyn Random>,
+    pub(crate) options: Setting<HostOptions>,
     pub(crate) shards: Arc<Shards>,
     health: AtomicU8,
     /// When the lease runs out, in milliseconds by the lease clock; `u64::MAX` if there is none to run out.
@@ -125,6 +193,8 @@ pub(crate) struct HostCore {
     health_changed: Notify,
     /// What exists once the host has started.
     started: OnceLock<Started>,
+    /// How many `on_stop` were cut off since the host began to drain.
+    pub(crate) stops_cut: AtomicUsize,
     /// Set when the store has lost data: what is in memory is being saved, and the host ends when it is.
     is_rescuing: AtomicBool,
     /// Emptied when the host stops: interfaces point back at the host.
@@ -146,23 +216,17 @@ pub(crate) struct Started {
 }
 
 impl HostCore {
-    pub(crate) fn new(
-        name: Arc<str>,
-        fleet: Fleet,
-        store: Option<Arc<dyn Store>>,
-        clock: Arc<dyn Clock>,
-        random: Arc<dyn Random>,
-        options: HostOptions,
-    ) -> HostCore {
-        let shards = Arc::new(Shards::new(fleet.shards(), options.limits.clone(), clock.clone()));
-        let connections = Arc::new(Places { taken: AtomicUsize::new(0), max: options.max_connections });
+    /// A host that waits for its settings.
+    pub(crate) fn new(name: Arc<str>, fleet: Fleet) -> HostCore {
+        let shards = Arc::new(Shards::open(fleet.shards()));
+        let connections = Arc::new(Places::new(HostOptions::default().max_connections));
         HostCore {
             name,
             fleet,
-            store,
-            clock,
-            random,
-            options,
+            store: OnceLock::new(),
+            clock: Setting::open(),
+            random: Setting::open(),
+            options: Setting::open(),
             shards,
             health: AtomicU8::new(Health::NotStarted as u8),
             lease_until: AtomicU64::new(u64::MAX),
@@ -170,9 +234,33 @@ impl HostCore {
             connections,
             health_changed: Notify::new(),
             started: OnceLock::new(),
+            stops_cut: AtomicUsize::new(0),
             is_rescuing: AtomicBool::new(false),
             interfaces: Mutex::default(),
         }
+    }
+
+    /// Gives the host its settings, before anything of it runs.
+    pub(crate) fn set(
+        &self,
+        store: Option<Arc<dyn Store>>,
+        clock: Arc<dyn Clock>,
+        random: Arc<dyn Random>,
+        options: HostOptions,
+    ) {
+        if let Some(store) = store {
+            drop(self.store.set(store));
+        }
+        self.shards.give(options.limits.clone(), clock.clone());
+        self.connections.max.store(options.max_connections, Ordering::Relaxed);
+        self.clock.give(clock);
+        self.random.give(random);
+        self.options.give(Arc::new(options));
+    }
+
+    /// Where alarms and storage are kept, if anywhere.
+    pub(crate) fn store(&self) -> Option<&Arc<dyn Store>> {
+        self.store.get()
     }
 
     pub(crate) fn health(&self) -> Health {
@@ -304,6 +392,14 @@ impl HostCore {
         until == u64::MAX || self.clock.elapsed() < Duration::from_millis(until)
     }
 
+    /// How long the lease still lasts: zero when it is over, [`Duration::MAX`] if there is none to run out.
+    pub(crate) fn lease_left(&self) -> Duration {
+        match self.lease_until.load(Ordering::Acquire) {
+            u64::MAX => Duration::MAX,
+            until => Duration::from_millis(until).saturating_sub(self.clock.elapsed()),
+        }
+    }
+
     /// For how long the lease has been over; zero while it holds.
     pub(crate) fn lease_over_for(&self) -> Duration {
         let until = Duration::from_millis(self.lease_until.load(Ordering::Acquire));
@@ -331,7 +427,7 @@ impl HostCore {
 
     /// The way to the store, if there is one.
     pub(crate) fn way(&self) -> Option<Way<'_>> {
-        let store = self.store.as_deref()?;
+        let store = &**self.store()?;
         Some(Way { store, clock: &*self.clock, random: &*self.random, options: &self.options.commit })
     }
 

@@ -52,7 +52,11 @@ pub(crate) async fn claim(
         kind,
     };
     let sent_at = host.clock.elapsed();
-    let timeout = host.options.commit.store_timeout;
+    let timeout = match kind {
+        ClaimKind::Start => host.options.commit.store_timeout,
+        // A claim that hangs must not keep the next renewal waiting.
+        ClaimKind::Running => host.options.commit.store_timeout.min(lease / 3),
+    };
     let claimed = match within(&*host.clock, timeout, store.claim(&claim)).await {
         Some(result) => result?,
         None => return Err(StoreError::Unavailable(format!("no answer within {timeout:?}").into())),
@@ -76,7 +80,7 @@ pub(crate) async fn claim(
 /// The lease lasts from `sent_at`.
 fn extend(host: &HostCore, sent_at: Duration) {
     let lease = host.options.lease;
-    host.set_lease(if lease >= FOREVER { Duration::MAX } else { sent_at + lease - lease / 10 });
+    host.set_lease(if lease >= FOREVER { Duration::MAX } else { sent_at.saturating_add(lease - lease / 10) });
 }
 
 /// Renews the lease, looks for messages that nobody hinted at, and claims what others still held, until the host stops or is replaced; or until the store is found to have
@@ -85,13 +89,27 @@ pub(crate) async fn keep(host: &Arc<HostCore>, store: &dyn Store, incarnation: I
     let pause = (host.options.lease / 3).min(LOOK_EVERY);
     let mut failures = 0_u32;
     loop {
-        let wait = if failures == 0 { pause } else { backoff(&*host.random, failures).min(pause) };
-        tokio::select! { biased;
-            () = host.shards.lost.notified() => {}
-            () = host.clock.sleep(wait) => {}
+        let left = host.lease_left();
+        let wait = match failures {
+            0 if !left.is_zero() => pause.min(left),
+            // It has run out before its renewal was answered.
+            0 => Duration::ZERO,
+            _ if left.is_zero() => backoff(&*host.random, failures).min(pause),
+            _ => backoff(&*host.random, failures).min(pause).min(left),
+        };
+        let has_lost = tokio::select! { biased;
+            () = host.shards.lost.notified() => true,
+            () = host.clock.sleep(wait) => false,
+        };
+        if has_lost || !host.lease_holds() {
+            forget_unowned(host);
         }
         let sent_at = host.clock.elapsed();
-        let timeout = host.options.commit.store_timeout;
+        let timeout = match host.lease_left() {
+            Duration::ZERO => host.options.commit.store_timeout,
+            // No longer than the lease lasts: what belongs to instances ends with it.
+            left => host.options.commit.store_timeout.min(left),
+        };
         let renewed = within(&*host.clock, timeout, store.renew(incarnation, host.options.lease)).await;
         let renewed = match renewed {
             Some(Ok(renewed)) => renewed,
@@ -113,11 +131,7 @@ pub(crate) async fn keep(host: &Arc<HostCore>, store: &dyn Store, incarnation: I
                 }
                 failures = failures.saturating_add(1);
                 if !host.lease_holds() {
-                    // Others may own the shards by now: what belongs to an instance must not go on beside its successor.
-                    let interfaces = host.interfaces.lock().clone();
-                    for interface in interfaces {
-                        interface.forget(Forget::All);
-                    }
+                    forget_unowned(host);
                 }
                 continue;
             }
@@ -140,6 +154,16 @@ pub(crate) async fn keep(host: &Arc<HostCore>, store: &dyn Store, incarnation: I
         }
         metrics::gauge!(crate::metrics::SHARDS_OWNED)
             .set(u32::try_from(host.shards.owned().count()).unwrap_or(u32::MAX));
+    }
+}
+
+/// Ends the instances that this host may not run any more, with their tasks and connections: others may own them by now, and nothing
+/// must go on beside its successor.
+fn forget_unowned(host: &HostCore) {
+    let which = if host.lease_holds() { Forget::Lost } else { Forget::All };
+    let interfaces = host.interfaces.lock().clone();
+    for interface in interfaces {
+        interface.forget(which);
     }
 }
 

@@ -13,6 +13,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
+use super::core::Setting;
 use super::wake::{Wake, WakeToken};
 use crate::alarm::window::AlarmWindow;
 use crate::clock::{Clock, Timestamp};
@@ -61,8 +62,8 @@ pub(crate) struct Shards {
     storms: Mutex<(Timestamp, HashMap<InstanceName, u32>)>,
     /// Stored rows that cannot be used, met since the start.
     pub(crate) damaged: Mutex<Vec<crate::store::Damaged>>,
-    pub(crate) limits: Limits,
-    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) limits: Setting<Limits>,
+    pub(crate) clock: Setting<dyn Clock>,
 }
 
 #[derive(Debug, Default)]
@@ -136,7 +137,15 @@ pub(crate) enum BegunAfter {
 }
 
 impl Shards {
+    #[cfg(test)]
     pub(crate) fn new(count: u32, limits: Limits, clock: Arc<dyn Clock>) -> Shards {
+        let shards = Shards::open(count);
+        shards.give(limits, clock);
+        shards
+    }
+
+    /// As many shards, none of them owned, which wait for their settings.
+    pub(crate) fn open(count: u32) -> Shards {
         Shards {
             shards: (0..count).map(|_| Shard::default()).collect(),
             deadlines: Mutex::default(),
@@ -150,9 +159,15 @@ impl Shards {
             is_alone_wanted: AtomicBool::new(false),
             storms: Mutex::default(),
             damaged: Mutex::default(),
-            limits,
-            clock,
+            limits: Setting::open(),
+            clock: Setting::open(),
         }
+    }
+
+    /// Gives them their settings, before any is owned.
+    pub(crate) fn give(&self, limits: Limits, clock: Arc<dyn Clock>) {
+        self.limits.give(Arc::new(limits));
+        self.clock.give(clock);
     }
 
     fn shard(&self, shard: ShardId) -> &Shard {
@@ -372,11 +387,12 @@ impl Shards {
             counts.clear();
         }
         let count = counts.entry(alarm.name.clone()).or_default();
-        *count += 1;
-        if *count <= self.limits.max_fires_per_second {
+        *count = count.saturating_add(1);
+        let over = count.saturating_sub(self.limits.max_fires_per_second);
+        if over == 0 {
             return None;
         }
-        if *count == self.limits.max_fires_per_second + 1 {
+        if over == 1 {
             tracing::error!(instance = %alarm.name, alarm = %alarm.id, limit = self.limits.max_fires_per_second,
                 "an instance's alarms fire too often; they are slowed down");
         }

@@ -562,6 +562,11 @@ impl Context {
         if self.instance.host().committer().is_some() { Ok(()) } else { Err(ContextError::NoStore) }
     }
 
+    /// Asked before a handler that has waited for something.
+    pub(crate) fn require_lease(&self) -> Result<(), ContextError> {
+        if self.instance.host().lease_holds() { Ok(()) } else { Err(ContextError::Fenced) }
+    }
+
     pub(crate) fn note_failed_start(&mut self, error: &impl Display) {
         self.recorded.rare().failed_start = Some(error.to_string());
     }

@@ -76,7 +76,7 @@ impl Context {
     /// The store of this instance's host, for extensions that know which one it is.
     #[must_use]
     pub fn store(&self) -> Option<&dyn Store> {
-        self.host_core().store.as_deref()
+        self.host_core().store().map(|store| &**store)
     }
 
     /// Begins a [`Ride`]: waits until everything that earlier handlers of this instance committed is durable. For extensions;

@@ -13,7 +13,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::StableInterface;
-use super::chain::{self, Link};
+use super::chain::{self, Deadline, Link};
 use super::context::{Instance, Output, Recorded, Rides};
 use super::effects;
 use super::gate::{Gate, Ticket};
@@ -26,7 +26,7 @@ use crate::committer::{Commit, Queued};
 use crate::connection::{AnyLink, Closed, ConnectionId};
 use crate::directive::Needs;
 use crate::error::{ContextError, RequestError};
-use crate::host::core::{HostCore, Place};
+use crate::host::core::{Health, HostCore, Place};
 use crate::host::tasks::TaskHandle;
 use crate::host::wake::{Failed, Wake, WakeToken};
 use crate::interface::{Forget, InterfaceCore, stop_job};
@@ -49,7 +49,7 @@ struct Inner<I: StableInterface> {
     mode: Mode,
     /// The instance, while no turn has it.
     state: Option<Box<I>>,
-    /// The epoch of the shard when the instance was built.
+    /// The epoch of the shard when the instance was built, or its turn under way began.
     epoch: Epoch,
     /// What most instances do not need most of the time.
     extra: Option<Box<Extra<I>>>,
@@ -77,6 +77,8 @@ struct Extra<I: StableInterface> {
     connections: BTreeMap<ConnectionId, (Arc<dyn AnyLink>, Place)>,
     /// The last ride that the turn under way has begun.
     riding: Option<Arc<Riding>>,
+    /// Set when the incarnation of the turn under way may not go on: it ends with that turn.
+    is_over: bool,
     /// Set while a task of the host waits on a turn: when it will look at the queue's deadlines next, and how to make it sooner.
     watch: Option<(Duration, Arc<Notify>)>,
 }
@@ -92,12 +94,27 @@ impl<I: StableInterface> Default for Extra<I> {
             tasks: Vec::new(),
             connections: BTreeMap::new(),
             riding: None,
+            is_over: false,
             watch: None,
         }
     }
 }
 
 impl<I: StableInterface> Extra<I> {
+    /// Ends what belongs to the incarnation beside its handler: held alarms, tasks, connections. Tasks are still to be waited for.
+    fn end_life(&mut self, reason: &Closed) {
+        self.held.clear();
+        if let Some(life) = self.life.take() {
+            life.end();
+        }
+        for task in &self.tasks {
+            task.cancel();
+        }
+        for (link, _) in std::mem::take(&mut self.connections).into_values() {
+            link.close(reason.clone());
+        }
+    }
+
     /// Whether the instance may not leave memory by itself.
     fn is_needed(&self) -> bool {
         !self.connections.is_empty() || self.life.as_ref().is_some_and(|life| life.is_busy())
@@ -207,6 +224,7 @@ impl<I: StableInterface> Slot<I> {
         if is_stale || has_failed {
             let old = inner.state.take();
             let next = Self::end(&mut inner, &Closed::Reset);
+            inner.epoch = epoch;
             drop(inner);
             drop_quietly(old, self);
             return match next {
@@ -214,6 +232,7 @@ impl<I: StableInterface> Slot<I> {
                 None => Taken::Free(None),
             };
         }
+        inner.epoch = epoch;
         self.is_polled.store(true, Ordering::Relaxed);
         Taken::Free(inner.state.take())
     }
@@ -267,7 +286,12 @@ impl<I: StableInterface> Slot<I> {
     ) -> (Answer<R, I::Error>, Next<I>) {
         // The application's code, so before the lock is taken.
         let failure = match &ending {
-            Ending::Returned { result: Err(error), .. } if woken_by.is_some() => Some(error.to_string()),
+            // What ends because the shard is not this host's any more has not been tried.
+            Ending::Returned { result: Err(error), .. }
+                if woken_by.is_some() && !matches!(**error, RequestError::Fenced) =>
+            {
+                Some(error.to_string())
+            }
             _ => None,
         };
         let mut inner = self.inner.lock();
@@ -341,6 +365,15 @@ impl<I: StableInterface> Slot<I> {
                 }
                 (Err(RequestError::Panicked(text).into()), Some(Closed::Reset))
             }
+            Ending::StopCut(after) => {
+                tracing::error!(instance = %chain::Described(&**self), ?after, "an instance took too long to stop; its `on_stop` was cut off");
+                let host = &self.interface.host;
+                let is_draining = host.health() > Health::Running;
+                host.stops_cut.fetch_add(usize::from(is_draining), Ordering::AcqRel);
+                let waited_for = chain::Described(&**self).to_string();
+                let reason = if is_draining { Closed::Draining } else { Closed::Stopped };
+                (Err(RequestError::TimedOut { after, waited_for }.into()), Some(reason))
+            }
             Ending::TimedOut(after) => {
                 tracing::error!(instance = %chain::Described(&**self), ?after, "a handler ran out of time; its instance is reset");
                 if let Some(token) = woken_by {
@@ -366,7 +399,9 @@ impl<I: StableInterface> Slot<I> {
             };
             left.refused.extend(extra.queue.take_all().into_iter().map(|job| (job, refusal.clone())));
         }
-        let next = match ends.or(has_failed.then_some(Closed::Reset)) {
+        let is_over = inner.extra.as_ref().is_some_and(|extra| extra.is_over);
+        let ends = ends.or(has_failed.then_some(Closed::Reset)).or(is_over.then_some(Closed::Draining));
+        let next = match ends {
             Some(reason) => {
                 if reason == Closed::Reset {
                     metrics::counter!(crate::metrics::RESETS, "interface" => I::NAME).increment(1);
@@ -487,17 +522,9 @@ impl<I: StableInterface> Slot<I> {
     /// returned to be waited for.
     fn end(inner: &mut Inner<I>, reason: &Closed) -> Option<Next<I>> {
         let extra = inner.extra.as_mut()?;
-        extra.held.clear();
-        if let Some(life) = extra.life.take() {
-            life.end();
-        }
+        extra.is_over = false;
+        extra.end_life(reason);
         let tasks = std::mem::take(&mut extra.tasks);
-        for task in &tasks {
-            task.cancel();
-        }
-        for (link, _) in std::mem::take(&mut extra.connections).into_values() {
-            link.close(reason.clone());
-        }
         let gate = extra.gate.clone().filter(|gate| !gate.is_settled());
         if gate.is_some() || tasks.iter().any(|task| !task.has_ended()) {
             return Some(Next::Settle(Ended { gate, tasks }));
@@ -520,6 +547,17 @@ impl<I: StableInterface> Slot<I> {
         next
     }
 
+    /// The next message may not begin, for the lease is over: it is refused, as all that wait behind it.
+    pub(crate) fn refuse_next(self: &Arc<Self>, job: Box<dyn Job<I>>, state: Option<Box<I>>) -> Next<I> {
+        let mut left = Left { state: None, refused: vec![(job, Refusal::Fenced)] };
+        let mut inner = self.inner.lock();
+        inner.state = state;
+        let next = self.next(&mut inner, &mut left);
+        drop(inner);
+        left.clear(&**self);
+        next
+    }
+
     /// The next message, or idleness. A slot with nothing in memory leaves the table.
     fn next(self: &Arc<Self>, inner: &mut Inner<I>, left: &mut Left<I>) -> Next<I> {
         let host = &self.interface.host;
@@ -537,6 +575,7 @@ impl<I: StableInterface> Slot<I> {
                     let late = extra.queue.take_late(|| host.clock.elapsed());
                     left.refused.extend(late.into_iter().map(|job| self.is_late(job)));
                     if let Some(job) = extra.queue.pop() {
+                        inner.epoch = epoch;
                         return Next::Run(job, inner.state.take(), epoch);
                     }
                 }
@@ -575,11 +614,17 @@ impl<I: StableInterface> Slot<I> {
         Some(Next::Run(stop_job(), inner.state.take(), epoch))
     }
 
-    /// Drops an idle instance that this host may not run any more.
+    /// Drops an instance that this host may not run any more. One that is busy goes with its turn, what belongs to it now.
     pub(crate) fn forget(self: &Arc<Self>, which: Forget) -> Option<Next<I>> {
         let mut inner = self.inner.lock();
         let is_lost = self.interface.host.shards.epoch(self.shard) != Some(inner.epoch);
-        if inner.mode != Mode::Idle || !(is_lost || which == Forget::All) {
+        if inner.mode == Mode::Gone || !(is_lost || which == Forget::All) {
+            return None;
+        }
+        if inner.mode == Mode::Busy {
+            let extra = inner.extra.get_or_insert_default();
+            extra.is_over = true;
+            extra.end_life(&Closed::Draining);
             return None;
         }
         inner.mode = Mode::Busy;
@@ -633,6 +678,12 @@ impl<I: StableInterface> Slot<I> {
     /// The moment `duration` from now, by the lease clock.
     pub(crate) fn moment_in(&self, duration: Duration) -> Duration {
         self.interface.host.clock.elapsed().saturating_add(duration)
+    }
+
+    /// The moment by which an `on_stop` that starts now must be done. Unlike a handler's it is known from the start: stopping is rare.
+    pub(crate) fn stop_deadline(&self) -> Deadline {
+        const LATEST: Duration = Duration::from_nanos(u64::MAX - 1);
+        Deadline::at(self.moment_in(self.interface.options.stop_timeout).min(LATEST))
     }
 
     /// Refuses the queued messages whose time is over, and says when to look again. `sooner` is told if that changes.

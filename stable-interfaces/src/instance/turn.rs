@@ -31,6 +31,9 @@ use crate::sync::{Arc, Notify, oneshot};
 pub(crate) trait Work<I: StableInterface>: Send + 'static {
     type Reply: Send + 'static;
 
+    /// Whether it lets the instance leave memory: then the limit of `on_stop` is its own, and not that of handlers.
+    const IS_STOP: bool = false;
+
     /// Does it. `state` is the instance if it is in memory; [`awaken`] builds it where it is needed.
     fn run(
         self,
@@ -52,6 +55,7 @@ pub(crate) async fn awaken<'a, I: StableInterface>(
             cx.note_failed_start(&error);
             return Err(RequestError::Handler(error).into());
         }
+        cx.require_lease()?;
         *state = Some(fresh);
     }
     Ok(state.as_mut().expect("it was there or has just been put there"))
@@ -80,9 +84,15 @@ pub(crate) type ReplyTo<R, E> = oneshot::Sender<Answer<R, E>>;
 
 /// How a handler's future ended.
 pub(crate) enum Ending<I: StableInterface, R> {
-    Returned { state: Option<Box<I>>, recorded: Recorded, result: Outcome<R, I::Error> },
+    Returned {
+        state: Option<Box<I>>,
+        recorded: Recorded,
+        result: Outcome<R, I::Error>,
+    },
     Panicked(String),
     TimedOut(Duration),
+    /// As [`TimedOut`](Self::TimedOut), while the instance was being stopped.
+    StopCut(Duration),
 }
 
 /// What surrounds a handler: all that is not inside its future.
@@ -97,6 +107,8 @@ pub(crate) struct Around<I: StableInterface> {
     pub(crate) limit: Duration,
     /// What woke the instance, if nobody waits for a reply.
     pub(crate) woken_by: Option<WakeToken>,
+    /// Whether it is `on_stop` that runs.
+    pub(crate) is_stop: bool,
     pub(crate) span: Span,
 }
 
@@ -230,9 +242,10 @@ impl<I: StableInterface, R: Send + 'static, F: Future<Output = Ending<I, R>> + S
     }
 
     fn time_out(mut self: Box<Self>) -> Next<I> {
-        let after = self.around.limit;
+        let Around { limit, is_stop, .. } = self.around;
+        let ending = if is_stop { Ending::StopCut(limit) } else { Ending::TimedOut(limit) };
         drop_quietly(self.future.take(), &*self.around.slot);
-        self.finish(Ending::TimedOut(after))
+        self.finish(ending)
     }
 }
 
@@ -301,8 +314,13 @@ impl<I: StableInterface, W: Work<I>> Job<I> for Waiting<I, W> {
         let Waiting { work, callers, limit, woken_by, span, reply, .. } = *self;
         let future = Some(Box::pin(handler(slot.clone(), epoch, state, work)));
         // However long it has waited, its handler has its whole time.
-        let deadline = Deadline::NONE;
-        Box::new(Running { around: Around { slot, epoch, callers, deadline, limit, woken_by, span }, future, reply })
+        let (deadline, limit) = match W::IS_STOP {
+            true => (slot.stop_deadline(), slot.interface.options.stop_timeout),
+            false => (Deadline::NONE, limit),
+        };
+        let is_stop = W::IS_STOP;
+        let around = Around { slot, epoch, callers, deadline, limit, woken_by, is_stop, span };
+        Box::new(Running { around, future, reply })
     }
 
     fn refuse(self: Box<Self>, error: Refusal) {
@@ -372,6 +390,13 @@ pub(crate) fn drive<I: StableInterface>(slot: &Arc<Slot<I>>, mut step: Step<I>) 
     let host = slot.interface.host.clone();
     host.spawn_turn(async move {
         let sooner = Arc::new(Notify::new());
+        step = match step {
+            // The lease was asked where the message came from, and that may have been long ago.
+            Step::Next(Next::Run(job, state, _)) if !slot.interface.host.lease_holds() => {
+                Step::Next(slot.refuse_next(job, state))
+            }
+            step => step,
+        };
         loop {
             let next = match step {
                 Step::Turn(turn) => run_turn(&slot, turn, &sooner).await,
