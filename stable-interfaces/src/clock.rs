@@ -116,6 +116,20 @@ pub trait Clock: Debug + Send + Sync + 'static {
     fn is_simulated(&self) -> bool;
 }
 
+/// A moment, as both clocks show it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Moment {
+    pub(crate) wall: Timestamp,
+    pub(crate) elapsed: Duration,
+}
+
+impl Moment {
+    /// This one.
+    pub(crate) fn of(clock: &dyn Clock) -> Moment {
+        Moment { wall: clock.now(), elapsed: clock.elapsed() }
+    }
+}
+
 /// Where a host draws random numbers: incarnations and jitter.
 pub trait Random: Debug + Send + Sync + 'static {
     /// A number uniform over all of `u64`.

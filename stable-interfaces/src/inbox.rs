@@ -6,12 +6,13 @@
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::future::Future;
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::clock::{Clock, Random, Timestamp, within};
+use crate::clock::{Clock, Moment, Random, Timestamp, within};
 use crate::committer::{CommitOptions, backoff};
 use crate::directive::{self, Directive};
 use crate::error::{ContextError, RequestError};
@@ -279,13 +280,17 @@ impl<'a> Way<'a> {
 #[derive(Debug)]
 pub(crate) struct InboxWindow {
     taken: HashMap<Identity, Taken>,
-    /// Waiting to be handled, in the order they were taken, each with the time since when.
-    ready: VecDeque<(Timestamp, Arc<InboxRow>)>,
-    /// Waiting until a time: after a failure, or because their instance could not take them. The number keeps keys apart.
+    /// Waiting to be handled, in the order they were taken, each with the moment since when.
+    ready: VecDeque<(Moment, Arc<InboxRow>)>,
+    /// Waiting until they are due, after a failure. The number keeps keys apart.
     postponed: BTreeMap<(Timestamp, u64), Arc<InboxRow>>,
+    /// Waiting until a time of the lease clock, because their instance could not take them: nothing stored says until when.
+    resting: BTreeMap<(Duration, u64), Arc<InboxRow>>,
     next_number: u64,
     /// When the first of those is due that failed and were left to the store.
     left_until: Option<Timestamp>,
+    /// When the first of those that rested and were left to the store is to be looked for, by the lease clock.
+    left_resting_until: Option<Duration>,
     /// How many of `taken` nobody here can handle.
     aside: usize,
     pass: Pass,
@@ -336,8 +341,10 @@ impl InboxWindow {
             taken: HashMap::new(),
             ready: VecDeque::new(),
             postponed: BTreeMap::new(),
+            resting: BTreeMap::new(),
             next_number: 0,
             left_until: None,
+            left_resting_until: None,
             aside: 0,
             pass: Pass::At(None),
             is_hinted: false,
@@ -366,7 +373,7 @@ impl InboxWindow {
 
     pub(crate) fn wants_page(&self) -> bool {
         // Messages that keep failing, or that nobody here can handle, must not keep the others out.
-        let busy = self.taken.len() - self.postponed.len() - self.aside;
+        let busy = self.taken.len() - self.postponed.len() - self.resting.len() - self.aside;
         matches!(self.pass, Pass::At(_)) && busy < self.cap
     }
 
@@ -381,7 +388,7 @@ impl InboxWindow {
     }
 
     /// Takes what a page found. What is there to be handled counts as waiting since `now` at the latest.
-    pub(crate) fn merge_page(&mut self, rows: Vec<InboxRow>, is_last: bool, now: Timestamp) {
+    pub(crate) fn merge_page(&mut self, rows: Vec<InboxRow>, is_last: bool, now: Moment) {
         let Pass::Loading(_, gone) = std::mem::replace(&mut self.pass, Pass::None) else { return };
         let last = rows.last().map(InboxRow::key);
         for row in rows {
@@ -404,7 +411,9 @@ impl InboxWindow {
                     if row.attempt > 0 || row.due > row.arrived {
                         self.postpone(row.due, Arc::new(row));
                     } else {
-                        self.ready.push_back((row.arrived.min(now), Arc::new(row)));
+                        let elapsed = now.elapsed.saturating_sub(now.wall.since(row.arrived));
+                        let since = Moment { wall: row.arrived.min(now.wall), elapsed };
+                        self.ready.push_back((since, Arc::new(row)));
                     }
                 }
             }
@@ -424,22 +433,44 @@ impl InboxWindow {
         }
     }
 
-    /// When the next message is to be handled, or since when it could be.
+    /// When the next failed message is due.
     pub(crate) fn next_deadline(&self) -> Option<Timestamp> {
         let postponed = self.postponed.keys().next().map(|(due, _)| *due);
-        let ready = self.ready.front().map(|(since, _)| *since);
-        postponed.into_iter().chain(ready).chain(self.left_until).min()
+        postponed.into_iter().chain(self.left_until).min()
+    }
+
+    /// Since when the next message could be handled, or when it is to be tried again, by the lease clock.
+    pub(crate) fn next_wait(&self) -> Option<Duration> {
+        let resting = self.resting.keys().next().map(|(at, _)| *at);
+        let ready = self.ready.front().map(|(since, _)| since.elapsed);
+        resting.into_iter().chain(ready).chain(self.left_resting_until).min()
+    }
+
+    /// Looks again for what was left to the store and is due.
+    pub(crate) fn end_waits(&mut self, now: Moment) {
+        let is_due = self.left_until.take_if(|due| *due <= now.wall).is_some();
+        let is_rested = self.left_resting_until.take_if(|at| *at <= now.elapsed).is_some();
+        if is_due || is_rested {
+            self.hint();
+        }
+    }
+
+    /// Since when the message that [`pop_due`](Self::pop_due) gives could be handled; `None` if there is none.
+    pub(crate) fn due_since(&self, now: Moment) -> Option<Timestamp> {
+        let resting = self.resting.first_key_value().filter(|((at, _), _)| *at <= now.elapsed);
+        let failed = || self.postponed.keys().next().map(|(due, _)| *due).filter(|due| *due <= now.wall);
+        let ready = || self.ready.front().map(|(since, _)| since.wall);
+        resting.map(|(_, row)| row.due).or_else(failed).or_else(ready)
     }
 
     /// The next message to handle. It stays taken.
-    pub(crate) fn pop_due(&mut self, now: Timestamp) -> Option<Arc<InboxRow>> {
-        if self.left_until.is_some_and(|due| due <= now) {
-            self.left_until = None;
-            self.hint();
-        }
-        let row = match self.postponed.first_entry() {
-            Some(entry) if entry.key().0 <= now => entry.remove(),
-            _ => {
+    pub(crate) fn pop_due(&mut self, now: Moment) -> Option<Arc<InboxRow>> {
+        let rested = self.resting.first_entry().filter(|entry| entry.key().0 <= now.elapsed);
+        let failed = self.postponed.first_entry().filter(|entry| entry.key().0 <= now.wall);
+        let row = match (rested, failed) {
+            (Some(entry), _) => entry.remove(),
+            (None, Some(entry)) => entry.remove(),
+            (None, None) => {
                 let (_, row) = self.ready.pop_front()?;
                 self.lets_alarms_fire |= self.ready.is_empty() && self.pass == Pass::None;
                 row
@@ -465,26 +496,46 @@ impl InboxWindow {
         }
     }
 
-    /// The message that was handed out waits until `due`, as `row`.
+    /// The message that was handed out has failed, durably, and waits until it is due, as `row`.
     pub(crate) fn postpone(&mut self, due: Timestamp, row: Arc<InboxRow>) {
         self.next_number += 1;
-        if let Some(taken) = self.taken.get_mut(&(row.name.clone(), row.id.clone())) {
-            // It is in the store, so whatever a page has shown was this one.
-            *taken = Taken::default();
-        }
+        self.is_in_store(&row);
         self.postponed.insert((due, self.next_number), row);
-        if self.postponed.len() > self.cap * POSTPONED_PER_CAP
-            && let Some(((due, _), row)) = self.postponed.pop_last()
-        {
-            self.leave(due, &row);
+        self.leave_last();
+    }
+
+    /// The message that was handed out could not be taken, and waits until the lease clock shows `at`.
+    pub(crate) fn wait_again(&mut self, at: Duration, row: Arc<InboxRow>) {
+        self.next_number += 1;
+        self.is_in_store(&row);
+        self.resting.insert((at, self.next_number), row);
+        self.leave_last();
+    }
+
+    /// The message that was handed out is still in the store: whatever a page has shown under its ID was this one.
+    fn is_in_store(&mut self, row: &InboxRow) {
+        if let Some(taken) = self.taken.get_mut(&(row.name.clone(), row.id.clone())) {
+            *taken = Taken::default();
         }
     }
 
-    /// Leaves a failed message to the store until it is due.
-    fn leave(&mut self, due: Timestamp, row: &InboxRow) {
+    /// Past the cap, leaves the last message to the store until its time.
+    fn leave_last(&mut self) {
+        if self.postponed.len() + self.resting.len() <= self.cap * POSTPONED_PER_CAP {
+            return;
+        }
+        if let Some(((due, _), row)) = self.postponed.pop_last() {
+            self.left_until = Some(self.left_until.map_or(due, |other| other.min(due)));
+            self.leave(&row);
+        } else if let Some(((at, _), row)) = self.resting.pop_last() {
+            self.left_resting_until = Some(self.left_resting_until.map_or(at, |other| other.min(at)));
+            self.leave(&row);
+        }
+    }
+
+    fn leave(&mut self, row: &InboxRow) {
         let identity = (row.name.clone(), row.id.clone());
         self.taken.remove(&identity);
-        self.left_until = Some(self.left_until.map_or(due, |other| other.min(due)));
         if let Pass::Loading(_, gone) = &mut self.pass {
             gone.insert(identity, Gone::Left);
         }
@@ -511,10 +562,19 @@ mod tests {
         }
     }
 
-    const NOW: Timestamp = Timestamp::from_millis(5);
+    const NOW: Moment = moment(5);
+
+    /// A moment at which both clocks show the same.
+    const fn moment(millis: i64) -> Moment {
+        Moment { wall: Timestamp::from_millis(millis), elapsed: Duration::from_millis(millis.unsigned_abs()) }
+    }
 
     fn pop(window: &mut InboxWindow, now: i64) -> Option<String> {
-        window.pop_due(Timestamp::from_millis(now)).map(|row| row.id.to_string())
+        {
+            window.end_waits(moment(now));
+            window.pop_due(moment(now))
+        }
+        .map(|row| row.id.to_string())
     }
 
     #[test]
@@ -535,7 +595,7 @@ mod tests {
         let mut window = InboxWindow::new(10);
         window.begin_page();
         window.merge_page(vec![row("a", 1)], true, NOW);
-        let a = window.pop_due(Timestamp::from_millis(5)).expect("it is ready");
+        let a = window.pop_due(NOW).expect("it is ready");
         window.hint();
         window.begin_page();
         window.remove(&a.key());
@@ -609,9 +669,41 @@ mod tests {
         window.begin_page();
         // The store's clock may be ahead.
         window.merge_page(vec![row("a", 3), row("b", 9)], true, NOW);
-        assert_eq!(window.next_deadline(), Some(Timestamp::from_millis(3)));
+        assert_eq!((window.next_wait(), window.due_since(NOW)), (Some(moment(3).elapsed), Some(moment(3).wall)));
         assert_eq!(pop(&mut window, 5).as_deref(), Some("a"));
-        assert_eq!(window.next_deadline(), Some(NOW));
+        assert_eq!((window.next_wait(), window.due_since(NOW)), (Some(NOW.elapsed), Some(NOW.wall)));
+    }
+
+    #[test]
+    fn what_is_ready_and_what_waits_for_room_do_not_wait_for_a_wall_that_goes_back() {
+        let mut window = InboxWindow::new(10);
+        window.begin_page();
+        window.merge_page(vec![row("a", 3), row("b", 4)], true, NOW);
+        let a = window.pop_due(NOW).expect("it is ready");
+        window.wait_again(Duration::from_millis(9), a);
+        let back = |elapsed| Moment { wall: Timestamp::MIN, elapsed: Duration::from_millis(elapsed) };
+        assert_eq!(window.pop_due(back(6)).map(|row| row.id.to_string()).as_deref(), Some("b"));
+        assert_eq!((window.pop_due(back(8)), window.next_wait()), (None, Some(Duration::from_millis(9))));
+        assert_eq!(window.pop_due(back(9)).map(|row| row.id.to_string()).as_deref(), Some("a"));
+    }
+
+    #[test]
+    fn of_many_that_find_no_room_the_last_are_left_to_the_store_for_a_while() {
+        let mut window = InboxWindow::new(1);
+        for n in 0..17_i64 {
+            window.begin_page();
+            window.merge_page(vec![row(&n.to_string(), n)], true, NOW);
+            window.hint();
+            let row = window.pop_due(NOW).expect("it is ready");
+            window.wait_again(Duration::from_millis(100 + n.unsigned_abs()), row);
+        }
+        window.begin_page();
+        window.merge_page(Vec::new(), true, NOW);
+        assert_eq!((window.resting.len(), window.left_resting_until), (16, Some(Duration::from_millis(116))));
+        window.end_waits(moment(115));
+        assert!(!window.wants_page());
+        window.end_waits(moment(116));
+        assert!(window.wants_page());
     }
 
     #[test]
@@ -644,7 +736,7 @@ mod tests {
         window.begin_page();
         window.merge_page(vec![row("a", 1)], false, NOW);
         assert!(!window.lets_alarms_fire());
-        let a = window.pop_due(Timestamp::from_millis(5)).expect("it is ready");
+        let a = window.pop_due(NOW).expect("it is ready");
         window.remove(&a.key());
         assert_eq!(window.begin_page(), Some((Some(a.key()), 1)));
         window.merge_page(Vec::new(), true, NOW);
@@ -658,7 +750,7 @@ mod tests {
         window.merge_page(vec![row("a", 1), row("b", 1)], false, NOW);
         assert!(!window.wants_page());
         for _ in 0..2 {
-            window.pop_due(Timestamp::from_millis(5)).expect("it is ready");
+            window.pop_due(NOW).expect("it is ready");
             window.set_aside();
         }
         assert!(window.wants_page());

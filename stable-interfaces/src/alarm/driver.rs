@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use crate::clock::within;
+use crate::clock::{Moment, within};
 use crate::committer::{Described, backoff};
 use crate::directive::interface_of;
 use crate::host::core::{Health, HostCore};
@@ -42,7 +42,7 @@ pub(crate) async fn run(host: Arc<HostCore>) {
         .collect();
     while host.health() <= Health::Running {
         let changed = host.shards.changed.notified();
-        let now = host.clock.now();
+        let now = Moment::of(&*host.clock);
         let may_act = host.lease_holds();
         if may_act {
             while let Some(token) = host.shards.pop_due(now) {
@@ -52,21 +52,31 @@ pub(crate) async fn run(host: Arc<HostCore>) {
             }
         }
         // While too much is being handled, the end of one wakes this task.
-        match host.shards.next_deadline().filter(|_| host.shards.may_fire()) {
-            None => changed.await,
-            Some(deadline) => {
-                let now = host.clock.now();
-                let sleep = if deadline <= now && !may_act {
-                    // Due, but the lease has to be renewed first.
-                    host.clock.sleep(Duration::from_millis(100))
-                } else {
-                    host.clock.sleep_exact(deadline.min(now + CLOCK_CHECK))
-                };
-                tokio::select! { biased;
-                    () = changed => {}
-                    () = sleep => {}
-                }
+        if !host.shards.may_fire() {
+            changed.await;
+            continue;
+        }
+        let now = Moment::of(&*host.clock);
+        let (deadline, wait) = (host.shards.next_deadline(), host.shards.next_wait());
+        let is_due = deadline.is_some_and(|due| due <= now.wall) || wait.is_some_and(|wait| wait <= now.elapsed);
+        let until_due = async {
+            match deadline {
+                // Due, but the lease has to be renewed first.
+                _ if is_due && !may_act => host.clock.sleep(Duration::from_millis(100)).await,
+                Some(deadline) => host.clock.sleep_exact(deadline.min(now.wall + CLOCK_CHECK)).await,
+                None => std::future::pending().await,
             }
+        };
+        let until_ready = async {
+            match wait {
+                Some(wait) if may_act => host.clock.sleep(wait.saturating_sub(now.elapsed)).await,
+                _ => std::future::pending().await,
+            }
+        };
+        tokio::select! { biased;
+            () = changed => {}
+            () = until_due => {}
+            () = until_ready => {}
         }
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! A window holds *every* live alarm of its shard up to its *horizon* and none beyond it, so its first alarm is the shard's
 //! first alarm, and memory stays bounded however many the store keeps. Two kinds stay whatever the horizon: alarms that are
-//! *firing*, because somebody will say how it ended, and *postponed* ones, because only memory knows until when. Nothing
-//! here reads a clock, does I/O or takes a lock; the driver passes `now` in and carries out what comes back.
+//! *firing*, because somebody will say how it ended, and *postponed* ones, because only memory knows until when. That is a time of
+//! the lease clock: only what is stored is listed under a time of the wall, which may step. Nothing here reads a clock, does I/O
+//! or takes a lock; the driver passes `now` in and carries out what comes back.
 //!
 //! The window follows what is durable: [`put`](AlarmWindow::put) and [`remove`](AlarmWindow::remove) are called when a commit
 //! has been written, in the order of the commits of each alarm. The horizon rises only when a page has been merged, and falls
@@ -19,6 +20,7 @@ use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
 use std::mem;
+use std::time::Duration;
 
 use hashbrown::HashTable;
 
@@ -36,8 +38,8 @@ pub(crate) struct AlarmWindow {
     hasher: RandomState,
     /// The entries in state `Waiting`: all of them within the horizon.
     waiting: BTreeSet<ByKey>,
-    /// The entries in state `Postponed`, each behind the time it waits for.
-    postponed: BTreeSet<(Timestamp, ByKey)>,
+    /// The entries in state `Postponed`, each behind the time it waits for, by the lease clock.
+    postponed: BTreeSet<(Duration, ByKey)>,
     horizon: Horizon,
     page: Page,
     /// The most alarms in `waiting` and `postponed` together, as far as dropping from `waiting` can bring it about.
@@ -50,12 +52,12 @@ struct Entry {
     state: State,
 }
 
-/// `put` and a merged page make an alarm wait; `pop_due` makes a waiting or postponed one fire; `wait_again` makes a firing
-/// one wait or postpones it.
+/// `put` and a merged page make an alarm wait; `pop_due` makes a waiting one fire; `wait_again` makes a firing one wait or
+/// postpones it; `end_waits` makes a postponed one wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Waiting,
-    Postponed(Timestamp),
+    Postponed(Duration),
     Firing,
 }
 
@@ -135,17 +137,27 @@ impl AlarmWindow {
         }
     }
 
-    /// The first alarm that is due at `now`, which from here on is firing. A postponed one counts by the time it waits for.
+    /// Lets those wait for their due time alone whose postponement is over when the lease clock shows `elapsed`.
+    pub(crate) fn end_waits(&mut self, elapsed: Duration) {
+        while self.postponed.first().is_some_and(|(at, _)| *at <= elapsed) {
+            let Some((_, ByKey(row))) = self.postponed.first().cloned() else { return };
+            self.take(self.hash(&row.name, &row.id), &row.name, &row.id);
+            // If the horizon has fallen below it meanwhile, a page will bring it back.
+            if self.horizon.reaches(&row) {
+                self.insert_waiting(self.hash(&row.name, &row.id), row);
+            }
+        }
+    }
+
+    /// The first alarm that waits and is due at `now`, which from here on is firing.
     ///
     /// It stays in memory until [`put`](Self::put), [`remove`](Self::remove), [`wait_again`](Self::wait_again) or
     /// [`set_aside`](Self::set_aside) says how the firing ended.
     pub(crate) fn pop_due(&mut self, now: Timestamp) -> Option<AlarmRow> {
-        let (at, _, postponed) = self.first()?;
-        if at > now {
+        if self.next_deadline()? > now {
             return None;
         }
-        let ByKey(row) =
-            if postponed { self.postponed.pop_first().map(|(_, key)| key) } else { self.waiting.pop_first() }?;
+        let ByKey(row) = self.waiting.pop_first()?;
         let hash = self.hash(&row.name, &row.id);
         self.find_mut(hash, &row.name, &row.id).expect("each alarm of an order is an entry").state = State::Firing;
         Some((*row).clone())
@@ -153,10 +165,16 @@ impl AlarmWindow {
 
     /// When [`pop_due`](Self::pop_due) will have something, if nothing is put or merged before; `None` if never.
     pub(crate) fn next_deadline(&self) -> Option<Timestamp> {
-        self.first().map(|(at, ..)| at)
+        self.waiting.first().map(|key| key.0.due)
     }
 
-    /// A firing ended and changed nothing: the alarm waits again, and not only for its due time but for `not_before`, if given.
+    /// When the next postponement ends, by the lease clock.
+    pub(crate) fn next_wait(&self) -> Option<Duration> {
+        self.postponed.first().map(|(at, _)| *at)
+    }
+
+    /// A firing ended and changed nothing: the alarm waits again, and not only for its due time but first until the lease clock shows
+    /// `not_before`, if given.
     ///
     /// Does nothing if this revision is not firing any more. Postponed alarms cannot be dropped, so `not_before` should be
     /// near; a retry after a failure is a new due time, and comes by [`put`](Self::put).
@@ -165,7 +183,7 @@ impl AlarmWindow {
         name: &InstanceName,
         id: &str,
         revision: Revision,
-        not_before: Option<Timestamp>,
+        not_before: Option<Duration>,
     ) {
         let hash = self.hash(name, id);
         let Some(entry) = self.find_mut(hash, name, id) else { return };
@@ -173,7 +191,7 @@ impl AlarmWindow {
             return;
         }
         let key = ByKey(entry.row.clone());
-        if let Some(at) = not_before.filter(|at| *at > key.0.due) {
+        if let Some(at) = not_before {
             entry.state = State::Postponed(at);
             self.postponed.insert((at, key));
         } else if self.horizon.reaches(&key.0) {
@@ -303,13 +321,6 @@ impl AlarmWindow {
     #[cfg(test)]
     pub(crate) fn is_complete(&self) -> bool {
         self.horizon == Horizon::End
-    }
-
-    /// The first alarm to fire, when, and whether it is a postponed one.
-    fn first(&self) -> Option<(Timestamp, &ByKey, bool)> {
-        let waiting = self.waiting.first().map(|key| (key.0.due, key, false));
-        let postponed = self.postponed.first().map(|(at, key)| (*at, key, true));
-        waiting.into_iter().chain(postponed).min()
     }
 
     /// Past the cap, the alarms that are due last leave memory and the horizon falls to the last one kept.

@@ -1,9 +1,10 @@
 //! The shards of the fleet as this host sees them: which it owns, under which epoch, and the soonest alarms and the inbox of each.
 //!
 //! A shard's epoch is zero while this host does not own it, and is read without a lock at the start of every message. Its
-//! windows exist exactly while it is owned. `deadlines` lists each shard that has something waiting once, under the time its
-//! windows give, so the first entry is the host's next alarm or message. Locks are taken in the order shard, then `deadlines`,
-//! `behind`, `pages` or `storms`.
+//! windows exist exactly while it is owned. `deadlines` lists each shard that has something waiting for a time once, under the time
+//! its windows give, so the first entry is the host's next alarm or failed message. `waits` does the same for what is due already or
+//! waits in memory alone, by the lease clock: the wall may step back, and what is ready stays ready. Locks are taken in the order
+//! shard, then `deadlines`, `waits`, `behind`, `pages` or `storms`.
 //!
 //! *Killers.* If the last owner of a shard ended without releasing it, a handler of it may have ended the process. Until the
 //! overdue backlog of such a shard is through, each alarm and message is marked in the store before its handler starts. One
@@ -16,7 +17,7 @@ use std::time::Duration;
 use super::core::Setting;
 use super::wake::{Wake, WakeToken};
 use crate::alarm::window::AlarmWindow;
-use crate::clock::{Clock, Timestamp};
+use crate::clock::{Clock, Moment, Timestamp};
 use crate::inbox::InboxWindow;
 use crate::store::{AlarmKey, AlarmRow, Epoch, InboxKey, InboxRow, InstanceName, Op, Revision, ShardId};
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -42,6 +43,8 @@ pub(crate) struct Shards {
     shards: Box<[Shard]>,
     /// Which shard has something due at what time: one entry per shard whose windows have a deadline.
     deadlines: Mutex<BTreeSet<(Timestamp, ShardId)>>,
+    /// In which shard something has been ready since when, or waits again until then, by the lease clock.
+    waits: Mutex<BTreeSet<(Duration, ShardId)>>,
     /// Wakes the driver for an earlier first deadline, and when a fire has ended.
     pub(crate) changed: Notify,
     /// Shards whose windows want a page.
@@ -58,8 +61,8 @@ pub(crate) struct Shards {
     is_alone: AtomicBool,
     /// Set while one waits for all others to end.
     is_alone_wanted: AtomicBool,
-    /// How often each instance's alarms fired in the second that began then.
-    storms: Mutex<(Timestamp, HashMap<InstanceName, u32>)>,
+    /// How often each instance's alarms fired in the second that began then, by the lease clock.
+    storms: Mutex<(Duration, HashMap<InstanceName, u32>)>,
     /// Stored rows that cannot be used, met since the start.
     pub(crate) damaged: Mutex<Vec<crate::store::Damaged>>,
     pub(crate) limits: Setting<Limits>,
@@ -87,6 +90,8 @@ struct Owned {
     inbox_behind: Option<Duration>,
     /// The time under which `behind` has this shard.
     behind: Option<Duration>,
+    /// The time under which `waits` has it.
+    wait: Option<Duration>,
     /// If the last owner did not release the shard: alarms due up to then are marked before they are handled.
     marks_until: Option<Timestamp>,
 }
@@ -103,21 +108,24 @@ impl Owned {
 
     fn next_deadline(&self) -> Option<Timestamp> {
         let alarm = self.alarms.next_deadline().filter(|_| self.inbox.lets_alarms_fire());
-        match (self.inbox.next_deadline(), alarm) {
-            (Some(message), Some(alarm)) => Some(message.min(alarm)),
-            (message, alarm) => message.or(alarm),
-        }
+        self.inbox.next_deadline().into_iter().chain(alarm).min()
     }
 
-    fn pop_due(&mut self, now: Timestamp) -> Option<Wake> {
-        let alarm = self.alarms.next_deadline().filter(|_| self.inbox.lets_alarms_fire());
+    fn next_wait(&self) -> Option<Duration> {
+        self.inbox.next_wait().into_iter().chain(self.alarms.next_wait()).min()
+    }
+
+    fn pop_due(&mut self, now: Moment) -> Option<Wake> {
+        self.alarms.end_waits(now.elapsed);
+        self.inbox.end_waits(now);
+        let alarm = self.alarms.next_deadline().filter(|due| self.inbox.lets_alarms_fire() && *due <= now.wall);
         // Of a message and an alarm for the same time the message comes first.
-        let is_message = self.inbox.next_deadline().is_some_and(|message| alarm.is_none_or(|alarm| message <= alarm));
+        let is_message = self.inbox.due_since(now).is_some_and(|message| alarm.is_none_or(|alarm| message <= alarm));
         if is_message {
             return self.inbox.pop_due(now).map(Wake::Message);
         }
         alarm?;
-        Some(Wake::Alarm(Arc::new(self.alarms.pop_due(now)?)))
+        Some(Wake::Alarm(Arc::new(self.alarms.pop_due(now.wall)?)))
     }
 }
 
@@ -149,6 +157,7 @@ impl Shards {
         Shards {
             shards: (0..count).map(|_| Shard::default()).collect(),
             deadlines: Mutex::default(),
+            waits: Mutex::default(),
             changed: Notify::new(),
             pages: Mutex::default(),
             pages_wanted: Notify::new(),
@@ -201,6 +210,7 @@ impl Shards {
                 alarms_behind: None,
                 inbox_behind: None,
                 behind: None,
+                wait: None,
                 marks_until: (!clean).then(|| self.clock.now()),
             }));
             self.relist(shard, owned.as_deref_mut());
@@ -217,6 +227,9 @@ impl Shards {
         if let Some(owned) = owned.take() {
             if let Some(listed) = owned.listed {
                 self.deadlines.lock().remove(&(listed, shard));
+            }
+            if let Some(wait) = owned.wait {
+                self.waits.lock().remove(&(wait, shard));
             }
             if let Some(behind) = owned.behind {
                 self.behind.lock().remove(&(behind, shard));
@@ -273,28 +286,14 @@ impl Shards {
         Some(result)
     }
 
-    /// Brings `deadlines` and `pages` up to date after a change of the shard's windows.
+    /// Brings `deadlines`, `waits` and `pages` up to date after a change of the shard's windows.
     fn relist(&self, shard: ShardId, owned: Option<&mut Owned>) {
         let Some(owned) = owned else { return };
-        let next = owned.next_deadline();
-        if next != owned.listed {
-            let mut deadlines = self.deadlines.lock();
-            let first = deadlines.first().copied();
-            if let Some(listed) = owned.listed {
-                deadlines.remove(&(listed, shard));
-            }
-            if let Some(next) = next {
-                deadlines.insert((next, shard));
-            }
-            owned.listed = next;
-            let is_earlier = match (deadlines.first(), first) {
-                (Some(now), Some(before)) => *now < before,
-                (now, _) => now.is_some(),
-            };
-            drop(deadlines);
-            if is_earlier {
-                self.changed.notify_one();
-            }
+        let (deadline, wait) = (owned.next_deadline(), owned.next_wait());
+        let is_due_earlier = list(&self.deadlines, shard, &mut owned.listed, deadline);
+        let is_ready_earlier = list(&self.waits, shard, &mut owned.wait, wait);
+        if is_due_earlier || is_ready_earlier {
+            self.changed.notify_one();
         }
         let behind = owned.note_behind(&*self.clock);
         if behind != owned.behind {
@@ -310,32 +309,47 @@ impl Shards {
         }
     }
 
-    /// When the next alarm or message is due; `None` if none waits.
+    /// When the next alarm or failed message is due; `None` if none waits for its time.
     pub(crate) fn next_deadline(&self) -> Option<Timestamp> {
         self.deadlines.lock().first().map(|(time, _)| *time)
+    }
+
+    /// When the next one that waits in memory alone is to be handed out, or since when one could be, by the lease clock.
+    pub(crate) fn next_wait(&self) -> Option<Duration> {
+        self.waits.lock().first().map(|(time, _)| *time)
     }
 
     /// For how long the oldest alarm or message that waits has been due. What may wait in the store and could not be loaded counts since
     /// it was wanted, or since a page of it was loaded last.
     pub(crate) fn overdue(&self) -> Duration {
-        let in_memory = match self.next_deadline() {
-            Some(deadline) if deadline > Timestamp::MIN => self.clock.now().since(deadline),
-            _ => Duration::ZERO,
-        };
+        let now = Moment::of(&*self.clock);
+        let due = self.next_deadline().filter(|deadline| *deadline > Timestamp::MIN);
+        let due = due.map_or(Duration::ZERO, |deadline| now.wall.since(deadline));
         let behind = self.behind.lock().first().map(|(since, _)| *since);
-        in_memory.max(behind.map_or(Duration::ZERO, |since| self.clock.elapsed().saturating_sub(since)))
+        let elapsed = |since: Option<Duration>| since.map_or(Duration::ZERO, |since| now.elapsed.saturating_sub(since));
+        due.max(elapsed(self.next_wait())).max(elapsed(behind))
+    }
+
+    /// The shard whose alarms or messages have waited longest for being handed out.
+    fn first_due(&self, now: Moment) -> Option<ShardId> {
+        let due = self.deadlines.lock().first().copied().filter(|(time, _)| *time <= now.wall);
+        let ready = self.waits.lock().first().copied().filter(|(time, _)| *time <= now.elapsed);
+        match (due, ready) {
+            (Some((due, _)), Some((ready, shard))) if now.elapsed.saturating_sub(ready) >= now.wall.since(due) => {
+                Some(shard)
+            }
+            (Some((_, shard)), _) | (None, Some((_, shard))) => Some(shard),
+            (None, None) => None,
+        }
     }
 
     /// The next due alarm or message, to be handled now; `None` if there is none, or too many are being handled.
-    pub(crate) fn pop_due(self: &Arc<Self>, now: Timestamp) -> Option<WakeToken> {
+    pub(crate) fn pop_due(self: &Arc<Self>, now: Moment) -> Option<WakeToken> {
         loop {
             if !self.may_fire() {
                 return None;
             }
-            let (time, shard) = *self.deadlines.lock().first()?;
-            if time > now {
-                return None;
-            }
+            let shard = self.first_due(now)?;
             let Some(epoch) = self.epoch(shard) else { continue };
             let popped = self.with_owned(shard, epoch, |owned| {
                 let wake = owned.pop_due(now)?;
@@ -361,7 +375,7 @@ impl Shards {
             self.firing.fetch_add(1, Ordering::AcqRel);
             self.is_alone.store(is_suspect, Ordering::Release);
             let token = WakeToken::new(self.clone(), shard, epoch, wake, is_marked);
-            match self.check_storm(token.wake(), now) {
+            match self.check_storm(token.wake(), now.elapsed) {
                 Some(until) => token.postpone(until),
                 None => return Some(token),
             }
@@ -377,12 +391,12 @@ impl Shards {
     }
 
     /// If the alarms of this instance fire too often, until when they are to wait.
-    fn check_storm(&self, wake: &Wake, now: Timestamp) -> Option<Timestamp> {
+    fn check_storm(&self, wake: &Wake, now: Duration) -> Option<Duration> {
         const SECOND: Duration = Duration::from_secs(1);
         let Wake::Alarm(alarm) = wake else { return None };
         let mut storms = self.storms.lock();
         let (began, counts) = &mut *storms;
-        if now < *began || now >= *began + SECOND {
+        if now >= began.saturating_add(SECOND) {
             *began = now;
             counts.clear();
         }
@@ -397,14 +411,17 @@ impl Shards {
                 "an instance's alarms fire too often; they are slowed down");
         }
         metrics::counter!(crate::metrics::ALARMS_SLOWED).increment(1);
-        Some(*began + SECOND)
+        Some(began.saturating_add(SECOND))
     }
 
-    /// A handling ended without changing anything durable: it is due again at `at`, or in its old place.
-    pub(super) fn wait_again(&self, shard: ShardId, epoch: Epoch, wake: &Wake, at: Option<Timestamp>) {
+    /// A handling ended without changing anything durable: it waits again, in its old place, first until the lease clock shows `at` if
+    /// that is given.
+    pub(super) fn wait_again(&self, shard: ShardId, epoch: Epoch, wake: &Wake, at: Option<Duration>) {
         self.with_owned(shard, epoch, |owned| match wake {
             Wake::Alarm(alarm) => owned.alarms.wait_again(&alarm.name, &alarm.id, alarm.revision, at),
-            Wake::Message(message) => owned.inbox.postpone(at.unwrap_or(message.due), message.clone()),
+            Wake::Message(message) => {
+                owned.inbox.wait_again(at.unwrap_or_else(|| self.clock.elapsed()), message.clone());
+            }
         });
     }
 
@@ -473,10 +490,10 @@ impl Shards {
     pub(crate) fn merge_inbox(&self, page: &BegunPage, rows: Vec<InboxRow>) {
         let is_last = rows.len() < page.limit;
         self.with_owned(page.shard, page.epoch, |owned| {
-            let now = self.clock.now();
+            let now = Moment::of(&*self.clock);
             // What is behind a full page arrived later than its last row.
-            let lag = rows.last().map_or(Duration::ZERO, |row| now.since(row.arrived));
-            let since = self.clock.elapsed().saturating_sub(lag);
+            let lag = rows.last().map_or(Duration::ZERO, |row| now.wall.since(row.arrived));
+            let since = now.elapsed.saturating_sub(lag);
             owned.inbox.merge_page(rows, is_last, now);
             owned.inbox_behind = owned.inbox_behind.filter(|_| !is_last).map(|before| before.max(since));
         });
@@ -495,5 +512,28 @@ impl Shards {
         if let Some(epoch) = self.epoch(shard) {
             self.with_owned(shard, epoch, |owned| owned.inbox.hint());
         }
+    }
+}
+
+/// Lists a shard under another time, or not at all; whether the first time of all has become an earlier one.
+fn list<T: Copy + Ord>(
+    all: &Mutex<BTreeSet<(T, ShardId)>>,
+    shard: ShardId,
+    listed: &mut Option<T>,
+    next: Option<T>,
+) -> bool {
+    if next == *listed {
+        return false;
+    }
+    let mut all = all.lock();
+    let first = all.first().copied();
+    if let Some(listed) = *listed {
+        all.remove(&(listed, shard));
+    }
+    all.extend(next.map(|next| (next, shard)));
+    *listed = next;
+    match (all.first(), first) {
+        (Some(now), Some(before)) => *now < before,
+        (now, _) => now.is_some(),
     }
 }

@@ -152,7 +152,8 @@ pub(crate) struct WakeToken {
 #[derive(Debug)]
 enum DueAgain {
     Soon,
-    At(Timestamp),
+    /// By the lease clock.
+    At(Duration),
 }
 
 impl WakeToken {
@@ -173,8 +174,8 @@ impl WakeToken {
         self.due_again = None;
     }
 
-    /// It is to wait until `at`.
-    pub(crate) fn postpone(mut self, at: Timestamp) {
+    /// It is to wait until the lease clock shows `at`.
+    pub(crate) fn postpone(mut self, at: Duration) {
         self.due_again = Some(DueAgain::At(at));
     }
 
@@ -203,7 +204,7 @@ impl Drop for WakeToken {
         if let Some(due_again) = self.due_again.take() {
             let at = match due_again {
                 DueAgain::At(at) => at,
-                DueAgain::Soon => self.shards.clock.now() + RETRY_DELAY,
+                DueAgain::Soon => self.shards.clock.elapsed().saturating_add(RETRY_DELAY),
             };
             self.shards.wait_again(self.shard, self.epoch, &self.wake, Some(at));
         }

@@ -189,12 +189,19 @@ struct Model<'a> {
     tokens: Vec<AlarmRow>,
     /// What the window has to hold as firing.
     firing: BTreeMap<Identity, AlarmRow>,
-    postponed: BTreeMap<Identity, (Timestamp, Revision)>,
+    postponed: BTreeMap<Identity, (Duration, Revision)>,
     aside: BTreeMap<Identity, Revision>,
     reading: Option<Reading>,
     now: Timestamp,
+    /// What the lease clock shows: it does not step back.
+    elapsed: Duration,
     counter: u64,
     met: &'a RefCell<Met>,
+}
+
+/// So many milliseconds, none if negative.
+fn millis(millis: i64) -> Duration {
+    Duration::from_millis(u64::try_from(millis).unwrap_or(0))
 }
 
 fn identity_of(row: &AlarmRow) -> Identity {
@@ -217,6 +224,7 @@ impl<'a> Model<'a> {
             aside: BTreeMap::new(),
             reading: None,
             now: Timestamp::UNIX_EPOCH,
+            elapsed: Duration::ZERO,
             counter: 0,
             met,
         }
@@ -316,13 +324,10 @@ impl<'a> Model<'a> {
 
     /// When an alarm is to fire, if it is one that the window can know of and that is not firing.
     fn wakes(&self, identity: &Identity, row: &AlarmRow) -> Option<Timestamp> {
-        if self.firing.contains_key(identity) || self.aside.contains_key(identity) {
-            None
-        } else if let Some((at, _)) = self.postponed.get(identity) {
-            Some(*at)
-        } else {
-            self.window.horizon.reaches(row).then_some(row.due)
-        }
+        let is_elsewhere = self.firing.contains_key(identity)
+            || self.aside.contains_key(identity)
+            || self.postponed.contains_key(identity);
+        (!is_elsewhere && self.window.horizon.reaches(row)).then_some(row.due)
     }
 
     /// The alarm to fire next, and when.
@@ -331,13 +336,12 @@ impl<'a> Model<'a> {
     }
 
     fn pop(&mut self) -> Checked {
+        self.window.end_waits(self.elapsed);
+        self.postponed.retain(|_, (at, _)| *at > self.elapsed);
         let expected = self.first().filter(|(at, _)| *at <= self.now);
         let popped = self.window.pop_due(self.now);
         if self.under_way.is_empty() {
-            let popped = popped.as_ref().map(|row| {
-                let at = self.postponed.get(&identity_of(row)).map_or(row.due, |(at, _)| *at);
-                (at, row.key())
-            });
+            let popped = popped.as_ref().map(|row| (row.due, row.key()));
             prop_assert_eq!(popped, expected, "the first alarm that is due fires");
         }
         if let Some(row) = popped {
@@ -345,7 +349,6 @@ impl<'a> Model<'a> {
             prop_assert!(row.due <= self.now, "{row:?} fires before its time");
             prop_assert!(self.firing.get(&identity) != Some(&row), "{row:?} fires while it fires");
             self.met.borrow_mut().pops += 1;
-            self.postponed.remove(&identity);
             self.firing.insert(identity, row.clone());
             self.tokens.push(row);
         }
@@ -353,7 +356,7 @@ impl<'a> Model<'a> {
     }
 
     fn finish(&mut self, row: AlarmRow, how: &Ending) {
-        let (identity, due) = (identity_of(&row), row.due);
+        let identity = identity_of(&row);
         // As the host does: what says that it failed is of no use to a setting that has been made since.
         let is_current = self.store.get(&identity) == Some(&row);
         match how {
@@ -375,13 +378,13 @@ impl<'a> Model<'a> {
             }
             Ending::Dropped(_) | Ending::Failed(_) | Ending::Rearmed(_) => {
                 let not_before = match how {
-                    Ending::Dropped(wait) => wait.map(|wait| self.after(wait)),
+                    Ending::Dropped(wait) => wait.map(|wait| self.elapsed + millis(wait)),
                     _ => None,
                 };
                 self.window.wait_again(&identity.0, &identity.1, row.revision, not_before);
                 if self.firing.get(&identity).is_some_and(|firing| firing.revision == row.revision) {
                     self.firing.remove(&identity);
-                    if let Some(at) = not_before.filter(|at| *at > due) {
+                    if let Some(at) = not_before {
                         self.met.borrow_mut().postponed += 1;
                         self.postponed.insert(identity, (at, row.revision));
                     }
@@ -403,7 +406,8 @@ impl<'a> Model<'a> {
         let (mut held, mut firing) = (0, 0);
         for (identity, row) in &self.store {
             let is_firing = self.firing.contains_key(identity);
-            let is_held = is_firing || self.wakes(identity, row).is_some();
+            let is_postponed = self.postponed.contains_key(identity);
+            let is_held = is_firing || is_postponed || self.wakes(identity, row).is_some();
             prop_assert_eq!(self.window.get(&identity.0, &identity.1), is_held.then_some(row), "{:?}", identity);
             prop_assert_eq!(self.window.is_firing(&identity.0, &identity.1), is_firing, "{:?}", identity);
             held += usize::from(is_held);
@@ -411,6 +415,7 @@ impl<'a> Model<'a> {
         }
         prop_assert_eq!((self.window.len(), self.window.firing()), (held, firing), "alarms held, and firing");
         prop_assert_eq!(self.window.next_deadline(), self.first().map(|(at, _)| at));
+        prop_assert_eq!(self.window.next_wait(), self.postponed.values().map(|(at, _)| *at).min());
         Ok(())
     }
 
@@ -423,7 +428,7 @@ impl<'a> Model<'a> {
         for row in mem::take(&mut self.tokens) {
             self.finish(row, &Ending::Dropped(None));
         }
-        self.now = Timestamp::MAX;
+        (self.now, self.elapsed) = (Timestamp::MAX, Duration::MAX);
         loop {
             self.check()?;
             self.pop()?;
@@ -494,6 +499,7 @@ impl Subject<Schedules> for Model<'_> {
             }
             Step::Clock(millis) => {
                 self.now = self.after(*millis);
+                self.elapsed += self::millis(*millis);
                 self.met.borrow_mut().steps_back += usize::from(*millis < 0);
             }
         }

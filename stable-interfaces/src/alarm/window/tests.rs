@@ -30,6 +30,8 @@ fn alarm_of(instance: &str, id: &str, due: i64, revision: u64) -> AlarmRow {
     }
 }
 
+const SECOND: Duration = Duration::from_secs(1);
+
 fn alarm(id: &str, due: i64, revision: u64) -> AlarmRow {
     alarm_of("i", id, due, revision)
 }
@@ -159,20 +161,33 @@ fn a_fire_that_changed_nothing_waits_again_but_not_before_its_retry() {
     window.put(alarm("a", 10, 1));
     window.put(alarm("b", 30, 1));
     window.pop_due(at(10)).expect("due");
-    window.wait_again(&name("i"), "a", rev(1), Some(at(20)));
-    assert_eq!(window.next_deadline(), Some(at(20)));
-    assert_eq!(window.pop_due(at(19)), None);
-    assert_eq!(pop_all(&mut window, 30), ["a", "b"]);
+    window.wait_again(&name("i"), "a", rev(1), Some(SECOND));
+    assert_eq!((window.next_deadline(), window.next_wait()), (Some(at(30)), Some(SECOND)));
+    window.end_waits(SECOND / 2);
+    assert_eq!(pop_all(&mut window, 20), [""; 0]);
+    window.end_waits(SECOND);
+    assert_eq!((window.next_wait(), pop_all(&mut window, 30)), (None, vec!["a".to_owned(), "b".to_owned()]));
     window.wait_again(&name("i"), "a", rev(1), None);
-    window.wait_again(&name("i"), "b", rev(1), Some(at(5)));
+    window.wait_again(&name("i"), "b", rev(1), Some(SECOND / 2));
+    window.end_waits(SECOND);
     assert_eq!(pop_all(&mut window, 30), ["a", "b"], "a retry in the past is at once");
+}
+
+#[test]
+fn an_alarm_whose_retry_has_come_is_not_early_by_a_wall_that_went_back() {
+    let mut window = complete(8);
+    window.put(alarm("a", 10, 1));
+    window.pop_due(at(10)).expect("due");
+    window.wait_again(&name("i"), "a", rev(1), Some(SECOND));
+    window.end_waits(SECOND);
+    assert_eq!((window.pop_due(at(9)), window.next_deadline()), (None, Some(at(10))));
 }
 
 #[test]
 fn only_a_firing_alarm_can_be_told_to_wait_again() {
     let mut window = complete(8);
     window.put(alarm("a", 10, 1));
-    window.wait_again(&name("i"), "a", rev(1), Some(at(99)));
+    window.wait_again(&name("i"), "a", rev(1), Some(SECOND));
     window.wait_again(&name("i"), "gone", rev(1), None);
     assert_eq!(window.next_deadline(), Some(at(10)));
     assert_eq!(window.len(), 1);
@@ -205,13 +220,15 @@ fn firing_and_postponed_alarms_are_never_dropped() {
     window.put(alarm("firing", 50, 1));
     window.put(alarm("postponed", 50, 1));
     assert_eq!(pop_all(&mut window, 50), ["firing", "postponed"]);
-    window.wait_again(&name("i"), "postponed", rev(1), Some(at(60)));
+    window.wait_again(&name("i"), "postponed", rev(1), Some(SECOND));
     for n in 1..=5 {
         window.put(alarm(&n.to_string(), n, 1));
     }
     assert!(window.is_firing(&name("i"), "firing"));
     assert_eq!((window.waiting(), window.firing()), (2, 1));
-    assert_eq!(pop_all(&mut window, 60), ["1", "postponed"], "and the rest is in the store");
+    assert_eq!(pop_all(&mut window, 60), ["1"], "and the rest is in the store");
+    window.end_waits(SECOND);
+    assert_eq!((window.len(), window.wants_page()), (2, true), "with the one that was postponed, from now on");
 }
 
 #[test]
