@@ -353,6 +353,7 @@ async fn a_host_whose_clock_is_too_far_from_the_stores_does_not_start_and_says_b
         clock.set(world.at(world.now() + ahead));
         let error = member().start().await.unwrap_err();
         let StartError::ClockSkew { skew, limit } = &error else { panic!("{error}") };
+        assert!(error.to_string().contains("MemoryStore::with_clock"), "{error}");
         assert!(skew.abs_diff(61 * SECOND) < SECOND && *limit == 60 * SECOND, "{error}");
         let started = member().max_clock_skew(120 * SECOND).start().await.unwrap();
         assert_eq!(started.health(), Health::Running);

@@ -49,8 +49,8 @@ const SHARD_PREFIX: &[u8] = b"shard/";
 /// are gone. After opening, every shard is free: the lock proves that whoever owned it has ended. Shards it did not
 /// [`release`](Store::release) are granted as not clean.
 ///
-/// It works on eight threads of its own, named `fjall-store`, which end with it; on a simulated [`clock`](FjallStoreBuilder::clock) on
-/// tokio's blocking threads.
+/// It works on threads of its own, named `fjall-store`, which end with it: four, and as many for reading as the machine has processors, at
+/// least four and at most 16. On a simulated [`clock`](FjallStoreBuilder::clock) it works on tokio's blocking threads.
 ///
 /// # Files
 ///
@@ -183,7 +183,7 @@ impl FjallStoreBuilder {
         self
     }
 
-    /// Whether opening is refused where there is no store yet, so that a wrong name or a disk that is not mounted is never taken for a
+    /// Refuses to open where there is no store yet, so that a wrong name or a disk that is not mounted is never taken for a
     /// new one. Default: no.
     pub fn must_exist(mut self, must_exist: bool) -> Self {
         self.must_exist = must_exist;

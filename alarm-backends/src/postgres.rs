@@ -197,7 +197,7 @@ impl PostgresBuilder {
         self
     }
 
-    /// Whether connecting is refused where the schema has no store yet, so that a wrong name or a database that came back empty is never taken
+    /// Refuses to connect where the schema has no store yet, so that a wrong name or a database that came back empty is never taken
     /// for a new one. Default: no.
     pub fn must_exist(mut self, must_exist: bool) -> PostgresBuilder {
         self.must_exist = must_exist;

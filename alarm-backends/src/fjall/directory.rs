@@ -18,7 +18,7 @@ const UNFINISHED: &str = "data.unfinished";
 
 /// The file by which the database knows its own directory.
 const DATABASE_MARKER: &str = "version";
-/// What a new volume of a disk has in it.
+/// The directory that a new volume of a disk has in it.
 const OF_THE_VOLUME: &str = "lost+found";
 
 /// The layout of keys and tables. A store with another one is not opened.
@@ -96,7 +96,7 @@ impl Table {
 pub(super) struct Directory {
     tables: Vec<Keyspace>,
     pub(super) database: Database,
-    /// How many bytes have been written since the tables' files were counted. As if many when it is opened: that leaves small files, too.
+    /// The number of bytes written since the tables' files were counted. As if many when it is opened: that leaves small files, too.
     written: AtomicU64,
     /// Dropped last: the next to open must find the database closed.
     _lock: File,
@@ -160,7 +160,7 @@ impl Directory {
         self.written.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Whether it is time to [tidy up](Self::tidy). Says so once.
+    /// Tells, once, that it is time to [tidy up](Self::tidy).
     pub(super) fn is_to_be_tidied(&self) -> bool {
         self.written.load(Ordering::Relaxed) >= JOURNAL_BYTES
             && self.written.swap(0, Ordering::Relaxed) >= JOURNAL_BYTES
@@ -197,12 +197,12 @@ fn make_directory(path: &Path) -> Result<(), StoreError> {
     }
 }
 
-/// Whether a whole store is in `path`.
+/// Looks for a whole store in `path`.
 fn is_store(path: &Path) -> std::io::Result<bool> {
     path.join(DATA).join(DATABASE_MARKER).try_exists()
 }
 
-/// Whether `path` has nothing in it, or what is left of the first moments of a store that was never whole.
+/// Makes sure that `path` has nothing in it but what is left of the first moments of a store that was never whole.
 fn is_vacant(path: &Path) -> std::io::Result<bool> {
     for entry in fs::read_dir(path)? {
         let name = entry?.file_name();

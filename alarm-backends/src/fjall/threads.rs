@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 /// Work for a thread.
 type Job = Box<dyn FnOnce() + Send>;
 
-/// What a call is for.
+/// The purpose of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
     /// Claims and leases: never behind other calls.
@@ -29,18 +29,19 @@ pub(super) enum Purpose {
 }
 
 impl Purpose {
-    const ALL: [Purpose; 4] = [Purpose::Ownership, Purpose::Writing, Purpose::Reading, Purpose::Tidying];
+    pub(super) const ALL: [Purpose; 4] = [Purpose::Ownership, Purpose::Writing, Purpose::Reading, Purpose::Tidying];
 
-    fn threads(self) -> usize {
+    pub(super) fn threads(self) -> usize {
         match self {
             Purpose::Ownership | Purpose::Tidying => 1,
             Purpose::Writing => 2,
-            Purpose::Reading => 4,
+            // Of reads many wait for the disk at once.
+            Purpose::Reading => std::thread::available_parallelism().map_or(4, usize::from).clamp(4, 16),
         }
     }
 }
 
-/// Why a call has no result.
+/// The reason why a call has no result.
 #[derive(Debug)]
 pub(super) enum NoResult {
     /// It panicked, with this message.
@@ -49,7 +50,7 @@ pub(super) enum NoResult {
     Gone(BoxError),
 }
 
-/// Where calls are made.
+/// The threads that calls are made on.
 #[derive(Debug)]
 pub(super) enum Threads {
     /// By [`Purpose`]. Dropping these ends the threads.

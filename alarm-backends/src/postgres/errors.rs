@@ -73,14 +73,14 @@ pub(super) fn judge_open(error: tokio_postgres::Error) -> StoreError {
     StoreError::NotApplied(error.into())
 }
 
-/// Whether a call was refused because another transaction holds a row or a table that it needs; nothing was written.
+/// Tells that a call was refused because another transaction holds a row or a table that it needs; nothing was written.
 pub(super) fn is_row_locked(error: &StoreError) -> bool {
     let StoreError::NotApplied(cause) = error else { return false };
     let cause = cause.downcast_ref::<tokio_postgres::Error>();
     cause.and_then(tokio_postgres::Error::code) == Some(&SqlState::LOCK_NOT_AVAILABLE)
 }
 
-/// Whether a call may have failed because a table, a type or a function that it needs is there no more.
+/// Tells that a call may have failed because a table, a type or a function that it needs is there no more.
 pub(super) fn misses_something(error: &StoreError) -> bool {
     let (StoreError::NotApplied(cause) | StoreError::Rejected(cause)) = error else { return false };
     let code = cause.downcast_ref::<tokio_postgres::Error>().and_then(tokio_postgres::Error::code);
@@ -102,7 +102,7 @@ pub(super) struct DeadlinePassed {
 pub(super) struct NoConnection {
     pub(super) address: String,
     pub(super) limit: Duration,
-    /// Why the last try failed.
+    /// The reason why the last try failed.
     pub(super) source: Option<BoxError>,
 }
 

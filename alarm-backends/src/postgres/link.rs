@@ -26,7 +26,7 @@ use super::errors::{DeadlinePassed, DoubtfulCommit, NoConnection, casts_doubt, j
 use super::known::Known;
 use super::schema::{MakeError, Query, Schema};
 
-/// What every query of the store takes for granted. Each walks an index: a plan made while the tables were empty would say otherwise,
+/// The settings that every query of the store takes for granted. Each walks an index: a plan made while the tables were empty would say otherwise,
 /// and stay.
 const SETTINGS: &str = "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED; \
     SET client_min_messages = warning; SET jit = off; SET plan_cache_mode = force_generic_plan; \
@@ -67,7 +67,7 @@ pub(super) struct Conn {
     doubts: Arc<AtomicU64>,
     /// A call failed in a way that leaves its state unknown.
     spent: AtomicBool,
-    /// How many calls have been answered, as far as their callers waited: as long as it rises, somebody is at the other end.
+    /// The number of calls that have been answered, as far as their callers waited: as long as it rises, somebody is at the other end.
     answered: AtomicU64,
     /// The task that reads and writes the socket.
     driver: JoinHandle<()>,
@@ -181,7 +181,7 @@ impl Server {
         StoreError::NotApplied(NoConnection { address: self.address(), limit: self.limit, source }.into())
     }
 
-    /// What the deadline cut off.
+    /// The error of a call that the deadline cut off.
     pub(super) fn no_answer(&self) -> BoxError {
         DeadlinePassed { address: self.address(), limit: self.limit }.into()
     }
@@ -398,7 +398,7 @@ where
 pub(super) struct Link {
     /// Held while a connection is opened, and by [`Link::alone`] until the call is over.
     place: Mutex<Option<Arc<Conn>>>,
-    /// What is sent on it waits for no row.
+    /// Set if no call on it waits for a row.
     is_for_posts: bool,
 }
 
@@ -484,7 +484,7 @@ impl Turn<'_> {
         }
     }
 
-    /// Whether the schema that everything was in is there no more, as far as the server still says.
+    /// Asks whether the schema that everything was in is there no more.
     pub(super) async fn is_schema_gone(&self) -> bool {
         let version = self.conn.schema.version(&self.conn.client);
         matches!(real_time::until(self.deadline, version).await, Some(Ok(None)))

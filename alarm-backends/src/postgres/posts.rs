@@ -46,7 +46,7 @@ struct Queue {
     waiting: VecDeque<Queued>,
     /// A task is sending rounds, and looks at the queue again before it ends.
     is_served: bool,
-    /// How many posts wait for each of these rows.
+    /// The number of posts that wait for each of these rows.
     apart: BTreeMap<Identity, usize>,
 }
 
@@ -54,7 +54,7 @@ struct Queued {
     number: u64,
     messages: Vec<NewMessage>,
     bytes: usize,
-    /// When its caller has an answer in any case.
+    /// The moment at which its caller has an answer in any case.
     deadline: Instant,
     answer: oneshot::Sender<Answer>,
 }
@@ -113,7 +113,7 @@ impl Posts {
         (number, done)
     }
 
-    /// Whether the caller is to start the task that sends rounds.
+    /// Tells the caller to start the task that sends rounds, if there is none.
     fn is_to_be_served(&self) -> bool {
         !std::mem::replace(&mut self.queue().is_served, true)
     }
@@ -333,14 +333,14 @@ impl Pending {
     }
 }
 
-/// What became of a post in a round.
+/// The outcome of a post in a round.
 enum Outcome {
     Answered(Answer),
     /// Nothing was written: a row of it is in an open transaction.
     Held,
 }
 
-/// Whether a failure concerns one of the messages, and the others would go through without it.
+/// Tells that a failure concerns one of the messages, and that the others would go through without it.
 fn is_of_one(error: &StoreError) -> bool {
     matches!(error, StoreError::Rejected(_)) || is_row_locked(error)
 }
@@ -383,7 +383,7 @@ fn owned((shard, interface, instance, id): (i32, &str, &str, &str)) -> StoredIde
 
 type Identity = (u32, Arc<str>, Arc<str>, Arc<str>);
 
-/// What makes it the same message as another.
+/// The names that make it the same message as another.
 fn identity(new: &NewMessage) -> Identity {
     (new.shard.0, new.name.interface.clone(), new.name.instance.clone(), new.id.clone())
 }

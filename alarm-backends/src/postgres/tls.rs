@@ -61,7 +61,7 @@ fn is_socket(host: &Host) -> bool {
     }
 }
 
-/// Whether every server that may be connected to is on this machine. An address, where there is one, counts and not the name.
+/// Makes sure that every server that may be connected to is on this machine. An address, where there is one, counts and not the name.
 fn is_loopback(config: &Config) -> bool {
     if !config.get_hostaddrs().is_empty() {
         return config.get_hostaddrs().iter().all(IpAddr::is_loopback);

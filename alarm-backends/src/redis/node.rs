@@ -32,7 +32,7 @@ pub(super) struct Node {
     state: Mutex<State>,
     /// The number of the last connection that is not to be used any more.
     broken: AtomicU64,
-    /// How many exchanges have been answered: as long as it rises, somebody is at the other end.
+    /// The number of exchanges that have been answered: as long as it rises, somebody is at the other end.
     answered: AtomicU64,
 }
 
@@ -167,7 +167,7 @@ struct UnderWay<'a> {
     node: &'a Node,
     /// The number of its connection.
     generation: u64,
-    /// How many exchanges had been answered when it began; `None` once it has ended.
+    /// The number of exchanges that had been answered when it began; `None` once it has ended.
     answered_before: Option<u64>,
 }
 

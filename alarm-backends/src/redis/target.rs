@@ -13,7 +13,7 @@ use stable_interfaces::{Clock, StoreError};
 
 use super::node::within;
 
-/// How long a server that was to be reached with TLS may take to say something without.
+/// The time that a server which was to be reached with TLS may take to say something without.
 const PLAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// There was no connection in time.
@@ -22,7 +22,7 @@ const PLAIN_TIMEOUT: Duration = Duration::from_secs(1);
 struct NoConnection {
     addresses: String,
     limit: Duration,
-    /// Why the last try failed.
+    /// The reason why the last try failed.
     source: Option<StoreError>,
 }
 

@@ -6,10 +6,10 @@ use super::guard::Guard;
 use super::postgres::{Postgres, switch_user};
 use super::{free_port, wait_for};
 
-/// What to type where there is none.
+/// The line to type where there is none.
 const INSTALL: &str = "PgBouncer is not installed here. On Debian or Ubuntu: apt-get install -y pgbouncer";
 
-/// How long a client of the pooler has a session of the server for itself.
+/// The time for which a client of the pooler has a session of the server for itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PoolMode {
     /// As long as it is connected.
@@ -89,7 +89,7 @@ impl PgBouncer {
     }
 }
 
-/// Where the program is: not everybody has the directory of administrators' programs on their path.
+/// Finds the program: not everybody has the directory of administrators' programs on their path.
 fn binary() -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let places = std::env::split_paths(&path).chain([Path::new("/usr/sbin").to_owned()]);
