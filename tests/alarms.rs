@@ -299,6 +299,25 @@ on_each_store! {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn memory_that_a_failing_alarm_handler_has_changed_is_not_what_its_next_attempt_stores() {
+    let world = World::in_memory();
+    world.script.on_alarm(|me, cx, alarm| {
+        Box::pin(async move {
+            me.memory.push("changed before it is recorded".into());
+            if alarm.attempt() < 2 {
+                return Err(Failed::Told("no"));
+            }
+            Ok(cx.put("n", &me.memory.len())?)
+        })
+    });
+    let site = world.start().await;
+    site.probes.set_alarm("a", "x", world.at(1_000), &()).await.unwrap();
+    world.pass(HOUR).await;
+    assert_eq!(world.script.fired().len(), 3);
+    assert_eq!(site.probes.request("a", get("n")).await.unwrap(), Some(1));
+}
+
 on_each_store! {
     async fn a_failed_alarm_is_tried_again_with_growing_waits_and_its_attempts_survive_a_restart(world: World) {
         world.script.on_alarm(|me, cx, alarm| {

@@ -92,6 +92,37 @@ async fn an_instance_accepts_rejects_with_a_reason_or_leaves_a_client_unhandled(
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_client_that_is_refused_with_an_error_costs_no_other_client_its_connection() {
+    let world = World::in_memory();
+    let site = world.start().await;
+    world.script.on_connect(|me, _, client, meta| {
+        Box::pin(async move {
+            if meta == "one too many" {
+                return Err(Failed::Told("the room is full"));
+            }
+            me.peers.keep(client.accept());
+            Ok(())
+        })
+    });
+    let mut connections = Vec::new();
+    for _ in 0..99 {
+        connections.push(site.probes.connect("a", "").await.unwrap());
+    }
+    let error = site.probes.connect("a", "one too many").await.unwrap_err();
+    assert!(matches!(error, RequestError::Handler(Failed::Told("the room is full"))), "{error}");
+    site.probes.request("a", broadcast(0, 1)).await.unwrap();
+    for connection in &connections {
+        assert_eq!(in_time(connection.recv()).await.unwrap(), 0, "still open");
+    }
+    // An error of any other handler rebuilds the instance, which closes them all.
+    world.script.on_receive(|_, _, _, _| Box::pin(async { Err(Failed::Told("no")) }));
+    connections[0].send(1).await.unwrap();
+    for connection in &connections {
+        assert_eq!(in_time(connection.recv()).await.unwrap_err(), Closed::Reset);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn ten_thousand_messages_arrive_in_order_both_ways() {
     in_time(async {
         let world = World::in_memory();

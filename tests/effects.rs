@@ -108,7 +108,7 @@ async fn a_reply_is_not_released_before_its_effects_are_durable_nor_is_any_later
     world.settle().await;
     // The instance is free meanwhile: handlers start, see what is not yet durable, and their answers wait.
     let memory = spawn(&site.probes, "a", life());
-    let refusal = spawn(&site.probes, "a", act::<()>(|_, _| Box::pin(async { Err(Failed::Told("no")) })));
+    let refusal = spawn(&site.probes, "a", act::<()>(|_, _| Box::pin(async { Err(Failed::Refused("no")) })));
     let noted = spawn(
         &site.probes,
         "a",
@@ -128,7 +128,7 @@ async fn a_reply_is_not_released_before_its_effects_are_durable_nor_is_any_later
     world.store.release_hanging();
     writes.await.unwrap().unwrap();
     assert_eq!(memory.await.unwrap().unwrap(), 1);
-    assert!(matches!(refusal.await.unwrap().unwrap_err(), RequestError::Handler(Failed::Told("no"))));
+    assert!(matches!(refusal.await.unwrap().unwrap_err(), RequestError::Handler(Failed::Refused("no"))));
     noted.await.unwrap().unwrap();
 }
 

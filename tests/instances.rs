@@ -169,26 +169,87 @@ async fn a_message_that_waits_too_long_in_the_queue_fails_at_its_own_deadline_an
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_error_without_effects_is_an_ordinary_answer_and_one_with_effects_resets_the_instance() {
+async fn an_instance_whose_handler_fails_is_rebuilt_from_what_is_stored_whether_anything_was_recorded_or_not() {
     let world = World::in_memory();
     let site = world.start().await;
-    assert_eq!(site.probes.request("a", life()).await.unwrap(), 1);
-    let refuse = act::<()>(|_, _| Box::pin(async { Err(Failed::Told("no")) }));
-    let error = site.probes.request("a", refuse).await.unwrap_err();
-    assert!(matches!(error, RequestError::Handler(Failed::Told("no"))));
-    assert_eq!(site.probes.request("a", life()).await.unwrap(), 1, "kept");
-
-    let change_and_refuse = act::<()>(|me, cx| {
+    let change_and_fail = |records: bool| {
+        act::<()>(move |me, cx| {
+            Box::pin(async move {
+                me.memory.push("ahead of the store".into());
+                if records {
+                    cx.put("k", &1)?;
+                }
+                Err(Failed::Told("no"))
+            })
+        })
+    };
+    let memory = || act(|me: &mut Probe, _| Box::pin(async move { Ok((me.life, me.memory.len())) }));
+    assert_eq!(site.probes.request("a", memory()).await.unwrap(), (1, 0));
+    for (records, life) in [(false, 2), (true, 3)] {
+        let error = site.probes.request("a", change_and_fail(records)).await.unwrap_err();
+        assert!(matches!(error, RequestError::Handler(Failed::Told("no"))), "{error}");
+        assert_eq!(site.probes.request("a", memory()).await.unwrap(), (life, 0), "memory is what is stored");
+    }
+    assert_eq!(site.probes.request("a", get("k")).await.unwrap(), None);
+    // The operation that fails may be the one that was to record what memory shows already.
+    let too_large = act::<()>(|me, cx| {
         Box::pin(async move {
-            me.memory.push("ahead of the store".into());
+            me.memory.push("999".into());
+            Ok(cx.put("big", &"x".repeat(300_000))?)
+        })
+    });
+    site.probes.request("a", too_large).await.unwrap_err();
+    assert_eq!(site.probes.request("a", memory()).await.unwrap(), (4, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_that_says_it_changed_nothing_is_an_ordinary_answer_and_keeps_the_instance_with_all_it_has() {
+    let world = World::in_memory();
+    let site = world.start().await;
+    let connection = site.probes.connect("a", "").await.unwrap();
+    let hold = act(move |_: &mut Probe, cx| {
+        Box::pin(async move { Ok(cx.spawn::<Probe, _>(|_| std::future::pending())?) })
+    });
+    site.probes.request("a", hold).await.unwrap();
+    // What it recorded does not happen, nor is anything let out.
+    let refuse = act::<()>(|me: &mut Probe, cx| {
+        Box::pin(async move {
             cx.put("k", &1)?;
+            for peer in me.peers.all() {
+                peer.try_send(cx, 7).unwrap();
+                peer.close(cx, "a change of mind");
+            }
+            Err(Failed::Refused("no"))
+        })
+    });
+    let error = site.probes.request("a", refuse).await.unwrap_err();
+    assert!(matches!(error, RequestError::Handler(Failed::Refused("no"))), "{error}");
+    assert_eq!(site.probes.request("a", life()).await.unwrap(), 1, "kept");
+    assert_eq!(site.probes.request("a", get("k")).await.unwrap(), None);
+    connection.send(1).await.unwrap();
+    assert_eq!(in_time(connection.recv()).await.unwrap(), 1, "open, and nothing was sent that did not happen");
+
+    // To ask that of an error is to run the application's code: a panic in it is one of the handler.
+    let panics = act::<()>(|_, _| Box::pin(async { Err(Failed::Refused("and panics over it")) }));
+    let error = site.probes.request("a", panics).await.unwrap_err();
+    assert!(matches!(&error, RequestError::Panicked(text) if text == "keeps_memory"), "{error}");
+    assert_eq!(site.probes.request("a", life()).await.unwrap(), 2, "and resets its instance");
+    assert!(in_time(connection.recv()).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_store_an_instance_keeps_its_memory_when_its_handler_fails() {
+    let world = World::in_memory();
+    let site = world.launch(world.equip(Host::builder("h", Fleet::new(["h"], 16).unwrap())), |probes| probes).await;
+    let change_and_fail = act::<()>(|me, _| {
+        Box::pin(async move {
+            me.memory.push("all there is".into());
             Err(Failed::Told("no"))
         })
     });
-    let error = site.probes.request("a", change_and_refuse).await.unwrap_err();
-    assert!(matches!(error, RequestError::Handler(Failed::Told("no"))));
-    assert_eq!(site.probes.request("a", life()).await.unwrap(), 2, "reset");
-    assert_eq!(site.probes.request("a", get("k")).await.unwrap(), None);
+    site.probes.request("a", change_and_fail).await.unwrap_err();
+    let memory = act(|me: &mut Probe, _| Box::pin(async move { Ok((me.life, me.memory.len())) }));
+    assert_eq!(site.probes.request("a", memory).await.unwrap(), (1, 1));
 }
 
 #[tokio::test(start_paused = true)]

@@ -43,6 +43,9 @@ pub enum Failed {
     /// Because the test said so.
     #[error("{0}")]
     Told(&'static str),
+    /// Because the test said so, before anything was changed.
+    #[error("{0}")]
+    Refused(&'static str),
     /// Because its context refused.
     #[error(transparent)]
     Context(#[from] ContextError),
@@ -263,6 +266,13 @@ impl Drop for Running {
 impl StableInterface for Probe {
     const NAME: &'static str = "probe";
     type Error = Failed;
+
+    fn keeps_memory(error: &Failed) -> bool {
+        if matches!(error, Failed::Refused("and panics over it")) {
+            std::panic::panic_any("keeps_memory");
+        }
+        matches!(error, Failed::Refused(_))
+    }
 
     async fn on_start(&mut self, cx: &mut Context) -> Result<(), Failed> {
         let _running = self.enter();

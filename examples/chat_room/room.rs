@@ -147,6 +147,11 @@ impl StableInterface for Room {
         }
         Ok(())
     }
+
+    /// What an operation refuses is found out before memory changes, so one entry that is too large costs nobody the connection.
+    fn keeps_memory(error: &ContextError) -> bool {
+        matches!(error, ContextError::InvalidId { .. } | ContextError::TooLarge(_))
+    }
 }
 
 impl OnConnect for Room {
@@ -172,8 +177,8 @@ impl OnConnect for Room {
         self.heard(cx, &name)?;
         if is_new {
             cx.put(&member_key(&name), &())?;
-            self.members.insert(name.clone());
             self.announce(cx, &name, What::Joined).await?;
+            self.members.insert(name.clone());
         }
         let peer = client.accept();
         // All in one message: a client's buffer holds fewer than a history.
@@ -238,8 +243,8 @@ impl Room {
             return Ok(());
         }
         cx.delete(&member_key(name))?;
-        self.members.remove(name);
         self.announce(cx, name, how).await?;
+        self.members.remove(name);
         for (_, client) in self.clients.extract_if(.., |_, client| client.name == name) {
             client.peer.close(cx, reason);
         }
@@ -253,15 +258,15 @@ impl Room {
     async fn announce(&mut self, cx: &mut Context, who: &str, what: What) -> Result<(), ContextError> {
         let number = self.history.back().map_or(1, |last| last.number + 1);
         let entry = Entry { number, at: cx.now(), who: who.to_owned(), what };
+        let event = json(&Event::Entry(entry.clone()))?;
+        let oldest = self.history.front().filter(|_| self.history.len() >= HISTORY).map(|oldest| oldest.number);
         cx.put(&entry_key(number), &entry)?;
-        if self.history.len() >= HISTORY
-            && let Some(oldest) = self.history.pop_front()
-        {
-            cx.delete(&entry_key(oldest.number))?;
+        if let Some(oldest) = oldest {
+            cx.delete(&entry_key(oldest))?;
+            self.history.pop_front();
         }
-        self.history.push_back(entry.clone());
+        self.history.push_back(entry);
 
-        let event = json(&Event::Entry(entry))?;
         let until = Instant::now() + PATIENCE;
         let mut too_slow = Vec::new();
         for (id, client) in &self.clients {
@@ -330,6 +335,8 @@ impl fmt::Display for Entry {
 
 #[cfg(test)]
 mod tests {
+    use stable_interfaces::{Host, MemoryStore, RequestError};
+
     use super::*;
 
     fn room(numbers: std::ops::RangeInclusive<u64>) -> Room {
@@ -352,6 +359,29 @@ mod tests {
         assert_eq!(seen(Some(10)), (vec![11, 12, 13, 14], 0));
         assert_eq!(seen(Some(7)), (vec![11, 12, 13, 14], 3));
         assert_eq!(seen(Some(99)), (vec![11, 12, 13, 14], 0));
+    }
+
+    #[tokio::test]
+    async fn a_room_keeps_its_ninety_nine_connections_when_the_hundredth_is_refused() {
+        let mut host = Host::local(MemoryStore::new());
+        let presence = Presence { gone_after: Duration::from_secs(60), listening_since: Timestamp::UNIX_EPOCH };
+        let rooms = host.interface(move |_| Room::new(presence)).with_alarms().register().expect("a good name");
+        let host = host.start().await.expect("it starts");
+        let hello = |name: &str| Hello { name: name.to_owned(), after: None };
+        let mut clients = Vec::new();
+        for _ in 0..99 {
+            // One member with many tabs: more members than that would have to read how they all join.
+            let client = rooms.connect("lobby", hello("ann")).await.expect("there is room");
+            client.recv().await.expect("a welcome");
+            clients.push(client);
+        }
+        let refused = rooms.connect("lobby", hello(" bob")).await;
+        assert!(matches!(refused, Err(RequestError::Rejected(_))), "{refused:?}");
+        clients[7].send(Request::Say { tag: 1, text: "still there?".to_owned() }).await.expect("open");
+        for client in &clients {
+            assert!(client.recv().await.expect("open").contains("still there?"));
+        }
+        drop(host);
     }
 
     #[test]

@@ -68,6 +68,8 @@ pub(crate) trait AnyLink: Send + Sync {
     /// Whether the instance has not let go of it.
     fn is_attached(&self) -> bool;
     fn close(&self, reason: Closed);
+    /// Takes back the last word of a handler that failed.
+    fn stay_open(&self);
 }
 
 /// What both ends of a connection share.
@@ -212,6 +214,12 @@ impl<Out: Send> AnyLink for Link<Out> {
             }
         });
     }
+
+    fn stay_open(&self) {
+        self.change(|state| {
+            state.ending.take_if(|ending| matches!(ending.behind, Behind::Handler));
+        });
+    }
 }
 
 /// The instance's end of a connection: to send to the client, from a handler. Cheap to clone; equal if of the same connection.
@@ -316,7 +324,8 @@ impl<Out: Send + 'static> Peer<Out> {
     /// Closes the connection. The client is told the reason when this handler's effects are durable, after what was sent.
     pub fn close(&self, cx: &mut Context, reason: impl Into<String>) {
         let (link, reason) = (self.link.clone(), Closed::ByInstance(reason.into()));
-        // At once for this end. If the handler fails after this, the instance is reset, and that closes it too.
+        // At once for this end. If the handler fails after this, the instance is reset, and that closes it too; or else it is
+        // kept, and the slot takes this back.
         link.change(|state| {
             state.ending.get_or_insert_with(|| Ending { reason: reason.clone(), behind: Behind::Handler });
         });
@@ -532,7 +541,10 @@ pub(crate) async fn connect<I: OnConnect>(
         }
         (Ok(()), Answered::Rejected(reason)) => RequestError::Rejected(reason),
         (Ok(()), Answered::No) => RequestError::Unhandled("this connection"),
-        (Err(error), _) => RequestError::Handler(error),
+        (Err(error), _) => {
+            cx.note_refusal();
+            RequestError::Handler(error)
+        }
     };
     // The instance may have kept a peer all the same.
     link.close(Closed::ByInstance("the connection was refused".into()));

@@ -26,6 +26,10 @@ use context::Context;
 /// it is idle, reset or on another host, so whatever must outlive that goes into storage with [`Context::put`] and is read
 /// back in [`on_start`](Self::on_start).
 ///
+/// Memory follows the store, so a handler works in this order: compute the new values, record them ([`Context::put`]), and
+/// change memory last, where nothing can fail any more. A handler that fails all the same has its instance *rebuilt*: see
+/// [`keeps_memory`](Self::keeps_memory).
+///
 /// ```
 /// use stable_interfaces::{Context, ContextError, Handle, StableInterface};
 ///
@@ -47,9 +51,10 @@ use context::Context;
 ///     type Reply = u64;
 ///
 ///     async fn handle(&mut self, cx: &mut Context, Add(n): Add) -> Result<u64, ContextError> {
-///         self.count += n;
-///         cx.put("count", &self.count)?; // durable before the reply is released
-///         Ok(self.count)
+///         let count = self.count + n;
+///         cx.put("count", &count)?; // durable before the reply is released
+///         self.count = count;
+///         Ok(count)
 ///     }
 /// }
 /// ```
@@ -73,6 +78,75 @@ pub trait StableInterface: Sized + Send + 'static {
         async { Ok(()) }
     }
 
+    /// Tells whether an error leaves the instance's memory as it was before the handler that failed with it.
+    ///
+    /// An instance whose handler fails is rebuilt: dropped, and built anew from what is stored for its next message, because its
+    /// memory may be ahead of the store. That also closes its connections, cancels its tasks, and lets alarms that it held fire
+    /// again. An error for which this is true is an ordinary answer instead: what the handler recorded since its last
+    /// [`Context::commit`] does not happen either, and the instance stays as it is. Say so for errors that handlers return before
+    /// they change anything, such as a refusal. Default: `false` for every error.
+    ///
+    /// Not asked where a commit has failed, which always ends the incarnation, and on a host without a store, which keeps the
+    /// instance on every error for want of anything to rebuild it from. A panic in here counts as one of the handler.
+    ///
+    /// ```
+    /// use stable_interfaces::{Context, ContextError, Handle, StableInterface};
+    ///
+    /// #[derive(Debug, thiserror::Error)]
+    /// enum OrderError {
+    ///     #[error("the order has been shipped already")]
+    ///     Shipped,
+    ///     #[error(transparent)]
+    ///     Context(#[from] ContextError),
+    /// }
+    ///
+    /// struct Order { shipped: bool }
+    ///
+    /// impl StableInterface for Order {
+    ///     const NAME: &'static str = "order";
+    ///     type Error = OrderError;
+    ///
+    ///     fn keeps_memory(error: &OrderError) -> bool {
+    ///         matches!(error, OrderError::Shipped)
+    ///     }
+    /// }
+    ///
+    /// struct Ship;
+    ///
+    /// impl Handle<Ship> for Order {
+    ///     type Reply = ();
+    ///
+    ///     async fn handle(&mut self, cx: &mut Context, _: Ship) -> Result<(), OrderError> {
+    ///         if self.shipped {
+    ///             return Err(OrderError::Shipped);
+    ///         }
+    ///         cx.put("shipped", &true)?;
+    ///         self.shipped = true;
+    ///         Ok(())
+    ///     }
+    /// }
+    /// ```
+    ///
+    /// With `type Error = ContextError`, where every handler records before it changes memory, what the arguments of an operation
+    /// were refused for has changed nothing:
+    ///
+    /// ```
+    /// # use stable_interfaces::{ContextError, StableInterface};
+    /// # struct Counter;
+    /// # impl StableInterface for Counter {
+    /// #     const NAME: &'static str = "counter";
+    /// #     type Error = ContextError;
+    /// fn keeps_memory(error: &ContextError) -> bool {
+    ///     matches!(error, ContextError::InvalidId { .. } | ContextError::TooLarge(_))
+    /// }
+    /// # }
+    /// ```
+    #[must_use]
+    fn keeps_memory(error: &Self::Error) -> bool {
+        let _ = error;
+        false
+    }
+
     /// Runs before an instance leaves memory in good order: when stopped, drained or idle. Not after a crash or a reset. It has a
     /// [limit of its own](crate::InterfaceBuilder::stop_timeout).
     fn on_stop(&mut self) -> impl Future<Output = ()> + Send {
@@ -94,8 +168,9 @@ pub trait Handle<M>: StableInterface {
     /// When this returns `Ok`, everything recorded on `cx` is committed as one, and only then is the reply released.
     ///
     /// # Errors
-    /// On an error nothing recorded since the last [`Context::commit`] happens, and if anything was recorded the instance is
-    /// reset: dropped, and built anew for its next message.
+    /// On an error nothing recorded since the last [`Context::commit`] happens, and the instance is rebuilt from what is stored,
+    /// unless the error [keeps its memory](StableInterface::keeps_memory). A rebuild closes the instance's connections, cancels
+    /// its tasks and lets alarms that it held fire again.
     fn handle(&mut self, cx: &mut Context, message: M)
     -> impl Future<Output = Result<Self::Reply, Self::Error>> + Send;
 }
@@ -112,7 +187,8 @@ pub trait OnAlarm: StableInterface {
     /// alarm is made.
     ///
     /// # Errors
-    /// On an error the alarm is tried again later, by the interface's [`RetryPolicy`](crate::RetryPolicy).
+    /// On an error the alarm is tried again later, by the interface's [`RetryPolicy`](crate::RetryPolicy). The instance is rebuilt
+    /// as after an error of [`Handle::handle`], with all that this ends: connections, tasks, and the holding of other alarms.
     fn on_alarm(&mut self, cx: &mut Context, alarm: &Alarm) -> impl Future<Output = Result<(), Self::Error>> + Send;
 }
 
@@ -127,7 +203,8 @@ pub trait OnMessage: StableInterface {
     /// runs at least once, and its effects happen exactly once.
     ///
     /// # Errors
-    /// On an error the message is tried again later, by the interface's [`RetryPolicy`](crate::RetryPolicy).
+    /// On an error the message is tried again later, by the interface's [`RetryPolicy`](crate::RetryPolicy). The instance is
+    /// rebuilt as after an error of [`Handle::handle`], with all that this ends: connections, tasks, and the holding of alarms.
     fn on_message(
         &mut self,
         cx: &mut Context,
@@ -137,8 +214,9 @@ pub trait OnMessage: StableInterface {
 
 /// Says that clients can connect to an interface's instances, with [`Interface::connect`](crate::Interface::connect).
 ///
-/// A connection belongs to one incarnation: it closes when the instance is reset, stopped or moves. While it is open the
-/// instance is not passivated, unless it asks for it.
+/// A connection belongs to one incarnation: it closes when the instance is reset, stopped or moves, and so when it is rebuilt
+/// because any handler of it failed with an error that does not [keep its memory](StableInterface::keeps_memory). While it is
+/// open the instance is not passivated, unless it asks for it.
 #[diagnostic::on_unimplemented(
     message = "clients cannot connect to `{Self}`",
     note = "implement `OnConnect` for `{Self}`"
@@ -155,7 +233,9 @@ pub trait OnConnect: StableInterface {
     /// [`reject`](Connecting::reject) it. With neither it is refused as unhandled.
     ///
     /// # Errors
-    /// On an error the client is not connected and gets that error.
+    /// On an error the client is not connected and gets that error. It refuses that client alone: the instance and its other
+    /// connections stay, so fail before changing memory. Only if something was recorded before the error is the instance rebuilt,
+    /// unless the error [keeps its memory](StableInterface::keeps_memory).
     fn on_connect(
         &mut self,
         cx: &mut Context,
@@ -166,7 +246,8 @@ pub trait OnConnect: StableInterface {
     /// Handles one message of a client. Those of one client come in the order in which it sent them.
     ///
     /// # Errors
-    /// On an error nothing recorded happens. If anything was recorded the instance is reset, and all its connections close.
+    /// On an error nothing recorded happens, and the instance is rebuilt, unless the error
+    /// [keeps its memory](StableInterface::keeps_memory): all its connections close, that of this client included.
     fn on_receive(
         &mut self,
         cx: &mut Context,

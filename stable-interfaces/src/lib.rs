@@ -30,8 +30,8 @@
 //!     type Reply = bool;
 //!     async fn handle(&mut self, cx: &mut Context, _: Pay) -> Result<bool, ContextError> {
 //!         cx.cancel_alarm("expire")?;
-//!         self.paid = true;
 //!         cx.put("paid", &true)?; // the payment and the cancelled alarm land together, then the reply is released
+//!         self.paid = true; // memory changes last: an error before this leaves it as it is stored
 //!         Ok(self.paid)
 //!     }
 //! }

@@ -116,6 +116,8 @@ struct Rare {
     ends: Option<Closed>,
     /// Why `on_start` failed.
     failed_start: Option<String>,
+    /// The error of the handler refuses one client that asked to be connected, and nobody else.
+    refuses_client: bool,
     /// What the last read of the store failed with.
     failed_read: Option<Arc<StoreError>>,
     /// Whether the handler has made a part of its effects durable before its end.
@@ -164,6 +166,11 @@ impl Recorded {
 
     pub(crate) fn take_ops(&mut self) -> Vec<Op> {
         self.0.as_mut().map(|rare| rare.effects.take()).unwrap_or_default()
+    }
+
+    /// What the handler would let out, in order.
+    pub(crate) fn outputs(&mut self) -> &[Output] {
+        self.0.as_mut().map_or(&[], |rare| rare.outputs.get_mut().as_slice())
     }
 
     /// What the handler lets out, in order.
@@ -516,8 +523,9 @@ impl Context {
     ///             loop {
     ///                 let event = next_event().await;
     ///                 let handled = me.turn(move |feed, cx| {
+    ///                     cx.put("seen", &(feed.seen + event))?;
     ///                     feed.seen += event;
-    ///                     cx.put("seen", &feed.seen)
+    ///                     Ok(())
     ///                 });
     ///                 if handled.await.is_err() {
     ///                     return;
@@ -580,15 +588,43 @@ impl Context {
         })
     }
 
-    /// What a handler ended with. What the store refused it, and it passes on, is the store's failure as that of a commit is: the
-    /// caller is told what to do about it, whatever error the interface wraps it in.
-    pub(crate) fn judge<R, E>(&mut self, result: Outcome<R, E>) -> Outcome<R, E> {
+    /// Notes that an error of the handler under way refuses the client that asks to be connected.
+    pub(crate) fn note_refusal(&mut self) {
+        self.recorded.rare().refuses_client = true;
+    }
+
+    /// Decides about a handler that failed, or was refused: the instance is rebuilt from what is stored unless its memory is as it
+    /// was. What the store refused the handler, and it passes on, is the store's failure as that of a commit is: the caller is told
+    /// what to do about it, whatever error the interface wraps it in.
+    ///
+    /// Asks the application, so a panic in here has to count as one of the handler.
+    pub(crate) fn judge<I: StableInterface, R>(&mut self, result: Outcome<R, I::Error>) -> Outcome<R, I::Error> {
+        if let Err(error) = &result
+            && self.must_rebuild::<I>(error)
+        {
+            self.recorded.rare().ends.get_or_insert(Closed::Reset);
+        }
         match result {
             Err(error) if matches!(*error, RequestError::Handler(_)) => match self.recorded.take_cause() {
                 Some(cause) => Err(RequestError::Store(cause).into()),
                 None => Err(error),
             },
             result => result,
+        }
+    }
+
+    /// Tells whether the memory of the instance may be ahead of the store after this error.
+    fn must_rebuild<I: StableInterface>(&self, error: &RequestError<I::Error>) -> bool {
+        // Without a store there is nothing to rebuild an instance from.
+        if self.require_store().is_err() {
+            return false;
+        }
+        match error {
+            RequestError::Handler(error) if self.recorded.rides() != Rides::Cut => {
+                let refuses_client = self.recorded.0.as_ref().is_some_and(|rare| rare.refuses_client);
+                (self.recorded.has_recorded() || !refuses_client) && !I::keeps_memory(error)
+            }
+            _ => self.recorded.has_recorded(),
         }
     }
 

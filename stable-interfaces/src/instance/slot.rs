@@ -333,8 +333,9 @@ impl<I: StableInterface> Slot<I> {
             Ending::Returned { state, mut recorded, result } => {
                 inner.state = state;
                 inner.epoch = epoch;
+                let is_cut = recorded.rides() == Rides::Cut;
                 let result = match result {
-                    Ok(_) if recorded.rides() == Rides::Cut => Err(RequestError::Unknown.into()),
+                    Ok(_) if is_cut => Err(RequestError::Unknown.into()),
                     result => result,
                 };
                 failed_start = recorded.take_failed_start();
@@ -347,9 +348,11 @@ impl<I: StableInterface> Slot<I> {
                         if let (Some(token), Some(error)) = (woken_by, &failure) {
                             self.push_failure(&mut inner, epoch, token, error);
                         }
-                        recorded
-                            .take_end()
-                            .or((recorded.has_recorded() || failed_start.is_some()).then_some(Closed::Reset))
+                        let ends = recorded.take_end().or((is_cut || failed_start.is_some()).then_some(Closed::Reset));
+                        if ends.is_none() {
+                            Self::take_back(&inner, &mut recorded);
+                        }
+                        ends
                     }
                 };
                 if recorded.wants_passivation() && ends.is_none() {
@@ -499,6 +502,17 @@ impl<I: StableInterface> Slot<I> {
                     extra.tasks.retain(|task| !task.has_ended());
                     extra.tasks.extend(handle);
                 }
+            }
+        }
+    }
+
+    /// Undoes what a handler that failed, and whose instance stays, has let out at once.
+    fn take_back(inner: &Inner<I>, recorded: &mut Recorded) {
+        for output in recorded.outputs() {
+            if let Output::Disconnect(id) = output
+                && let Some((link, _)) = inner.extra.as_ref().and_then(|extra| extra.connections.get(id))
+            {
+                link.stay_open();
             }
         }
     }

@@ -142,7 +142,7 @@ pub(crate) async fn handler<I: StableInterface, W: Work<I>>(
 ) -> Ending<I, W::Reply> {
     let mut cx = Context::new(slot, epoch);
     let result = work.run(&mut state, &mut cx).await;
-    let result = if result.is_err() { cx.judge(result) } else { result };
+    let result = if result.is_err() { cx.judge::<I, _>(result) } else { result };
     Ending::Returned { state, recorded: cx.recorded, result }
 }
 
