@@ -77,15 +77,15 @@ async fn an_instance_accepts_rejects_with_a_reason_or_leaves_a_client_unhandled(
     world.settle().await;
     assert!(matches!(answer("reject").await, Err(RequestError::Rejected(reason)) if reason == "the room is full"));
     assert!(matches!(answer("nothing").await, Err(RequestError::Unhandled(_))));
-    assert!(matches!(answer("fail").await, Err(RequestError::Handler(Failed::Told("no")))));
+    assert!(matches!(answer("fail").await, Err(RequestError::Handler(Failed::Told("no"), _))));
     assert!(matches!(answer("change one's mind").await, Err(RequestError::Rejected(_))));
-    assert!(matches!(answer("accept and fail").await, Err(RequestError::Handler(_))));
+    assert!(matches!(answer("accept and fail").await, Err(RequestError::Handler(..))));
     let open = act(|me: &mut Probe, _| {
         Box::pin(async move { Ok(me.peers.all().iter().filter(|peer| !peer.is_closed()).count()) })
     });
     assert_eq!(site.probes.request("a", open).await.unwrap(), 0, "no peer of a client that was refused stays open");
     assert_eq!(site.host.connections(), 0, "a refused client keeps no place");
-    assert!(matches!(answer("fail after an effect").await, Err(RequestError::Handler(_))));
+    assert!(matches!(answer("fail after an effect").await, Err(RequestError::Handler(..))));
     assert_eq!(world.script.lives(), 1, "an instance that was reset is built for its next message");
     site.probes.request("a", get("k")).await.unwrap();
     assert_eq!(world.script.lives(), 2);
@@ -109,7 +109,7 @@ async fn a_client_that_is_refused_with_an_error_costs_no_other_client_its_connec
         connections.push(site.probes.connect("a", "").await.unwrap());
     }
     let error = site.probes.connect("a", "one too many").await.unwrap_err();
-    assert!(matches!(error, RequestError::Handler(Failed::Told("the room is full"))), "{error}");
+    assert!(matches!(error, RequestError::Handler(Failed::Told("the room is full"), _)), "{error}");
     site.probes.request("a", broadcast(0, 1)).await.unwrap();
     for connection in &connections {
         assert_eq!(in_time(connection.recv()).await.unwrap(), 0, "still open");

@@ -133,6 +133,7 @@ impl Stage {
     async fn count_halves(&self, instance: &str) {
         let (first, last) = (self.effect(), self.effect());
         let (early, late) = (self.ask(instance, &first), self.ask(instance, &last));
+        let whole = format!("{instance}/{first}");
         let halves: Do<()> = act(move |me, cx| {
             let sleep = me.sleep(Duration::from_millis(20));
             Box::pin(async move {
@@ -149,7 +150,11 @@ impl Stage {
                 Ok(())
             })
         });
-        late.told(outcome(&self.probes.request(instance, halves).await));
+        let answer = self.probes.request(instance, halves).await;
+        if outcome(&answer) == Outcome::Not {
+            self.history.denied(&whole);
+        }
+        late.told(Outcome::of_rest(&answer));
     }
 
     async fn post(&self, instance: &str, kind: &str) {

@@ -173,7 +173,7 @@ async fn past_the_deadline_what_still_runs_is_cut_off_and_counted_and_the_shards
     assert_eq!((drained.unfinished, drained.instances, drained.released), (1, 1, false));
     assert_eq!(world.now() - began, 10_000);
     let error = stuck.await.unwrap().unwrap_err();
-    assert!(matches!(error, RequestError::Unknown), "{error}");
+    assert!(matches!(error, RequestError::Unknown(_)), "{error}");
     assert_eq!(world.script.stops(), 1);
     let again = site.host.drain(SECOND).await;
     assert!(!again.released, "once");

@@ -128,7 +128,7 @@ async fn a_reply_is_not_released_before_its_effects_are_durable_nor_is_any_later
     world.store.release_hanging();
     writes.await.unwrap().unwrap();
     assert_eq!(memory.await.unwrap().unwrap(), 1);
-    assert!(matches!(refusal.await.unwrap().unwrap_err(), RequestError::Handler(Failed::Refused("no"))));
+    assert!(matches!(refusal.await.unwrap().unwrap_err(), RequestError::Handler(Failed::Refused("no"), _)));
     noted.await.unwrap().unwrap();
 }
 
@@ -337,6 +337,132 @@ on_each_store! {
     }
 }
 
+/// How a handler ends that has committed a part of its effects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Fails,
+    Panics,
+    RunsOutOfTime,
+    LastCommitIsRefused,
+    LosesItsShard,
+}
+
+#[tokio::test(start_paused = true)]
+async fn once_a_part_of_a_handler_is_durable_no_answer_says_that_nothing_happened() {
+    for end in [End::Fails, End::Panics, End::RunsOutOfTime, End::LastCommitIsRefused, End::LosesItsShard] {
+        let world = World::in_memory();
+        let site = world.launch(world.local(), |probes| probes.handler_timeout(20 * SECOND)).await;
+        let store = world.store.clone();
+        let half = act::<()>(move |me: &mut Probe, cx| {
+            let (short, long) = (me.sleep(SECOND), me.sleep(60 * SECOND));
+            Box::pin(async move {
+                cx.put("first", &1)?;
+                cx.commit().await?;
+                cx.put("second", &2)?;
+                match end {
+                    End::Fails => return Err(Failed::Told("no")),
+                    End::Panics => std::panic::panic_any("boom"),
+                    End::RunsOutOfTime => long.await,
+                    End::LastCommitIsRefused => store.set_chance(Method::Commit, Fault::FailBefore, 1.0),
+                    End::LosesItsShard => short.await,
+                }
+                Ok(())
+            })
+        });
+        let half = spawn(&site.probes, "a", half);
+        world.settle().await;
+        let other = if end == End::LosesItsShard { Some(world.start().await) } else { None };
+        let error = in_time(half).await.unwrap().unwrap_err();
+        world.store.heal();
+        assert!(error.may_have_happened() && !error.is_retryable(), "{end:?}: {error}");
+        let is_right = match (&error, end) {
+            (RequestError::Handler(Failed::Told("no"), _), End::Fails) => true,
+            (RequestError::Unknown(cause), _) => matches!(
+                (&**cause, end),
+                (RequestError::Panicked(_), End::Panics)
+                    | (RequestError::TimedOut { .. }, End::RunsOutOfTime)
+                    | (RequestError::Store(_), End::LastCommitIsRefused)
+                    | (RequestError::Fenced, End::LosesItsShard)
+            ),
+            _ => false,
+        };
+        assert!(is_right, "{end:?}: {error:?}");
+        if let RequestError::Unknown(cause) = &error {
+            let source = std::error::Error::source(&error).expect("it has a cause");
+            assert_eq!(source.to_string(), cause.to_string());
+        }
+        let site = other.as_ref().unwrap_or(&site);
+        assert_eq!(site.probes.request("a", list()).await.unwrap(), [("first".into(), 1)], "{end:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_whose_commits_were_all_refused_has_an_answer_that_is_certain_however_it_ends() {
+    for end in [End::Fails, End::Panics, End::RunsOutOfTime] {
+        let world = World::in_memory();
+        let site = world.launch(world.local(), |probes| probes.handler_timeout(20 * SECOND)).await;
+        world.store.set_chance(Method::Commit, Fault::FailBefore, 1.0);
+        let none = act::<()>(move |me: &mut Probe, cx| {
+            let long = me.sleep(60 * SECOND);
+            Box::pin(async move {
+                cx.put("first", &1)?;
+                assert!(matches!(cx.commit().await, Err(ContextError::Store(_))));
+                match end {
+                    End::Fails => return Err(Failed::Told("no")),
+                    End::Panics => std::panic::panic_any("boom"),
+                    _ => long.await,
+                }
+                Ok(())
+            })
+        });
+        let error = site.probes.request("a", none).await.unwrap_err();
+        assert!(is_certain(&error) && error.is_retryable(), "{end:?}: {error}");
+        world.store.heal();
+        assert_eq!(site.probes.request("a", list()).await.unwrap(), [], "{end:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_commit_with_nothing_recorded_waits_for_all_that_its_instance_has_under_way_and_gives_its_failure() {
+    let world = World::in_memory();
+    let site = world.start().await;
+    world.store.fail_next(Method::Commit, Fault::Hang);
+    let first = spawn(&site.probes, "a", put("k", 1));
+    world.settle().await;
+    let acts_outside = act(|me: &mut Probe, cx| {
+        Box::pin(async move {
+            let seen = cx.get::<i64>("k").await?;
+            cx.commit().await?;
+            me.script.note(format!("told somebody of {seen:?}"));
+            Ok(())
+        })
+    });
+    let acts_outside = spawn(&site.probes, "a", acts_outside);
+    world.pass(SECOND).await;
+    assert!(world.script.notes().is_empty(), "what it has seen is not durable yet");
+    world.store.release_hanging();
+    first.await.unwrap().unwrap();
+    acts_outside.await.unwrap().unwrap();
+    assert_eq!(world.script.notes(), ["told somebody of Some(1)"]);
+
+    // However often it is tried again: a commit that failed has not happened.
+    world.store.set_chance(Method::Commit, Fault::FailBefore, 1.0);
+    let tries = act::<()>(|me: &mut Probe, cx| {
+        Box::pin(async move {
+            cx.put("k", &2)?;
+            for _ in 0..3 {
+                match cx.commit().await {
+                    Ok(()) => me.script.note("charged"),
+                    Err(error) => assert!(matches!(error, ContextError::Store(_)), "{error}"),
+                }
+            }
+            Ok(())
+        })
+    });
+    assert!(is_certain(&site.probes.request("a", tries).await.unwrap_err()));
+    assert_eq!(world.script.notes().len(), 1);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_commit_in_the_middle_of_a_handler_is_durable_before_the_handler_goes_on() {
     let world = World::in_memory();
@@ -347,7 +473,7 @@ async fn a_commit_in_the_middle_of_a_handler_is_durable_before_the_handler_goes_
             cx.put("k", &1)?;
             cx.commit().await?;
             me.script.note("went on");
-            cx.commit().await?; // nothing recorded: nothing to wait for
+            cx.commit().await?; // Nothing recorded and nothing under way: there is nothing to wait for.
             Ok(())
         })
     });
@@ -435,7 +561,7 @@ on_each_store! {
         world.store.set_chance(Method::Commit, Fault::FailAfter, 1.0);
         let before = world.now();
         let error = site.probes.request("a", count("n")).await.unwrap_err();
-        assert!(matches!(error, RequestError::Unknown), "{error}");
+        assert!(matches!(error, RequestError::Unknown(_)), "{error}");
         assert!(error.may_have_happened() && !error.is_retryable());
         assert!((10_000..11_600).contains(&(world.now() - before)), "{}", world.now() - before);
         let repeats = world.store.calls(Method::Commit);
@@ -506,7 +632,7 @@ async fn a_store_that_hangs_is_waited_for_within_its_deadline_by_reads_too() {
     assert!(matches!(error, RequestError::Store(_)) && error.is_retryable(), "{error}");
     assert_eq!(world.now() - before, 5_000);
     let error = site.probes.request("a", put("k", 2)).await.unwrap_err();
-    assert!(matches!(error, RequestError::Unknown), "{error}");
+    assert!(matches!(error, RequestError::Unknown(_)), "{error}");
     assert!(world.now() - before <= 17_000, "{}", world.now() - before);
     world.store.release_hanging();
     world.pass(SECOND).await;
@@ -597,7 +723,9 @@ async fn a_handler_that_is_stopped_by_its_deadline_in_a_commit_does_not_end_as_c
         })
     });
     let error = site.probes.request("a", slow).await.unwrap_err();
-    assert!(matches!(error, RequestError::TimedOut { .. }), "{error}");
+    let RequestError::Unknown(cause) = &error else { panic!("{error}") };
+    assert!(matches!(**cause, RequestError::TimedOut { .. }), "{cause}");
+    assert!(error.may_have_happened() && !error.is_retryable());
     assert_eq!(world.now(), 4_000, "answered when its commit is settled");
     assert_eq!(site.probes.request("a", get("k")).await.unwrap(), Some(1));
     assert_eq!(site.probes.request("a", life()).await.unwrap(), 2);

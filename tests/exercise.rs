@@ -143,6 +143,8 @@ enum Step {
     Spawn(Vec<u64>),
     Passivate,
     Fail,
+    /// Changes memory and fails before that is recorded.
+    Spoil,
     Panic,
     Overrun,
 }
@@ -205,9 +207,10 @@ impl Cell {
 
     async fn raise(&mut self, cx: &mut Context, key: &str) -> Result<i64, ContextError> {
         let count = cx.get::<i64>(key).await?.unwrap_or(0) + 1;
+        let total = self.total + 1;
         cx.put(key, &count)?;
-        self.total += 1;
-        cx.put("total", &self.total)?;
+        cx.put("total", &total)?;
+        self.total = total;
         Ok(count)
     }
 
@@ -337,6 +340,11 @@ impl Handle<Do> for Cell {
                 Step::Spawn(effects) => self.spawn(cx, effects)?,
                 Step::Passivate => cx.passivate(),
                 Step::Fail => return Err(Failed::Told),
+                Step::Spoil => {
+                    // Nothing of this is recorded; were it kept, the next handler would store it.
+                    self.total += 1_000;
+                    return Err(Failed::Told);
+                }
                 Step::Panic => std::panic::resume_unwind(Box::new("told to panic")),
                 Step::Overrun => self.life().sleep(HANDLER_TIMEOUT * 2).await,
             }
@@ -361,9 +369,11 @@ impl Cell {
                         let what = format!("a turn of a task of {} in another incarnation", cell.id);
                         history.violated(Invariant::OneAtATime, what);
                     }
-                    cell.total += 1;
+                    let total = cell.total + 1;
                     cx.put(&format!("e/{effect}"), &1)?;
-                    Ok(cx.put("total", &cell.total)?)
+                    cx.put("total", &total)?;
+                    cell.total = total;
+                    Ok(())
                 });
                 let answer = turn.await;
                 asked.told(outcome(&answer));
@@ -739,6 +749,8 @@ impl Exercise {
                 0..8 => steps.push(Step::Fail),
                 8..12 => steps.push(Step::Panic),
                 12..14 => steps.push(Step::Overrun),
+                14..17 => steps.push(Step::Spoil),
+                17..20 => steps = vec![Step::Spoil],
                 _ => {}
             }
             steps
@@ -746,10 +758,19 @@ impl Exercise {
         .await;
         if let Some(both) = both {
             settle(client, both, &answer, "storage");
-        } else if answer.is_none() {
+        } else if let Some((answer, _)) = &answer {
+            if outcome(answer) == Outcome::Not {
+                client.history().denied(&whole(id, first));
+            }
+        } else {
             tell(&early, Outcome::Not);
         }
-        settle(client, asked, &answer, "request");
+        let rest = answer.as_ref().map(|(answer, site)| (Outcome::of_rest(answer), site));
+        match rest {
+            // A definite word on the one effect, though not on the other.
+            Some((Outcome::Not, site)) if commits => asked.told_by(Outcome::Not, site.life().number(), site.life().now()),
+            _ => drop(settle(client, asked, &answer, "request")),
+        }
     }
 
     /// An alarm that nobody else touches.

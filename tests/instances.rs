@@ -187,7 +187,7 @@ async fn an_instance_whose_handler_fails_is_rebuilt_from_what_is_stored_whether_
     assert_eq!(site.probes.request("a", memory()).await.unwrap(), (1, 0));
     for (records, life) in [(false, 2), (true, 3)] {
         let error = site.probes.request("a", change_and_fail(records)).await.unwrap_err();
-        assert!(matches!(error, RequestError::Handler(Failed::Told("no"))), "{error}");
+        assert!(matches!(error, RequestError::Handler(Failed::Told("no"), _)), "{error}");
         assert_eq!(site.probes.request("a", memory()).await.unwrap(), (life, 0), "memory is what is stored");
     }
     assert_eq!(site.probes.request("a", get("k")).await.unwrap(), None);
@@ -223,7 +223,7 @@ async fn an_error_that_says_it_changed_nothing_is_an_ordinary_answer_and_keeps_t
         })
     });
     let error = site.probes.request("a", refuse).await.unwrap_err();
-    assert!(matches!(error, RequestError::Handler(Failed::Refused("no"))), "{error}");
+    assert!(matches!(error, RequestError::Handler(Failed::Refused("no"), _)), "{error}");
     assert_eq!(site.probes.request("a", life()).await.unwrap(), 1, "kept");
     assert_eq!(site.probes.request("a", get("k")).await.unwrap(), None);
     connection.send(1).await.unwrap();
@@ -301,7 +301,7 @@ async fn a_failing_on_start_fails_every_waiting_request_and_the_instance_is_not_
         let error = request.await.unwrap().unwrap_err();
         assert!(error.to_string().contains("not today"), "{error}");
         match error {
-            RequestError::Handler(Failed::Told(_)) => assert_eq!(i, 0),
+            RequestError::Handler(Failed::Told(_), _) => assert_eq!(i, 0),
             RequestError::Rejected(_) => assert_ne!(i, 0),
             other => panic!("{other}"),
         }
@@ -347,7 +347,7 @@ async fn a_handler_that_makes_nothing_of_the_stores_failure_answers_with_its_own
         })
     });
     let error = site.probes.request("a", own).await.unwrap_err();
-    assert!(matches!(error, RequestError::Handler(Failed::Told("no"))), "{error}");
+    assert!(matches!(error, RequestError::Handler(Failed::Told("no"), _)), "{error}");
     world.store.release_hanging();
 
     // What it has made durable before that has happened: to repeat it would do it twice.
@@ -362,7 +362,7 @@ async fn a_handler_that_makes_nothing_of_the_stores_failure_answers_with_its_own
         })
     });
     let error = site.probes.request("a", partly).await.unwrap_err();
-    assert!(matches!(error, RequestError::Handler(Failed::Context(ContextError::Store(_)))), "{error}");
+    assert!(matches!(error, RequestError::Handler(Failed::Context(ContextError::Store(_)), _)), "{error}");
     assert!(!error.is_retryable());
 }
 
@@ -604,9 +604,9 @@ async fn a_host_without_a_store_serves_requests_and_refuses_whatever_would_be_du
     assert_eq!(site.probes.request("a", life()).await.unwrap(), 1);
     assert_eq!(site.probes.request("a", life()).await.unwrap(), 1);
     let error = site.probes.request("a", put("k", 1)).await.unwrap_err();
-    assert!(matches!(error, RequestError::Handler(Failed::Context(ContextError::NoStore))), "{error}");
+    assert!(matches!(error, RequestError::Handler(Failed::Context(ContextError::NoStore), _)), "{error}");
     let error = site.probes.request("a", get("k")).await.unwrap_err();
-    assert!(matches!(error, RequestError::Handler(Failed::Context(ContextError::NoStore))), "{error}");
+    assert!(matches!(error, RequestError::Handler(Failed::Context(ContextError::NoStore), _)), "{error}");
     let error = site.probes.set_alarm("a", "x", world.at(5), &()).await.unwrap_err();
     assert!(matches!(error, RequestError::NoStore), "{error}");
     assert!(matches!(site.probes.alarms("a").await.unwrap_err(), RequestError::NoStore));
@@ -629,7 +629,7 @@ async fn dropping_a_host_ends_it_at_once_answers_every_caller_and_loses_nothing(
     let probes = site.probes.clone();
     drop(site);
     let error = running.await.unwrap().unwrap_err();
-    assert!(matches!(error, RequestError::Unknown), "{error}");
+    assert!(matches!(error, RequestError::Unknown(_)), "{error}");
     let error = queued.await.unwrap().unwrap_err();
     assert!(matches!(error, RequestError::Draining), "never started: {error}");
     let error = probes.request("a", life()).await.unwrap_err();
@@ -658,9 +658,9 @@ async fn a_caller_whose_commit_is_under_way_when_the_host_ends_is_told_that_the_
         }
         drop(site);
         let error = in_time(writing).await.unwrap().unwrap_err();
-        assert!(matches!(error, RequestError::Unknown) && error.may_have_happened(), "{error}");
+        assert!(matches!(error, RequestError::Unknown(_)) && error.may_have_happened(), "{error}");
         let error = in_time(behind).await.unwrap().unwrap_err();
-        assert!(matches!(error, RequestError::Store(_) | RequestError::Unknown), "{error}");
+        assert!(matches!(error, RequestError::Store(_) | RequestError::Unknown(_)), "{error}");
     }
 }
 

@@ -239,6 +239,42 @@ async fn a_suspect_is_run_alone_also_when_later_alarms_have_ended_the_marking() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_process_that_died_of_an_alarm_or_message_stays_counted_when_its_handler_then_fails_in_the_ordinary_way() {
+    let world = World::in_memory();
+    let fails = Arc::new(AtomicUsize::new(0));
+    let flag = fails.clone();
+    world.script.on_alarm(move |_, _, _| {
+        let fails = flag.load(Ordering::SeqCst) == 1;
+        Box::pin(async move { if fails { Err(Failed::Told("no")) } else { std::future::pending().await } })
+    });
+    let flag = fails.clone();
+    world.script.on_message(move |_, _, _| {
+        let fails = flag.load(Ordering::SeqCst) == 1;
+        Box::pin(async move { if fails { Err(Failed::Told("no")) } else { std::future::pending().await } })
+    });
+    let site = world.start().await;
+    site.probes.set_alarm("a", "x", world.at(world.now() + 1_000), &()).await.unwrap();
+    world.store.lose_hints(true);
+    site.probes.post("b", NewPost::new("").id("m")).await.unwrap();
+    site.crash();
+    world.pass(10 * SECOND).await;
+    // It is marked, and its process dies.
+    let site = world.start().await;
+    world.pass(SECOND).await;
+    site.crash();
+    world.settle().await;
+    let is_marked = world.dump().alarms().all(|row| row.started) && world.dump().inbox().all(|row| row.started);
+    assert!(is_marked, "{:?}", world.dump());
+    fails.store(1, Ordering::SeqCst);
+    let _site = world.start().await;
+    world.pass(Duration::from_millis(500)).await;
+    let dump = world.dump();
+    let alarms: Vec<_> = dump.alarms().map(|row| (row.crashes, row.started, row.attempt)).collect();
+    let messages: Vec<_> = dump.inbox().map(|row| (row.crashes, row.started, row.attempt)).collect();
+    assert_eq!((alarms, messages), (vec![(1, false, 1)], vec![(1, false, 1)]));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_message_that_kills_is_given_up_too() {
     let world = World::in_memory();
     world.script.on_message(|_, _, message| {

@@ -71,7 +71,7 @@ on_each_store! {
         assert_eq!(new.probes.request(&a, count("n")).await.unwrap(), 2);
 
         let error = late.await.unwrap().unwrap_err();
-        assert!(matches!(error, RequestError::Fenced | RequestError::Replaced | RequestError::Unknown), "{error}");
+        assert!(matches!(error, RequestError::Fenced | RequestError::Replaced | RequestError::Unknown(_)), "{error}");
         assert!(old.probes.request(&a, count("n")).await.is_err());
         world.pass(LEASE).await;
         assert_eq!((old.host.health(), new.host.health()), (Health::Replaced, Health::Running));
@@ -220,7 +220,8 @@ async fn lose_a_shard() -> (World, Site, Site, FaultStore, String) {
 async fn a_host_that_cannot_renew_stops_serving_before_its_lease_is_over() {
     let (_world, zero, _one, _own, moving) = lose_a_shard().await;
     let error = zero.probes.request(&moving, life()).await.unwrap_err();
-    assert!(matches!(error, RequestError::Fenced), "not even from memory: {error}");
+    assert!(matches!(error, RequestError::LeaseLost), "not even from memory: {error}");
+    assert!(error.is_retryable() && !error.may_have_happened());
 }
 
 #[tokio::test(start_paused = true)]
@@ -232,7 +233,8 @@ async fn after_an_outage_a_host_serves_again_what_nobody_took() {
     zero.probes.set_alarm("a", "x", world.at(40_000), &()).await.unwrap();
     world.store.set_down(true);
     world.pass(60 * SECOND).await;
-    assert!(zero.probes.request("a", get("k")).await.is_err());
+    let error = zero.probes.request("a", get("k")).await.unwrap_err();
+    assert!(matches!(error, RequestError::LeaseLost) && error.is_retryable(), "nobody has taken over: {error}");
     assert!(world.script.fired().is_empty(), "nothing fires without a lease");
     world.store.heal();
     world.pass(5 * SECOND).await;
@@ -285,9 +287,30 @@ async fn a_message_that_waited_past_the_end_of_the_lease_is_not_handled() {
         async move { probes.request("a", noted).await }
     });
     let error = behind.await.unwrap().unwrap_err();
-    assert!(matches!(error, RequestError::Fenced), "{error}");
+    assert!(matches!(error, RequestError::LeaseLost), "{error}");
     assert!(world.script.notes().is_empty(), "somebody else may own the instance by now");
-    assert!(slow.await.unwrap().is_err(), "nor is an answer released");
+    let error = slow.await.unwrap().unwrap_err();
+    assert!(matches!(error, RequestError::LeaseLost), "nor is an answer released: {error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_handler_committed_before_its_hosts_lease_ran_out_is_not_denied() {
+    let world = World::in_memory();
+    let zero = start(&world, "host-0", &fleet(1)).await;
+    world.store.set_chance(Method::Renew, Fault::FailBefore, 1.0);
+    world.pass(10 * SECOND).await;
+    let half = act::<()>(|me: &mut Probe, cx| {
+        let long = me.sleep(10 * SECOND);
+        Box::pin(async move {
+            cx.put("k", &1)?;
+            cx.commit().await?;
+            long.await;
+            Ok(())
+        })
+    });
+    let error = zero.probes.request("a", half).await.unwrap_err();
+    let RequestError::Unknown(cause) = &error else { panic!("{error}") };
+    assert!(matches!(**cause, RequestError::LeaseLost) && !error.is_retryable(), "{cause}");
 }
 
 #[tokio::test(start_paused = true)]

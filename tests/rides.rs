@@ -155,7 +155,7 @@ on_each_store! {
         for (n, lands) in (1..).zip([false, true]) {
             *shared.known_from.lock() = world.now() + 25_000;
             let answer = ask(&site, &shared, Course::Unanswered(lands)).await;
-            assert!(matches!(answer, Err(RequestError::Unknown)), "{answer:?}");
+            assert!(matches!(answer, Err(RequestError::Unknown(_))), "{answer:?}");
             assert!(world.now() < *shared.known_from.lock(), "it was told before anybody knew");
             let next = spawn(&site.probes, "a", life());
             world.pass(5 * SECOND).await;
@@ -215,7 +215,7 @@ on_each_store! {
         let site = world.launch(world.local(), |probes| probes.handler_timeout(2 * SECOND)).await;
         for lands in [false, true] {
             let answer = ask(&site, &shared, Course::Hangs(SECOND, lands)).await;
-            assert!(matches!(answer, Err(RequestError::Unknown | RequestError::Store(_))), "{answer:?}");
+            assert!(matches!(answer, Err(RequestError::Unknown(_) | RequestError::Store(_))), "{answer:?}");
             world.pass(60 * SECOND).await;
             assert_eq!(stored(&site).await, (lands, lands, false));
         }

@@ -251,7 +251,7 @@ async fn alarms_in_memory_outlive_a_store_that_comes_back_empty() {
 
         // The first write notices, and nothing is acknowledged from here on.
         let error = old.probes.request("id-1", put("k", 1)).await.unwrap_err();
-        assert!(matches!(error, RequestError::Unknown), "{error}");
+        assert!(matches!(error, RequestError::Unknown(_)), "{error}");
         wait_for(&world, &old, Health::StoreLost).await;
         assert!(!old.host.is_ready(Duration::MAX) && old.host.shards().is_empty());
         assert!(old.probes.request("id-1", get("k")).await.is_err());

@@ -332,7 +332,7 @@ async fn call_back(
     State(orders): State<Interface<Order>>,
     Path(callback): Path<String>,
 ) -> Result<(StatusCode, &'static str), Refusal> {
-    let no_order = Refusal(RequestError::Handler(OrderError::NoSuchOrder));
+    let no_order = Refusal(RequestError::Handler(OrderError::NoSuchOrder, Interim::default()));
     let (token, id) = token_and_order(&callback).ok_or(no_order)?;
     Ok(match orders.request(id, CallBack { token: token.to_owned() }).await? {
         Outcome::Accepted => (StatusCode::OK, "accepted\n"),
@@ -352,12 +352,12 @@ impl From<RequestError<OrderError>> for Refusal {
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let status = match &self.0 {
-            RequestError::Handler(OrderError::NoSuchOrder) => StatusCode::NOT_FOUND,
+            RequestError::Handler(OrderError::NoSuchOrder, _) => StatusCode::NOT_FOUND,
             RequestError::InvalidId { .. } => StatusCode::BAD_REQUEST,
             // The store failed under the handler, which passed it on.
             RequestError::Handler(OrderError::Context(
                 ContextError::Store(_) | ContextError::Fenced | ContextError::Unknown,
-            )) => StatusCode::SERVICE_UNAVAILABLE,
+            ), _) => StatusCode::SERVICE_UNAVAILABLE,
             // Placing and calling back may both be repeated, so an unknown outcome too is resolved by coming again.
             error if error.is_retryable() || error.may_have_happened() => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,

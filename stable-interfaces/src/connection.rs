@@ -543,7 +543,7 @@ pub(crate) async fn connect<I: OnConnect>(
         (Ok(()), Answered::No) => RequestError::Unhandled("this connection"),
         (Err(error), _) => {
             cx.note_refusal();
-            RequestError::Handler(error)
+            RequestError::handler(error)
         }
     };
     // The instance may have kept a peer all the same.

@@ -1,5 +1,6 @@
 //! What can go wrong, sorted by what the caller does next.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use crate::id::MAX_VALUE_BYTES;
@@ -40,9 +41,11 @@ pub(crate) const NO_INBOX: &str = "messages: it was registered without `with_inb
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RequestError<E> {
-    /// The handler answered with its own error. An ordinary answer.
+    /// The handler answered with its own error. An ordinary answer: nothing since the handler's last
+    /// [`Context::commit`](crate::Context::commit) happened. What it had committed before that did, and then
+    /// [`may_have_happened`](Self::may_have_happened) is true, by the note beside the error.
     #[error("{0}")]
-    Handler(E),
+    Handler(E, Interim),
     /// Another host owns the instance's shard. Nothing happened here; ask that host.
     #[error("this host does not own the instance; {holder} does")]
     NotOwner {
@@ -70,6 +73,10 @@ pub enum RequestError<E> {
     /// Another process took over the shard. None of the effects happened; ask the new owner.
     #[error("another process has taken over the instance's shard")]
     Fenced,
+    /// This host has not reached its store for so long that its lease has run out: it may not act, and does not know whether
+    /// another process does. None of the effects happened; try again later, here or at another host.
+    #[error("this host's lease has run out, because it has not reached its store")]
+    LeaseLost,
     /// This host is shutting down and takes no new work. Nothing happened; ask the next owner.
     #[error("this host is draining")]
     Draining,
@@ -115,11 +122,17 @@ pub enum RequestError<E> {
     /// `?` in an error of its own before anything of it was durable.
     #[error("the store failed")]
     Store(#[source] Arc<StoreError>),
-    /// It was sent and the outcome is not known: it may have happened, or may still happen. Ask, or repeat it under the same
-    /// idempotency key. Also told to a handler that could wait no longer for another instance's handler, which runs on.
+    /// The outcome is not known, or not all of one kind: it may have happened, in whole or in the part up to a
+    /// [`Context::commit`](crate::Context::commit) of its handler, or may still happen. Ask, or repeat it under the same
+    /// idempotency key. The cause is what would have been answered if it were certain that nothing happened. Also told to a
+    /// handler that could wait no longer for another instance's handler, which runs on.
     #[error("outcome unknown: it may have happened")]
-    Unknown,
+    Unknown(#[source] Box<RequestError<Infallible>>),
 }
+
+/// A note beside the error of a handler: whether a part of its effects was durable already, or may have been, when it failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Interim(bool);
 
 /// What became of a request, inside the library: it is moved from hand to hand, so the rare error is kept small.
 pub(crate) type Outcome<R, E> = Result<R, Box<RequestError<E>>>;
@@ -133,6 +146,7 @@ impl<E> RequestError<E> {
             | RequestError::Overloaded(_)
             | RequestError::TimedOut { .. }
             | RequestError::Fenced
+            | RequestError::LeaseLost
             | RequestError::Draining
             | RequestError::Replaced
             | RequestError::StoreLost
@@ -145,7 +159,51 @@ impl<E> RequestError<E> {
     /// Whether it may have taken effect although this error came back.
     #[must_use]
     pub fn may_have_happened(&self) -> bool {
-        matches!(self, RequestError::Unknown)
+        matches!(self, RequestError::Unknown(_) | RequestError::Handler(_, Interim(true)))
+    }
+
+    /// The error of a handler that has made nothing durable.
+    pub(crate) fn handler(error: E) -> RequestError<E> {
+        RequestError::Handler(error, Interim(false))
+    }
+
+    /// An outcome that is not known, for want of the answer that would have been `cause`.
+    pub(crate) fn unknown(cause: RequestError<Infallible>) -> RequestError<E> {
+        RequestError::Unknown(Box::new(cause))
+    }
+
+    /// The same, of a request of which a part is durable or may be: no longer definite.
+    pub(crate) fn in_doubt(self) -> RequestError<E> {
+        match self.split() {
+            Ok((error, _)) => RequestError::Handler(error, Interim(true)),
+            Err(RequestError::Unknown(cause)) => RequestError::Unknown(cause),
+            Err(cause) => RequestError::unknown(cause),
+        }
+    }
+
+    /// Tells the application's own error from all others.
+    fn split(self) -> Result<(E, Interim), RequestError<Infallible>> {
+        Err(match self {
+            RequestError::Handler(error, interim) => return Ok((error, interim)),
+            RequestError::NotOwner { holder } => RequestError::NotOwner { holder },
+            RequestError::Overloaded(what) => RequestError::Overloaded(what),
+            RequestError::TimedOut { after, waited_for } => RequestError::TimedOut { after, waited_for },
+            RequestError::Panicked(text) => RequestError::Panicked(text),
+            RequestError::Cycle(chain) => RequestError::Cycle(chain),
+            RequestError::Fenced => RequestError::Fenced,
+            RequestError::LeaseLost => RequestError::LeaseLost,
+            RequestError::Draining => RequestError::Draining,
+            RequestError::Closed => RequestError::Closed,
+            RequestError::Rejected(reason) => RequestError::Rejected(reason),
+            RequestError::Unhandled(what) => RequestError::Unhandled(what),
+            RequestError::InvalidId { what, source } => RequestError::InvalidId { what, source },
+            RequestError::NotStarted => RequestError::NotStarted,
+            RequestError::NoStore => RequestError::NoStore,
+            RequestError::TooLarge(what) => RequestError::TooLarge(what),
+            RequestError::Json(error) => RequestError::Json(error),
+            RequestError::Store(error) => RequestError::Store(error),
+            RequestError::Unknown(cause) => RequestError::Unknown(cause),
+        })
     }
 }
 
@@ -230,7 +288,10 @@ impl<E> From<ContextError> for RequestError<E> {
             ContextError::Unhandled(what) => RequestError::Unhandled(what),
             ContextError::Fenced => RequestError::Fenced,
             ContextError::Store(error) => RequestError::Store(error),
-            ContextError::Unknown => RequestError::Unknown,
+            ContextError::Unknown => {
+                let error = StoreError::Unavailable("its answer to a write did not come".into());
+                RequestError::unknown(RequestError::Store(Arc::new(error)))
+            }
             ContextError::Closed => RequestError::Closed,
             ContextError::NotHere(what) => RequestError::Rejected(format!("not possible here: {what}")),
         }

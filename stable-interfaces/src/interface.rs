@@ -25,8 +25,8 @@ use crate::instance::context::Context;
 use crate::instance::slot::{Enqueue, Next, Slot, Taken};
 use crate::instance::table::{Full, Table};
 use crate::instance::turn::{
-    Answer, AnswerOf, Around, Job, Patience, Running, Step, Waiting, Work, awaken, drive, drop_quietly, first_poll,
-    handler, poll_handler, run_inline, span_of,
+    Answer, AnswerOf, Around, Job, NO_COMMIT, Patience, Running, Step, Waiting, Work, awaken, drive, drop_quietly,
+    first_poll, handler, poll_handler, run_inline, span_of,
 };
 use crate::instance::{Handle, OnAlarm, OnConnect, OnMessage, StableInterface};
 use crate::store::{AlarmRow, Epoch, InboxRow, Posted, ShardId};
@@ -153,17 +153,23 @@ impl<I: StableInterface> InterfaceCore<I> {
         work: W,
     ) -> Result<W::Reply, RequestError<I::Error>> {
         let outcome = match self.submit(id, work) {
-            Ok(Submitted::Done(Answer { result, behind: None })) => result,
+            Ok(Submitted::Done(Answer { result, behind: None, .. })) => result,
             Ok(Submitted::Done(answer)) => answer.release().await,
             Ok(Submitted::Waiting(answer)) => {
                 // Without an answer the host ended while the handler ran, or before.
-                let answer = answer.await.map_err(|_| RequestError::Unknown)?;
+                let answer = answer.await.map_err(|_| RequestError::unknown(RequestError::Draining))?;
                 // What was committed is proved by the store, and what is not known stays unknown; anything else is worth as much
                 // as the lease.
                 let is_proved =
                     answer.behind.is_some() || answer.result.as_ref().is_err_and(|error| error.may_have_happened());
+                let interim = answer.interim;
                 let result = answer.release().await;
-                if is_proved || self.host.lease_holds() { result } else { Err(RequestError::Fenced.into()) }
+                if is_proved || self.host.lease_holds() {
+                    result
+                } else {
+                    let error = self.host.explain(RequestError::LeaseLost);
+                    Err(Box::new(if interim == NO_COMMIT { error } else { error.in_doubt() }))
+                }
             }
             Err(error) => {
                 if matches!(*error, RequestError::Overloaded(_)) {
@@ -219,7 +225,7 @@ impl<I: StableInterface> InterfaceCore<I> {
             return Err(RequestError::NotOwner { holder: self.host.holder(shard) }.into());
         };
         if !self.host.lease_holds() {
-            return Err(RequestError::Fenced.into());
+            return Err(RequestError::LeaseLost.into());
         }
         Ok((hash, shard, epoch))
     }
@@ -666,7 +672,7 @@ impl<I: Handle<M>, M: Send + 'static> Work<I> for Ask<M> {
 
     async fn run(self, state: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<I::Reply, I::Error> {
         let instance = awaken(state, cx).await?;
-        instance.handle(cx, self.0).await.map_err(|error| RequestError::Handler(error).into())
+        instance.handle(cx, self.0).await.map_err(|error| RequestError::handler(error).into())
     }
 }
 
@@ -733,7 +739,7 @@ impl<I: OnConnect> Work<I> for Receive<I> {
         let is_attached = self.room.begin();
         match state {
             Some(instance) if is_attached => {
-                Ok(instance.on_receive(cx, self.room.id(), self.message).await.map_err(RequestError::Handler)?)
+                Ok(instance.on_receive(cx, self.room.id(), self.message).await.map_err(RequestError::handler)?)
             }
             // The connection ended with the incarnation it belonged to.
             _ => Ok(()),
@@ -761,7 +767,7 @@ impl<I: OnConnect> Work<I> for Disconnect {
         let is_news = cx.slot::<I>().is_some_and(|slot| slot.client_left(self.0));
         match state {
             Some(instance) if is_news => {
-                Ok(instance.on_disconnect(cx, self.0, Closed::ByClient).await.map_err(RequestError::Handler)?)
+                Ok(instance.on_disconnect(cx, self.0, Closed::ByClient).await.map_err(RequestError::handler)?)
             }
             _ => Ok(()),
         }
@@ -774,7 +780,10 @@ const DISCONNECT_AGAIN: Duration = Duration::from_millis(100);
 pub(crate) fn disconnect<I: OnConnect>(core: &Arc<InterfaceCore<I>>, id: &Arc<str>, connection: ConnectionId) {
     match core.tell(id, Disconnect(connection)) {
         // The lease may come back, and then the instance with all its connections is still there.
-        Err(error) if matches!(*error, RequestError::Fenced) && core.host.health() == Health::Running => {
+        Err(error)
+            if matches!(*error, RequestError::Fenced | RequestError::LeaseLost)
+                && core.host.health() == Health::Running =>
+        {
             let (again, id) = (core.clone(), id.clone());
             core.host.spawn_turn(async move {
                 again.host.clock.sleep(DISCONNECT_AGAIN).await;
@@ -833,7 +842,7 @@ impl<I: OnAlarm> Work<I> for Fire<I> {
         cx.alarm = Some(self.alarm.clone());
         let instance = awaken(state, cx).await?;
         cx.begin_handler_of(self.woken.wake);
-        instance.on_alarm(cx, &Alarm::new(self.alarm)).await.map_err(RequestError::Handler)?;
+        instance.on_alarm(cx, &Alarm::new(self.alarm)).await.map_err(RequestError::handler)?;
         cx.complete();
         Ok(())
     }
@@ -854,7 +863,7 @@ impl<I: OnMessage> Work<I> for Take<I> {
         }
         let instance = awaken(state, cx).await?;
         cx.begin_handler_of(self.woken.wake);
-        instance.on_message(cx, &Message::new(self.message)).await.map_err(RequestError::Handler)?;
+        instance.on_message(cx, &Message::new(self.message)).await.map_err(RequestError::handler)?;
         cx.complete();
         Ok(())
     }

@@ -286,7 +286,7 @@ async fn nothing_happens_if_the_handler_fails_with_it_panics_or_runs_out_of_time
             })
         })
         .await;
-    assert!(matches!(failed, Err(RequestError::Handler(Failed::Sql(_)))), "{failed:?}");
+    assert!(matches!(failed, Err(RequestError::Handler(Failed::Sql(_), _))), "{failed:?}");
     let panicked = site
         .ask(|_, cx| {
             Box::pin(async move {
@@ -611,7 +611,7 @@ async fn what_cannot_be_done_in_or_without_a_transaction_is_refused_with_a_reaso
     let _host = host.start().await.expect("the host starts");
     let refused = act(|_, cx| Box::pin(async move { cx.transaction(async |tx| enter(tx).await).await }));
     let refused = elsewhere.request("a-1", refused).await;
-    let Err(RequestError::Handler(Failed::Context(error @ ContextError::NotHere(_)))) = refused else {
+    let Err(RequestError::Handler(Failed::Context(error @ ContextError::NotHere(_)), _)) = refused else {
         panic!("{refused:?}")
     };
     assert_eq!(error.to_string(), "not possible here: the host's store is not Postgres");
@@ -717,7 +717,7 @@ async fn a_commit_that_is_lost_is_found_out_not_to_have_happened() {
     for verdict in [Verdict::Lose, Verdict::Swallow] {
         let site = site_losing(verdict).await;
         let answer = enter_with_effects(&site).await;
-        let Err(RequestError::Handler(Failed::Context(ContextError::Store(error)))) = &answer else {
+        let Err(RequestError::Handler(Failed::Context(ContextError::Store(error)), _)) = &answer else {
             panic!("{answer:?}")
         };
         assert!(matches!(**error, StoreError::NotApplied(_)), "{error:?}");
@@ -761,7 +761,7 @@ async fn a_commit_that_waits_for_a_missing_replica_is_unknown_to_its_caller_and_
     }
     until(&site.raw, "SELECT current_setting('synchronous_standby_names') = 'nobody'").await;
     let answer = enter_with_effects(&site).await;
-    assert!(matches!(answer, Err(RequestError::Unknown)), "{answer:?}");
+    assert!(matches!(answer, Err(RequestError::Unknown(_))), "{answer:?}");
     for setting in ["ALTER SYSTEM SET synchronous_standby_names = ''", "SELECT pg_reload_conf()"] {
         let server = server.clone();
         tokio::task::spawn_blocking(move || server.execute(setting)).await.expect("it is set");

@@ -316,7 +316,9 @@ impl HostCore {
     #[cold]
     pub(crate) fn explain<E>(&self, error: RequestError<E>) -> RequestError<E> {
         match error {
-            RequestError::Fenced | RequestError::NotOwner { .. } => self.ended().unwrap_or(error),
+            RequestError::Fenced | RequestError::LeaseLost | RequestError::NotOwner { .. } => {
+                self.ended().unwrap_or(error)
+            }
             other => other,
         }
     }

@@ -101,12 +101,14 @@ impl Wake {
 
     fn again(&self, attempt: u32, due: Timestamp, error: &Arc<str>) -> Op {
         let last_error = Some(error.clone());
+        // A process that died of it did so, however this attempt ended.
+        let crashes = self.crashes();
         match self {
             Wake::Alarm(alarm) => {
-                Op::PutAlarm(AlarmRow { due, attempt, last_error, started: false, ..(**alarm).clone() })
+                Op::PutAlarm(AlarmRow { due, attempt, last_error, crashes, started: false, ..(**alarm).clone() })
             }
             Wake::Message(message) => {
-                Op::PutMessage(InboxRow { due, attempt, last_error, started: false, ..(**message).clone() })
+                Op::PutMessage(InboxRow { due, attempt, last_error, crashes, started: false, ..(**message).clone() })
             }
         }
     }

@@ -58,6 +58,8 @@ pub(crate) trait Instance: Link {
         completes: bool,
         carrier: Box<dyn Carrier>,
     ) -> Result<(Arc<Commit>, Ticket, Arc<Riding>), ContextError>;
+    /// Notes that something of the turn under way is durable, or may be, beside its commits.
+    fn note_durable(&self);
     /// Releases outputs whose effects are durable.
     fn let_out(self: Arc<Self>, outputs: Vec<Output>);
 }
@@ -473,20 +475,25 @@ impl Context {
         Ok(rows.into_iter().take(range.limit).collect())
     }
 
-    /// Makes what was recorded so far durable now, in the middle of the handler.
+    /// Makes what was recorded so far durable now, in the middle of the handler, with everything that earlier handlers of this
+    /// instance have under way.
     ///
     /// For before an effect outside the store that must not outrun it, such as calling another service. The handler may be
-    /// run again with that part done: the completion of its alarm belongs to its last commit.
+    /// run again with that part done: the completion of its alarm belongs to its last commit. With nothing recorded it is a
+    /// barrier all the same: when this returns `Ok`, whatever this incarnation has ever committed is durable.
     ///
     /// # Errors
-    /// [`ContextError::Fenced`], [`ContextError::Store`] or [`ContextError::Unknown`]: return it with `?`; the instance is reset
-    /// when the handler ends.
+    /// [`ContextError::Fenced`], [`ContextError::Store`] or [`ContextError::Unknown`] if this commit failed, or any before it:
+    /// return it with `?`; the instance is reset when the handler ends.
     pub async fn commit(&mut self) -> Result<(), ContextError> {
         if self.recorded.rides() == Rides::Riding {
             return Err(ContextError::NotHere("a commit inside a transaction"));
         }
         if self.recorded.ops().is_empty() {
-            return Ok(());
+            return match self.pending() {
+                Some(ticket) => Ok(ticket.wait().await?),
+                None => Ok(()),
+            };
         }
         self.recorded.rare().has_committed = true;
         let outputs = self.recorded.take_outputs();
@@ -605,7 +612,7 @@ impl Context {
             self.recorded.rare().ends.get_or_insert(Closed::Reset);
         }
         match result {
-            Err(error) if matches!(*error, RequestError::Handler(_)) => match self.recorded.take_cause() {
+            Err(error) if matches!(*error, RequestError::Handler(..)) => match self.recorded.take_cause() {
                 Some(cause) => Err(RequestError::Store(cause).into()),
                 None => Err(error),
             },
@@ -620,7 +627,7 @@ impl Context {
             return false;
         }
         match error {
-            RequestError::Handler(error) if self.recorded.rides() != Rides::Cut => {
+            RequestError::Handler(error, _) if self.recorded.rides() != Rides::Cut => {
                 let refuses_client = self.recorded.0.as_ref().is_some_and(|rare| rare.refuses_client);
                 (self.recorded.has_recorded() || !refuses_client) && !I::keeps_memory(error)
             }
@@ -685,7 +692,10 @@ impl Context {
         let Some(row) = self.find_alarm(id).await? else { return Ok(false) };
         let revision = self.next_revision();
         let now = self.now();
-        self.record(Op::PutAlarm(AlarmRow { due: row.due.min(now), revision, started: false, ..row }))?;
+        // Marked by a process that died of it, unless its handler is this one.
+        let is_own = self.alarm.as_ref().is_some_and(|own| *own.id == *id);
+        let crashes = row.crashes.saturating_add(u32::from(row.started && !is_own));
+        self.record(Op::PutAlarm(AlarmRow { due: row.due.min(now), revision, crashes, started: false, ..row }))?;
         Ok(true)
     }
 
@@ -799,6 +809,8 @@ impl Context {
             headers: row.headers.clone(),
             body: row.body.clone(),
         };
+        // From here on it may be there, whatever becomes of the commit that takes the dead letter away.
+        self.instance.note_durable();
         let posted = crate::inbox::post_to_store(self.instance.host(), message).await?;
         Ok(posted == Posted::Inserted)
     }

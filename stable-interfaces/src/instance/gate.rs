@@ -44,7 +44,17 @@ pub(crate) struct Ticket {
 impl Ticket {
     /// Waits until all commits up to this one are durable.
     pub(crate) async fn wait(&self) -> Result<(), Failure> {
+        self.gate.wait(self.number).await.map_err(|(_, failure)| failure)
+    }
+
+    /// As [`wait`](Self::wait), and tells the number of the commit that failed.
+    pub(crate) async fn wait_for_which(&self) -> Result<(), (u64, Failure)> {
         self.gate.wait(self.number).await
+    }
+
+    /// The place among the commits of its incarnation, from 1.
+    pub(crate) fn number(&self) -> u64 {
+        self.number
     }
 
     /// Tells the outcome of this commit.
@@ -176,7 +186,7 @@ impl Gate {
     }
 
     /// As [`Ticket::wait`].
-    fn wait(self: &Arc<Gate>, ticket: u64) -> impl Future<Output = Result<(), Failure>> + Send + use<> {
+    fn wait(self: &Arc<Gate>, ticket: u64) -> impl Future<Output = Result<(), (u64, Failure)>> + Send + use<> {
         GateWait { gate: self.clone(), ticket, wait: Wait::Answer }
     }
 
@@ -194,20 +204,22 @@ struct GateWait {
 }
 
 impl Future for GateWait {
-    type Output = Result<(), Failure>;
+    type Output = Result<(), (u64, Failure)>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut state = self.gate.state.lock();
         if state.settled >= self.ticket {
             return Poll::Ready(match &state.failed {
-                Some((ticket, failure)) if *ticket <= self.ticket => Err(failure.clone()),
+                Some((ticket, failure)) if *ticket <= self.ticket => Err((*ticket, failure.clone())),
                 _ => Ok(()),
             });
         }
         if self.wait == Wait::Answer {
             match &state.failed {
-                Some((ticket, failure)) if *ticket <= self.ticket => return Poll::Ready(Err(failure.clone())),
-                _ if state.unanswered >= self.ticket => return Poll::Ready(Err(Failure::Unknown)),
+                Some((ticket, failure)) if *ticket <= self.ticket => {
+                    return Poll::Ready(Err((*ticket, failure.clone())));
+                }
+                _ if state.unanswered >= self.ticket => return Poll::Ready(Err((self.ticket, Failure::Unknown))),
                 _ => {}
             }
         }

@@ -199,6 +199,11 @@ impl Riding {
         state.fate.clone()
     }
 
+    /// Tells whether it surely happened.
+    pub(crate) fn has_landed(&self) -> bool {
+        matches!(self.state.lock().fate, Fate::Landed)
+    }
+
     /// The host's task has found out. Returns what the gate is to be told.
     pub(crate) fn decide(&self, fate: Fate) -> Result<(), Failure> {
         let mut state = self.state.lock();

@@ -21,7 +21,7 @@ use super::queue::{Queue, Waiter as _};
 use super::ride::{Carrier, Riding};
 use super::table::Entry;
 use super::task::{Life, Member, Membership};
-use super::turn::{Answer, Ending, Job, Refusal, drop_quietly};
+use super::turn::{Answer, Ending, Job, NO_COMMIT, Refusal, drop_quietly};
 use crate::committer::{Commit, Queued};
 use crate::connection::{AnyLink, Closed, ConnectionId};
 use crate::directive::Needs;
@@ -75,8 +75,10 @@ struct Extra<I: StableInterface> {
     life: Option<Arc<Life>>,
     tasks: Vec<TaskHandle>,
     connections: BTreeMap<ConnectionId, (Arc<dyn AnyLink>, Place)>,
-    /// The last ride that the turn under way has begun.
-    riding: Option<Arc<Riding>>,
+    /// The last ride that the turn under way has begun, with the number of its ticket.
+    riding: Option<(Arc<Riding>, u64)>,
+    /// The first commit that the turn under way has made before its end, or [`NO_COMMIT`].
+    interim: u64,
     /// Set when the incarnation of the turn under way may not go on: it ends with that turn.
     is_over: bool,
     /// Set while a task of the host waits on a turn: when it will look at the queue's deadlines next, and how to make it sooner.
@@ -95,6 +97,7 @@ impl<I: StableInterface> Default for Extra<I> {
             connections: BTreeMap::new(),
             riding: None,
             is_over: false,
+            interim: NO_COMMIT,
             watch: None,
         }
     }
@@ -307,7 +310,7 @@ impl<I: StableInterface> Slot<I> {
                 inner.epoch = epoch;
                 inner.mode = Mode::Idle;
                 self.is_polled.store(false, Ordering::Relaxed);
-                (Answer { result, behind: None }, Next::Idle)
+                (Answer { result, behind: None, interim: NO_COMMIT }, Next::Idle)
             }
             ending => self.finish_turn(inner, epoch, ending, woken_by, failure),
         }
@@ -324,18 +327,24 @@ impl<I: StableInterface> Slot<I> {
         let mut left = Left::default();
         let mut failed_start = None;
         let mut outputs = Vec::new();
-        let riding = inner.extra.as_mut().and_then(|extra| extra.riding.take());
-        let (woken_by, has_ridden) = match riding {
-            Some(riding) => riding.end_turn(woken_by),
+        let (riding, mut interim) = match &mut inner.extra {
+            Some(extra) => (extra.riding.take(), std::mem::replace(&mut extra.interim, NO_COMMIT)),
+            None => (None, NO_COMMIT),
+        };
+        let (woken_by, has_ridden) = match &riding {
+            Some((riding, _)) => riding.end_turn(woken_by),
             None => (woken_by, false),
         };
+        if let Some((_, number)) = riding.filter(|_| has_ridden) {
+            interim = interim.min(number);
+        }
         let (result, ends) = match ending {
             Ending::Returned { state, mut recorded, result } => {
                 inner.state = state;
                 inner.epoch = epoch;
                 let is_cut = recorded.rides() == Rides::Cut;
                 let result = match result {
-                    Ok(_) if is_cut => Err(RequestError::Unknown.into()),
+                    Ok(_) if is_cut => Err(RequestError::from(ContextError::Unknown).into()),
                     result => result,
                 };
                 failed_start = recorded.take_failed_start();
@@ -383,25 +392,28 @@ impl<I: StableInterface> Slot<I> {
                     self.push_failure(&mut inner, epoch, token, &format!("timed out after {after:?}"));
                 }
                 let waited_for = chain::Described(&**self).to_string();
-                let error =
-                    if has_ridden { RequestError::Unknown } else { RequestError::TimedOut { after, waited_for } };
-                (Err(error.into()), Some(Closed::Reset))
+                (Err(RequestError::TimedOut { after, waited_for }.into()), Some(Closed::Reset))
             }
         };
         let gate = inner.extra.as_ref().and_then(|extra| extra.gate.as_ref());
         let has_failed = gate.is_some_and(|gate| gate.has_failed());
         let behind = gate.and_then(Gate::pending);
         self.release(&mut inner, outputs, behind.as_ref());
-        let answer = Answer { result, behind };
         if let Some(error) = failed_start
             && let Some(extra) = &mut inner.extra
         {
-            let refusal = match answer.result.as_ref().err().map(|error| &**error) {
+            let refusal = match result.as_ref().err().map(|error| &**error) {
                 Some(RequestError::Store(cause)) => Refusal::Store(cause.clone()),
                 _ => Refusal::NotStarted(error),
             };
             left.refused.extend(extra.queue.take_all().into_iter().map(|job| (job, refusal.clone())));
         }
+        // Whatever ended it, a part of it is durable or may be.
+        let result = match result {
+            Err(error) if interim != NO_COMMIT => Err(Box::new(error.in_doubt())),
+            result => result,
+        };
+        let answer = Answer { result, behind, interim };
         let is_over = inner.extra.as_ref().is_some_and(|extra| extra.is_over);
         let ends = ends.or(has_failed.then_some(Closed::Reset)).or(is_over.then_some(Closed::Draining));
         let next = match ends {
@@ -437,7 +449,8 @@ impl<I: StableInterface> Slot<I> {
                 // The mark that it was started, if there is one, goes with the commit that holds it.
                 let ops = match token.wake() {
                     Wake::Alarm(alarm) if token.must_mark && !self.is_replaced(inner, epoch, &token) => {
-                        let unmarked = Op::PutAlarm(crate::AlarmRow { started: false, ..(**alarm).clone() });
+                        let crashes = token.wake().crashes();
+                        let unmarked = Op::PutAlarm(crate::AlarmRow { started: false, crashes, ..(**alarm).clone() });
                         self.push(inner, epoch, vec![unmarked], None, Shown::Hidden);
                         ops
                     }
@@ -593,7 +606,10 @@ impl<I: StableInterface> Slot<I> {
                         return Next::Run(job, inner.state.take(), epoch);
                     }
                 }
-                _ => left.refused.extend(extra.queue.take_all().into_iter().map(|job| (job, Refusal::Fenced))),
+                epoch => {
+                    let refusal = if epoch.is_some() { Refusal::LeaseLost } else { Refusal::Fenced };
+                    left.refused.extend(extra.queue.take_all().into_iter().map(|job| (job, refusal.clone())));
+                }
             }
             if extra.is_empty() {
                 inner.extra = None;
@@ -891,6 +907,8 @@ impl<I: StableInterface> Instance for Slot<I> {
     fn commit(self: Arc<Self>, epoch: Epoch, ops: Vec<Op>, outputs: Vec<Output>) -> Result<Ticket, ContextError> {
         let mut inner = self.inner.lock();
         let ticket = self.push(&mut inner, epoch, ops, None, Shown::ToWindow).ok_or(ContextError::NoStore)?;
+        let extra = inner.extra.get_or_insert_default();
+        extra.interim = extra.interim.min(ticket.number());
         self.release(&mut inner, outputs, Some(&ticket));
         Ok(ticket)
     }
@@ -916,12 +934,20 @@ impl<I: StableInterface> Instance for Slot<I> {
         let riding = Arc::new(Riding::new(completes));
         let mut inner = self.inner.lock();
         let (ticket, commit) = self.enlist(&mut inner, epoch, ops, Shown::ToWindow);
-        inner.extra.get_or_insert_default().riding = Some(riding.clone());
+        let extra = inner.extra.get_or_insert_default();
+        let before = extra.riding.replace((riding.clone(), ticket.number()));
+        if let Some((_, number)) = before.filter(|(before, _)| before.has_landed()) {
+            extra.interim = extra.interim.min(number);
+        }
         drop(inner);
         let queued = Queued::new(commit.clone(), ticket.clone(), None);
         let fate = riding.clone();
         host.spawn_turn(async move { committer.carry(queued, &fate, carrier).await });
         Ok((commit, ticket, riding))
+    }
+
+    fn note_durable(&self) {
+        self.inner.lock().extra.get_or_insert_default().interim = 0;
     }
 
     fn let_out(self: Arc<Self>, outputs: Vec<Output>) {

@@ -173,7 +173,7 @@ where
     async fn run(self, state: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<R, I::Error> {
         // Asked again here: the incarnation may have ended while this waited for its turn.
         match state {
-            Some(instance) if !self.life.has_ended() => Ok((self.turn)(instance, cx).map_err(RequestError::Handler)?),
+            Some(instance) if !self.life.has_ended() => Ok((self.turn)(instance, cx).map_err(RequestError::handler)?),
             _ => Err(RequestError::Closed.into()),
         }
     }

@@ -53,7 +53,7 @@ pub(crate) async fn awaken<'a, I: StableInterface>(
         drop(slot);
         if let Err(error) = fresh.on_start(cx).await {
             cx.note_failed_start(&error);
-            return Err(RequestError::Handler(error).into());
+            return Err(RequestError::handler(error).into());
         }
         cx.require_lease()?;
         *state = Some(fresh);
@@ -67,13 +67,22 @@ pub(crate) struct Answer<R, E> {
     pub(crate) result: Outcome<R, E>,
     /// The last of the commits it must not outrun.
     pub(crate) behind: Option<Ticket>,
+    /// The first commit of the turn before its end: of a failure behind that, a part has happened. [`NO_COMMIT`] if there was
+    /// none.
+    pub(crate) interim: u64,
 }
+
+/// A number that no commit has.
+pub(crate) const NO_COMMIT: u64 = u64::MAX;
 
 impl<R, E> Answer<R, E> {
     /// Waits for the gate; a failed commit takes the reply's place, whatever the reply was.
     pub(crate) async fn release(self) -> Outcome<R, E> {
-        if let Some(ticket) = self.behind {
-            ticket.wait().await.map_err(ContextError::from)?;
+        if let Some(ticket) = self.behind
+            && let Err((failed, failure)) = ticket.wait_for_which().await
+        {
+            let error = RequestError::from(ContextError::from(failure));
+            return Err(Box::new(if self.interim < failed { error.in_doubt() } else { error }));
         }
         self.result
     }
@@ -237,7 +246,10 @@ impl<I: StableInterface, R: Send + 'static, F: Future<Output = Ending<I, R>> + S
 
     fn leave_caller(&mut self) {
         if let Some(reply) = self.reply.take() {
-            drop(reply.send(Answer { result: Err(RequestError::Unknown.into()), behind: None }));
+            let instance = chain::Described(&*self.around.slot);
+            let cause = RequestError::Rejected(format!("{instance} has begun with it, and takes longer than this can wait"));
+            let result = Err(RequestError::unknown(cause).into());
+            drop(reply.send(Answer { result, behind: None, interim: NO_COMMIT }));
         }
     }
 
@@ -273,6 +285,7 @@ pub(crate) enum Refusal {
     /// The same, because of the store.
     Store(Arc<StoreError>),
     Fenced,
+    LeaseLost,
     Stopped,
 }
 
@@ -283,6 +296,7 @@ impl<E> From<Refusal> for RequestError<E> {
             Refusal::NotStarted(reason) => RequestError::Rejected(format!("the instance could not start: {reason}")),
             Refusal::Store(error) => RequestError::Store(error),
             Refusal::Fenced => RequestError::Fenced,
+            Refusal::LeaseLost => RequestError::LeaseLost,
             Refusal::Stopped => RequestError::Draining,
         }
     }
@@ -325,7 +339,7 @@ impl<I: StableInterface, W: Work<I>> Job<I> for Waiting<I, W> {
 
     fn refuse(self: Box<Self>, error: Refusal) {
         if let Some(reply) = self.reply {
-            drop(reply.send(Answer { result: Err(Box::new(error.into())), behind: None }));
+            drop(reply.send(Answer { result: Err(Box::new(error.into())), behind: None, interim: NO_COMMIT }));
         }
     }
 

@@ -48,7 +48,7 @@ fn instances_count_on_a_failing_store(commit_timeout: Duration) {
             let reply = asked.remove(0).await.expect("it is not cancelled").expect("it is waited for");
             match reply {
                 Ok(count) => acknowledged.push(count),
-                Err(RequestError::Unknown) => unknown += 1,
+                Err(RequestError::Unknown(_)) => unknown += 1,
                 Err(RequestError::Store(_)) => {}
                 Err(error) => panic!("{error}"),
             }
@@ -57,7 +57,7 @@ fn instances_count_on_a_failing_store(commit_timeout: Duration) {
         for reply in asked {
             match reply.await.expect("it is not cancelled").expect("it is waited for") {
                 Ok(count) => acknowledged.push(count),
-                Err(RequestError::Unknown) => unknown += 1,
+                Err(RequestError::Unknown(_)) => unknown += 1,
                 Err(RequestError::Store(_)) => {}
                 Err(error) => panic!("{error}"),
             }

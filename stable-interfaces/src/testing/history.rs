@@ -85,13 +85,25 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// What the answer to a request says. `is_unknown` tells whether the handler's own error stands for an unknown outcome.
+    /// What the answer to a request says of what its handler made durable, in the middle or at its end. `is_unknown` tells whether
+    /// the handler's own error stands for an unknown outcome.
     pub fn of<R, E>(answer: &Result<R, RequestError<E>>, is_unknown: impl FnOnce(&E) -> bool) -> Outcome {
         match answer {
             Ok(_) => Outcome::Done,
-            Err(RequestError::Handler(error)) if is_unknown(error) => Outcome::Unknown,
+            Err(RequestError::Handler(error, _)) if is_unknown(error) => Outcome::Unknown,
             Err(error) if error.may_have_happened() => Outcome::Unknown,
             Err(_) => Outcome::Not,
+        }
+    }
+
+    /// The answer's word on what the handler recorded after its last [`Context::commit`](crate::Context::commit) in the middle: none
+    /// of it happened if the handler failed, panicked or ran out of time, whatever it had committed before.
+    pub fn of_rest<R, E>(answer: &Result<R, RequestError<E>>) -> Outcome {
+        let is_cut = |cause: &RequestError<_>| matches!(cause, RequestError::Panicked(_) | RequestError::TimedOut { .. });
+        match answer {
+            Err(RequestError::Handler(..)) => Outcome::Not,
+            Err(RequestError::Unknown(cause)) if is_cut(cause) => Outcome::Not,
+            answer => Outcome::of(answer, |_| false),
         }
     }
 }
@@ -179,6 +191,8 @@ struct Record {
     counts: BTreeMap<String, Count>,
     /// How often each message was inserted.
     inserted: BTreeMap<String, i64>,
+    /// Effects of requests of which it was said that nothing happened.
+    denied: BTreeSet<String>,
     violations: Vec<Violation>,
     trace: u64,
 }
@@ -309,6 +323,14 @@ impl History {
         *record.inserted.entry(message.to_owned()).or_default() += 1;
     }
 
+    /// The request that this effect belongs to was answered with an error that is definite: nothing of it happened, nor of what
+    /// its handler may have committed in the middle and was told of then. For effects that are asked for once.
+    pub fn denied(&self, effect: &str) {
+        let mut record = self.0.lock();
+        record.step(7, effect);
+        record.denied.insert(effect.to_owned());
+    }
+
     /// A life of a host begins.
     pub fn life_began(&self, life: u64) {
         let mut record = self.0.lock();
@@ -429,6 +451,9 @@ impl Checker<'_> {
                 None => count.asked - count.refused + requeued.get(effect.as_str()).copied().unwrap_or(0),
             };
             self.compare(effect, (least, most), &format!("{count:?}"));
+        }
+        for effect in record.denied.iter().filter(|effect| self.happened(effect) > 0).cloned().collect::<Vec<_>>() {
+            self.wrong(Invariant::Once, format!("{effect} happened, and its request was told that nothing had"));
         }
         for effect in self.end.effects.keys() {
             if !record.counts.contains_key(effect) && !settings.contains(effect.as_str()) {
@@ -558,5 +583,42 @@ impl Checker<'_> {
             }
             before.push((*key, *told));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn happened(effect: &str) -> End {
+        End { effects: [(effect.to_owned(), 1)].into(), ..End::default() }
+    }
+
+    #[test]
+    fn an_effect_that_was_committed_in_the_middle_of_a_request_and_then_denied_is_found_out() {
+        let history = History::default();
+        history.ask(What::Effect("a/1".to_owned())).told(Outcome::Done);
+        assert_eq!(history.check(&happened("a/1")), []);
+        history.denied("a/1");
+        let found = history.check(&happened("a/1"));
+        assert!(matches!(&found[..], [Violation { invariant: Invariant::Once, .. }]), "{found:?}");
+    }
+
+    #[test]
+    fn what_a_handler_recorded_after_its_last_commit_in_the_middle_has_not_happened_when_it_failed() {
+        let of = |error: RequestError<&str>| {
+            let answer = Err::<(), RequestError<&str>>(error);
+            (Outcome::of(&answer, |_| false), Outcome::of_rest(&answer))
+        };
+        let panicked = || RequestError::<&str>::Panicked(String::new());
+        assert_eq!(of(RequestError::handler("no").in_doubt()), (Outcome::Unknown, Outcome::Not));
+        assert_eq!(of(panicked().in_doubt()), (Outcome::Unknown, Outcome::Not));
+        assert_eq!(of(RequestError::Draining.in_doubt()), (Outcome::Unknown, Outcome::Unknown));
+        assert_eq!(of(RequestError::handler("no")), (Outcome::Not, Outcome::Not));
+        assert_eq!(of(panicked()), (Outcome::Not, Outcome::Not));
+        let history = History::default();
+        history.ask(What::Effect("a/2".to_owned())).told(Outcome::of_rest(&Err::<(), _>(panicked().in_doubt())));
+        let found = history.check(&happened("a/2"));
+        assert!(matches!(&found[..], [Violation { invariant: Invariant::Once, .. }]), "{found:?}");
     }
 }
