@@ -23,14 +23,15 @@ pub use retry::RetryPolicy;
 
 /// Checks what is to be an alarm's ID.
 pub(crate) fn check_alarm_id(id: &str) -> Result<(), ContextError> {
-    check_id(id).map_err(|source| ContextError::InvalidId { what: "alarm ID", source })
+    check_id(id).map_err(|reason| ContextError::invalid("alarm ID", id, reason))
 }
 
-/// An alarm's meta, as it is stored.
-pub(crate) fn encode_meta(meta: &(impl Serialize + ?Sized)) -> Result<Bytes, ContextError> {
-    let meta = Bytes::from(serde_json::to_vec(meta)?);
+/// The meta of the alarm `id`, as it is stored.
+pub(crate) fn encode_meta(id: &str, meta: &(impl Serialize + ?Sized)) -> Result<Bytes, ContextError> {
+    let what = || format!("the meta of alarm {id:?}");
+    let meta = Bytes::from(serde_json::to_vec(meta).map_err(|error| ContextError::not_json(what(), error))?);
     if meta.len() > MAX_VALUE_BYTES {
-        return Err(ContextError::too_large("an alarm's meta", meta.len()));
+        return Err(ContextError::too_large(what(), meta.len()));
     }
     Ok(meta)
 }
@@ -92,7 +93,8 @@ impl Alarm {
     /// # Errors
     /// [`ContextError::Json`] if it is not a `T`.
     pub fn meta<T: DeserializeOwned>(&self) -> Result<T, ContextError> {
-        Ok(serde_json::from_slice(&self.0.meta)?)
+        let what = || format!("the meta of alarm {:?} of {}", self.0.id, self.0.name);
+        serde_json::from_slice(&self.0.meta).map_err(|error| ContextError::not_a::<T>(what(), error))
     }
 
     /// What was attached when it was set, as JSON text.
@@ -125,7 +127,7 @@ mod tests {
         let mut rng = fastrand::Rng::with_seed(1);
         let random = (0..10_000).map(|_| f64::from_bits(rng.u64(..)));
         for number in random.filter(|number| number.is_finite()).chain([1.234_567_890_123_412_4e29]) {
-            let stored = encode_meta(&number).expect("a number is small");
+            let stored = encode_meta("a", &number).expect("a number is small");
             let read: f64 = serde_json::from_slice(&stored).expect("it is JSON");
             assert_eq!(read.to_bits(), number.to_bits(), "{number:e}");
         }

@@ -118,8 +118,8 @@ impl Directive {
         at: impl Into<Timestamp>,
         meta: &(impl Serialize + ?Sized),
     ) -> Result<Directive, ContextError> {
-        let alarm = checked(alarm)?;
-        Ok(Directive::of(What::SetAlarm { alarm, at: at.into(), meta: encode_meta(meta)? }))
+        let id = checked(alarm)?;
+        Ok(Directive::of(What::SetAlarm { alarm: id, at: at.into(), meta: encode_meta(alarm, meta)? }))
     }
 
     /// Cancels an alarm, if it exists.

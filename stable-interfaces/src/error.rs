@@ -1,10 +1,13 @@
 //! What can go wrong, sorted by what the caller does next.
 
 use std::convert::Infallible;
+use std::error::Error;
+use std::fmt;
 use std::time::Duration;
 
+use crate::committer::Described;
 use crate::id::MAX_VALUE_BYTES;
-use crate::store::StoreError;
+use crate::store::{BoxError, StoreError};
 use crate::sync::Arc;
 
 /// Why a text cannot be an ID or a key.
@@ -98,13 +101,14 @@ pub enum RequestError<E> {
     #[error("the interface does not handle {0}")]
     Unhandled(&'static str),
     /// The text given as an ID cannot be one. Nothing happened.
-    #[error("invalid {what} ID")]
+    #[error("invalid {what} ID {text:?}: {reason}")]
     InvalidId {
         /// Whose ID it is: `"instance"`, `"alarm"`, `"message"`, ..
         what: &'static str,
+        /// The text, or its beginning.
+        text: Arc<str>,
         /// What is wrong with it.
-        #[source]
-        source: InvalidId,
+        reason: InvalidId,
     },
     /// The host has not been started. Nothing happened.
     #[error("the host has not been started")]
@@ -116,8 +120,8 @@ pub enum RequestError<E> {
     #[error("too large: {0}")]
     TooLarge(String),
     /// What was given could not be turned to or from JSON. Nothing happened.
-    #[error("cannot be converted to or from JSON")]
-    Json(#[source] Arc<serde_json::Error>),
+    #[error(transparent)]
+    Json(Arc<JsonError>),
     /// The store did not do it: none of the effects happened. Also where it could not be read, and the handler passed that on with
     /// `?` in an error of its own before anything of it was durable.
     #[error("the store failed")]
@@ -193,10 +197,12 @@ impl<E> RequestError<E> {
             RequestError::Fenced => RequestError::Fenced,
             RequestError::LeaseLost => RequestError::LeaseLost,
             RequestError::Draining => RequestError::Draining,
+            RequestError::Replaced => RequestError::Replaced,
+            RequestError::StoreLost => RequestError::StoreLost,
             RequestError::Closed => RequestError::Closed,
             RequestError::Rejected(reason) => RequestError::Rejected(reason),
             RequestError::Unhandled(what) => RequestError::Unhandled(what),
-            RequestError::InvalidId { what, source } => RequestError::InvalidId { what, source },
+            RequestError::InvalidId { what, text, reason } => RequestError::InvalidId { what, text, reason },
             RequestError::NotStarted => RequestError::NotStarted,
             RequestError::NoStore => RequestError::NoStore,
             RequestError::TooLarge(what) => RequestError::TooLarge(what),
@@ -207,6 +213,36 @@ impl<E> RequestError<E> {
     }
 }
 
+impl<E: Into<BoxError>> RequestError<E> {
+    /// The error with all its causes in one line, `a: b: c`: what [`Display`](fmt::Display) says of it, and what each
+    /// [`source`](Error::source) does. Those of a handler's own error too, which is why it is taken: `E` need not be an
+    /// [`Error`] itself, only one when boxed, as an `anyhow::Error` is.
+    #[must_use]
+    pub fn report(self) -> String {
+        match self.split() {
+            Ok((error, _)) => Described(&*error.into()).to_string(),
+            Err(error) => Described(&error).to_string(),
+        }
+    }
+}
+
+/// The reason why a value could not be turned to or from JSON, with the name of the value: where it is kept, and the type it was
+/// read as. `serde_json`'s own words are part of what is shown.
+#[derive(Debug)]
+pub struct JsonError {
+    what: Option<String>,
+    error: serde_json::Error,
+}
+
+impl fmt::Display for JsonError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = self.what.as_deref().unwrap_or("cannot be converted to or from JSON");
+        write!(f, "{what}: {}", self.error)
+    }
+}
+
+impl Error for JsonError {}
+
 /// Why an operation of a [`Context`](crate::Context) failed.
 ///
 /// After [`Store`](Self::Store), [`Fenced`](Self::Fenced) and [`Unknown`](Self::Unknown) of a commit the instance is reset
@@ -215,20 +251,21 @@ impl<E> RequestError<E> {
 #[non_exhaustive]
 pub enum ContextError {
     /// The text given as an ID or key cannot be one. Nothing was recorded.
-    #[error("invalid {what}")]
+    #[error("invalid {what} {text:?}: {reason}")]
     InvalidId {
         /// What it was to be: `"alarm ID"`, `"storage key"`, ..
         what: &'static str,
+        /// The text, or its beginning.
+        text: Arc<str>,
         /// What is wrong with it.
-        #[source]
-        source: InvalidId,
+        reason: InvalidId,
     },
     /// A limit was exceeded. Nothing was recorded.
     #[error("too large: {0}")]
     TooLarge(String),
     /// The value could not be turned to or from JSON. Nothing was recorded.
-    #[error("cannot be converted to or from JSON")]
-    Json(#[source] Arc<serde_json::Error>),
+    #[error(transparent)]
+    Json(Arc<JsonError>),
     /// The host runs without a store.
     #[error("this host has no store")]
     NoStore,
@@ -259,14 +296,40 @@ impl ContextError {
     }
 
     /// `what` has so many bytes, more than a value may have.
-    pub(crate) fn too_large(what: &str, bytes: usize) -> ContextError {
-        ContextError::TooLarge(format!("{what} of {bytes} bytes, more than {MAX_VALUE_BYTES}"))
+    pub(crate) fn too_large(what: impl fmt::Display, bytes: usize) -> ContextError {
+        ContextError::TooLarge(format!("{what} has {bytes} bytes, more than {MAX_VALUE_BYTES}"))
+    }
+
+    /// `text` cannot be a `what`.
+    pub(crate) fn invalid(what: &'static str, text: &str, reason: InvalidId) -> ContextError {
+        ContextError::InvalidId { what, text: beginning(text), reason }
+    }
+
+    /// `what` cannot be read as a `T`.
+    pub(crate) fn not_a<T>(what: impl fmt::Display, error: serde_json::Error) -> ContextError {
+        let what = format!("{what} is not a `{}`", std::any::type_name::<T>());
+        ContextError::Json(Arc::new(JsonError { what: Some(what), error }))
+    }
+
+    /// `what` cannot be stored as JSON.
+    pub(crate) fn not_json(what: impl fmt::Display, error: serde_json::Error) -> ContextError {
+        let what = format!("{what} cannot be turned into JSON");
+        ContextError::Json(Arc::new(JsonError { what: Some(what), error }))
     }
 }
 
 impl From<serde_json::Error> for ContextError {
     fn from(error: serde_json::Error) -> ContextError {
-        ContextError::Json(Arc::new(error))
+        ContextError::Json(Arc::new(JsonError { what: None, error }))
+    }
+}
+
+/// As much of a text that cannot be an ID as tells a person which it is.
+pub(crate) fn beginning(text: &str) -> Arc<str> {
+    const SHOWN: usize = 64;
+    match text.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}...", &text[..end]).into(),
+        None => text.into(),
     }
 }
 
@@ -279,8 +342,8 @@ impl<E> From<ContextError> for Box<RequestError<E>> {
 impl<E> From<ContextError> for RequestError<E> {
     fn from(error: ContextError) -> RequestError<E> {
         match error {
-            ContextError::InvalidId { what, source } => {
-                RequestError::InvalidId { what: what.strip_suffix(" ID").unwrap_or(what), source }
+            ContextError::InvalidId { what, text, reason } => {
+                RequestError::InvalidId { what: what.strip_suffix(" ID").unwrap_or(what), text, reason }
             }
             ContextError::TooLarge(what) => RequestError::TooLarge(what),
             ContextError::Json(error) => RequestError::Json(error),

@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use crate::clock::{Clock, Moment, Random, Timestamp, within};
 use crate::committer::{CommitOptions, backoff};
 use crate::directive::{self, Directive};
-use crate::error::{ContextError, RequestError};
+use crate::error::{ContextError, RequestError, beginning};
 use crate::fleet::{Fleet, hash_id};
 use crate::host::core::{Health, HostCore};
 use crate::id::{MAX_VALUE_BYTES, check_id, check_interface_name};
@@ -120,7 +120,8 @@ impl Message {
     /// # Errors
     /// [`ContextError::Json`] if it is not a `T`.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, ContextError> {
-        Ok(serde_json::from_slice(&self.0.body)?)
+        let what = || format!("the body of message {:?} to {}", self.0.id, self.0.name);
+        serde_json::from_slice(&self.0.body).map_err(|error| ContextError::not_a::<T>(what(), error))
     }
 }
 
@@ -151,7 +152,8 @@ impl Addressed {
         let bytes =
             message.body.len() + message.headers.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
         if bytes > MAX_VALUE_BYTES {
-            return Err(ContextError::too_large("a message's body and headers", bytes));
+            let what = format!("the body and headers of a message to {interface}/{}", beginning(id));
+            return Err(ContextError::too_large(what, bytes));
         }
         Addressed::new(interface, interface.into(), id, message)
     }
@@ -165,12 +167,11 @@ impl Addressed {
     }
 
     fn new(interface: &str, inbox: Arc<str>, id: &str, message: NewPost) -> Result<Addressed, ContextError> {
-        let invalid = |what| move |source| ContextError::InvalidId { what, source };
-        check_interface_name(interface).map_err(invalid("interface name"))?;
-        check_id(id).map_err(invalid("instance ID"))?;
+        check_interface_name(interface).map_err(|reason| ContextError::invalid("interface name", interface, reason))?;
+        check_id(id).map_err(|reason| ContextError::invalid("instance ID", id, reason))?;
         let NewPost { id: message_id, headers, body } = message;
         if let Some(id) = &message_id {
-            check_id(id).map_err(invalid("message ID"))?;
+            check_id(id).map_err(|reason| ContextError::invalid("message ID", id, reason))?;
         }
         let name = InstanceName { interface: inbox, instance: id.into() };
         Ok(Addressed { name, hash: hash_id(id), id: message_id.map(Arc::from), headers, body })

@@ -11,6 +11,7 @@ pub(crate) mod table;
 pub(crate) mod task;
 pub(crate) mod turn;
 
+use std::error::Error;
 use std::fmt::{Debug, Display};
 use std::future::Future;
 
@@ -66,8 +67,10 @@ pub trait StableInterface: Sized + Send + 'static {
     /// The interface's name in the store, in logs and in the fleet: `[a-z0-9_-]{1,64}`, unique. It must never change.
     const NAME: &'static str;
 
-    /// What handlers fail with. `From<ContextError>` lets `?` work on every operation of the [`Context`].
-    type Error: Debug + Display + Send + Sync + 'static + From<ContextError>;
+    /// The error that handlers fail with, such as an enum made with `thiserror`, or `anyhow::Error`. `From<ContextError>` lets `?`
+    /// work on every operation of the [`Context`]; as a boxed error it shows its causes in logs, dead letters and
+    /// [`RequestError::report`](crate::RequestError::report).
+    type Error: Debug + Display + Send + Sync + 'static + From<ContextError> + Into<Box<dyn Error + Send + Sync>>;
 
     /// Runs before the first message of each incarnation; what it records is committed with that message's effects.
     ///

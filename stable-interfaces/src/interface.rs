@@ -218,7 +218,7 @@ impl<I: StableInterface> InterfaceCore<I> {
             Health::Draining => return Err(RequestError::Draining.into()),
             _ => return Err(self.host.ended().unwrap_or(RequestError::Draining).into()),
         }
-        check_id(id).map_err(|source| RequestError::InvalidId { what: "instance", source })?;
+        check_id(id).map_err(|reason| RequestError::from(ContextError::invalid("instance ID", id, reason)))?;
         let hash = hash_id(id);
         let shard = self.host.fleet.shard_of_hash(hash);
         let Some(epoch) = self.host.shards.epoch(shard) else {
@@ -657,7 +657,8 @@ impl<I: StableInterface> Interface<I> {
 }
 
 fn set_alarm<E>(alarm: &str, at: Timestamp, meta: &(impl Serialize + ?Sized)) -> Result<SetAlarm, RequestError<E>> {
-    let meta = serde_json::to_value(meta).map_err(ContextError::from)?;
+    let meta = serde_json::to_value(meta);
+    let meta = meta.map_err(|error| ContextError::not_json(format_args!("the meta of alarm {alarm:?}"), error))?;
     Ok(SetAlarm { alarm: alarm.to_owned(), at, meta })
 }
 

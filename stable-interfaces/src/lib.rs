@@ -98,7 +98,7 @@ pub use clock::{Clock, Random, Sleep, SystemClock, SystemRandom, Timestamp};
 pub use connection::{CONNECTION_BUFFER, Closed, Connecting, Connection, ConnectionId, Peer, SendError};
 pub use dead::{Dead, DeadKind};
 pub use directive::Directive;
-pub use error::{ContextError, Interim, InvalidId, RequestError};
+pub use error::{ContextError, Interim, InvalidId, JsonError, RequestError};
 pub use fleet::{Fleet, FleetError, HASH_VERSION, Location, MAX_HOST_BYTES, MAX_HOSTS, MAX_SHARDS};
 pub use host::{Drained, Ended, Health, Host, HostBuilder, InterfaceBuilder, RegisterError, StartError};
 pub use id::{MAX_ID_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, check_id, check_key};

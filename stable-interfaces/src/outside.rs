@@ -149,6 +149,6 @@ impl Outside {
     }
 
     fn shard_of(&self, id: &str) -> Result<ShardId, ContextError> {
-        self.fleet.shard_of(id).map_err(|source| ContextError::InvalidId { what: "instance ID", source })
+        self.fleet.shard_of(id).map_err(|reason| ContextError::invalid("instance ID", id, reason))
     }
 }

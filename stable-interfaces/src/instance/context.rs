@@ -25,7 +25,7 @@ use crate::directive::Needs;
 use crate::error::{ContextError, InvalidId, Outcome, RequestError};
 use crate::host::core::{HostCore, Place};
 use crate::host::wake::Wake;
-use crate::id::{MAX_VALUE_BYTES, check_id, check_key};
+use crate::id::{MAX_VALUE_BYTES, check_key};
 use crate::store::{
     AlarmRow, DeadKey, DeadLetter, Epoch, InboxRow, InstanceName, NewMessage, Op, Posted, Read, ReadRange, ReadRows,
     Revision, ShardId, StoreError,
@@ -329,7 +329,7 @@ impl Context {
     fn new_alarm(&self, id: &str, at: Timestamp, meta: &(impl Serialize + ?Sized)) -> Result<AlarmRow, ContextError> {
         self.require(Needs::Alarms)?;
         check_alarm_id(id)?;
-        let meta = encode_meta(meta)?;
+        let meta = encode_meta(id, meta)?;
         self.require_store()?;
         Ok(self.fresh_alarm(id, at, meta))
     }
@@ -355,7 +355,7 @@ impl Context {
     /// # Errors
     /// For an ID that cannot be one, and where the host has no store.
     pub fn cancel_alarm(&mut self, id: &str) -> Result<(), ContextError> {
-        check_id(id).map_err(|source| ContextError::InvalidId { what: "alarm ID", source })?;
+        check_alarm_id(id)?;
         let revision = self.next_revision();
         self.record(Op::RemoveAlarm { name: self.instance.name(), id: id.into(), revision })
     }
@@ -383,7 +383,8 @@ impl Context {
     /// For a key that cannot be one (see [`check_key`]), for a value over [`MAX_VALUE_BYTES`] or unserializable, and where the
     /// host has no store. Nothing is recorded then.
     pub fn put(&mut self, key: &str, value: &(impl Serialize + ?Sized)) -> Result<(), ContextError> {
-        self.put_bytes(key, serde_json::to_vec(value)?)
+        let value = serde_json::to_vec(value).map_err(|error| ContextError::not_json(self.value_under(key), error))?;
+        self.put_bytes(key, value)
     }
 
     /// Stores bytes as they are under `key` in this instance's storage.
@@ -391,10 +392,10 @@ impl Context {
     /// # Errors
     /// As [`put`](Self::put).
     pub fn put_bytes(&mut self, key: &str, value: impl Into<Bytes>) -> Result<(), ContextError> {
-        check_key(key).map_err(invalid_key)?;
+        check_key(key).map_err(|reason| invalid_key(key, reason))?;
         let value = value.into();
         if value.len() > MAX_VALUE_BYTES {
-            return Err(ContextError::too_large("a storage value", value.len()));
+            return Err(ContextError::too_large(self.value_under(key), value.len()));
         }
         self.record(Op::Put { name: self.instance.name(), key: key.into(), value })
     }
@@ -404,7 +405,7 @@ impl Context {
     /// # Errors
     /// For a key that cannot be one, and where the host has no store.
     pub fn delete(&mut self, key: &str) -> Result<(), ContextError> {
-        check_key(key).map_err(invalid_key)?;
+        check_key(key).map_err(|reason| invalid_key(key, reason))?;
         self.record(Op::Delete { name: self.instance.name(), key: key.into() })
     }
 
@@ -415,9 +416,17 @@ impl Context {
     /// [`delete`](Self::delete).
     pub async fn get<T: DeserializeOwned>(&mut self, key: &str) -> Result<Option<T>, ContextError> {
         match self.get_bytes(key).await? {
-            Some(value) => Ok(Some(serde_json::from_slice(&value)?)),
+            Some(value) => {
+                let value = serde_json::from_slice(&value);
+                Ok(Some(value.map_err(|error| ContextError::not_a::<T>(self.value_under(key), error))?))
+            }
             None => Ok(None),
         }
+    }
+
+    /// Names a value for a person.
+    fn value_under(&self, key: &str) -> String {
+        format!("the value of {} under {key:?}", self.instance.name())
     }
 
     /// The bytes under `key` in this instance's storage.
@@ -425,7 +434,7 @@ impl Context {
     /// # Errors
     /// As [`get`](Self::get), without [`ContextError::Json`].
     pub async fn get_bytes(&mut self, key: &str) -> Result<Option<Bytes>, ContextError> {
-        check_key(key).map_err(invalid_key)?;
+        check_key(key).map_err(|reason| invalid_key(key, reason))?;
         self.require_store()?;
         if let Some(found) = find_value(self.recorded.ops().iter(), key) {
             return Ok(found);
@@ -583,7 +592,8 @@ impl Context {
     }
 
     pub(crate) fn note_failed_start(&mut self, error: &impl Display) {
-        self.recorded.rare().failed_start = Some(error.to_string());
+        // In the alternate form an `anyhow::Error` shows its causes.
+        self.recorded.rare().failed_start = Some(format!("{error:#}"));
     }
 
     async fn read(&mut self, range: ReadRange, limit: usize) -> Result<ReadRows, ContextError> {
@@ -688,7 +698,7 @@ impl Context {
     /// As [`alarms`](Self::alarms), for an ID that cannot be one, and where the interface was registered without alarms.
     pub async fn fire_now(&mut self, id: &str) -> Result<bool, ContextError> {
         self.require(Needs::Alarms)?;
-        check_id(id).map_err(|source| ContextError::InvalidId { what: "alarm ID", source })?;
+        check_alarm_id(id)?;
         let Some(row) = self.find_alarm(id).await? else { return Ok(false) };
         let revision = self.next_revision();
         let now = self.now();
@@ -886,8 +896,8 @@ pub(crate) fn just_after(text: &str) -> Arc<str> {
     format!("{text}\u{1}").into()
 }
 
-fn invalid_key(source: InvalidId) -> ContextError {
-    ContextError::InvalidId { what: "storage key", source }
+fn invalid_key(key: &str, reason: InvalidId) -> ContextError {
+    ContextError::invalid("storage key", key, reason)
 }
 
 fn wrong_rows() -> ContextError {

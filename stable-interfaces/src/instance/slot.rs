@@ -22,7 +22,7 @@ use super::ride::{Carrier, Riding};
 use super::table::Entry;
 use super::task::{Life, Member, Membership};
 use super::turn::{Answer, Ending, Job, NO_COMMIT, Refusal, drop_quietly};
-use crate::committer::{Commit, Queued};
+use crate::committer::{Commit, Described, Queued};
 use crate::connection::{AnyLink, Closed, ConnectionId};
 use crate::directive::Needs;
 use crate::error::{ContextError, RequestError};
@@ -30,7 +30,7 @@ use crate::host::core::{Health, HostCore, Place};
 use crate::host::tasks::TaskHandle;
 use crate::host::wake::{Failed, Wake, WakeToken};
 use crate::interface::{Forget, InterfaceCore, stop_job};
-use crate::store::{Epoch, InstanceName, Op, ShardId};
+use crate::store::{BoxError, Epoch, InstanceName, Op, ShardId};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Arc, Mutex, MutexGuard, Notify};
 
@@ -284,16 +284,16 @@ impl<I: StableInterface> Slot<I> {
     pub(crate) fn finish<R>(
         self: &Arc<Self>,
         epoch: Epoch,
-        ending: Ending<I, R>,
+        mut ending: Ending<I, R>,
         woken_by: Option<WakeToken>,
     ) -> (Answer<R, I::Error>, Next<I>) {
         // The application's code, so before the lock is taken.
-        let failure = match &ending {
+        let failure = match &mut ending {
             // What ends because the shard is not this host's any more has not been tried.
             Ending::Returned { result: Err(error), .. }
                 if woken_by.is_some() && !matches!(**error, RequestError::Fenced) =>
             {
-                Some(error.to_string())
+                Some(explain(error))
             }
             _ => None,
         };
@@ -825,6 +825,19 @@ async fn opens(behind: Option<Ticket>) -> bool {
         Some(ticket) => ticket.wait().await.is_ok(),
         None => true,
     }
+}
+
+/// An error that nobody waits for, with its causes. A handler's own is used up by that, and leaves its text.
+fn explain<E>(error: &mut RequestError<E>) -> String
+where
+    E: fmt::Debug + fmt::Display + Into<BoxError> + 'static,
+{
+    if !matches!(error, RequestError::Handler(..)) {
+        return Described(error).to_string();
+    }
+    let text = std::mem::replace(error, RequestError::Closed).report();
+    *error = RequestError::Rejected(text.clone());
+    text
 }
 
 /// The longest error text kept with an alarm.

@@ -210,7 +210,10 @@ impl<I: StableInterface, R, F> Running<I, R, F> {
             // A sender that has gone away does not change what happened.
             Some(reply) => drop(reply.send(answer)),
             None => {
-                if let Err(error) = &answer.result {
+                if let Err(error) = answer.result
+                    && tracing::enabled!(tracing::Level::DEBUG)
+                {
+                    let error = error.report();
                     tracing::debug!(instance = %chain::Described(&**slot), %error, "a message without a sender failed");
                 }
             }
