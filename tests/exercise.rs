@@ -768,7 +768,9 @@ impl Exercise {
         let rest = answer.as_ref().map(|(answer, site)| (Outcome::of_rest(answer), site));
         match rest {
             // A definite word on the one effect, though not on the other.
-            Some((Outcome::Not, site)) if commits => asked.told_by(Outcome::Not, site.life().number(), site.life().now()),
+            Some((Outcome::Not, site)) if commits => {
+                asked.told_by(Outcome::Not, site.life().number(), site.life().now());
+            }
             _ => drop(settle(client, asked, &answer, "request")),
         }
     }

@@ -207,9 +207,8 @@ async fn an_error_that_says_it_changed_nothing_is_an_ordinary_answer_and_keeps_t
     let world = World::in_memory();
     let site = world.start().await;
     let connection = site.probes.connect("a", "").await.unwrap();
-    let hold = act(move |_: &mut Probe, cx| {
-        Box::pin(async move { Ok(cx.spawn::<Probe, _>(|_| std::future::pending())?) })
-    });
+    let hold =
+        act(move |_: &mut Probe, cx| Box::pin(async move { Ok(cx.spawn::<Probe, _>(|_| std::future::pending())?) }));
     site.probes.request("a", hold).await.unwrap();
     // What it recorded does not happen, nor is anything let out.
     let refuse = act::<()>(|me: &mut Probe, cx| {

@@ -441,7 +441,7 @@ async fn a_handler_does_not_start_if_the_lease_has_ended_while_its_instance_star
         Box::pin(async { Ok(()) })
     });
     let error = probes.request("a", noted).await.unwrap_err();
-    assert!(matches!(error, RequestError::Fenced), "{error}");
+    assert!(matches!(error, RequestError::LeaseLost), "{error}");
     assert!(world.script.notes().is_empty());
 }
 

@@ -18,12 +18,12 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::post;
 use axum::{Json, Router};
-use examples::{CannotStart, Failed, http, in_one_line, process};
+use examples::{CannotStart, Failed, http, process};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::Url;
 use serde::{Deserialize, Serialize};
 use stable_interfaces::{
-    Alarm, Context, ContextError, Handle, Host, Interface, OnAlarm, RequestError, StableInterface, Timestamp,
+    Alarm, Context, ContextError, Handle, Host, Interface, Interim, OnAlarm, RequestError, StableInterface, Timestamp,
 };
 use tokio::net::TcpListener;
 
@@ -43,7 +43,7 @@ const TELL_AGAIN: Duration = Duration::from_millis(600);
 struct Order {
     partner: Arc<Partner>,
     /// The durable record as this instance knows it; `None` until the order is placed. Changed only where the change is also
-    /// put, as the last thing that could fail: a handler that ends in an error after its puts is rebuilt from the store.
+    /// put, when nothing can fail any more. An order whose handler fails is rebuilt from the store.
     record: Option<Record>,
 }
 
@@ -98,6 +98,11 @@ impl StableInterface for Order {
     async fn on_start(&mut self, cx: &mut Context) -> Result<(), OrderError> {
         self.record = cx.get("order").await?;
         Ok(())
+    }
+
+    /// Found out before anything is changed.
+    fn keeps_memory(error: &OrderError) -> bool {
+        matches!(error, OrderError::NoSuchOrder | OrderError::Partner(_) | OrderError::Token(_))
     }
 }
 
@@ -355,14 +360,15 @@ impl IntoResponse for Refusal {
             RequestError::Handler(OrderError::NoSuchOrder, _) => StatusCode::NOT_FOUND,
             RequestError::InvalidId { .. } => StatusCode::BAD_REQUEST,
             // The store failed under the handler, which passed it on.
-            RequestError::Handler(OrderError::Context(
-                ContextError::Store(_) | ContextError::Fenced | ContextError::Unknown,
-            ), _) => StatusCode::SERVICE_UNAVAILABLE,
+            RequestError::Handler(
+                OrderError::Context(ContextError::Store(_) | ContextError::Fenced | ContextError::Unknown),
+                _,
+            ) => StatusCode::SERVICE_UNAVAILABLE,
             // Placing and calling back may both be repeated, so an unknown outcome too is resolved by coming again.
             error if error.is_retryable() || error.may_have_happened() => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        let text = format!("{}\n", in_one_line(&self.0));
+        let text = format!("{}\n", self.0.report());
         if status == StatusCode::SERVICE_UNAVAILABLE {
             return (status, [(header::RETRY_AFTER, "1")], text).into_response();
         }

@@ -170,7 +170,7 @@ pub fn meta(data: &[u8]) -> bool {
     let read = alarm(bytes::Bytes::copy_from_slice(data));
     assert_eq!(read.meta_json(), data);
     let Ok(value) = read.meta::<serde_json::Value>() else { return false };
-    let again = alarm(encode_meta(&value).expect("it is not larger than it was by much"));
+    let again = alarm(encode_meta("a", &value).expect("it is not larger than it was by much"));
     assert_eq!(again.meta::<serde_json::Value>().expect("it is JSON"), value);
     true
 }

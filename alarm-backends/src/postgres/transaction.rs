@@ -55,6 +55,10 @@ const RESET: &str = "SET SESSION AUTHORIZATION DEFAULT; RESET ALL; CLOSE ALL; UN
 /// impl StableInterface for Account {
 ///     const NAME: &'static str = "account";
 ///     type Error = AccountError;
+///
+///     fn keeps_memory(error: &AccountError) -> bool {
+///         matches!(error, AccountError::Overdrawn)
+///     }
 /// }
 ///
 /// struct Withdraw { cents: i64, reference: String }

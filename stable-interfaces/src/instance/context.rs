@@ -587,8 +587,8 @@ impl Context {
     }
 
     /// Asked before a handler that has waited for something.
-    pub(crate) fn require_lease(&self) -> Result<(), ContextError> {
-        if self.instance.host().lease_holds() { Ok(()) } else { Err(ContextError::Fenced) }
+    pub(crate) fn require_lease<E>(&self) -> Outcome<(), E> {
+        if self.instance.host().lease_holds() { Ok(()) } else { Err(RequestError::LeaseLost.into()) }
     }
 
     pub(crate) fn note_failed_start(&mut self, error: &impl Display) {

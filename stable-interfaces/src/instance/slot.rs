@@ -289,9 +289,9 @@ impl<I: StableInterface> Slot<I> {
     ) -> (Answer<R, I::Error>, Next<I>) {
         // The application's code, so before the lock is taken.
         let failure = match &mut ending {
-            // What ends because the shard is not this host's any more has not been tried.
+            // What ends because the shard is not this host's any more, or may not be, has not been tried.
             Ending::Returned { result: Err(error), .. }
-                if woken_by.is_some() && !matches!(**error, RequestError::Fenced) =>
+                if woken_by.is_some() && !matches!(**error, RequestError::Fenced | RequestError::LeaseLost) =>
             {
                 Some(explain(error))
             }
@@ -576,7 +576,7 @@ impl<I: StableInterface> Slot<I> {
 
     /// The next message may not begin, for the lease is over: it is refused, as all that wait behind it.
     pub(crate) fn refuse_next(self: &Arc<Self>, job: Box<dyn Job<I>>, state: Option<Box<I>>) -> Next<I> {
-        let mut left = Left { state: None, refused: vec![(job, Refusal::Fenced)] };
+        let mut left = Left { state: None, refused: vec![(job, Refusal::LeaseLost)] };
         let mut inner = self.inner.lock();
         inner.state = state;
         let next = self.next(&mut inner, &mut left);

@@ -292,9 +292,9 @@ mod tests {
                         now.set(now.get() + look);
                         let is_busy = slot.is_busy.load(Ordering::Relaxed);
                         if is_busy {
-                            *in_vain += 1
+                            *in_vain += 1;
                         } else {
-                            table.remove(slot)
+                            table.remove(slot);
                         }
                         !is_busy
                     },

@@ -250,7 +250,8 @@ impl<I: StableInterface, R: Send + 'static, F: Future<Output = Ending<I, R>> + S
     fn leave_caller(&mut self) {
         if let Some(reply) = self.reply.take() {
             let instance = chain::Described(&*self.around.slot);
-            let cause = RequestError::Rejected(format!("{instance} has begun with it, and takes longer than this can wait"));
+            let cause =
+                RequestError::Rejected(format!("{instance} has begun with it, and takes longer than this can wait"));
             let result = Err(RequestError::unknown(cause).into());
             drop(reply.send(Answer { result, behind: None, interim: NO_COMMIT }));
         }

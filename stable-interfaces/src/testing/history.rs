@@ -99,7 +99,8 @@ impl Outcome {
     /// The answer's word on what the handler recorded after its last [`Context::commit`](crate::Context::commit) in the middle: none
     /// of it happened if the handler failed, panicked or ran out of time, whatever it had committed before.
     pub fn of_rest<R, E>(answer: &Result<R, RequestError<E>>) -> Outcome {
-        let is_cut = |cause: &RequestError<_>| matches!(cause, RequestError::Panicked(_) | RequestError::TimedOut { .. });
+        let is_cut =
+            |cause: &RequestError<_>| matches!(cause, RequestError::Panicked(_) | RequestError::TimedOut { .. });
         match answer {
             Err(RequestError::Handler(..)) => Outcome::Not,
             Err(RequestError::Unknown(cause)) if is_cut(cause) => Outcome::Not,
