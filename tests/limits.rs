@@ -452,20 +452,24 @@ async fn a_handler_does_not_start_if_the_lease_has_ended_while_it_was_marked_as_
     probes.set_alarm("a", "x", world.at(1_000), &()).await.unwrap();
     host.crash();
     world.pass(2 * SECOND).await;
-    world.store.fail_next(Method::Commit, Fault::SlowAnswer(SECOND));
-    let (_host, _probes, clock) = launch_suspending(&world).await;
+    world.store.fail_next(Method::Load, Fault::Delay(SECOND));
+    world.store.fail_next(Method::Commit, Fault::HangAfter);
+    let (_host, probes, clock) = launch_suspending(&world).await;
+    probes.request("a", life()).await.unwrap();
     let store = world.store.clone();
     world.script.on_alarm(move |me, _, _| {
         me.script.note(store.calls(Method::Renew).to_string());
         Box::pin(async { Ok(()) })
     });
-    world.settle().await;
+    world.pass(2 * SECOND).await;
     assert_eq!(world.store.under_way().len(), 1, "the mark");
     clock.suspend(60 * SECOND);
+    world.store.release_hanging();
     let renewals = world.store.calls(Method::Renew);
     world.pass(20 * SECOND).await;
     let notes = world.script.notes();
     assert!(notes.len() == 1 && notes[0].parse::<u64>().unwrap() > renewals, "{notes:?} after {renewals} renewals");
+    assert_eq!(world.script.fired()[0].attempt, 0, "it had not been tried");
 }
 
 #[tokio::test(start_paused = true)]

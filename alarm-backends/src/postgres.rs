@@ -177,9 +177,10 @@ impl PostgresBuilder {
         self
     }
 
-    /// How many connections are for commits; at least 1, best as many as the host has lanes. Default: 2.
+    /// How many connections are for commits; at least 1, at most 1,024, best as many as the host has lanes. Each is opened when it is
+    /// first needed. Default: 2.
     pub fn lanes(mut self, lanes: usize) -> PostgresBuilder {
-        self.lanes = lanes.max(1);
+        self.lanes = lanes.clamp(1, 1024);
         self
     }
 
@@ -191,7 +192,7 @@ impl PostgresBuilder {
     }
 
     /// How long one operation may take, with waiting for a connection. After that its outcome is unknown and its connection
-    /// is replaced. Well below the lease, so that there is time to try again. Default: 5 s.
+    /// is replaced. Well below the lease, so that there is time to try again. At least 1 ms. Default: 5 s.
     pub fn deadline(mut self, deadline: Duration) -> PostgresBuilder {
         self.deadline = deadline;
         self
@@ -216,8 +217,8 @@ impl PostgresBuilder {
     /// Connects and makes the schema where it is missing.
     ///
     /// # Errors
-    /// As [`PostgresStore::connect`]; and [`StoreError::Open`] if the schema's name is not allowed, or there is no store that
-    /// [`must_exist`](Self::must_exist).
+    /// As [`PostgresStore::connect`]; and [`StoreError::Open`] if the schema's name or the deadline is not allowed, or there is no store
+    /// that [`must_exist`](Self::must_exist).
     pub async fn connect(self) -> Result<PostgresStore, StoreError> {
         let mut config = self.config;
         let tls = tls::connector(&config, self.tls)?;
@@ -232,6 +233,9 @@ impl PostgresBuilder {
             config.keepalives_interval(Duration::from_secs(10)).keepalives_retries(3);
         }
         let schema = Schema::new(&self.schema)?;
+        if self.deadline < Duration::from_millis(1) {
+            return Err(StoreError::Open("the deadline must be at least 1 ms".to_owned(), None));
+        }
         let server = Server { config, tls, schema, limit: self.deadline, known: Known::default(), is_new: true.into() };
         server.prepare(self.must_exist).await?;
         let server = Arc::new(server);

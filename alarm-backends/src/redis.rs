@@ -190,6 +190,9 @@ impl fmt::Debug for RedisStore {
     }
 }
 
+/// More replicas than anybody has would leave every write without an answer.
+const MAX_REPLICAS: u32 = 1_000;
+
 impl RedisStoreBuilder {
     fn new(urls: Vec<String>, is_cluster: bool) -> RedisStoreBuilder {
         let (prefix, timeout) = ("stable".to_owned(), Duration::from_secs(5));
@@ -204,14 +207,14 @@ impl RedisStoreBuilder {
     }
 
     /// How long servers may take to answer a question, connecting included. A claim asks twice, a large page several times.
-    /// Default: 5 s.
+    /// At least 1 ms. Default: 5 s.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
     /// How many replicas must have a write before it is acknowledged (`WAIT`); until they do, its outcome is unknown. A failover may
-    /// still choose a replica without it. Default: 0.
+    /// still choose a replica without it. At most 1,000. Default: 0.
     pub fn replicas(mut self, replicas: u32) -> Self {
         self.replicas = replicas;
         self
@@ -239,10 +242,16 @@ impl RedisStoreBuilder {
     /// A store that connects when it is first used.
     ///
     /// # Errors
-    /// [`StoreError::Open`] if an address, the prefix or a certificate cannot be understood.
+    /// [`StoreError::Open`] if an address, the prefix or a certificate cannot be understood, or another option cannot work.
     pub fn build(self) -> Result<RedisStore, StoreError> {
         let clock = self.clock.unwrap_or_else(|| Arc::new(SystemClock::default()));
         let keys = Keys::new(&self.prefix).map_err(|text| StoreError::Open(text, None))?;
+        if self.timeout < Duration::from_millis(1) {
+            return Err(StoreError::Open("the timeout must be at least 1 ms".to_owned(), None));
+        }
+        if self.replicas > MAX_REPLICAS {
+            return Err(StoreError::Open(format!("replicas must be at most {MAX_REPLICAS}"), None));
+        }
         let target = |replicas| {
             let tls = self.tls.as_ref();
             Target::new(&self.urls, tls, self.is_cluster, self.timeout, replicas, clock.clone()).map(Arc::new)
@@ -330,7 +339,7 @@ impl Inner {
 
     /// Subscribes at the first server that takes it: in a cluster every server hears what any of them publishes.
     async fn watch(&self) -> Result<Hints, StoreError> {
-        let deadline = self.target.clock.elapsed() + self.target.timeout;
+        let deadline = self.target.clock.elapsed().saturating_add(self.target.timeout);
         let mut failed = "no server was named".to_owned();
         for address in self.reads.addresses() {
             match within(&*self.target.clock, deadline, self.subscribe(&address)).await {

@@ -686,3 +686,35 @@ async fn a_slot_that_moved_is_followed() {
     assert_eq!((keys(&store, 0).await.len(), alarms(&store).await.len()), (2, 1));
     assert_eq!(store.renew(ME, LEASE).await.unwrap().owned.len(), 4);
 }
+
+#[tokio::test]
+async fn every_option_at_its_ends_is_refused_by_name_or_works() {
+    let server = RedisOptions::new().start();
+    let builder = || RedisStore::builder(server.url());
+    let refused = [
+        (builder().timeout(Duration::ZERO), "timeout"),
+        (builder().timeout(Duration::from_nanos(999_999)), "timeout"),
+        (builder().replicas(u32::MAX), "replicas"),
+    ];
+    for (builder, option) in refused {
+        let error = builder.connect().await.expect_err("it cannot work");
+        assert!(matches!(&error, StoreError::Open(text, _) if text.contains(option)), "{error}");
+    }
+    for (n, timeout) in
+        [Duration::MAX, Duration::from_secs(u64::MAX / 2), Duration::from_secs(1)].into_iter().enumerate()
+    {
+        let store = builder().prefix(format!("end-{n}")).timeout(timeout).connect().await.unwrap();
+        let _hints = store.watch(ME).await.unwrap();
+        start(&store, [0]).await;
+        commit(&store, 1, 0, vec![put("k", "v"), Op::PutAlarm(alarm("a", 1))]).await.unwrap();
+        assert_eq!((keys(&store, 0).await.len(), alarms(&store).await.len()), (1, 1));
+        store.renew(ME, Duration::MAX).await.unwrap();
+        store.release(ME, &[ShardId(0)]).await.unwrap();
+    }
+    // However long it may wait for a replica, that is a number which the server takes.
+    let store = builder().prefix("wait").timeout(Duration::MAX).replicas(1).connect().await.unwrap();
+    start(&store, [0]).await;
+    let waiting = commit(&store, 1, 0, vec![put("k", "v")]);
+    let late = tokio::time::timeout(Duration::from_millis(300), waiting).await;
+    assert!(late.is_err(), "it waits for the replica, not {late:?}");
+}

@@ -235,7 +235,7 @@ impl Server {
         }
         if !settings.is_empty() {
             // Twice the client's deadline, so that what a client gave up does not stay for ever in the server.
-            let stale = (self.limit * 2).as_millis().clamp(1, 2_000_000_000);
+            let stale = self.limit.saturating_mul(2).as_millis().clamp(1, 2_000_000_000);
             let limits =
                 format!("; SET statement_timeout = {stale}; SET idle_in_transaction_session_timeout = {stale}");
             let settings = settings.join("; ") + &limits;

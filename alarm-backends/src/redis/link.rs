@@ -54,6 +54,9 @@ struct Route {
     was_unknown: bool,
 }
 
+/// The longest that a server is asked to wait for replicas: a day, in milliseconds. It takes no number of any size.
+const MAX_WAIT_MILLIS: u128 = 86_400_000;
+
 /// A call's route, the address it went to, and its answer.
 type Sent = (Route, String, Result<Value, Failure>);
 
@@ -64,7 +67,7 @@ impl Link {
 
     /// Runs each call, and answers in the same order.
     pub(super) async fn run(&self, calls: &[Call]) -> Vec<Result<Value, Failure>> {
-        let deadline = self.target.clock.elapsed() + self.target.timeout;
+        let deadline = self.target.clock.elapsed().saturating_add(self.target.timeout);
         let mut answers: Vec<Option<Result<Value, Failure>>> = calls.iter().map(|_| None).collect();
         let mut routes: Vec<Route> = (0..calls.len())
             .map(|index| Route { index, redirected: None, asking: false, load: false, was_unknown: false })
@@ -152,7 +155,8 @@ impl Link {
         if replicas > 0 {
             // Less than the deadline, so that an answer "too few" comes back as such: servers look at it ten times a second.
             let left = deadline.saturating_sub(self.target.clock.elapsed()).mul_f32(0.5);
-            pipeline.cmd("WAIT").arg(replicas).arg(left.as_millis().max(1).to_string());
+            let millis = left.as_millis().clamp(1, MAX_WAIT_MILLIS);
+            pipeline.cmd("WAIT").arg(replicas).arg(millis.to_string());
         }
         let address = node.address().to_owned();
         let mut values = match node.exchange(&pipeline, deadline).await {

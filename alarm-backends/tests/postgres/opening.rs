@@ -1,12 +1,13 @@
 //! Opening the store: many at once, on databases that do not fit, with and without TLS.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use alarm_backends::postgres::PostgresStore;
 use alarm_backends::testing::servers::PostgresOptions;
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
-use stable_interfaces::{Store, StoreError};
+use stable_interfaces::{Batch, ClaimKind, Incarnation, Lane, ShardId, Store, StoreError, Write};
 
 use super::SERVER;
 use super::given::*;
@@ -194,4 +195,37 @@ async fn tls_is_verified_and_its_lack_refused_by_name() {
     let builder = PostgresStore::builder(&by_number).expect("a URL").tls(trusting(certificate));
     let text = refusal(builder.connect().await);
     assert!(text.contains("certificate"), "a certificate of another name: {text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_option_at_its_ends_is_refused_by_name_or_works() {
+    let url = fresh_database_with("ENCODING 'UTF8' LOCALE 'C'").await;
+    let builder = || PostgresStore::builder(&url).expect("a URL").deadline(DEADLINE);
+    for deadline in [Duration::ZERO, Duration::from_nanos(999_999)] {
+        let text = refusal(builder().deadline(deadline).connect().await);
+        assert!(text.contains("deadline"), "{text}");
+    }
+    let working = [
+        builder().deadline(Duration::MAX),
+        builder().deadline(Duration::from_secs(u64::MAX / 2)),
+        builder().lanes(0),
+        builder().lanes(1),
+        builder().lanes(usize::MAX),
+        builder().transactions(0),
+        builder().transactions(u16::MAX),
+    ];
+    for (n, builder) in (1..).zip(working) {
+        let store = builder.connect().await.expect("the store can be opened");
+        let life = Incarnation(n);
+        let claimed = store.claim(&claim(n, "host-a", &[0], ClaimKind::Start)).await.expect("the claim is answered");
+        let epoch = claimed.granted[0].epoch;
+        for lane in [0, 1, u16::MAX] {
+            let batch = Batch { shard: ShardId(0), epoch, ops: vec![put("k", &format!("{n} {lane}"))] };
+            let write = Write { incarnation: life, lane: Lane(lane), seq: 1, batches: vec![batch] };
+            store.commit(&write).await.expect("the write is answered").remove(0).expect("the owner writes");
+            assert_eq!(value(&store, "k").await, Some(format!("{n} {lane}")));
+        }
+        store.renew(life, Duration::MAX).await.expect("a lease may be as long as any");
+        store.release(life, &[ShardId(0)]).await.expect("the shard is let go");
+    }
 }
