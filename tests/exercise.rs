@@ -1,5 +1,7 @@
 //! What the simulation of the whole library does: instances that use all of it, and clients that ask them to.
 //!
+//! There are two interfaces. Nothing that limits the one limits the other, and the scouts' limits are drawn for each life of a host.
+//!
 //! Every effect has a number. Whoever asks for it writes it down, and the instance counts under that number, in its storage, how
 //! often it happened; beside that it counts all its effects in one total, in memory and stored, which must agree with them. So
 //! what is left in the end tells whether each happened as often as was promised.
@@ -7,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::future::Future;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -25,8 +28,23 @@ use stable_interfaces::{
 const INSTANCES: u64 = 24;
 const HANDLER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The simulated application: one interface.
-pub type App = Interface<Cell>;
+/// How many scouts there are, and the tables of some hosts hold fewer.
+const SCOUTS: u64 = 6;
+
+/// The simulated application.
+#[derive(Debug, Clone)]
+pub struct App {
+    cells: Interface<Cell>,
+    scouts: Interface<Scout>,
+}
+
+impl Deref for App {
+    type Target = Interface<Cell>;
+
+    fn deref(&self) -> &Interface<Cell> {
+        &self.cells
+    }
+}
 
 type Answer<R> = Result<R, RequestError<Failed>>;
 
@@ -137,6 +155,8 @@ enum Step {
     Sleep(Duration),
     /// Asks another instance to count.
     Ask(App, String, u64, Awaited),
+    /// Sends a scout.
+    Send(App, String, Errand, Awaited),
     /// Asks another instance to ask this one.
     Cycle(App, String),
     /// Starts a task that counts these.
@@ -331,6 +351,11 @@ impl Handle<Do> for Cell {
                     tell(&awaited, outcome(&answer));
                     answer.map_err(|error| Failed::Nested(error.to_string()))?;
                 }
+                Step::Send(app, scout, errand, awaited) => {
+                    let answer = app.scouts.request(&scout, errand).await;
+                    tell(&awaited, outcome(&answer));
+                    answer.map_err(|error| Failed::Nested(error.to_string()))?;
+                }
                 Step::Cycle(cells, other) => {
                     let back = Step::Ask(cells.clone(), self.id.clone(), u64::MAX, Awaited::default());
                     let answer = cells.request(&other, Do(vec![back])).await;
@@ -470,6 +495,90 @@ impl OnConnect for Cell {
     }
 }
 
+/// An instance of the other interface, which counts what it was sent for and asks a cell to do so.
+pub struct Scout {
+    id: String,
+    shared: Arc<Shared>,
+    total: i64,
+}
+
+/// A message that sends a scout to a cell.
+pub struct Errand {
+    app: App,
+    cell: String,
+    /// What the scout counts, and what the cell.
+    effects: (u64, u64),
+    /// Told what the cell said.
+    awaited: Awaited,
+    sleeps: Duration,
+}
+
+impl Scout {
+    fn enter(&self) -> Running {
+        if !self.shared.running.lock().insert(self.id.clone()) {
+            self.shared.life.history().violated(Invariant::OneAtATime, format!("two handlers at once in {}", self.id));
+        }
+        Running(self.shared.clone(), self.id.clone())
+    }
+
+    async fn count(&mut self, cx: &mut Context, effect: u64) -> Result<(), ContextError> {
+        let key = format!("e/{effect}");
+        let (count, total) = (cx.get::<i64>(&key).await?.unwrap_or(0) + 1, self.total + 1);
+        cx.put(&key, &count)?;
+        cx.put("total", &total)?;
+        self.total = total;
+        Ok(())
+    }
+}
+
+impl StableInterface for Scout {
+    const NAME: &'static str = "scout";
+    type Error = Failed;
+
+    async fn on_start(&mut self, cx: &mut Context) -> Result<(), Failed> {
+        let _running = self.enter();
+        self.total = cx.get("total").await?.unwrap_or(0);
+        Ok(())
+    }
+}
+
+impl Handle<Errand> for Scout {
+    type Reply = ();
+
+    async fn handle(&mut self, cx: &mut Context, errand: Errand) -> Result<(), Failed> {
+        let _running = self.enter();
+        let Errand { app, cell, effects, awaited, sleeps } = errand;
+        self.count(cx, effects.0).await?;
+        let answer = app.request(&cell, Do(vec![Step::Count(effects.1)])).await;
+        tell(&awaited, outcome(&answer));
+        answer.map_err(|error| Failed::Nested(error.to_string()))?;
+        self.shared.life.sleep(sleeps).await;
+        Ok(())
+    }
+}
+
+impl OnAlarm for Scout {
+    async fn on_alarm(&mut self, cx: &mut Context, alarm: &Alarm) -> Result<(), Failed> {
+        let _running = self.enter();
+        let (kind, effect) = Kind::from_meta(&alarm.meta()?);
+        let life = self.shared.life.clone();
+        life.history().began(Began {
+            effect: whole(&self.id, effect),
+            life: life.number(),
+            at: life.latest(),
+            due: alarm.due(),
+            attempt: alarm.attempt(),
+            is_current: life.is_current(),
+        });
+        self.count(cx, effect).await?;
+        if kind == Kind::Fails && alarm.attempt() < 2 && !life.is_healed() {
+            return Err(Failed::Told);
+        }
+        cx.after_commit(move || life.count("alarm of a scout handled"));
+        Ok(())
+    }
+}
+
 /// The whole name of an effect.
 fn whole(id: &str, effect: u64) -> String {
     format!("{id}/{effect}")
@@ -490,14 +599,28 @@ where
     let is_astray = client.random().chance(0.1);
     let site = if is_astray { client.any().await } else { client.owner_of(id).await };
     let site = site?;
-    let answer = operation(site.app().clone()).await;
+    let answer = in_time(client, operation(site.app().clone())).await;
     if let Err(RequestError::NotOwner { holder }) = &answer
         && let Some(other) = client.named(holder).await
     {
-        let answer = operation(other.app().clone()).await;
+        let answer = in_time(client, operation(other.app().clone())).await;
         return Some((answer, other));
     }
     Some((answer, site))
+}
+
+/// Whoever is told that a time was over has waited for that time.
+async fn in_time<R>(client: &Client<App>, asking: impl Future<Output = Answer<R>>) -> Answer<R> {
+    let sent = client.now();
+    let answer = asking.await;
+    let took = client.now().since(sent) + Duration::from_millis(2);
+    if let Err(RequestError::TimedOut { after, waited_for }) = &answer
+        && took < *after
+    {
+        let what = format!("told after {took:?} that the {after:?} of {waited_for} are over");
+        client.history().violated(Invariant::Handled, what);
+    }
+    answer
 }
 
 /// Asks an instance to do these steps.
@@ -547,6 +670,7 @@ impl Workload for Exercise {
     fn register(&self, host: &mut HostBuilder, life: &Life) -> App {
         let shared = Arc::new(Shared { life: life.clone(), running: Mutex::default() });
         let incarnations = self.incarnations.clone();
+        let scouting = shared.clone();
         let build = move |id: &str| Cell {
             id: id.to_owned(),
             shared: shared.clone(),
@@ -557,7 +681,18 @@ impl Workload for Exercise {
         let retry = RetryPolicy::new().first(Duration::from_millis(300)).longest(Duration::from_secs(3)).attempts(4);
         let cells = host.interface(build).with_alarms().with_inbox().retry(retry);
         let cells = cells.handler_timeout(HANDLER_TIMEOUT).idle_timeout(Duration::from_secs(20)).max_instances(256);
-        cells.register().expect("it is the only interface")
+        let cells = cells.register().expect("it is the first interface");
+
+        let build = move |id: &str| Scout { id: id.to_owned(), shared: scouting.clone(), total: 0 };
+        let random = life.random();
+        let millis = |all: &[u64]| Duration::from_millis(random.pick(all).copied().unwrap_or(0));
+        let number = |all: &[usize]| random.pick(all).copied().unwrap_or(1);
+        let retry = RetryPolicy::new().first(millis(&[0, 100, 1_000])).longest(millis(&[500, 2_000])).attempts(4);
+        let scouts = host.interface(build).with_alarms().retry(retry);
+        let scouts = scouts.handler_timeout(millis(&[300, 1_000, 30_000])).idle_timeout(millis(&[2_000, 600_000]));
+        let scouts = scouts.stop_timeout(millis(&[0, 30_000])).max_waiting(number(&[0, 2, usize::MAX]));
+        let scouts = scouts.max_instances(number(&[3, usize::MAX])).register().expect("it is the second");
+        App { cells, scouts }
     }
 
     async fn client(self: Arc<Self>, client: Client<App>) {
@@ -582,7 +717,9 @@ impl Workload for Exercise {
             }
             dead_letters = 0;
             for site in client.all() {
-                let Ok(dead) = site.app().dead_letters(None, 10_000).await else { continue };
+                let Ok(mut dead) = site.app().dead_letters(None, 10_000).await else { continue };
+                let Ok(of_scouts) = site.app().scouts.dead_letters(None, 10_000).await else { continue };
+                dead.extend(of_scouts);
                 dead_letters += dead.len();
                 for dead in dead {
                     self.requeue_or_discard(&client, &site, &dead, true).await;
@@ -631,7 +768,7 @@ impl Workload for Exercise {
 type Operation = (u64, &'static str);
 
 /// What clients do, and how often of a hundred.
-const OPERATIONS: [Operation; 20] = [
+const OPERATIONS: [Operation; 22] = [
     (17, "count"),
     (12, "alarm from inside"),
     (10, "alarm from outside"),
@@ -648,6 +785,8 @@ const OPERATIONS: [Operation; 20] = [
     (2, "stop"),
     (4, "dead"),
     (3, "nested"),
+    (4, "errand"),
+    (3, "alarm of a scout"),
     (1, "cycle"),
     (3, "order"),
     (2, "burst"),
@@ -706,6 +845,8 @@ impl Exercise {
             }
             "dead" => self.dead(client).await,
             "nested" => self.nested(client, &id).await,
+            "errand" => self.errand(client, &id).await,
+            "alarm of a scout" => self.scout_alarm(client).await,
             "cycle" => {
                 let other = Self::some_instance(client);
                 let answer = request(client, &id, |cells| vec![Step::Cycle(cells, other.clone())]).await;
@@ -1033,13 +1174,15 @@ impl Exercise {
         };
         let Ok(meta) = meta else { return };
         let effect = whole(dead.instance(), Kind::from_meta(&meta).1);
+        let App { cells, scouts } = site.app();
+        let is_scouts = dead.instance().starts_with("r-");
         if requeue {
             let asked = client.history().ask(What::Requeue(effect));
-            let answer = site.app().requeue(dead).await;
+            let answer = if is_scouts { scouts.requeue(dead).await } else { cells.requeue(dead).await };
             settle_if(client, asked, &Some((answer, site.clone())), "dead letter requeued", |done| *done);
         } else {
             let asked = client.history().ask(What::Discard(effect));
-            let answer = site.app().discard(dead).await;
+            let answer = if is_scouts { scouts.discard(dead).await } else { cells.discard(dead).await };
             settle_if(client, asked, &Some((answer, site.clone())), "dead letter discarded", |done| *done);
         }
     }
@@ -1060,6 +1203,67 @@ impl Exercise {
         })
         .await;
         settle(client, asked, &answer, "nested request");
+    }
+
+    fn some_scout(client: &Client<App>) -> String {
+        format!("r-{}", client.random().below(SCOUTS))
+    }
+
+    /// A scout is sent to a cell, by a client or by another cell, which then takes its time.
+    async fn errand(&self, client: &Client<App>, cell: &str) {
+        let (scout, sender) = (Self::some_scout(client), Self::some_instance(client));
+        let (mine, its, senders) = (self.next(), self.next(), self.next());
+        let (sleeps, lasts) =
+            (client.random().up_to(Duration::from_millis(600)), client.random().up_to(Duration::from_secs(2)));
+        let by_cell = client.random().chance(0.5);
+        let (of_scout, of_cell): (Awaited, Awaited) = (Arc::default(), Arc::default());
+        let again = |awaited: &Awaited, effect: String| {
+            // What was asked for by an earlier try was refused for certain.
+            if let Some(before) = awaited.lock().replace(client.history().ask(What::Effect(effect))) {
+                before.told(Outcome::Not);
+            }
+            awaited.clone()
+        };
+        let errand = |app: App| Errand {
+            app,
+            cell: cell.to_owned(),
+            effects: (mine, its),
+            awaited: again(&of_cell, whole(cell, its)),
+            sleeps,
+        };
+        if by_cell {
+            let asked = client.history().ask(What::Effect(whole(&sender, senders)));
+            let answer = request(client, &sender, |app| {
+                let errand = errand(app.clone());
+                let send = Step::Send(app, scout.clone(), errand, again(&of_scout, whole(&scout, mine)));
+                vec![Step::Count(senders), send, Step::Sleep(lasts)]
+            });
+            settle(client, asked, &answer.await, "nested request by way of a scout");
+        } else {
+            let asked = client.history().ask(What::Effect(whole(&scout, mine)));
+            let answer = ask(client, &scout, |app| {
+                let (errand, scout) = (errand(app.clone()), scout.clone());
+                async move { app.scouts.request(&scout, errand).await }
+            });
+            settle(client, asked, &answer.await, "errand of a scout");
+        }
+    }
+
+    async fn scout_alarm(&self, client: &Client<App>) {
+        let (scout, effect) = (Self::some_scout(client), self.next());
+        let kind = if client.random().chance(0.3) { Kind::Fails } else { Kind::Plain };
+        let (alarm, due) = (format!("a-{effect}"), client.now() + Self::some_delay(client));
+        let setting = Setting {
+            alarm: format!("{scout}/{alarm}"),
+            effect: whole(&scout, effect),
+            due,
+            times: kind.times(),
+            alone: None,
+        };
+        let asked = client.history().ask(What::Set(setting));
+        let (id, alarm, meta) = (&scout, &alarm, &kind.meta(effect));
+        let answer = ask(client, id, |app| async move { app.scouts.set_alarm(id, alarm, due, meta).await });
+        settle(client, asked, &answer.await, "alarm of a scout");
     }
 
     /// Alarms of instances that nothing else happens to, in one shard, about the same time: they have to start in order.
@@ -1120,6 +1324,18 @@ impl Exercise {
 impl fmt::Debug for Do {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Do").field("steps", &self.0.len()).finish()
+    }
+}
+
+impl fmt::Debug for Errand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Errand").field("cell", &self.cell).field("effects", &self.effects).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Scout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Scout").field("id", &self.id).field("total", &self.total).finish_non_exhaustive()
     }
 }
 
