@@ -419,7 +419,7 @@ fn a_store_goes_on_while_all_blocking_threads_are_busy_and_its_own_end_with_it()
         owner.store.renew(owner.incarnation, Duration::from_secs(60)).await.unwrap();
         let clone = owner.store.clone();
         drop(owner);
-        assert_eq!(threads_of_stores(), Purpose::ALL.map(Purpose::threads).iter().sum());
+        assert_eq!(threads_of_stores(), Purpose::ALL.map(Purpose::threads).iter().sum::<usize>());
         drop(clone);
         FjallStore::open(dir.path()).unwrap();
     });
