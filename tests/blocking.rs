@@ -6,9 +6,11 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use alarm_backends::testing::servers::{Postgres, Redis, RedisCluster};
+use alarm_backends::{FjallStore, PostgresStore, RedisStore};
 use parking_lot::Mutex;
 use stable_interfaces::{
-    Context, ContextError, Fleet, Handle, Health, Host, HostBuilder, Interface, MemoryStore, StableInterface,
+    Context, ContextError, Fleet, Handle, Health, Host, HostBuilder, Interface, MemoryStore, StableInterface, Store,
 };
 use tokio::runtime::{Builder, Runtime};
 use tracing_subscriber::fmt::MakeWriter;
@@ -82,7 +84,7 @@ fn a_handler_that_blocks_its_thread_is_reported_by_name_within_a_second_and_once
         .0
         .lock()
         .iter()
-        // The other test blocks too, and there is one log for all.
+        // The other tests block too, and there is one log for all.
         .filter(|(_, line)| line.contains("blocks its thread") && !line.contains("blocker/b-"))
         .cloned()
         .collect();
@@ -93,23 +95,22 @@ fn a_handler_that_blocks_its_thread_is_reported_by_name_within_a_second_and_once
     runtime.block_on(host.drain(Duration::from_secs(1)));
 }
 
-#[test]
-fn a_host_whose_workers_are_all_blocked_keeps_its_lease() {
-    let runtime = two_workers();
-    let lease = Duration::from_millis(900);
+/// A host whose workers are all blocked for twice as long as its lease lasts.
+fn blocked_for_two_leases(runtime: &Runtime, store: Arc<dyn Store>, lease: Duration) {
     let fleet = Fleet::new(["only"], 16).unwrap();
-    let (host, blockers) = start(&runtime, Host::builder("only", fleet).store(MemoryStore::new()).lease(lease));
+    let (host, blockers) = start(runtime, Host::builder("only", fleet).shared_store(store).lease(lease));
     let blocked: Vec<_> = (0..4)
         .map(|i| {
             let blockers = blockers.clone();
-            runtime.spawn(async move { blockers.request(&format!("b-{i}"), Block(Duration::from_millis(1_500))).await })
+            let time = lease.mul_f64(1.7);
+            runtime.spawn(async move { blockers.request(&format!("b-{i}"), Block(time)).await })
         })
         .collect();
     let began = Instant::now();
-    // From a thread of its own: every worker is blocked, twice as long as the lease lasts.
+    // From a thread of its own: every worker is blocked.
     let mut looks = 0;
-    while began.elapsed() < Duration::from_millis(2_500) {
-        std::thread::sleep(Duration::from_millis(50));
+    while began.elapsed() < lease.mul_f64(2.7) {
+        std::thread::sleep(lease / 18);
         assert!(host.is_ready(Duration::MAX) && host.health() == Health::Running, "after {:?}", began.elapsed());
         looks += 1;
     }
@@ -118,4 +119,41 @@ fn a_host_whose_workers_are_all_blocked_keeps_its_lease() {
         runtime.block_on(request).unwrap().expect("and it may answer");
     }
     runtime.block_on(host.drain(Duration::from_secs(1)));
+}
+
+/// Short where nothing is between the host and its store.
+const LEASE_IN_PROCESS: Duration = Duration::from_millis(900);
+const LEASE_ON_A_SERVER: Duration = Duration::from_secs(4);
+
+#[test]
+fn a_host_whose_workers_are_all_blocked_keeps_its_lease() {
+    blocked_for_two_leases(&two_workers(), Arc::new(MemoryStore::new()), LEASE_IN_PROCESS);
+}
+
+#[test]
+fn a_host_on_fjall_whose_workers_are_all_blocked_keeps_its_lease() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = FjallStore::open(dir.path()).unwrap();
+    blocked_for_two_leases(&two_workers(), Arc::new(store), LEASE_IN_PROCESS);
+}
+
+#[test]
+fn a_host_on_postgres_whose_workers_are_all_blocked_keeps_its_lease() {
+    let (server, runtime) = (Postgres::start(), two_workers());
+    let store = runtime.block_on(PostgresStore::connect(&server.url("postgres"))).unwrap();
+    blocked_for_two_leases(&runtime, Arc::new(store), LEASE_ON_A_SERVER);
+}
+
+#[test]
+fn a_host_on_redis_whose_workers_are_all_blocked_keeps_its_lease() {
+    let (server, runtime) = (Redis::start(), two_workers());
+    let store = runtime.block_on(RedisStore::connect(&server.url())).unwrap();
+    blocked_for_two_leases(&runtime, Arc::new(store), LEASE_ON_A_SERVER);
+}
+
+#[test]
+fn a_host_on_a_redis_cluster_whose_workers_are_all_blocked_keeps_its_lease() {
+    let (servers, runtime) = (RedisCluster::start(), two_workers());
+    let store = runtime.block_on(RedisStore::cluster(servers.urls()).connect()).unwrap();
+    blocked_for_two_leases(&runtime, Arc::new(store), LEASE_ON_A_SERVER);
 }

@@ -287,6 +287,40 @@ async fn a_full_queue_of_writes_refuses_new_handlers_at_once_and_nothing_that_be
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn large_values_before_a_hanging_store_are_refused_when_they_have_filled_the_queue_and_not_once_it_is_empty() {
+    const LARGE: usize = 256 * 1024;
+    let large = || {
+        act(|_, cx| {
+            let outcome = cx.put("k", &"x".repeat(LARGE - 2)).map_err(Failed::from);
+            Box::pin(async { outcome })
+        })
+    };
+    let world = World::in_memory();
+    let host = world.local().lanes(1).max_queued_bytes(8 * LARGE).store_timeout(600 * SECOND);
+    let site = world.launch(host.commit_timeout(600 * SECOND), |probes| probes).await;
+    for _ in 0..3 {
+        world.store.fail_next(Method::Commit, Fault::HangAfter);
+        let mut accepted = Vec::new();
+        let mut refused = 0;
+        for i in 0..50 {
+            let request = spawn(&site.probes, &format!("i-{i}"), large());
+            world.settle().await;
+            if request.is_finished() {
+                assert!(matches!(request.await.unwrap(), Err(RequestError::Overloaded("writes to the store"))));
+                refused += 1;
+            } else {
+                accepted.push(request);
+            }
+        }
+        assert_eq!((accepted.len(), refused), (8, 42), "eight of them are as much as is allowed");
+        world.store.release_hanging();
+        for request in accepted {
+            request.await.unwrap().unwrap();
+        }
+    }
+}
+
 /// Bytes of this process in memory.
 fn resident() -> usize {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();

@@ -355,6 +355,16 @@ impl World {
         World { clock, store: faults, script: Script::default(), disk: Disk::Memory(store), inner }
     }
 
+    /// A world whose rows are in memory, as in a store that is spread over machines: a part of it may be away.
+    #[must_use]
+    pub fn spread() -> World {
+        let clock = SimClock::new(START);
+        let store = MemoryStore::spread(Arc::new(clock.clone()));
+        let inner: Arc<dyn Store> = Arc::new(store.clone());
+        let faults = FaultStore::seeded(inner.clone(), Arc::new(clock.clone()), 1);
+        World { clock, store: faults, script: Script::default(), disk: Disk::Memory(store), inner }
+    }
+
     /// A world whose rows are in a directory.
     #[must_use]
     pub fn on_fjall() -> World {

@@ -44,6 +44,7 @@ const MUST_HAPPEN: [&str; 34] = [
     "change of the host list",
     "store down",
     "store out of a host's reach",
+    "a part of the store away",
     "store that answers a host nothing",
     "hints lost",
     "streams of hints cut",

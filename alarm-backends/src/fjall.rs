@@ -26,11 +26,11 @@ use fjall::PersistMode;
 use parking_lot::Mutex;
 use stable_interfaces::{
     Claim, Claimed, Clock, HintSender, Hints, Incarnation, Loaded, NewMessage, Page, Posted, Read, ReadRows, Renewed,
-    ShardId, Store, StoreError, SystemClock, Write,
+    Sequence, ShardId, Store, StoreError, SystemClock, Write,
 };
 
 use self::directory::{Directory, Table};
-use self::ownership::{Ownership, Sequence};
+use self::ownership::{Numbered, Ownership};
 use self::scan::Scan;
 use self::threads::{NoResult, Purpose, Threads};
 use self::write::{Changes, Incoming, Prepared};
@@ -295,7 +295,8 @@ impl Inner {
         self.write_shards(&decision.new, fleet)?;
         state.fleet = state.fleet.or(fleet);
         state.ownership.grant(claim, &decision, now);
-        Ok(Claimed { granted: decision.granted, held: decision.held, now: self.clock.now() })
+        let (granted, held) = (decision.granted, decision.held);
+        Ok(Claimed { granted, held, sequence: Sequence::OfLane, now: self.clock.now() })
     }
 
     fn renew(&self, incarnation: Incarnation, lease: Duration) -> Result<Renewed, StoreError> {
@@ -311,7 +312,7 @@ impl Inner {
                 state.inbox.remove(&shard);
             }
         }
-        Ok(Renewed { owned, inbox, now: self.clock.now() })
+        Ok(Renewed { owned, unknown: Vec::new(), inbox, now: self.clock.now() })
     }
 
     fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {
@@ -340,7 +341,7 @@ impl Inner {
             });
         }
         // Of a repeat only the answers are wanted: what was refused for its content then is so still.
-        if sequence == Sequence::New {
+        if sequence == Numbered::New {
             self.written(changes.commit())?;
             state.ownership.take(incarnation, lane, seq);
         }

@@ -44,9 +44,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use stable_interfaces::{
     Batch, Claim, ClaimKind, Claimed, Epoch, Grant, Held, Hints, Incarnation, Lane, Loaded, NewMessage, Page, Posted,
-    Read, ReadRows, Renewed, ShardId, Store, StoreError, Timestamp, Write,
+    Read, ReadRows, Renewed, Sequence, ShardId, Store, StoreError, Timestamp, Write,
 };
 use tokio_postgres::config::{SslMode, TargetSessionAttrs};
+use tokio_postgres::types::ToSql;
 use tokio_postgres::{Config, Row};
 
 use errors::misses_something;
@@ -258,6 +259,9 @@ impl Store for PostgresStore {
         let is_known = self.server.known.has(claim.incarnation);
         let incarnation = wire::number("incarnation", claim.incarnation.0)?;
         let shards = shard_numbers(&claim.shards)?;
+        let (given_up, epochs): (Vec<_>, Vec<_>) = claim.given_up.iter().copied().unzip();
+        let given_up = shard_numbers(&given_up)?;
+        let epochs = epochs.iter().map(|epoch| wire::number("epoch", epoch.0)).collect::<Result<Vec<_>, _>>()?;
         let (count, hash) = (i64::from(claim.shard_count), i64::from(claim.hash_version));
         let (lease, is_start) = (millis(claim.lease), claim.kind == ClaimKind::Start);
         let mut turn = self.claims.alone(&self.server).await?;
@@ -265,9 +269,9 @@ impl Store for PostgresStore {
         let work = async {
             let statement = conn.prepared(Query::Claim).await?;
             let host = &*claim.host;
-            conn.client
-                .query_one(statement, &[&incarnation, &host, &shards, &count, &hash, &lease, &is_start, &is_known])
-                .await
+            let params: [&(dyn ToSql + Sync); 10] =
+                [&incarnation, &host, &shards, &given_up, &epochs, &count, &hash, &lease, &is_start, &is_known];
+            conn.client.query_one(statement, &params).await
         };
         let row = turn.run(work).await;
         let row = self.or_lost(claim.incarnation, &turn, row).await;
@@ -303,6 +307,7 @@ impl Store for PostgresStore {
         }
         Ok(Renewed {
             owned: row.get::<_, Vec<i32>>("owned").into_iter().map(shard_id).collect(),
+            unknown: Vec::new(),
             inbox: row.get::<_, Vec<i32>>("inbox").into_iter().map(shard_id).collect(),
             now: Timestamp::from_millis(row.get("server_now")),
         })
@@ -391,7 +396,8 @@ fn claimed(known: &Known, claim: &Claim, row: &Row) -> Result<Claimed, StoreErro
             remaining: Duration::from_millis(remaining.unsigned_abs()),
         })
         .collect();
-    Ok(Claimed { granted, held, now: Timestamp::from_millis(row.get("server_now")) })
+    let now = Timestamp::from_millis(row.get("server_now"));
+    Ok(Claimed { granted, held, sequence: Sequence::OfLane, now })
 }
 
 /// What became of a write, of whose lane `acknowledged` was the last that was done before.

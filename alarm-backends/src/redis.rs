@@ -22,8 +22,8 @@
 //!
 //! - a lease is kept per shard, not per host: a renewal is one short script (one hash) for each shard the host owns, all sent at
 //!   once, some 5 µs of a server's time each. In return no shard's lease depends on another server: when one server
-//!   is gone, its shards are lost to their host until they can be claimed again, and the others do not notice. A single lease record
-//!   would be cheaper, and would stop the whole fleet with the server that has it;
+//!   is gone, its shards are kept for as long as their lease lasts, and then given up until they can be claimed again, under a greater
+//!   epoch; the others go on. A single lease record would be cheaper, and would stop the whole fleet with the server that has it;
 //! - a claim of many shards is not one step: each shard's part is. Two hosts that claim the same shards at once may each get
 //!   some, never both the same one;
 //! - while the server of `{prefix}` is gone, hosts cannot start or claim, but those that run renew and write;
@@ -111,7 +111,7 @@ mod keys_of {
 
 /// A store in Redis, for all hosts of a fleet. See [the module](self) for what it promises and how.
 ///
-/// Clones share connections: one for writing, one for reading and one for leases, to each server; a
+/// Clones share connections: one for writing, one for reading, one for claims and one for renewals, to each server; a
 /// [`watch`](Store::watch) has its own. They are made when first needed, and made again when they break. Sentinel is not
 /// supported: name the master, or an address that follows it.
 ///
@@ -150,6 +150,8 @@ struct Inner {
     writes: Link,
     reads: Link,
     leases: Link,
+    /// For renewals alone: its connections are made on the runtime that renews, which others cannot keep busy.
+    renewals: Link,
     known: Known,
     must_exist: bool,
 }
@@ -206,8 +208,9 @@ impl RedisStoreBuilder {
         self
     }
 
-    /// How long servers may take to answer a question, connecting included. A claim asks twice, a large page several times.
-    /// At least 1 ms. Default: 5 s.
+    /// How long servers may take to answer a question, connecting included. A claim asks twice, a large page several times. In a
+    /// cluster claims and renewals wait half as long for each server, so that those which answer are heard in time. At least
+    /// 1 ms. Default: 5 s.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
@@ -258,11 +261,14 @@ impl RedisStoreBuilder {
         };
         // A read or a lease that replicas lack is no worse for it.
         let (target, waiting) = (target(0)?, target(self.replicas)?);
+        // In a cluster, what the other servers say must be heard before a host gives up the whole call.
+        let leasing = Arc::new(target.with_timeout(if self.is_cluster { self.timeout / 2 } else { self.timeout }));
         Ok(RedisStore(Arc::new(Inner {
             keys,
             writes: Link::new(waiting),
             reads: Link::new(target.clone()),
-            leases: Link::new(target.clone()),
+            leases: Link::new(leasing.clone()),
+            renewals: Link::new(leasing),
             target,
             known: Known::default(),
             must_exist: self.must_exist,

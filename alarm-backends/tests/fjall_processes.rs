@@ -204,6 +204,7 @@ impl Writer {
             incarnation: Incarnation(incarnation),
             host: "host-0".into(),
             shards: SHARDS.to_vec(),
+            given_up: Vec::new(),
             shard_count: 2,
             hash_version: 1,
             lease: Duration::from_secs(600),

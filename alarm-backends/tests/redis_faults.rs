@@ -27,7 +27,16 @@ fn name() -> InstanceName {
 
 fn claim_of(incarnation: Incarnation, host: &str, shards: impl IntoIterator<Item = u32>, kind: ClaimKind) -> Claim {
     let shards = shards.into_iter().map(ShardId).collect();
-    Claim { incarnation, host: host.into(), shards, shard_count: 1024, hash_version: 1, lease: LEASE, kind }
+    Claim {
+        incarnation,
+        host: host.into(),
+        shards,
+        given_up: Vec::new(),
+        shard_count: 1024,
+        hash_version: 1,
+        lease: LEASE,
+        kind,
+    }
 }
 
 /// Starts host `a` as incarnation 1; all shards must be granted.
@@ -267,7 +276,10 @@ async fn kill_9_with_a_synced_append_only_file_loses_nothing_and_halves_nothing(
                 loop {
                     match store.commit(&write).await {
                         Ok(answers) if answers.iter().all(Result::is_ok) => break,
-                        Ok(answers) => panic!("{answers:?}"),
+                        Ok(answers) => {
+                            let may_be_repeated = |error: &StoreError| error.is_retryable();
+                            assert!(answers.iter().filter_map(|answer| answer.as_ref().err()).all(may_be_repeated));
+                        }
                         Err(StoreError::Unavailable(_) | StoreError::NotApplied(_)) => {}
                         Err(other) => panic!("{other:?}"),
                     }
@@ -432,8 +444,8 @@ async fn when_memory_is_full_nothing_is_half_written_and_deletes_and_leases_go_o
     server.execute(&["CONFIG", "SET", "maxmemory", "1"]);
 
     let refused = commit(&store, 2, 0, vec![put("c", "v"), delete("a")]).await;
-    assert!(matches!(&refused, Err(StoreError::NotApplied(error)) if error.to_string().contains("OOM")), "{refused:?}");
-    assert!(matches!(store.post(&[message("n")]).await, Err(StoreError::NotApplied(_))));
+    assert!(matches!(&refused, Err(StoreError::Full(error)) if error.to_string().contains("OOM")), "{refused:?}");
+    assert!(matches!(store.post(&[message("n")]).await, Err(StoreError::Full(_))));
     assert_eq!(keys(&store, 0).await.len(), 2);
     let revision = alarm("a", 10).revision;
     let removals = vec![delete("a"), delete("b"), Op::RemoveAlarm { name: name(), id: "a".into(), revision }];
@@ -467,7 +479,7 @@ async fn a_server_that_is_gone_or_hangs_is_given_up_on_in_time() {
     let began = Instant::now();
     let hung = commit(&store, 2, 0, vec![put("l", "v")]).await;
     assert!(matches!(hung, Err(StoreError::Unavailable(_))), "{hung:?}");
-    assert!(matches!(store.renew(ME, LEASE).await, Err(StoreError::Unavailable(_))));
+    assert!(store.renew(ME, LEASE).await.unwrap_err().is_retryable());
     in_time(began);
     server.resume();
     // The late write and its repeat are one.
@@ -609,43 +621,63 @@ async fn when_a_server_of_a_cluster_is_gone_its_shards_wait_and_the_others_go_on
     let began = Instant::now();
     assert!(store.commit(&others).await.unwrap().iter().all(Result::is_ok));
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
-    let mut seq = 3;
-    let answers = loop {
-        // The first may find the connection still there, and so cannot know.
-        match store.commit(&all(seq, "third")).await {
-            Ok(answers) => break answers,
-            Err(StoreError::Unavailable(_)) => seq += 1,
-            Err(other) => panic!("{other:?}"),
-        }
-    };
-    for (shard, answer) in (0..30).zip(&answers) {
-        match answer {
-            Ok(()) => assert!(!gone_shards.contains(&shard)),
-            Err(StoreError::NotApplied(_)) => assert!(gone_shards.contains(&shard)),
-            other => panic!("shard {shard}: {other:?}"),
+    for round in 0..2 {
+        let answers = store.commit(&all(3, "third")).await.unwrap();
+        for (shard, answer) in (0..30).zip(&answers) {
+            match answer {
+                Ok(()) => assert!(!gone_shards.contains(&shard)),
+                // The first may find the connection still there, and so cannot know.
+                Err(StoreError::Unavailable(_)) if round == 0 => assert!(gone_shards.contains(&shard)),
+                Err(StoreError::NotApplied(_)) => assert!(gone_shards.contains(&shard)),
+                other => panic!("shard {shard}: {other:?}"),
+            }
         }
     }
-    // The record of the fleet was there too: who runs goes on all the same, and loses what cannot be reached.
+    // What is known is left out of the repeats, and the others go on under greater numbers.
+    let of = |write: Write, is_gone: bool| Write {
+        batches: write.batches.into_iter().filter(|batch| gone_shards.contains(&batch.shard.0) == is_gone).collect(),
+        ..write
+    };
+    assert!(store.commit(&of(all(4, "fourth"), false)).await.unwrap().iter().all(Result::is_ok));
+    assert!(store.commit(&of(all(3, "third"), true)).await.unwrap().iter().all(Result::is_err));
+    // The record of the fleet was there too: a host that runs goes on all the same, and does not know of what cannot be reached.
     let renewed = store.renew(ME, LEASE).await.unwrap();
     assert_eq!(
         renewed.owned.iter().map(|shard| shard.0).collect::<Vec<_>>(),
         (0..30).filter(|shard| !gone_shards.contains(shard)).collect::<Vec<_>>()
     );
+    assert_eq!(renewed.unknown.iter().map(|shard| shard.0).collect::<BTreeSet<_>>(), gone_shards);
 
     gone.restart();
+    // One of them has been given up meanwhile.
+    let given_up = ShardId(*gone_shards.first().unwrap());
+    let wanted = Claim { given_up: vec![(given_up, Epoch(1))], ..claim_of(ME, "a", 0..30, ClaimKind::Running) };
     let again = loop {
-        match store.claim(&claim_of(ME, "a", 0..30, ClaimKind::Running)).await {
+        match store.claim(&wanted).await {
             Ok(claimed) if claimed.held.is_empty() => break claimed,
             Ok(_) | Err(StoreError::NotApplied(_) | StoreError::Unavailable(_)) => {}
             Err(other) => panic!("{other:?}"),
         }
     };
-    assert!(again.granted.iter().all(|grant| grant.epoch == Epoch(1)), "nobody else had them: {again:?}");
-    seq += 1;
-    assert!(store.commit(&all(seq, "fourth")).await.unwrap().iter().all(Result::is_ok));
+    let epoch = |shard: ShardId| if shard == given_up { Epoch(2) } else { Epoch(1) };
+    assert!(again.granted.iter().all(|grant| grant.epoch == epoch(grant.shard)), "nobody else had them: {again:?}");
+    // What was sent before finds its shard as it was, or a greater epoch.
+    for (batch, answer) in
+        of(all(3, ""), true).batches.iter().zip(store.commit(&of(all(3, "third"), true)).await.unwrap())
+    {
+        match answer {
+            Ok(()) => assert!(batch.shard != given_up),
+            Err(StoreError::Fenced { newest: Epoch(2), .. }) => assert!(batch.shard == given_up),
+            other => panic!("{other:?}"),
+        }
+    }
+    let mut last = all(5, "fifth");
+    last.batches.iter_mut().for_each(|batch| batch.epoch = epoch(batch.shard));
+    assert!(store.commit(&last).await.unwrap().iter().all(Result::is_ok));
     for shard in 0..30 {
         let keys = keys(&store, shard).await;
-        assert!(keys.contains("1") && keys.contains(&seq.to_string()), "shard {shard}: {keys:?}");
+        assert!(keys.contains("1") && keys.contains("5"), "shard {shard}: {keys:?}");
+        assert_eq!(keys.contains("3"), shard != given_up.0, "shard {shard}: {keys:?}");
     }
 }
 

@@ -147,6 +147,7 @@ async fn claim_all(store: &dyn Store, incarnation: Incarnation) -> Vec<Epoch> {
         incarnation,
         host: HOST.into(),
         shards: (0..SHARDS).map(ShardId).collect(),
+        given_up: Vec::new(),
         shard_count: SHARDS,
         hash_version: HASH_VERSION,
         lease: Duration::from_secs(3_600),

@@ -22,7 +22,7 @@ use crate::fleet::Fleet;
 use crate::id::is_interface_name;
 use crate::instance::{OnAlarm, OnMessage, StableInterface};
 use crate::interface::{Interface, InterfaceCore, InterfaceOptions, WakeFn, fire_alarm, take_message};
-use crate::store::{ClaimKind, Damaged, Epoch, Incarnation, ShardId, Store, StoreError};
+use crate::store::{ClaimKind, Damaged, Epoch, Incarnation, Sequence, ShardId, Store, StoreError};
 use crate::sync::atomic::Ordering;
 use crate::sync::{Arc, Mutex, Runtime, mpsc, yield_now};
 
@@ -402,6 +402,14 @@ impl HostBuilder {
         self
     }
 
+    /// The most bytes of commits waiting to be written in a lane, keys and values together; past it, requests are refused as
+    /// overloaded. A handler that has begun may still add its own. At least 1. Default: 67,108,864 (64 MiB).
+    #[must_use]
+    pub fn max_queued_bytes(mut self, bytes: usize) -> HostBuilder {
+        self.options.commit.max_queued_bytes = bytes;
+        self
+    }
+
     /// The most alarms and messages being handled or committed at once. At least 1. Default: 1,024.
     #[must_use]
     pub fn max_firing(mut self, alarms: usize) -> HostBuilder {
@@ -504,12 +512,12 @@ impl HostBuilder {
         let assigned = lease::assigned(&core);
         match (core.store(), committer) {
             (Some(store), Some(committer)) => {
-                claim_all(&core, &**store, incarnation).await?;
+                let sequence = claim_all(&core, &**store, incarnation).await?;
                 for lane in committer.lanes() {
-                    started.system.spawn(committer.clone().run(lane));
+                    started.system.spawn(committer.clone().run(lane, sequence));
                 }
                 core.set_health(Health::Running);
-                started.system.spawn(driver::load(core.clone()));
+                started.system.spawn(driver::load(core.clone(), sequence));
                 started.system.spawn(driver::run(core.clone()));
                 started.system.spawn(driver::watch(core.clone(), store.clone(), incarnation));
                 let owned = core.shards.owned().count();
@@ -542,8 +550,8 @@ impl Drop for HostBuilder {
     }
 }
 
-/// The first claim, repeated while the store cannot be reached.
-async fn claim_all(core: &HostCore, store: &dyn Store, incarnation: Incarnation) -> Result<(), StartError> {
+/// The first claim, repeated while the store cannot be reached. Returns for what the store keeps the numbers of writes.
+async fn claim_all(core: &HostCore, store: &dyn Store, incarnation: Incarnation) -> Result<Sequence, StartError> {
     let began = core.clock.elapsed();
     let mut failures = 0;
     loop {
@@ -551,7 +559,7 @@ async fn claim_all(core: &HostCore, store: &dyn Store, incarnation: Incarnation)
             Ok(claimed) => {
                 let now = core.clock.now();
                 let (skew, limit) = (now.since(claimed.now).max(claimed.now.since(now)), core.options.max_clock_skew);
-                return if skew > limit { Err(StartError::ClockSkew { skew, limit }) } else { Ok(()) };
+                return if skew > limit { Err(StartError::ClockSkew { skew, limit }) } else { Ok(claimed.sequence) };
             }
             Err(error)
                 if error.is_retryable() && core.clock.elapsed().saturating_sub(began) < core.options.start_timeout =>

@@ -114,5 +114,5 @@ pub use store::{
     After, AlarmKey, AlarmRow, Batch, BoxError, Claim, ClaimKind, Claimed, DamageReason, Damaged, DeadKey, DeadLetter,
     DeadRow, Epoch, Grant, Held, HintSender, Hints, InboxKey, InboxRow, Incarnation, InstanceName, Lane, Loaded,
     MemoryStore, MessageHeaders, NewMessage, Op, Page, Posted, Read, ReadRange, ReadRows, Renewed, Revision, Rows,
-    ShardId, Store, StoreError, Write,
+    Sequence, ShardId, Store, StoreError, Write,
 };

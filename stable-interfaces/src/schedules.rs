@@ -28,7 +28,7 @@ use shuttle::{Config, FailurePersistence, MaxSteps, Runner};
 use crate::clock::{Clock, Random, Sleep, Timestamp};
 use crate::store::{
     Batch, Claim, Claimed, Hints, Incarnation, Loaded, MemoryStore, NewMessage, Op, Page, Posted, Read, ReadRows,
-    Renewed, ShardId, Store, StoreError, Write,
+    Renewed, Sequence, ShardId, Store, StoreError, Write,
 };
 use crate::sync::{Arc, StaticMutex};
 
@@ -243,10 +243,12 @@ enum WriteEvent {
     Answered { write: Write, fate: Fate },
 }
 
-/// A store that takes its time, and fails as often as it is told to.
+/// A store that takes its time, and fails as often as it is told to; by the lot, for each batch of a write by itself.
 #[derive(Debug)]
 struct SlowStore {
     store: MemoryStore,
+    sequence: Sequence,
+    /// With [`Sequence::OfShard`] a write for each batch.
     writes: Log<WriteEvent>,
     /// How many writes may still fail.
     faults: StaticMutex<u32>,
@@ -254,8 +256,12 @@ struct SlowStore {
 
 impl SlowStore {
     fn new(clock: &ScenarioClock, faults: u32) -> Arc<SlowStore> {
-        let store = MemoryStore::with_clock(Arc::new(clock.clone()));
-        Arc::new(SlowStore { store, writes: Log::new(), faults: StaticMutex::new(faults) })
+        let clock = Arc::new(clock.clone());
+        let (store, sequence) = match below(2) {
+            0 => (MemoryStore::with_clock(clock), Sequence::OfLane),
+            _ => (MemoryStore::spread(clock), Sequence::OfShard),
+        };
+        Arc::new(SlowStore { store, sequence, writes: Log::new(), faults: StaticMutex::new(faults) })
     }
 
     fn draw(&self) -> Fate {
@@ -301,19 +307,35 @@ impl Store for SlowStore {
     }
 
     async fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError> {
-        self.writes.note(WriteEvent::Sent(write.clone()));
-        pause().await;
-        let fate = self.draw();
-        let answer = match fate {
-            Fate::Done | Fate::Unanswered => self.store.commit(write).await,
-            Fate::Lost | Fate::NotApplied => Ok(Vec::new()),
+        let alone = |batch: &Batch| Write { batches: vec![batch.clone()], ..write.clone() };
+        let parts: Vec<Write> = match self.sequence {
+            Sequence::OfLane => vec![write.clone()],
+            Sequence::OfShard => write.batches.iter().map(alone).collect(),
         };
+        parts.iter().for_each(|part| self.writes.note(WriteEvent::Sent(part.clone())));
         pause().await;
-        self.writes.note(WriteEvent::Answered { write: write.clone(), fate });
-        match fate {
-            Fate::Done => answer,
-            Fate::Unanswered | Fate::Lost => Err(StoreError::Unavailable("no answer".into())),
-            Fate::NotApplied => Err(StoreError::NotApplied("not now".into())),
+        let mut done = Vec::with_capacity(parts.len());
+        for part in parts {
+            let fate = self.draw();
+            let answer = match fate {
+                Fate::Done | Fate::Unanswered => self.store.commit(&part).await,
+                Fate::Lost | Fate::NotApplied => Ok(Vec::new()),
+            };
+            done.push((part, fate, answer));
+        }
+        pause().await;
+        let mut said = Vec::with_capacity(done.len());
+        for (write, fate, answer) in done {
+            self.writes.note(WriteEvent::Answered { write, fate });
+            said.push(match fate {
+                Fate::Done => answer,
+                Fate::Unanswered | Fate::Lost => Err(StoreError::Unavailable("no answer".into())),
+                Fate::NotApplied => Err(StoreError::NotApplied("not now".into())),
+            });
+        }
+        match self.sequence {
+            Sequence::OfLane => said.pop().unwrap_or_else(|| Ok(Vec::new())),
+            Sequence::OfShard => Ok(said.into_iter().map(|answer| answer.and_then(|mut of| of.remove(0))).collect()),
         }
     }
 

@@ -6,7 +6,8 @@
 //! Ownership is by *epoch*: [`Store::claim`] gives a shard a higher one, and each [`Batch`] carries the epoch it was made
 //! under and is refused in the same atomic step when the shard has a newer one, whatever anyone's clock says (the
 //! sequencers of Burrows, "The Chubby lock service", 2006). Repeats are by *sequence*: each [`Write`] carries a number
-//! that rises per incarnation and lane, so a repeated write is recognised and a late one changes nothing.
+//! that rises per incarnation and lane, so a repeated write is recognised and a late one changes nothing. A store keeps the last
+//! number for a lane or for each shard, as [`Sequence`] has it; an unknown outcome holds up what shares that number, and nothing else.
 
 mod hints;
 mod memory;
@@ -72,7 +73,8 @@ pub trait Store: Any + Debug + Send + Sync + 'static {
     /// belongs already to this incarnation. With [`ClaimKind::Start`] shards of *other incarnations of the same host name* are
     /// free too, and all those incarnations are ended: they fail at their next [`renew`](Self::renew) and write nothing more.
     /// Each newly granted shard's epoch rises by one. A shard this incarnation owns already keeps its epoch and its `clean`
-    /// mark, so that repeating a claim is safe. The lease starts anew at the time of this call, for `claim.lease`.
+    /// mark, so that repeating a claim is safe; unless [`Claim::given_up`] names just that epoch: then it is granted anew, and is not
+    /// clean. The lease starts anew at the time of this call, for `claim.lease`.
     ///
     /// The first claim of a store records shard count and hash version.
     ///
@@ -83,7 +85,9 @@ pub trait Store: Any + Debug + Send + Sync + 'static {
 
     /// Extends the lease of `incarnation` to `lease` from now, and tells which of its shards have rows in their inbox.
     ///
-    /// A lease that ran out is extended all the same: only a claim by another host takes a shard away.
+    /// A lease that ran out is extended all the same: only a claim by another host takes a shard away. A store that is spread over
+    /// machines answers for those it can reach, and names the shards of the others in [`Renewed::unknown`]: their lease may not have
+    /// been extended, and they may still be owned.
     ///
     /// # Errors
     /// [`StoreError::Replaced`] if the incarnation was ended by a newer one of the same name, or is not known.
@@ -102,19 +106,25 @@ pub trait Store: Any + Debug + Send + Sync + 'static {
     /// Applies each batch atomically if its shard is owned by `write.incarnation` under the batch's epoch, and answers for each
     /// in the same order. On `Ok(())` a batch survives the end of this process.
     ///
-    /// The store keeps the greatest `seq` it has taken per incarnation and lane (a store that spreads shards over machines: per
-    /// shard) and changes it in the same atomic step as the batches. A write with *that* number is a repeat: it is answered
+    /// The store keeps the greatest `seq` it has taken per incarnation and lane, with [`Sequence::OfShard`] for each shard, and
+    /// changes it in the same atomic step as what it is kept for. A write with *that* number is a repeat: it is answered
     /// without being applied, `Ok` for each batch whose epoch is still the shard's. A smaller number is refused.
     ///
     /// The caller promises: batches name different shards, no two operations of a batch have the same target, and
-    /// at most one write of a lane is under way, apart from repeats of it.
+    /// at most one write of a lane, with [`Sequence::OfShard`] one for each shard of a lane, is under way, apart from repeats of it.
+    /// A repeat has batches of the write that it repeats, unchanged, and perhaps not all: what was answered, or whose shard was given up,
+    /// is left out.
     ///
     /// # Errors
     /// Per batch: [`StoreError::Fenced`] if the shard has another owner or epoch; [`StoreError::Rejected`] if its content cannot
-    /// be stored, or it would change an alarm whose row is of a newer version. Nothing of that batch was written, the others are not affected.
+    /// be stored, or it would change an alarm whose row is of a newer version; [`StoreError::Full`] if there is no room for it. Nothing
+    /// of that batch was written, the others are not affected. With [`Sequence::OfShard`] alone also: [`StoreError::Unavailable`]
+    /// if the outcome of this batch is unknown, [`StoreError::NotApplied`] if this call wrote nothing of it, and [`StoreError::Stale`];
+    /// what such a store knows of the other batches it says.
     /// For the whole call: [`StoreError::Rejected`] as above where the store cannot tell which batch it was: nothing was
     /// written and `seq` was not taken. [`StoreError::Stale`] for a smaller `seq`. [`StoreError::Unavailable`] if the outcome
-    /// is unknown, [`StoreError::NotApplied`] if nothing was written: repeating the same write is safe after both.
+    /// is unknown, [`StoreError::NotApplied`] if this call wrote nothing (an earlier one of the same write that was not answered may
+    /// have): repeating the same write is safe after both.
     /// [`StoreError::Stopped`] if the store takes no more writes. [`StoreError::Lost`] if it is found to have lost an earlier write
     /// that it had acknowledged; and then to every later call that names this incarnation.
     async fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError>;
@@ -164,6 +174,9 @@ pub struct Claim {
     pub host: Arc<str>,
     /// The shards it wants; each at most once.
     pub shards: Vec<ShardId>,
+    /// Those of them that this incarnation has owned and acts as an owner of no more, each with the last epoch it had: they are granted
+    /// under a greater one only, so that nothing it sent before can land after it has read them again.
+    pub given_up: Vec<(ShardId, Epoch)>,
     /// How many shards its fleet has; recorded by the first claim and compared by all others.
     pub shard_count: u32,
     /// Which function maps IDs to shards; recorded and compared likewise.
@@ -190,8 +203,21 @@ pub struct Claimed {
     pub granted: Vec<Grant>,
     /// The shards that belong to somebody else with a living lease.
     pub held: Vec<Held>,
+    /// For what the store keeps the number of the last write; the same in each answer of a store.
+    pub sequence: Sequence,
     /// The store's wall clock at the claim.
     pub now: Timestamp,
+}
+
+/// For what a store keeps the number of the last write of an incarnation and lane. A write whose outcome is unknown holds up whatever
+/// shares it: what comes later would take a greater number, and the repeat would be stale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sequence {
+    /// For the lane: all batches of a write are one step. An unknown outcome holds up the lane.
+    OfLane,
+    /// For each shard, as a store does that spreads shards over machines: each batch of a write is a step of its own. An unknown
+    /// outcome holds up its shard.
+    OfShard,
 }
 
 /// One shard granted by [`Store::claim`].
@@ -219,8 +245,10 @@ pub struct Held {
 /// What [`Store::renew`] found.
 #[derive(Debug, Clone)]
 pub struct Renewed {
-    /// The shards the incarnation owns, ascending. Whatever it thought to own beside these was taken.
+    /// The shards the incarnation owns, ascending. Whatever it thought to own beside these and the unknown was taken.
     pub owned: Vec<ShardId>,
+    /// The shards that did not answer and that it may own, ascending: their lease lasts for as long as it did before this call.
+    pub unknown: Vec<ShardId>,
     /// Those of them that have rows in their inbox, ascending.
     pub inbox: Vec<ShardId>,
     /// The store's wall clock at the renewal.
@@ -234,7 +262,7 @@ pub struct Write {
     pub incarnation: Incarnation,
     /// Which of its lanes.
     pub lane: Lane,
-    /// Rises with each write of the lane, from 1; equal for a repeat of the same write.
+    /// Rises with each write of the lane, from 1; equal for a repeat of the same write or of a part of it.
     pub seq: u64,
     /// What to write, ascending by shard, each shard once.
     pub batches: Vec<Batch>,
@@ -387,6 +415,9 @@ pub enum StoreError {
     /// The store cannot hold this content. Nothing was written; repeating cannot succeed.
     #[error("refused by the store")]
     Rejected(#[source] BoxError),
+    /// The store has no room for it. Nothing was written; what only removes is taken, and the same may succeed later.
+    #[error("the store is full, nothing written")]
+    Full(#[source] BoxError),
     /// The store takes no more writes (a failed disk, say) until the process is restarted. The outcome of this one is unknown.
     #[error("the store has stopped taking writes; restart when the cause is mended")]
     Stopped(#[source] BoxError),
@@ -422,7 +453,7 @@ impl StoreError {
     /// Whether the same call may succeed later.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
-        matches!(self, StoreError::Unavailable(_) | StoreError::NotApplied(_))
+        matches!(self, StoreError::Unavailable(_) | StoreError::NotApplied(_) | StoreError::Full(_))
     }
 
     /// Whether the call may have taken effect all the same.

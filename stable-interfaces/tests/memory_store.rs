@@ -6,6 +6,14 @@ mod plain {
     stable_interfaces::testing::store_tests!(|| async { MemoryStore::new() });
 }
 
+mod spread {
+    use std::sync::Arc;
+
+    use stable_interfaces::{MemoryStore, SystemClock};
+
+    stable_interfaces::testing::store_tests!(|| async { MemoryStore::spread(Arc::new(SystemClock::default())) });
+}
+
 mod through_a_fault_store_without_faults {
     use std::sync::Arc;
 

@@ -957,6 +957,7 @@ fn claim_of(life: u64, shards: &[u32], is_long: bool, kind: ClaimKind) -> Claim 
         incarnation: Incarnation(life),
         host: host_of(life).into(),
         shards: shards.iter().copied().map(ShardId).collect(),
+        given_up: Vec::new(),
         shard_count: 16,
         hash_version: 1,
         lease: if is_long { LONG } else { TINY },

@@ -48,7 +48,7 @@ pub(super) struct Decision {
 
 /// How a write's number compares with those its lane has had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Sequence {
+pub(super) enum Numbered {
     New,
     Repeat,
 }
@@ -70,6 +70,8 @@ impl Ownership {
         for &id in &claim.shards {
             let shard = self.shards.get(&id).copied().unwrap_or(Shard { epoch: Epoch(0), owner: None, clean: true });
             let clean = match shard.owner {
+                // What it gave up is granted anew.
+                Some(owner) if owner == claim.incarnation && claim.given_up.contains(&(id, shard.epoch)) => false,
                 Some(owner) if owner == claim.incarnation => {
                     decision.granted.push(Grant { shard: id, epoch: shard.epoch, clean: shard.clean });
                     continue;
@@ -159,11 +161,11 @@ impl Ownership {
     }
 
     /// Compares the number of a write with the last one of its lane.
-    pub(super) fn sequence(&self, incarnation: Incarnation, lane: Lane, seq: u64) -> Result<Sequence, StoreError> {
+    pub(super) fn sequence(&self, incarnation: Incarnation, lane: Lane, seq: u64) -> Result<Numbered, StoreError> {
         match self.lives.get(&incarnation).and_then(|life| life.taken.get(&lane)) {
             Some(&newest) if seq < newest => Err(StoreError::Stale { lane, seq, newest }),
-            Some(&newest) if seq == newest => Ok(Sequence::Repeat),
-            _ => Ok(Sequence::New),
+            Some(&newest) if seq == newest => Ok(Numbered::Repeat),
+            _ => Ok(Numbered::New),
         }
     }
 

@@ -78,7 +78,7 @@ impl Schema {
 
     pub(super) fn text(&self, query: Query) -> String {
         let sql = match query {
-            Query::Claim => "SELECT * FROM {s}.claim($1, $2, $3, $4, $5, $6, $7, $8)",
+            Query::Claim => "SELECT * FROM {s}.claim($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
             Query::Renew => "SELECT * FROM {s}.renew($1, $2)",
             Query::Release => "SELECT FROM {s}.release($1, $2)",
             Query::Write => "SELECT * FROM {s}.write($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",

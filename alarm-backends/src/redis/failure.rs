@@ -35,7 +35,6 @@ const NOT_EXECUTED: &[&str] = &[
     "NOPERM",
     "NOREPLICAS",
     "NOSCRIPT",
-    "OOM",
     "READONLY",
     "TRYAGAIN",
     "WRONGTYPE",
@@ -78,17 +77,13 @@ impl Failure {
         Failure::Unknown(format!("unexpected answer {text}"))
     }
 
-    /// Whether the server said that its memory is full.
-    pub(super) fn is_out_of_memory(&self) -> bool {
-        matches!(self, Failure::Refused(error) if error.code() == "OOM")
-    }
-
     /// What it means for a call that may be repeated.
     pub(super) fn into_store_error(self) -> StoreError {
         match self {
             Failure::NotSent(text) | Failure::Unfit(text) => StoreError::NotApplied(text.into()),
             Failure::Unknown(text) => StoreError::Unavailable(text.into()),
             Failure::Refused(error) if error.code() == "WRONGTYPE" => StoreError::Rejected(described(&error)),
+            Failure::Refused(error) if error.code() == "OOM" => StoreError::Full(described(&error)),
             Failure::Refused(error) if NOT_EXECUTED.contains(&error.code()) => {
                 StoreError::NotApplied(described(&error))
             }

@@ -23,8 +23,6 @@ struct State {
     /// The ID of the store, as its first answer gave it.
     store: Option<String>,
     lives: BTreeMap<Incarnation, Life>,
-    /// Of each lane the write that was sent and not answered for good.
-    unanswered: BTreeMap<(Incarnation, Lane), u64>,
     /// The lives that were led when something was found lost, and what.
     lost: BTreeMap<Incarnation, Arc<str>>,
 }
@@ -71,7 +69,6 @@ impl Known {
             }
         }
         state.store = None;
-        state.unanswered.clear();
         StoreError::Lost(text.to_string().into())
     }
 
@@ -93,9 +90,7 @@ impl Known {
 
     /// A life is over, or nobody will ask about it.
     pub(super) fn end(&self, incarnation: Incarnation) {
-        let mut state = self.state.lock();
-        state.lives.remove(&incarnation);
-        state.unanswered.retain(|(of, _), _| *of != incarnation);
+        self.state.lock().lives.remove(&incarnation);
     }
 
     pub(super) fn grant(&self, incarnation: Incarnation, shard: ShardId, epoch: Epoch) {
@@ -126,20 +121,6 @@ impl Known {
         {
             let last = known.acknowledged.entry(lane).or_default();
             *last = (*last).max(seq);
-        }
-    }
-
-    /// A write is about to be sent. Whether an earlier try of it was not answered for good: then a refusal of this one does not
-    /// mean that it never happened.
-    pub(super) fn send(&self, incarnation: Incarnation, lane: Lane, seq: u64) -> bool {
-        self.state.lock().unanswered.insert((incarnation, lane), seq) == Some(seq)
-    }
-
-    /// Of a write that was sent, the outcome is known.
-    pub(super) fn answered(&self, incarnation: Incarnation, lane: Lane, seq: u64) {
-        let mut state = self.state.lock();
-        if state.unanswered.get(&(incarnation, lane)) == Some(&seq) {
-            state.unanswered.remove(&(incarnation, lane));
         }
     }
 }
@@ -214,16 +195,5 @@ mod tests {
         known.acknowledge(ME, ShardId(0), Epoch(1), Lane(0), 6);
         known.give_up(ME, ShardId(0), Epoch(1));
         assert_eq!(known.shard(ME, ShardId(0)), Some(shard(3, &[])));
-    }
-
-    #[test]
-    fn only_a_repeat_of_an_unanswered_write_is_one() {
-        let known = Known::default();
-        assert!(!known.send(ME, Lane(0), 1));
-        assert!(known.send(ME, Lane(0), 1));
-        known.answered(ME, Lane(0), 1);
-        assert!(!known.send(ME, Lane(0), 1));
-        assert!(!known.send(ME, Lane(0), 2));
-        assert!(!known.send(ME, Lane(1), 2));
     }
 }

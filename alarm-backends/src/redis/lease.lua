@@ -1,7 +1,8 @@
 -- Extends the lease of one life of a host on each shard that it owns, and takes those that it wants and that are free.
 --
 -- KEYS: own and inbox order of each shard.
--- ARGV: incarnation, host, birth, 'start' or 'running', lease in ms, then for each shard '1' if it is wanted, else '0'.
+-- ARGV: incarnation, host, birth, 'start' or 'running', lease in ms, then for each shard '' if it is not wanted; else the epoch
+--       under which this life has given it up, '0' if it has not.
 --
 -- Milliseconds since 1970 and births are whole numbers below 2^53, which a double holds exactly. Epochs and sequence numbers
 -- are only passed on, as text.
@@ -50,10 +51,11 @@ for i, own in ipairs(shards) do
         if start then
             redis.call('HSET', key, 'start:' .. host, ARGV[3])
         end
-        if own.owner == incarnation then
+        local wanted, is_mine = ARGV[5 + i], own.owner == incarnation
+        if is_mine and wanted ~= own.epoch then
             state = 'mine'
             redis.call('HSET', key, 'until', lease_until)
-        elseif ARGV[5 + i] == '1' and (remaining <= 0 or is_own_past) then
+        elseif wanted ~= '' and (is_mine or remaining <= 0 or is_own_past) then
             state = 'mine'
             grant(key, own)
         elseif is_own_past then

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use redis::Value;
 use stable_interfaces::{
-    Claim, ClaimKind, Claimed, Epoch, Grant, Held, Incarnation, Lane, Renewed, ShardId, StoreError, Timestamp,
+    Claim, ClaimKind, Claimed, Epoch, Grant, Held, Incarnation, Lane, Renewed, Sequence, ShardId, StoreError, Timestamp,
 };
 
 use super::failure::Failure;
@@ -68,7 +68,8 @@ impl Inner {
             is_start: claim.kind == ClaimKind::Start,
             lease: claim.lease,
         };
-        let (calls, places) = self.lease_calls(&claimant, &touched, &wanted);
+        let given_up = claim.given_up.iter().copied().collect();
+        let (calls, places) = self.lease_calls(&claimant, &touched, &wanted, &given_up);
         let (mut leased, _, failure) = read_leases(self.leases.run(&calls).await, &places)?;
         self.check_leases(claim.incarnation, life.as_ref(), &leased)?;
         if let Some(failure) = failure
@@ -88,7 +89,7 @@ impl Inner {
                 None => held.push(Held { shard, holder: claim.host.clone(), remaining: Duration::ZERO }),
             }
         }
-        Ok(Claimed { granted, held, now })
+        Ok(Claimed { granted, held, sequence: Sequence::OfShard, now })
     }
 
     /// Records this life: its birth, the store's clock, and at a start the shards that earlier lives of the host may own.
@@ -169,9 +170,10 @@ impl Inner {
             None => self.life_from_store(incarnation).await?,
         };
         let claimant = Claimant { incarnation, host: &life.host, birth: life.birth, is_start: false, lease };
-        let (mut calls, places) = self.lease_calls(&claimant, &life.shards.keys().copied().collect(), &BTreeSet::new());
+        let mine = life.shards.keys().copied().collect();
+        let (mut calls, places) = self.lease_calls(&claimant, &mine, &BTreeSet::new(), &BTreeMap::new());
         calls.push(self.alive_call(incarnation));
-        let mut answers = self.leases.run(&calls).await;
+        let mut answers = self.renewals.run(&calls).await;
         let alive = answers.pop().unwrap_or_else(|| Err(Failure::unexpected(&"none")));
         let (leased, latest, failure) = read_leases(answers, &places)?;
         // In a cluster the fleet's own server may be gone; the shards know by themselves who has been replaced.
@@ -186,6 +188,7 @@ impl Inner {
         let Some(now) = now else {
             return Err(failure.unwrap_or_else(|| Failure::unexpected(&"none")).into_store_error());
         };
+        let unknown = mine.into_iter().filter(|shard| !leased.contains_key(shard)).collect();
         let (mut owned, mut inbox) = (Vec::new(), Vec::new());
         for (shard, leased) in leased {
             if leased.state == State::Mine {
@@ -197,7 +200,7 @@ impl Inner {
                 self.known.give_up(incarnation, shard, shard_known.epoch);
             }
         }
-        Ok(Renewed { owned, inbox, now })
+        Ok(Renewed { owned, unknown, inbox, now })
     }
 
     fn alive_call(&self, incarnation: Incarnation) -> Call {
@@ -206,7 +209,7 @@ impl Inner {
 
     /// A life that another handle led: what it may own.
     async fn life_from_store(&self, incarnation: Incarnation) -> Result<Life, StoreError> {
-        let alive = self.leases.one(self.alive_call(incarnation)).await;
+        let alive = self.renewals.one(self.alive_call(incarnation)).await;
         let alive = alive.and_then(|alive| read_alive(alive, incarnation)).map_err(Failure::into_store_error)?;
         let (birth, host) = alive.life.ok_or(StoreError::Replaced)?;
         let call = Call::new(&CLAIMED, &[self.keys.fleet(&format!("claimed:{host}"))]);
@@ -218,7 +221,7 @@ impl Inner {
             }
             Ok(shards)
         };
-        let shards = self.leases.one(call).await.and_then(read).map_err(Failure::into_store_error)?;
+        let shards = self.renewals.one(call).await.and_then(read).map_err(Failure::into_store_error)?;
         Ok(Life { host, birth, shards })
     }
 
@@ -304,8 +307,13 @@ impl Inner {
         claimant: &Claimant<'_>,
         touched: &BTreeSet<ShardId>,
         wanted: &BTreeSet<ShardId>,
+        given_up: &BTreeMap<ShardId, Epoch>,
     ) -> (Vec<Call>, Vec<Vec<ShardId>>) {
         let touched: Vec<ShardId> = touched.iter().copied().collect();
+        let wish = |shard: &ShardId| {
+            let epoch = given_up.get(shard).map_or(0, |epoch| epoch.0);
+            if wanted.contains(shard) { epoch.to_string() } else { String::new() }
+        };
         let call = |some: &&[ShardId]| {
             let keys: Vec<String> =
                 some.iter().flat_map(|shard| self.keys.shard(*shard, ["own", keys_of::INBOX_ORDER])).collect();
@@ -315,21 +323,10 @@ impl Inner {
                 .arg(claimant.birth)
                 .arg(if claimant.is_start { "start" } else { "running" })
                 .arg(claimant.lease.as_millis().min(MAX_LEASE_MILLIS).to_string())
-                .arg(some.iter().map(|shard| u8::from(wanted.contains(shard))).collect::<Vec<_>>().as_flags())
+                .arg(some.iter().map(wish).collect::<Vec<_>>())
         };
         let chunks = self.chunks(&touched);
         (chunks.iter().map(call).collect(), chunks.into_iter().map(<[ShardId]>::to_vec).collect())
-    }
-}
-
-/// Flags as arguments of their own: a list of bytes would be taken for one text.
-trait AsFlags {
-    fn as_flags(&self) -> Vec<&'static str>;
-}
-
-impl AsFlags for [u8] {
-    fn as_flags(&self) -> Vec<&'static str> {
-        self.iter().map(|flag| if *flag == 0 { "0" } else { "1" }).collect()
     }
 }
 

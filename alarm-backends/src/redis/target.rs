@@ -27,6 +27,7 @@ struct NoConnection {
 }
 
 /// What all connections of a store share.
+#[derive(Clone)]
 pub(super) struct Target {
     /// The server, or some servers of the cluster. At least one.
     seeds: Vec<ConnectionInfo>,
@@ -37,7 +38,7 @@ pub(super) struct Target {
     pub(super) replicas: u32,
     pub(super) clock: Arc<dyn Clock>,
     /// What has been said of the servers' settings, so that it is said once.
-    warnings: Mutex<BTreeSet<String>>,
+    warnings: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl Target {
@@ -70,7 +71,12 @@ impl Target {
             Some(certificates) => with_certificates(&seeds, certificates)?,
             None => seeds,
         };
-        Ok(Target { seeds, is_cluster, timeout, replicas, clock, warnings: Mutex::default() })
+        Ok(Target { seeds, is_cluster, timeout, replicas, clock, warnings: Arc::default() })
+    }
+
+    /// The same servers, which may take so long to answer.
+    pub(super) fn with_timeout(&self, timeout: Duration) -> Target {
+        Target { timeout, ..self.clone() }
     }
 
     /// Host and port of each server that was named.

@@ -81,107 +81,51 @@ pub(super) fn encoded(op: &Op) -> Result<(usize, Vec<Vec<u8>>), BoxError> {
     })
 }
 
-/// What came of one batch.
-enum Outcome {
-    Answered(Result<(), StoreError>),
-    /// For the whole write.
-    Stale(u64),
+/// What a script said of a batch.
+enum Answer {
+    Of(Result<(), StoreError>),
+    /// The store has lost something that it had acknowledged.
     Lost(String),
-    /// Surely nothing was written.
-    NotApplied {
-        error: StoreError,
-        is_out_of_memory: bool,
-    },
-    Unknown(StoreError),
 }
 
 impl Inner {
+    /// Each batch is a script of its own, and is answered for itself: what one server does not say holds up no other's shards.
     pub(super) async fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError> {
         let Write { incarnation, lane, seq, ref batches } = *write;
         self.known.check(incarnation)?;
-        let mut outcomes: Vec<Option<Outcome>> = Vec::with_capacity(batches.len());
+        let mut answers: Vec<Option<Result<(), StoreError>>> = Vec::with_capacity(batches.len());
         let (mut calls, mut sent) = (Vec::with_capacity(batches.len()), Vec::with_capacity(batches.len()));
         for (index, batch) in batches.iter().enumerate() {
             // What a store must hold is what it held before it was asked.
             let known = self.known.shard(incarnation, batch.shard).filter(|known| known.epoch == batch.epoch);
             match self.commit_call(write, batch, known.as_ref()) {
                 Ok(call) => {
-                    outcomes.push(None);
+                    answers.push(None);
                     calls.push(call);
                     sent.push((index, batch, known));
                 }
-                Err(error) => outcomes.push(Some(Outcome::Answered(Err(StoreError::Rejected(error))))),
+                Err(error) => answers.push(Some(Err(StoreError::Rejected(error)))),
             }
         }
-        // Marked before it goes out: this future may be dropped at any await.
-        let is_repeat = self.known.send(incarnation, lane, seq);
+        let mut lost = None;
         for ((index, batch, known), answer) in sent.into_iter().zip(self.writes.run(&calls).await) {
-            let outcome = match answer.and_then(|answer| read_commit(answer, incarnation, batch, known.as_ref())) {
-                Ok(outcome) => outcome,
-                Err(failure) => {
-                    let is_out_of_memory = failure.is_out_of_memory();
-                    match failure.into_store_error() {
-                        error @ StoreError::Unavailable(_) => Outcome::Unknown(error),
-                        error @ StoreError::NotApplied(_) => Outcome::NotApplied { error, is_out_of_memory },
-                        error => Outcome::Answered(Err(error)),
-                    }
+            let answer = match answer.and_then(|answer| read_commit(answer, write, batch, known.as_ref())) {
+                Ok(Answer::Of(answer)) => answer,
+                Ok(Answer::Lost(what)) => {
+                    lost.get_or_insert(what);
+                    continue;
                 }
+                Err(failure) => Err(failure.into_store_error()),
             };
-            if matches!(outcome, Outcome::Answered(Ok(()))) {
+            if answer.is_ok() {
                 self.known.acknowledge(incarnation, batch.shard, batch.epoch, lane, seq);
             }
-            outcomes[index] = Some(outcome);
+            answers[index] = Some(answer);
         }
-        self.answer(write, outcomes.into_iter().flatten().collect(), is_repeat)
-    }
-
-    /// Puts together what came of each batch.
-    fn answer(
-        &self,
-        write: &Write,
-        outcomes: Vec<Outcome>,
-        is_repeat: bool,
-    ) -> Result<Vec<Result<(), StoreError>>, StoreError> {
-        let Write { incarnation, lane, seq, .. } = *write;
-        let (mut answers, mut unknown, mut not_applied, mut others) = (Vec::new(), None, 0, 0);
-        let mut is_full = false;
-        for outcome in outcomes {
-            match outcome {
-                Outcome::Lost(what) => return Err(self.known.lose(incarnation, &what)),
-                Outcome::Stale(newest) => {
-                    self.known.answered(incarnation, lane, seq);
-                    return Err(StoreError::Stale { lane, seq, newest });
-                }
-                Outcome::Unknown(error) => unknown = Some(error),
-                Outcome::NotApplied { error, is_out_of_memory } => {
-                    not_applied += 1;
-                    is_full |= is_out_of_memory;
-                    answers.push(Err(error));
-                }
-                Outcome::Answered(answer) => {
-                    others += 1;
-                    answers.push(answer);
-                }
-            }
+        if let Some(what) = lost {
+            return Err(self.known.lose(incarnation, &what));
         }
-        if let Some(error) = unknown {
-            return Err(error);
-        }
-        if not_applied > 0 && (is_repeat || (others == 0 && !is_full)) {
-            // Of a repeat, this try did nothing and the one before may have: for the caller it stays unknown. Where nothing was
-            // written anywhere, the whole may be tried again.
-            if !is_repeat {
-                self.known.answered(incarnation, lane, seq);
-            }
-            let refused = answers.into_iter().filter_map(Result::err).find(StoreError::is_retryable);
-            return Err(match refused {
-                Some(error) if others == 0 => error,
-                Some(StoreError::NotApplied(error)) => StoreError::Unavailable(error),
-                other => other.unwrap_or(StoreError::Replaced),
-            });
-        }
-        self.known.answered(incarnation, lane, seq);
-        Ok(answers)
+        Ok(answers.into_iter().flatten().collect())
     }
 
     fn commit_call(&self, write: &Write, batch: &Batch, known: Option<&Shard>) -> Result<Call, BoxError> {
@@ -238,7 +182,7 @@ impl Inner {
         match failed {
             None => Ok(posted),
             // Some are in their inboxes, so "nothing was written" would be wrong.
-            Some(StoreError::NotApplied(error) | StoreError::Rejected(error)) if any_done => {
+            Some(StoreError::NotApplied(error) | StoreError::Rejected(error) | StoreError::Full(error)) if any_done => {
                 Err(StoreError::Unavailable(error))
             }
             Some(error) => Err(error),
@@ -252,37 +196,35 @@ pub(super) fn posted_row(message: &NewMessage) -> Result<[Vec<u8>; 2], BoxError>
     Ok([id, codec::encode_message(&message.clone().into_row(Timestamp::UNIX_EPOCH))])
 }
 
-fn read_commit(answer: Value, me: Incarnation, batch: &Batch, known: Option<&Shard>) -> Result<Outcome, Failure> {
+fn read_commit(answer: Value, write: &Write, batch: &Batch, known: Option<&Shard>) -> Result<Answer, Failure> {
     let mut answer = Texts::new(Value::Array(list(answer)?))?;
-    let shard = batch.shard;
+    let (me, lane, seq, shard) = (write.incarnation, write.lane, write.seq, batch.shard);
     Ok(match answer.text()?.as_str() {
-        "done" => Outcome::Answered(Ok(())),
+        "done" => Answer::Of(Ok(())),
         "fenced" => {
             let newest = Epoch(answer.number()?);
             let owner = Some(answer.text()?).filter(|owner| !owner.is_empty()).and_then(|owner| owner.parse().ok());
             // An end by a start of the same name leaves owner and writes as they were.
             let taken = known.map(|known| known.acknowledged.clone()).unwrap_or_default();
             match known.and_then(|known| known.lost(me, newest, owner.map(Incarnation), &taken)) {
-                Some(what) => Outcome::Lost(format!("shard {shard}: {what}")),
-                None => Outcome::Answered(Err(StoreError::Fenced { shard, held: batch.epoch, newest })),
+                Some(what) => Answer::Lost(format!("shard {shard}: {what}")),
+                None => Answer::Of(Err(StoreError::Fenced { shard, held: batch.epoch, newest })),
             }
         }
-        "stale" => Outcome::Stale(answer.number()?),
+        "stale" => Answer::Of(Err(StoreError::Stale { lane, seq, newest: answer.number()? })),
         "lost" => {
             let stored = answer.text()?;
             let stored = if stored.is_empty() { "none" } else { &stored };
-            Outcome::Lost(format!("shard {shard}: of the writes it had taken, {stored} is the last"))
+            Answer::Lost(format!("shard {shard}: of the writes it had taken, {stored} is the last"))
         }
         "wrongtype" => {
             let (key, found) = (answer.text()?, answer.text()?);
-            Outcome::Answered(Err(StoreError::Rejected(
-                format!("the key {key} holds a {found}, which is not ours").into(),
-            )))
+            Answer::Of(Err(StoreError::Rejected(format!("the key {key} holds a {found}, which is not ours").into())))
         }
         "newer" => {
             let id = super::reply::bytes(answer.item()?)?.unwrap_or_default();
             let text = format!("alarm {} is stored in the format of a newer version", id.escape_ascii());
-            Outcome::Answered(Err(StoreError::Rejected(text.into())))
+            Answer::Of(Err(StoreError::Rejected(text.into())))
         }
         other => return Err(Failure::unexpected(&other)),
     })

@@ -42,6 +42,7 @@ pub(crate) fn claim(incarnation: u64, host: &str, shards: &[u32], kind: ClaimKin
         incarnation: Incarnation(incarnation),
         host: host.into(),
         shards: shards.iter().map(|&shard| ShardId(shard)).collect(),
+        given_up: Vec::new(),
         shard_count: 1024,
         hash_version: 1,
         lease: LEASE,

@@ -7,16 +7,19 @@
 //! alarms go through one firing task, so their handlers are started in that order too, and a handler that blocks its thread
 //! holds up a part of the shards only.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::pin::Pin;
 use std::time::Duration;
 
 use crate::clock::{Moment, within};
-use crate::committer::{Described, backoff};
+use crate::committer::{Described, backoff, first_ready};
 use crate::directive::interface_of;
 use crate::host::core::{Health, HostCore};
 use crate::host::shards::{BegunAfter, BegunPage};
 use crate::host::wake::{Wake, WakeToken};
 use crate::interface::AnyInterface;
-use crate::store::{After, Damaged, Incarnation, Page, Rows, Store};
+use crate::store::{After, Damaged, Incarnation, Loaded, Page, Rows, Sequence, ShardId, Store};
 use crate::sync::{Arc, mpsc};
 
 /// While an alarm waits, the wall clock is looked at this often at least.
@@ -126,28 +129,43 @@ async fn fire(host: Arc<HostCore>, mut due: mpsc::Receiver<WakeToken>) {
 }
 
 /// Loads pages into the windows that want them, many shards in one call. Never ends by itself.
-pub(crate) async fn load(host: Arc<HostCore>) {
+///
+/// Where a part of the store may be away by itself, shards of a call that failed are asked for one by one until they answer, beside
+/// the calls for the others.
+pub(crate) async fn load(host: Arc<HostCore>, sequence: Sequence) {
+    // How often each shard that is asked for by itself has failed.
+    let mut troubled = BTreeMap::<ShardId, u32>::new();
     let mut failures = 0_u32;
+    let mut running = Vec::<Pin<Box<dyn Future<Output = Asked> + Send>>>::new();
+    let mut is_joint_under_way = false;
     loop {
-        let wanted = host.shards.pages_wanted.notified();
-        let begun = host.shards.begin_pages(SHARDS_PER_LOAD);
-        if begun.is_empty() {
-            wanted.await;
-            continue;
+        if !is_joint_under_way {
+            let begun = host.shards.begin_pages(SHARDS_PER_LOAD);
+            let (alone, joint): (Vec<_>, Vec<_>) =
+                begun.into_iter().partition(|page| troubled.contains_key(&page.shard));
+            let mut by_shard = BTreeMap::<ShardId, Vec<BegunPage>>::new();
+            for page in alone {
+                by_shard.entry(page.shard).or_default().push(page);
+            }
+            for (shard, pages) in by_shard {
+                let failures = troubled.get(&shard).copied().unwrap_or_default();
+                running.push(Box::pin(ask(host.clone(), pages, false, failures)));
+            }
+            if !joint.is_empty() {
+                is_joint_under_way = true;
+                running.push(Box::pin(ask(host.clone(), joint, true, failures)));
+            }
         }
-        let page = |begun: &BegunPage| Page {
-            shard: begun.shard,
-            after: match &begun.after {
-                BegunAfter::Alarms(after) => After::Alarms(after.clone()),
-                BegunAfter::Inbox(after) => After::Inbox(after.clone()),
-            },
-            limit: begun.limit,
+        let Asked { begun, is_joint, loaded } = tokio::select! { biased;
+            asked = first_ready(&mut running) => asked,
+            () = host.shards.pages_wanted.notified(), if !is_joint_under_way => continue,
         };
-        let pages: Vec<_> = begun.iter().map(page).collect();
-        match host.load(&pages).await {
-            Ok(loaded) => {
-                failures = 0;
+        is_joint_under_way &= !is_joint;
+        match loaded {
+            Some(loaded) => {
+                failures = if is_joint { 0 } else { failures };
                 for (begun, page) in begun.iter().zip(loaded) {
+                    troubled.remove(&begun.shard);
                     note_damaged(&host, page.damaged);
                     match page.rows {
                         Rows::Alarms(rows) => host.shards.merge_alarms(begun, rows),
@@ -156,17 +174,50 @@ pub(crate) async fn load(host: Arc<HostCore>) {
                     }
                 }
             }
-            Err(error) => {
-                tracing::warn!(error = %Described(&error), pages = begun.len(), "the store could not be read; trying again");
-                // The wait comes first: an abandoned page is wanted again at once.
-                host.clock.sleep(backoff(&*host.random, failures)).await;
-                failures = failures.saturating_add(1);
-                for begun in &begun {
-                    host.shards.abandon_page(begun);
+            None => {
+                let failed: BTreeSet<ShardId> = begun.iter().map(|page| page.shard).collect();
+                if sequence == Sequence::OfShard {
+                    failed.into_iter().for_each(|shard| *troubled.entry(shard).or_default() += 1);
+                } else {
+                    failures = failures.saturating_add(1);
                 }
+                begun.iter().for_each(|page| host.shards.abandon_page(page));
             }
         }
     }
+}
+
+/// What became of a call for pages.
+struct Asked {
+    begun: Vec<BegunPage>,
+    /// Whether it was the one for all that is not troubled.
+    is_joint: bool,
+    /// `None` if it failed.
+    loaded: Option<Vec<Loaded>>,
+}
+
+/// Asks the store for pages. If that fails it waits, for an abandoned page is wanted again at once.
+async fn ask(host: Arc<HostCore>, begun: Vec<BegunPage>, is_joint: bool, failures: u32) -> Asked {
+    let page = |begun: &BegunPage| Page {
+        shard: begun.shard,
+        after: match &begun.after {
+            BegunAfter::Alarms(after) => After::Alarms(after.clone()),
+            BegunAfter::Inbox(after) => After::Inbox(after.clone()),
+        },
+        limit: begun.limit,
+    };
+    let pages: Vec<_> = begun.iter().map(page).collect();
+    let loaded = match host.load(&pages).await {
+        Ok(loaded) => Some(loaded),
+        Err(error) => {
+            if is_joint {
+                tracing::warn!(error = %Described(&error), pages = begun.len(), "the store could not be read; trying again");
+            }
+            host.clock.sleep(backoff(&*host.random, failures)).await;
+            None
+        }
+    };
+    Asked { begun, is_joint, loaded }
 }
 
 /// Keeps a list of stored rows that cannot be used, for an operator to look at.

@@ -64,6 +64,7 @@ impl Default for HostOptions {
                 store_timeout: Duration::from_secs(5),
                 commit_timeout: Duration::from_secs(10),
                 max_queued: 16_384,
+                max_queued_bytes: 64 * 1024 * 1024,
             },
             limits: Limits { max_firing: 1_024, max_fires_per_second: 1_000, max_crashes: 3 },
             max_connections: 100_000,
@@ -85,6 +86,7 @@ impl HostOptions {
             (commit.store_timeout < SHORTEST, "store_timeout must be at least 1 ms"),
             (commit.lanes == 0, "lanes must be at least 1"),
             (commit.max_queued == 0, "max_queued_commits must be at least 1"),
+            (commit.max_queued_bytes == 0, "max_queued_bytes must be at least 1"),
             (limits.max_firing == 0, "max_firing must be at least 1"),
             (limits.max_fires_per_second == 0, "max_fires_per_second must be at least 1"),
             (limits.max_crashes == 0, "max_crashes must be at least 1"),
@@ -387,19 +389,19 @@ impl HostCore {
         self.lease_until.store(millis, Ordering::Release);
     }
 
+    /// When the lease runs out, by the lease clock.
+    pub(crate) fn lease_until(&self) -> Duration {
+        match self.lease_until.load(Ordering::Acquire) {
+            u64::MAX => Duration::MAX,
+            millis => Duration::from_millis(millis),
+        }
+    }
+
     /// Whether this host may still act as the owner of its shards. Only a host with a lease reads a clock here.
     #[inline]
     pub(crate) fn lease_holds(&self) -> bool {
         let until = self.lease_until.load(Ordering::Acquire);
         until == u64::MAX || self.clock.elapsed() < Duration::from_millis(until)
-    }
-
-    /// How long the lease still lasts: zero when it is over, [`Duration::MAX`] if there is none to run out.
-    pub(crate) fn lease_left(&self) -> Duration {
-        match self.lease_until.load(Ordering::Acquire) {
-            u64::MAX => Duration::MAX,
-            until => Duration::from_millis(until).saturating_sub(self.clock.elapsed()),
-        }
     }
 
     /// For how long the lease has been over; zero while it holds.

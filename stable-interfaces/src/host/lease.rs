@@ -2,7 +2,14 @@
 //!
 //! Routing says who should own a shard; the store makes it true. The lease is counted from just before its claim or renewal was
 //! *sent*, and a tenth shorter than asked for, so this host stops acting as an owner before the store lets anyone else.
+//!
+//! The host has one lease for all shards, and a renewal may not speak of all of them: a part of the store may be away. Such a shard is
+//! kept for as long as its own lease lasts, and given up just before; until then the host's lease is not extended past it. So
+//! the lease never covers a shard that the store may have given to somebody else.
 
+use std::collections::BTreeMap;
+use std::future::{Future, pending};
+use std::pin::{Pin, pin};
 use std::time::Duration;
 
 use super::core::{Health, HostCore};
@@ -11,7 +18,7 @@ use crate::clock::within;
 use crate::committer::{Described, backoff};
 use crate::fleet::HASH_VERSION;
 use crate::interface::Forget;
-use crate::store::{Claim, ClaimKind, Claimed, Incarnation, ShardId, Store, StoreError};
+use crate::store::{Claim, ClaimKind, Claimed, Epoch, Incarnation, Renewed, ShardId, Store, StoreError};
 use crate::sync::Arc;
 
 /// A lease that no clock will see the end of: for a store that only one process can open.
@@ -33,7 +40,8 @@ fn window_cap(host: &HostCore, assigned: usize) -> usize {
     (host.options.window / assigned.max(1)).clamp(16, 4_096)
 }
 
-/// One claim, within the deadline of one call of the store. Whatever it grants is owned when this returns.
+/// One claim, within the deadline of one call of the store. Whatever it grants is owned when this returns. At a start the lease of
+/// this host begins with it; later its renewals say how long it lasts.
 pub(crate) async fn claim(
     host: &HostCore,
     store: &dyn Store,
@@ -42,10 +50,12 @@ pub(crate) async fn claim(
     kind: ClaimKind,
 ) -> Result<Claimed, StoreError> {
     let lease = host.options.lease;
+    let given_up = shards.iter().filter_map(|shard| Some((*shard, host.shards.given_up(*shard)?))).collect();
     let claim = Claim {
         incarnation,
         host: host.name.clone(),
         shards,
+        given_up,
         shard_count: host.fleet.shards(),
         hash_version: HASH_VERSION,
         lease,
@@ -61,7 +71,9 @@ pub(crate) async fn claim(
         Some(result) => result?,
         None => return Err(StoreError::Unavailable(format!("no answer within {timeout:?}").into())),
     };
-    extend(host, sent_at);
+    if kind == ClaimKind::Start {
+        host.set_lease(lease_end(host, sent_at));
+    }
     host.note_holders(&claimed.held, &claimed.granted);
     let now = host.clock.now();
     let skew = now.since(claimed.now).max(claimed.now.since(now));
@@ -77,19 +89,21 @@ pub(crate) async fn claim(
     Ok(claimed)
 }
 
-/// The lease lasts from `sent_at`.
-fn extend(host: &HostCore, sent_at: Duration) {
+/// The end of a lease that the store was asked for at `sent_at`.
+fn lease_end(host: &HostCore, sent_at: Duration) -> Duration {
     let lease = host.options.lease;
-    host.set_lease(if lease >= FOREVER { Duration::MAX } else { sent_at.saturating_add(lease - lease / 10) });
+    if lease >= FOREVER { Duration::MAX } else { sent_at.saturating_add(lease - lease / 10) }
 }
 
-/// Renews the lease, looks for messages that nobody hinted at, and claims what others still held, until the host stops or is replaced; or until the store is found to have
-/// lost what it had acknowledged, and then returns what is to be saved.
+/// Renews the lease, looks for messages that nobody hinted at, and claims what others still held, until the host stops or is
+/// replaced; or until the store is found to have lost what it had acknowledged, and then returns what is to be saved.
 pub(crate) async fn keep(host: &Arc<HostCore>, store: &dyn Store, incarnation: Incarnation) -> Option<Rescue> {
     let pause = (host.options.lease / 3).min(LOOK_EVERY);
+    let mut keeper =
+        Keeper { host, store, incarnation, renewed: host.lease_until(), doubts: BTreeMap::new(), claiming: None };
     let mut failures = 0_u32;
     loop {
-        let left = host.lease_left();
+        let left = keeper.left();
         let wait = match failures {
             0 if !left.is_zero() => pause.min(left),
             // It has run out before its renewal was answered.
@@ -97,21 +111,26 @@ pub(crate) async fn keep(host: &Arc<HostCore>, store: &dyn Store, incarnation: I
             _ if left.is_zero() => backoff(&*host.random, failures).min(pause),
             _ => backoff(&*host.random, failures).min(pause).min(left),
         };
-        let has_lost = tokio::select! { biased;
-            () = host.shards.lost.notified() => true,
-            () = host.clock.sleep(wait) => false,
+        let look = async {
+            tokio::select! { biased;
+                () = host.shards.lost.notified() => true,
+                () = host.clock.sleep(wait) => false,
+            }
         };
+        let has_lost = keeper.beside(look).await;
         if has_lost || !host.lease_holds() {
             forget_unowned(host);
         }
         let sent_at = host.clock.elapsed();
-        let timeout = match host.lease_left() {
+        let timeout = match keeper.left() {
             Duration::ZERO => host.options.commit.store_timeout,
             // No longer than the lease lasts: what belongs to instances ends with it.
             left => host.options.commit.store_timeout.min(left),
         };
-        let renewed = within(&*host.clock, timeout, store.renew(incarnation, host.options.lease)).await;
-        let renewed = match renewed {
+        // A claim that ends meanwhile is nothing that the renewal can speak of.
+        let asked: Vec<_> = host.shards.owned().collect();
+        let renewing = within(&*host.clock, timeout, store.renew(incarnation, host.options.lease));
+        let renewed = match keeper.beside(renewing).await {
             Some(Ok(renewed)) => renewed,
             Some(Err(StoreError::Replaced)) => {
                 tracing::error!(host = %host.name, "another process with this host's name has started; this one stops");
@@ -137,21 +156,13 @@ pub(crate) async fn keep(host: &Arc<HostCore>, store: &dyn Store, incarnation: I
             }
         };
         failures = 0;
-        // First what is lost: under the new lease whatever this host still owns is acted on at once, by other threads too.
-        let missing = forget_lost(host, &renewed.owned);
-        extend(host, sent_at);
+        keeper.note_renewal(sent_at, &asked, &renewed);
         for shard in renewed.inbox {
             host.shards.hint(shard);
         }
         // Due alarms may have waited for the lease.
         host.shards.changed.notify_one();
-        if !missing.is_empty() && host.health() == Health::Running {
-            match claim(host, store, incarnation, missing, ClaimKind::Running).await {
-                Ok(claimed) if claimed.granted.is_empty() => {}
-                Ok(claimed) => tracing::info!(shards = claimed.granted.len(), "claimed shards that others held"),
-                Err(error) => tracing::warn!(error = %Described(&error), "waiting shards could not be claimed"),
-            }
-        }
+        keeper.claim_missing();
         metrics::gauge!(crate::metrics::SHARDS_OWNED)
             .set(u32::try_from(host.shards.owned().count()).unwrap_or(u32::MAX));
     }
@@ -167,24 +178,130 @@ fn forget_unowned(host: &HostCore) {
     }
 }
 
-/// Gives up what the store says is not this host's any more, and drops the instances there. Returns the shards that this host
-/// should own and does not.
-fn forget_lost(host: &HostCore, owned: &[ShardId]) -> Vec<ShardId> {
-    let taken: Vec<_> = host.shards.owned().filter(|(shard, _)| owned.binary_search(shard).is_err()).collect();
-    for (shard, epoch) in &taken {
-        if host.shards.lose(*shard, *epoch) {
-            tracing::warn!(%shard, "the shard has been taken over by another host");
-            metrics::counter!(crate::metrics::SHARDS_LOST).increment(1);
+/// What is known of the lease.
+struct Keeper<'a> {
+    host: &'a Arc<HostCore>,
+    store: &'a dyn Store,
+    incarnation: Incarnation,
+    /// The end of the lease by the last renewal that was answered.
+    renewed: Duration,
+    /// The shards for which that renewal does not speak, under which epoch, and until when the lease of each is known to last.
+    doubts: BTreeMap<ShardId, (Epoch, Duration)>,
+    /// A claim under way. It does not hold up renewals.
+    claiming: Option<Claiming<'a>>,
+}
+
+/// A claim, with the time at which it was sent.
+type Claiming<'a> = Pin<Box<dyn Future<Output = (Duration, Result<Claimed, StoreError>)> + Send + 'a>>;
+
+impl Keeper<'_> {
+    /// How long the lease of what was renewed lasts yet; zero if it is over.
+    fn left(&self) -> Duration {
+        self.renewed.saturating_sub(self.host.clock.elapsed())
+    }
+
+    /// Waits for something, and does meanwhile what must not wait for it.
+    async fn beside<T>(&mut self, something: impl Future<Output = T>) -> T {
+        let mut something = pin!(something);
+        loop {
+            let (clock, ends) = (&self.host.clock, self.first_doubt());
+            let ends = async {
+                match ends {
+                    Some(end) => clock.sleep(end.saturating_sub(clock.elapsed())).await,
+                    None => pending().await,
+                }
+            };
+            let claimed = async {
+                match &mut self.claiming {
+                    Some(claiming) => claiming.await,
+                    None => pending().await,
+                }
+            };
+            tokio::select! { biased;
+                () = ends => self.give_up_doubtful(),
+                output = &mut something => return output,
+                (sent_at, claimed) = claimed => self.note_claim(sent_at, claimed),
+            }
         }
     }
-    let overdue = host.shards.overdue();
-    metrics::gauge!(crate::metrics::OLDEST_OVERDUE).set(overdue.as_secs_f64());
-    let missing: Vec<_> = assigned(host).into_iter().filter(|shard| host.shards.epoch(*shard).is_none()).collect();
-    if !missing.is_empty() {
-        let interfaces = host.interfaces.lock().clone();
-        for interface in interfaces {
-            interface.forget(Forget::Lost);
+
+    /// When the first of the doubtful shards is to be given up: a little before its lease ends, for the lease of all waits for that.
+    fn first_doubt(&self) -> Option<Duration> {
+        let margin = self.host.options.lease / 20;
+        self.doubts.values().map(|(_, end)| end.saturating_sub(margin)).min().filter(|_| self.renewed < Duration::MAX)
+    }
+
+    fn give_up_doubtful(&mut self) {
+        let now = self.host.clock.elapsed() + self.host.options.lease / 20;
+        let over: Vec<_> = self.doubts.extract_if(.., |_, (_, end)| *end <= now).collect();
+        for (shard, (epoch, _)) in &over {
+            if self.host.shards.lose(*shard, *epoch) {
+                tracing::warn!(%shard, "the part of the store that has the shard did not answer for as long as its lease lasts; it is given up until it does");
+                metrics::counter!(crate::metrics::SHARDS_LOST).increment(1);
+            }
+        }
+        if !over.is_empty() {
+            forget_unowned(self.host);
+        }
+        self.extend();
+    }
+
+    /// The lease lasts for as long as that of every shard that is kept.
+    fn extend(&self) {
+        let known = self.doubts.values().map(|(_, end)| *end).fold(self.renewed, Duration::min);
+        self.host.set_lease(known);
+    }
+
+    fn note_renewal(&mut self, sent_at: Duration, asked: &[(ShardId, Epoch)], renewed: &Renewed) {
+        let before = std::mem::replace(&mut self.renewed, lease_end(self.host, sent_at));
+        for (shard, epoch) in asked {
+            if renewed.unknown.binary_search(shard).is_ok() {
+                let known = self.doubts.get(shard).filter(|(of, _)| of == epoch).map_or(before, |(_, end)| *end);
+                self.doubts.insert(*shard, (*epoch, known));
+            } else if self.doubts.get(shard).is_some_and(|(of, _)| of == epoch) {
+                self.doubts.remove(shard);
+            }
+        }
+        // First what is lost: under the new lease whatever this host still owns is acted on at once, by other threads too.
+        for (shard, epoch) in asked {
+            let is_taken = renewed.owned.binary_search(shard).is_err() && renewed.unknown.binary_search(shard).is_err();
+            if is_taken && self.host.shards.lose(*shard, *epoch) {
+                tracing::warn!(%shard, "the shard has been taken over by another host");
+                metrics::counter!(crate::metrics::SHARDS_LOST).increment(1);
+            }
+        }
+        self.give_up_doubtful();
+        let overdue = self.host.shards.overdue();
+        metrics::gauge!(crate::metrics::OLDEST_OVERDUE).set(overdue.as_secs_f64());
+    }
+
+    /// Begins to claim the shards that this host should own and does not, unless that is being done.
+    fn claim_missing(&mut self) {
+        let (host, store, incarnation) = (self.host, self.store, self.incarnation);
+        let missing: Vec<_> = assigned(host).into_iter().filter(|shard| host.shards.epoch(*shard).is_none()).collect();
+        if missing.is_empty() {
+            return;
+        }
+        forget_unowned(host);
+        if host.health() == Health::Running && self.claiming.is_none() {
+            let sent_at = host.clock.elapsed();
+            let claiming = async move { (sent_at, claim(host, store, incarnation, missing, ClaimKind::Running).await) };
+            self.claiming = Some(Box::pin(claiming));
         }
     }
-    missing
+
+    fn note_claim(&mut self, sent_at: Duration, claimed: Result<Claimed, StoreError>) {
+        self.claiming = None;
+        match claimed {
+            Ok(claimed) if claimed.granted.is_empty() => {}
+            Ok(claimed) => {
+                tracing::info!(shards = claimed.granted.len(), "claimed shards that others held");
+                // A renewal that was sent before, and is answered later, does not speak for them.
+                let end = lease_end(self.host, sent_at);
+                self.doubts.extend(claimed.granted.iter().map(|grant| (grant.shard, (grant.epoch, end))));
+                self.extend();
+            }
+            Err(error) => tracing::warn!(error = %Described(&error), "waiting shards could not be claimed"),
+        }
+    }
 }

@@ -73,6 +73,8 @@ pub(crate) struct Shards {
 struct Shard {
     /// Zero: not owned.
     epoch: AtomicU64,
+    /// The last epoch under which this host owned it and then gave it up; zero if there is none.
+    given_up: AtomicU64,
     /// The counter of the next [`Revision`]. Never reset: revisions differ even if an epoch came twice.
     revisions: AtomicU64,
     owned: Mutex<Option<Box<Owned>>>,
@@ -224,6 +226,7 @@ impl Shards {
         if this.epoch.compare_exchange(epoch.0, 0, Ordering::AcqRel, Ordering::Acquire).is_err() {
             return false;
         }
+        this.given_up.store(epoch.0, Ordering::Release);
         if let Some(owned) = owned.take() {
             if let Some(listed) = owned.listed {
                 self.deadlines.lock().remove(&(listed, shard));
@@ -236,6 +239,12 @@ impl Shards {
             }
         }
         true
+    }
+
+    /// The epoch under which this host has given the shard up, if it ever did and has not owned it since.
+    pub(crate) fn given_up(&self, shard: ShardId) -> Option<Epoch> {
+        let epoch = self.shard(shard).given_up.load(Ordering::Acquire);
+        (epoch > 0 && self.epoch(shard).is_none()).then_some(Epoch(epoch))
     }
 
     /// The alarms of all owned shards that are in memory, by shard and then in no order.

@@ -11,7 +11,7 @@ use crate::committer::{Commit, CommitOptions, Committer, Queued};
 use crate::fleet::HASH_VERSION;
 use crate::host::shards::{Limits, Shards};
 use crate::instance::gate::{Failure, Gate};
-use crate::store::{Claim, ClaimKind, Incarnation, InstanceName, Op, ShardId, Store};
+use crate::store::{Claim, ClaimKind, Incarnation, InstanceName, Op, Sequence, ShardId, Store, Write};
 use crate::sync::Arc;
 
 const SHARDS: u32 = 3;
@@ -31,20 +31,27 @@ async fn run(faults: u32, closes: bool, commit_timeout: Duration) -> (Arc<SlowSt
         incarnation: WRITER,
         host: "host".into(),
         shards: (0..SHARDS).map(ShardId).collect(),
+        given_up: Vec::new(),
         shard_count: SHARDS,
         hash_version: HASH_VERSION,
         lease: Duration::from_secs(1_000_000),
         kind: ClaimKind::Start,
     };
-    let granted = store.claim(&claim).await.expect("a store in memory grants").granted;
+    let claimed = store.claim(&claim).await.expect("a store in memory grants");
+    let (granted, sequence) = (claimed.granted, claimed.sequence);
     for grant in &granted {
         shards.own(grant.shard, grant.epoch, true, 16);
     }
-    let options =
-        CommitOptions { lanes: 2, store_timeout: Duration::from_secs(5), commit_timeout, max_queued: usize::MAX };
+    let options = CommitOptions {
+        lanes: 2,
+        store_timeout: Duration::from_secs(5),
+        commit_timeout,
+        max_queued: usize::MAX,
+        max_queued_bytes: usize::MAX,
+    };
     let committer =
         Arc::new(Committer::new(WRITER, store.clone(), shards, Arc::new(clock), Arc::new(ScenarioRandom), options));
-    let lanes: Vec<_> = committer.lanes().map(|lane| future::spawn(committer.clone().run(lane))).collect();
+    let lanes: Vec<_> = committer.lanes().map(|lane| future::spawn(committer.clone().run(lane, sequence))).collect();
     let heard = Log::new();
     let senders: Vec<_> = granted
         .into_iter()
@@ -110,16 +117,21 @@ fn number(value: &[u8]) -> u32 {
     std::str::from_utf8(value).ok().and_then(|text| text.parse().ok()).expect("a number was put")
 }
 
-/// A lane has one write under way; a repeat is the same write; numbers of a shard only rise.
+/// A lane, or where shards have numbers of their own each of its shards, has one write under way; a repeat is the same write; numbers of
+/// a shard only rise.
 fn check_writes(store: &SlowStore) {
     let mut under_way = BTreeMap::new();
     let mut open = BTreeMap::new();
     let mut last = BTreeMap::new();
+    let key = |write: &Write| match store.sequence {
+        Sequence::OfLane => (write.lane, None),
+        Sequence::OfShard => (write.lane, write.batches.first().map(|batch| batch.shard)),
+    };
     for event in store.writes.all() {
         match event {
             WriteEvent::Sent(write) => {
-                assert_eq!(under_way.insert(write.lane, write.seq), None, "two writes of one lane: {write:?}");
-                if let Some(seq) = open.get(&write.lane) {
+                assert_eq!(under_way.insert(key(&write), write.seq), None, "two writes of one lane: {write:?}");
+                if let Some(seq) = open.get(&key(&write)) {
                     assert_eq!(*seq, write.seq, "a write was sent before the last one was known");
                 }
                 for (shard, _, value) in puts(&write) {
@@ -130,10 +142,10 @@ fn check_writes(store: &SlowStore) {
                 }
             }
             WriteEvent::Answered { write, fate } => {
-                under_way.remove(&write.lane);
+                under_way.remove(&key(&write));
                 match fate {
-                    Fate::Done => drop(open.remove(&write.lane)),
-                    Fate::Unanswered | Fate::Lost => drop(open.insert(write.lane, write.seq)),
+                    Fate::Done => drop(open.remove(&key(&write))),
+                    Fate::Unanswered | Fate::Lost => drop(open.insert(key(&write), write.seq)),
                     Fate::NotApplied => {}
                 }
             }

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use super::{
     After, AlarmKey, AlarmRow, Batch, Claim, ClaimKind, Claimed, DeadKey, DeadLetter, Epoch, Grant, Held, HintSender,
     Hints, InboxKey, InboxRow, Incarnation, InstanceName, Lane, Loaded, NewMessage, Op, Page, Posted, Read, ReadRange,
-    ReadRows, Renewed, Revision, Rows, ShardId, Store, StoreError, Write,
+    ReadRows, Renewed, Revision, Rows, Sequence, ShardId, Store, StoreError, Write,
 };
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::sync::{Arc, Mutex};
@@ -30,6 +30,8 @@ pub struct MemoryStore {
 }
 
 struct Inner {
+    /// For what the numbers of writes are kept.
+    sequence: Sequence,
     /// Leases run by its `elapsed`, arrivals are stamped with its `now`.
     clock: Arc<dyn Clock>,
     /// All rows. One lock, because a commit spans shards and must check and write them in one step.
@@ -54,7 +56,7 @@ struct Life {
     lease_until: Duration,
     /// Whether a later life of the same host name has started.
     ended: bool,
-    /// The greatest sequence number taken, by lane.
+    /// The greatest sequence number taken, by lane; with [`Sequence::OfLane`].
     lanes: BTreeMap<Lane, u64>,
 }
 
@@ -78,6 +80,8 @@ struct Shard {
     owner: Option<Incarnation>,
     /// Whether the present owner got it clean.
     clean: bool,
+    /// The greatest sequence number taken from its owner, by lane; with [`Sequence::OfShard`].
+    lanes: BTreeMap<Lane, u64>,
     alarms: BTreeMap<Item, AlarmRow>,
     /// The keys of `alarms`, in the order of firing.
     alarm_order: BTreeSet<AlarmKey>,
@@ -98,7 +102,18 @@ impl MemoryStore {
     /// An empty store whose leases and arrival times follow `clock`.
     #[must_use]
     pub fn with_clock(clock: Arc<dyn Clock>) -> MemoryStore {
-        MemoryStore { inner: Arc::new(Inner { clock, state: Mutex::default() }) }
+        MemoryStore::with(clock, Sequence::OfLane)
+    }
+
+    /// As [`with_clock`](Self::with_clock), and it keeps the numbers of writes for each shard, as a store does that is spread
+    /// over machines: [`Sequence::OfShard`].
+    #[must_use]
+    pub fn spread(clock: Arc<dyn Clock>) -> MemoryStore {
+        MemoryStore::with(clock, Sequence::OfShard)
+    }
+
+    fn with(clock: Arc<dyn Clock>, sequence: Sequence) -> MemoryStore {
+        MemoryStore { inner: Arc::new(Inner { sequence, clock, state: Mutex::default() }) }
     }
 
     /// Everything that is stored, as of one moment.
@@ -149,7 +164,7 @@ impl Store for MemoryStore {
                 Err(other) => held.push(other),
             }
         }
-        Ok(Claimed { granted, held, now })
+        Ok(Claimed { granted, held, sequence: self.inner.sequence, now })
     }
 
     async fn renew(&self, incarnation: Incarnation, lease: Duration) -> Result<Renewed, StoreError> {
@@ -160,6 +175,7 @@ impl Store for MemoryStore {
         let mine = || state.shards.iter().filter(|(_, shard)| shard.owner == Some(incarnation));
         Ok(Renewed {
             owned: mine().map(|(&id, _)| id).collect(),
+            unknown: Vec::new(),
             inbox: mine().filter(|(_, shard)| !shard.inbox.is_empty()).map(|(&id, _)| id).collect(),
             now,
         })
@@ -182,21 +198,26 @@ impl Store for MemoryStore {
         let State { lives, shards, .. } = &mut *state;
         let life = lives.get_mut(&write.incarnation);
         let ended = life.as_ref().is_none_or(|life| life.ended);
-        let repeated = match life {
-            Some(life) => {
-                let newest = life.lanes.entry(write.lane).or_default();
-                if write.seq < *newest {
-                    return Err(StoreError::Stale { lane: write.lane, seq: write.seq, newest: *newest });
-                }
-                std::mem::replace(newest, write.seq) == write.seq
+        let is_repeat = |lanes: &mut BTreeMap<Lane, u64>| {
+            let newest = lanes.entry(write.lane).or_default();
+            if write.seq < *newest {
+                return Err(StoreError::Stale { lane: write.lane, seq: write.seq, newest: *newest });
             }
-            None => false,
+            Ok(std::mem::replace(newest, write.seq) == write.seq)
+        };
+        let repeated = match life {
+            Some(life) if self.inner.sequence == Sequence::OfLane => is_repeat(&mut life.lanes)?,
+            _ => false,
         };
         let apply = |batch: &Batch| {
             let shard = shards.get_mut(&batch.shard);
             let newest = shard.as_ref().map_or(Epoch(0), |shard| shard.epoch);
             match shard {
                 Some(shard) if !ended && shard.owner == Some(write.incarnation) && batch.epoch == newest => {
+                    let repeated = match self.inner.sequence {
+                        Sequence::OfLane => repeated,
+                        Sequence::OfShard => is_repeat(&mut shard.lanes)?,
+                    };
                     if !repeated {
                         batch.ops.iter().for_each(|op| shard.apply(op));
                     }
@@ -304,7 +325,12 @@ impl State {
 
     fn claim_shard(&mut self, id: ShardId, claim: &Claim, elapsed: Duration) -> Result<Grant, Held> {
         let shard = self.shards.entry(id).or_default();
-        if shard.owner != Some(claim.incarnation) {
+        let is_mine = shard.owner == Some(claim.incarnation);
+        if is_mine && claim.given_up.contains(&(id, shard.epoch)) {
+            shard.clean = false;
+            shard.epoch.0 += 1;
+            shard.lanes.clear();
+        } else if !is_mine {
             if let Some(life) = shard.owner.and_then(|owner| self.lives.get(&owner)) {
                 let own_past = claim.kind == ClaimKind::Start && life.host == claim.host;
                 if life.lease_until > elapsed && !own_past {
@@ -314,6 +340,7 @@ impl State {
             shard.clean = shard.owner.is_none();
             shard.owner = Some(claim.incarnation);
             shard.epoch.0 += 1;
+            shard.lanes.clear();
         }
         Ok(Grant { shard: id, epoch: shard.epoch, clean: shard.clean })
     }
@@ -417,6 +444,7 @@ mod tests {
             incarnation: Incarnation(incarnation),
             host: host.into(),
             shards: vec![ShardId(0)],
+            given_up: Vec::new(),
             shard_count: 16,
             hash_version: 1,
             lease: LEASE,

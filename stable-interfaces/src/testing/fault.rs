@@ -4,6 +4,8 @@
 //! same seed meets the same faults. What the wrapped store then does is its own: nothing here changes an argument or an
 //! answer, only whether and when they get through.
 
+mod away;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
 use std::future::Future;
@@ -14,6 +16,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::task::JoinSet;
 
+use self::away::Partly;
 use crate::clock::{Clock, SystemClock};
 use crate::store::{
     BoxError, Claim, Claimed, Hints, Incarnation, Loaded, NewMessage, Page, Posted, Read, ReadRows, Renewed, ShardId,
@@ -138,7 +141,7 @@ pub struct FaultStore {
 }
 
 struct Shared {
-    inner: Arc<dyn Store>,
+    inner: Arc<Partly>,
     /// Delays pass by it.
     clock: Arc<dyn Clock>,
     state: Mutex<State>,
@@ -214,7 +217,7 @@ impl FaultStore {
             forwarders: JoinSet::new(),
         };
         let shared = Shared {
-            inner,
+            inner: Arc::new(Partly::new(inner, clock.clone(), seed)),
             clock,
             state: Mutex::new(state),
             released: Notify::new(),
@@ -249,6 +252,7 @@ impl FaultStore {
         state.chances.clear();
         drop(state);
         self.lose_hints(false);
+        self.set_away([]);
     }
 
     /// While down, every call ends with [`StoreError::NotApplied`]. Going down also ends all streams of hints.
@@ -257,6 +261,15 @@ impl FaultStore {
         if down {
             self.cut_watches();
         }
+    }
+
+    /// While shards are away, as those of one machine of a store that is spread over several: batches for them are not written, or
+    /// their answers are lost, or they arrive late; their leases are [unknown](Renewed::unknown), claims of them held; pages, reads and
+    /// posts that name one fail. What concerns the others alone goes through. Replaces what was away before.
+    ///
+    /// Only for a store with [`Sequence::OfShard`](crate::Sequence::OfShard).
+    pub fn set_away(&self, shards: impl IntoIterator<Item = ShardId>) {
+        self.shared.inner.set_away(shards.into_iter().collect());
     }
 
     /// Call number `index` and all after it hang: for their callers, the world ends before that call.

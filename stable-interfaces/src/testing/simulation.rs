@@ -390,7 +390,10 @@ impl Simulation {
     async fn simulate<W: Workload>(&self, workload: Arc<W>) -> Run {
         let clock = SimClock::new(START);
         let history = History::default();
-        let memory = MemoryStore::with_clock(Arc::new(clock.clone()));
+        // Every second fleet has a store that is spread over machines, of which some may be away.
+        let is_spread = self.wrap.is_none() && self.seed % 2 == 1;
+        let make = if is_spread { MemoryStore::spread } else { MemoryStore::with_clock };
+        let memory = make(Arc::new(clock.clone()));
         let inner: Arc<dyn Store> = match &self.wrap {
             Some(wrap) => wrap(Arc::new(memory.clone())),
             None => Arc::new(memory.clone()),
@@ -406,6 +409,7 @@ impl Simulation {
             is_healed: AtomicBool::new(false),
         });
         let world = World::new(common.clone(), store.clone(), &workload, self.hosts, self.shards, self.faults.calls);
+        world.set_spread(is_spread);
         world.start_all();
         let mut clients = JoinSet::new();
         let client = |number: u64| {

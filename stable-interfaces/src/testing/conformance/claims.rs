@@ -1,7 +1,7 @@
 //! Who owns what: `claim`, `renew` and `release`.
 
 use super::given::*;
-use crate::store::{Claim, ShardId, StoreError};
+use crate::store::{Claim, Epoch, ShardId, StoreError};
 
 pub(super) async fn a_fresh_shard_is_granted_clean_at_epoch_one(store: AnyStore) {
     let claimed = claim(&store, &start(1, "host-a", &[0, 7])).await;
@@ -35,6 +35,30 @@ pub(super) async fn repeating_a_claim_keeps_epoch_and_clean_mark(store: AnyStore
     for _ in 0..3 {
         assert_eq!(grants(&claim(&store, &again).await), [(1, 1, true), (0, 2, false)]);
     }
+}
+
+pub(super) async fn a_shard_given_up_and_claimed_again_has_a_greater_epoch(store: AnyStore) {
+    let mut owner = Owner::start(&store, 1, "host-a", &[0, 1]).await;
+    owner.commit(0, vec![put("i", "k", "before")]).await;
+    let late = owner.next(vec![owner.batch(0, vec![put("i", "k", "late")])]);
+    let again = Claim { given_up: vec![(ShardId(0), Epoch(1))], ..running(1, "host-a", &[1, 0]) };
+    // Repeated, it is the same claim, whatever has been given up long ago.
+    for _ in 0..3 {
+        assert_eq!(grants(&claim(&store, &again).await), [(1, 1, true), (0, 2, false)]);
+    }
+    assert_fenced(&one(commit(&store, &late).await), 0, 1, 2);
+    let renewed = store.renew(owner.incarnation, LONG).await.expect("the lease is renewed");
+    assert_eq!(ids(&renewed.owned), [0, 1]);
+    owner.epochs.insert(0, Epoch(2));
+    owner.commit(0, vec![put("i", "k", "after")]).await;
+    match said(store.commit(&late).await) {
+        Err(StoreError::Fenced { .. } | StoreError::Stale { .. }) => {}
+        other => unexpected("what was sent under an epoch that was given up changes nothing", &other),
+    }
+    assert_eq!(value(&store, 0, "i", "k").await.as_deref(), Some("after"));
+    let given_up = vec![(ShardId(0), Epoch(2)), (ShardId(1), Epoch(1))];
+    let again = Claim { given_up, ..running(1, "host-a", &[0, 1]) };
+    assert_eq!(grants(&claim(&store, &again).await), [(0, 3, false), (1, 2, false)]);
 }
 
 pub(super) async fn a_start_takes_the_shards_of_its_own_host_name_at_once(store: AnyStore) {
@@ -210,6 +234,7 @@ pub(super) async fn renew_lists_owned_shards_ascending(store: AnyStore) {
     claim(&store, &start(2, "host-b", &[3])).await;
     let renewed = store.renew(owner.incarnation, LONG).await.expect("the lease is renewed");
     assert_eq!(ids(&renewed.owned), [2, 9, 10, 100, 1023]);
+    assert_eq!(renewed.unknown, [], "nothing is unknown to a store that is all there");
     assert!(renewed.inbox.is_empty(), "nothing was posted, but {:?}", renewed.inbox);
 }
 

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::given::*;
-use crate::store::{DeadRow, Op, ShardId, StoreError};
+use crate::store::{DeadRow, Op, Sequence, ShardId, StoreError};
 
 pub(super) async fn a_commit_is_seen_at_once(store: AnyStore) {
     let mut owner = Owner::start(&store, 1, "host-a", &[0]).await;
@@ -102,6 +102,48 @@ pub(super) async fn a_repeat_with_other_contents_changes_nothing(store: AnyStore
     assert_eq!(alarms(&store, 0).await, [row]);
 }
 
+pub(super) async fn a_repeat_of_a_part_of_a_write_is_done_without_being_applied(store: AnyStore) {
+    let owner = Owner::start(&store, 1, "host-a", &[0, 1]).await;
+    let batches: Vec<_> = [0, 1].map(|shard| owner.batch(shard, vec![put("i", "k", "first")])).into();
+    assert!(commit(&store, &owner.write(0, 1, batches.clone())).await.iter().all(Result::is_ok));
+    let other_lane = [0, 1].map(|shard| owner.batch(shard, vec![put("i", "k", "second")])).into();
+    assert!(commit(&store, &owner.write(1, 1, other_lane)).await.iter().all(Result::is_ok));
+    for batch in batches {
+        let shard = batch.shard.0;
+        one(commit(&store, &owner.write(0, 1, vec![batch])).await).expect("a repeat is answered as done");
+        let found = value(&store, shard, "i", "k").await;
+        assert_eq!(found.as_deref(), Some("second"), "shard {shard}: a repeat is not applied again");
+    }
+}
+
+pub(super) async fn a_number_counts_for_its_lane_or_for_its_shard_as_the_store_says(store: AnyStore) {
+    let wanted = start(1, "host-a", &[0, 1]);
+    let sequence = claim(&store, &wanted).await.sequence;
+    let owner = Owner::claim(&store, &wanted).await;
+    let write = |seq, shard, value| owner.write(0, seq, vec![owner.batch(shard, vec![put("i", "k", value)])]);
+    one(commit(&store, &write(5, 0, "first")).await).expect("the write is done");
+    let older = said(store.commit(&write(3, 1, "older")).await);
+    let found = value(&store, 1, "i", "k").await;
+    match sequence {
+        Sequence::OfLane => {
+            assert!(matches!(older, Err(StoreError::Stale { newest: 5, .. })), "one number for the lane: {older:?}");
+            assert_eq!(found, None);
+        }
+        Sequence::OfShard => {
+            assert!(older.is_ok(), "each shard has its own number: {older:?}");
+            assert_eq!(found.as_deref(), Some("older"));
+            one(commit(&store, &write(3, 1, "again")).await).expect("a repeat is answered as done");
+            let stale = said(store.commit(&write(2, 1, "stale")).await);
+            assert!(matches!(stale, Err(StoreError::Stale { newest: 3, .. })), "{stale:?}");
+            one(commit(&store, &write(4, 1, "next")).await).expect("the write is done");
+            assert_eq!(value(&store, 1, "i", "k").await.as_deref(), Some("next"));
+        }
+    }
+    assert_eq!(value(&store, 0, "i", "k").await.as_deref(), Some("first"));
+    let again = claim(&store, &wanted).await.sequence;
+    assert_eq!(again, sequence, "a store does not change its mind");
+}
+
 pub(super) async fn a_repeat_after_the_shard_was_lost_is_fenced(store: AnyStore) {
     let mut first = Owner::start(&store, 1, "host-a", &[0]).await;
     let write = first.next(vec![first.batch(0, vec![put("i", "k", "first")])]);
@@ -131,7 +173,7 @@ pub(super) async fn an_older_write_is_stale_and_changes_nothing(store: AnyStore)
         one(commit(&store, &write(seq, value)).await).expect("the write is done");
     }
     for (seq, value) in [(1, "first"), (2, "second"), (2, "other")] {
-        match store.commit(&write(seq, value)).await {
+        match said(store.commit(&write(seq, value)).await) {
             Err(StoreError::Stale { lane, seq: asked, newest }) => assert_eq!((lane.0, asked, newest), (3, seq, 3)),
             other => unexpected("an older write is stale", &other),
         }
@@ -153,7 +195,7 @@ pub(super) async fn lanes_count_separately(store: AnyStore) {
         one(commit(&store, &write).await).expect("the write is the newest of its lane");
         assert_eq!(value_of(&store).await, value);
     }
-    match store.commit(&owner.write(7, 5, vec![owner.batch(0, vec![put("i", "k", "late")])])).await {
+    match said(store.commit(&owner.write(7, 5, vec![owner.batch(0, vec![put("i", "k", "late")])])).await) {
         Err(StoreError::Stale { newest: 6, .. }) => {}
         other => unexpected("an older write of lane 7 is stale", &other),
     }
@@ -169,7 +211,7 @@ pub(super) async fn sequences_may_skip_and_are_compared_as_whole_numbers(store: 
         assert_eq!(value_of(&store).await, seq.to_string());
     }
     for seq in &seqs[..seqs.len() - 1] {
-        let answer = store.commit(&write(*seq)).await;
+        let answer = said(store.commit(&write(*seq)).await);
         assert!(
             matches!(answer, Err(StoreError::Stale { .. })),
             "{seq} is stale after {}, not {answer:?}",

@@ -33,6 +33,7 @@ pub(super) fn start(incarnation: u64, host: &str, shards: &[u32]) -> Claim {
         incarnation: life(incarnation),
         host: host.into(),
         shards: shards.iter().copied().map(ShardId).collect(),
+        given_up: Vec::new(),
         shard_count: SHARD_COUNT,
         hash_version: HASH_VERSION,
         lease: LONG,
@@ -150,6 +151,11 @@ pub(super) async fn commit(store: &AnyStore, write: &Write) -> Answers {
 pub(super) fn one(mut answers: Answers) -> Result<(), StoreError> {
     assert_eq!(answers.len(), 1, "there is one answer for one batch");
     answers.pop().expect("its length was just checked")
+}
+
+/// What became of a write with one batch, said of the batch or of the whole.
+pub(super) fn said(answer: Result<Answers, StoreError>) -> Result<(), StoreError> {
+    answer.and_then(one)
 }
 
 pub(super) fn assert_fenced(answer: &Result<(), StoreError>, shard: u32, held: u64, newest: u64) {

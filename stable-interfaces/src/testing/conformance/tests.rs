@@ -20,6 +20,8 @@ enum Flaw {
     // Claims, renewals, releases.
     EverythingIsClean,
     RepeatedClaimRaisesTheEpoch,
+    GivenUpKeepsItsEpoch,
+    EverythingIsUnknown,
     StartTakesNothing,
     RunningTakesLikeAStart,
     ConfigurationIsForgotten,
@@ -40,6 +42,7 @@ enum Flaw {
     FenceTakesSomeSteps,
     RepeatsAreApplied,
     LanesShareANumber,
+    SequenceIsTheOther,
     StaleIsAnsweredAsDone,
     OneFencedBatchStopsAll,
     FencedBatchWritesItsFirstOperation,
@@ -85,6 +88,8 @@ const CAUGHT: &[(Flaw, &[&str])] = {
     &[
         (EverythingIsClean, &["an_expired_lease_can_be_taken_and_is_not_clean", "clean_speaks_of_the_last_owner_only"]),
         (RepeatedClaimRaisesTheEpoch, &["repeating_a_claim_keeps_epoch_and_clean_mark"]),
+        (GivenUpKeepsItsEpoch, &["a_shard_given_up_and_claimed_again_has_a_greater_epoch"]),
+        (EverythingIsUnknown, &["renew_lists_owned_shards_ascending"]),
         (StartTakesNothing, &["a_start_takes_the_shards_of_its_own_host_name_at_once"]),
         (RunningTakesLikeAStart, &["a_running_claim_takes_nothing_from_a_living_lease_of_its_own_host_name"]),
         (
@@ -115,9 +120,14 @@ const CAUGHT: &[(Flaw, &[&str])] = {
         (FenceTakesSomeSteps, &["concurrent_owners_never_interleave", "a_fence_holds_while_writes_are_under_way"]),
         (
             RepeatsAreApplied,
-            &["a_repeat_with_other_contents_changes_nothing", "a_repeated_write_is_done_without_being_applied"],
+            &[
+                "a_repeat_with_other_contents_changes_nothing",
+                "a_repeated_write_is_done_without_being_applied",
+                "a_repeat_of_a_part_of_a_write_is_done_without_being_applied",
+            ],
         ),
         (LanesShareANumber, &["lanes_count_separately"]),
+        (SequenceIsTheOther, &["a_number_counts_for_its_lane_or_for_its_shard_as_the_store_says"]),
         (StaleIsAnsweredAsDone, &["an_older_write_is_stale_and_changes_nothing"]),
         (OneFencedBatchStopsAll, &["a_fenced_batch_leaves_nothing_and_the_others_land"]),
         (FencedBatchWritesItsFirstOperation, &["a_late_write_after_a_newer_claim_changes_nothing"]),
@@ -333,6 +343,7 @@ impl Store for Flawed {
             Flaw::StartTakesNothing => claim.kind = ClaimKind::Running,
             Flaw::RunningTakesLikeAStart => claim.kind = ClaimKind::Start,
             Flaw::ConfigurationIsForgotten => (claim.shard_count, claim.hash_version) = (1, 1),
+            Flaw::GivenUpKeepsItsEpoch => claim.given_up.clear(),
             Flaw::LeaseNeverRunsOut => claim.lease = Duration::MAX,
             Flaw::RepeatedClaimRaisesTheEpoch => self.inner.release(claim.incarnation, &claim.shards).await?,
             _ => {}
@@ -341,6 +352,7 @@ impl Store for Flawed {
         match self.flaw {
             Flaw::EverythingIsClean => claimed.granted.iter_mut().for_each(|grant| grant.clean = true),
             Flaw::HolderIsNotNamed => claimed.held.iter_mut().for_each(|held| held.holder = "".into()),
+            Flaw::SequenceIsTheOther => claimed.sequence = Sequence::OfShard,
             Flaw::GrantsAreSorted => claimed.granted.sort_by_key(|grant| grant.shard),
             _ => {}
         }
@@ -352,9 +364,10 @@ impl Store for Flawed {
         let renewed = self.inner.renew(incarnation, lease).await;
         match self.flaw {
             Flaw::UnknownMayRenew => {
-                let nothing = Renewed { owned: vec![], inbox: vec![], now: Timestamp::UNIX_EPOCH };
+                let nothing = Renewed { owned: vec![], unknown: vec![], inbox: vec![], now: Timestamp::UNIX_EPOCH };
                 Ok(renewed.unwrap_or(nothing))
             }
+            Flaw::EverythingIsUnknown => renewed.map(|renewed| Renewed { unknown: renewed.owned.clone(), ..renewed }),
             Flaw::ShardsSortAsText => renewed.map(|mut renewed| {
                 renewed.owned.sort_by_key(ShardId::to_string);
                 renewed

@@ -13,6 +13,7 @@ async fn owned() -> (FaultStore, MemoryStore, SimClock) {
         incarnation: Incarnation(1),
         host: "host-a".into(),
         shards: vec![ShardId(0)],
+        given_up: Vec::new(),
         shard_count: 16,
         hash_version: 1,
         lease: Duration::from_secs(3_600),

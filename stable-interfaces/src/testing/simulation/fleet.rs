@@ -188,6 +188,8 @@ pub(super) struct World<A> {
     register: Box<Register<A>>,
     /// How likely a call of the store meets a fault.
     calls: f64,
+    /// Whether the store may be away in part.
+    is_spread: AtomicBool,
     state: Mutex<State<A>>,
 }
 
@@ -222,7 +224,17 @@ impl<A: Clone + Send + Sync + 'static> World<A> {
             let app = workload.register(&mut host, life);
             (host, app)
         };
-        Arc::new(World { common, store, register: Box::new(register), calls, state: Mutex::new(state) })
+        let is_spread = AtomicBool::new(false);
+        Arc::new(World { common, store, register: Box::new(register), calls, is_spread, state: Mutex::new(state) })
+    }
+
+    /// Says whether the store may be away in part.
+    pub(super) fn set_spread(&self, is_spread: bool) {
+        self.is_spread.store(is_spread, Ordering::SeqCst);
+    }
+
+    pub(super) fn is_spread(&self) -> bool {
+        self.is_spread.load(Ordering::SeqCst)
     }
 
     pub(super) fn shard_of(&self, id: &str) -> Option<ShardId> {

@@ -6,11 +6,12 @@ use tokio::task::JoinSet;
 
 use super::fleet::{World, fleet_of};
 use crate::clock::{Clock, within};
+use crate::store::ShardId;
 use crate::sync::Arc;
 use crate::testing::{Fault, Method};
 
 /// What can happen, and how often of a hundred.
-const EVENTS: [(Event, u64); 13] = [
+const EVENTS: [(Event, u64); 14] = [
     (Event::Crash, 38),
     (Event::CrashAll, 2),
     (Event::Drop, 4),
@@ -19,6 +20,7 @@ const EVENTS: [(Event, u64); 13] = [
     (Event::CutOff, 6),
     (Event::Hang, 6),
     (Event::StoreDown, 3),
+    (Event::PartAway, 8),
     (Event::Step, 7),
     (Event::Twin, 8),
     (Event::Roll, 2),
@@ -44,6 +46,8 @@ enum Event {
     Hang,
     /// The store is down for all.
     StoreDown,
+    /// A third of the shards is away, for a host or for all.
+    PartAway,
     /// A host's wall steps.
     Step,
     /// A second host of a name is started.
@@ -179,6 +183,19 @@ fn happen<A: Clone + Send + Sync + 'static>(world: &Arc<World<A>>, event: Event,
             common.fault("store down");
             world.each(|running| running.link.faults.set_down(true));
             for_a_while(lasting, Box::new(|world| world.each(|running| running.link.faults.set_down(false))));
+        }
+        Event::PartAway if !world.is_spread() => {}
+        Event::PartAway => {
+            common.fault("a part of the store away");
+            let (part, is_for_all) = (u32::try_from(random.below(3)).unwrap_or(0), random.chance(0.5));
+            let away = (0..world.hosts_and_shards().1).filter(|shard| shard % 3 == part).map(ShardId);
+            let set = |running: &super::fleet::Running<A>| running.link.faults.set_away(away.clone());
+            if is_for_all {
+                world.each(set);
+            } else {
+                world.with(&name, set);
+            }
+            for_a_while(lasting, Box::new(|world| world.each(|running| running.link.faults.set_away([]))));
         }
         Event::Step => {
             common.fault("step of a wall clock");

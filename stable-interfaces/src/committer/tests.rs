@@ -1,0 +1,295 @@
+//! Lanes on a store in memory of which a part is away, hangs, or refuses; on a paused clock.
+
+use bytes::Bytes;
+
+use super::*;
+use crate::Timestamp;
+use crate::fleet::HASH_VERSION;
+use crate::host::shards::Limits;
+use crate::instance::gate::Gate;
+use crate::store::{Claim, ClaimKind, InstanceName, MemoryStore};
+use crate::testing::{Fault, FaultStore, Method, SeededRandom, SimClock};
+
+const SHARDS: u32 = 4;
+const ME: Incarnation = Incarnation(1);
+const STORE_TIMEOUT: Duration = Duration::from_secs(2);
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// One lane that writes to four shards.
+struct World {
+    clock: SimClock,
+    memory: MemoryStore,
+    store: FaultStore,
+    shards: Arc<Shards>,
+    committer: Arc<Committer>,
+    gates: Vec<Arc<Gate>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl World {
+    async fn spread() -> World {
+        World::on(MemoryStore::spread).await
+    }
+
+    async fn of_lane() -> World {
+        World::on(MemoryStore::with_clock).await
+    }
+
+    async fn on(make: fn(Arc<dyn Clock>) -> MemoryStore) -> World {
+        let clock = SimClock::new(Timestamp::UNIX_EPOCH);
+        let memory = make(Arc::new(clock.clone()));
+        let store = FaultStore::seeded(Arc::new(memory.clone()), Arc::new(clock.clone()), 1);
+        let limits = Limits { max_firing: 1, max_fires_per_second: 1, max_crashes: 1 };
+        let shards = Arc::new(Shards::new(SHARDS, limits, Arc::new(clock.clone())));
+        let claim = Claim {
+            incarnation: ME,
+            host: "host".into(),
+            shards: (0..SHARDS).map(ShardId).collect(),
+            given_up: Vec::new(),
+            shard_count: SHARDS,
+            hash_version: HASH_VERSION,
+            lease: Duration::from_secs(1_000_000),
+            kind: ClaimKind::Start,
+        };
+        let claimed = store.claim(&claim).await.unwrap();
+        for grant in &claimed.granted {
+            shards.own(grant.shard, grant.epoch, true, 8);
+        }
+        let options = CommitOptions {
+            lanes: 1,
+            store_timeout: STORE_TIMEOUT,
+            commit_timeout: COMMIT_TIMEOUT,
+            max_queued: 100,
+            max_queued_bytes: 10_000,
+        };
+        let random = Arc::new(SeededRandom::new(1));
+        let committer =
+            Committer::new(ME, Arc::new(store.clone()), shards.clone(), Arc::new(clock.clone()), random, options);
+        let committer = Arc::new(committer);
+        let task = tokio::spawn(committer.clone().run(Lane(0), claimed.sequence));
+        let gates = (0..SHARDS).map(|_| Arc::default()).collect();
+        World { clock, memory, store, shards, committer, gates, task }
+    }
+
+    /// Queues a commit of the only instance of a shard.
+    fn push(&self, shard: u32, value: &[u8]) -> Ticket {
+        let name = InstanceName { interface: "order".into(), instance: shard.to_string().into() };
+        let ops = vec![Op::Put { name, key: "k".into(), value: Bytes::copy_from_slice(value) }];
+        let ticket = self.gates[shard as usize].take_ticket();
+        let commit = Commit { shard: ShardId(shard), epoch: Epoch(1), ops, is_shown: false };
+        self.committer.push(Queued::new(Arc::new(commit), ticket.clone(), None));
+        ticket
+    }
+
+    async fn told(&self, ticket: &Ticket) -> Result<(), Failure> {
+        ticket.wait().await
+    }
+
+    /// Whether it is told something within that time.
+    async fn told_within(&self, ticket: &Ticket, limit: Duration) -> Option<Result<(), Failure>> {
+        within(&self.clock, limit, ticket.wait()).await
+    }
+
+    fn stored(&self, shard: u32) -> Option<Vec<u8>> {
+        let dump = self.memory.dump();
+        let values = &dump.shards.get(&ShardId(shard))?.storage;
+        values.values().next().map(|value| value.to_vec())
+    }
+
+    fn depth(&self) -> (usize, usize) {
+        let depth = &self.committer.lanes[0].depth;
+        (depth.commits.load(Ordering::Relaxed), depth.bytes.load(Ordering::Relaxed))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_unknown_of_one_shard_holds_up_no_other() {
+    let world = World::spread().await;
+    for seed in 0..20 {
+        world.store.set_away([ShardId(0), ShardId(3)]);
+        let away = [world.push(0, &[seed]), world.push(3, &[seed])];
+        for round in 0..10 {
+            let began = world.clock.elapsed();
+            for ticket in [world.push(1, &[seed, round]), world.push(2, &[seed, round])] {
+                assert!(world.told(&ticket).await.is_ok(), "a shard that is there");
+            }
+            assert_eq!(world.clock.elapsed(), began, "it waits for nothing");
+            assert_eq!(world.stored(1), Some(vec![seed, round]));
+            world.clock.sleep(Duration::from_millis(50)).await;
+        }
+        let later = world.push(0, &[seed, 99]);
+        world.store.set_away([]);
+        for ticket in away.iter().chain([&later]) {
+            assert!(world.told(ticket).await.is_ok(), "once it is there again, all is written");
+        }
+        assert_eq!((world.stored(0), world.stored(3)), (Some(vec![seed, 99]), Some(vec![seed])));
+        // What was late changes nothing more.
+        world.clock.sleep(Duration::from_secs(5)).await;
+        assert_eq!((world.stored(0), world.stored(3)), (Some(vec![seed, 99]), Some(vec![seed])));
+    }
+    assert_eq!(world.depth(), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_is_not_answered_holds_up_its_own_shards_after_a_moment() {
+    let world = World::spread().await;
+    world.store.fail_next(Method::Commit, Fault::HangAfter);
+    let hanging = world.push(0, b"a");
+    tokio::task::yield_now().await;
+    let behind = world.push(0, b"b");
+    let beside = world.push(1, b"a");
+    let limit = STORE_TIMEOUT / PATIENCE + Duration::from_millis(1);
+    assert!(matches!(world.told_within(&beside, limit).await, Some(Ok(()))));
+    assert!(world.told_within(&behind, limit).await.is_none(), "the order of a shard is kept");
+    assert!(world.told(&hanging).await.is_ok() && world.told(&behind).await.is_ok());
+    assert_eq!((world.stored(0), world.depth()), (Some(b"b".to_vec()), (0, 0)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn shards_of_a_call_that_was_not_answered_are_asked_after_each_by_itself() {
+    let world = World::spread().await;
+    // One write to all four shards; nothing is heard of it, and after that one of them hangs for good.
+    world.store.fail_next(Method::Commit, Fault::FailAfter);
+    let tickets: Vec<_> = (0..SHARDS).map(|shard| world.push(shard, b"a")).collect();
+    world.store.fail_at(world.store.begun() + 1, Fault::Hang);
+    let mut told = 0;
+    for ticket in &tickets {
+        told += u32::from(matches!(world.told_within(ticket, STORE_TIMEOUT / 2).await, Some(Ok(()))));
+    }
+    assert_eq!(told, SHARDS - 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shard_that_is_lost_while_its_outcome_is_unknown_is_told_so_and_left_out() {
+    for world in [World::spread().await, World::of_lane().await] {
+        world.store.set_chance(Method::Commit, Fault::FailAfter, 1.0);
+        let tickets = [world.push(0, b"a"), world.push(1, b"a")];
+        world.clock.sleep(Duration::from_secs(1)).await;
+        world.shards.lose(ShardId(0), Epoch(1));
+        let told = world.told_within(&tickets[0], Duration::from_secs(3)).await;
+        assert!(matches!(told, Some(Err(Failure::Unknown))), "{told:?}");
+        let begun = world.store.log().len();
+        world.clock.sleep(Duration::from_secs(3)).await;
+        let log = world.store.log();
+        assert!(log.len() > begun && log[begun..].iter().all(|call| call.size == 1), "{:?}", &log[begun..]);
+        world.store.heal();
+        assert!(world.told_within(&tickets[1], Duration::from_secs(3)).await.is_some());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unknown_outcome_holds_up_the_lane_where_the_lane_has_the_number() {
+    let world = World::of_lane().await;
+    world.store.set_chance(Method::Commit, Fault::FailAfter, 1.0);
+    let unknown = world.push(0, b"a");
+    tokio::task::yield_now().await;
+    let behind = world.push(1, b"a");
+    assert!(world.told_within(&behind, Duration::from_secs(3)).await.is_none());
+    world.store.heal();
+    assert!(world.told(&unknown).await.is_ok() && world.told(&behind).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lane_is_full_by_commits_and_by_bytes_and_what_is_written_makes_room() {
+    let world = World::of_lane().await;
+    world.store.fail_next(Method::Commit, Fault::HangAfter);
+    let mut tickets = vec![world.push(0, &[0; 4_000])];
+    tokio::task::yield_now().await;
+    tickets.push(world.push(1, &[0; 4_000]));
+    assert!(!world.committer.is_full(ShardId(0)));
+    tickets.push(world.push(2, &[0; 4_000]));
+    assert!(world.committer.is_full(ShardId(0)), "12,000 bytes are queued: {:?}", world.depth());
+    world.store.release_hanging();
+    for ticket in &tickets {
+        assert!(world.told(ticket).await.is_ok());
+    }
+    assert_eq!(world.depth(), (0, 0));
+    world.store.fail_next(Method::Commit, Fault::HangAfter);
+    let tickets: Vec<_> = (0..100).map(|n| world.push(n % SHARDS, b"")).collect();
+    assert!(world.committer.is_full(ShardId(0)), "100 commits are queued: {:?}", world.depth());
+    world.store.release_hanging();
+    for ticket in &tickets {
+        assert!(world.told(ticket).await.is_ok());
+    }
+    assert_eq!(world.depth(), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn commits_that_are_withdrawn_late_are_counted_no_more() {
+    for world in [World::spread().await, World::of_lane().await] {
+        // The first is never answered, the others are never sent.
+        world.store.set_chance(Method::Commit, Fault::HangAfter, 1.0);
+        let first = world.push(0, b"a");
+        tokio::task::yield_now().await;
+        let waiting = [world.push(0, b"b"), world.push(0, b"c")];
+        world.clock.sleep(COMMIT_TIMEOUT * 3).await;
+        for ticket in &waiting {
+            assert!(matches!(world.told(ticket).await, Err(Failure::Store(_))));
+        }
+        assert_eq!(world.depth().0, 1, "the one whose outcome is unknown");
+        world.store.heal();
+        world.store.release_hanging();
+        world.clock.sleep(STORE_TIMEOUT * 2).await;
+        assert!(first.is_settled());
+        assert_eq!(world.depth(), (0, 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn commits_of_a_store_that_stays_away_are_counted_no_more() {
+    for world in [World::spread().await, World::of_lane().await] {
+        world.store.set_down(true);
+        let tickets = [world.push(0, b"a"), world.push(1, b"a")];
+        world.clock.sleep(COMMIT_TIMEOUT * 2).await;
+        for ticket in &tickets {
+            assert!(matches!(world.told(ticket).await, Err(Failure::Store(_))), "surely not written");
+        }
+        assert_eq!(world.depth(), (0, 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn commits_that_are_fenced_are_counted_no_more() {
+    let world = World::spread().await;
+    // Lost before it is sent, and found lost by the store.
+    world.shards.lose(ShardId(0), Epoch(1));
+    world.memory.release(ME, &[ShardId(1)]).await.unwrap();
+    let tickets = [world.push(0, b"a"), world.push(1, b"a")];
+    for ticket in &tickets {
+        assert!(matches!(world.told(ticket).await, Err(Failure::Fenced)));
+    }
+    assert_eq!((world.depth(), world.shards.epoch(ShardId(1))), ((0, 0), None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn commits_behind_a_failed_one_are_counted_no_more() {
+    let world = World::spread().await;
+    world.memory.release(ME, &[ShardId(1)]).await.unwrap();
+    world.store.fail_next(Method::Commit, Fault::SlowAnswer(Duration::from_millis(100)));
+    let first = world.push(1, b"a");
+    tokio::task::yield_now().await;
+    let behind = world.push(1, b"b");
+    assert!(world.told(&first).await.is_err() && world.told(&behind).await.is_err());
+    world.clock.sleep(Duration::from_secs(1)).await;
+    assert_eq!(world.depth(), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn commits_of_a_lane_that_is_closed_are_counted_no_more() {
+    for world in [World::spread().await, World::of_lane().await] {
+        world.store.set_chance(Method::Commit, Fault::Hang, 1.0);
+        let sent = world.push(0, b"a");
+        // Held up beside the lane, where it goes on.
+        world.clock.sleep(Duration::from_secs(1)).await;
+        let waiting = [world.push(0, b"b"), world.push(0, b"c")];
+        world.clock.sleep(Duration::from_millis(100)).await;
+        world.committer.close();
+        for ticket in [&waiting[0], &waiting[1], &world.push(2, b"never")] {
+            assert!(world.told(ticket).await.is_err());
+        }
+        assert_eq!(world.depth().0, 1, "the one that was sent");
+        world.task.abort();
+        assert!(matches!(world.told(&sent).await, Err(Failure::Unknown)));
+        assert_eq!(world.depth(), (0, 0));
+    }
+}
