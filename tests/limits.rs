@@ -535,7 +535,7 @@ async fn alarms_that_were_slowed_down_wait_no_longer_for_a_wall_that_goes_back()
 }
 
 /// Every option of the builders that is a time or a number.
-const HOST_OPTIONS: [&str; 14] = [
+const HOST_OPTIONS: [&str; 15] = [
     "lease",
     "start_timeout",
     "drain_timeout",

@@ -27,13 +27,13 @@ fn fleet() -> Fleet {
 
 /// The shards of which a third is away.
 fn a_third() -> impl Iterator<Item = ShardId> {
-    (0..SHARDS).filter(|shard| shard % 3 == 0).map(ShardId)
+    (0..SHARDS).filter(|shard| shard.is_multiple_of(3)).map(ShardId)
 }
 
 /// So many IDs in the shards that are away, and in the others.
 fn ids(fleet: &Fleet, many: usize) -> (Vec<String>, Vec<String>) {
     let all = || (0..10_000).map(|i| format!("id-{i}"));
-    let is_away = |id: &String| fleet.shard_of(id).unwrap().0 % 3 == 0;
+    let is_away = |id: &String| fleet.shard_of(id).unwrap().0.is_multiple_of(3);
     (all().filter(is_away).take(many).collect(), all().filter(|id| !is_away(id)).take(many).collect())
 }
 

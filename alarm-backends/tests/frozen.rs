@@ -87,6 +87,7 @@ fn claim() -> Claim {
         incarnation: ME,
         host: "host-a".into(),
         shards: vec![ShardId(0)],
+        given_up: Vec::new(),
         shard_count: 16,
         hash_version: 1,
         lease: Duration::from_secs(3600),
@@ -105,7 +106,10 @@ async fn call(store: &dyn Store, method: &str, round: u64) -> Result<(), StoreEr
         "renew" => store.renew(ME, Duration::from_secs(3600)).await.map(drop),
         // Of a shard that it does not have: the others are needed.
         "release" => store.release(ME, &[ShardId(1)]).await,
-        "commit" => store.commit(&Write { incarnation: ME, lane: Lane(0), seq: round + 1, batches }).await.map(drop),
+        "commit" => {
+            let write = Write { incarnation: ME, lane: Lane(0), seq: round + 1, batches };
+            store.commit(&write).await?.into_iter().collect()
+        }
         "post" => {
             let id = format!("m-{round}").into();
             let new = NewMessage { shard: ShardId(0), name: name(), id, headers: Vec::new(), body: Bytes::new() };

@@ -360,7 +360,9 @@ impl Committer {
         match sequence {
             Sequence::OfLane => take_late(queue),
             Sequence::OfShard => {
-                held.iter_mut().filter(|(shard, _)| shards.contains(shard)).for_each(|(_, waiting)| take_late(waiting))
+                for (_, waiting) in held.iter_mut().filter(|(shard, _)| shards.contains(shard)) {
+                    take_late(waiting);
+                }
             }
         }
         drop(state);

@@ -102,11 +102,11 @@ enum Part {
 #[derive(Debug, Clone, Copy)]
 enum Make {
     /// Numbers for lanes, and it says which batch it refuses.
-    OfLane,
+    Lanes,
     /// Numbers for lanes, and it refuses a whole write for what one batch has in it.
-    OfLaneWhole,
+    Whole,
     /// Numbers for shards.
-    OfShard,
+    Shards,
 }
 
 struct Cases;
@@ -116,7 +116,7 @@ impl ReferenceStateMachine for Cases {
     type Transition = Step;
 
     fn init_state() -> BoxedStrategy<Make> {
-        prop_oneof![1 => Just(Make::OfLane), 1 => Just(Make::OfLaneWhole), 2 => Just(Make::OfShard)].boxed()
+        prop_oneof![1 => Just(Make::Lanes), 1 => Just(Make::Whole), 2 => Just(Make::Shards)].boxed()
     }
 
     fn transitions(_: &Make) -> BoxedStrategy<Step> {
@@ -256,8 +256,8 @@ impl Make {
     /// The parts of a write that have a number together.
     fn parts(self, write: &Write) -> Vec<(Key, Vec<Batch>)> {
         match self {
-            Make::OfLane | Make::OfLaneWhole => vec![((write.lane, None), write.batches.clone())],
-            Make::OfShard => {
+            Make::Lanes | Make::Whole => vec![((write.lane, None), write.batches.clone())],
+            Make::Shards => {
                 write.batches.iter().map(|batch| ((write.lane, Some(batch.shard)), vec![batch.clone()])).collect()
             }
         }
@@ -265,8 +265,8 @@ impl Make {
 
     fn sequence(self) -> Sequence {
         match self {
-            Make::OfLane | Make::OfLaneWhole => Sequence::OfLane,
-            Make::OfShard => Sequence::OfShard,
+            Make::Lanes | Make::Whole => Sequence::OfLane,
+            Make::Shards => Sequence::OfShard,
         }
     }
 }
@@ -311,7 +311,7 @@ impl State {
                 return Err(stale(*newest));
             }
             let mut ops = write.batches.iter().flat_map(|batch| &batch.ops);
-            if matches!(make, Make::OfLaneWhole) && ops.any(is_guilty) {
+            if matches!(make, Make::Whole) && ops.any(is_guilty) {
                 return Err(refusal());
             }
             is_repeat = std::mem::replace(newest, write.seq) == write.seq;
