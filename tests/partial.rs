@@ -153,7 +153,7 @@ async fn a_shard_that_answers_again_before_its_lease_is_over_is_never_given_up()
         let lived = site.probes.request(&away[0], life()).await.unwrap();
         for _ in 0..20 {
             world.store.set_away(a_third());
-            world.pass(LEASE * 2 / 5).await;
+            world.pass(LEASE / 4).await;
             assert!(site.host.owns(&away[0]).unwrap());
             world.store.set_away([]);
             world.pass(LEASE * 3 / 5).await;

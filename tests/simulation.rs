@@ -20,7 +20,7 @@ const FEWEST: u64 = 24;
 const REPEATED: u64 = 16;
 
 /// A simulation in which one of these never happens tests less than it says. The first runs have the same seeds each time.
-const MUST_HAPPEN: [&str; 34] = [
+const MUST_HAPPEN: [&str; 35] = [
     "crash before Claim was answered",
     "crash after Claim was answered",
     "crash before Renew was answered",
