@@ -67,7 +67,10 @@ async fn instances_on_the_rest_of_a_store_go_on_for_as_long_as_a_part_of_it_is_a
         assert_eq!(site.host.health(), Health::Running);
         for request in waiting {
             let error = request.await.unwrap().unwrap_err();
-            assert!(matches!(error, RequestError::Unknown | RequestError::Store(_) | RequestError::Fenced), "{error}");
+            assert!(
+                matches!(error, RequestError::Unknown(_) | RequestError::Store(_) | RequestError::Fenced),
+                "{error}"
+            );
         }
         world.store.set_away([]);
         world.pass(LEASE).await;
