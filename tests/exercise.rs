@@ -1,6 +1,7 @@
 //! What the simulation of the whole library does: instances that use all of it, and clients that ask them to.
 //!
-//! There are two interfaces. Nothing that limits the one limits the other, and the scouts' limits are drawn for each life of a host.
+//! There are two interfaces. Nothing that limits the one limits the other, and the scouts' limits and those of the host are drawn
+//! for each life of a host.
 //!
 //! Every effect has a number. Whoever asks for it writes it down, and the instance counts under that number, in its storage, how
 //! often it happened; beside that it counts all its effects in one total, in memory and stored, which must agree with them. So
@@ -17,7 +18,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use stable_interfaces::testing::{
-    Began, Client, End, History, Invariant, Life, Outcome, Pending, Setting, Site, StoreDump, What, Workload,
+    Began, Client, End, History, Invariant, Life, Outcome, Pending, SeededRandom, Setting, Site, StoreDump, What,
+    Workload,
 };
 use stable_interfaces::{
     Alarm, Closed, Connecting, ConnectionId, Context, ContextError, DeadKind, Handle, HostBuilder, InstanceName,
@@ -589,6 +591,8 @@ fn whole(id: &str, effect: u64) -> String {
 pub struct Exercise {
     effects: AtomicU64,
     incarnations: Arc<AtomicU64>,
+    /// How many hosts have been configured.
+    hosts: AtomicU64,
 }
 
 /// Asks the owner of an instance, and the host it names if it is not the owner. Gives the last answer, and who gave it.
@@ -666,6 +670,14 @@ fn settle_if<R>(
 
 impl Workload for Exercise {
     type App = App;
+
+    fn configure(&self, host: HostBuilder) -> HostBuilder {
+        let random = SeededRandom::new(self.hosts.fetch_add(1, Ordering::Relaxed));
+        let number = |all: &[usize]| random.pick(all).copied().unwrap_or(1);
+        let host = host.max_firing(number(&[8, 32, usize::MAX])).alarm_window(number(&[0, 16, usize::MAX]));
+        let host = host.max_queued_commits(number(&[256, usize::MAX]));
+        host.lanes(random.pick(&[1, 2, 7, u16::MAX]).copied().unwrap_or(2))
+    }
 
     fn register(&self, host: &mut HostBuilder, life: &Life) -> App {
         let shared = Arc::new(Shared { life: life.clone(), running: Mutex::default() });

@@ -526,7 +526,7 @@ impl<I: StableInterface> Interface<I> {
     ///
     /// # Errors
     /// [`RequestError::Store`] if the store did not take it, [`RequestError::Unknown`] if that is not known: repeat it under the
-    /// same ID. If the first got through and has been handled by then, it is handled twice. [`RequestError::TooLarge`], [`RequestError::InvalidId`], [`RequestError::NoStore`].
+    /// same ID. If the first got through and has been handled by then, it is handled twice. [`RequestError::NotStarted`], [`RequestError::TooLarge`], [`RequestError::InvalidId`], [`RequestError::NoStore`].
     /// [`RequestError::Unhandled`] if the interface was registered without [`with_inbox`](crate::InterfaceBuilder::with_inbox).
     pub async fn post(&self, id: &str, message: NewPost) -> Result<Posted, RequestError<I::Error>>
     where
