@@ -251,6 +251,49 @@ async fn messages_that_wait_for_a_commit_do_not_make_their_client_slow_but_are_b
 }
 
 #[tokio::test(start_paused = true)]
+async fn of_two_tasks_of_a_client_that_receive_neither_sees_what_is_not_durable() {
+    let world = World::in_memory();
+    let site = world.start().await;
+    let client = Arc::new(connect(&site, "a").await);
+    let say = |message: i64| {
+        act(move |me: &mut Probe, cx: &mut Context| {
+            Box::pin(async move {
+                cx.put("said", &message)?;
+                me.peers.all()[0].try_send(cx, message).unwrap();
+                Ok(())
+            })
+        })
+    };
+    for _ in 0..2 {
+        world.store.fail_next(Method::Commit, Fault::HangAfter);
+    }
+    let first = spawn(&site.probes, "a", say(1));
+    world.settle().await;
+    let receiving: Vec<_> = (0..2)
+        .map(|_| {
+            let client = client.clone();
+            tokio::spawn(async move { client.recv().await })
+        })
+        .collect();
+    world.settle().await;
+    let second = spawn(&site.probes, "a", say(2));
+    world.settle().await;
+    // The first commit is answered, and the second is under way then.
+    world.store.release_hanging();
+    world.settle().await;
+    assert!(first.is_finished() && !second.is_finished());
+    assert_eq!(receiving.iter().filter(|task| task.is_finished()).count(), 1);
+    world.store.release_hanging();
+    world.settle().await;
+    let mut received = Vec::new();
+    for task in receiving {
+        received.push(task.await.unwrap().unwrap());
+    }
+    received.sort_unstable();
+    assert_eq!(received, [1, 2]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_client_sees_nothing_before_it_is_durable() {
     let world = World::in_memory();
     let site = world.start().await;

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use stable_interfaces::testing::{Fault, Method, SeededRandom};
 use stable_interfaces::{
-    ContextError, Host, KeyRange, MAX_EFFECTS, MAX_VALUE_BYTES, Op, Random, RequestError, StoreError,
+    ContextError, Directive, Host, KeyRange, MAX_EFFECTS, MAX_VALUE_BYTES, NewPost, Op, Random, RequestError,
+    StoreError,
 };
 use system_tests::{
     Between, Do, Failed, Probe, World, act, count, get, in_time, life, on_each_store, put, set, spawn, wait,
@@ -234,6 +235,76 @@ on_each_store! {
         assert_eq!((items, range, first.as_str(), gone), (3, 2, "item/1", None));
         assert_eq!((set, left), ([true, false, false, true], vec!["stored".to_owned()]));
     }
+}
+
+on_each_store! {
+    async fn a_list_with_a_limit_asks_the_store_for_no_more_and_sees_what_was_put_and_deleted(world: World) {
+        let site = world.start().await;
+        let fill = act(|_: &mut Probe, cx| {
+            Box::pin(async move {
+                for k in 0..900 {
+                    cx.put(&format!("item/{k:03}"), &k)?;
+                }
+                Ok(())
+            })
+        });
+        site.probes.request("a", fill).await.unwrap();
+        let list = |limit| {
+            act(move |_: &mut Probe, cx| {
+                Box::pin(async move {
+                    let found = cx.list(KeyRange::prefix("item/").limit(limit)).await?;
+                    Ok(found.into_iter().map(|(key, _)| key[5..].to_owned()).collect::<Vec<_>>())
+                })
+            })
+        };
+        for (limit, reads) in [(0, 0), (1, 1), (3, 1), (512, 1), (513, 2), (900, 2), (usize::MAX, 2)] {
+            let before = world.store.calls(Method::Read);
+            let found = site.probes.request("a", list(limit)).await.unwrap();
+            assert_eq!(found, (0..limit.min(900)).map(|k| format!("{k:03}")).collect::<Vec<_>>(), "limit {limit}");
+            assert_eq!(world.store.calls(Method::Read) - before, reads, "limit {limit}");
+        }
+        let changed = act(|_: &mut Probe, cx| {
+            Box::pin(async move {
+                cx.delete("item/000")?;
+                cx.delete("item/002")?;
+                cx.put("item/0015", &0)?;
+                cx.put("item/zzz", &0)?;
+                let first = cx.list(KeyRange::prefix("item/").limit(3)).await?;
+                let last = cx.list(KeyRange::from("item/898".."item/~").limit(9)).await?;
+                Ok(first.into_iter().chain(last).map(|(key, _)| key[5..].to_owned()).collect::<Vec<_>>())
+            })
+        });
+        let found = site.probes.request("a", changed).await.unwrap();
+        assert_eq!(found, ["001", "0015", "003", "898", "899", "zzz"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_value_or_meta_that_could_not_be_read_again_is_refused_when_it_is_set() {
+    let world = World::in_memory();
+    let site = world.start().await;
+    let deep = (0..200).fold(serde_json::Value::Null, |inner, _| serde_json::Value::Array(vec![inner]));
+    let refused = |error: ContextError| matches!(error, ContextError::Json(_));
+    assert!(refused(NewPost::json(&f64::NAN).unwrap_err()));
+    assert!(refused(Directive::set_alarm("x", world.at(0), &deep).unwrap_err()));
+    let set = act(move |_: &mut Probe, cx| {
+        Box::pin(async move {
+            let far = cx.now() + SECOND;
+            let errors = [
+                cx.put("k", &[f64::INFINITY]).unwrap_err(),
+                cx.put("k", &deep).unwrap_err(),
+                cx.set_alarm("x", far, &Some(f32::NAN)).unwrap_err(),
+                cx.set_alarm("x", far, &deep).unwrap_err(),
+                cx.set_alarm_if_absent("x", far, &deep).await.unwrap_err(),
+            ];
+            Ok(errors.into_iter().map(|error| matches!(error, ContextError::Json(_))).collect::<Vec<_>>())
+        })
+    });
+    assert_eq!(site.probes.request("a", set).await.unwrap(), [true; 5]);
+    let far = world.at(1_000_000);
+    assert!(site.probes.set_alarm("a", "x", far, &f64::NEG_INFINITY).await.is_err());
+    assert_eq!(site.probes.alarms("a").await.unwrap(), []);
+    assert_eq!(site.probes.request("a", get("k")).await.unwrap(), None);
 }
 
 on_each_store! {

@@ -4,6 +4,7 @@
 //! only holds copies of the soonest ([`window`]); the [`driver`] fires them.
 
 pub(crate) mod driver;
+pub(crate) mod portion;
 mod retry;
 pub(crate) mod window;
 
@@ -16,6 +17,7 @@ use serde::de::DeserializeOwned;
 use crate::clock::Timestamp;
 use crate::error::ContextError;
 use crate::id::{MAX_VALUE_BYTES, check_id};
+use crate::json;
 use crate::store::{AlarmRow, InstanceName, Revision};
 use crate::sync::Arc;
 
@@ -29,7 +31,7 @@ pub(crate) fn check_alarm_id(id: &str) -> Result<(), ContextError> {
 /// The meta of the alarm `id`, as it is stored.
 pub(crate) fn encode_meta(id: &str, meta: &(impl Serialize + ?Sized)) -> Result<Bytes, ContextError> {
     let what = || format!("the meta of alarm {id:?}");
-    let meta = Bytes::from(serde_json::to_vec(meta).map_err(|error| ContextError::not_json(what(), error))?);
+    let meta = Bytes::from(json::to_vec(meta).map_err(|error| ContextError::not_json(what(), error))?);
     if meta.len() > MAX_VALUE_BYTES {
         return Err(ContextError::too_large(what(), meta.len()));
     }

@@ -430,7 +430,7 @@ impl<I: OnConnect> Connection<I> {
 
     /// The next message from the instance, in order, once what it depends on is durable.
     ///
-    /// Cancel-safe. One task at a time should wait here.
+    /// Cancel-safe. Of several tasks that wait here each message reaches one.
     ///
     /// # Errors
     /// [`Closed`], after everything that was sent before has been taken.
@@ -449,14 +449,23 @@ impl<I: OnConnect> Connection<I> {
                     continue;
                 }
             };
-            if let Some(ticket) = behind
+            if let Some(ticket) = &behind
                 && ticket.wait().await.is_err()
             {
                 self.link.change(|state| state.outgoing.clear());
                 self.link.close_for_client(Closed::Reset);
                 continue;
             }
-            if let Some((message, _)) = self.link.change(|state| state.outgoing.pop_front()) {
+            // Another task may have taken that one meanwhile: what is the first now may wait for another commit.
+            let is_open = |other: &Option<Ticket>| match (other, &behind) {
+                (Some(other), Some(waited_for)) => other.is(waited_for),
+                (other, _) => other.is_none(),
+            };
+            let take = |state: &mut LinkState<I::Outgoing>| {
+                let is_first_open = state.outgoing.front().is_some_and(|(_, behind)| is_open(behind));
+                if is_first_open { state.outgoing.pop_front() } else { None }
+            };
+            if let Some((message, _)) = self.link.change(take) {
                 return Ok(message);
             }
         }

@@ -9,7 +9,7 @@ use serde::Serialize;
 use tracing::Instrument as _;
 
 use self::outside::{CancelAlarm, Discard, FireNow, ListAlarms, Outside, Requeue, SetAlarm, SetAlarmIfAbsent};
-use crate::alarm::{Alarm, RetryPolicy};
+use crate::alarm::{Alarm, RetryPolicy, encode_meta};
 use crate::clock::Timestamp;
 use crate::connection::{self, Closed, Connection, ConnectionId, Room};
 use crate::dead::Dead;
@@ -657,9 +657,7 @@ impl<I: StableInterface> Interface<I> {
 }
 
 fn set_alarm<E>(alarm: &str, at: Timestamp, meta: &(impl Serialize + ?Sized)) -> Result<SetAlarm, RequestError<E>> {
-    let meta = serde_json::to_value(meta);
-    let meta = meta.map_err(|error| ContextError::not_json(format_args!("the meta of alarm {alarm:?}"), error))?;
-    Ok(SetAlarm { alarm: alarm.to_owned(), at, meta })
+    Ok(SetAlarm { alarm: alarm.to_owned(), at, meta: encode_meta(alarm, meta)? })
 }
 
 /// Gives a message's work the interface, to build the instance with.

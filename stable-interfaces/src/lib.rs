@@ -84,6 +84,7 @@ mod id;
 mod inbox;
 mod instance;
 mod interface;
+mod json;
 pub mod metrics;
 mod outside;
 #[cfg(all(test, shuttle))]

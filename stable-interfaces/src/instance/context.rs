@@ -26,6 +26,7 @@ use crate::error::{ContextError, InvalidId, Outcome, RequestError};
 use crate::host::core::{HostCore, Place};
 use crate::host::wake::Wake;
 use crate::id::{MAX_VALUE_BYTES, check_key};
+use crate::json;
 use crate::store::{
     AlarmRow, DeadKey, DeadLetter, Epoch, InboxRow, InstanceName, NewMessage, Op, Posted, Read, ReadRange, ReadRows,
     Revision, ShardId, StoreError,
@@ -297,8 +298,25 @@ impl Context {
         at: impl Into<Timestamp>,
         meta: &(impl Serialize + ?Sized),
     ) -> Result<(), ContextError> {
-        let row = self.new_alarm(id, at.into(), meta)?;
+        let row = self.new_alarm(id, at.into(), || encode_meta(id, meta))?;
         self.record(Op::PutAlarm(row))
+    }
+
+    /// As [`set_alarm`](Self::set_alarm), with the meta as it is stored.
+    pub(crate) fn set_encoded_alarm(&mut self, id: &str, at: Timestamp, meta: Bytes) -> Result<(), ContextError> {
+        let row = self.new_alarm(id, at, || Ok(meta))?;
+        self.record(Op::PutAlarm(row))
+    }
+
+    /// As [`set_alarm_if_absent`](Self::set_alarm_if_absent), with the meta as it is stored.
+    pub(crate) async fn set_encoded_alarm_if_absent(
+        &mut self,
+        id: &str,
+        at: Timestamp,
+        meta: Bytes,
+    ) -> Result<bool, ContextError> {
+        let row = self.new_alarm(id, at, || Ok(meta))?;
+        self.record_if_absent(row).await
     }
 
     /// As [`set_alarm`](Self::set_alarm), unless an alarm with that ID exists. Says whether it was set. The alarm that woke this
@@ -312,11 +330,16 @@ impl Context {
         at: impl Into<Timestamp> + Send,
         meta: &(impl Serialize + Sync + ?Sized),
     ) -> Result<bool, ContextError> {
-        let row = self.new_alarm(id, at.into(), meta)?;
-        let found = self.find_alarm(id).await?;
+        let row = self.new_alarm(id, at.into(), || encode_meta(id, meta))?;
+        self.record_if_absent(row).await
+    }
+
+    async fn record_if_absent(&mut self, row: AlarmRow) -> Result<bool, ContextError> {
+        let id = row.id.clone();
+        let found = self.find_alarm(&id).await?;
         // The alarm that woke the handler is on its way out.
         let is_leaving = |found: &AlarmRow| {
-            self.alarm.as_ref().is_some_and(|own| *own.id == *id && own.revision == found.revision)
+            self.alarm.as_ref().is_some_and(|own| own.id == id && own.revision == found.revision)
                 && !self.recorded.holds_alarm()
         };
         if found.is_some_and(|found| !is_leaving(&found)) {
@@ -326,10 +349,15 @@ impl Context {
         Ok(true)
     }
 
-    fn new_alarm(&self, id: &str, at: Timestamp, meta: &(impl Serialize + ?Sized)) -> Result<AlarmRow, ContextError> {
+    fn new_alarm(
+        &self,
+        id: &str,
+        at: Timestamp,
+        meta: impl FnOnce() -> Result<Bytes, ContextError>,
+    ) -> Result<AlarmRow, ContextError> {
         self.require(Needs::Alarms)?;
         check_alarm_id(id)?;
-        let meta = encode_meta(id, meta)?;
+        let meta = meta()?;
         self.require_store()?;
         Ok(self.fresh_alarm(id, at, meta))
     }
@@ -380,10 +408,11 @@ impl Context {
     /// Stores `value` as JSON under `key` in this instance's storage.
     ///
     /// # Errors
-    /// For a key that cannot be one (see [`check_key`]), for a value over [`MAX_VALUE_BYTES`] or unserializable, and where the
-    /// host has no store. Nothing is recorded then.
+    /// For a key that cannot be one (see [`check_key`]), for a value over [`MAX_VALUE_BYTES`], for one that cannot be JSON that is read
+    /// again (a number that is not finite, more than 127 lists and objects within each other), and where the host has no store. Nothing
+    /// is recorded then.
     pub fn put(&mut self, key: &str, value: &(impl Serialize + ?Sized)) -> Result<(), ContextError> {
-        let value = serde_json::to_vec(value).map_err(|error| ContextError::not_json(self.value_under(key), error))?;
+        let value = json::to_vec(value).map_err(|error| ContextError::not_json(self.value_under(key), error))?;
         self.put_bytes(key, value)
     }
 
@@ -462,10 +491,16 @@ impl Context {
         let unsettled = self.instance.unsettled();
         let mut rows = std::collections::BTreeMap::new();
         let mut from = range.from.clone();
-        loop {
+        // Each key deleted since may be one of those read.
+        let is_deletion = |op: &&Op| matches!(op, Op::Delete { key, .. } if range.contains(key));
+        let deleted = unsettled.iter().flat_map(|commit| &commit.ops).filter(is_deletion).count()
+            + self.recorded.ops().iter().filter(is_deletion).count();
+        let most = range.limit.saturating_add(deleted);
+        while rows.len() < most && range.limit > 0 {
             let page = ReadRange::Storage(from.clone(), range.to.clone());
-            let ReadRows::Storage(page) = self.read(page, READ_PAGE).await? else { return Err(wrong_rows()) };
-            let is_last = page.len() < READ_PAGE;
+            let asked = READ_PAGE.min(most - rows.len());
+            let ReadRows::Storage(page) = self.read(page, asked).await? else { return Err(wrong_rows()) };
+            let is_last = page.len() < asked;
             if let Some((last, _)) = page.last() {
                 from = just_after(last);
             }

@@ -57,6 +57,11 @@ impl Ticket {
         self.number
     }
 
+    /// Whether the other is of the same commit.
+    pub(crate) fn is(&self, other: &Ticket) -> bool {
+        self.number == other.number && Arc::ptr_eq(&self.gate, &other.gate)
+    }
+
     /// Tells the outcome of this commit.
     pub(crate) fn settle(&self, outcome: Result<(), Failure>) {
         self.gate.settle(self.number, outcome);

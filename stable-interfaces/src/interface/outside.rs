@@ -4,6 +4,8 @@
 
 use std::future::Future;
 
+use bytes::Bytes;
+
 use crate::alarm::Alarm;
 use crate::clock::Timestamp;
 use crate::error::{ContextError, Outcome};
@@ -33,14 +35,15 @@ impl<I: StableInterface, O: Operation> Work<I> for Outside<O> {
 pub(super) struct SetAlarm {
     pub(super) alarm: String,
     pub(super) at: Timestamp,
-    pub(super) meta: serde_json::Value,
+    /// As it is stored.
+    pub(super) meta: Bytes,
 }
 
 impl Operation for SetAlarm {
     type Reply = ();
 
     async fn run(self, cx: &mut Context) -> Result<(), ContextError> {
-        cx.set_alarm(&self.alarm, self.at, &self.meta)
+        cx.set_encoded_alarm(&self.alarm, self.at, self.meta)
     }
 }
 
@@ -50,7 +53,7 @@ impl Operation for SetAlarmIfAbsent {
     type Reply = bool;
 
     async fn run(self, cx: &mut Context) -> Result<bool, ContextError> {
-        cx.set_alarm_if_absent(&self.0.alarm, self.0.at, &self.0.meta).await
+        cx.set_encoded_alarm_if_absent(&self.0.alarm, self.0.at, self.0.meta).await
     }
 }
 
