@@ -137,6 +137,8 @@ async fn a_bit_of_everything() {
     world.pass(300 * SECOND).await;
     assert_eq!(site.probes.running(), 0);
     site.probes.set_alarm("a", "set aside", world.at(400_000), &()).await.unwrap();
+    world.store.cut_watches();
+    world.pass(SECOND).await;
     site.host.drain(SECOND).await;
 
     // A program without the interface, and then one of the same name that takes its place.

@@ -91,6 +91,9 @@ use self::node::{FIRST_PAUSE, MAX_PAUSE, within};
 use self::script::{Call, PROBE};
 use self::target::Target;
 
+/// How often a connection that listens is seen to be alive.
+const LISTENER_PING: Duration = Duration::from_secs(3);
+
 /// What a shard's keys are called behind their hash tag.
 mod keys_of {
     pub(super) const OWN: &str = "own";
@@ -349,7 +352,9 @@ impl Inner {
         let mut failed = "no server was named".to_owned();
         for address in self.reads.addresses() {
             match within(&*self.target.clock, deadline, self.subscribe(&address)).await {
-                Some(Ok(messages)) => return Ok(forwarded(messages)),
+                Some(Ok((pings, messages))) => {
+                    return Ok(forwarded(messages, alive(self.target.clone(), address, pings)));
+                }
                 Some(Err(error)) => failed = format!("{address}: {error}"),
                 None => failed = format!("{address}: no answer within {:?}", self.target.timeout),
             }
@@ -357,22 +362,37 @@ impl Inner {
         Err(StoreError::Unavailable(failed.into()))
     }
 
-    async fn subscribe(&self, address: &str) -> redis::RedisResult<redis::aio::PubSubStream> {
+    async fn subscribe(&self, address: &str) -> redis::RedisResult<(redis::aio::PubSubSink, redis::aio::PubSubStream)> {
         let client = self.target.client(address)?;
         let mut subscriber = client.get_async_pubsub().await?;
         subscriber.subscribe(self.keys.channel()).await?;
-        Ok(subscriber.into_on_message())
+        Ok(subscriber.split())
     }
 }
 
-/// Passes hints on until the connection breaks or nobody listens.
-fn forwarded(mut messages: redis::aio::PubSubStream) -> Hints {
+/// Ends when the server of a subscription does not answer in time: a connection that has died without a word looks like one on which
+/// nobody posts.
+async fn alive(target: Arc<Target>, address: String, mut pings: redis::aio::PubSubSink) {
+    loop {
+        target.clock.sleep(LISTENER_PING).await;
+        let deadline = target.clock.elapsed() + target.timeout;
+        if !matches!(within(&*target.clock, deadline, pings.ping::<redis::Value>()).await, Some(Ok(_))) {
+            tracing::warn!(%address, "the connection to Redis that listens for messages has fallen silent; it is made anew");
+            return;
+        }
+    }
+}
+
+/// Passes hints on until the connection breaks, is not `alive` any more, or nobody listens.
+fn forwarded(mut messages: redis::aio::PubSubStream, alive: impl Future<Output = ()> + Send + 'static) -> Hints {
     let (sender, hints) = Hints::channel();
     tokio::spawn(async move {
+        let mut alive = std::pin::pin!(alive);
         loop {
             let message = tokio::select! { biased;
                 () = sender.closed() => return,
                 message = messages.next() => message,
+                () = &mut alive => return,
             };
             let Some(message) = message else { return };
             if let Some(shard) =

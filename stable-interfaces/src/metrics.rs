@@ -33,6 +33,8 @@ pub const ALARMS_SAVED: &str = "stable_interfaces_alarms_saved_total";
 pub const OLDEST_OVERDUE: &str = "stable_interfaces_oldest_overdue_seconds";
 /// Counter: shards lost to another owner.
 pub const SHARDS_LOST: &str = "stable_interfaces_shards_lost_total";
+/// Counter: how often the store's hints about new messages have ended or could not be begun, so that messages waited for the next look.
+pub const WATCHES_LOST: &str = "stable_interfaces_watches_lost_total";
 /// Gauge: shards owned.
 pub const SHARDS_OWNED: &str = "stable_interfaces_shards_owned";
 /// Counter, by `interface`: instances that left memory because they were idle or others needed the room.
@@ -43,7 +45,7 @@ pub const OVERLOADED: &str = "stable_interfaces_overloaded_total";
 pub const BLOCKED: &str = "stable_interfaces_blocked_handlers_total";
 
 /// Every name above.
-pub const ALL: [&str; 19] = [
+pub const ALL: [&str; 20] = [
     RESETS,
     RETRIES,
     DEAD_LETTERS,
@@ -59,6 +61,7 @@ pub const ALL: [&str; 19] = [
     ALARMS_SAVED,
     OLDEST_OVERDUE,
     SHARDS_LOST,
+    WATCHES_LOST,
     SHARDS_OWNED,
     PASSIVATED,
     OVERLOADED,

@@ -35,6 +35,9 @@ const SETTINGS: &str = "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEV
 /// No post waits for a row for longer than it takes to see that it is held.
 const WAIT_FOR_NO_ROW: &str = "SET lock_timeout = 20";
 
+/// How often a connection that listens is seen to be alive.
+const LISTENER_PING: Duration = Duration::from_secs(3);
+
 /// How a connection is made, and what is true of each.
 pub(super) struct Server {
     pub(super) config: Config,
@@ -117,6 +120,10 @@ pub(super) mod real_time {
 
     pub(in super::super) async fn until<T>(deadline: Instant, work: impl Future<Output = T>) -> Option<T> {
         tokio::time::timeout_at(deadline, work).await.ok()
+    }
+
+    pub(super) async fn wait(time: Duration) {
+        tokio::time::sleep(time).await;
     }
 
     /// Sleeps, unless that would pass the deadline.
@@ -309,10 +316,22 @@ impl Server {
             None => return Err(StoreError::Unavailable(self.no_answer())),
         };
         // Ends with the listener or with the connection, and takes the other one along.
+        let limit = self.limit;
         tokio::spawn(async move {
-            tokio::select! { biased;
-                () = hints.closed() => {}
-                _ = &mut conn.driver => {}
+            loop {
+                tokio::select! { biased;
+                    () = hints.closed() => return,
+                    _ = &mut conn.driver => return,
+                    () = real_time::wait(LISTENER_PING) => {}
+                }
+                // A listener sends nothing, so a connection that has died without a word looks like one on which nobody posts.
+                let ping = conn.client.simple_query("");
+                if !matches!(real_time::until(real_time::after(limit), ping).await, Some(Ok(_))) {
+                    tracing::warn!(
+                        "the connection to Postgres that listens for messages has fallen silent; it is made anew"
+                    );
+                    return;
+                }
             }
         });
         Ok(())
