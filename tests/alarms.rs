@@ -10,7 +10,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use stable_interfaces::testing::{Fault, Method, SeededRandom, SimClock};
 use stable_interfaces::{
-    Clock, Context, ContextError, DamageReason, Damaged, Fleet, Handle, Host, InterfaceBuilder, RequestError,
+    Clock, Context, ContextError, DamageReason, Damaged, Fleet, Handle, Host, InterfaceBuilder, Loaded, RequestError,
     RetryPolicy, Rows, ShardId, Sleep, StableInterface, Timestamp,
 };
 use system_tests::{
@@ -864,6 +864,116 @@ async fn fifty_thousand_alarms_due_at_restart_fire_oldest_first_under_the_cap_wh
         "memory holds what the window may hold, not what the store has"
     );
     assert_eq!(world.dump().alarms().count(), 0);
+}
+
+/// Alarms with a meta of 30 kB each, all due, in the store and in nobody's memory.
+async fn fat_alarms(world: &World, instances: i64, each: i64) {
+    let site = world.start().await;
+    for i in 0..instances {
+        let many = act(move |_: &mut Probe, cx| {
+            Box::pin(async move {
+                for j in 0..each {
+                    cx.set_alarm(&format!("x-{j}"), START + HOUR, &"x".repeat(30_000))?;
+                }
+                Ok(())
+            })
+        });
+        site.probes.request(&format!("i-{i}"), many).await.unwrap();
+    }
+    assert!(site.host.drain(SECOND).await.released);
+    world.pass(2 * HOUR).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn alarms_that_no_answer_can_hold_together_are_loaded_by_and_by() {
+    let world = World::in_memory();
+    fat_alarms(&world, 20, 15).await;
+    // A link, a deadline or a buffer that takes less than two of them.
+    let tight = |between: Between| {
+        between.on_load(|_, loaded| {
+            let bytes = |loaded: &Loaded| match &loaded.rows {
+                Rows::Alarms(rows) => rows.iter().map(|row| row.meta.len()).sum(),
+                _ => 0,
+            };
+            if loaded.iter().map(bytes).sum::<usize>() > 50_000 {
+                loaded.clear();
+            }
+        })
+    };
+    let site = world.launch(world.local_behind(tight), |probes| probes).await;
+    world.pass(600 * SECOND).await;
+    assert_eq!(world.script.fired().len(), 300);
+    assert!(site.host.is_ready(Duration::ZERO));
+}
+
+#[tokio::test(start_paused = true)]
+async fn alarms_that_cannot_be_loaded_are_overdue_and_their_host_is_not_ready() {
+    let world = World::in_memory();
+    fat_alarms(&world, 1, 1).await;
+    world.store.set_chance(Method::Load, Fault::FailBefore, 1.0);
+    let site = world.start().await;
+    world.pass(10 * SECOND).await;
+    assert!((9 * SECOND..=10 * SECOND).contains(&site.host.overdue()), "{:?}", site.host.overdue());
+    assert!(!site.host.is_ready(5 * SECOND));
+    world.store.heal();
+    world.pass(10 * SECOND).await;
+    assert_eq!(world.script.fired().len(), 1);
+    assert!(site.host.is_ready(Duration::ZERO) && site.host.overdue() == Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_holds_no_more_bytes_of_alarms_than_it_may_also_while_they_fire() {
+    let world = World::in_memory();
+    let site = world.start().await;
+    for i in 0..40 {
+        let two = act(move |_: &mut Probe, cx| {
+            Box::pin(async move {
+                for j in 0..2 {
+                    cx.set_alarm(&format!("x-{j}"), START + 2 * HOUR, &"x".repeat(200_000))?;
+                }
+                Ok(())
+            })
+        });
+        site.probes.request(&format!("i-{i}"), two).await.unwrap();
+    }
+    assert!(site.host.drain(SECOND).await.released);
+
+    let loaded = Arc::new(AtomicUsize::new(0));
+    let pages = loaded.clone();
+    let counted = |between: Between| {
+        between.on_load(move |_, loaded| {
+            for page in loaded {
+                if let Rows::Alarms(rows) = &page.rows {
+                    pages.fetch_add(rows.len(), Ordering::SeqCst);
+                }
+            }
+        })
+    };
+    let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (now_running, peak) = (running.clone(), most.clone());
+    world.script.on_alarm(move |me, _, _| {
+        let sleep = me.sleep(Duration::from_millis(10));
+        peak.fetch_max(now_running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        let running = now_running.clone();
+        Box::pin(async move {
+            sleep.await;
+            running.fetch_sub(1, Ordering::SeqCst);
+            Ok(())
+        })
+    });
+    let site = world.launch(world.local_behind(counted).alarm_window_bytes(2_000_000), |probes| probes).await;
+    world.pass(HOUR).await;
+    let read = loaded.load(Ordering::SeqCst);
+    assert!(read <= 80, "{read} rows were loaded to wait for an hour");
+    assert_eq!(site.host.overdue(), Duration::ZERO);
+    world.pass(HOUR - Duration::from_millis(u64::try_from(world.now() % 3_600_000).unwrap())).await;
+    world.pass(60 * SECOND).await;
+    assert_eq!(world.script.fired().len(), 80);
+    // Half of the bytes, and the one that crosses that.
+    let most = most.load(Ordering::SeqCst);
+    assert!((2..=6).contains(&most), "{most} at once");
+    let late = fired(&world).iter().map(|(_, at, _)| at - 7_200_000).max().unwrap();
+    assert!(late < 20_000, "the last one is {late} ms late");
 }
 
 /// Counts how often anything sleeps.

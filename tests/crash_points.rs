@@ -462,7 +462,7 @@ async fn read_end(store: &dyn Store) -> End {
         }
         let effect = |json: &[u8]| format!("{instance}/{}", serde_json::from_slice::<String>(json).unwrap());
         for after in [After::Alarms(None), After::Inbox(None), After::Dead(None)] {
-            let loaded = store.load(&[Page { shard, after, limit: 10_000 }]).await.unwrap();
+            let loaded = store.load(&[Page::new(shard, after, 10_000)]).await.unwrap();
             let waiting = &mut end.waiting;
             match &loaded[0].rows {
                 Rows::Alarms(rows) => waiting.extend(rows.iter().map(|row| effect(&row.meta))),

@@ -2,11 +2,15 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use stable_interfaces::testing::{Fault, Method};
-use stable_interfaces::{ContextError, DeadKind, Fleet, Host, NewPost, Outside, Posted, RequestError, RetryPolicy};
-use system_tests::{Failed, Probe, Site, World, act, count, get, in_time, on_each_store, spawn, wait};
+use stable_interfaces::{
+    ContextError, DeadKind, Fleet, Host, NewPost, Outside, Posted, RequestError, RetryPolicy, Rows,
+};
+use system_tests::{Between, Failed, Probe, Site, World, act, count, get, in_time, on_each_store, spawn, wait};
 
 const SECOND: Duration = Duration::from_secs(1);
 const LEASE: Duration = Duration::from_secs(15);
@@ -225,7 +229,7 @@ on_each_store! {
 on_each_store! {
     async fn messages_of_others_whose_nudges_got_lost_are_picked_up_within_seconds_however_long_the_lease_is(world: World) {
         let fleet = Fleet::new(["local"], 1_024).unwrap();
-        let outside = Outside::new(std::sync::Arc::new(world.store.clone()), fleet.clone());
+        let outside = Outside::new(Arc::new(world.store.clone()), fleet.clone());
         world.store.lose_hints(true);
         // One whose lease never ends, and one whose lease is a day.
         for builder in [Host::local(world.store.clone()), world.member("local", &fleet).lease(86_400 * SECOND)] {
@@ -246,7 +250,7 @@ on_each_store! {
 on_each_store! {
     async fn messages_posted_before_a_watch_begins_are_looked_for_when_it_does(world: World) {
         let fleet = Fleet::new(["local"], 1_024).unwrap();
-        let outside = Outside::new(std::sync::Arc::new(world.store.clone()), fleet);
+        let outside = Outside::new(Arc::new(world.store.clone()), fleet);
         world.store.fail_next(Method::Watch, Fault::Hang);
         let _site = world.start().await;
         world.pass(Duration::from_millis(100)).await;
@@ -274,6 +278,43 @@ on_each_store! {
         world.pass(10 * SECOND).await;
         assert_eq!(world.script.taken_ids(), ["m"]);
         assert!(site.host.is_ready(Duration::ZERO) && site.host.overdue() == Duration::ZERO);
+    }
+}
+
+on_each_store! {
+    async fn messages_that_wait_for_long_are_not_read_again_by_each_look(world: World) {
+        world.script.on_message(|_, _, message| {
+            let fails = message.id().starts_with("fails");
+            Box::pin(async move { if fails { Err(Failed::Told("not yet")) } else { Ok(()) } })
+        });
+        let read = Arc::new(AtomicUsize::new(0));
+        let counted = read.clone();
+        let between = |between: Between| {
+            between.on_load(move |_, loaded| {
+                for page in loaded {
+                    if let Rows::Inbox(rows) = &page.rows {
+                        counted.fetch_add(rows.iter().filter(|row| !row.body.is_empty()).count(), Ordering::SeqCst);
+                    }
+                }
+            })
+        };
+        let retry = RetryPolicy::new().first(3_600 * SECOND).longest(3_600 * SECOND);
+        let site = world.launch(world.local_behind(between), |probes| probes.retry(retry)).await;
+        for n in 0..400 {
+            // Twenty shards of twenty, roughly.
+            site.probes.post(&format!("id-{}", n % 20), message(&format!("fails-{n}"))).await.unwrap();
+        }
+        world.pass(SECOND).await;
+        assert_eq!(world.script.taken().len(), 400);
+        let before = read.load(Ordering::SeqCst);
+        world.pass(60 * SECOND).await;
+        assert_eq!(read.load(Ordering::SeqCst) - before, 0, "nothing has come");
+        site.probes.post("id-7", message("new")).await.unwrap();
+        world.pass(SECOND).await;
+        assert_eq!(world.script.taken_ids().last().map(String::as_str), Some("new"));
+        assert!(read.load(Ordering::SeqCst) - before <= 2, "of all that wait only the new one is read");
+        world.pass(2 * 3_600 * SECOND).await;
+        assert!(world.script.taken().len() >= 801, "and each is tried again in its time");
     }
 }
 

@@ -248,7 +248,7 @@ async fn verify(store: &FjallStore, possible: RangeInclusive<u64>) -> u64 {
         );
         last.insert(shard, n);
 
-        let page = Page { shard, after: After::Alarms(None), limit: 1_000 };
+        let page = Page::new(shard, After::Alarms(None), 1_000);
         let loaded = store.load(&[page]).await.unwrap().remove(0);
         assert_eq!(loaded.damaged, []);
         let first = (n + 1).saturating_sub(LIFE).max(1);

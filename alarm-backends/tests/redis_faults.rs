@@ -95,7 +95,7 @@ async fn keys(store: &RedisStore, shard: u32) -> BTreeSet<String> {
 }
 
 async fn load(store: &RedisStore, after: After) -> Loaded {
-    store.load(&[Page { shard: ShardId(0), after, limit: 100 }]).await.unwrap().remove(0)
+    store.load(&[Page::new(ShardId(0), after, 100)]).await.unwrap().remove(0)
 }
 
 async fn alarms(store: &RedisStore) -> Vec<AlarmRow> {
@@ -411,7 +411,7 @@ async fn rows_that_are_garbage_or_newer_are_reported_and_left_alone() {
     let newer = loaded.damaged.iter().filter(|damaged| damaged.reason == DamageReason::NewerVersion(2)).count();
     assert_eq!((loaded.damaged.len(), newer), (4, 1), "{loaded:?}");
     // Damaged rows do not count towards the limit.
-    let page = Page { shard: ShardId(0), after: After::Alarms(None), limit: 2 };
+    let page = Page::new(ShardId(0), After::Alarms(None), 2);
     assert_eq!(store.load(&[page]).await.unwrap().remove(0).rows, loaded.rows);
 
     // A newer row is not written over, and its batch not half applied; a garbled one may be set anew.

@@ -1,5 +1,7 @@
 //! Dead letters: alarms that were given up, kept until somebody decides about them.
 
+use std::collections::VecDeque;
+
 use crate::alarm::Alarm;
 use crate::clock::Timestamp;
 use crate::directive::{Needs, interface_of};
@@ -7,7 +9,7 @@ use crate::error::ContextError;
 use crate::host::core::HostCore;
 use crate::inbox::{Message, Way};
 use crate::instance::context::Context;
-use crate::store::{After, AlarmRow, DeadKey, DeadLetter, DeadRow, InstanceName, Op, Page, Rows, ShardId};
+use crate::store::{After, AlarmRow, DeadKey, DeadLetter, DeadRow, InstanceName, Loaded, Op, Page, Rows, ShardId};
 use crate::sync::Arc;
 
 /// An alarm or message that was given up after its last attempt.
@@ -75,8 +77,10 @@ impl Dead {
     }
 }
 
-/// How many dead letters are read of one shard at once.
+/// How many dead letters are read of one shard at once, of how many shards, and about how many bytes in all.
 const PAGE: usize = 128;
+const PAGES: usize = 256;
+const PAGE_BYTES: usize = 4 * 1024 * 1024;
 
 /// The dead letters of `interface` in `shards`.
 pub(crate) async fn list(
@@ -88,27 +92,33 @@ pub(crate) async fn list(
 ) -> Result<Vec<Dead>, ContextError> {
     let after_key = after.map(|dead| dead.letter.key());
     let mut found = Vec::new();
-    // Each round asks every shard that may have more for its next page; shards with nothing dead answer once.
-    let mut wanted: Vec<_> = shards.into_iter().map(|shard| (shard, after_key.clone())).collect();
+    // Each shard that may have more is asked for its next page in its turn; those with nothing dead answer once. With how many were found.
+    let mut wanted: VecDeque<_> = shards.into_iter().map(|shard| (shard, after_key.clone(), 0)).collect();
     while !wanted.is_empty() {
-        let pages: Vec<_> = wanted
-            .iter()
-            .map(|(shard, key)| Page { shard: *shard, after: After::Dead(key.clone()), limit: PAGE })
-            .collect();
+        let asked: Vec<_> = wanted.drain(..wanted.len().min(PAGES)).collect();
+        let bytes = PAGE_BYTES / asked.len();
+        let page = |shard: ShardId, key: &Option<DeadKey>| Page {
+            shard,
+            after: After::Dead(key.clone()),
+            limit: PAGE,
+            bytes,
+            keys_only: false,
+        };
+        let pages: Vec<_> = asked.iter().map(|(shard, key, _)| page(*shard, key)).collect();
         let loaded = way.load(&pages).await.map_err(ContextError::store)?;
-        let mut more = Vec::new();
-        for ((shard, _), page) in wanted.into_iter().zip(loaded) {
+        for ((shard, _, before), page) in asked.into_iter().zip(loaded) {
             let Rows::Dead(letters) = page.rows else { continue };
-            let fits = letters.iter().filter(|letter| is_of(&letter.key().name, interface)).count();
-            if letters.len() == PAGE && fits < limit {
-                more.extend(letters.last().map(|last| (shard, Some(last.key()))));
+            let fits = before + letters.iter().filter(|letter| is_of(&letter.key().name, interface)).count();
+            if !page.is_last && fits < limit {
+                wanted.extend(letters.last().map(|last| (shard, Some(last.key()), fits)));
             }
             found.extend(letters.into_iter().filter(|letter| is_of(&letter.key().name, interface)));
         }
-        wanted = more;
+        // No more are kept than are wanted, for each has its meta or body.
+        found.sort_by_cached_key(DeadLetter::key);
+        found.truncate(limit);
     }
-    found.sort_by_cached_key(DeadLetter::key);
-    Ok(found.into_iter().take(limit).map(|letter| Dead { letter }).collect())
+    Ok(found.into_iter().map(|letter| Dead { letter }).collect())
 }
 
 /// Whether a dead letter under this name is one of `interface`: an alarm, a message or a directive.
@@ -152,10 +162,10 @@ pub(crate) async fn find(host: &HostCore, shard: ShardId, key: &DeadKey) -> Resu
     // Pages start strictly after a key, and no ID is empty.
     let mut after = DeadKey { id: "".into(), ..key.clone() };
     loop {
-        let page = Page { shard, after: After::Dead(Some(after)), limit: PAGE };
+        let page = Page { shard, after: After::Dead(Some(after)), limit: PAGE, bytes: PAGE_BYTES, keys_only: false };
         let mut loaded = host.load(&[page]).await.map_err(ContextError::store)?;
-        let Some(Rows::Dead(letters)) = loaded.pop().map(|loaded| loaded.rows) else { return Ok(None) };
-        let last = letters.last().map(DeadLetter::key).filter(|last| letters.len() == PAGE && last < key);
+        let Some(Loaded { rows: Rows::Dead(letters), is_last, .. }) = loaded.pop() else { return Ok(None) };
+        let last = letters.last().map(DeadLetter::key).filter(|last| !is_last && last < key);
         if let Some(letter) = letters.into_iter().find(|letter| letter.key() == *key) {
             return Ok(Some(letter));
         }

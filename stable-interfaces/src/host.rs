@@ -454,6 +454,15 @@ impl HostBuilder {
         self
     }
 
+    /// About how many bytes of alarms this host holds in memory, with what they carry: half of it of alarms that wait, half of alarms and
+    /// messages being handled. An alarm for which there is no room is loaded when it is due. Where there are less than a few alarms' worth,
+    /// they are loaded one by one. Default: 64 MiB.
+    #[must_use]
+    pub fn alarm_window_bytes(mut self, bytes: usize) -> HostBuilder {
+        self.options.limits.window_bytes = bytes;
+        self
+    }
+
     /// Registers an interface whose instances are built by `factory` from their ID. Finish with
     /// [`register`](InterfaceBuilder::register). The host's own options may be set before or after.
     pub fn interface<I: StableInterface>(
@@ -527,7 +536,7 @@ impl HostBuilder {
             }
             _ => {
                 for shard in &assigned {
-                    core.shards.own(*shard, Epoch(1), true, 0);
+                    core.shards.own(*shard, Epoch(1), true, 0, 0);
                 }
                 core.set_health(Health::Running);
                 tracing::info!(host = %core.name, shards = assigned.len(), "started without a store");

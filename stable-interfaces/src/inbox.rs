@@ -3,7 +3,6 @@
 //! Anyone may post; only the owner reads, and the order in which it takes messages is their order. [`InboxWindow`] is what a
 //! shard's owner has taken into memory.
 
-use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::future::Future;
 use std::time::Duration;
@@ -19,6 +18,7 @@ use crate::error::{ContextError, RequestError, beginning};
 use crate::fleet::{Fleet, hash_id};
 use crate::host::core::{Health, HostCore};
 use crate::id::{MAX_VALUE_BYTES, check_id, check_interface_name};
+use crate::json;
 use crate::store::{
     InboxKey, InboxRow, InstanceName, Loaded, MessageHeaders, NewMessage, Page, Posted, Read, ReadRows, Store,
     StoreError,
@@ -43,9 +43,9 @@ impl NewPost {
     /// A message with a value as JSON for its body.
     ///
     /// # Errors
-    /// [`ContextError::Json`] if it cannot be serialized.
+    /// [`ContextError::Json`] if it cannot be JSON that is read again: a number that is not finite, nested too deep.
     pub fn json(value: &(impl Serialize + ?Sized)) -> Result<NewPost, ContextError> {
-        Ok(NewPost::new(serde_json::to_vec(value)?))
+        Ok(NewPost::new(json::to_vec(value)?))
     }
 
     /// Its ID: while a message with the same one waits in the instance's inbox, a second is dropped as a duplicate, so a sender
@@ -277,7 +277,10 @@ impl<'a> Way<'a> {
 /// it, because messages may become visible in another order than they arrived. An ID may be posted again once its message has
 /// left the store, which may be before this window hears of it, and within the same millisecond: nothing in a row says which of
 /// the two it is. So what a page shows while its namesake is being handled, or has just gone, is skipped, and looked for again
-/// once that has left. No clock, no I/O.
+/// once that has left.
+///
+/// A message that waits is read with its body once. Where some are in memory, a pass reads keys, and then whole rows only where it
+/// does not know the key. No clock, no I/O.
 #[derive(Debug)]
 pub(crate) struct InboxWindow {
     taken: HashMap<Identity, Taken>,
@@ -288,6 +291,8 @@ pub(crate) struct InboxWindow {
     /// Waiting until a time of the lease clock, because their instance could not take them: nothing stored says until when.
     resting: BTreeMap<(Duration, u64), Arc<InboxRow>>,
     next_number: u64,
+    /// Those that failed and were left to the store, as far as there is room for their names, and until when.
+    left: HashMap<Identity, Timestamp>,
     /// When the first of those is due that failed and were left to the store.
     left_until: Option<Timestamp>,
     /// When the first of those that rested and were left to the store is to be looked for, by the lease clock.
@@ -325,14 +330,44 @@ enum Gone {
 /// How many messages may be postponed in memory for each that may be there to be handled.
 const POSTPONED_PER_CAP: usize = 16;
 
+/// The most messages left to the store whose names are known.
+const MAX_LEFT: usize = 16_384;
+/// The most keys of one page.
+const KEYS_PER_PAGE: usize = 1_000;
+/// With so many messages in memory a hint has keys read first, not all their rows again.
+const MANY: usize = 16;
+
 #[derive(Debug, PartialEq, Eq)]
 enum Pass {
     /// No pass is under way.
     None,
-    /// The next page starts after this key.
-    At(Option<InboxKey>),
-    /// The page after this key is being loaded; with what left the inbox since it was begun.
-    Loading(Option<InboxKey>, HashMap<Identity, Gone>),
+    /// The next page is this one.
+    At(Next),
+    /// This page is being loaded; with what left the inbox since it was begun.
+    Loading(Next, HashMap<Identity, Gone>),
+}
+
+/// A page of a pass.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Next {
+    after: Option<InboxKey>,
+    part: Part,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Part {
+    /// Whole rows.
+    Rows,
+    /// Keys, to see which rows are not in memory.
+    Keys,
+    /// So many whole rows that are not, up to this key; and whether there are keys after it.
+    Unknown { rows: usize, until: InboxKey, is_last: bool },
+}
+
+impl Next {
+    fn first(part: Part) -> Next {
+        Next { after: None, part }
+    }
 }
 
 impl InboxWindow {
@@ -344,10 +379,11 @@ impl InboxWindow {
             postponed: BTreeMap::new(),
             resting: BTreeMap::new(),
             next_number: 0,
+            left: HashMap::new(),
             left_until: None,
             left_resting_until: None,
             aside: 0,
-            pass: Pass::At(None),
+            pass: Pass::At(Next::first(Part::Rows)),
             is_hinted: false,
             lets_alarms_fire: false,
             cap,
@@ -357,9 +393,23 @@ impl InboxWindow {
     /// There may be messages that have not been seen.
     pub(crate) fn hint(&mut self) {
         match self.pass {
-            Pass::None => self.pass = Pass::At(None),
+            Pass::None => self.pass = self.first_page(MANY),
             _ => self.is_hinted = true,
         }
+    }
+
+    /// There are messages, and all may be known.
+    pub(crate) fn look(&mut self) {
+        match self.pass {
+            Pass::None => self.pass = self.first_page(1),
+            _ => self.is_hinted = true,
+        }
+    }
+
+    /// Where a pass begins; with keys if so many messages are known.
+    fn first_page(&self, many: usize) -> Pass {
+        let is_known = self.taken.len() + self.left.len() >= many;
+        Pass::At(Next::first(if is_known { Part::Keys } else { Part::Rows }))
     }
 
     /// Whether a first pass is over and all it found has been handed out.
@@ -378,59 +428,120 @@ impl InboxWindow {
         matches!(self.pass, Pass::At(_)) && busy < self.cap
     }
 
-    /// Begins a page: after which key, and how many rows.
-    pub(crate) fn begin_page(&mut self) -> Option<(Option<InboxKey>, usize)> {
+    /// Begins a page: after which key, how many rows, and whether only their keys.
+    pub(crate) fn begin_page(&mut self) -> Option<(Option<InboxKey>, usize, bool)> {
         if !self.wants_page() {
             return None;
         }
-        let Pass::At(after) = std::mem::replace(&mut self.pass, Pass::None) else { return None };
-        self.pass = Pass::Loading(after.clone(), HashMap::new());
-        Some((after, self.cap))
+        let Pass::At(next) = std::mem::replace(&mut self.pass, Pass::None) else { return None };
+        let (after, limit) = (
+            next.after.clone(),
+            match &next.part {
+                Part::Rows => self.cap,
+                Part::Keys => KEYS_PER_PAGE,
+                Part::Unknown { rows, .. } => self.cap.min(*rows),
+            },
+        );
+        let keys_only = next.part == Part::Keys;
+        self.pass = Pass::Loading(next, HashMap::new());
+        Some((after, limit, keys_only))
     }
 
     /// Takes what a page found. What is there to be handled counts as waiting since `now` at the latest.
     pub(crate) fn merge_page(&mut self, rows: Vec<InboxRow>, is_last: bool, now: Moment) {
-        let Pass::Loading(_, gone) = std::mem::replace(&mut self.pass, Pass::None) else { return };
-        let last = rows.last().map(InboxRow::key);
-        for row in rows {
-            let identity = (row.name.clone(), row.id.clone());
-            match gone.get(&identity) {
-                Some(Gone::Removed) => {
-                    self.is_hinted = true;
-                    continue;
-                }
-                Some(Gone::Left) => continue,
-                None => {}
+        let Pass::Loading(Next { after, part }, gone) = std::mem::replace(&mut self.pass, Pass::None) else { return };
+        let next = match part {
+            Part::Keys => self.find_unknown(after, &rows, is_last, &gone),
+            Part::Rows => {
+                let last = rows.last().map(InboxRow::key).filter(|_| !is_last);
+                self.take_rows(rows, &gone, now);
+                last.map(|last| Next { after: Some(last), part: Part::Rows })
             }
-            match self.taken.entry(identity) {
-                Entry::Occupied(mut taken) => {
-                    let taken = taken.get_mut();
-                    taken.is_shown_again |= taken.is_out;
-                }
-                Entry::Vacant(free) => {
-                    free.insert(Taken::default());
-                    if row.attempt > 0 || row.due > row.arrived {
-                        self.postpone(row.due, Arc::new(row));
-                    } else {
-                        let elapsed = now.elapsed.saturating_sub(now.wall.since(row.arrived));
-                        let since = Moment { wall: row.arrived.min(now.wall), elapsed };
-                        self.ready.push_back((since, Arc::new(row)));
-                    }
-                }
+            Part::Unknown { until, is_last: are_all_known, .. } => {
+                let last = rows.last().map(InboxRow::key);
+                self.take_rows(rows, &gone, now);
+                // Fewer rows may have come than there were keys, for their bytes or because some have left.
+                let is_through = last.as_ref().is_some_and(|last| *last >= until);
+                let is_end = is_last || (is_through && are_all_known);
+                (!is_end).then(|| Next { after: last.or(Some(until)), part: Part::Keys })
             }
-        }
-        self.pass = match (is_last, last) {
-            (false, Some(last)) => Pass::At(Some(last)),
-            _ => {
+        };
+        self.pass = match next {
+            Some(next) => Pass::At(next),
+            None => {
                 self.lets_alarms_fire |= self.ready.is_empty();
-                if std::mem::take(&mut self.is_hinted) { Pass::At(None) } else { Pass::None }
+                if std::mem::take(&mut self.is_hinted) { self.first_page(MANY) } else { Pass::None }
             }
         };
     }
 
+    /// The page with the first rows, among those that have these keys, that are not in memory; or the next keys.
+    fn find_unknown(
+        &mut self,
+        after: Option<InboxKey>,
+        keys: &[InboxRow],
+        is_last: bool,
+        gone: &HashMap<Identity, Gone>,
+    ) -> Option<Next> {
+        let mut before = after;
+        let mut unknown: Option<(Option<InboxKey>, usize, InboxKey)> = None;
+        for row in keys {
+            let is_new = self.is_new(row, gone);
+            match &mut unknown {
+                None if is_new => unknown = Some((before.clone(), 1, row.key())),
+                Some((_, rows, until)) if is_new => (*rows, *until) = (*rows + 1, row.key()),
+                // The rest is looked at again after them.
+                Some(_) => break,
+                None => {}
+            }
+            before = Some(row.key());
+        }
+        match unknown {
+            Some((after, rows, until)) => {
+                let is_last = is_last && keys.last().is_some_and(|last| last.key() == until);
+                Some(Next { after, part: Part::Unknown { rows, until, is_last } })
+            }
+            None => {
+                before.filter(|_| !is_last && !keys.is_empty()).map(|last| Next { after: Some(last), part: Part::Keys })
+            }
+        }
+    }
+
+    /// Whether a row that a page shows is not in memory; and notes what the page says of one that is.
+    fn is_new(&mut self, row: &InboxRow, gone: &HashMap<Identity, Gone>) -> bool {
+        let identity = (row.name.clone(), row.id.clone());
+        if let Some(gone) = gone.get(&identity) {
+            self.is_hinted |= *gone == Gone::Removed;
+            return false;
+        }
+        match self.taken.get_mut(&identity) {
+            Some(taken) => {
+                taken.is_shown_again |= taken.is_out;
+                false
+            }
+            None => !self.left.contains_key(&identity),
+        }
+    }
+
+    fn take_rows(&mut self, rows: Vec<InboxRow>, gone: &HashMap<Identity, Gone>, now: Moment) {
+        for row in rows {
+            if !self.is_new(&row, gone) {
+                continue;
+            }
+            self.taken.insert((row.name.clone(), row.id.clone()), Taken::default());
+            if row.attempt > 0 || row.due > row.arrived {
+                self.postpone(row.due, Arc::new(row));
+            } else {
+                let elapsed = now.elapsed.saturating_sub(now.wall.since(row.arrived));
+                let since = Moment { wall: row.arrived.min(now.wall), elapsed };
+                self.ready.push_back((since, Arc::new(row)));
+            }
+        }
+    }
+
     pub(crate) fn abandon_page(&mut self) {
-        if let Pass::Loading(after, _) = std::mem::replace(&mut self.pass, Pass::None) {
-            self.pass = Pass::At(after);
+        if let Pass::Loading(next, _) = std::mem::replace(&mut self.pass, Pass::None) {
+            self.pass = Pass::At(next);
         }
     }
 
@@ -449,10 +560,14 @@ impl InboxWindow {
 
     /// Looks again for what was left to the store and is due.
     pub(crate) fn end_waits(&mut self, now: Moment) {
-        let is_due = self.left_until.take_if(|due| *due <= now.wall).is_some();
+        let is_due = self.left_until.is_some_and(|due| due <= now.wall);
+        if is_due {
+            self.left.retain(|_, due| *due > now.wall);
+            self.left_until = self.left.values().min().copied();
+        }
         let is_rested = self.left_resting_until.take_if(|at| *at <= now.elapsed).is_some();
         if is_due || is_rested {
-            self.hint();
+            self.look();
         }
     }
 
@@ -490,7 +605,7 @@ impl InboxWindow {
     pub(crate) fn remove(&mut self, key: &InboxKey) {
         let identity = (key.name.clone(), key.id.clone());
         if self.taken.remove(&identity).is_some_and(|taken| taken.is_shown_again) {
-            self.hint();
+            self.look();
         }
         if let Pass::Loading(_, gone) = &mut self.pass {
             gone.insert(identity, Gone::Removed);
@@ -527,6 +642,9 @@ impl InboxWindow {
         }
         if let Some(((due, _), row)) = self.postponed.pop_last() {
             self.left_until = Some(self.left_until.map_or(due, |other| other.min(due)));
+            if self.left.len() < MAX_LEFT {
+                self.left.insert((row.name.clone(), row.id.clone()), due);
+            }
             self.leave(&row);
         } else if let Some(((at, _), row)) = self.resting.pop_last() {
             self.left_resting_until = Some(self.left_resting_until.map_or(at, |other| other.min(at)));
@@ -585,7 +703,7 @@ mod tests {
         window.merge_page(vec![row("a", 1)], true, NOW);
         assert_eq!(pop(&mut window, 5).as_deref(), Some("a"));
         window.hint();
-        assert_eq!(window.begin_page(), Some((None, 10)));
+        assert_eq!(window.begin_page(), Some((None, 10, false)));
         window.merge_page(vec![row("a", 1), row("b", 2)], true, NOW);
         assert_eq!(pop(&mut window, 5).as_deref(), Some("b"));
         assert_eq!(pop(&mut window, 5), None);
@@ -739,7 +857,7 @@ mod tests {
         assert!(!window.lets_alarms_fire());
         let a = window.pop_due(NOW).expect("it is ready");
         window.remove(&a.key());
-        assert_eq!(window.begin_page(), Some((Some(a.key()), 1)));
+        assert_eq!(window.begin_page(), Some((Some(a.key()), 1, false)));
         window.merge_page(Vec::new(), true, NOW);
         assert!(window.lets_alarms_fire());
     }
@@ -782,9 +900,87 @@ mod tests {
         assert_eq!(window.next_deadline(), Some(Timestamp::from_millis(116)));
         assert_eq!(pop(&mut window, 116), None);
         assert!(window.wants_page());
-        window.begin_page();
-        window.merge_page(all[16..].to_vec(), true, NOW);
+        while window.wants_page() {
+            load(&mut window, &all[16..]);
+        }
         assert_eq!(pop(&mut window, 116).as_deref(), Some("16"));
+    }
+
+    /// The next page of the inbox `all`, as a store would answer it: which rows were read whole.
+    fn load(window: &mut InboxWindow, all: &[InboxRow]) -> Vec<String> {
+        let (after, limit, keys_only) = window.begin_page().expect("a page is wanted");
+        let rows = all.iter().filter(|row| after.as_ref().is_none_or(|after| row.key() > *after));
+        let page: Vec<_> = rows.clone().take(limit).cloned().collect();
+        let is_last = rows.count() <= limit;
+        let read = page.iter().map(|row| row.id.to_string()).collect();
+        window.merge_page(page, is_last, NOW);
+        if keys_only { Vec::new() } else { read }
+    }
+
+    #[test]
+    fn messages_that_wait_are_read_once_and_later_only_what_came_between_them() {
+        let mut window = InboxWindow::new(2);
+        let later = |n: i64| InboxRow { due: Timestamp::from_millis(1_000), attempt: 1, ..row(&format!("{n:02}"), n) };
+        let mut all: Vec<_> = (0..12).filter(|n| n % 5 != 3).map(later).collect();
+        let mut read = Vec::new();
+        while window.is_behind() {
+            read.extend(load(&mut window, &all));
+        }
+        assert_eq!(read.len(), all.len());
+        window.look();
+        while window.is_behind() {
+            assert_eq!(load(&mut window, &all), [""; 0], "all of it is known");
+        }
+        // They become visible in another order than they arrived.
+        all.extend([3, 8, 12, 13, 14].map(|n| row(&format!("{n:02}"), n)));
+        all.sort_by_key(InboxRow::key);
+        window.look();
+        let (mut read, mut popped) = (Vec::new(), Vec::new());
+        while window.is_behind() || !window.ready.is_empty() {
+            if window.wants_page() {
+                read.extend(load(&mut window, &all));
+            }
+            if let Some(id) = pop(&mut window, 5) {
+                all.retain(|row| *row.id != *id);
+                window.remove(&row(&id, id.parse().expect("a number")).key());
+                popped.push(id);
+            }
+        }
+        let new = ["03", "08", "12", "13", "14"];
+        assert_eq!((read, popped), (new.map(str::to_owned).to_vec(), new.map(str::to_owned).to_vec()));
+    }
+
+    #[test]
+    fn messages_left_to_the_store_are_not_read_again_before_they_are_due() {
+        let mut window = InboxWindow::new(1);
+        let all: Vec<_> = (0..40)
+            .map(|n| InboxRow { due: Timestamp::from_millis(100 + n), attempt: 1, ..row(&format!("{n:02}"), n) })
+            .collect();
+        while window.is_behind() {
+            load(&mut window, &all);
+        }
+        for _ in 0..3 {
+            window.look();
+            while window.is_behind() {
+                assert_eq!(load(&mut window, &all), [""; 0]);
+            }
+        }
+        let mut popped = Vec::new();
+        for now in 100..140 {
+            while let Some(id) = pop(&mut window, now) {
+                window.remove(&row(&id, id.parse().expect("a number")).key());
+                popped.push(id);
+            }
+            let left: Vec<_> = all.iter().filter(|row| !popped.contains(&row.id.to_string())).cloned().collect();
+            while window.wants_page() {
+                load(&mut window, &left);
+            }
+            while let Some(id) = pop(&mut window, now) {
+                window.remove(&row(&id, id.parse().expect("a number")).key());
+                popped.push(id);
+            }
+        }
+        assert_eq!(popped, (0..40).map(|n| format!("{n:02}")).collect::<Vec<_>>());
     }
 
     #[test]

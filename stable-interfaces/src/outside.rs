@@ -12,11 +12,12 @@ use crate::error::ContextError;
 use crate::fleet::Fleet;
 use crate::host::core::HostOptions;
 use crate::inbox::{Addressed, Message, NewPost, Way};
-use crate::store::{After, InstanceName, Page, Posted, Read, ReadRange, ReadRows, Rows, ShardId, Store};
+use crate::store::{After, InstanceName, Loaded, Page, Posted, Read, ReadRange, ReadRows, Rows, ShardId, Store};
 use crate::sync::Arc;
 
-/// How many rows are asked for at once.
+/// How many rows are asked for at once, and about how many bytes.
 const PAGE: usize = 512;
+const PAGE_BYTES: usize = 4 * 1024 * 1024;
 
 /// Looks at what a fleet keeps, and posts to it, without being one of its hosts.
 ///
@@ -95,10 +96,9 @@ impl Outside {
         let mut messages = Vec::new();
         let mut after = None;
         loop {
-            let page = Page { shard, after: After::Inbox(after), limit: PAGE };
+            let page = Page { shard, after: After::Inbox(after), limit: PAGE, bytes: PAGE_BYTES, keys_only: false };
             let mut loaded = self.way().load(&[page]).await.map_err(ContextError::store)?;
-            let Some(Rows::Inbox(rows)) = loaded.pop().map(|loaded| loaded.rows) else { return Ok(messages) };
-            let is_last = rows.len() < PAGE;
+            let Some(Loaded { rows: Rows::Inbox(rows), is_last, .. }) = loaded.pop() else { return Ok(messages) };
             after = rows.last().map(|row| row.key());
             let is_wanted = |name: &InstanceName| *name.interface == *interface && *name.instance == *id;
             let wanted = rows.into_iter().filter(|row| is_wanted(&row.name));

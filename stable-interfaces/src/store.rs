@@ -146,8 +146,9 @@ pub trait Store: Any + Debug + Send + Sync + 'static {
     /// [`StoreError::Unavailable`] if the store cannot be reached; call again.
     async fn watch(&self, incarnation: Incarnation) -> Result<Hints, StoreError>;
 
-    /// For each page, in the same order: the rows of its shard strictly after its key, ascending by key, at most `limit`.
-    /// Fewer rows than `limit` means there are no more.
+    /// For each page, in the same order: the rows of its shard strictly after its key, ascending by key, at most `page.limit`, and
+    /// with no more than `page.bytes` together unless the first one alone has more: where there are rows, a page has one at least.
+    /// [`Loaded::is_last`] says whether the store has none after them.
     ///
     /// Every committed row is seen; pages are not a snapshot of one moment. Rows that cannot be decoded or come from a newer
     /// version do not count towards the limit, do not end a page, and are reported in [`Loaded::damaged`].
@@ -286,6 +287,18 @@ pub struct Page {
     pub after: After,
     /// At most this many rows; at least 1.
     pub limit: usize,
+    /// At most about this many bytes, of what the application put into the rows: meta, body, headers. The first row comes whatever it has.
+    pub bytes: usize,
+    /// Whether of inbox rows only the keys are wanted: all but name, ID and time of arrival may be left empty, and need not be read.
+    pub keys_only: bool,
+}
+
+impl Page {
+    /// A page of at most `limit` whole rows, however many bytes they have.
+    #[must_use]
+    pub fn new(shard: ShardId, after: After, limit: usize) -> Page {
+        Page { shard, after, limit, bytes: usize::MAX, keys_only: false }
+    }
 }
 
 /// Which rows of a shard a page starts after; `None` starts with the first.
@@ -306,6 +319,8 @@ pub struct Loaded {
     pub rows: Rows,
     /// Rows met on the way that are not usable. They stay in the store, untouched.
     pub damaged: Vec<Damaged>,
+    /// Whether the store has no row after these. A page that is full may leave that open, and then this is `false`.
+    pub is_last: bool,
 }
 
 /// Rows of one kind.

@@ -776,7 +776,7 @@ impl Tested {
         // When each arrived, the store alone can say.
         for message in messages.iter().zip(expected).filter(|(_, posted)| **posted == Posted::Inserted) {
             let (shard, item) = (message.0.shard, (message.0.name.clone(), message.0.id.clone()));
-            let page = Page { shard, after: After::Inbox(None), limit: 1_000 };
+            let page = Page::new(shard, After::Inbox(None), 1_000);
             let rows = match self.store(0).load(&[page]).await?.remove(0).rows {
                 Rows::Inbox(rows) => rows,
                 other => return Err(TestCaseError::fail(format!("an inbox is {other:?}"))),
@@ -825,7 +825,7 @@ impl Tested {
             rows.drain(..first);
             rows.truncate(limit);
             expected.push(rows);
-            asked.push(Page { shard: ShardId(shard), after, limit });
+            asked.push(Page::new(ShardId(shard), after, limit));
         }
         let loaded = self.store(1).load(&asked).await?;
         prop_assert_eq!(loaded.len(), asked.len());

@@ -4,14 +4,21 @@ use std::ops::Bound;
 
 use fjall::{Iter, Readable, Snapshot};
 use stable_interfaces::{
-    After, AlarmRow, DamageReason, Damaged, DeadLetter, InboxRow, Loaded, Page, Read, ReadRange, ReadRows, Rows,
-    ShardId, StoreError,
+    After, AlarmRow, DamageReason, Damaged, DeadLetter, InboxKey, InboxRow, Loaded, Page, Read, ReadRange, ReadRows,
+    Rows, ShardId, StoreError,
 };
 
 use super::directory::{Directory, Table};
 use super::key::{self, Reader};
 use super::write::place;
 use crate::codec;
+
+/// What a walk through a page has met beside its rows.
+struct Found {
+    damaged: Vec<Damaged>,
+    /// Whether it came to the end of the shard.
+    is_last: bool,
+}
 
 /// One moment of the tables.
 pub(super) struct Scan<'a> {
@@ -26,27 +33,46 @@ impl<'a> Scan<'a> {
 
     pub(super) fn load(&self, page: &Page) -> Result<Loaded, StoreError> {
         let mut reader = Reader::default();
-        let mut damaged = Vec::new();
+        let mut found = Found { damaged: Vec::new(), is_last: true };
         let from = |after: Option<Vec<u8>>| after.map_or_else(|| key::first_of(page.shard), key::successor);
         let rows = match &page.after {
             After::Alarms(after) => {
                 let after = after.as_ref().map(|at| key::timed(&key::identity(page.shard, &at.name, &at.id), at.due));
                 let decode = |key: &[u8], value: &[u8]| alarm(&mut reader, key, value);
-                Rows::Alarms(self.rows(page, Table::Alarms, from(after), &mut damaged, decode)?)
+                Rows::Alarms(self.rows(page, Table::Alarms, from(after), &mut found, decode)?)
             }
             After::Inbox(after) => {
                 let after =
                     after.as_ref().map(|at| key::timed(&key::identity(page.shard, &at.name, &at.id), at.arrived));
+                if page.keys_only {
+                    return self.inbox_keys(page, from(after));
+                }
                 let decode = |key: &[u8], value: &[u8]| message(&mut reader, key, value);
-                Rows::Inbox(self.rows(page, Table::Inbox, from(after), &mut damaged, decode)?)
+                Rows::Inbox(self.rows(page, Table::Inbox, from(after), &mut found, decode)?)
             }
             After::Dead(after) => {
                 let after = after.as_ref().map(|at| key::dead(page.shard, at));
                 let decode = |key: &[u8], value: &[u8]| dead(&mut reader, key, value);
-                Rows::Dead(self.rows(page, Table::Dead, from(after), &mut damaged, decode)?)
+                Rows::Dead(self.rows(page, Table::Dead, from(after), &mut found, decode)?)
             }
         };
-        Ok(Loaded { rows, damaged })
+        Ok(Loaded { rows, damaged: found.damaged, is_last: found.is_last })
+    }
+
+    /// The keys of a page, without reading what is behind them.
+    fn inbox_keys(&self, page: &Page, from: Vec<u8>) -> Result<Loaded, StoreError> {
+        let (mut reader, mut rows, mut is_last) = (Reader::default(), Vec::new(), true);
+        for guard in self.range(Table::Inbox, from, key::end_of(page.shard)) {
+            if rows.len() >= page.limit {
+                is_last = false;
+                break;
+            }
+            // A key that cannot be read is reported when its row is asked for.
+            if let Ok((arrived, name, id)) = reader.timed(&guard.key().map_err(unavailable)?) {
+                rows.push(InboxKey { arrived, name, id }.into_row());
+            }
+        }
+        Ok(Loaded { rows: Rows::Inbox(rows), damaged: Vec::new(), is_last })
     }
 
     fn rows<T>(
@@ -54,18 +80,24 @@ impl<'a> Scan<'a> {
         page: &Page,
         table: Table,
         from: Vec<u8>,
-        damaged: &mut Vec<Damaged>,
+        found: &mut Found,
         mut decode: impl FnMut(&[u8], &[u8]) -> Result<T, DamageReason>,
     ) -> Result<Vec<T>, StoreError> {
-        let mut rows = Vec::new();
+        let (mut rows, mut bytes) = (Vec::new(), 0_usize);
         for guard in self.range(table, from, key::end_of(page.shard)) {
+            if rows.len() >= page.limit {
+                found.is_last = false;
+                break;
+            }
             let (key, value) = guard.into_inner().map_err(unavailable)?;
+            bytes = bytes.saturating_add(value.len());
+            if bytes > page.bytes && !rows.is_empty() {
+                found.is_last = false;
+                break;
+            }
             match decode(&key, &value) {
                 Ok(row) => rows.push(row),
-                Err(reason) => damaged.push(Damaged { shard: page.shard, place: place(table, &key), reason }),
-            }
-            if rows.len() >= page.limit {
-                break;
+                Err(reason) => found.damaged.push(Damaged { shard: page.shard, place: place(table, &key), reason }),
             }
         }
         Ok(rows)

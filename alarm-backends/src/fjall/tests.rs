@@ -77,7 +77,7 @@ impl Owner {
     }
 
     async fn load(&self, after: After) -> Loaded {
-        self.store.load(&[Page { shard: SHARD, after, limit: 100 }]).await.unwrap().remove(0)
+        self.store.load(&[Page::new(SHARD, after, 100)]).await.unwrap().remove(0)
     }
 
     /// IDs and due times of all alarms, and what was damaged.
@@ -200,7 +200,7 @@ async fn a_garbage_row_is_reported_and_the_shard_goes_on() {
     for after in [After::Inbox(None), After::Dead(None)] {
         assert_eq!(owner.load(after).await.damaged.len(), 1);
     }
-    let page = Page { shard: SHARD, after: After::Alarms(None), limit: 2 };
+    let page = Page::new(SHARD, After::Alarms(None), 2);
     let Rows::Alarms(two) = owner.store.load(&[page]).await.unwrap().remove(0).rows else {
         panic!("alarms were asked for")
     };
@@ -339,7 +339,7 @@ async fn pages_of_the_last_shard_end_with_it() {
     for shard in [0, 6, 7, 8, u32::MAX] {
         owner.store.post(&[NewMessage { shard: ShardId(shard), ..message("m") }]).await.unwrap();
     }
-    let page = |shard, after| Page { shard: ShardId(shard), after, limit: 10 };
+    let page = |shard, after| Page::new(ShardId(shard), after, 10);
     let pages = [page(7, After::Inbox(None)), page(u32::MAX, After::Inbox(None)), page(9, After::Inbox(None))];
     let counts = owner.store.load(&pages).await.unwrap().into_iter().map(|loaded| match loaded.rows {
         Rows::Inbox(rows) => rows.len(),

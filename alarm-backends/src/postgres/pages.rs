@@ -47,29 +47,33 @@ struct Filling<'a, T> {
     page: &'a Page,
     rows: Vec<T>,
     damaged: Vec<Damaged>,
-    /// How many rows the last query was to bring at most.
+    /// How many rows the last query was to bring at most, and how many bytes.
     asked: usize,
-    /// Whether that many came, so that there may be more.
+    asked_bytes: usize,
+    /// Whether it found that many rows, so that there may be more.
     was_full: bool,
+    /// Whether it brought fewer than it found, for their bytes.
+    was_cut: bool,
 }
 
 impl<T> Filling<'_, T> {
     fn is_done(&self) -> bool {
-        self.rows.len() >= self.page.limit || !self.was_full
+        self.rows.len() >= self.page.limit || if self.was_cut { !self.rows.is_empty() } else { !self.was_full }
     }
 }
 
 /// What [`Store::load`](stable_interfaces::Store::load) promises.
 pub(super) async fn load(server: &Server, link: &Link, pages: &[Page]) -> Result<Vec<Loaded>, StoreError> {
     let mut loaded: Vec<Option<Loaded>> = pages.iter().map(|_| None).collect();
-    let of_kind = |is_kind: fn(&After) -> bool| {
-        pages.iter().enumerate().filter(|(_, page)| is_kind(&page.after)).collect::<Vec<_>>()
-    };
-    let wanted = of_kind(|after| matches!(after, After::Alarms(_)));
+    let of_kind =
+        |is_kind: fn(&Page) -> bool| pages.iter().enumerate().filter(|(_, page)| is_kind(page)).collect::<Vec<_>>();
+    let wanted = of_kind(|page| matches!(page.after, After::Alarms(_)));
     fill(server, link, Query::LoadAlarms, &wanted, rows::alarm, Rows::Alarms, &mut loaded).await?;
-    let wanted = of_kind(|after| matches!(after, After::Inbox(_)));
+    let wanted = of_kind(|page| matches!(page.after, After::Inbox(_)) && !page.keys_only);
     fill(server, link, Query::LoadInbox, &wanted, rows::message, Rows::Inbox, &mut loaded).await?;
-    let wanted = of_kind(|after| matches!(after, After::Dead(_)));
+    let wanted = of_kind(|page| matches!(page.after, After::Inbox(_)) && page.keys_only);
+    fill(server, link, Query::LoadInboxKeys, &wanted, rows::message, Rows::Inbox, &mut loaded).await?;
+    let wanted = of_kind(|page| matches!(page.after, After::Dead(_)));
     fill(server, link, Query::LoadDead, &wanted, rows::dead, Rows::Dead, &mut loaded).await?;
     Ok(loaded.into_iter().flatten().collect())
 }
@@ -89,16 +93,23 @@ async fn fill<T>(
         rows: Vec::new(),
         damaged: Vec::new(),
         asked: page.limit,
+        asked_bytes: page.bytes,
         was_full: true,
+        was_cut: false,
     };
     let mut filling: Vec<Filling<'_, T>> = wanted.iter().map(begin).collect();
     while !filling.is_empty() {
         ask(server, link, query, &mut filling, decode).await?;
         for done in filling.extract_if(.., |page| page.is_done()) {
-            loaded[done.index] = Some(Loaded { rows: rows(done.rows), damaged: done.damaged });
+            let is_last = !done.was_full && !done.was_cut;
+            loaded[done.index] = Some(Loaded { rows: rows(done.rows), damaged: done.damaged, is_last });
         }
         for page in &mut filling {
             page.asked = page.page.limit + page.damaged.len();
+            if page.was_cut {
+                // Nothing but damaged rows fitted in.
+                page.asked_bytes = page.asked_bytes.saturating_mul(2).max(4_096);
+            }
         }
     }
     Ok(())
@@ -121,17 +132,19 @@ async fn ask<T>(
         let are_messages: Vec<_> = starts.iter().map(|start| start.is_message).collect();
         let ids: Vec<_> = starts.iter().map(|start| start.id).collect();
         let limits: Vec<_> = filling.iter().map(|page| limit(page.asked)).collect();
+        let bytes: Vec<_> = filling.iter().map(|page| limit(page.asked_bytes)).collect();
         let mut turn = link.shared(server).await?;
         let conn = turn.conn.clone();
         let work = async {
             let statement = conn.prepared(query).await?;
-            let params: [&(dyn ToSql + Sync); 7] =
-                [&shards, &ats, &interfaces, &instances, &are_messages, &ids, &limits];
+            let params: [&(dyn ToSql + Sync); 8] =
+                [&shards, &ats, &interfaces, &instances, &are_messages, &ids, &limits, &bytes];
             conn.client.query(statement, &params).await
         };
         turn.run(work).await?
     };
-    let mut counts = vec![0; filling.len()];
+    // How many rows came, and how many were found.
+    let mut counts = vec![(0, 0); filling.len()];
     for page in &mut *filling {
         page.rows.clear();
         page.damaged.clear();
@@ -139,7 +152,8 @@ async fn ask<T>(
     // The rows of a page come in order: a nested loop over an ordered subquery is the only way to answer a LATERAL join.
     for row in &found {
         let place = usize::try_from(row.get::<_, i64>("page") - 1).expect("ordinality counts from one");
-        counts[place] += 1;
+        counts[place].0 += 1;
+        counts[place].1 = usize::try_from(row.get::<_, i64>("found")).expect("a count is not negative");
         let page = &mut filling[place];
         match decode(row) {
             Ok(row) if page.rows.len() < page.page.limit => page.rows.push(row),
@@ -151,8 +165,9 @@ async fn ask<T>(
             }
         }
     }
-    for (page, count) in filling.iter_mut().zip(counts) {
-        page.was_full = count >= page.asked;
+    for (page, (count, found)) in filling.iter_mut().zip(counts) {
+        page.was_full = found >= page.asked;
+        page.was_cut = count < found;
     }
     Ok(())
 }
@@ -160,7 +175,7 @@ async fn ask<T>(
 /// For a person with a database client.
 fn place_of(server: &Server, query: Query, row: &Row) -> String {
     let table = match query {
-        Query::LoadInbox => "inbox",
+        Query::LoadInbox | Query::LoadInboxKeys => "inbox",
         Query::LoadDead => "dead",
         _ => "alarm",
     };

@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use redis::Value;
 use stable_interfaces::{
-    After, AlarmRow, DamageReason, Damaged, InboxRow, InstanceName, Loaded, Page, Read, ReadRange, ReadRows, Rows,
-    ShardId, StoreError, Timestamp,
+    After, AlarmRow, DamageReason, Damaged, InboxKey, InboxRow, InstanceName, Loaded, Page, Read, ReadRange, ReadRows,
+    Rows, ShardId, StoreError, Timestamp,
 };
 
 use super::failure::Failure;
@@ -22,7 +22,7 @@ use super::{Inner, key, keys_of};
 use crate::codec;
 use crate::ordered::{Reader, TIME, split_time, wrong};
 
-/// Rows in one script, and bytes after which it ends early.
+/// The most rows of one script, and the most bytes.
 const ROWS_PER_CALL: usize = 1_000;
 const BYTES_PER_CALL: usize = 4 * 1024 * 1024;
 
@@ -34,7 +34,12 @@ struct Walk {
     from: Vec<u8>,
     to: Vec<u8>,
     limit: usize,
+    /// The most bytes of rows, unless the first has more; and how many have come.
+    most_bytes: usize,
+    bytes: usize,
     is_done: bool,
+    /// Whether the set has ended.
+    is_last: bool,
     rows: Rows,
     values: Vec<(Arc<str>, bytes::Bytes)>,
     damaged: Vec<Damaged>,
@@ -48,6 +53,8 @@ enum Table {
     /// Alarms by identity.
     Alarms,
     Inbox,
+    /// The keys of an inbox, without its rows.
+    InboxKeys,
     Dead,
     Storage,
 }
@@ -59,6 +66,7 @@ impl Table {
             Table::Due => &[keys_of::DUE, keys_of::ALARMS],
             Table::Alarms => &[keys_of::ALARM_IDS, keys_of::ALARMS],
             Table::Inbox => &[keys_of::INBOX_ORDER, keys_of::INBOX, keys_of::INBOX_PROGRESS],
+            Table::InboxKeys => &[keys_of::INBOX_ORDER],
             Table::Dead => &[keys_of::DEAD_ORDER, keys_of::DEAD],
             Table::Storage => &[keys_of::STORAGE_ORDER, keys_of::STORAGE],
         }
@@ -67,7 +75,7 @@ impl Table {
     /// How many bytes of a member stand in front of its row's field.
     fn strip(self) -> usize {
         match self {
-            Table::Due | Table::Inbox => TIME,
+            Table::Due | Table::Inbox | Table::InboxKeys => TIME,
             Table::Alarms | Table::Dead | Table::Storage => 0,
         }
     }
@@ -76,12 +84,13 @@ impl Table {
 impl Walk {
     fn new(shard: ShardId, table: Table, from: Vec<u8>, to: Vec<u8>, limit: usize) -> Walk {
         let rows = match table {
-            Table::Inbox => Rows::Inbox(Vec::new()),
+            Table::Inbox | Table::InboxKeys => Rows::Inbox(Vec::new()),
             Table::Dead => Rows::Dead(Vec::new()),
             _ => Rows::Alarms(Vec::new()),
         };
         let (is_done, values, damaged) = (limit == 0, Vec::new(), Vec::new());
-        Walk { shard, table, from, to, limit, is_done, rows, values, damaged, reader: Reader::default() }
+        let (most_bytes, bytes, is_last, reader) = (usize::MAX, 0, false, Reader::default());
+        Walk { shard, table, from, to, limit, most_bytes, bytes, is_done, is_last, rows, values, damaged, reader }
     }
 
     fn of_page(page: &Page) -> Walk {
@@ -91,12 +100,15 @@ impl Walk {
                 Some(Ok(member)) => [b"(".as_slice(), &member].concat(),
                 _ => b"-".to_vec(),
             };
-            Walk::new(page.shard, table, from, b"+".to_vec(), page.limit)
+            Walk { most_bytes: page.bytes, ..Walk::new(page.shard, table, from, b"+".to_vec(), page.limit) }
         };
         let timed =
             |time, name: &InstanceName, id: &str| key::identity(name, id).map(|identity| key::timed(time, &identity));
         match &page.after {
             After::Alarms(at) => after(Table::Due, at.as_ref().map(|at| timed(at.due, &at.name, &at.id))),
+            After::Inbox(at) if page.keys_only => {
+                after(Table::InboxKeys, at.as_ref().map(|at| timed(at.arrived, &at.name, &at.id)))
+            }
             After::Inbox(at) => after(Table::Inbox, at.as_ref().map(|at| timed(at.arrived, &at.name, &at.id))),
             After::Dead(at) => after(Table::Dead, at.as_ref().map(key::dead)),
         }
@@ -132,7 +144,7 @@ impl Walk {
             .arg(&self.from)
             .arg(&self.to)
             .arg((self.limit - self.found()).min(ROWS_PER_CALL))
-            .arg(BYTES_PER_CALL)
+            .arg((self.most_bytes - self.bytes.min(self.most_bytes)).min(BYTES_PER_CALL))
             .arg(self.table.strip())
     }
 
@@ -144,7 +156,7 @@ impl Walk {
             Err(Failure::Refused(error)) if error.code() == "WRONGTYPE" => {
                 let reason = wrong("one of its keys holds something else than ours");
                 self.set_aside(inner, b"", reason);
-                self.is_done = true;
+                (self.is_done, self.is_last) = (true, true);
                 return Ok(());
             }
             Err(failure) => return Err(failure),
@@ -153,12 +165,20 @@ impl Walk {
         while !answer.is_done() {
             let member = bytes(answer.item()?)?.unwrap_or_default();
             let (row, progress) = (bytes(answer.item()?)?, bytes(answer.item()?)?);
+            let size = row.as_ref().map_or(0, Vec::len);
+            if self.found() > 0 && self.bytes.saturating_add(size) > self.most_bytes {
+                // The first of a later script: the page ends before it.
+                self.is_done = true;
+                return Ok(());
+            }
+            self.bytes = self.bytes.saturating_add(size);
             if let Err(reason) = self.take_row(&member, row, progress) {
                 self.set_aside(inner, &member, reason);
             }
             self.from = [b"(".as_slice(), &member].concat();
         }
-        self.is_done = !has_more || self.found() >= self.limit;
+        self.is_last = !has_more;
+        self.is_done = !has_more || self.found() >= self.limit || (self.bytes >= self.most_bytes && self.found() > 0);
         Ok(())
     }
 
@@ -168,6 +188,11 @@ impl Walk {
     }
 
     fn take_row(&mut self, member: &[u8], row: Option<Vec<u8>>, progress: Option<Vec<u8>>) -> Result<(), DamageReason> {
+        if let (Table::InboxKeys, Rows::Inbox(rows)) = (self.table, &mut self.rows) {
+            let (arrived, name, id) = self.reader.timed(member)?;
+            rows.push(InboxKey { arrived, name, id }.into_row());
+            return Ok(());
+        }
         let row = row.ok_or_else(|| wrong("its row is missing"))?;
         match (self.table, &mut self.rows) {
             (Table::Due, Rows::Alarms(rows)) => {
@@ -246,7 +271,10 @@ impl Inner {
     pub(super) async fn load(&self, pages: &[Page]) -> Result<Vec<Loaded>, StoreError> {
         let mut walks: Vec<Walk> = pages.iter().map(Walk::of_page).collect();
         self.walk(&mut walks).await?;
-        Ok(walks.into_iter().map(|walk| Loaded { rows: walk.rows, damaged: walk.damaged }).collect())
+        Ok(walks
+            .into_iter()
+            .map(|walk| Loaded { rows: walk.rows, damaged: walk.damaged, is_last: walk.is_last })
+            .collect())
     }
 
     pub(super) async fn read(&self, read: &Read) -> Result<ReadRows, StoreError> {

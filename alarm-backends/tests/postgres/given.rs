@@ -117,7 +117,7 @@ pub(crate) async fn value(store: &PostgresStore, key: &str) -> Option<String> {
 }
 
 pub(crate) async fn load(store: &PostgresStore, after: After, limit: usize) -> Loaded {
-    let page = Page { shard: ShardId(0), after, limit };
+    let page = Page::new(ShardId(0), after, limit);
     store.load(&[page]).await.expect("a load is answered").remove(0)
 }
 

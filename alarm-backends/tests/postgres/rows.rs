@@ -175,8 +175,7 @@ async fn a_thousand_shards_are_loaded_in_one_query_along_the_index() {
          FROM generate_series(0, 20479) n",
     )
     .await;
-    let pages: Vec<_> =
-        shards.iter().map(|&shard| Page { shard: ShardId(shard), after: After::Alarms(None), limit: 7 }).collect();
+    let pages: Vec<_> = shards.iter().map(|&shard| Page::new(ShardId(shard), After::Alarms(None), 7)).collect();
     store.load(&pages).await.expect("a load is answered");
     let before = server.log().matches("CROSS JOIN LATERAL").count();
     let loaded = store.load(&pages).await.expect("a load is answered");

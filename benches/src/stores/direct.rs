@@ -13,7 +13,7 @@ async fn rows(store: &dyn Store) -> Vec<(ShardId, AlarmRow)> {
     for shard in (0..SHARDS).map(ShardId) {
         let mut after = None;
         loop {
-            let page = Page { shard, after: After::Alarms(after), limit: PAGE };
+            let page = Page::new(shard, After::Alarms(after), PAGE);
             let loaded = store.load(&[page]).await.expect("the store can be read").remove(0);
             let Rows::Alarms(alarms) = loaded.rows else { break };
             let is_last = alarms.len() < PAGE;

@@ -12,6 +12,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
 
+use super::portion::Portion;
 use crate::clock::{Moment, within};
 use crate::committer::{Described, backoff, first_ready};
 use crate::directive::interface_of;
@@ -19,15 +20,15 @@ use crate::host::core::{Health, HostCore};
 use crate::host::shards::{BegunAfter, BegunPage};
 use crate::host::wake::{Wake, WakeToken};
 use crate::interface::AnyInterface;
-use crate::store::{After, Damaged, Incarnation, Loaded, Page, Rows, Sequence, ShardId, Store};
+use crate::store::{
+    After, AlarmRow, Damaged, InboxRow, Incarnation, Loaded, Page, Rows, Sequence, ShardId, Store,
+};
 use crate::sync::{Arc, mpsc};
 
 /// While an alarm waits, the wall clock is looked at this often at least.
 const CLOCK_CHECK: Duration = Duration::from_secs(5);
 /// How many tasks start handlers of alarms.
 const FIRING_TASKS: usize = 4;
-/// The most shards whose pages are asked for in one call of the store.
-const SHARDS_PER_LOAD: usize = 256;
 /// The most damaged rows listed.
 const MAX_DAMAGED: usize = 1_000;
 
@@ -128,7 +129,7 @@ async fn fire(host: Arc<HostCore>, mut due: mpsc::Receiver<WakeToken>) {
     }
 }
 
-/// Loads pages into the windows that want them, many shards in one call. Never ends by itself.
+/// Loads pages into the windows that want them, many shards in one call, and less after one that failed. Never ends by itself.
 ///
 /// Where a part of the store may be away by itself, shards of a call that failed are asked for one by one until they answer, beside
 /// the calls for the others.
@@ -136,11 +137,15 @@ pub(crate) async fn load(host: Arc<HostCore>, sequence: Sequence) {
     // How often each shard that is asked for by itself has failed.
     let mut troubled = BTreeMap::<ShardId, u32>::new();
     let mut failures = 0_u32;
+    let mut portion = Portion::default();
     let mut running = Vec::<Pin<Box<dyn Future<Output = Asked> + Send>>>::new();
     let mut is_joint_under_way = false;
     loop {
-        if !is_joint_under_way {
-            let begun = host.shards.begin_pages(SHARDS_PER_LOAD);
+        let room = host.shards.room.notified();
+        // While what is being handled leaves no room, nothing more is begun.
+        let has_room = host.shards.has_room();
+        if !is_joint_under_way && has_room {
+            let begun = host.shards.begin_pages(portion.shards());
             let (alone, joint): (Vec<_>, Vec<_>) =
                 begun.into_iter().partition(|page| troubled.contains_key(&page.shard));
             let mut by_shard = BTreeMap::<ShardId, Vec<BegunPage>>::new();
@@ -149,32 +154,41 @@ pub(crate) async fn load(host: Arc<HostCore>, sequence: Sequence) {
             }
             for (shard, pages) in by_shard {
                 let failures = troubled.get(&shard).copied().unwrap_or_default();
-                running.push(Box::pin(ask(host.clone(), pages, false, failures)));
+                let portion = Portion::halved(failures);
+                running.push(Box::pin(ask(host.clone(), pages, false, failures, portion)));
             }
             if !joint.is_empty() {
                 is_joint_under_way = true;
-                running.push(Box::pin(ask(host.clone(), joint, true, failures)));
+                running.push(Box::pin(ask(host.clone(), joint, true, failures, portion.clone())));
             }
         }
         let Asked { begun, is_joint, loaded } = tokio::select! { biased;
             asked = first_ready(&mut running) => asked,
-            () = host.shards.pages_wanted.notified(), if !is_joint_under_way => continue,
+            () = host.shards.pages_wanted.notified(), if !is_joint_under_way && has_room => continue,
+            () = room, if !has_room => continue,
         };
         is_joint_under_way &= !is_joint;
         match loaded {
             Some(loaded) => {
-                failures = if is_joint { 0 } else { failures };
+                if is_joint {
+                    failures = 0;
+                    portion.succeeded();
+                }
+                portion.met(loaded.iter().filter_map(largest).max());
                 for (begun, page) in begun.iter().zip(loaded) {
                     troubled.remove(&begun.shard);
                     note_damaged(&host, page.damaged);
                     match page.rows {
-                        Rows::Alarms(rows) => host.shards.merge_alarms(begun, rows),
-                        Rows::Inbox(rows) => host.shards.merge_inbox(begun, rows),
+                        Rows::Alarms(rows) => host.shards.merge_alarms(begun, rows, page.is_last),
+                        Rows::Inbox(rows) => host.shards.merge_inbox(begun, rows, page.is_last),
                         Rows::Dead(_) => host.shards.abandon_page(begun),
                     }
                 }
             }
             None => {
+                if is_joint {
+                    portion.failed();
+                }
                 let failed: BTreeSet<ShardId> = begun.iter().map(|page| page.shard).collect();
                 if sequence == Sequence::OfShard {
                     failed.into_iter().for_each(|shard| *troubled.entry(shard).or_default() += 1);
@@ -196,22 +210,40 @@ struct Asked {
     loaded: Option<Vec<Loaded>>,
 }
 
+/// The bytes of the largest row of a page, if it has one.
+fn largest(page: &Loaded) -> Option<usize> {
+    match &page.rows {
+        Rows::Alarms(rows) => rows.iter().map(AlarmRow::bytes).max(),
+        Rows::Inbox(rows) => rows.iter().map(InboxRow::bytes).max(),
+        Rows::Dead(_) => None,
+    }
+}
+
 /// Asks the store for pages. If that fails it waits, for an abandoned page is wanted again at once.
-async fn ask(host: Arc<HostCore>, begun: Vec<BegunPage>, is_joint: bool, failures: u32) -> Asked {
+async fn ask(
+    host: Arc<HostCore>,
+    begun: Vec<BegunPage>,
+    is_joint: bool,
+    failures: u32,
+    portion: Portion,
+) -> Asked {
+    let bytes = portion.bytes() / begun.len();
     let page = |begun: &BegunPage| Page {
         shard: begun.shard,
         after: match &begun.after {
             BegunAfter::Alarms(after) => After::Alarms(after.clone()),
             BegunAfter::Inbox(after) => After::Inbox(after.clone()),
         },
-        limit: begun.limit,
+        limit: begun.limit.min(portion.rows()),
+        bytes: begun.bytes.min(bytes).max(1),
+        keys_only: begun.keys_only,
     };
     let pages: Vec<_> = begun.iter().map(page).collect();
     let loaded = match host.load(&pages).await {
         Ok(loaded) => Some(loaded),
         Err(error) => {
             if is_joint {
-                tracing::warn!(error = %Described(&error), pages = begun.len(), "the store could not be read; trying again");
+                tracing::warn!(error = %Described(&error), pages = begun.len(), "the store could not be read; trying again with less");
             }
             host.clock.sleep(backoff(&*host.random, failures)).await;
             None
@@ -237,16 +269,30 @@ pub(crate) async fn watch(host: Arc<HostCore>, store: Arc<dyn Store>, incarnatio
     let mut failures = 0_u32;
     loop {
         let timeout = host.options.commit.store_timeout;
-        if let Some(Ok(mut hints)) = within(&*host.clock, timeout, store.watch(incarnation)).await {
-            // What was posted before it began has gone unheard: a renewal says where.
-            host.shards.lost.notify_one();
-            failures = 1;
-            while let Some(shard) = hints.next().await {
-                if shard.0 < host.fleet.shards() {
-                    host.shards.hint(shard);
+        match within(&*host.clock, timeout, store.watch(incarnation)).await {
+            Some(Ok(mut hints)) => {
+                // What was posted before it began has gone unheard: a renewal says where.
+                host.shards.lost.notify_one();
+                failures = 0;
+                while let Some(shard) = hints.next().await {
+                    if shard.0 < host.fleet.shards() {
+                        host.shards.hint(shard);
+                    }
                 }
+                tracing::warn!("the store's hints about new messages have ended; they are asked for again");
             }
+            Some(Err(error)) if failures == 0 => {
+                tracing::warn!(error = %Described(&error), "the store gives no hints about new messages; trying again");
+            }
+            None if failures == 0 => {
+                tracing::warn!(
+                    ?timeout,
+                    "the store did not answer when asked for hints about new messages; trying again"
+                );
+            }
+            _ => {}
         }
+        metrics::counter!(crate::metrics::WATCHES_LOST).increment(1);
         host.clock.sleep(backoff(&*host.random, failures)).await;
         failures = failures.saturating_add(1);
     }

@@ -16,7 +16,7 @@ const MAX_HALVINGS: u32 = MAX_ROWS.ilog2();
 const MAX_PATIENCE: u32 = 1_024;
 
 /// How much to ask for at once.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Portion {
     halvings: u32,
     /// How many answers have come to questions of this size.
@@ -36,6 +36,11 @@ impl Default for Portion {
 }
 
 impl Portion {
+    /// What is asked for after so many halvings.
+    pub(crate) fn halved(halvings: u32) -> Portion {
+        Portion { halvings: halvings.min(MAX_HALVINGS), ..Portion::default() }
+    }
+
     pub(crate) fn shards(&self) -> usize {
         let fitting = self.bytes().checked_div(self.largest).unwrap_or(MAX_SHARDS);
         (MAX_SHARDS >> self.halvings).min(fitting).max(1)
@@ -61,9 +66,9 @@ impl Portion {
         }
     }
 
-    /// The largest row of an answer has so many bytes.
-    pub(crate) fn met(&mut self, largest: usize) {
-        self.largest = largest;
+    /// The largest row of an answer has so many bytes, if it has any.
+    pub(crate) fn met(&mut self, largest: Option<usize>) {
+        self.largest = largest.unwrap_or(self.largest);
     }
 
     /// None came.

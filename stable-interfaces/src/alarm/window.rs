@@ -1,14 +1,16 @@
 //! The soonest alarms of one shard, held in memory.
 //!
 //! A window holds *every* live alarm of its shard up to its *horizon* and none beyond it, so its first alarm is the shard's
-//! first alarm, and memory stays bounded however many the store keeps. Two kinds stay whatever the horizon: alarms that are
-//! *firing*, because somebody will say how it ended, and *postponed* ones, because only memory knows until when. That is a time of
-//! the lease clock: only what is stored is listed under a time of the wall, which may step. Nothing here reads a clock, does I/O
-//! or takes a lock; the driver passes `now` in and carries out what comes back.
+//! first alarm, and memory stays bounded, in alarms and in bytes, however many the store keeps and whatever they carry. Two kinds stay
+//! whatever the horizon: alarms that are *firing*, because somebody will say how it ended, and *postponed* ones, because only memory
+//! knows until when. That is a time of the lease clock: only what is stored is listed under a time of the wall, which may step.
+//! Nothing here reads a clock, does I/O or takes a lock; the driver passes `now` in and carries out what comes back.
+//!
+//! An alarm that is too large for its window is not kept, only when it is due; and is loaded a moment before, to wait alone.
 //!
 //! The window follows what is durable: [`put`](AlarmWindow::put) and [`remove`](AlarmWindow::remove) are called when a commit
 //! has been written, in the order of the commits of each alarm. The horizon rises only when a page has been merged, and falls
-//! when the window is over its cap and drops its tail.
+//! when the window is over one of its caps and drops its tail.
 
 #[cfg(test)]
 mod model;
@@ -29,6 +31,13 @@ use crate::clock::Timestamp;
 use crate::store::{AlarmKey, AlarmRow, InstanceName, Revision};
 use crate::sync::Arc;
 
+/// What is known to come later than that is loaded later.
+const SOON: Duration = Duration::from_secs(2);
+/// What an alarm in memory takes beside its texts and its meta, roughly.
+const OVERHEAD: usize = 256;
+/// While postponed alarms have more bytes than that, no others are loaded beside them.
+const MAX_POSTPONED_BYTES: usize = 1024 * 1024;
+
 /// See the [module](self).
 #[derive(Debug)]
 pub(crate) struct AlarmWindow {
@@ -44,6 +53,17 @@ pub(crate) struct AlarmWindow {
     page: Page,
     /// The most alarms in `waiting` and `postponed` together, as far as dropping from `waiting` can bring it about.
     cap: usize,
+    /// The most bytes of the alarms in `waiting`, unless it is a single one that is due soon.
+    cap_bytes: usize,
+    /// The bytes of the alarms in `waiting`, and of those in `postponed`.
+    waiting_bytes: usize,
+    postponed_bytes: usize,
+    /// When the first alarm beyond the horizon is due, or earlier; `None` if nothing is known of it.
+    beyond: Option<Timestamp>,
+    /// Whether the last page had more bytes than there was room for: then there is no use in another before all that waits is gone.
+    was_cut: bool,
+    /// The time it was told last.
+    now: Timestamp,
 }
 
 #[derive(Debug)]
@@ -87,9 +107,15 @@ enum Page {
 struct ByKey(Arc<AlarmRow>);
 
 impl AlarmWindow {
-    /// A window of a shard of which nothing has been loaded, for at most `cap` waiting alarms (but at least 2); firing ones
-    /// come on top.
+    /// A window without a bound in bytes.
+    #[cfg(test)]
     pub(crate) fn new(cap: usize) -> AlarmWindow {
+        AlarmWindow::bounded(cap, usize::MAX)
+    }
+
+    /// A window of a shard of which nothing has been loaded, for at most `cap` waiting alarms (but at least 2) with at most `cap_bytes`
+    /// together, or one that is due soon; firing ones come on top.
+    pub(crate) fn bounded(cap: usize, cap_bytes: usize) -> AlarmWindow {
         AlarmWindow {
             entries: HashTable::new(),
             hasher: RandomState::new(),
@@ -98,7 +124,18 @@ impl AlarmWindow {
             horizon: Horizon::Start,
             page: Page::Idle,
             cap: cap.max(2),
+            cap_bytes,
+            waiting_bytes: 0,
+            postponed_bytes: 0,
+            beyond: None,
+            was_cut: false,
+            now: Timestamp::MIN,
         }
+    }
+
+    /// Tells it the time, by which it decides what is due soon.
+    pub(crate) fn tell(&mut self, now: Timestamp) {
+        self.now = now;
     }
 
     /// An alarm was written. As in the store, it takes the place of one with the same revision or a smaller one, also of one
@@ -123,6 +160,8 @@ impl AlarmWindow {
         if within {
             self.insert_waiting(hash, row);
             self.drop_tail();
+        } else {
+            self.note_beyond(row.due);
         }
     }
 
@@ -145,8 +184,11 @@ impl AlarmWindow {
             // If the horizon has fallen below it meanwhile, a page will bring it back.
             if self.horizon.reaches(&row) {
                 self.insert_waiting(self.hash(&row.name, &row.id), row);
+            } else {
+                self.note_beyond(row.due);
             }
         }
+        self.drop_tail();
     }
 
     /// The first alarm that waits and is due at `now`, which from here on is firing.
@@ -154,10 +196,12 @@ impl AlarmWindow {
     /// It stays in memory until [`put`](Self::put), [`remove`](Self::remove), [`wait_again`](Self::wait_again) or
     /// [`set_aside`](Self::set_aside) says how the firing ended.
     pub(crate) fn pop_due(&mut self, now: Timestamp) -> Option<AlarmRow> {
+        self.tell(now);
         if self.next_deadline()? > now {
             return None;
         }
         let ByKey(row) = self.waiting.pop_first()?;
+        self.waiting_bytes -= size(&row);
         let hash = self.hash(&row.name, &row.id);
         self.find_mut(hash, &row.name, &row.id).expect("each alarm of an order is an entry").state = State::Firing;
         Some((*row).clone())
@@ -193,6 +237,7 @@ impl AlarmWindow {
         let key = ByKey(entry.row.clone());
         if let Some(at) = not_before {
             entry.state = State::Postponed(at);
+            self.postponed_bytes += size(&key.0);
             self.postponed.insert((at, key));
         } else if self.horizon.reaches(&key.0) {
             self.take(hash, name, id);
@@ -200,6 +245,7 @@ impl AlarmWindow {
         } else {
             // The horizon fell while it was firing. A page will bring it back.
             self.take(hash, name, id);
+            self.note_beyond(key.0.due);
         }
         self.drop_tail();
     }
@@ -246,14 +292,39 @@ impl AlarmWindow {
             Horizon::At(key) => key.due,
             Horizon::End => return None,
         };
-        (self.waiting() * 2 < self.cap).then_some(all_up_to)
+        (self.has_room() && self.beyond.is_none_or(|due| self.is_soon(due))).then_some(all_up_to)
+    }
+
+    /// When a page will be wanted, if that is later.
+    pub(crate) fn page_deadline(&self) -> Option<Timestamp> {
+        let due = self.beyond.filter(|due| self.has_room() && !self.is_soon(*due) && self.horizon != Horizon::End)?;
+        matches!(self.page, Page::Idle).then(|| due - SOON)
+    }
+
+    fn has_room(&self) -> bool {
+        let has_room = self.waiting() * 2 < self.cap && self.waiting_bytes <= self.cap_bytes / 2;
+        has_room && self.postponed_bytes <= MAX_POSTPONED_BYTES && !(self.was_cut && !self.waiting.is_empty())
+    }
+
+    fn is_soon(&self, due: Timestamp) -> bool {
+        due <= self.now + SOON
+    }
+
+    /// The store has an alarm that is due then and is not in memory.
+    fn note_beyond(&mut self, due: Timestamp) {
+        self.beyond = self.beyond.map(|other| other.min(due));
+    }
+
+    /// For how many bytes of alarms there is room.
+    pub(crate) fn room(&self) -> usize {
+        self.cap_bytes.saturating_sub(self.waiting_bytes)
     }
 
     /// Begins to note what changes, and says what to load: alarms strictly after this key, at most this many.
     ///
     /// Load only after this call, and end with [`merge_page`](Self::merge_page) or [`abandon_page`](Self::abandon_page).
     pub(crate) fn begin_page(&mut self) -> (Option<AlarmKey>, usize) {
-        self.page = Page::Loading(Notes::new(self.cap));
+        self.page = Page::Loading(Notes::new(self.cap, self.cap_bytes));
         let after = match &self.horizon {
             Horizon::At(key) => Some(key.clone()),
             Horizon::Start | Horizon::End => None,
@@ -292,6 +363,8 @@ impl AlarmWindow {
         if reached > self.horizon {
             self.horizon = reached;
         }
+        self.beyond = None;
+        self.was_cut = self.is_over_bytes();
         self.drop_tail();
     }
 
@@ -323,16 +396,26 @@ impl AlarmWindow {
         self.horizon == Horizon::End
     }
 
-    /// Past the cap, the alarms that are due last leave memory and the horizon falls to the last one kept.
+    fn is_over_bytes(&self) -> bool {
+        let is_one_soon = || self.waiting.len() == 1 && self.waiting.first().is_some_and(|key| self.is_soon(key.0.due));
+        self.waiting_bytes > self.cap_bytes && !is_one_soon()
+    }
+
+    /// Past a cap, the alarms that are due last leave memory and the horizon falls to the last one kept.
     fn drop_tail(&mut self) {
-        let mut dropped = false;
-        while self.waiting() > self.cap {
-            let Some(ByKey(row)) = self.waiting.pop_last() else { break };
+        let mut dropped = None;
+        while self.waiting() > self.cap || self.is_over_bytes() {
+            let Some(ByKey(row)) = self.waiting.last().cloned() else { break };
             self.take(self.hash(&row.name, &row.id), &row.name, &row.id);
-            dropped = true;
+            dropped = Some(row);
         }
-        if dropped {
-            self.horizon = Horizon::up_to(self.waiting.last());
+        if let Some(row) = dropped {
+            self.beyond = Some(row.due);
+            self.horizon = match self.waiting.last() {
+                Some(last) => Horizon::At(last.0.key()),
+                // No ID is empty: it is all that comes before this one.
+                None => Horizon::At(AlarmKey { id: "".into(), ..row.key() }),
+            };
             if matches!(self.page, Page::Loading(_)) {
                 self.page = Page::Spoiled;
             }
@@ -350,6 +433,7 @@ impl AlarmWindow {
     }
 
     fn insert_waiting(&mut self, hash: u64, row: Arc<AlarmRow>) {
+        self.waiting_bytes += size(&row);
         self.waiting.insert(ByKey(row.clone()));
         let hasher = &self.hasher;
         self.entries.insert_unique(hash, Entry { row, state: State::Waiting }, |entry| {
@@ -362,8 +446,14 @@ impl AlarmWindow {
         let Ok(found) = self.entries.find_entry(hash, |entry| entry.row.is(name, id)) else { return };
         let (Entry { row, state }, _) = found.remove();
         match state {
-            State::Waiting => _ = self.waiting.remove(&ByKey(row)),
-            State::Postponed(at) => _ = self.postponed.remove(&(at, ByKey(row))),
+            State::Waiting => {
+                self.waiting_bytes -= size(&row);
+                self.waiting.remove(&ByKey(row));
+            }
+            State::Postponed(at) => {
+                self.postponed_bytes -= size(&row);
+                self.postponed.remove(&(at, ByKey(row)));
+            }
             State::Firing => {}
         }
     }
@@ -379,6 +469,11 @@ impl AlarmWindow {
     fn hash(&self, name: &InstanceName, id: &str) -> u64 {
         self.hasher.hash_one((name, id))
     }
+}
+
+/// About how many bytes an alarm takes in memory.
+pub(super) fn size(row: &AlarmRow) -> usize {
+    OVERHEAD + row.name.instance.len() + row.id.len() + row.bytes()
 }
 
 impl Horizon {

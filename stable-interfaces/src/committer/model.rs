@@ -532,7 +532,7 @@ impl Model {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         let _in = runtime.enter();
         let clock = Arc::new(SimClock::new(Timestamp::UNIX_EPOCH));
-        let limits = Limits { max_firing: 1, max_fires_per_second: 1, max_crashes: 1 };
+        let limits = Limits { max_firing: 1, max_fires_per_second: 1, max_crashes: 1, window_bytes: 1_000_000 };
         let shards = Arc::new(Shards::new(SHARDS, limits, clock.clone()));
         let state = Arc::new(Mutex::new(State::default()));
         let (store, incarnation) = (state.clone(), Incarnation(1));
@@ -573,7 +573,7 @@ impl Model {
             let mut store = self.store.lock();
             let epoch = store.epochs.entry(shard).or_default();
             epoch.0 += 1;
-            self.shards.own(shard, *epoch, true, 8);
+            self.shards.own(shard, *epoch, true, 8, 1_000_000);
         }
     }
 

@@ -66,7 +66,12 @@ impl Default for HostOptions {
                 max_queued: 16_384,
                 max_queued_bytes: 64 * 1024 * 1024,
             },
-            limits: Limits { max_firing: 1_024, max_fires_per_second: 1_000, max_crashes: 3 },
+            limits: Limits {
+                max_firing: 1_024,
+                max_fires_per_second: 1_000,
+                max_crashes: 3,
+                window_bytes: 64 * 1024 * 1024,
+            },
             max_connections: 100_000,
             max_clock_skew: Duration::from_secs(60),
             window: 65_536,

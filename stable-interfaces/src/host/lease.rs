@@ -36,6 +36,11 @@ pub(crate) fn assigned(host: &HostCore) -> Vec<ShardId> {
     (0..host.fleet.shards()).map(ShardId).filter(|shard| *host.fleet.host_of(*shard) == host.name).collect()
 }
 
+/// How many bytes of alarms that wait the window of one shard may have.
+fn window_bytes(host: &HostCore, assigned: usize) -> usize {
+    host.options.limits.window_bytes / 2 / assigned.max(1)
+}
+
 fn window_cap(host: &HostCore, assigned: usize) -> usize {
     (host.options.window / assigned.max(1)).clamp(16, 4_096)
 }
@@ -80,10 +85,11 @@ pub(crate) async fn claim(
     if skew > SKEW_WARNING {
         tracing::warn!(?skew, "this host's clock and the store's differ; alarms follow this host's");
     }
-    let cap = window_cap(host, assigned(host).len());
+    let assigned = assigned(host).len();
+    let (cap, bytes) = (window_cap(host, assigned), window_bytes(host, assigned));
     for grant in &claimed.granted {
         if host.shards.epoch(grant.shard) != Some(grant.epoch) {
-            host.shards.own(grant.shard, grant.epoch, grant.clean, cap);
+            host.shards.own(grant.shard, grant.epoch, grant.clean, cap, bytes);
         }
     }
     Ok(claimed)
@@ -158,7 +164,7 @@ pub(crate) async fn keep(host: &Arc<HostCore>, store: &dyn Store, incarnation: I
         failures = 0;
         keeper.note_renewal(sent_at, &asked, &renewed);
         for shard in renewed.inbox {
-            host.shards.hint(shard);
+            host.shards.look(shard);
         }
         // Due alarms may have waited for the lease.
         host.shards.changed.notify_one();

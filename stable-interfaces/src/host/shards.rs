@@ -35,6 +35,8 @@ pub(crate) struct Limits {
     pub(crate) max_fires_per_second: u32,
     /// How many processes an alarm or message may have been running in when they died, before it is given up.
     pub(crate) max_crashes: u32,
+    /// About how many bytes of alarms and messages may be in memory: half of it those that wait, half those being handled.
+    pub(crate) window_bytes: usize,
 }
 
 /// All shards of the fleet.
@@ -47,16 +49,19 @@ pub(crate) struct Shards {
     waits: Mutex<BTreeSet<(Duration, ShardId)>>,
     /// Wakes the driver for an earlier first deadline, and when a fire has ended.
     pub(crate) changed: Notify,
-    /// Shards whose windows want a page.
-    pages: Mutex<BTreeSet<ShardId>>,
+    /// Shards whose windows want a page, and the one from which on they are asked next.
+    pages: Mutex<(BTreeSet<ShardId>, ShardId)>,
     /// Wakes the task that loads pages.
     pub(crate) pages_wanted: Notify,
     /// Which shards may have something due in the store that is not in memory, and since when, by the lease clock.
     behind: Mutex<BTreeSet<(Duration, ShardId)>>,
     /// Asks for a renewal at once: a write found a shard lost, or messages may have come unheard.
     pub(crate) lost: Notify,
-    /// Alarms and messages being handled or committed now.
+    /// Alarms and messages being handled or committed now, and how many bytes they have.
     firing: AtomicUsize,
+    firing_bytes: AtomicUsize,
+    /// Wakes the task that loads pages when less is being handled.
+    pub(crate) room: Notify,
     /// Set while a suspected killer is handled.
     is_alone: AtomicBool,
     /// Set while one waits for all others to end.
@@ -110,7 +115,7 @@ impl Owned {
 
     fn next_deadline(&self) -> Option<Timestamp> {
         let alarm = self.alarms.next_deadline().filter(|_| self.inbox.lets_alarms_fire());
-        self.inbox.next_deadline().into_iter().chain(alarm).min()
+        self.inbox.next_deadline().into_iter().chain(alarm).chain(self.alarms.page_deadline()).min()
     }
 
     fn next_wait(&self) -> Option<Duration> {
@@ -118,6 +123,7 @@ impl Owned {
     }
 
     fn pop_due(&mut self, now: Moment) -> Option<Wake> {
+        self.alarms.tell(now.wall);
         self.alarms.end_waits(now.elapsed);
         self.inbox.end_waits(now);
         let alarm = self.alarms.next_deadline().filter(|due| self.inbox.lets_alarms_fire() && *due <= now.wall);
@@ -137,6 +143,10 @@ pub(crate) struct BegunPage {
     pub(crate) shard: ShardId,
     pub(crate) epoch: Epoch,
     pub(crate) limit: usize,
+    /// For how many bytes there is room.
+    pub(crate) bytes: usize,
+    /// Whether only keys are wanted.
+    pub(crate) keys_only: bool,
     pub(crate) after: BegunAfter,
 }
 
@@ -161,11 +171,13 @@ impl Shards {
             deadlines: Mutex::default(),
             waits: Mutex::default(),
             changed: Notify::new(),
-            pages: Mutex::default(),
+            pages: Mutex::new((BTreeSet::new(), ShardId(0))),
             pages_wanted: Notify::new(),
             behind: Mutex::default(),
             lost: Notify::new(),
             firing: AtomicUsize::new(0),
+            firing_bytes: AtomicUsize::new(0),
+            room: Notify::new(),
             is_alone: AtomicBool::new(false),
             is_alone_wanted: AtomicBool::new(false),
             storms: Mutex::default(),
@@ -200,13 +212,13 @@ impl Shards {
     }
 
     /// Takes the shard into ownership. With `window_cap` zero it has no alarms and no inbox (a host without a store).
-    pub(crate) fn own(&self, shard: ShardId, epoch: Epoch, clean: bool, window_cap: usize) {
+    pub(crate) fn own(&self, shard: ShardId, epoch: Epoch, clean: bool, window_cap: usize, window_bytes: usize) {
         let this = self.shard(shard);
         let mut owned = this.owned.lock();
         this.epoch.store(epoch.0, Ordering::Release);
         if window_cap > 0 {
             *owned = Some(Box::new(Owned {
-                alarms: AlarmWindow::new(window_cap),
+                alarms: AlarmWindow::bounded(window_cap, window_bytes),
                 inbox: InboxWindow::new(INBOX_CAP),
                 listed: None,
                 alarms_behind: None,
@@ -313,7 +325,7 @@ impl Shards {
             all.extend(behind.map(|since| (since, shard)));
             owned.behind = behind;
         }
-        if (owned.alarms.wants_page() || owned.inbox.wants_page()) && self.pages.lock().insert(shard) {
+        if (owned.alarms.wants_page() || owned.inbox.wants_page()) && self.pages.lock().0.insert(shard) {
             self.pages_wanted.notify_one();
         }
     }
@@ -382,6 +394,7 @@ impl Shards {
             }
             self.is_alone_wanted.store(false, Ordering::Release);
             self.firing.fetch_add(1, Ordering::AcqRel);
+            self.firing_bytes.fetch_add(wake.bytes(), Ordering::AcqRel);
             self.is_alone.store(is_suspect, Ordering::Release);
             let token = WakeToken::new(self.clone(), shard, epoch, wake, is_marked);
             match self.check_storm(token.wake(), now.elapsed) {
@@ -395,8 +408,14 @@ impl Shards {
     pub(crate) fn may_fire(&self) -> bool {
         let firing = self.firing.load(Ordering::Acquire);
         firing < self.limits.max_firing
+            && (firing == 0 || self.has_room())
             && !self.is_alone.load(Ordering::Acquire)
             && !(firing > 0 && self.is_alone_wanted.load(Ordering::Acquire))
+    }
+
+    /// Whether what is being handled leaves room for more.
+    pub(crate) fn has_room(&self) -> bool {
+        self.firing_bytes.load(Ordering::Acquire) <= self.limits.window_bytes / 2
     }
 
     /// If the alarms of this instance fire too often, until when they are to wait.
@@ -434,12 +453,17 @@ impl Shards {
         });
     }
 
-    /// A token has gone: one more may be handled.
-    pub(super) fn fire_ended(&self) {
+    /// A token of so many bytes has gone: one more may be handled.
+    pub(super) fn fire_ended(&self, bytes: usize) {
+        let had_room = self.has_room();
+        self.firing_bytes.fetch_sub(bytes, Ordering::AcqRel);
         let before = self.firing.fetch_sub(1, Ordering::AcqRel);
         let was_alone = before == 1 && self.is_alone.swap(false, Ordering::AcqRel);
-        if before == self.limits.max_firing || before == 1 || was_alone {
+        if before == self.limits.max_firing || before == 1 || was_alone || !had_room {
             self.changed.notify_one();
+        }
+        if !had_room {
+            self.room.notify_one();
         }
     }
 
@@ -460,26 +484,30 @@ impl Shards {
             && owned.as_ref().and_then(|owned| owned.alarms.get(&alarm.name, &alarm.id)).is_some_and(is_this)
     }
 
-    /// Takes up to `most` of the shards that want a page, and begins what each wants.
+    /// Takes up to `most` of the shards that want a page, each in its turn, and begins what each wants.
     pub(crate) fn begin_pages(&self, most: usize) -> Vec<BegunPage> {
         let wanting: Vec<ShardId> = {
             let mut pages = self.pages.lock();
-            let wanting: Vec<_> = pages.iter().take(most).copied().collect();
+            let (pages, next) = &mut *pages;
+            let wanting: Vec<_> = pages.range(*next..).chain(pages.range(..*next)).take(most).copied().collect();
             for shard in &wanting {
                 pages.remove(shard);
             }
+            *next = wanting.last().map_or(*next, |last| ShardId(last.0 + 1));
             wanting
         };
         let mut begun = Vec::with_capacity(wanting.len());
         for shard in wanting {
             let Some(epoch) = self.epoch(shard) else { continue };
             self.with_owned(shard, epoch, |owned| {
-                if let Some((after, limit)) = owned.inbox.begin_page() {
-                    begun.push(BegunPage { shard, epoch, limit, after: BegunAfter::Inbox(after) });
+                if let Some((after, limit, keys_only)) = owned.inbox.begin_page() {
+                    let (bytes, after) = (usize::MAX, BegunAfter::Inbox(after));
+                    begun.push(BegunPage { shard, epoch, limit, bytes, keys_only, after });
                 }
                 if owned.alarms.wants_page() {
-                    let (after, limit) = owned.alarms.begin_page();
-                    begun.push(BegunPage { shard, epoch, limit, after: BegunAfter::Alarms(after) });
+                    let (bytes, (after, limit)) = (owned.alarms.room(), owned.alarms.begin_page());
+                    let after = BegunAfter::Alarms(after);
+                    begun.push(BegunPage { shard, epoch, limit, bytes, keys_only: false, after });
                 }
             });
         }
@@ -487,17 +515,16 @@ impl Shards {
     }
 
     /// Merges what a page found.
-    pub(crate) fn merge_alarms(&self, page: &BegunPage, rows: Vec<AlarmRow>) {
-        let is_last = rows.len() < page.limit;
+    pub(crate) fn merge_alarms(&self, page: &BegunPage, rows: Vec<AlarmRow>, is_last: bool) {
         self.with_owned(page.shard, page.epoch, |owned| {
+            owned.alarms.tell(self.clock.now());
             owned.alarms.merge_page(rows, is_last);
             owned.alarms_behind = None;
         });
     }
 
     /// Merges what a page found.
-    pub(crate) fn merge_inbox(&self, page: &BegunPage, rows: Vec<InboxRow>) {
-        let is_last = rows.len() < page.limit;
+    pub(crate) fn merge_inbox(&self, page: &BegunPage, rows: Vec<InboxRow>, is_last: bool) {
         self.with_owned(page.shard, page.epoch, |owned| {
             let now = Moment::of(&*self.clock);
             // What is behind a full page arrived later than its last row.
@@ -514,6 +541,13 @@ impl Shards {
             BegunAfter::Alarms(_) => owned.alarms.abandon_page(),
             BegunAfter::Inbox(_) => owned.inbox.abandon_page(),
         });
+    }
+
+    /// The shard's inbox has messages; all of them may be known.
+    pub(crate) fn look(&self, shard: ShardId) {
+        if let Some(epoch) = self.epoch(shard) {
+            self.with_owned(shard, epoch, |owned| owned.inbox.look());
+        }
     }
 
     /// There may be new messages in the shard's inbox.

@@ -40,6 +40,14 @@ impl Wake {
         }
     }
 
+    /// How many bytes the application put into it.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Wake::Alarm(alarm) => alarm.bytes(),
+            Wake::Message(message) => message.bytes(),
+        }
+    }
+
     pub(crate) fn attempt(&self) -> u32 {
         match self {
             Wake::Alarm(alarm) => alarm.attempt,
@@ -184,7 +192,7 @@ impl WakeToken {
     /// It stays unacknowledged with its instance, and does not keep others from being handled.
     pub(crate) fn hold(mut self) -> WakeToken {
         if std::mem::take(&mut self.is_counted) {
-            self.shards.fire_ended();
+            self.shards.fire_ended(self.wake.bytes());
         }
         self
     }
@@ -211,7 +219,7 @@ impl Drop for WakeToken {
             self.shards.wait_again(self.shard, self.epoch, &self.wake, Some(at));
         }
         if self.is_counted {
-            self.shards.fire_ended();
+            self.shards.fire_ended(self.wake.bytes());
         }
     }
 }

@@ -25,7 +25,7 @@ type Heard = (ShardId, u32, Result<(), bool>);
 async fn run(faults: u32, closes: bool, commit_timeout: Duration) -> (Arc<SlowStore>, Vec<Heard>) {
     let clock = ScenarioClock::default();
     let store = SlowStore::new(&clock, faults);
-    let limits = Limits { max_firing: 1, max_fires_per_second: 1, max_crashes: 1 };
+    let limits = Limits { max_firing: 1, max_fires_per_second: 1, max_crashes: 1, window_bytes: 1_000_000 };
     let shards = Arc::new(Shards::new(SHARDS, limits, Arc::new(clock.clone())));
     let claim = Claim {
         incarnation: WRITER,
@@ -40,7 +40,7 @@ async fn run(faults: u32, closes: bool, commit_timeout: Duration) -> (Arc<SlowSt
     let claimed = store.claim(&claim).await.expect("a store in memory grants");
     let (granted, sequence) = (claimed.granted, claimed.sequence);
     for grant in &granted {
-        shards.own(grant.shard, grant.epoch, true, 16);
+        shards.own(grant.shard, grant.epoch, true, 16, 1_000_000);
     }
     let options = CommitOptions {
         lanes: 2,

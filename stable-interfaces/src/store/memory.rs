@@ -253,8 +253,7 @@ impl Store for MemoryStore {
     async fn load(&self, pages: &[Page]) -> Result<Vec<Loaded>, StoreError> {
         let state = self.inner.state.lock();
         let empty = Shard::default();
-        let load = |page: &Page| state.shards.get(&page.shard).unwrap_or(&empty).load(&page.after, page.limit);
-        Ok(pages.iter().map(|page| Loaded { rows: load(page), damaged: Vec::new() }).collect())
+        Ok(pages.iter().map(|page| state.shards.get(&page.shard).unwrap_or(&empty).load(page)).collect())
     }
 
     async fn read(&self, read: &Read) -> Result<ReadRows, StoreError> {
@@ -287,6 +286,23 @@ fn items<'a, V>(
 ) -> impl Iterator<Item = (&'a Item, &'a V)> {
     map.range(Item::new(name, from)..)
         .take_while(move |(item, _)| item.name == *name && to.is_none_or(|to| item.id < *to))
+}
+
+/// Those of `rows` that fit on a page, and whether they are all.
+fn fitting<'a, T: Clone + 'a>(
+    page: &Page,
+    rows: impl Iterator<Item = &'a T>,
+    bytes: fn(&T) -> usize,
+) -> (Vec<T>, bool) {
+    let (mut fitting, mut total) = (Vec::new(), 0_usize);
+    for row in rows {
+        total = total.saturating_add(bytes(row));
+        if fitting.len() >= page.limit || (total > page.bytes && !fitting.is_empty()) {
+            return (fitting, false);
+        }
+        fitting.push(row.clone());
+    }
+    (fitting, true)
 }
 
 /// Everything strictly after `key`, or everything.
@@ -417,18 +433,27 @@ impl Shard {
         self.alarms.get(&Item::new(&key.name, &key.id))
     }
 
-    fn load(&self, from: &After, limit: usize) -> Rows {
-        match from {
-            After::Alarms(key) => Rows::Alarms(
-                self.alarm_order.range(after(key)).take(limit).filter_map(|key| self.alarm_at(key)).cloned().collect(),
-            ),
+    fn load(&self, page: &Page) -> Loaded {
+        let (rows, is_last) = match &page.after {
+            After::Alarms(key) => {
+                let rows = self.alarm_order.range(after(key)).filter_map(|key| self.alarm_at(key));
+                let (rows, is_last) = fitting(page, rows, AlarmRow::bytes);
+                (Rows::Alarms(rows), is_last)
+            }
             After::Inbox(key) => {
-                Rows::Inbox(self.inbox.range(after(key)).take(limit).map(|(_, row)| row.clone()).collect())
+                let rows = self.inbox.range(after(key)).map(|(_, row)| row);
+                let (mut rows, is_last) = fitting(page, rows, InboxRow::bytes);
+                if page.keys_only {
+                    rows.iter_mut().for_each(|row| *row = row.key().into_row());
+                }
+                (Rows::Inbox(rows), is_last)
             }
             After::Dead(key) => {
-                Rows::Dead(self.dead.range(after(key)).take(limit).map(|(_, row)| row.clone()).collect())
+                let (rows, is_last) = fitting(page, self.dead.range(after(key)).map(|(_, row)| row), DeadLetter::bytes);
+                (Rows::Dead(rows), is_last)
             }
-        }
+        };
+        Loaded { rows, damaged: Vec::new(), is_last }
     }
 }
 

@@ -78,6 +78,11 @@ pub struct AlarmRow {
 }
 
 impl AlarmRow {
+    /// How many bytes the application put into it.
+    pub(crate) fn bytes(&self) -> usize {
+        self.meta.len() + self.last_error.as_ref().map_or(0, |error| error.len())
+    }
+
     /// Its place in the order of firing.
     #[must_use]
     pub fn key(&self) -> AlarmKey {
@@ -124,7 +129,33 @@ pub struct InboxRow {
     pub body: Bytes,
 }
 
+impl InboxKey {
+    /// A row of which nothing but this key is known.
+    #[must_use]
+    pub fn into_row(self) -> InboxRow {
+        let InboxKey { arrived, name, id } = self;
+        InboxRow {
+            name,
+            id,
+            arrived,
+            due: arrived,
+            attempt: 0,
+            crashes: 0,
+            started: false,
+            last_error: None,
+            headers: MessageHeaders::new(),
+            body: Bytes::new(),
+        }
+    }
+}
+
 impl InboxRow {
+    /// How many bytes the application put into it.
+    pub(crate) fn bytes(&self) -> usize {
+        let headers: usize = self.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+        self.body.len() + headers + self.last_error.as_ref().map_or(0, |error| error.len())
+    }
+
     /// Its place in the order of arrival.
     #[must_use]
     pub fn key(&self) -> InboxKey {
@@ -200,6 +231,15 @@ pub enum DeadRow {
 }
 
 impl DeadLetter {
+    /// How many bytes the application put into it.
+    pub(crate) fn bytes(&self) -> usize {
+        let row = match &self.row {
+            DeadRow::Alarm(row) => row.bytes(),
+            DeadRow::Message(row) => row.bytes(),
+        };
+        row + self.reason.len()
+    }
+
     /// Its place among the dead letters.
     #[must_use]
     pub fn key(&self) -> DeadKey {

@@ -223,6 +223,8 @@ macro_rules! __store_cases {
             pages::a_page_of_one_row_walks_through_everything,
             pages::a_thousand_rows_are_paged_without_gaps_or_repeats,
             pages::fewer_rows_than_the_limit_means_no_more,
+            pages::a_page_has_no_more_bytes_than_it_may_and_one_row_at_least,
+            pages::a_page_of_keys_has_the_keys_of_its_rows,
             pages::many_pages_are_answered_in_the_order_asked_for,
             pages::shards_do_not_mix,
             pages::inbox_and_dead_letters_are_paged_likewise,

@@ -41,7 +41,7 @@ fn row(alarm: usize, due: Timestamp, revision: Revision) -> AlarmRow {
         crashes,
         started,
         last_error,
-        meta: Bytes::from_static(b"null"),
+        meta: Bytes::from_static(&[b'1'; 3_000]).slice(..[4, 40, 400, 3_000][alarm % 4]),
     }
 }
 
@@ -49,6 +49,7 @@ fn row(alarm: usize, due: Timestamp, revision: Revision) -> AlarmRow {
 #[derive(Debug, Clone)]
 struct Start {
     cap: usize,
+    cap_bytes: usize,
     /// Alarms in the store, and when they are due.
     stored: BTreeMap<usize, i64>,
 }
@@ -118,12 +119,15 @@ impl ReferenceStateMachine for Schedules {
 
     fn init_state() -> BoxedStrategy<Start> {
         let stored = vec((0..ALARMS, -5..200_i64), 0..ALARMS);
-        (2..12_usize, stored).prop_map(|(cap, stored)| Start { cap, stored: stored.into_iter().collect() }).boxed()
+        let cap_bytes = prop_oneof![2 => Just(usize::MAX), 1 => 1..2_000_usize, 1 => 2_000..9_000_usize];
+        (2..12_usize, cap_bytes, stored)
+            .prop_map(|(cap, cap_bytes, stored)| Start { cap, cap_bytes, stored: stored.into_iter().collect() })
+            .boxed()
     }
 
     fn transitions(_: &Start) -> BoxedStrategy<Step> {
         // Mostly near, so that many are due together.
-        let due = || prop_oneof![4 => -3..6_i64, 3 => -3..40_i64, 1 => -3..400_i64];
+        let due = || prop_oneof![4 => -3..6_i64, 3 => -3..40_i64, 1 => -3..400_i64, 1 => 0..9_000_i64];
         let ending = prop_oneof![
             4 => Just(Ending::Completed),
             2 => due().prop_map(Ending::Failed),
@@ -143,7 +147,7 @@ impl ReferenceStateMachine for Schedules {
             4 => (1..6_usize).prop_map(Step::ReadPage),
             3 => Just(Step::MergePage),
             1 => Just(Step::AbandonPage),
-            6 => prop_oneof![5 => 1..20_i64, 1 => -50..0_i64].prop_map(Step::Clock),
+            6 => prop_oneof![5 => 1..20_i64, 1 => 20..3_000_i64, 1 => -50..0_i64].prop_map(Step::Clock),
         ]
         .boxed()
     }
@@ -163,6 +167,7 @@ enum Commit {
 struct Reading {
     after: Option<AlarmKey>,
     limit: usize,
+    bytes: usize,
     rows: Vec<AlarmRow>,
 }
 
@@ -177,6 +182,8 @@ struct Met {
     postponed: usize,
     ahead: usize,
     steps_back: usize,
+    cuts: usize,
+    alone: usize,
     checks: usize,
 }
 
@@ -215,7 +222,7 @@ impl<'a> Model<'a> {
             row(*alarm, Timestamp::from_millis(*due), revision)
         });
         Model {
-            window: AlarmWindow::new(start.cap),
+            window: AlarmWindow::bounded(start.cap, start.cap_bytes),
             store: rows.map(|row| (identity_of(&row), row)).collect(),
             under_way: VecDeque::new(),
             tokens: Vec::new(),
@@ -287,12 +294,21 @@ impl<'a> Model<'a> {
         }
     }
 
-    /// Reads one more row, if the page has room and the store has one.
-    fn read(&self, reading: &mut Reading) -> bool {
+    /// The row of the store that comes next on a page.
+    fn next_on(&self, reading: &Reading) -> Option<&AlarmRow> {
         let after = reading.rows.last().map(AlarmRow::key).or_else(|| reading.after.clone());
         let rows = self.store.values().filter(|row| after.as_ref().is_none_or(|after| row.key() > *after));
-        match rows.min_by_key(|row| row.key()) {
-            Some(row) if reading.rows.len() < reading.limit => {
+        rows.min_by_key(|row| row.key())
+    }
+
+    /// Reads one more row, if the page has room and the store has one.
+    fn read(&self, reading: &mut Reading) -> bool {
+        let bytes: usize = reading.rows.iter().map(AlarmRow::bytes).sum();
+        match self.next_on(reading) {
+            Some(row)
+                if reading.rows.is_empty()
+                    || (reading.rows.len() < reading.limit && bytes + row.bytes() <= reading.bytes) =>
+            {
                 reading.rows.push(row.clone());
                 true
             }
@@ -301,9 +317,11 @@ impl<'a> Model<'a> {
     }
 
     fn begin_page(&mut self) {
+        self.window.tell(self.now);
         if self.reading.is_none() && self.window.wants_page() {
+            let bytes = self.window.room();
             let (after, limit) = self.window.begin_page();
-            self.reading = Some(Reading { after, limit, rows: Vec::new() });
+            self.reading = Some(Reading { after, limit, bytes, rows: Vec::new() });
         }
     }
 
@@ -318,8 +336,10 @@ impl<'a> Model<'a> {
                 met.ceilings += usize::from(notes.has_ceiling());
             }
         }
-        let is_last = page.rows.len() < page.limit;
+        let is_last = page.rows.len() < page.limit && self.next_on(&page).is_none();
+        self.window.tell(self.now);
         self.window.merge_page(page.rows, is_last);
+        self.met.borrow_mut().cuts += usize::from(self.window.was_cut);
     }
 
     /// When an alarm is to fire, if it is one that the window can know of and that is not firing.
@@ -397,10 +417,15 @@ impl<'a> Model<'a> {
     fn check(&mut self) -> Checked {
         let Model { window, aside, .. } = self;
         prop_assert!(window.waiting() <= window.cap || window.waiting.is_empty(), "over its cap");
+        let bytes: usize = window.waiting.iter().map(|key| size(&key.0)).sum();
+        prop_assert_eq!(window.waiting_bytes, bytes);
+        prop_assert_eq!(window.postponed_bytes, window.postponed.iter().map(|(_, key)| size(&key.0)).sum::<usize>());
+        prop_assert!(bytes <= window.cap_bytes || window.waiting.len() == 1, "over its cap in bytes");
         if !self.under_way.is_empty() {
             return Ok(());
         }
         self.met.borrow_mut().checks += 1;
+        self.met.borrow_mut().alone += usize::from(bytes > window.cap_bytes);
         // It may be back with a page.
         aside.retain(|(name, id), _| window.get(name, id).is_none());
         let (mut held, mut firing) = (0, 0);
@@ -523,7 +548,8 @@ fn a_window_does_what_a_model_of_the_whole_store_does() {
     if std::env::var_os("CASES").is_some() {
         return;
     }
-    let Met { pops, merged, spoiled, ceilings, dropped_tails, postponed, ahead, steps_back, checks } = met.take();
+    let Met { pops, merged, spoiled, ceilings, dropped_tails, postponed, ahead, steps_back, cuts, alone, checks } =
+        met.take();
     for (what, times) in [
         ("pops", pops),
         ("pages merged", merged),
@@ -533,6 +559,8 @@ fn a_window_does_what_a_model_of_the_whole_store_does() {
         ("alarms postponed", postponed),
         ("pages ahead of commits", ahead),
         ("steps back of the clock", steps_back),
+        ("pages cut for their bytes", cuts),
+        ("alarms too large for their window", alone),
         ("full comparisons", checks),
     ] {
         assert!(times >= 20, "{what}: only {times}");

@@ -5,9 +5,11 @@
 //! then still on its way. A put beyond the horizon is kept here, because the merged horizon may reach it.
 
 use std::collections::BTreeMap;
+use std::mem;
 
 use hashbrown::HashTable;
 
+use super::size;
 use crate::clock::Timestamp;
 use crate::store::{AlarmKey, AlarmRow, InstanceName, Revision};
 use crate::sync::Arc;
@@ -20,8 +22,11 @@ pub(super) struct Notes {
     late: BTreeMap<AlarmKey, Arc<AlarmRow>>,
     /// The least key of which the row was not kept for want of room. From here on there may be alarms that nobody noted.
     ceiling: Option<AlarmKey>,
-    /// The most rows in `late`. With more than that below a ceiling, the window would drop what is above it anyway.
+    /// The most rows in `late`, and the most bytes. With more than that below a ceiling, the window would drop what is above it anyway.
     cap: usize,
+    cap_bytes: usize,
+    /// The bytes of the rows in `late`.
+    bytes: usize,
 }
 
 #[derive(Debug)]
@@ -36,8 +41,12 @@ struct Note {
 }
 
 impl Notes {
-    pub(super) fn new(cap: usize) -> Notes {
-        Notes { notes: HashTable::new(), late: BTreeMap::new(), ceiling: None, cap }
+    pub(super) fn new(cap: usize, cap_bytes: usize) -> Notes {
+        Notes { notes: HashTable::new(), late: BTreeMap::new(), ceiling: None, cap, cap_bytes, bytes: 0 }
+    }
+
+    fn take_late(&mut self, key: &AlarmKey) {
+        self.bytes -= self.late.remove(key).map_or(0, |row| size(&row));
     }
 
     /// Notes a put, whose row the window itself keeps if it is `within` the horizon. `false` if a greater revision stays.
@@ -46,17 +55,17 @@ impl Notes {
         if note.late.is_some_and(|(_, revision)| revision > row.revision) {
             return false;
         }
-        if let Some((due, _)) = note.late.take() {
-            self.late.remove(&AlarmKey { due, ..row.key() });
+        let before = mem::replace(&mut note.late, (!within).then_some((row.due, row.revision)));
+        if let Some((due, _)) = before {
+            self.take_late(&AlarmKey { due, ..row.key() });
         }
-        if within {
-            return true;
-        }
-        note.late = Some((row.due, row.revision));
-        if !self.is_above(row) {
+        if !within && !self.is_above(row) {
+            self.bytes += size(row);
             self.late.insert(row.key(), row.clone());
-            if self.late.len() > self.cap {
-                self.ceiling = self.late.pop_last().map(|(key, _)| key);
+            while self.late.len() > self.cap || self.bytes > self.cap_bytes {
+                let Some((key, dropped)) = self.late.pop_last() else { break };
+                self.bytes -= size(&dropped);
+                self.ceiling = Some(key);
             }
         }
         true
@@ -66,7 +75,8 @@ impl Notes {
     pub(super) fn remove(&mut self, hash: u64, name: &InstanceName, id: &str, revision: Revision) {
         let note = note(&mut self.notes, hash, name, id, revision);
         if let Some((due, _)) = note.late.take_if(|(_, late)| *late <= revision) {
-            self.late.remove(&AlarmKey { due, name: note.name.clone(), id: note.id.clone() });
+            let key = AlarmKey { due, name: note.name.clone(), id: note.id.clone() };
+            self.take_late(&key);
         }
     }
 

@@ -389,3 +389,54 @@ fn an_alarm_set_aside_is_out_of_memory_and_lets_others_pass() {
     assert_eq!(window.get(&name("i"), "unknown"), None);
     assert_eq!(pop_all(&mut window, 9), ["known"]);
 }
+
+fn large(id: &str, due: i64, revision: u64) -> AlarmRow {
+    AlarmRow { meta: Bytes::from(vec![b'1'; 10_000]), ..alarm(id, due, revision) }
+}
+
+#[test]
+fn an_alarm_too_large_for_its_window_is_loaded_a_moment_before_it_is_due_and_waits_alone() {
+    let mut window = AlarmWindow::bounded(8, 2_000);
+    window.tell(at(0));
+    window.begin_page();
+    window.merge_page(vec![alarm("small", 30_000, 1), large("large", 60_000, 1)], true);
+    assert_eq!((window.len(), window.is_complete()), (1, false));
+    assert!(!window.wants_page(), "it is not due for long");
+    assert_eq!(window.page_deadline(), None, "and small ones wait, which come first");
+    assert_eq!(pop_all(&mut window, 30_000), ["small"]);
+    assert_eq!(window.page_deadline(), Some(at(58_000)));
+    assert_eq!(window.pop_due(at(58_000)), None);
+    assert!(window.wants_page());
+    window.begin_page();
+    window.merge_page(vec![large("large", 60_000, 1), large("other", 60_000, 1)], true);
+    assert_eq!((window.waiting(), window.is_complete()), (1, false));
+    assert!(!window.wants_page(), "one at a time");
+    assert_eq!(pop_all(&mut window, 60_000), ["large"]);
+    assert!(window.wants_page());
+    window.begin_page();
+    window.merge_page(vec![large("other", 60_000, 1)], true);
+    assert_eq!(pop_all(&mut window, 60_000), ["other"]);
+}
+
+#[test]
+fn what_is_put_while_a_page_loads_is_bounded_in_bytes_and_none_is_lost() {
+    let mut window = AlarmWindow::bounded(100, 30_000);
+    window.tell(at(0));
+    window.begin_page();
+    for n in 0..10 {
+        window.put(large(&n.to_string(), 100 + n, 1));
+    }
+    window.merge_page(vec![], true);
+    assert!(window.waiting() <= 3 && !window.is_complete(), "{} wait", window.waiting());
+    let mut fired = pop_all(&mut window, 1_000);
+    while !window.is_complete() {
+        assert!(window.wants_page());
+        let (after, _) = window.begin_page();
+        let rows = (0..10).map(|n| large(&n.to_string(), 100 + n, 1));
+        let page: Vec<_> = rows.filter(|row| after.as_ref().is_none_or(|after| row.key() > *after)).take(2).collect();
+        let is_last = page.last().is_none_or(|row| *row.id == *"9");
+        window.merge_page(page, is_last);
+        fired.extend(pop_all(&mut window, 1_000));
+    }
+    assert_eq!(fired, (0..10).map(|n: i32| n.to_string()).collect::<Vec<_>>());
+}

@@ -347,12 +347,14 @@ impl Paged for DeadLetter {
 
 /// One page.
 pub(super) async fn page<R: Paged>(store: &AnyStore, shard: u32, after: Option<R::Key>, limit: usize) -> Vec<R> {
-    let page = Page { shard: ShardId(shard), after: R::after(after), limit };
+    let page = Page::new(ShardId(shard), R::after(after), limit);
     let mut loaded = store.load(&[page]).await.expect("a load is answered");
     assert_eq!(loaded.len(), 1, "there is one answer for one page");
     let loaded = loaded.pop().expect("its length was just checked");
     assert_eq!(loaded.damaged, [], "nothing that was written is damaged");
-    R::from_rows(loaded.rows)
+    let (rows, is_last) = (R::from_rows(loaded.rows), loaded.is_last);
+    assert!(rows.len() >= limit || is_last, "a page that is not full is the last, and says so");
+    rows
 }
 
 /// All rows of a shard, by pages of `limit`; checks that they ascend.

@@ -1,7 +1,9 @@
 //! `load`: pages of rows, of many shards at once.
 
+use bytes::Bytes;
+
 use super::given::*;
-use crate::store::{After, AlarmRow, DeadLetter, DeadRow, InboxRow, Op, Page, ShardId};
+use crate::store::{After, AlarmRow, DeadLetter, DeadRow, InboxRow, NewMessage, Op, Page, ShardId};
 
 /// Fills a shard with `count` alarms, three of them due at each time; in the order of firing.
 async fn fill(owner: &mut Owner, shard: u32, count: i64) -> Vec<AlarmRow> {
@@ -65,13 +67,80 @@ pub(super) async fn fewer_rows_than_the_limit_means_no_more(store: AnyStore) {
     assert_eq!(page::<AlarmRow>(&store, 0, Some(rows[9].key()), 1).await, []);
 }
 
+pub(super) async fn a_page_has_no_more_bytes_than_it_may_and_one_row_at_least(store: AnyStore) {
+    let mut owner = Owner::start(&store, 1, "host-a", &[0]).await;
+    let meta = |n: usize| Bytes::from(format!("\"{}\"", "x".repeat(9_998 + usize::from(n == 4) * 60_000)));
+    let alarms: Vec<_> = (0..8).map(|n| AlarmRow { meta: meta(n), ..alarm("i", &format!("a{n}"), 10) }).collect();
+    let sent: Vec<_> = (0..8).map(|n| NewMessage { body: meta(n), ..message(0, "i", &format!("m{n}"), "") }).collect();
+    let letters: Vec<_> = alarms.iter().map(|row| dead(20, DeadRow::Alarm(row.clone()))).collect();
+    owner.commit(0, alarms.iter().cloned().map(Op::PutAlarm).collect()).await;
+    owner.commit(0, letters.iter().cloned().map(Op::PutDead).collect()).await;
+    store.post(&sent).await.expect("a post is answered");
+    // What a store keeps beside meta and body may count as well, so a limit is not exact.
+    for (bytes, sizes) in
+        [(1, vec![1; 8]), (26_000, vec![2, 2, 1, 2, 1]), (85_000, vec![4, 2, 2]), (1_000_000, vec![8])]
+    {
+        for (n, rows) in [by_bytes::<AlarmRow>(&store, bytes).await, by_bytes::<DeadLetter>(&store, bytes).await]
+            .into_iter()
+            .chain([by_bytes::<InboxRow>(&store, bytes).await])
+            .enumerate()
+        {
+            assert_eq!(rows, sizes, "kind {n} by pages of {bytes} bytes");
+        }
+    }
+}
+
+/// How many rows each page of `bytes` has, up to the last; together all that are there.
+async fn by_bytes<R: Paged>(store: &AnyStore, bytes: usize) -> Vec<usize> {
+    let (mut sizes, mut after) = (Vec::new(), None);
+    loop {
+        let page = Page { bytes, ..Page::new(ShardId(0), R::after(after), 100) };
+        let loaded = store.load(&[page]).await.expect("a load is answered").remove(0);
+        let rows = R::from_rows(loaded.rows);
+        sizes.push(rows.len());
+        after = rows.last().map(R::key_of);
+        assert!(loaded.is_last || after.is_some(), "a page before the last has a row");
+        if loaded.is_last {
+            return sizes;
+        }
+    }
+}
+
+pub(super) async fn a_page_of_keys_has_the_keys_of_its_rows(store: AnyStore) {
+    let sent: Vec<_> = (0..25).map(|n| message(0, &format!("i{}", n % 3), &format!("m{n}"), "body")).collect();
+    store.post(&sent).await.expect("a post is answered");
+    let keys: Vec<_> = inbox(&store, 0).await.iter().map(InboxRow::key).collect();
+    for limit in [1, 7, 25, 100] {
+        let (mut found, mut after) = (Vec::new(), None);
+        loop {
+            let page = Page { keys_only: true, ..Page::new(ShardId(0), After::Inbox(after), limit) };
+            // Beside one of whole rows, and an empty one.
+            let whole = Page::new(ShardId(0), After::Inbox(None), 2);
+            let none = Page { keys_only: true, ..Page::new(ShardId(1), After::Inbox(None), limit) };
+            let mut loaded = store.load(&[whole, page, none]).await.expect("a load is answered");
+            assert_eq!(InboxRow::from_rows(loaded.remove(2).rows), []);
+            let keys = loaded.remove(1);
+            let whole = InboxRow::from_rows(loaded.remove(0).rows);
+            assert!(whole.len() == 2 && whole.iter().all(|row| row.body == "body"), "{whole:?}");
+            let rows = InboxRow::from_rows(keys.rows);
+            assert!(rows.len() == limit || keys.is_last, "a page that is not full is the last, and says so");
+            after = rows.last().map(InboxRow::key);
+            found.extend(rows.iter().map(InboxRow::key));
+            if keys.is_last || after.is_none() {
+                break;
+            }
+        }
+        assert_eq!(found, keys, "by pages of {limit}");
+    }
+}
+
 pub(super) async fn many_pages_are_answered_in_the_order_asked_for(store: AnyStore) {
     let mut owner = Owner::start(&store, 1, "host-a", &[1, 2, 300]).await;
     let (first, second) = (fill(&mut owner, 1, 6).await, fill(&mut owner, 2, 3).await);
     let letter = dead(20, DeadRow::Alarm(alarm("i", "dead", 10)));
     owner.commit(300, vec![Op::PutDead(letter.clone())]).await;
     post(&store, message(2, "i", "m", "")).await;
-    let page = |shard, after, limit| Page { shard: ShardId(shard), after, limit };
+    let page = |shard, after, limit| Page::new(ShardId(shard), after, limit);
     let mut pages = vec![
         page(300, After::Dead(None), 5),
         page(2, After::Alarms(None), 2),

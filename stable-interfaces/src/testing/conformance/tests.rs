@@ -67,6 +67,8 @@ enum Flaw {
     OnlyTheLastListenerHears,
     // Reading.
     PageIncludesItsKey,
+    PageIgnoresItsBytes,
+    EndIsNotTold,
     PageIsOneShort,
     AlarmsComeById,
     OnlyTheFirstPageIsAnswered,
@@ -153,6 +155,8 @@ const CAUGHT: &[(Flaw, &[&str])] = {
         (NeverHints, &["a_hint_follows_a_post", "hints_come_for_shards_of_nobody"]),
         (OnlyTheLastListenerHears, &["two_listeners_both_hear_of_a_post"]),
         (PageIncludesItsKey, &["a_page_starts_strictly_after_its_key"]),
+        (PageIgnoresItsBytes, &["a_page_has_no_more_bytes_than_it_may_and_one_row_at_least"]),
+        (EndIsNotTold, &["fewer_rows_than_the_limit_means_no_more"]),
         (PageIsOneShort, &["fewer_rows_than_the_limit_means_no_more"]),
         (AlarmsComeById, &["alarms_come_in_order_of_time_interface_instance_and_id"]),
         (OnlyTheFirstPageIsAnswered, &["many_pages_are_answered_in_the_order_asked_for"]),
@@ -468,6 +472,7 @@ impl Store for Flawed {
         for page in &mut flawed {
             match (self.flaw, &page.after) {
                 (Flaw::PageIsOneShort, _) => page.limit -= 1,
+                (Flaw::PageIgnoresItsBytes, _) => page.bytes = usize::MAX,
                 (Flaw::PageIncludesItsKey, After::Alarms(_)) => page.after = After::Alarms(None),
                 _ => {}
             }
@@ -485,6 +490,9 @@ impl Store for Flawed {
                 }
                 _ => {}
             }
+        }
+        if self.is(Flaw::EndIsNotTold) {
+            loaded.iter_mut().for_each(|loaded| loaded.is_last = false);
         }
         if self.is(Flaw::OnlyTheFirstPageIsAnswered) {
             loaded.iter_mut().skip(1).for_each(|loaded| match &mut loaded.rows {
