@@ -115,7 +115,7 @@ async fn call(store: &dyn Store, method: &str, round: u64) -> Result<(), StoreEr
             let new = NewMessage { shard: ShardId(0), name: name(), id, headers: Vec::new(), body: Bytes::new() };
             store.post(&[new]).await.map(drop)
         }
-        "load" => store.load(&[Page { shard: ShardId(0), after: After::Alarms(None), limit: 10 }]).await.map(drop),
+        "load" => store.load(&[Page::new(ShardId(0), After::Alarms(None), 10)]).await.map(drop),
         "watch" => store.watch(ME).await.map(drop),
         _ => {
             let range = ReadRange::Storage("".into(), None);
