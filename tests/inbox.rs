@@ -575,10 +575,11 @@ async fn a_message_of_a_kind_this_program_cannot_handle_stays_and_is_in_nobodys_
     let mut builder = world.member("only", &fleet);
     let probes = builder.interface(world.factory()).with_alarms().with_inbox().register().unwrap();
     // Without an inbox, although others may post to it.
-    let others = builder.interface(|_| Other).register().unwrap();
+    let _others = builder.interface(|_| Other).register().unwrap();
     let host: Host = builder.start().await.unwrap();
+    let outside = Outside::new(Arc::new(world.store.clone()), fleet);
     for n in 0..200 {
-        others.post("o", message(&format!("{n}"))).await.unwrap();
+        outside.post("other", "o", message(&format!("{n}"))).await.unwrap();
     }
     probes.post("a", message("mine")).await.unwrap();
     probes.set_alarm("a", "x", world.at(0), &()).await.unwrap();

@@ -286,6 +286,9 @@ pub(crate) struct InboxWindow {
     taken: HashMap<Identity, Taken>,
     /// Waiting to be handled, in the order they were taken, each with the moment since when.
     ready: VecDeque<(Moment, Arc<InboxRow>)>,
+    /// The bytes of those in `ready`, and of those in `postponed` and `resting`.
+    ready_bytes: usize,
+    postponed_bytes: usize,
     /// Waiting until they are due, after a failure. The number keeps keys apart.
     postponed: BTreeMap<(Timestamp, u64), Arc<InboxRow>>,
     /// Waiting until a time of the lease clock, because their instance could not take them: nothing stored says until when.
@@ -330,6 +333,9 @@ enum Gone {
 /// How many messages may be postponed in memory for each that may be there to be handled.
 const POSTPONED_PER_CAP: usize = 16;
 
+/// While messages that are there to be handled have so many bytes no more are read, and past so many the last that are postponed are left
+/// to the store.
+const MAX_BYTES: usize = 256 * 1024;
 /// The most messages left to the store whose names are known.
 const MAX_LEFT: usize = 16_384;
 /// The most keys of one page.
@@ -376,6 +382,8 @@ impl InboxWindow {
         InboxWindow {
             taken: HashMap::new(),
             ready: VecDeque::new(),
+            ready_bytes: 0,
+            postponed_bytes: 0,
             postponed: BTreeMap::new(),
             resting: BTreeMap::new(),
             next_number: 0,
@@ -425,7 +433,7 @@ impl InboxWindow {
     pub(crate) fn wants_page(&self) -> bool {
         // Messages that keep failing, or that nobody here can handle, must not keep the others out.
         let busy = self.taken.len() - self.postponed.len() - self.resting.len() - self.aside;
-        matches!(self.pass, Pass::At(_)) && busy < self.cap
+        matches!(self.pass, Pass::At(_)) && busy < self.cap && self.ready_bytes < MAX_BYTES
     }
 
     /// Begins a page: after which key, how many rows, and whether only their keys.
@@ -534,6 +542,7 @@ impl InboxWindow {
             } else {
                 let elapsed = now.elapsed.saturating_sub(now.wall.since(row.arrived));
                 let since = Moment { wall: row.arrived.min(now.wall), elapsed };
+                self.ready_bytes += row.bytes();
                 self.ready.push_back((since, Arc::new(row)));
             }
         }
@@ -584,10 +593,19 @@ impl InboxWindow {
         let rested = self.resting.first_entry().filter(|entry| entry.key().0 <= now.elapsed);
         let failed = self.postponed.first_entry().filter(|entry| entry.key().0 <= now.wall);
         let row = match (rested, failed) {
-            (Some(entry), _) => entry.remove(),
-            (None, Some(entry)) => entry.remove(),
+            (Some(entry), _) => {
+                let row = entry.remove();
+                self.postponed_bytes -= row.bytes();
+                row
+            }
+            (None, Some(entry)) => {
+                let row = entry.remove();
+                self.postponed_bytes -= row.bytes();
+                row
+            }
             (None, None) => {
                 let (_, row) = self.ready.pop_front()?;
+                self.ready_bytes -= row.bytes();
                 self.lets_alarms_fire |= self.ready.is_empty() && self.pass == Pass::None;
                 row
             }
@@ -616,6 +634,7 @@ impl InboxWindow {
     pub(crate) fn postpone(&mut self, due: Timestamp, row: Arc<InboxRow>) {
         self.next_number += 1;
         self.is_in_store(&row);
+        self.postponed_bytes += row.bytes();
         self.postponed.insert((due, self.next_number), row);
         self.leave_last();
     }
@@ -624,6 +643,7 @@ impl InboxWindow {
     pub(crate) fn wait_again(&mut self, at: Duration, row: Arc<InboxRow>) {
         self.next_number += 1;
         self.is_in_store(&row);
+        self.postponed_bytes += row.bytes();
         self.resting.insert((at, self.next_number), row);
         self.leave_last();
     }
@@ -635,24 +655,28 @@ impl InboxWindow {
         }
     }
 
-    /// Past the cap, leaves the last message to the store until its time.
+    /// Past the cap, in messages or in bytes, leaves the last ones to the store until their time.
     fn leave_last(&mut self) {
-        if self.postponed.len() + self.resting.len() <= self.cap * POSTPONED_PER_CAP {
-            return;
-        }
-        if let Some(((due, _), row)) = self.postponed.pop_last() {
-            self.left_until = Some(self.left_until.map_or(due, |other| other.min(due)));
-            if self.left.len() < MAX_LEFT {
-                self.left.insert((row.name.clone(), row.id.clone()), due);
+        loop {
+            let count = self.postponed.len() + self.resting.len();
+            if count <= self.cap * POSTPONED_PER_CAP && (self.postponed_bytes <= MAX_BYTES || count <= 1) {
+                return;
             }
-            self.leave(&row);
-        } else if let Some(((at, _), row)) = self.resting.pop_last() {
-            self.left_resting_until = Some(self.left_resting_until.map_or(at, |other| other.min(at)));
-            self.leave(&row);
+            if let Some(((due, _), row)) = self.postponed.pop_last() {
+                self.left_until = Some(self.left_until.map_or(due, |other| other.min(due)));
+                if self.left.len() < MAX_LEFT {
+                    self.left.insert((row.name.clone(), row.id.clone()), due);
+                }
+                self.leave(&row);
+            } else if let Some(((at, _), row)) = self.resting.pop_last() {
+                self.left_resting_until = Some(self.left_resting_until.map_or(at, |other| other.min(at)));
+                self.leave(&row);
+            }
         }
     }
 
     fn leave(&mut self, row: &InboxRow) {
+        self.postponed_bytes -= row.bytes();
         let identity = (row.name.clone(), row.id.clone());
         self.taken.remove(&identity);
         if let Pass::Loading(_, gone) = &mut self.pass {
@@ -808,16 +832,19 @@ mod tests {
 
     #[test]
     fn of_many_that_find_no_room_the_last_are_left_to_the_store_for_a_while() {
-        let mut window = InboxWindow::new(1);
+        let (mut window, mut all) = (InboxWindow::new(1), Vec::new());
         for n in 0..17_i64 {
-            window.begin_page();
-            window.merge_page(vec![row(&n.to_string(), n)], true, NOW);
+            all.push(row(&format!("{n:02}"), n));
             window.hint();
+            while window.wants_page() {
+                load(&mut window, &all);
+            }
             let row = window.pop_due(NOW).expect("it is ready");
             window.wait_again(Duration::from_millis(100 + n.unsigned_abs()), row);
         }
-        window.begin_page();
-        window.merge_page(Vec::new(), true, NOW);
+        while window.wants_page() {
+            load(&mut window, &all[..16]);
+        }
         assert_eq!((window.resting.len(), window.left_resting_until), (16, Some(Duration::from_millis(116))));
         window.end_waits(moment(115));
         assert!(!window.wants_page());
@@ -948,6 +975,30 @@ mod tests {
         }
         let new = ["03", "08", "12", "13", "14"];
         assert_eq!((read, popped), (new.map(str::to_owned).to_vec(), new.map(str::to_owned).to_vec()));
+    }
+
+    #[test]
+    fn messages_are_bounded_in_bytes_while_they_are_ready_and_while_they_are_postponed() {
+        let mut window = InboxWindow::new(64);
+        let large = |n: i64, attempt| {
+            let due = Timestamp::from_millis(if attempt > 0 { 1_000 + n } else { n });
+            InboxRow { body: vec![0; 100_000].into(), attempt, due, ..row(&format!("{n:02}"), n) }
+        };
+        window.begin_page();
+        window.merge_page((0..3).map(|n| large(n, 0)).collect(), false, NOW);
+        assert!(!window.wants_page());
+        assert_eq!(pop(&mut window, 5).as_deref(), Some("00"));
+        assert!(window.wants_page());
+        window.begin_page();
+        window.merge_page((3..9).map(|n| large(n, 1)).collect(), true, NOW);
+        assert_eq!(window.postponed.len(), 2);
+        assert_eq!(
+            (pop(&mut window, 5), pop(&mut window, 5), pop(&mut window, 5)),
+            (Some("01".into()), Some("02".into()), None)
+        );
+        assert_eq!(pop(&mut window, 2_000).as_deref(), Some("03"), "the first stay");
+        assert_eq!(pop(&mut window, 2_000).as_deref(), Some("04"));
+        assert!(window.wants_page(), "the rest is due as well");
     }
 
     #[test]

@@ -20,9 +20,7 @@ use crate::host::core::{Health, HostCore};
 use crate::host::shards::{BegunAfter, BegunPage};
 use crate::host::wake::{Wake, WakeToken};
 use crate::interface::AnyInterface;
-use crate::store::{
-    After, AlarmRow, Damaged, InboxRow, Incarnation, Loaded, Page, Rows, Sequence, ShardId, Store,
-};
+use crate::store::{After, AlarmRow, Damaged, InboxRow, Incarnation, Loaded, Page, Rows, Sequence, ShardId, Store};
 use crate::sync::{Arc, mpsc};
 
 /// While an alarm waits, the wall clock is looked at this often at least.
@@ -220,13 +218,7 @@ fn largest(page: &Loaded) -> Option<usize> {
 }
 
 /// Asks the store for pages. If that fails it waits, for an abandoned page is wanted again at once.
-async fn ask(
-    host: Arc<HostCore>,
-    begun: Vec<BegunPage>,
-    is_joint: bool,
-    failures: u32,
-    portion: Portion,
-) -> Asked {
+async fn ask(host: Arc<HostCore>, begun: Vec<BegunPage>, is_joint: bool, failures: u32, portion: Portion) -> Asked {
     let bytes = portion.bytes() / begun.len();
     let page = |begun: &BegunPage| Page {
         shard: begun.shard,

@@ -303,7 +303,7 @@ impl AlarmWindow {
 
     fn has_room(&self) -> bool {
         let has_room = self.waiting() * 2 < self.cap && self.waiting_bytes <= self.cap_bytes / 2;
-        has_room && self.postponed_bytes <= MAX_POSTPONED_BYTES && !(self.was_cut && !self.waiting.is_empty())
+        has_room && self.postponed_bytes <= MAX_POSTPONED_BYTES && (!self.was_cut || self.waiting.is_empty())
     }
 
     fn is_soon(&self, due: Timestamp) -> bool {
