@@ -39,7 +39,7 @@ impl World {
         let clock = SimClock::new(Timestamp::UNIX_EPOCH);
         let memory = make(Arc::new(clock.clone()));
         let store = FaultStore::seeded(Arc::new(memory.clone()), Arc::new(clock.clone()), 1);
-        let limits = Limits { max_firing: 1, max_fires_per_second: 1, max_crashes: 1 };
+        let limits = Limits { max_firing: 1, max_fires_per_second: 1, max_crashes: 1, window_bytes: 1_000_000 };
         let shards = Arc::new(Shards::new(SHARDS, limits, Arc::new(clock.clone())));
         let claim = Claim {
             incarnation: ME,
@@ -53,7 +53,7 @@ impl World {
         };
         let claimed = store.claim(&claim).await.unwrap();
         for grant in &claimed.granted {
-            shards.own(grant.shard, grant.epoch, true, 8);
+            shards.own(grant.shard, grant.epoch, true, 8, 1_000_000);
         }
         let options = CommitOptions {
             lanes: 1,
