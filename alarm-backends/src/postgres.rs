@@ -233,6 +233,12 @@ impl PostgresBuilder {
             config.keepalives_idle(Duration::from_secs(30));
             config.keepalives_interval(Duration::from_secs(10)).keepalives_retries(3);
         }
+        let servers = config.get_hosts().len().max(config.get_hostaddrs().len());
+        if servers > 1 && config.get_connect_timeout().is_none() {
+            // One whose machine is gone answers nothing: the others are to be asked within the deadline, too, for each of the three connections
+            // that opening takes.
+            config.connect_timeout(self.deadline / u32::try_from(servers * 4).unwrap_or(u32::MAX));
+        }
         let schema = Schema::new(&self.schema)?;
         if self.deadline < Duration::from_millis(1) {
             return Err(StoreError::Open("the deadline must be at least 1 ms".to_owned(), None));

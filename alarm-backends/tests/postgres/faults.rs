@@ -7,6 +7,7 @@ use alarm_backends::postgres::PostgresStore;
 use alarm_backends::testing::servers::{Postgres, PostgresOptions};
 use stable_interfaces::{ClaimKind, Incarnation, Store, StoreError};
 
+use super::SERVER;
 use super::given::*;
 
 /// Runs something that blocks, such as ending a server.
@@ -155,6 +156,23 @@ async fn of_several_servers_the_one_that_takes_writes_is_used() {
     own(&store, 1).await;
     commit(&store, &write(0, 1, vec![put("k", "v")])).await.expect("the owner writes");
     assert_eq!(value(&store, "k").await.as_deref(), Some("v"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_several_servers_one_whose_machine_is_gone_does_not_take_all_the_time() {
+    // With its queue full it answers no new connection, as nobody would.
+    let gone = tokio::net::TcpSocket::new_v4().expect("a socket");
+    gone.bind("127.0.0.1:0".parse().expect("an address")).expect("a port is free");
+    let address = gone.local_addr().expect("it is bound");
+    let gone = gone.listen(1).expect("it listens");
+    let mut queue = Vec::new();
+    while let Ok(Ok(waiting)) = tokio::time::timeout(DEADLINE / 10, tokio::net::TcpStream::connect(address)).await {
+        queue.push(waiting);
+    }
+    let url = SERVER.url("postgres").replace("127.0.0.1:", &format!("127.0.0.1:{},127.0.0.1:", address.port()));
+    let store = store_on(&url).await;
+    assert_eq!(store.post(&[message(0, "m")]).await.expect("the second is there").len(), 1);
+    drop((gone, queue));
 }
 
 #[tokio::test(flavor = "multi_thread")]
