@@ -222,7 +222,7 @@ on_each_store! {
         ] {
             let error = refused.unwrap_err();
             assert!(matches!(error, RequestError::Unhandled(_)) && !error.is_retryable(), "{error}");
-            assert!(error.to_string().contains(&format!("`with_{what}()`")), "{error}");
+            assert!(error.to_string().ends_with(&format!(": \"probe\" was registered without `with_{what}()`")), "{error}");
         }
         world.pass(SECOND).await;
         assert_eq!(outside.inbox("probe", &id).await.unwrap(), [], "nothing lies there for nobody");

@@ -549,7 +549,7 @@ pub(crate) async fn connect<I: OnConnect>(
             return Ok(Connection { link, core, id: cx.id().into() });
         }
         (Ok(()), Answered::Rejected(reason)) => RequestError::Rejected(reason),
-        (Ok(()), Answered::No) => RequestError::Unhandled("this connection"),
+        (Ok(()), Answered::No) => RequestError::Unhandled("this connection".into()),
         (Err(error), _) => {
             cx.note_refusal();
             RequestError::handler(error)

@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::alarm::{check_alarm_id, encode_meta};
 use crate::clock::Timestamp;
 use crate::dead::{self, Dead};
-use crate::error::{ContextError, NO_ALARMS, NO_INBOX};
+use crate::error::ContextError;
 use crate::inbox::NewPost;
 use crate::instance::context::Context;
 use crate::store::{AlarmRow, DeadKey, InboxRow, InstanceName, Op, Revision};
@@ -55,13 +55,15 @@ impl Needs {
     /// Whether an interface has it.
     ///
     /// # Errors
-    /// [`ContextError::Unhandled`] names what is missing.
-    pub(crate) fn check(self, has_alarms: bool, has_inbox: bool) -> Result<(), ContextError> {
-        match self {
-            Needs::Alarms if !has_alarms => Err(ContextError::Unhandled(NO_ALARMS)),
-            Needs::Inbox if !has_inbox => Err(ContextError::Unhandled(NO_INBOX)),
-            _ => Ok(()),
-        }
+    /// [`ContextError::Unhandled`] names the interface and the line that is missing.
+    pub(crate) fn check(self, interface: &str, has_alarms: bool, has_inbox: bool) -> Result<(), ContextError> {
+        let (what, line) = match self {
+            Needs::Alarms if !has_alarms => ("alarms", "with_alarms()"),
+            Needs::Inbox if !has_inbox => ("messages", "with_inbox()"),
+            _ => return Ok(()),
+        };
+        let missing = format!("{what}: {interface:?} was registered without `{line}`");
+        Err(ContextError::Unhandled(missing.into()))
     }
 }
 

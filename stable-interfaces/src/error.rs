@@ -1,5 +1,6 @@
 //! What can go wrong, sorted by what the caller does next.
 
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::error::Error;
 use std::fmt;
@@ -31,11 +32,6 @@ pub enum InvalidId {
     #[error("it contains something else than a-z, 0-9, _ and -")]
     Characters,
 }
-
-/// For [`RequestError::Unhandled`]: the interface was registered without alarms.
-pub(crate) const NO_ALARMS: &str = "alarms: it was registered without `with_alarms()`";
-/// The same of an inbox.
-pub(crate) const NO_INBOX: &str = "messages: it was registered without `with_inbox()`";
 
 /// Why a request to an instance, or any other operation on it from outside, has no result.
 ///
@@ -99,7 +95,7 @@ pub enum RequestError<E> {
     Rejected(String),
     /// The interface does not handle this kind of thing. Nothing happened.
     #[error("the interface does not handle {0}")]
-    Unhandled(&'static str),
+    Unhandled(Cow<'static, str>),
     /// The text given as an ID cannot be one. Nothing happened.
     #[error("invalid {what} ID {text:?}: {reason}")]
     InvalidId {
@@ -271,9 +267,9 @@ pub enum ContextError {
     NoStore,
     /// The interface was registered without what this needs; the text says what.
     #[error("the interface does not handle {0}")]
-    Unhandled(&'static str),
-    /// Another process took over the shard.
-    #[error("another process has taken over the instance's shard")]
+    Unhandled(Cow<'static, str>),
+    /// The shard is not this host's any more: another process took it over, or this host has ended.
+    #[error("the instance's shard is not this host's any more")]
     Fenced,
     /// The store did not do it.
     #[error("the store failed")]

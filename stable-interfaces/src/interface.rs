@@ -232,7 +232,7 @@ impl<I: StableInterface> InterfaceCore<I> {
 
     /// Refuses what this interface was registered without: it would be stored, and never handled.
     pub(crate) fn require(&self, needs: Needs) -> Result<(), ContextError> {
-        needs.check(self.fire.is_some(), self.take.is_some())
+        needs.check(I::NAME, self.fire.is_some(), self.take.is_some())
     }
 
     /// Refuses what needs the host's settings, before it has them.

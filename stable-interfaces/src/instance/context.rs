@@ -594,7 +594,7 @@ impl Context {
         I: StableInterface,
         F: Future<Output = ()> + Send + 'static,
     {
-        let slot = self.slot::<I>().ok_or(ContextError::Unhandled("tasks of another interface"))?;
+        let slot = self.slot::<I>().ok_or(ContextError::Unhandled("tasks of another interface".into()))?;
         self.output(Output::Spawn(Box::new(move |member| Box::pin(task(Me::new(slot, member))))));
         Ok(())
     }
