@@ -54,6 +54,77 @@ async fn alarms_and_messages_stop_first_and_are_there_for_the_next_owner() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_drain_nobody_waits_for_goes_on_and_whoever_asks_again_gets_its_result() {
+    let world = World::in_memory();
+    let site = Arc::new(world.start().await);
+    let busy = spawn(&site.probes, "a", wait(10 * SECOND));
+    world.settle().await;
+    let given_up = tokio::time::timeout(SECOND, site.host.drain(30 * SECOND)).await;
+    assert!(given_up.is_err(), "the handler still runs");
+    // Two more wait for the same one, whatever deadline they have in mind.
+    let (again, same) = (drain(&site, Duration::ZERO), drain(&site, 60 * SECOND));
+    let drained = again.await.unwrap();
+    assert_eq!((drained.unfinished, drained.instances, drained.released), (0, 0, true));
+    assert_eq!(world.now() / 1_000, 10, "as soon as the handler was done");
+    busy.await.unwrap().unwrap();
+    assert_eq!(same.await.unwrap(), drained);
+    assert_eq!(site.host.drain(SECOND).await, drained, "also when it is over");
+
+    // And without anybody who asks again.
+    let site = Arc::new(world.start().await);
+    site.probes.request("a", put("k", 1)).await.unwrap();
+    let busy = spawn(&site.probes, "a", wait(SECOND));
+    world.settle().await;
+    assert!(now_or_never(site.host.drain(30 * SECOND)).await.is_none());
+    world.pass(5 * SECOND).await;
+    busy.await.unwrap().unwrap();
+    assert_eq!((site.host.health(), site.host.shards().len()), (Health::Stopped, 0));
+}
+
+/// Blocks its thread in a handler until told otherwise, or for 20 s. On another thread, for a paused clock waits for no thread.
+fn block(probes: &Interface<Probe>, id: &'static str) -> (std::sync::mpsc::Sender<()>, std::thread::JoinHandle<()>) {
+    let (release, blocked) = std::sync::mpsc::channel::<()>();
+    let (begin, begun) = std::sync::mpsc::channel::<()>();
+    let probes = probes.clone();
+    let thread = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let blocks = act(move |_, _| {
+            begin.send(()).unwrap();
+            let _told = blocked.recv_timeout(20 * SECOND);
+            Box::pin(async { Ok(()) })
+        });
+        drop(runtime.block_on(probes.request(id, blocks)));
+    });
+    begun.recv().unwrap();
+    (release, thread)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_beside_a_handler_that_blocks_its_thread_waits_for_it_and_does_not_spin() {
+    let world = World::in_memory();
+    let site = Arc::new(world.start().await);
+    let (release, thread) = block(&site.probes, "a");
+    let busy = spawn(&site.probes, "b", wait(SECOND));
+    world.settle().await;
+    // A paused clock stands still while any task runs: a drain that spins does not come to its deadline before the handler ends.
+    let drained = site.host.drain(30 * SECOND).await;
+    assert_eq!((drained.unfinished, drained.instances, drained.released), (1, 1, false), "it could not be cut off");
+    assert_eq!(world.now() / 1_000, 30);
+    busy.await.unwrap().unwrap();
+    drop(release);
+    thread.join().unwrap();
+
+    // One that ends in time is waited for, and with it what it has asked for.
+    let site = Arc::new(world.start().await);
+    let (release, thread) = block(&site.probes, "a");
+    let draining = drain(&site, Duration::from_secs(1_000_000));
+    tokio::task::yield_now().await;
+    release.send(()).unwrap();
+    thread.join().unwrap();
+    assert!(draining.await.unwrap().released);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_was_taken_to_be_fired_and_has_not_begun_goes_back() {
     let world = World::in_memory();
     let begun = Arc::new(tokio::sync::Notify::new());

@@ -577,7 +577,7 @@ async fn a_message_of_a_kind_this_program_cannot_handle_stays_and_is_in_nobodys_
     // Without an inbox, although others may post to it.
     let _others = builder.interface(|_| Other).register().unwrap();
     let host: Host = builder.start().await.unwrap();
-    let outside = Outside::new(Arc::new(world.store.clone()), fleet);
+    let outside = Outside::new(Arc::new(world.store.clone()), fleet.clone());
     for n in 0..200 {
         outside.post("other", "o", message(&format!("{n}"))).await.unwrap();
     }

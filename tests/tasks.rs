@@ -223,6 +223,42 @@ async fn a_turn_of_an_earlier_incarnation_is_refused_and_touches_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_handle_kept_beyond_its_task_ends_with_the_incarnation() {
+    let world = World::in_memory();
+    let site = world.start().await;
+    let (send, me) = oneshot::channel();
+    let ends = act(move |_, cx: &mut Context| {
+        Box::pin(async move {
+            cx.spawn(move |me: Me<Probe>| async move { drop(send.send(me)) })?;
+            Ok(())
+        })
+    });
+    site.probes.request("a", ends).await.unwrap();
+    let me = me.await.unwrap();
+    world.settle().await;
+    // Nothing of the task is left, and nothing else of the instance but its state.
+    site.probes.request("a", put("k", 1)).await.unwrap();
+    world.settle().await;
+    assert_eq!(me.turn(|me, _| Ok(me.life)).await.unwrap(), 1, "its own incarnation");
+    let resets: [Do<()>; 2] = [
+        act(|_, _| panic!("reset")),
+        act(|_, cx| {
+            cx.passivate();
+            Box::pin(async { Ok(()) })
+        }),
+    ];
+    for (message, life) in resets.into_iter().zip([2, 3]) {
+        drop(site.probes.request("a", message).await);
+        world.settle().await;
+        assert_eq!(site.probes.request("a", system_tests::life()).await.unwrap(), life);
+        let turned = me.turn(|me, _| Ok(me.life)).await;
+        assert!(matches!(turned, Err(RequestError::Closed)), "life {life}: {turned:?}");
+    }
+    drop(me);
+    site.probes.request("a", put("k", 2)).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_task_whose_own_turn_ends_its_incarnation_is_gone_before_the_next_one() {
     in_time(async {
         let world = World::in_memory();

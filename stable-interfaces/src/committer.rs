@@ -90,7 +90,7 @@ impl Queued {
     }
 
     /// Nothing of it was sent, and nothing will be.
-    fn withdraw(self, error: &Arc<StoreError>) {
+    pub(crate) fn withdraw(self, error: &Arc<StoreError>) {
         self.settle(Err(Failure::Store(error.clone())));
     }
 }
@@ -103,7 +103,7 @@ impl Drop for Queued {
     }
 }
 
-fn host_has_stopped() -> Arc<StoreError> {
+pub(crate) fn host_has_stopped() -> Arc<StoreError> {
     Arc::new(StoreError::NotApplied("the host has stopped".into()))
 }
 
@@ -195,20 +195,21 @@ impl Committer {
             || depth.bytes.load(Ordering::Relaxed) >= self.options.max_queued_bytes
     }
 
-    /// Queues a commit. Its gate learns the outcome.
-    pub(crate) fn push(&self, mut queued: Queued) {
+    /// Queues a commit. Its gate learns the outcome. Given back if the host has stopped, to be
+    /// [withdrawn](Queued::withdraw) when no lock is held.
+    #[must_use]
+    pub(crate) fn push(&self, mut queued: Queued) -> Option<Queued> {
         let lane = self.lane(queued.commit.shard);
         let now = self.clock.elapsed();
         queued.place = Some(Place::take(&lane.depth, &queued.commit));
         let mut state = lane.state.lock();
         if state.closed {
-            drop(state);
-            queued.withdraw(&host_has_stopped());
-            return;
+            return Some(queued);
         }
         state.queue.push_back((now, queued));
         drop(state);
         lane.wake.notify_one();
+        None
     }
 
     /// Stops taking commits and fails what was not sent.

@@ -13,9 +13,10 @@ use std::task::{Poll, Waker};
 use crate::error::{ContextError, Outcome, RequestError};
 use crate::host::core::Place;
 use crate::instance::OnConnect;
-use crate::instance::context::{Context, Output};
+use crate::instance::context::{Context, Output, Release};
 use crate::instance::gate::Ticket;
 use crate::interface::{InterfaceCore, disconnect, receive};
+use crate::quiet::{self, Quiet};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Arc, Mutex};
 
@@ -67,9 +68,23 @@ pub(crate) trait AnyLink: Send + Sync {
     fn id(&self) -> ConnectionId;
     /// Whether the instance has not let go of it.
     fn is_attached(&self) -> bool;
-    fn close(&self, reason: Closed);
+    /// Closes it, and says who waits for that.
+    fn close(&self, reason: Closed) -> Wakers;
     /// Takes back the last word of a handler that failed.
-    fn stay_open(&self);
+    fn stay_open(&self) -> Wakers;
+}
+
+/// Tasks that have something to look at, to be woken when no lock is held.
+#[must_use]
+#[derive(Debug, Default)]
+pub(crate) struct Wakers(Vec<Waker>);
+
+impl Wakers {
+    pub(crate) fn wake(self) {
+        for waker in self.0 {
+            quiet::wake(waker);
+        }
+    }
 }
 
 /// What both ends of a connection share.
@@ -80,7 +95,7 @@ pub(crate) struct Link<Out> {
 
 struct LinkState<Out> {
     /// To the client, each with the commits it waits for.
-    outgoing: VecDeque<(Out, Option<Ticket>)>,
+    outgoing: VecDeque<(Quiet<Out>, Option<Ticket>)>,
     /// Sent to the instance and not handled yet.
     incoming: usize,
     closed: Option<Closed>,
@@ -148,15 +163,18 @@ impl<Out> Link<Out> {
         Link { id: ConnectionId::next(), state: Mutex::new(state) }
     }
 
-    /// Changes the state and wakes whoever waits for that.
-    fn change<T>(&self, change: impl FnOnce(&mut LinkState<Out>) -> T) -> T {
+    /// Changes the state, and says who waits for that.
+    fn alter<T>(&self, change: impl FnOnce(&mut LinkState<Out>) -> T) -> (T, Wakers) {
         let mut state = self.state.lock();
         let result = change(&mut state);
         let waiting = std::mem::take(&mut state.waiting);
-        drop(state);
-        for waker in waiting {
-            waker.wake();
-        }
+        (result, Wakers(waiting))
+    }
+
+    /// Changes the state and wakes whoever waits for that.
+    fn change<T>(&self, change: impl FnOnce(&mut LinkState<Out>) -> T) -> T {
+        let (result, waiting) = self.alter(change);
+        waiting.wake();
         result
     }
 
@@ -206,19 +224,21 @@ impl<Out: Send> AnyLink for Link<Out> {
         self.state.lock().is_attached
     }
 
-    fn close(&self, reason: Closed) {
-        self.change(|state| {
+    fn close(&self, reason: Closed) -> Wakers {
+        let close = |state: &mut LinkState<Out>| {
             state.is_attached = false;
             if state.closed.is_none() {
                 state.closed = Some(reason);
             }
-        });
+        };
+        self.alter(close).1
     }
 
-    fn stay_open(&self) {
-        self.change(|state| {
+    fn stay_open(&self) -> Wakers {
+        let stay = |state: &mut LinkState<Out>| {
             state.ending.take_if(|ending| matches!(ending.behind, Behind::Handler));
-        });
+        };
+        self.alter(stay).1
     }
 }
 
@@ -279,6 +299,7 @@ impl<Out: Send + 'static> Peer<Out> {
     /// # Errors
     /// [`Closed`]: nothing is sent.
     pub async fn send(&self, cx: &mut Context, message: Out) -> Result<(), Closed> {
+        let message = Quiet::new(message);
         let has_room = |state: &mut LinkState<Out>| match state.refuses() {
             Some(closed) => Some(Err(closed.clone())),
             None => state.has_room().then_some(Ok(())),
@@ -293,6 +314,7 @@ impl<Out: Send + 'static> Peer<Out> {
     /// # Errors
     /// [`SendError::Full`] if the client's buffer has no room, [`SendError::Closed`]; nothing is sent.
     pub fn try_send(&self, cx: &mut Context, message: Out) -> Result<(), SendError> {
+        let message = Quiet::new(message);
         {
             let state = self.link.state.lock();
             if let Some(closed) = state.refuses() {
@@ -306,19 +328,9 @@ impl<Out: Send + 'static> Peer<Out> {
         Ok(())
     }
 
-    fn push(&self, cx: &mut Context, message: Out) {
-        let link = self.link.clone();
-        cx.output(Output::Release(Box::new(move |behind| {
-            let refused = link.change(|state| {
-                if state.closed.is_some() {
-                    return Some(message);
-                }
-                state.outgoing.push_back((message, behind));
-                None
-            });
-            // Once the lock is free.
-            drop(refused);
-        })));
+    fn push(&self, cx: &mut Context, message: Quiet<Out>) {
+        let sent = Sent { link: self.link.clone(), message, waiting: Wakers::default() };
+        cx.output(Output::Release(Box::new(sent)));
     }
 
     /// Closes the connection. The client is told the reason when this handler's effects are durable, after what was sent.
@@ -330,13 +342,57 @@ impl<Out: Send + 'static> Peer<Out> {
             state.ending.get_or_insert_with(|| Ending { reason: reason.clone(), behind: Behind::Handler });
         });
         cx.output(Output::Disconnect(link.id));
-        cx.output(Output::Release(Box::new(move |behind| match behind {
-            None => link.close(reason),
-            Some(ticket) => link.change(|state| {
-                state.is_attached = false;
-                state.ending = Some(Ending { reason, behind: Behind::Commits(ticket) });
-            }),
-        })));
+        cx.output(Output::Release(Box::new(LastWord { link, reason, waiting: Wakers::default() })));
+    }
+}
+
+/// A message on its way to a client; once the client's end is closed it stays in here.
+struct Sent<Out> {
+    link: Arc<Link<Out>>,
+    message: Quiet<Out>,
+    waiting: Wakers,
+}
+
+impl<Out: Send> Release for Sent<Out> {
+    fn release(&mut self, behind: Option<Ticket>) {
+        let message = &mut self.message;
+        let send = |state: &mut LinkState<Out>| {
+            if state.closed.is_none() {
+                state.outgoing.push_back((message.take(), behind));
+            }
+        };
+        self.waiting = self.link.alter(send).1;
+    }
+
+    fn wake(&mut self) {
+        std::mem::take(&mut self.waiting).wake();
+    }
+}
+
+/// The end of a connection, on its way to the client.
+struct LastWord<Out> {
+    link: Arc<Link<Out>>,
+    reason: Closed,
+    waiting: Wakers,
+}
+
+impl<Out: Send> Release for LastWord<Out> {
+    fn release(&mut self, behind: Option<Ticket>) {
+        let reason = self.reason.clone();
+        self.waiting = match behind {
+            None => self.link.close(reason),
+            Some(ticket) => {
+                let end = |state: &mut LinkState<Out>| {
+                    state.is_attached = false;
+                    state.ending = Some(Ending { reason, behind: Behind::Commits(ticket) });
+                };
+                self.link.alter(end).1
+            }
+        };
+    }
+
+    fn wake(&mut self) {
+        std::mem::take(&mut self.waiting).wake();
     }
 }
 
@@ -403,6 +459,7 @@ impl<I: OnConnect> Connection<I> {
     /// # Errors
     /// [`Closed`]: it will not be handled.
     pub async fn send(&self, message: I::Incoming) -> Result<(), Closed> {
+        let message = Quiet::new(message);
         loop {
             let take_room = |state: &mut LinkState<I::Outgoing>| match state.ended() {
                 Some(ended) => Some(Err(ended)),
@@ -418,6 +475,7 @@ impl<I: OnConnect> Connection<I> {
             }
         }
         let room = Room { link: self.link.clone(), is_handled: false };
+        let message = message.into_inner().expect("the message is there until it is sent");
         match receive(&self.core, &self.id, room, message) {
             Ok(()) => Ok(()),
             Err(_) => {
@@ -452,7 +510,8 @@ impl<I: OnConnect> Connection<I> {
             if let Some(ticket) = &behind
                 && ticket.wait().await.is_err()
             {
-                self.link.change(|state| state.outgoing.clear());
+                // Dropped once the lock is free.
+                let _untaken = self.link.change(|state| std::mem::take(&mut state.outgoing));
                 self.link.close_for_client(Closed::Reset);
                 continue;
             }
@@ -465,7 +524,8 @@ impl<I: OnConnect> Connection<I> {
                 let is_first_open = state.outgoing.front().is_some_and(|(_, behind)| is_open(behind));
                 if is_first_open { state.outgoing.pop_front() } else { None }
             };
-            if let Some((message, _)) = self.link.change(take) {
+            let taken = self.link.change(take);
+            if let Some(message) = taken.and_then(|(message, _)| message.into_inner()) {
                 return Ok(message);
             }
         }
@@ -545,7 +605,7 @@ pub(crate) async fn connect<I: OnConnect>(
     let handled = instance.on_connect(cx, &mut connecting, meta).await;
     let refusal = match (handled, connecting.answer) {
         (Ok(()), Answered::Accepted) => {
-            cx.output(Output::Connect(link.clone(), place));
+            cx.output(Output::Connect(Some((link.clone(), place))));
             return Ok(Connection { link, core, id: cx.id().into() });
         }
         (Ok(()), Answered::Rejected(reason)) => RequestError::Rejected(reason),
@@ -556,7 +616,7 @@ pub(crate) async fn connect<I: OnConnect>(
         }
     };
     // The instance may have kept a peer all the same.
-    link.close(Closed::ByInstance("the connection was refused".into()));
+    link.close(Closed::ByInstance("the connection was refused".into())).wake();
     Err(refusal.into())
 }
 

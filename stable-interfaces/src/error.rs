@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::committer::Described;
 use crate::id::MAX_VALUE_BYTES;
+use crate::quiet::Quiet;
 use crate::store::{BoxError, StoreError};
 use crate::sync::Arc;
 
@@ -216,7 +217,11 @@ impl<E: Into<BoxError>> RequestError<E> {
     #[must_use]
     pub fn report(self) -> String {
         match self.split() {
-            Ok((error, _)) => Described(&*error.into()).to_string(),
+            Ok((error, _)) => {
+                // Dropped quietly also if it panics when it is shown.
+                let error = Quiet::new(error.into());
+                error.as_ref().map(|error| Described(&**error).to_string()).unwrap_or_default()
+            }
             Err(error) => Described(&error).to_string(),
         }
     }

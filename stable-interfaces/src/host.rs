@@ -11,7 +11,7 @@ pub(crate) mod wake;
 use std::future::Future;
 use std::time::Duration;
 
-use self::core::{Deferred, HostCore, HostOptions, Started};
+use self::core::{Deferred, EndsWithRuntime, HostCore, HostOptions, Started};
 use self::lease::FOREVER;
 use self::tasks::Tasks;
 use crate::alarm::{RetryPolicy, driver};
@@ -22,9 +22,10 @@ use crate::fleet::Fleet;
 use crate::id::is_interface_name;
 use crate::instance::{OnAlarm, OnMessage, StableInterface};
 use crate::interface::{Interface, InterfaceCore, InterfaceOptions, WakeFn, fire_alarm, take_message};
+use crate::quiet;
 use crate::store::{ClaimKind, Damaged, Epoch, Incarnation, Sequence, ShardId, Store, StoreError};
 use crate::sync::atomic::Ordering;
-use crate::sync::{Arc, Mutex, Runtime, mpsc, yield_now};
+use crate::sync::{AbortHandle, Arc, Mutex, Runtime, mpsc, spawn_on, watch};
 
 pub use self::core::Health;
 
@@ -93,8 +94,16 @@ pub struct HostBuilder {
 #[derive(Debug)]
 pub struct Host {
     core: Arc<HostCore>,
-    /// Whether somebody has begun to drain it.
-    drained: Mutex<bool>,
+    /// Once somebody has begun to drain it.
+    drain: Mutex<Option<Drain>>,
+}
+
+/// A drain under way, or done.
+#[derive(Debug)]
+struct Drain {
+    /// `None` until it is done.
+    result: watch::Receiver<Option<Drained>>,
+    task: AbortHandle,
 }
 
 /// What [`Host::drain`] left behind.
@@ -107,6 +116,11 @@ pub struct Drained {
     pub instances: usize,
     /// Whether the shards were released, so that their next owner need not wait for the lease to run out.
     pub released: bool,
+}
+
+impl Drained {
+    /// Of a host that had ended before, or ended meanwhile in another way.
+    const NOTHING: Drained = Drained { unfinished: 0, instances: 0, released: false };
 }
 
 /// Why a host has ended by itself: what [`Host::run_until`] says when it returns before its signal.
@@ -123,6 +137,9 @@ pub enum Ended {
     /// As [`Health::StoreLost`]. Started anew, the host works with what its store still has.
     #[error("the store has lost what it had acknowledged")]
     StoreLost,
+    /// As [`Health::Failed`]. Started anew, the host goes on with what is stored.
+    #[error("a part of the host itself has panicked, or its runtime has ended")]
+    Failed,
 }
 
 impl Host {
@@ -194,6 +211,7 @@ impl Host {
         match self.core.health() {
             Health::Replaced => Err(Ended::Replaced),
             Health::StoreLost => Err(Ended::StoreLost),
+            Health::Failed => Err(Ended::Failed),
             _ => Ok(drained),
         }
     }
@@ -256,71 +274,107 @@ impl Host {
     /// Ends this host's part in good order: alarms stop firing, new work from outside is refused, handlers that run are waited
     /// for (and what they request is served), instances are stopped, everything is committed, the shards are released. After
     /// `deadline` what still runs is cut off.
+    ///
+    /// It goes on by itself: dropped, this future takes nothing back. Whoever asks again waits for the same drain, under the
+    /// deadline it began with, and gets the same result. A handler that blocks its thread cannot be cut off; it counts as
+    /// unfinished.
     pub async fn drain(&self, deadline: Duration) -> Drained {
-        let core = &self.core;
-        core.set_health(Health::Draining);
-        if std::mem::replace(&mut *self.drained.lock(), true) || core.health() > Health::Draining {
-            return Drained { unfinished: 0, instances: 0, released: false };
-        }
-        let Some(started) = core.started() else {
-            return Drained { unfinished: 0, instances: 0, released: false };
-        };
-        let interfaces = core.interfaces.lock().clone();
-        let finish = async {
-            loop {
-                for interface in &interfaces {
-                    interface.clone().stop_all();
-                }
-                started.turns.wait_idle().await;
-                if interfaces.iter().all(|interface| interface.running() == 0) {
-                    break;
-                }
-                // Instances that began while others were stopped.
-                yield_now().await;
+        self.core.set_health(Health::Draining);
+        let result = {
+            let mut drain = self.drain.lock();
+            if drain.is_none() {
+                *drain = self.begin_drain(deadline);
             }
+            drain.as_ref().map(|drain| drain.result.clone())
         };
-        let in_time = within(&*core.clock, deadline, finish).await.is_some();
-        if core.is_rescuing() {
-            // It ends by itself, when what is in memory has been saved.
-            within(&*core.clock, deadline, core.wait_stopped()).await;
+        let Some(mut result) = result else { return Drained::NOTHING };
+        let drained = result.wait_for(Option::is_some).await.ok().and_then(|drained| *drained);
+        drained.unwrap_or(Drained::NOTHING)
+    }
+
+    /// Begins to drain, unless there is nothing left to drain.
+    fn begin_drain(&self, deadline: Duration) -> Option<Drain> {
+        let core = self.core.clone();
+        if core.health() > Health::Draining {
+            return None;
         }
-        let running = if in_time { 0 } else { started.turns.running() };
-        let instances = interfaces.iter().map(|interface| interface.running()).sum();
-        let mut released = core.store().is_none();
-        if let Some(store) = core.store() {
-            let shards: Vec<_> = core.shards.owned().map(|(shard, _)| shard).collect();
-            core.stop(Health::Stopped);
-            // A handler that was cut off may have left an alarm that kills its process: such a shard is not clean.
-            if running == 0 {
-                let release = store.release(started.incarnation, &shards);
-                match within(&*core.clock, core.options.commit.store_timeout, release).await {
-                    Some(Ok(())) => released = true,
-                    Some(Err(error)) => tracing::warn!(error = %Described(&error), "the shards could not be released"),
-                    None => tracing::warn!("the shards could not be released: no answer from the store"),
-                }
+        let runtime = core.started()?.turns.runtime().clone();
+        let (send, result) = watch::channel(None);
+        let task = spawn_on(&runtime, async move {
+            match quiet::run(Box::pin(drain(&core, deadline))).await {
+                Ok(drained) => drop(send.send(Some(drained))),
+                Err(panic) => core.fail("the task that drains", &panic),
             }
-        }
-        core.stop(Health::Stopped);
-        let unfinished = running + core.stops_cut.load(Ordering::Acquire);
-        tracing::info!(host = %core.name, unfinished, released, "drained");
-        Drained { unfinished, instances, released }
+        });
+        Some(Drain { result, task })
     }
 
     /// Ends the host as a crash would: nothing is finished, told or released.
     #[cfg(feature = "testing")]
     pub fn crash(self) {
-        *self.drained.lock() = true;
+        self.abandon();
+    }
+
+    fn abandon(&self) {
+        if let Some(drain) = &*self.drain.lock() {
+            drain.task.abort();
+        }
         self.core.stop(Health::Stopped);
     }
 }
 
 impl Drop for Host {
     fn drop(&mut self) {
-        if !*self.drained.get_mut() && self.core.health() < Health::Stopped {
+        if self.core.health() == Health::Running {
             tracing::warn!(host = %self.core.name, "a host was dropped without being drained; what it left begins again with its next owner");
         }
-        self.core.stop(Health::Stopped);
+        self.abandon();
     }
+}
+
+/// Drains a host, see [`Host::drain`].
+async fn drain(core: &HostCore, deadline: Duration) -> Drained {
+    let Some(started) = core.started() else { return Drained::NOTHING };
+    let interfaces = core.interfaces.lock().clone();
+    let finish = async {
+        loop {
+            for interface in &interfaces {
+                interface.clone().stop_all();
+            }
+            started.turns.wait_idle().await;
+            if interfaces.iter().all(|interface| interface.running() == 0) {
+                break;
+            }
+            // A handler is being polled by its sender, and may have asked for other instances: those are next once it is done.
+            core.instance_left.notified().await;
+        }
+    };
+    let in_time = within(&*core.clock, deadline, finish).await.is_some();
+    if core.is_rescuing() {
+        // It ends by itself, when what is in memory has been saved.
+        within(&*core.clock, deadline, core.wait_stopped()).await;
+    }
+    let busy = || interfaces.iter().map(|interface| interface.busy()).sum::<usize>();
+    let running = if in_time { 0 } else { started.turns.running().max(busy()) };
+    let instances = interfaces.iter().map(|interface| interface.running()).sum();
+    let mut released = core.store().is_none();
+    if let Some(store) = core.store() {
+        let shards: Vec<_> = core.shards.owned().map(|(shard, _)| shard).collect();
+        core.stop(Health::Stopped);
+        // A handler that was cut off may have left an alarm that kills its process: such a shard is not clean.
+        if running == 0 {
+            let release = store.release(started.incarnation, &shards);
+            match within(&*core.clock, core.options.commit.store_timeout, release).await {
+                Some(Ok(())) => released = true,
+                Some(Err(error)) => tracing::warn!(error = %Described(&error), "the shards could not be released"),
+                None => tracing::warn!("the shards could not be released: no answer from the store"),
+            }
+        }
+    }
+    core.stop(Health::Stopped);
+    let unfinished = running + core.stops_cut.load(Ordering::Acquire);
+    tracing::info!(host = %core.name, unfinished, released, "drained");
+    Drained { unfinished, instances, released }
 }
 
 impl HostBuilder {
@@ -492,7 +546,7 @@ impl HostBuilder {
         self.core = None;
         let options = self.options.clone().within_reach(core.fleet.shards());
         core.set(self.store.take(), self.clock.clone(), self.random.clone(), options);
-        let host = Host { core: core.clone(), drained: Mutex::new(true) };
+        let host = Host { core: core.clone(), drain: Mutex::new(None) };
         let runtime = Runtime::try_current().map_err(|_| StartError::NoRuntime)?;
         if core.fleet.index_of(&core.name).is_none() {
             let hosts: Vec<_> = core.fleet.hosts().iter().take(8).map(|host| &**host).collect();
@@ -509,10 +563,18 @@ impl HostBuilder {
             Arc::new(Committer::new(incarnation, store.clone(), shards, clock, random, core.options.commit.clone()))
         });
         let (deferred, deferred_work) = mpsc::unbounded_channel();
+        let failing = |what: &'static str| {
+            let core = Arc::downgrade(&core);
+            move |panic: &str| {
+                if let Some(core) = core.upgrade() {
+                    core.fail(what, panic);
+                }
+            }
+        };
         core.set_started(Started {
-            turns: Tasks::new(runtime.clone()),
-            instance_tasks: Tasks::new(runtime.clone()),
-            system: Tasks::new(runtime),
+            turns: Tasks::new(runtime.clone(), failing("a task that runs handlers")),
+            instance_tasks: Tasks::new(runtime.clone(), failing("a task around one of an instance")),
+            system: Tasks::new(runtime, failing("a task of its own")),
             deferred,
             committer: committer.clone(),
             incarnation,
@@ -545,7 +607,11 @@ impl HostBuilder {
         }
         started.system.spawn(run_deferred(deferred_work));
         started.system.spawn(sweep(core.clone()));
-        *host.drained.lock() = false;
+        let ends = EndsWithRuntime(core.clone());
+        started.system.spawn(async move {
+            let _ends = ends;
+            std::future::pending::<()>().await;
+        });
         Ok(host)
     }
 }

@@ -1,6 +1,9 @@
 //! What may be an ID: the one rule that every entrance of the library applies, so that each store can hold what came in.
 
+use bytes::Bytes;
+
 use crate::error::InvalidId;
+use crate::quiet::drop_quietly;
 
 /// The longest instance or alarm ID, in bytes of UTF-8.
 pub const MAX_ID_BYTES: usize = 512;
@@ -33,6 +36,19 @@ fn check(text: &str, max: usize) -> Result<(), InvalidId> {
         bytes if bytes > max => Err(InvalidId::TooLong { bytes, max }),
         _ if text.as_bytes().contains(&0) => Err(InvalidId::Nul),
         _ => Ok(()),
+    }
+}
+
+/// The same bytes in memory of the library's own: those of an owner of the application's would run its code wherever the last
+/// reference goes. What nobody else refers to is not copied.
+pub(crate) fn own_bytes(bytes: Bytes) -> Bytes {
+    match bytes.try_into_mut() {
+        Ok(own) => own.freeze(),
+        Err(theirs) => {
+            let own = Bytes::copy_from_slice(&theirs);
+            drop_quietly(theirs);
+            own
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use crate::directive::{self, Directive};
 use crate::error::{ContextError, RequestError, beginning};
 use crate::fleet::{Fleet, hash_id};
 use crate::host::core::{Health, HostCore};
-use crate::id::{MAX_VALUE_BYTES, check_id, check_interface_name};
+use crate::id::{MAX_VALUE_BYTES, check_id, check_interface_name, own_bytes};
 use crate::json;
 use crate::store::{
     InboxKey, InboxRow, InstanceName, Loaded, MessageHeaders, NewMessage, Page, Posted, Read, ReadRows, Store,
@@ -155,6 +155,7 @@ impl Addressed {
             let what = format!("the body and headers of a message to {interface}/{}", beginning(id));
             return Err(ContextError::too_large(what, bytes));
         }
+        let message = NewPost { body: own_bytes(message.body), ..message };
         Addressed::new(interface, interface.into(), id, message)
     }
 

@@ -59,6 +59,13 @@ use context::Context;
 ///     }
 /// }
 /// ```
+///
+/// # Panics
+/// Code of an interface may panic wherever it is called or dropped: handlers, constructors, `Display`, `Drop`, tasks, what runs
+/// after a commit. That costs its own message at most, and the instance is rebuilt where a handler panicked. Two things Rust
+/// itself does not allow: a value that panics when it is dropped while another panic of the same handler unwinds ends the
+/// process, and so does every panic in a program built with `panic = "abort"`. An alarm or message that ends its process like
+/// that is found out and becomes a dead letter, see [`HostBuilder::max_crashes`](crate::HostBuilder::max_crashes).
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a stable interface",
     note = "implement `StableInterface` for it: a `NAME`, an `Error`, and if it needs them `on_start` and `on_stop`"

@@ -25,10 +25,11 @@ use crate::instance::context::Context;
 use crate::instance::slot::{Enqueue, Next, Slot, Taken};
 use crate::instance::table::{Full, Table};
 use crate::instance::turn::{
-    Answer, AnswerOf, Around, Job, NO_COMMIT, Patience, Running, Step, Waiting, Work, awaken, drive, drop_quietly,
-    first_poll, handler, poll_handler, run_inline, span_of,
+    Answer, AnswerOf, Around, Job, NO_COMMIT, Patience, Running, Step, Waiting, Work, awaken, drive, first_poll,
+    handler, poll_handler, run_inline, span_of,
 };
 use crate::instance::{Handle, OnAlarm, OnConnect, OnMessage, StableInterface};
+use crate::quiet::{Quiet, drop_quietly};
 use crate::store::{AlarmRow, Epoch, InboxRow, Posted, ShardId};
 use crate::sync::{Arc, oneshot};
 
@@ -69,7 +70,7 @@ pub(crate) struct InterfaceCore<I: StableInterface> {
     pub(crate) host: Arc<HostCore>,
     pub(crate) table: Table<Slot<I>>,
     pub(crate) options: InterfaceOptions,
-    factory: Factory<I>,
+    factory: Quiet<Factory<I>>,
     /// Handles an alarm, if the interface was registered with alarms.
     pub(crate) fire: Option<WakeFn<I>>,
     /// Handles a message, if the interface was registered with an inbox.
@@ -108,6 +109,8 @@ pub(crate) trait AnyInterface: fmt::Debug + Send + Sync {
     fn sweep(self: Arc<Self>) -> Duration;
     /// How many instances are in memory.
     fn running(&self) -> usize;
+    /// How many of them are busy.
+    fn busy(&self) -> usize;
     /// The instance at this address of memory, if it is one of these.
     fn find_instance(&self, address: usize) -> Option<Arc<dyn Link>>;
     /// Forgets every instance at once.
@@ -119,7 +122,7 @@ enum Submitted<I: StableInterface, W: Work<I>> {
     /// Its handler is done.
     Done(AnswerOf<I, W>),
     /// The answer will come.
-    Waiting(oneshot::Receiver<AnswerOf<I, W>>),
+    Waiting(oneshot::Receiver<Quiet<AnswerOf<I, W>>>),
 }
 
 impl<I: StableInterface> InterfaceCore<I> {
@@ -135,7 +138,7 @@ impl<I: StableInterface> InterfaceCore<I> {
             table: Table::new(options.max_instances),
             host,
             options,
-            factory,
+            factory: Quiet::new(factory),
             fire,
             take,
         }
@@ -143,7 +146,8 @@ impl<I: StableInterface> InterfaceCore<I> {
 
     /// A new instance.
     pub(crate) fn build(&self, id: &str) -> I {
-        (self.factory)(id)
+        let factory = self.factory.as_ref().expect("the factory is there as long as its interface");
+        factory(id)
     }
 
     /// Sends `work` to the instance and waits for its released answer.
@@ -152,12 +156,13 @@ impl<I: StableInterface> InterfaceCore<I> {
         id: &str,
         work: W,
     ) -> Result<W::Reply, RequestError<I::Error>> {
-        let outcome = match self.submit(id, work) {
+        let outcome = match self.submit(id, Quiet::new(work)) {
             Ok(Submitted::Done(Answer { result, behind: None, .. })) => result,
             Ok(Submitted::Done(answer)) => answer.release().await,
             Ok(Submitted::Waiting(answer)) => {
                 // Without an answer the host ended while the handler ran, or before.
-                let answer = answer.await.map_err(|_| RequestError::unknown(RequestError::Draining))?;
+                let answer = answer.await.ok().and_then(Quiet::into_inner);
+                let answer = answer.ok_or_else(|| RequestError::unknown(RequestError::Draining))?;
                 // What was committed is proved by the store, and what is not known stays unknown; anything else is worth as much
                 // as the lease.
                 let is_proved =
@@ -167,6 +172,7 @@ impl<I: StableInterface> InterfaceCore<I> {
                 if is_proved || self.host.lease_holds() {
                     result
                 } else {
+                    drop_quietly(result);
                     let error = self.host.explain(RequestError::LeaseLost);
                     Err(Box::new(if interim == NO_COMMIT { error } else { error.in_doubt() }))
                 }
@@ -184,6 +190,7 @@ impl<I: StableInterface> InterfaceCore<I> {
     /// Sends `work` to an instance in memory, if it still is, without waiting for it. Whatever bounds its sender has given it a
     /// place already, and it has as long in the queue as it takes.
     fn tell<W: Work<I>>(self: &Arc<Self>, id: &str, work: W) -> Outcome<(), I::Error> {
+        let work = Quiet::new(work);
         let (hash, shard, epoch) = self.locate(id)?;
         let Some(slot) = self.table.get(id, hash) else { return Err(RequestError::Closed.into()) };
         let job = Waiting {
@@ -276,7 +283,7 @@ impl<I: StableInterface> InterfaceCore<I> {
     }
 
     /// Starts `work` on the instance, or queues it there. Everything a request does before its first wait.
-    fn submit<W: Work<I>>(self: &Arc<Self>, id: &str, work: W) -> Outcome<Submitted<I, W>, I::Error> {
+    fn submit<W: Work<I>>(self: &Arc<Self>, id: &str, work: Quiet<W>) -> Outcome<Submitted<I, W>, I::Error> {
         let (hash, shard, epoch) = self.route(id)?;
         let origin = chain::origin(|| self.host.clock.elapsed(), self.options.handler_timeout);
         loop {
@@ -315,7 +322,7 @@ impl<I: StableInterface> InterfaceCore<I> {
             let (slot, polled) =
                 first_poll(|task| poll_handler(future.as_mut(), slot, &mut callers, &mut deadline, &span, task));
             if let std::task::Poll::Ready(ending) = polled {
-                drop_quietly(future, &*slot);
+                drop_quietly(future);
                 let (answer, next) = slot.finish(epoch, ending, None);
                 if !matches!(next, Next::Idle) {
                     run_inline(&slot, next);
@@ -325,7 +332,7 @@ impl<I: StableInterface> InterfaceCore<I> {
             let (reply, answer) = oneshot::channel();
             let is_stop = W::IS_STOP;
             let around = Around { slot: slot.clone(), epoch, callers, deadline, limit, woken_by: None, is_stop, span };
-            drive(&slot, Step::Turn(Box::new(Running { around, future: Some(future), reply: Some(reply) })));
+            drive(&slot, Step::Turn(Box::new(Running { around, future: Quiet::new(future), reply: Some(reply) })));
             return Ok(Submitted::Waiting(answer));
         }
     }
@@ -334,11 +341,11 @@ impl<I: StableInterface> InterfaceCore<I> {
     #[allow(clippy::type_complexity, reason = "a job and its answer")]
     fn waiting<W: Work<I>>(
         &self,
-        work: W,
+        work: Quiet<W>,
         origin: Origin,
         slot: &Slot<I>,
         id: &str,
-    ) -> (Box<dyn Job<I>>, oneshot::Receiver<AnswerOf<I, W>>) {
+    ) -> (Box<dyn Job<I>>, oneshot::Receiver<Quiet<AnswerOf<I, W>>>) {
         let (reply, answer) = oneshot::channel();
         let waits_until = origin.waits_until.get().unwrap_or_else(|| slot.moment_in(origin.given));
         let job = Waiting {
@@ -379,7 +386,7 @@ impl<I: StableInterface> InterfaceCore<I> {
                         }
                         return Ok(());
                     }
-                    Err(Enqueue::Full) => {
+                    Err(Enqueue::Full(_refused)) => {
                         return Err(RequestError::Overloaded("messages waiting for the instance").into());
                     }
                     Err(Enqueue::Gone(back) | Enqueue::Free(back)) => job = back,
@@ -451,6 +458,10 @@ impl<I: StableInterface> AnyInterface for InterfaceCore<I> {
         self.table.len()
     }
 
+    fn busy(&self) -> usize {
+        self.table.slots().iter().filter(|slot| slot.is_busy()).count()
+    }
+
     fn find_instance(&self, address: usize) -> Option<Arc<dyn Link>> {
         let slot = self.table.slots().into_iter().find(|slot| Arc::as_ptr(slot).addr() == address)?;
         Some(slot)
@@ -516,6 +527,7 @@ impl<I: StableInterface> Interface<I> {
     {
         let Some(place) = self.core.host.connections.take() else {
             metrics::counter!(crate::metrics::OVERLOADED, "interface" => I::NAME).increment(1);
+            drop_quietly(meta);
             return Err(RequestError::Overloaded("connections"));
         };
         self.core.ask(id, Connect { meta, place, core: AsCore(self.core.clone()) }).await
@@ -670,8 +682,11 @@ impl<I: Handle<M>, M: Send + 'static> Work<I> for Ask<M> {
     type Reply = I::Reply;
 
     async fn run(self, state: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<I::Reply, I::Error> {
+        // It may be dropped while a panic of the instance being built unwinds.
+        let message = Quiet::new(self.0);
         let instance = awaken(state, cx).await?;
-        instance.handle(cx, self.0).await.map_err(|error| RequestError::handler(error).into())
+        let message = message.into_inner().expect("the message is there until it is handled");
+        instance.handle(cx, message).await.map_err(|error| RequestError::handler(error).into())
     }
 }
 
@@ -682,11 +697,16 @@ impl<I: StableInterface> Work<I> for Stop {
     type Reply = ();
     const IS_STOP: bool = true;
 
+    fn is_drain(&self) -> bool {
+        self.0 == Closed::Draining
+    }
+
     async fn run(self, state: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<(), I::Error> {
-        if let Some(mut instance) = state.take() {
+        if let Some(instance) = state {
             let span = tracing::debug_span!("stop", interface = I::NAME, instance = cx.id(), shard = cx.shard().0);
             instance.on_stop().instrument(span).await;
         }
+        drop_quietly(state.take());
         cx.end(self.0);
         Ok(())
     }
@@ -699,7 +719,7 @@ pub(crate) fn stop_job<I: StableInterface>() -> Box<dyn Job<I>> {
 
 fn stop_job_of<I: StableInterface>(reason: Closed) -> Box<dyn Job<I>> {
     Box::new(Waiting {
-        work: Stop(reason),
+        work: Quiet::new(Stop(reason)),
         callers: None,
         patience: Patience::Endless,
         limit: Duration::MAX,
@@ -720,8 +740,11 @@ impl<I: OnConnect> Work<I> for Connect<I> {
     type Reply = Connection<I>;
 
     async fn run(self, state: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<Connection<I>, I::Error> {
+        let Connect { meta, place, core } = self;
+        let meta = Quiet::new(meta);
         let instance = awaken(state, cx).await?;
-        connection::connect(instance, cx, self.core.0.clone(), self.place, self.meta).await
+        let meta = meta.into_inner().expect("the meta is there until it is handled");
+        connection::connect(instance, cx, core.0, place, meta).await
     }
 }
 
@@ -923,7 +946,7 @@ fn hand_over<I: StableInterface>(core: &Arc<InterfaceCore<I>>, token: WakeToken,
     let (hash, (shard, epoch)) = (hash_id(&id), token.shard());
     let span = span_of::<I>(&id, shard, Some(&token));
     let job = Waiting {
-        work,
+        work: Quiet::new(work),
         callers: None,
         patience: Patience::Endless,
         limit: core.options.handler_timeout,

@@ -87,6 +87,7 @@ mod interface;
 mod json;
 pub mod metrics;
 mod outside;
+mod quiet;
 #[cfg(all(test, shuttle))]
 mod schedules;
 mod store;

@@ -8,22 +8,28 @@
 mod explored;
 
 #[cfg(shuttle)]
-pub(crate) use self::explored::{AbortHandle, JoinSet, Mutex, MutexGuard, Runtime, try_id};
+pub(crate) use self::explored::{AbortHandle, Mutex, MutexGuard, Runtime, spawn_on, try_id};
 /// For statics, which outlive an explored schedule. Nothing depends on the order in which they are locked.
 pub(crate) use parking_lot::Mutex as StaticMutex;
 #[cfg(not(shuttle))]
 pub(crate) use parking_lot::{Mutex, MutexGuard};
 #[cfg(shuttle)]
-pub(crate) use shuttle::{future::yield_now, sync::atomic, thread_local};
+pub(crate) use shuttle::{sync::atomic, thread_local};
 pub(crate) use std::sync::Arc;
 #[cfg(not(shuttle))]
 pub(crate) use std::{sync::atomic, thread_local};
 #[cfg(not(shuttle))]
 pub(crate) use tokio::runtime::Handle as Runtime;
-pub(crate) use tokio::sync::{Notify, mpsc, oneshot};
+pub(crate) use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 /// The most that a channel can be made for.
 pub(crate) const MAX_CHANNEL: usize = tokio::sync::Semaphore::MAX_PERMITS;
 
 #[cfg(not(shuttle))]
-pub(crate) use tokio::task::{AbortHandle, JoinSet, try_id, yield_now};
+pub(crate) use tokio::task::{AbortHandle, try_id};
+
+/// Spawns a task that goes on by itself.
+#[cfg(not(shuttle))]
+pub(crate) fn spawn_on(runtime: &Runtime, task: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
+    runtime.spawn(task).abort_handle()
+}

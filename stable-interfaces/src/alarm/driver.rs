@@ -249,9 +249,10 @@ fn note_damaged(host: &HostCore, rows: Vec<Damaged>) {
     for row in rows {
         let mut damaged = host.shards.damaged.lock();
         if !damaged.contains(&row) && damaged.len() < MAX_DAMAGED {
+            damaged.push(row.clone());
+            drop(damaged);
             tracing::error!(shard = %row.shard, place = %row.place, "a stored row {}; it is left alone", row.reason);
             metrics::counter!(crate::metrics::DAMAGED_ROWS).increment(1);
-            damaged.push(row);
         }
     }
 }

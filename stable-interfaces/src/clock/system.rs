@@ -13,7 +13,8 @@ use std::thread::{self, Thread};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::{Clock, Random, Sleep, Timestamp};
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::quiet::{self, guarded};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Arc, Mutex};
 
 /// The machine's clock, and sleeps that wake within a fraction of a millisecond.
@@ -87,6 +88,8 @@ struct Timer {
     waiting: Mutex<BTreeMap<(Instant, u64), Waker>>,
     /// The number of the next sleep.
     sleeps: AtomicU64,
+    /// Set by the thread when it ends by a panic.
+    has_died: AtomicBool,
     thread: Thread,
 }
 
@@ -103,19 +106,44 @@ impl Timer {
         let run = move || {
             let Ok(timer) = take.recv() else { return };
             // The thread holds no strong reference while parked, so it ends soon after its clock and its sleeps.
-            while let Some(wait) = timer.upgrade().map(|timer| timer.ring()) {
-                match wait {
-                    Some(wait) => thread::park_timeout(wait),
-                    None => thread::park(),
+            let rings = guarded(|| {
+                while let Some(wait) = timer.upgrade().map(|timer| timer.ring()) {
+                    match wait {
+                        Some(wait) => thread::park_timeout(wait),
+                        None => thread::park(),
+                    }
                 }
+            });
+            if rings.is_err()
+                && let Some(timer) = timer.upgrade()
+            {
+                timer.give_up();
             }
         };
         let handle = thread::Builder::new().name("alarm-timer".into()).spawn(run).ok()?;
-        let timer =
-            Timer { waiting: Mutex::new(BTreeMap::new()), sleeps: AtomicU64::new(0), thread: handle.thread().clone() };
+        let timer = Timer {
+            waiting: Mutex::new(BTreeMap::new()),
+            sleeps: AtomicU64::new(0),
+            has_died: AtomicBool::new(false),
+            thread: handle.thread().clone(),
+        };
         let timer = Arc::new(timer);
         give.send(Arc::downgrade(&timer)).ok()?;
         Some(timer)
+    }
+
+    /// The thread has died: whoever sleeps learns it.
+    fn give_up(&self) {
+        let mut waiting = self.waiting.lock();
+        self.has_died.store(true, Ordering::Release);
+        let wakers = std::mem::take(&mut *waiting);
+        drop(waiting);
+        wakers.into_values().for_each(quiet::wake);
+    }
+
+    /// Whether the thread still rings; asked under the lock of `waiting`.
+    fn is_alive(&self) -> Option<()> {
+        (!self.has_died.load(Ordering::Acquire)).then_some(())
     }
 
     /// Wakes every sleep whose time has come, then says how long to park: `None` for until unparked.
@@ -130,7 +158,7 @@ impl Timer {
             }
             let waker = first.remove();
             drop(waiting);
-            waker.wake();
+            quiet::wake(waker);
         }
     }
 }
@@ -157,6 +185,8 @@ impl Future for ExactSleep {
         }
         let key = (self.deadline, self.number);
         let mut waiting = self.timer.waiting.lock();
+        // Else nobody would ever wake it: its host fails with the task that sleeps.
+        self.timer.is_alive().expect("the timer's thread rings as long as its clock exists");
         waiting.insert(key, cx.waker().clone());
         let is_first = waiting.first_key_value().is_some_and(|(first, _)| *first == key);
         drop(waiting);
@@ -187,5 +217,23 @@ impl Default for SystemRandom {
 impl Random for SystemRandom {
     fn next_u64(&self) -> u64 {
         self.0.lock().u64(..)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sleep_whose_timer_has_died_panics_instead_of_sleeping_for_ever() {
+        let clock = SystemClock::default();
+        let mut sleep = clock.sleep_exact(clock.now() + Duration::from_secs(3600));
+        let mut task = Context::from_waker(Waker::noop());
+        assert!(sleep.as_mut().poll(&mut task).is_pending());
+        let timer = clock.timer().expect("a thread can be had");
+        timer.give_up();
+        assert!(timer.waiting.lock().is_empty(), "who sleeps is woken");
+        let polled = guarded(|| sleep.as_mut().poll(&mut task));
+        assert!(polled.is_err_and(|text| text.contains("the timer's thread")));
     }
 }

@@ -607,7 +607,9 @@ impl Model {
             told,
             is_checked: false,
         });
-        self.committer.push(Queued::new(Arc::new(commit), ticket, None));
+        if let Some(refused) = self.committer.push(Queued::new(Arc::new(commit), ticket, None)) {
+            refused.withdraw(&host_has_stopped());
+        }
     }
 
     /// Lets everything happen that can happen now.

@@ -38,6 +38,10 @@ pub enum Health {
     /// lagged behind), so what this host knows is no longer what is stored. It has stopped, and has posted the alarms it had in
     /// memory to their next owner. Start it anew.
     StoreLost,
+    /// A task or thread of the library itself has ended by a panic, which is a fault of the library, of its store or of its clock; the
+    /// log says where; or the runtime it was started on has ended. It has stopped wholly, for nobody would do that task's work any more: what it left begins again with its
+    /// next owner. Start it anew. No panic of a handler, or of anything else that belongs to one message, leads here.
+    Failed,
 }
 
 /// Limits and times of a host, with their defaults.
@@ -198,6 +202,8 @@ pub(crate) struct HostCore {
     pub(crate) connections: Arc<Places>,
     /// Told when the health changes.
     health_changed: Notify,
+    /// Told when an instance leaves memory while the host drains.
+    pub(crate) instance_left: Notify,
     /// What exists once the host has started.
     started: OnceLock<Started>,
     /// How many `on_stop` were cut off since the host began to drain.
@@ -240,6 +246,7 @@ impl HostCore {
             holders: Mutex::default(),
             connections,
             health_changed: Notify::new(),
+            instance_left: Notify::new(),
             started: OnceLock::new(),
             stops_cut: AtomicUsize::new(0),
             is_rescuing: AtomicBool::new(false),
@@ -277,7 +284,8 @@ impl HostCore {
             2 => Health::Draining,
             3 => Health::Stopped,
             4 => Health::Replaced,
-            _ => Health::StoreLost,
+            5 => Health::StoreLost,
+            _ => Health::Failed,
         }
     }
 
@@ -312,7 +320,7 @@ impl HostCore {
         match self.health() {
             Health::Replaced => Some(RequestError::Replaced),
             Health::StoreLost => Some(RequestError::StoreLost),
-            Health::Stopped => Some(RequestError::Draining),
+            Health::Stopped | Health::Failed => Some(RequestError::Draining),
             // It owns nothing any more, and will have ended when what is in memory has been saved.
             _ if self.is_rescuing() => Some(RequestError::StoreLost),
             _ => None,
@@ -440,6 +448,12 @@ impl HostCore {
         Some(Way { store, clock: &*self.clock, random: &*self.random, options: &self.options.commit })
     }
 
+    /// A task or thread of this host has ended by a panic: the host stops wholly.
+    pub(crate) fn fail(&self, what: &str, panic: &str) {
+        tracing::error!(host = %self.name, what, %panic, "a part of this host has panicked; the host stops");
+        self.stop(Health::Failed);
+    }
+
     /// Ends this host's part in everything, at once: nothing is written, fired or claimed from here on.
     pub(crate) fn stop(&self, health: Health) {
         self.set_health(health);
@@ -457,6 +471,18 @@ impl HostCore {
         let interfaces = std::mem::take(&mut *self.interfaces.lock());
         for interface in interfaces {
             interface.abandon();
+        }
+    }
+}
+
+/// Ends the host when it is dropped: with the runtime whose task has it.
+pub(crate) struct EndsWithRuntime(pub(crate) Arc<HostCore>);
+
+impl Drop for EndsWithRuntime {
+    fn drop(&mut self) {
+        if self.0.health() < Health::Stopped {
+            tracing::error!(host = %self.0.name, "the runtime of a host has ended without the host being drained; the host ends with it");
+            self.0.stop(Health::Failed);
         }
     }
 }

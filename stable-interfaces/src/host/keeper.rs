@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::core::HostCore;
 use super::lease;
 use crate::instance::chain::{Blocked, Described};
+use crate::quiet::guarded;
 use crate::store::{Incarnation, Store};
 use crate::sync::Arc;
 
@@ -28,8 +29,8 @@ pub(crate) fn start(host: &Arc<HostCore>, store: Option<(Arc<dyn Store>, Incarna
         }
         return;
     }
-    let core = host.clone();
-    let run = move || {
+    let (core, failing) = (host.clone(), host.clone());
+    let keep = move || {
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
             Err(error) => {
@@ -53,6 +54,11 @@ pub(crate) fn start(host: &Arc<HostCore>, store: Option<(Arc<dyn Store>, Incarna
                 rescue.finish(&core, &**store).await;
             }
         });
+    };
+    let run = move || {
+        if let Err(panic) = guarded(keep) {
+            failing.fail("the thread that keeps its lease", &panic);
+        }
     };
     if let Err(error) = thread::Builder::new().name("host-keeper".into()).spawn(run) {
         tracing::error!(%error, "no thread for the lease; this host stops when its lease runs out");

@@ -422,15 +422,17 @@ impl Shards {
     fn check_storm(&self, wake: &Wake, now: Duration) -> Option<Duration> {
         const SECOND: Duration = Duration::from_secs(1);
         let Wake::Alarm(alarm) = wake else { return None };
-        let mut storms = self.storms.lock();
-        let (began, counts) = &mut *storms;
-        if now >= began.saturating_add(SECOND) {
-            *began = now;
-            counts.clear();
-        }
-        let count = counts.entry(alarm.name.clone()).or_default();
-        *count = count.saturating_add(1);
-        let over = count.saturating_sub(self.limits.max_fires_per_second);
+        let (over, until) = {
+            let mut storms = self.storms.lock();
+            let (began, counts) = &mut *storms;
+            if now >= began.saturating_add(SECOND) {
+                *began = now;
+                counts.clear();
+            }
+            let count = counts.entry(alarm.name.clone()).or_default();
+            *count = count.saturating_add(1);
+            (count.saturating_sub(self.limits.max_fires_per_second), began.saturating_add(SECOND))
+        };
         if over == 0 {
             return None;
         }
@@ -439,7 +441,7 @@ impl Shards {
                 "an instance's alarms fire too often; they are slowed down");
         }
         metrics::counter!(crate::metrics::ALARMS_SLOWED).increment(1);
-        Some(began.saturating_add(SECOND))
+        Some(until)
     }
 
     /// A handling ended without changing anything durable: it waits again, in its old place, first until the lease clock shows `at` if

@@ -1,24 +1,75 @@
 //! The tasks of one host: it starts them on its own runtime, and can wait for them or end them all.
 
-use std::future::Future;
-use std::pin::Pin;
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 
-use crate::sync::{AbortHandle, Arc, JoinSet, Mutex, Notify, Runtime, oneshot, try_id};
+use crate::quiet::guarded;
+use crate::sync::{AbortHandle, Arc, Mutex, Notify, Runtime, oneshot, spawn_on, try_id};
+
+/// Told when a task has ended by a panic.
+type OnPanic = Box<dyn Fn(&str) + Send + Sync>;
 
 /// A set of tasks. Once closed it takes no more.
-#[derive(Debug)]
+///
+/// No task is spawned, and none of their futures is dropped, under a lock of it: a runtime that has ended drops what it is
+/// given at once.
 pub(crate) struct Tasks {
     runtime: Runtime,
-    /// `None` once closed.
-    set: Mutex<Option<JoinSet<()>>>,
-    running: Arc<Running>,
+    shared: Arc<Shared>,
 }
 
-#[derive(Debug, Default)]
-struct Running {
-    count: Mutex<usize>,
+struct Shared {
+    state: Mutex<State>,
     none: Notify,
+    on_panic: OnPanic,
+}
+
+#[derive(Default)]
+struct State {
+    tasks: Vec<Entry>,
+    /// Which entries are free.
+    free: Vec<usize>,
+    running: usize,
+    is_closed: bool,
+}
+
+/// A task of the set.
+enum Entry {
+    Free,
+    /// About to be spawned.
+    Begun,
+    /// Ended before whoever spawned it knew.
+    Over,
+    Running(AbortHandle),
+}
+
+impl State {
+    fn enter(&mut self) -> usize {
+        self.running += 1;
+        match self.free.pop() {
+            Some(index) => {
+                self.tasks[index] = Entry::Begun;
+                index
+            }
+            None => {
+                self.tasks.push(Entry::Begun);
+                self.tasks.len() - 1
+            }
+        }
+    }
+
+    fn leave(&mut self, index: usize) {
+        self.tasks[index] = Entry::Free;
+        self.free.push(index);
+    }
+}
+
+impl fmt::Debug for Tasks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tasks").field("running", &self.running()).finish_non_exhaustive()
+    }
 }
 
 /// A task that can be ended and waited for.
@@ -50,14 +101,23 @@ impl TaskHandle {
 }
 
 /// Counts one task for as long as its future exists.
-struct Counted(Arc<Running>);
+struct Counted {
+    shared: Arc<Shared>,
+    index: usize,
+}
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        let mut count = self.0.count.lock();
-        *count -= 1;
-        if *count == 0 {
-            self.0.none.notify_waiters();
+        let mut state = self.shared.state.lock();
+        match state.tasks[self.index] {
+            Entry::Begun => state.tasks[self.index] = Entry::Over,
+            _ => state.leave(self.index),
+        }
+        state.running -= 1;
+        let is_last = state.running == 0;
+        drop(state);
+        if is_last {
+            self.shared.none.notify_waiters();
         }
     }
 }
@@ -74,20 +134,40 @@ impl Future for Handled {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        self.future.as_mut().poll(cx)
+        let future = &mut self.future;
+        match guarded(|| future.as_mut().poll(cx)) {
+            Ok(polled) => polled,
+            Err(panic) => {
+                (self._counted.shared.on_panic)(&panic);
+                Poll::Ready(())
+            }
+        }
     }
 }
 
 impl Tasks {
-    pub(crate) fn new(runtime: Runtime) -> Tasks {
-        Tasks { runtime, set: Mutex::new(Some(JoinSet::new())), running: Arc::default() }
+    /// `on_panic` is told when one of them ends by a panic.
+    pub(crate) fn new(runtime: Runtime, on_panic: impl Fn(&str) + Send + Sync + 'static) -> Tasks {
+        let shared = Shared { state: Mutex::default(), none: Notify::new(), on_panic: Box::new(on_panic) };
+        Tasks { runtime, shared: Arc::new(shared) }
+    }
+
+    pub(crate) fn runtime(&self) -> &Runtime {
+        &self.runtime
     }
 
     /// Starts a task; drops the future if the set is closed.
     pub(crate) fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
         drop(self.start(|counted| async move {
-            let _counted = counted;
-            future.await;
+            let counted = counted;
+            let mut future = pin!(future);
+            let ended = poll_fn(|task| match guarded(|| future.as_mut().poll(task)) {
+                Ok(polled) => polled.map(Ok),
+                Err(panic) => Poll::Ready(Err(panic)),
+            });
+            if let Err(panic) = ended.await {
+                (counted.shared.on_panic)(&panic);
+            }
         }));
     }
 
@@ -103,23 +183,35 @@ impl Tasks {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let mut set = self.set.lock();
-        let set = set.as_mut()?;
-        // Reap what has ended, so that the set holds no more than what runs.
-        while set.try_join_next().is_some() {}
-        *self.running.count.lock() += 1;
-        let counted = Counted(self.running.clone());
-        Some(set.spawn_on(task(counted), &self.runtime))
+        let index = {
+            let mut state = self.shared.state.lock();
+            if state.is_closed {
+                return None;
+            }
+            state.enter()
+        };
+        let handle = spawn_on(&self.runtime, task(Counted { shared: self.shared.clone(), index }));
+        let mut state = self.shared.state.lock();
+        match state.tasks[index] {
+            Entry::Begun => state.tasks[index] = Entry::Running(handle.clone()),
+            _ => state.leave(index),
+        }
+        let is_closed = state.is_closed;
+        drop(state);
+        if is_closed {
+            handle.abort();
+        }
+        Some(handle)
     }
 
     pub(crate) fn running(&self) -> usize {
-        *self.running.count.lock()
+        self.shared.state.lock().running
     }
 
     /// Waits until no task runs.
     pub(crate) async fn wait_idle(&self) {
         loop {
-            let mut none = std::pin::pin!(self.running.none.notified());
+            let mut none = std::pin::pin!(self.shared.none.notified());
             // Enabled before the count is read, so that no end is missed between the two.
             none.as_mut().enable();
             if self.running() == 0 {
@@ -131,9 +223,22 @@ impl Tasks {
 
     /// Takes no more tasks, and ends those that run at their next await.
     pub(crate) fn abort(&self) {
-        let set = self.set.lock().take();
-        if let Some(mut set) = set {
-            set.abort_all();
+        let mut state = self.shared.state.lock();
+        state.is_closed = true;
+        let running = |entry: &Entry| match entry {
+            Entry::Running(handle) => Some(handle.clone()),
+            _ => None,
+        };
+        let handles: Vec<_> = state.tasks.iter().filter_map(running).collect();
+        drop(state);
+        for handle in handles {
+            handle.abort();
         }
+    }
+}
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        self.abort();
     }
 }

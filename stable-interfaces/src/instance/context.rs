@@ -25,8 +25,9 @@ use crate::directive::Needs;
 use crate::error::{ContextError, InvalidId, Outcome, RequestError};
 use crate::host::core::{HostCore, Place};
 use crate::host::wake::Wake;
-use crate::id::{MAX_VALUE_BYTES, check_key};
+use crate::id::{MAX_VALUE_BYTES, check_key, own_bytes};
 use crate::json;
+use crate::quiet::{Quiet, drop_quietly, shown};
 use crate::store::{
     AlarmRow, DeadKey, DeadLetter, Epoch, InboxRow, InstanceName, NewMessage, Op, Posted, Read, ReadRange, ReadRows,
     Revision, ShardId, StoreError,
@@ -68,17 +69,31 @@ pub(crate) trait Instance: Link {
 /// What a handler lets out besides its reply, in the order in which it did. It takes effect when the handler's effects are
 /// queued for their commit, and reaches others when they are durable.
 pub(crate) enum Output {
-    /// Something that waits for the gate by itself.
-    Release(Box<dyn FnOnce(Option<Ticket>) + Send>),
-    /// A new connection of the instance.
-    Connect(Arc<dyn AnyLink>, Place),
+    /// Something for a client.
+    Release(Box<dyn Release>),
+    /// A new connection of the instance, until the instance has it.
+    Connect(Option<(Arc<dyn AnyLink>, Place)>),
     /// The instance closes a connection.
     Disconnect(ConnectionId),
     /// Runs once everything is durable.
-    AfterCommit(Box<dyn FnOnce() + Send>),
+    AfterCommit(HandedOver<Box<dyn FnOnce() + Send>>),
     /// A task of the incarnation, started once everything is durable.
-    Spawn(Box<dyn FnOnce(Arc<Member>) -> TaskFuture + Send>),
+    Spawn(HandedOver<Box<dyn FnOnce(Arc<Member>) -> TaskFuture + Send>>),
 }
+
+/// Something for a client, on its way to it.
+pub(crate) trait Release: Send {
+    /// Hands it over, to be taken once what it depends on is durable. Called under the slot's lock, so whatever must be dropped or
+    /// woken now stays in here.
+    fn release(&mut self, behind: Option<Ticket>);
+
+    /// Wakes whoever waits for it.
+    fn wake(&mut self);
+}
+
+/// Something of the application that a task takes. Whoever has handed it over keeps it too, until no lock is held: should the
+/// task be dropped at once, that does not drop the application's.
+pub(crate) type HandedOver<T> = Arc<Mutex<Quiet<T>>>;
 
 pub(crate) type TaskFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -426,7 +441,7 @@ impl Context {
         if value.len() > MAX_VALUE_BYTES {
             return Err(ContextError::too_large(self.value_under(key), value.len()));
         }
-        self.record(Op::Put { name: self.instance.name(), key: key.into(), value })
+        self.record(Op::Put { name: self.instance.name(), key: key.into(), value: own_bytes(value) })
     }
 
     /// Removes `key` from this instance's storage, if it is there.
@@ -555,7 +570,7 @@ impl Context {
     ///
     /// The way to tell a task of this instance, or anything else in this process, about what has happened. It must not block.
     pub fn after_commit(&mut self, notify: impl FnOnce() + Send + 'static) {
-        self.output(Output::AfterCommit(Box::new(notify)));
+        self.output(Output::AfterCommit(hand_over(Box::new(notify))));
     }
 
     /// Starts a task that belongs to this incarnation of the instance: cancelled, and waited for, before the next one is built
@@ -595,7 +610,7 @@ impl Context {
         F: Future<Output = ()> + Send + 'static,
     {
         let slot = self.slot::<I>().ok_or(ContextError::Unhandled("tasks of another interface".into()))?;
-        self.output(Output::Spawn(Box::new(move |member| Box::pin(task(Me::new(slot, member))))));
+        self.output(Output::Spawn(hand_over(Box::new(move |member| Box::pin(task(Me::new(slot, member)))))));
         Ok(())
     }
 
@@ -627,8 +642,7 @@ impl Context {
     }
 
     pub(crate) fn note_failed_start(&mut self, error: &impl Display) {
-        // In the alternate form an `anyhow::Error` shows its causes.
-        self.recorded.rare().failed_start = Some(format!("{error:#}"));
+        self.recorded.rare().failed_start = Some(shown(error));
     }
 
     async fn read(&mut self, range: ReadRange, limit: usize) -> Result<ReadRows, ContextError> {
@@ -651,14 +665,19 @@ impl Context {
     ///
     /// Asks the application, so a panic in here has to count as one of the handler.
     pub(crate) fn judge<I: StableInterface, R>(&mut self, result: Outcome<R, I::Error>) -> Outcome<R, I::Error> {
-        if let Err(error) = &result
+        // Dropped quietly if that panics.
+        let asked = Quiet::new(result);
+        if let Some(Err(error)) = asked.as_ref()
             && self.must_rebuild::<I>(error)
         {
             self.recorded.rare().ends.get_or_insert(Closed::Reset);
         }
-        match result {
+        match asked.into_inner().expect("the outcome is there until it is returned") {
             Err(error) if matches!(*error, RequestError::Handler(..)) => match self.recorded.take_cause() {
-                Some(cause) => Err(RequestError::Store(cause).into()),
+                Some(cause) => {
+                    drop_quietly(error);
+                    Err(RequestError::Store(cause).into())
+                }
                 None => Err(error),
             },
             result => result,
@@ -929,6 +948,10 @@ impl From<Range<&str>> for KeyRange {
 /// The smallest text greater than this one, given that NUL is in none.
 pub(crate) fn just_after(text: &str) -> Arc<str> {
     format!("{text}\u{1}").into()
+}
+
+fn hand_over<T>(value: T) -> HandedOver<T> {
+    Arc::new(Mutex::new(Quiet::new(value)))
 }
 
 fn invalid_key(key: &str, reason: InvalidId) -> ContextError {

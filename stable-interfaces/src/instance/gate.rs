@@ -186,7 +186,7 @@ impl Gate {
         // Woken tasks take this lock first thing.
         drop(state);
         for (_, _, waker) in ready {
-            waker.wake();
+            crate::quiet::wake(waker);
         }
     }
 

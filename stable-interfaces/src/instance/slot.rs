@@ -14,22 +14,23 @@ use std::time::Duration;
 
 use super::StableInterface;
 use super::chain::{self, Deadline, Link};
-use super::context::{Instance, Output, Recorded, Rides};
+use super::context::{HandedOver, Instance, Output, Recorded, Rides, TaskFuture};
 use super::effects;
 use super::gate::{Gate, Ticket};
 use super::queue::{Queue, Waiter as _};
 use super::ride::{Carrier, Riding};
 use super::table::Entry;
 use super::task::{Life, Member, Membership};
-use super::turn::{Answer, Ending, Job, NO_COMMIT, Refusal, drop_quietly};
-use crate::committer::{Commit, Described, Queued};
-use crate::connection::{AnyLink, Closed, ConnectionId};
+use super::turn::{Answer, Ending, Job, NO_COMMIT, Refusal, State};
+use crate::committer::{Commit, Described, Queued, host_has_stopped};
+use crate::connection::{AnyLink, Closed, ConnectionId, Wakers};
 use crate::directive::Needs;
 use crate::error::{ContextError, RequestError};
 use crate::host::core::{Health, HostCore, Place};
 use crate::host::tasks::TaskHandle;
 use crate::host::wake::{Failed, Wake, WakeToken};
 use crate::interface::{Forget, InterfaceCore, stop_job};
+use crate::quiet::{self, Quiet, guarded};
 use crate::store::{BoxError, Epoch, InstanceName, Op, ShardId};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Arc, Mutex, MutexGuard, Notify};
@@ -48,7 +49,7 @@ pub(crate) struct Slot<I: StableInterface> {
 struct Inner<I: StableInterface> {
     mode: Mode,
     /// The instance, while no turn has it.
-    state: Option<Box<I>>,
+    state: State<I>,
     /// The epoch of the shard when the instance was built, or its turn under way began.
     epoch: Epoch,
     /// What most instances do not need most of the time.
@@ -65,6 +66,8 @@ enum Mode {
 struct Extra<I: StableInterface> {
     /// Messages waiting for their turn.
     queue: Queue<Box<dyn Job<I>>>,
+    /// Whether one of them lets the instance leave memory because its host drains.
+    is_draining: bool,
     /// The output gate of this incarnation, once it has committed anything.
     gate: Option<Arc<Gate>>,
     /// Commits that may not be durable yet, with their tickets, oldest first: what reads must see beside the store.
@@ -89,6 +92,7 @@ impl<I: StableInterface> Default for Extra<I> {
     fn default() -> Extra<I> {
         Extra {
             queue: Queue::default(),
+            is_draining: false,
             gate: None,
             unsettled: VecDeque::new(),
             held: Vec::new(),
@@ -104,8 +108,14 @@ impl<I: StableInterface> Default for Extra<I> {
 }
 
 impl<I: StableInterface> Extra<I> {
+    fn pop_queue(&mut self) -> Option<Box<dyn Job<I>>> {
+        let job = self.queue.pop()?;
+        self.is_draining &= !job.is_drain();
+        Some(job)
+    }
+
     /// Ends what belongs to the incarnation beside its handler: held alarms, tasks, connections. Tasks are still to be waited for.
-    fn end_life(&mut self, reason: &Closed) {
+    fn end_life(&mut self, left: &mut Left<I>, reason: &Closed) {
         self.held.clear();
         if let Some(life) = self.life.take() {
             life.end();
@@ -114,7 +124,9 @@ impl<I: StableInterface> Extra<I> {
             task.cancel();
         }
         for (link, _) in std::mem::take(&mut self.connections).into_values() {
-            link.close(reason.clone());
+            // At once: a message of its client may not reach the next incarnation.
+            let waiting = link.close(reason.clone());
+            left.links.push((link, waiting));
         }
     }
 
@@ -125,8 +137,11 @@ impl<I: StableInterface> Extra<I> {
 
     /// Whether nothing in here is in use.
     fn is_empty(&self) -> bool {
+        // Whoever knows an incarnation must find out that it has ended.
+        let life_is_known = self.life.as_ref().is_some_and(|life| Arc::strong_count(life) > 1);
         let gate_is_needed = self.gate.as_ref().is_some_and(|gate| !gate.is_settled() || gate.has_failed());
         !gate_is_needed
+            && !life_is_known
             && self.queue.is_empty()
             && self.held.is_empty()
             && self.tasks.is_empty()
@@ -139,7 +154,7 @@ pub(crate) enum Next<I: StableInterface> {
     /// Nothing: the slot is idle.
     Idle,
     /// Runs this message.
-    Run(Box<dyn Job<I>>, Option<Box<I>>, Epoch),
+    Run(Box<dyn Job<I>>, State<I>, Epoch),
     /// Waits for what an ended incarnation has left, then calls [`Slot::settled`].
     Settle(Ended),
 }
@@ -161,25 +176,81 @@ impl Ended {
     }
 }
 
-/// What a slot lets go: dropped when its lock is free, because dropping it runs the application's code.
+/// What a slot lets go: dropped, woken and told when its lock is free, because that runs the application's code.
 struct Left<I: StableInterface> {
-    state: Option<Box<I>>,
+    state: State<I>,
     refused: Vec<(Box<dyn Job<I>>, Refusal)>,
+    /// What a handler had recorded that does not happen.
+    recorded: Recorded,
+    /// What a handler has let out, with what is left of it.
+    outputs: Vec<Output>,
+    /// Connections that the instance has let go, with those who wait on them.
+    links: Vec<(Arc<dyn AnyLink>, Wakers)>,
+    /// Commits that the committer did not take.
+    commits: Vec<Queued>,
+    /// What became of the alarm or message whose handler failed.
+    failure: Option<Failure>,
 }
 
 impl<I: StableInterface> Default for Left<I> {
     fn default() -> Left<I> {
-        Left { state: None, refused: Vec::new() }
+        Left {
+            state: State::none(),
+            refused: Vec::new(),
+            recorded: Recorded::default(),
+            outputs: Vec::new(),
+            links: Vec::new(),
+            commits: Vec::new(),
+            failure: None,
+        }
     }
 }
 
 impl<I: StableInterface> Left<I> {
     fn clear(self, instance: &dyn Link) {
-        if self.state.is_some() {
-            drop_quietly(self.state, instance);
+        let Left { state, refused, recorded, outputs, links, commits, failure } = self;
+        for queued in commits {
+            queued.withdraw(&host_has_stopped());
         }
-        for (job, refusal) in self.refused {
+        for mut output in outputs {
+            if let Output::Release(release) = &mut output {
+                release.wake();
+            }
+        }
+        for (_, waiting) in links {
+            waiting.wake();
+        }
+        if let Some(failure) = failure {
+            failure.report::<I>(instance);
+        }
+        drop((state, recorded));
+        for (job, refusal) in refused {
             job.refuse(refusal);
+        }
+    }
+}
+
+/// What became of an alarm or message whose handler failed, to be said when no lock is held.
+struct Failure {
+    wake: Wake,
+    error: Arc<str>,
+    /// How long it waits before it is tried again; `None` if it is a dead letter now.
+    wait: Option<Duration>,
+}
+
+impl Failure {
+    fn report<I: StableInterface>(&self, instance: &dyn Link) {
+        let Failure { wake, error, wait } = self;
+        let (kind, id, attempt, instance) = (wake.kind(), wake.id(), wake.attempt() + 1, chain::Described(instance));
+        match wait {
+            Some(wait) => {
+                tracing::warn!(%instance, kind, %id, attempt, %error, ?wait, "a handler failed; it will be tried again");
+                metrics::counter!(crate::metrics::RETRIES, "interface" => I::NAME).increment(1);
+            }
+            None => {
+                tracing::error!(%instance, kind, %id, attempt, %error, "given up after its last attempt; it is a dead letter now");
+                metrics::counter!(crate::metrics::DEAD_LETTERS, "interface" => I::NAME).increment(1);
+            }
         }
     }
 }
@@ -187,7 +258,7 @@ impl<I: StableInterface> Left<I> {
 /// What became of an attempt to take a slot.
 pub(crate) enum Taken<I: StableInterface> {
     /// It is the caller's now: run a turn with this state.
-    Free(Option<Box<I>>),
+    Free(State<I>),
     /// Somebody has it: queue the message.
     Busy,
     /// It was idle, but its last incarnation has to be waited for: queue the message, then do this.
@@ -201,7 +272,7 @@ const SPINS: u32 = if cfg!(shuttle) { 2 } else { 40 };
 
 impl<I: StableInterface> Slot<I> {
     pub(crate) fn new(id: &str, shard: ShardId, interface: Arc<InterfaceCore<I>>) -> Slot<I> {
-        let inner = Inner { mode: Mode::Idle, state: None, epoch: Epoch(0), extra: None };
+        let inner = Inner { mode: Mode::Idle, state: State::none(), epoch: Epoch(0), extra: None };
         Slot {
             id: id.into(),
             shard,
@@ -225,14 +296,14 @@ impl<I: StableInterface> Slot<I> {
         let has_failed =
             inner.extra.as_ref().and_then(|extra| extra.gate.as_ref()).is_some_and(|gate| gate.has_failed());
         if is_stale || has_failed {
-            let old = inner.state.take();
-            let next = Self::end(&mut inner, &Closed::Reset);
+            let mut left = Left { state: inner.state.take(), ..Left::default() };
+            let next = Self::end(&mut inner, &mut left, &Closed::Reset);
             inner.epoch = epoch;
             drop(inner);
-            drop_quietly(old, self);
+            left.clear(self);
             return match next {
                 Some(next) => Taken::Unsettled(next),
-                None => Taken::Free(None),
+                None => Taken::Free(State::none()),
             };
         }
         inner.epoch = epoch;
@@ -266,11 +337,14 @@ impl<I: StableInterface> Slot<I> {
         }
         let extra = inner.extra.get_or_insert_default();
         let waits_until = job.waits_until();
-        if let Err(job) = extra.queue.push(job, self.interface.options.max_waiting) {
-            drop(inner);
-            drop(job);
-            return Err(Enqueue::Full);
+        let is_drain = job.is_drain();
+        if is_drain && extra.is_draining {
+            return Ok(());
         }
+        if let Err(job) = extra.queue.push(job, self.interface.options.max_waiting) {
+            return Err(Enqueue::Full(job));
+        }
+        extra.is_draining |= is_drain;
         if let Some((next_look, sooner)) = &extra.watch
             && waits_until < *next_look
         {
@@ -295,13 +369,26 @@ impl<I: StableInterface> Slot<I> {
             {
                 Some(explain(error))
             }
-            _ => None,
+            Ending::Returned { .. } => None,
+            Ending::Panicked(text) => {
+                tracing::error!(instance = %chain::Described(&**self), panic = %text, "a handler panicked; its instance is reset");
+                Some(format!("panicked: {text}"))
+            }
+            Ending::TimedOut(after) => {
+                tracing::error!(instance = %chain::Described(&**self), ?after, "a handler ran out of time; its instance is reset");
+                Some(format!("timed out after {after:?}"))
+            }
+            Ending::StopCut(after) => {
+                tracing::error!(instance = %chain::Described(&**self), ?after, "an instance took too long to stop; its `on_stop` was cut off");
+                None
+            }
         };
         let mut inner = self.inner.lock();
         match ending {
             // Most turns record nothing, and nobody waits for their end.
-            Ending::Returned { state: state @ Some(_), recorded, result }
-                if recorded.is_empty()
+            Ending::Returned { state, recorded, result }
+                if state.is_some()
+                    && recorded.is_empty()
                     && woken_by.is_none()
                     && inner.extra.is_none()
                     && self.interface.host.shards.epoch(self.shard) == Some(epoch) =>
@@ -326,7 +413,8 @@ impl<I: StableInterface> Slot<I> {
     ) -> (Answer<R, I::Error>, Next<I>) {
         let mut left = Left::default();
         let mut failed_start = None;
-        let mut outputs = Vec::new();
+        // A reply that is not given, until the lock is free.
+        let mut replaced = Quiet::none();
         let (riding, mut interim) = match &mut inner.extra {
             Some(extra) => (extra.riding.take(), std::mem::replace(&mut extra.interim, NO_COMMIT)),
             None => (None, NO_COMMIT),
@@ -344,22 +432,25 @@ impl<I: StableInterface> Slot<I> {
                 inner.epoch = epoch;
                 let is_cut = recorded.rides() == Rides::Cut;
                 let result = match result {
-                    Ok(_) if is_cut => Err(RequestError::from(ContextError::Unknown).into()),
+                    Ok(reply) if is_cut => {
+                        replaced = Quiet::new(reply);
+                        Err(RequestError::from(ContextError::Unknown).into())
+                    }
                     result => result,
                 };
                 failed_start = recorded.take_failed_start();
                 let ends = match &result {
                     Ok(_) => {
-                        outputs = self.commit_turn(&mut inner, epoch, &mut recorded, woken_by);
+                        left.outputs = self.commit_turn(&mut inner, &mut left, epoch, &mut recorded, woken_by);
                         recorded.take_end()
                     }
                     Err(_) => {
                         if let (Some(token), Some(error)) = (woken_by, &failure) {
-                            self.push_failure(&mut inner, epoch, token, error);
+                            self.push_failure(&mut inner, &mut left, epoch, token, error);
                         }
                         let ends = recorded.take_end().or((is_cut || failed_start.is_some()).then_some(Closed::Reset));
                         if ends.is_none() {
-                            Self::take_back(&inner, &mut recorded);
+                            Self::take_back(&inner, &mut left, &mut recorded);
                         }
                         ends
                     }
@@ -368,17 +459,16 @@ impl<I: StableInterface> Slot<I> {
                     let is_queued = inner.extra.get_or_insert_default().queue.push(stop_job(), 0);
                     debug_assert!(is_queued.is_ok(), "it has a place of its own");
                 }
+                left.recorded = recorded;
                 (result, ends)
             }
             Ending::Panicked(text) => {
-                tracing::error!(instance = %chain::Described(&**self), panic = %text, "a handler panicked; its instance is reset");
-                if let Some(token) = woken_by {
-                    self.push_failure(&mut inner, epoch, token, &format!("panicked: {text}"));
+                if let (Some(token), Some(error)) = (woken_by, &failure) {
+                    self.push_failure(&mut inner, &mut left, epoch, token, error);
                 }
                 (Err(RequestError::Panicked(text).into()), Some(Closed::Reset))
             }
             Ending::StopCut(after) => {
-                tracing::error!(instance = %chain::Described(&**self), ?after, "an instance took too long to stop; its `on_stop` was cut off");
                 let host = &self.interface.host;
                 let is_draining = host.health() > Health::Running;
                 host.stops_cut.fetch_add(usize::from(is_draining), Ordering::AcqRel);
@@ -387,9 +477,8 @@ impl<I: StableInterface> Slot<I> {
                 (Err(RequestError::TimedOut { after, waited_for }.into()), Some(reason))
             }
             Ending::TimedOut(after) => {
-                tracing::error!(instance = %chain::Described(&**self), ?after, "a handler ran out of time; its instance is reset");
-                if let Some(token) = woken_by {
-                    self.push_failure(&mut inner, epoch, token, &format!("timed out after {after:?}"));
+                if let (Some(token), Some(error)) = (woken_by, &failure) {
+                    self.push_failure(&mut inner, &mut left, epoch, token, error);
                 }
                 let waited_for = chain::Described(&**self).to_string();
                 (Err(RequestError::TimedOut { after, waited_for }.into()), Some(Closed::Reset))
@@ -398,10 +487,11 @@ impl<I: StableInterface> Slot<I> {
         let gate = inner.extra.as_ref().and_then(|extra| extra.gate.as_ref());
         let has_failed = gate.is_some_and(|gate| gate.has_failed());
         let behind = gate.and_then(Gate::pending);
-        self.release(&mut inner, outputs, behind.as_ref());
+        self.release(&mut inner, &mut left, behind.as_ref());
         if let Some(error) = failed_start
             && let Some(extra) = &mut inner.extra
         {
+            extra.is_draining = false;
             let refusal = match result.as_ref().err().map(|error| &**error) {
                 Some(RequestError::Store(cause)) => Refusal::Store(cause.clone()),
                 _ => Refusal::NotStarted(error),
@@ -416,13 +506,11 @@ impl<I: StableInterface> Slot<I> {
         let answer = Answer { result, behind, interim };
         let is_over = inner.extra.as_ref().is_some_and(|extra| extra.is_over);
         let ends = ends.or(has_failed.then_some(Closed::Reset)).or(is_over.then_some(Closed::Draining));
+        let is_reset = ends == Some(Closed::Reset);
         let next = match ends {
             Some(reason) => {
-                if reason == Closed::Reset {
-                    metrics::counter!(crate::metrics::RESETS, "interface" => I::NAME).increment(1);
-                }
                 left.state = inner.state.take();
-                match Self::end(&mut inner, &reason) {
+                match Self::end(&mut inner, &mut left, &reason) {
                     Some(next) => next,
                     None => self.next(&mut inner, &mut left),
                 }
@@ -430,6 +518,10 @@ impl<I: StableInterface> Slot<I> {
             None => self.next(&mut inner, &mut left),
         };
         drop(inner);
+        if is_reset {
+            metrics::counter!(crate::metrics::RESETS, "interface" => I::NAME).increment(1);
+        }
+        drop(replaced);
         left.clear(&**self);
         (answer, next)
     }
@@ -438,6 +530,7 @@ impl<I: StableInterface> Slot<I> {
     fn commit_turn(
         &self,
         inner: &mut Inner<I>,
+        left: &mut Left<I>,
         epoch: Epoch,
         recorded: &mut Recorded,
         woken_by: Option<WakeToken>,
@@ -451,18 +544,18 @@ impl<I: StableInterface> Slot<I> {
                     Wake::Alarm(alarm) if token.must_mark && !self.is_replaced(inner, epoch, &token) => {
                         let crashes = token.wake().crashes();
                         let unmarked = Op::PutAlarm(crate::AlarmRow { started: false, crashes, ..(**alarm).clone() });
-                        self.push(inner, epoch, vec![unmarked], None, Shown::Hidden);
+                        self.push(inner, left, epoch, vec![unmarked], None, Shown::Hidden);
                         ops
                     }
                     _ => ops,
                 };
                 if !ops.is_empty() {
-                    self.push(inner, epoch, ops, None, Shown::ToWindow);
+                    self.push(inner, left, epoch, ops, None, Shown::ToWindow);
                 }
                 inner.extra.get_or_insert_default().held.push(token.hold());
             }
             None if ops.is_empty() => {}
-            woken_by => drop(self.push(inner, epoch, ops, woken_by, Shown::ToWindow)),
+            woken_by => drop(self.push(inner, left, epoch, ops, woken_by, Shown::ToWindow)),
         }
         if touches_alarms && let Some(extra) = &mut inner.extra {
             let Extra { held, unsettled, .. } = &mut **extra;
@@ -476,7 +569,10 @@ impl<I: StableInterface> Slot<I> {
     }
 
     /// Lets the outputs of a handler go, behind the commits they depend on.
-    fn release(self: &Arc<Self>, inner: &mut Inner<I>, outputs: Vec<Output>, behind: Option<&Ticket>) {
+    ///
+    /// They stay in `left`, for nothing of the application is called, dropped or woken here.
+    fn release(self: &Arc<Self>, inner: &mut Inner<I>, left: &mut Left<I>, behind: Option<&Ticket>) {
+        let Left { outputs, links, .. } = left;
         if outputs.is_empty() {
             return;
         }
@@ -484,29 +580,39 @@ impl<I: StableInterface> Slot<I> {
         let extra = inner.extra.get_or_insert_default();
         for output in outputs {
             match output {
-                Output::Release(release) => release(behind.cloned()),
-                // The handler that accepted it may have closed it.
-                Output::Connect(link, place) if link.is_attached() => {
-                    extra.connections.insert(link.id(), (link, place));
+                Output::Release(release) => release.release(behind.cloned()),
+                Output::Connect(connection) => {
+                    // The handler that accepted it may have closed it.
+                    if let Some((link, place)) = connection.take_if(|(link, _)| link.is_attached()) {
+                        extra.connections.insert(link.id(), (link, place));
+                    }
                 }
-                Output::Connect(..) => {}
-                Output::Disconnect(id) => drop(extra.connections.remove(&id)),
+                Output::Disconnect(id) => {
+                    links.extend(extra.connections.remove(id).map(|(link, _)| (link, Wakers::default())));
+                }
                 Output::AfterCommit(notify) => {
-                    let behind = behind.cloned();
+                    let (behind, slot, notify) = (behind.cloned(), self.clone(), notify.clone());
                     host.spawn_turn(async move {
-                        if opens(behind).await {
-                            notify();
+                        if opens(behind).await
+                            && let Some(notify) = take(&notify)
+                            && let Err(panic) = guarded(notify)
+                        {
+                            let instance = chain::Described(&*slot);
+                            tracing::error!(%instance, %panic, "what was to run after a commit panicked");
                         }
                     });
                 }
                 Output::Spawn(task) => {
                     let life = extra.life.get_or_insert_default().clone();
-                    let (behind, slot) = (behind.cloned(), self.clone());
+                    let (behind, slot, task) = (behind.cloned(), self.clone(), task.clone());
                     let membership = Membership(Arc::new(Member::new(life)));
                     let handle = host.spawn_instance_task(async move {
-                        if opens(behind).await {
-                            // Built here: it is the application's code, and the slot's lock is free here.
-                            task(membership.0.clone()).await;
+                        // Built here: it is the application's code, and the slot's lock is free here.
+                        if opens(behind).await
+                            && let Some(task) = take(&task)
+                            && let Err(panic) = run_task(task, membership.0.clone()).await
+                        {
+                            tracing::error!(instance = %chain::Described(&*slot), %panic, "a task of an instance panicked");
                         }
                         let life = membership.0.life().clone();
                         drop(membership);
@@ -520,12 +626,12 @@ impl<I: StableInterface> Slot<I> {
     }
 
     /// Undoes what a handler that failed, and whose instance stays, has let out at once.
-    fn take_back(inner: &Inner<I>, recorded: &mut Recorded) {
+    fn take_back(inner: &Inner<I>, left: &mut Left<I>, recorded: &mut Recorded) {
         for output in recorded.outputs() {
             if let Output::Disconnect(id) = output
                 && let Some((link, _)) = inner.extra.as_ref().and_then(|extra| extra.connections.get(id))
             {
-                link.stay_open();
+                left.links.push((link.clone(), link.stay_open()));
             }
         }
     }
@@ -533,7 +639,9 @@ impl<I: StableInterface> Slot<I> {
     /// The client of a connection has closed it; whether the instance did not know yet.
     pub(crate) fn client_left(&self, id: ConnectionId) -> bool {
         let mut inner = self.inner.lock();
-        inner.extra.as_mut().is_some_and(|extra| extra.connections.remove(&id).is_some())
+        let left = inner.extra.as_mut().and_then(|extra| extra.connections.remove(&id));
+        drop(inner);
+        left.is_some()
     }
 
     /// A task has ended by itself: nothing of it is kept.
@@ -547,10 +655,10 @@ impl<I: StableInterface> Slot<I> {
 
     /// Ends the incarnation: cancels its tasks, closes its connections, lets its held alarms go. What it still has under way is
     /// returned to be waited for.
-    fn end(inner: &mut Inner<I>, reason: &Closed) -> Option<Next<I>> {
+    fn end(inner: &mut Inner<I>, left: &mut Left<I>, reason: &Closed) -> Option<Next<I>> {
         let extra = inner.extra.as_mut()?;
         extra.is_over = false;
-        extra.end_life(reason);
+        extra.end_life(left, reason);
         let tasks = std::mem::take(&mut extra.tasks);
         let gate = extra.gate.clone().filter(|gate| !gate.is_settled());
         if gate.is_some() || tasks.iter().any(|task| !task.has_ended()) {
@@ -565,7 +673,7 @@ impl<I: StableInterface> Slot<I> {
     pub(crate) fn settled(self: &Arc<Self>) -> Next<I> {
         let mut left = Left::default();
         let mut inner = self.inner.lock();
-        let next = match Self::end(&mut inner, &Closed::Reset) {
+        let next = match Self::end(&mut inner, &mut left, &Closed::Reset) {
             Some(next) => next,
             None => self.next(&mut inner, &mut left),
         };
@@ -575,8 +683,8 @@ impl<I: StableInterface> Slot<I> {
     }
 
     /// The next message may not begin, for the lease is over: it is refused, as all that wait behind it.
-    pub(crate) fn refuse_next(self: &Arc<Self>, job: Box<dyn Job<I>>, state: Option<Box<I>>) -> Next<I> {
-        let mut left = Left { state: None, refused: vec![(job, Refusal::LeaseLost)] };
+    pub(crate) fn refuse_next(self: &Arc<Self>, job: Box<dyn Job<I>>, state: State<I>) -> Next<I> {
+        let mut left = Left { refused: vec![(job, Refusal::LeaseLost)], ..Left::default() };
         let mut inner = self.inner.lock();
         inner.state = state;
         let next = self.next(&mut inner, &mut left);
@@ -591,7 +699,7 @@ impl<I: StableInterface> Slot<I> {
         let epoch = host.shards.epoch(self.shard);
         if epoch != Some(inner.epoch) && inner.state.is_some() {
             left.state = inner.state.take();
-            if let Some(next) = Self::end(inner, &Closed::Draining) {
+            if let Some(next) = Self::end(inner, left, &Closed::Draining) {
                 return next;
             }
         }
@@ -601,7 +709,7 @@ impl<I: StableInterface> Slot<I> {
                 Some(epoch) if host.lease_holds() => {
                     let late = extra.queue.take_late(|| host.clock.elapsed());
                     left.refused.extend(late.into_iter().map(|job| self.is_late(job)));
-                    if let Some(job) = extra.queue.pop() {
+                    if let Some(job) = extra.pop_queue() {
                         inner.epoch = epoch;
                         return Next::Run(job, inner.state.take(), epoch);
                     }
@@ -609,6 +717,7 @@ impl<I: StableInterface> Slot<I> {
                 epoch => {
                     let refusal = if epoch.is_some() { Refusal::LeaseLost } else { Refusal::Fenced };
                     left.refused.extend(extra.queue.take_all().into_iter().map(|job| (job, refusal.clone())));
+                    extra.is_draining = false;
                 }
             }
             if extra.is_empty() {
@@ -652,14 +761,17 @@ impl<I: StableInterface> Slot<I> {
             return None;
         }
         if inner.mode == Mode::Busy {
+            let mut left = Left::default();
             let extra = inner.extra.get_or_insert_default();
             extra.is_over = true;
-            extra.end_life(&Closed::Draining);
+            extra.end_life(&mut left, &Closed::Draining);
+            drop(inner);
+            left.clear(&**self);
             return None;
         }
         inner.mode = Mode::Busy;
-        let mut left = Left { state: inner.state.take(), refused: Vec::new() };
-        let next = match Self::end(&mut inner, &Closed::Draining) {
+        let mut left = Left { state: inner.state.take(), ..Left::default() };
+        let next = match Self::end(&mut inner, &mut left, &Closed::Draining) {
             Some(next) => next,
             None => self.next(&mut inner, &mut left),
         };
@@ -682,6 +794,15 @@ impl<I: StableInterface> Slot<I> {
         inner.mode = Mode::Gone;
         inner.extra = None;
         self.interface.table.remove(self);
+        let host = &self.interface.host;
+        if host.health() >= Health::Draining {
+            host.instance_left.notify_one();
+        }
+    }
+
+    /// Whether it is busy with a handler, or with the end of an incarnation.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.inner.lock().mode == Mode::Busy
     }
 
     /// Whether the instance is in memory, or about to be.
@@ -694,15 +815,15 @@ impl<I: StableInterface> Slot<I> {
     pub(crate) fn abandon(&self) {
         let mut inner = self.inner.lock();
         inner.mode = Mode::Gone;
-        let state = inner.state.take();
+        let mut left = Left { state: inner.state.take(), ..Left::default() };
         // Its connections are told; its tasks are the host's to end.
-        drop(Self::end(&mut inner, &Closed::Draining));
+        let ended = Self::end(&mut inner, &mut left, &Closed::Draining);
         let extra = inner.extra.take();
         drop(inner);
-        drop_quietly(state, self);
-        for job in extra.into_iter().flat_map(|mut extra| extra.queue.take_all()) {
-            job.refuse(Refusal::Stopped);
-        }
+        drop(ended);
+        let waiting = extra.into_iter().flat_map(|mut extra| extra.queue.take_all());
+        left.refused.extend(waiting.map(|job| (job, Refusal::Stopped)));
+        left.clear(self);
     }
 
     /// The moment `duration` from now, by the lease clock.
@@ -748,6 +869,7 @@ impl<I: StableInterface> Slot<I> {
     fn push(
         &self,
         inner: &mut Inner<I>,
+        left: &mut Left<I>,
         epoch: Epoch,
         ops: Vec<Op>,
         woken_by: Option<WakeToken>,
@@ -755,7 +877,7 @@ impl<I: StableInterface> Slot<I> {
     ) -> Option<Ticket> {
         let committer = self.interface.host.committer()?;
         let (ticket, commit) = self.enlist(inner, epoch, ops, shown);
-        committer.push(Queued::new(commit, ticket.clone(), woken_by));
+        left.commits.extend(committer.push(Queued::new(commit, ticket.clone(), woken_by)));
         Some(ticket)
     }
 
@@ -786,7 +908,7 @@ impl<I: StableInterface> Slot<I> {
     ///
     /// It goes through the gate of the incarnation that failed, so the next one begins after it. If that gate has failed
     /// already nothing can follow it, and the alarm fires again as it is.
-    fn push_failure(&self, inner: &mut Inner<I>, epoch: Epoch, token: WakeToken, error: &str) {
+    fn push_failure(&self, inner: &mut Inner<I>, left: &mut Left<I>, epoch: Epoch, token: WakeToken, error: &str) {
         let host = &self.interface.host;
         let wake = token.wake();
         let ops = if self.is_replaced(inner, epoch, &token) {
@@ -794,21 +916,14 @@ impl<I: StableInterface> Slot<I> {
         } else {
             let error: Arc<str> = truncate(error).into();
             let failed = wake.failed(&error, host.clock.now(), &self.interface.options.retry, &*host.random);
-            let (kind, id, attempt) = (wake.kind(), wake.id(), wake.attempt() + 1);
-            match failed {
-                Failed::Retry(wait, op) => {
-                    tracing::warn!(instance = %chain::Described(self), kind, %id, attempt, %error, ?wait, "a handler failed; it will be tried again");
-                    metrics::counter!(crate::metrics::RETRIES, "interface" => I::NAME).increment(1);
-                    vec![op]
-                }
-                Failed::Dead(ops) => {
-                    tracing::error!(instance = %chain::Described(self), kind, %id, attempt, %error, "given up after its last attempt; it is a dead letter now");
-                    metrics::counter!(crate::metrics::DEAD_LETTERS, "interface" => I::NAME).increment(1);
-                    ops.into()
-                }
-            }
+            let (wait, ops) = match failed {
+                Failed::Retry(wait, op) => (Some(wait), vec![op]),
+                Failed::Dead(ops) => (None, ops.into()),
+            };
+            left.failure = Some(Failure { wake: wake.clone(), error, wait });
+            ops
         };
-        self.push(inner, epoch, ops, Some(token), Shown::ToWindow);
+        self.push(inner, left, epoch, ops, Some(token), Shown::ToWindow);
     }
 }
 
@@ -835,9 +950,22 @@ where
     if !matches!(error, RequestError::Handler(..)) {
         return Described(error).to_string();
     }
-    let text = std::mem::replace(error, RequestError::Closed).report();
+    let own = std::mem::replace(error, RequestError::Closed);
+    let text = quiet::text_of(|| own.report());
     *error = RequestError::Rejected(text.clone());
     text
+}
+
+/// What a task was handed over, if nobody has taken it yet.
+fn take<T>(handed_over: &HandedOver<T>) -> Option<T> {
+    let taken = handed_over.lock().take();
+    taken.into_inner()
+}
+
+/// Builds a task of the application's and runs it to its end.
+async fn run_task(task: impl FnOnce(Arc<Member>) -> TaskFuture, member: Arc<Member>) -> Result<(), String> {
+    let task = guarded(|| task(member))?;
+    quiet::run(task).await
 }
 
 /// The longest error text kept with an alarm.
@@ -855,7 +983,7 @@ pub(crate) enum Enqueue<I: StableInterface> {
     /// The slot became idle meanwhile.
     Free(Box<dyn Job<I>>),
     /// Too many wait already.
-    Full,
+    Full(Box<dyn Job<I>>),
 }
 
 impl<I: StableInterface> fmt::Debug for Slot<I> {
@@ -918,17 +1046,26 @@ impl<I: StableInterface> Instance for Slot<I> {
     }
 
     fn commit(self: Arc<Self>, epoch: Epoch, ops: Vec<Op>, outputs: Vec<Output>) -> Result<Ticket, ContextError> {
+        let mut left = Left { outputs, ..Left::default() };
         let mut inner = self.inner.lock();
-        let ticket = self.push(&mut inner, epoch, ops, None, Shown::ToWindow).ok_or(ContextError::NoStore)?;
-        let extra = inner.extra.get_or_insert_default();
-        extra.interim = extra.interim.min(ticket.number());
-        self.release(&mut inner, outputs, Some(&ticket));
-        Ok(ticket)
+        let ticket = self.push(&mut inner, &mut left, epoch, ops, None, Shown::ToWindow);
+        if let Some(ticket) = &ticket {
+            let extra = inner.extra.get_or_insert_default();
+            extra.interim = extra.interim.min(ticket.number());
+            self.release(&mut inner, &mut left, Some(ticket));
+        }
+        drop(inner);
+        left.clear(&*self);
+        ticket.ok_or(ContextError::NoStore)
     }
 
     fn commit_mark(&self, epoch: Epoch, mark: Op) -> Result<Ticket, ContextError> {
+        let mut left = Left::default();
         let mut inner = self.inner.lock();
-        self.push(&mut inner, epoch, vec![mark], None, Shown::Hidden).ok_or(ContextError::NoStore)
+        let ticket = self.push(&mut inner, &mut left, epoch, vec![mark], None, Shown::Hidden);
+        drop(inner);
+        left.clear(self);
+        ticket.ok_or(ContextError::NoStore)
     }
 
     fn pending(&self) -> Option<Ticket> {
@@ -964,7 +1101,10 @@ impl<I: StableInterface> Instance for Slot<I> {
     }
 
     fn let_out(self: Arc<Self>, outputs: Vec<Output>) {
+        let mut left = Left { outputs, ..Left::default() };
         let mut inner = self.inner.lock();
-        self.release(&mut inner, outputs, None);
+        self.release(&mut inner, &mut left, None);
+        drop(inner);
+        left.clear(&*self);
     }
 }

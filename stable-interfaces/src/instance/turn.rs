@@ -8,7 +8,6 @@
 
 use std::any::Any;
 use std::future::Future;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::{Context as TaskContext, Poll, Waker};
 use std::time::Duration;
@@ -24,8 +23,12 @@ use super::queue::Waiter;
 use super::slot::{Next, Slot};
 use crate::error::{ContextError, Outcome, RequestError};
 use crate::host::wake::WakeToken;
+use crate::quiet::{Quiet, drop_quietly, guarded, text_of};
 use crate::store::{Epoch, ShardId, StoreError};
 use crate::sync::{Arc, Notify, oneshot};
+
+/// An instance, if there is one in memory.
+pub(crate) type State<I> = Quiet<Box<I>>;
 
 /// What a message asks of an instance.
 pub(crate) trait Work<I: StableInterface>: Send + 'static {
@@ -33,6 +36,11 @@ pub(crate) trait Work<I: StableInterface>: Send + 'static {
 
     /// Whether it lets the instance leave memory: then the limit of `on_stop` is its own, and not that of handlers.
     const IS_STOP: bool = false;
+
+    /// Whether it does so because the host drains: one at a time waits for that.
+    fn is_drain(&self) -> bool {
+        false
+    }
 
     /// Does it. `state` is the instance if it is in memory; [`awaken`] builds it where it is needed.
     fn run(
@@ -49,14 +57,17 @@ pub(crate) async fn awaken<'a, I: StableInterface>(
 ) -> Outcome<&'a mut I, I::Error> {
     if state.is_none() {
         let slot = cx.slot::<I>().expect("a message is handled by an instance of the interface it was sent to");
-        let mut fresh = Box::new(slot.interface.build(&slot.id));
+        let fresh = state.insert(Box::new(slot.interface.build(&slot.id)));
         drop(slot);
         if let Err(error) = fresh.on_start(cx).await {
+            drop_quietly(state.take());
             cx.note_failed_start(&error);
             return Err(RequestError::handler(error).into());
         }
-        cx.require_lease()?;
-        *state = Some(fresh);
+        if let Err(error) = cx.require_lease() {
+            drop_quietly(state.take());
+            return Err(error);
+        }
     }
     Ok(state.as_mut().expect("it was there or has just been put there"))
 }
@@ -78,23 +89,24 @@ pub(crate) const NO_COMMIT: u64 = u64::MAX;
 impl<R, E> Answer<R, E> {
     /// Waits for the gate; a failed commit takes the reply's place, whatever the reply was.
     pub(crate) async fn release(self) -> Outcome<R, E> {
-        if let Some(ticket) = self.behind
-            && let Err((failed, failure)) = ticket.wait_for_which().await
-        {
+        let Answer { result, behind, interim } = self;
+        let Some(ticket) = behind else { return result };
+        let result = Quiet::new(result);
+        if let Err((failed, failure)) = ticket.wait_for_which().await {
             let error = RequestError::from(ContextError::from(failure));
-            return Err(Box::new(if self.interim < failed { error.in_doubt() } else { error }));
+            return Err(Box::new(if interim < failed { error.in_doubt() } else { error }));
         }
-        self.result
+        result.into_inner().expect("the reply is there until it is released")
     }
 }
 
 pub(crate) type AnswerOf<I, W> = Answer<<W as Work<I>>::Reply, <I as StableInterface>::Error>;
-pub(crate) type ReplyTo<R, E> = oneshot::Sender<Answer<R, E>>;
+pub(crate) type ReplyTo<R, E> = oneshot::Sender<Quiet<Answer<R, E>>>;
 
 /// How a handler's future ended.
 pub(crate) enum Ending<I: StableInterface, R> {
     Returned {
-        state: Option<Box<I>>,
+        state: State<I>,
         recorded: Recorded,
         result: Outcome<R, I::Error>,
     },
@@ -146,11 +158,12 @@ pub(crate) fn span_of<I: StableInterface>(id: &str, shard: ShardId, woken_by: Op
 pub(crate) async fn handler<I: StableInterface, W: Work<I>>(
     slot: Arc<Slot<I>>,
     epoch: Epoch,
-    mut state: Option<Box<I>>,
-    work: W,
+    mut state: State<I>,
+    work: Quiet<W>,
 ) -> Ending<I, W::Reply> {
     let mut cx = Context::new(slot, epoch);
-    let result = work.run(&mut state, &mut cx).await;
+    let work = work.into_inner().expect("a message is there until it is handled");
+    let result = work.run(state.place(), &mut cx).await;
     let result = if result.is_err() { cx.judge::<I, _>(result) } else { result };
     Ending::Returned { state, recorded: cx.recorded, result }
 }
@@ -168,9 +181,12 @@ pub(crate) fn poll_handler<I: StableInterface, R>(
 ) -> (Arc<Slot<I>>, Poll<Ending<I, R>>) {
     let mut polled = Poll::Pending;
     let instance: Arc<dyn Any + Send + Sync> = chain::enter(slot, callers, deadline, || {
-        let _entered = span.enter();
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| polled = future.poll(task))) {
-            polled = Poll::Ready(Ending::Panicked(panic_text(&*panic)));
+        let poll = || {
+            let _entered = span.enter();
+            polled = future.poll(task);
+        };
+        if let Err(panic) = guarded(poll) {
+            polled = Poll::Ready(Ending::Panicked(panic));
         }
     });
     (instance.downcast().expect("the chain gives back the instance it was given"), polled)
@@ -198,7 +214,7 @@ pub(crate) trait Turn<I: StableInterface>: Send {
 pub(crate) struct Running<I: StableInterface, R, F> {
     pub(crate) around: Around<I>,
     /// `None` once it has ended: what a handler holds does not outlive it.
-    pub(crate) future: Option<Pin<Box<F>>>,
+    pub(crate) future: Quiet<Pin<Box<F>>>,
     pub(crate) reply: Option<ReplyTo<R, I::Error>>,
 }
 
@@ -207,16 +223,14 @@ impl<I: StableInterface, R, F> Running<I, R, F> {
         let Around { slot, epoch, woken_by, .. } = &mut self.around;
         let (answer, next) = slot.finish(*epoch, ending, woken_by.take());
         match self.reply.take() {
-            // A sender that has gone away does not change what happened.
-            Some(reply) => drop(reply.send(answer)),
-            None => {
-                if let Err(error) = answer.result
-                    && tracing::enabled!(tracing::Level::DEBUG)
-                {
-                    let error = error.report();
+            Some(reply) => send(reply, answer),
+            None => match answer.result {
+                Err(error) if tracing::enabled!(tracing::Level::DEBUG) => {
+                    let error = text_of(|| error.report());
                     tracing::debug!(instance = %chain::Described(&**slot), %error, "a message without a sender failed");
                 }
-            }
+                result => drop_quietly(result),
+            },
         }
         next
     }
@@ -229,7 +243,7 @@ impl<I: StableInterface, R: Send + 'static, F: Future<Output = Ending<I, R>> + S
         match poll_handler(future.as_mut(), slot.clone(), callers, deadline, span, task).1 {
             Poll::Pending => Poll::Pending,
             Poll::Ready(ending) => {
-                drop_quietly(self.future.take(), &*self.around.slot);
+                drop(self.future.take());
                 Poll::Ready(self.finish(ending))
             }
         }
@@ -253,14 +267,14 @@ impl<I: StableInterface, R: Send + 'static, F: Future<Output = Ending<I, R>> + S
             let cause =
                 RequestError::Rejected(format!("{instance} has begun with it, and takes longer than this can wait"));
             let result = Err(RequestError::unknown(cause).into());
-            drop(reply.send(Answer { result, behind: None, interim: NO_COMMIT }));
+            send(reply, Answer { result, behind: None, interim: NO_COMMIT });
         }
     }
 
     fn time_out(mut self: Box<Self>) -> Next<I> {
         let Around { limit, is_stop, .. } = self.around;
         let ending = if is_stop { Ending::StopCut(limit) } else { Ending::TimedOut(limit) };
-        drop_quietly(self.future.take(), &*self.around.slot);
+        drop(self.future.take());
         self.finish(ending)
     }
 }
@@ -268,13 +282,16 @@ impl<I: StableInterface, R: Send + 'static, F: Future<Output = Ending<I, R>> + S
 /// A message that waits for its turn.
 pub(crate) trait Job<I: StableInterface>: Waiter + Send {
     /// Its turn has come.
-    fn start(self: Box<Self>, slot: Arc<Slot<I>>, state: Option<Box<I>>, epoch: Epoch) -> Box<dyn Turn<I>>;
+    fn start(self: Box<Self>, slot: Arc<Slot<I>>, state: State<I>, epoch: Epoch) -> Box<dyn Turn<I>>;
 
     /// It will not have one.
     fn refuse(self: Box<Self>, error: Refusal);
 
     /// The time for which it was to wait.
     fn given(&self) -> Duration;
+
+    /// As [`Work::is_drain`].
+    fn is_drain(&self) -> bool;
 }
 
 /// Why a waiting message never had its turn.
@@ -317,7 +334,7 @@ pub(crate) enum Patience {
 
 /// A waiting message that asks for `W`.
 pub(crate) struct Waiting<I: StableInterface, W: Work<I>> {
-    pub(crate) work: W,
+    pub(crate) work: Quiet<W>,
     pub(crate) callers: Option<Arc<Chain>>,
     pub(crate) patience: Patience,
     /// The time that its handler may take.
@@ -328,9 +345,9 @@ pub(crate) struct Waiting<I: StableInterface, W: Work<I>> {
 }
 
 impl<I: StableInterface, W: Work<I>> Job<I> for Waiting<I, W> {
-    fn start(self: Box<Self>, slot: Arc<Slot<I>>, state: Option<Box<I>>, epoch: Epoch) -> Box<dyn Turn<I>> {
+    fn start(self: Box<Self>, slot: Arc<Slot<I>>, state: State<I>, epoch: Epoch) -> Box<dyn Turn<I>> {
         let Waiting { work, callers, limit, woken_by, span, reply, .. } = *self;
-        let future = Some(Box::pin(handler(slot.clone(), epoch, state, work)));
+        let future = Quiet::new(Box::pin(handler(slot.clone(), epoch, state, work)));
         // However long it has waited, its handler has its whole time.
         let (deadline, limit) = match W::IS_STOP {
             true => (slot.stop_deadline(), slot.interface.options.stop_timeout),
@@ -343,7 +360,7 @@ impl<I: StableInterface, W: Work<I>> Job<I> for Waiting<I, W> {
 
     fn refuse(self: Box<Self>, error: Refusal) {
         if let Some(reply) = self.reply {
-            drop(reply.send(Answer { result: Err(Box::new(error.into())), behind: None, interim: NO_COMMIT }));
+            send(reply, Answer { result: Err(Box::new(error.into())), behind: None, interim: NO_COMMIT });
         }
     }
 
@@ -352,6 +369,10 @@ impl<I: StableInterface, W: Work<I>> Job<I> for Waiting<I, W> {
             Patience::Until(_, given) => given,
             Patience::Endless => Duration::MAX,
         }
+    }
+
+    fn is_drain(&self) -> bool {
+        self.work.as_ref().is_some_and(Work::is_drain)
     }
 }
 
@@ -484,14 +505,10 @@ pub(crate) fn first_poll<T>(poll: impl FnOnce(&mut TaskContext<'_>) -> T) -> T {
     poll(&mut TaskContext::from_waker(Waker::noop()))
 }
 
-/// Drops what is left of a handler; a panic in there must not reach whoever polled it.
-pub(crate) fn drop_quietly<T>(value: T, instance: &dyn chain::Link) {
-    if catch_unwind(AssertUnwindSafe(|| drop(value))).is_err() {
-        tracing::warn!(instance = %chain::Described(instance), "a panic while an instance or its handler was dropped");
+/// Answers a sender. One that has gone away does not change what happened.
+fn send<R, E>(reply: ReplyTo<R, E>, answer: Answer<R, E>) {
+    // It is woken by its own executor.
+    if let Err(panic) = guarded(|| drop(reply.send(Quiet::new(answer)))) {
+        tracing::warn!(%panic, "a panic while a sender was woken");
     }
-}
-
-fn panic_text(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    text.unwrap_or("a value that is not text").to_owned()
 }

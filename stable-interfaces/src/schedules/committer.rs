@@ -7,7 +7,7 @@ use bytes::Bytes;
 use shuttle::future::{self, block_on};
 
 use super::{Fate, Log, ScenarioClock, ScenarioRandom, SlowStore, WriteEvent, below, explore, pause, puts};
-use crate::committer::{Commit, CommitOptions, Committer, Queued};
+use crate::committer::{Commit, CommitOptions, Committer, Queued, host_has_stopped};
 use crate::fleet::HASH_VERSION;
 use crate::host::shards::{Limits, Shards};
 use crate::instance::gate::{Failure, Gate};
@@ -68,7 +68,9 @@ async fn run(faults: u32, closes: bool, commit_timeout: Duration) -> (Arc<SlowSt
                     let (shard, epoch) = (grant.shard, grant.epoch);
                     let ticket = gate.take_ticket();
                     let commit = Arc::new(Commit { shard, epoch, ops, is_shown: false });
-                    committer.push(Queued::new(commit, ticket.clone(), None));
+                    if let Some(refused) = committer.push(Queued::new(commit, ticket.clone(), None)) {
+                        refused.withdraw(&host_has_stopped());
+                    }
                     let (heard, store) = (heard.clone(), store.clone());
                     waiting.push(future::spawn(async move {
                         let outcome = ticket.wait().await;

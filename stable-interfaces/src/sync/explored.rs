@@ -5,7 +5,6 @@
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::future::Future;
-use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -93,49 +92,15 @@ pub(crate) fn try_id() -> Option<TaskId> {
     CURRENT.with(Cell::get)
 }
 
-/// Tasks that end with their set. A schedule is over when all of them have ended, and has failed if one never does.
-#[derive(Debug)]
-pub(crate) struct JoinSet<T> {
-    tasks: Vec<AbortHandle>,
-    result: PhantomData<T>,
-}
-
-impl<T: Send + 'static> JoinSet<T> {
-    pub(crate) fn new() -> JoinSet<T> {
-        JoinSet { tasks: Vec::new(), result: PhantomData }
-    }
-
-    pub(crate) fn spawn_on(&mut self, task: impl Future<Output = T> + Send + 'static, _on: &Runtime) -> AbortHandle {
-        let id = TaskId(TASKS.fetch_add(1, Ordering::Relaxed));
-        let joined = future::spawn(async move {
-            CURRENT.with(|current| current.set(Some(id)));
-            task.await
-        });
-        let handle = AbortHandle { id, task: joined.abort_handle() };
-        // Dropped, it would detach the task, and the schedule would be over without it.
-        std::mem::forget(joined);
-        self.tasks.push(handle.clone());
-        handle
-    }
-
-    /// Lets go of one that has ended.
-    pub(crate) fn try_join_next(&mut self) -> Option<()> {
-        let ended = self.tasks.iter().position(AbortHandle::is_finished)?;
-        self.tasks.swap_remove(ended);
-        Some(())
-    }
-}
-
-impl<T> JoinSet<T> {
-    pub(crate) fn abort_all(&mut self) {
-        for task in &self.tasks {
-            task.abort();
-        }
-    }
-}
-
-impl<T> Drop for JoinSet<T> {
-    fn drop(&mut self) {
-        self.abort_all();
-    }
+/// Spawns a task that goes on by itself. A schedule is over when all of them have ended, and has failed if one never does.
+pub(crate) fn spawn_on(_on: &Runtime, task: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
+    let id = TaskId(TASKS.fetch_add(1, Ordering::Relaxed));
+    let joined = future::spawn(async move {
+        CURRENT.with(|current| current.set(Some(id)));
+        task.await;
+    });
+    let handle = AbortHandle { id, task: joined.abort_handle() };
+    // Dropped, it would detach the task, and the schedule would be over without it.
+    std::mem::forget(joined);
+    handle
 }
