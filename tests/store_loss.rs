@@ -379,6 +379,28 @@ async fn a_store_that_stays_away_does_not_keep_a_host_that_wants_to_save_for_eve
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_whose_schema_is_dropped_is_not_ready_from_its_next_write_on() {
+    let server = Arc::new(Postgres::start());
+    let world = World::in_memory();
+    let store = PostgresStore::connect(&server.url("postgres")).await.unwrap();
+    // Nothing here is for a lease that has run out, or a renewal.
+    let mut host = stable_interfaces::Host::builder("zero", fleet()).store(store).lease(600 * SECOND);
+    let probes = host.interface(world.factory()).with_alarms().with_inbox().register().unwrap();
+    let host = host.start().await.unwrap();
+    probes.request("a", set("a", Timestamp::from(SystemTime::now() + 3_600 * SECOND))).await.unwrap();
+    assert!(host.is_ready(600 * SECOND));
+    let same = server.clone();
+    let drop_it = move || drop(same.execute("DROP SCHEMA stable_interfaces CASCADE"));
+    tokio::task::spawn_blocking(drop_it).await.unwrap();
+    probes.request("a", put("k", 1)).await.unwrap_err();
+    let since = Instant::now();
+    while host.is_ready(600 * SECOND) || host.health() != Health::StoreLost {
+        assert!(since.elapsed() < 60 * SECOND, "it is still {:?}", host.health());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_host_whose_store_is_lost_says_so_to_callers_and_to_the_server_beside_it_and_run_until_says_why() {
     in_time(async {

@@ -26,7 +26,10 @@ pub(super) fn judge(error: tokio_postgres::Error) -> Verdict {
         // The content, a constraint, a right, a size: the same again would fail the same way.
         "21" | "22" | "23" | "42" | "54" => Verdict { error: StoreError::Rejected(error.into()), reusable: true },
         // A read-only server, a plan or statement that went away under the connection: another connection may do.
-        "08" | "0A" | "25" | "26" | "57" => Verdict { error: StoreError::NotApplied(error.into()), reusable: false },
+        // So does what a connection remembers of tables that have been made anew (XX000, "cache lookup failed").
+        "08" | "0A" | "25" | "26" | "57" | "XX" => {
+            Verdict { error: StoreError::NotApplied(error.into()), reusable: false }
+        }
         _ => Verdict { error: StoreError::NotApplied(error.into()), reusable: true },
     }
 }

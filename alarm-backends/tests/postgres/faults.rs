@@ -253,6 +253,21 @@ async fn a_schema_that_is_dropped_under_a_running_host_is_noticed_at_once() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_made_anew_is_used_by_whoever_lost_nothing_by_it() {
+    let (server, store) = server_with(PostgresOptions::new()).await;
+    store.post(&[message(0, "m")]).await.expect("it is posted");
+    let raw = raw(&server.url("postgres")).await;
+    raw.batch_execute("DROP SCHEMA stable_interfaces CASCADE").await.expect("the schema is dropped");
+    drop(store_on(&server.url("postgres")).await);
+    // What its connection has prepared is of the old tables, so the first may fail for that.
+    let again = match store.post(&[message(0, "m")]).await {
+        Err(StoreError::NotApplied(_)) => store.post(&[message(0, "m")]).await,
+        posted => posted,
+    };
+    assert_eq!(again.expect("it is posted"), [stable_interfaces::Posted::Inserted]);
+}
+
 fn assert_lost<T: std::fmt::Debug>(answer: &Result<T, StoreError>, said: &str) {
     assert!(matches!(answer, Err(StoreError::Lost(error)) if error.to_string().contains(said)), "{answer:?}");
 }
