@@ -276,7 +276,7 @@ impl Store for PostgresStore {
             let statement = conn.prepared(Query::Claim).await?;
             let host = &*claim.host;
             let params: [&(dyn ToSql + Sync); 10] =
-                [&incarnation, &host, &shards, &given_up, &epochs, &count, &hash, &lease, &is_start, &is_known];
+                [&incarnation, &host, &shards, &count, &hash, &lease, &is_start, &is_known, &given_up, &epochs];
             conn.client.query_one(statement, &params).await
         };
         let row = turn.run(work).await;

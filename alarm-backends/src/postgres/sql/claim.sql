@@ -8,9 +8,8 @@
 -- p_known: whether this life has claimed before. A store that does not know it then has lost that.
 -- verdict: 'granted', 'replaced', 'mismatch' or 'lost'; nothing was written but after the first.
 CREATE FUNCTION {s}.claim(
-    p_incarnation bigint, p_host text, p_shards integer[], p_given_up integer[], p_epochs bigint[],
-    p_shard_count bigint, p_hash_version bigint,
-    p_lease bigint, p_start boolean, p_known boolean,
+    p_incarnation bigint, p_host text, p_shards integer[], p_shard_count bigint, p_hash_version bigint,
+    p_lease bigint, p_start boolean, p_known boolean, p_given_up integer[] DEFAULT '{}', p_epochs bigint[] DEFAULT '{}',
     OUT verdict text, OUT stored_shard_count bigint, OUT stored_hash_version bigint, OUT server_now bigint,
     OUT granted integer[], OUT epochs bigint[], OUT clean boolean[],
     OUT held integer[], OUT holders text[], OUT remaining bigint[]
