@@ -224,9 +224,10 @@ impl Host {
     /// # impl Server {
     /// #     fn with_graceful_shutdown(self, _: impl Future<Output = ()> + Send + 'static) -> std::future::Ready<()> { std::future::ready(()) }
     /// # }
-    /// # async fn example(host: stable_interfaces::Host, server: Server) -> Result<(), Box<dyn std::error::Error>> {
+    /// # type Asked = std::io::Result<()>;
+    /// # async fn example(host: stable_interfaces::Host, server: Server, ctrl_c: impl Future<Output = Asked>) -> Result<(), Box<dyn std::error::Error>> {
     /// let serve = server.with_graceful_shutdown(host.stopping()); // of axum, say
-    /// let (_served, ended) = tokio::join!(serve, host.run_until(tokio::signal::ctrl_c()));
+    /// let (_served, ended) = tokio::join!(serve, host.run_until(ctrl_c)); // `tokio::signal::ctrl_c()`, say
     /// ended?; // A host that ended by itself: the process fails, and is started anew.
     /// # Ok(())
     /// # }
