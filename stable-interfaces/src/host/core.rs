@@ -200,8 +200,10 @@ pub(crate) struct HostCore {
     holders: Mutex<BTreeMap<ShardId, Arc<str>>>,
     /// Bounds the connections of all interfaces.
     pub(crate) connections: Arc<Places>,
-    /// Told when the health changes.
+    /// Told when the health changes, and when it has stopped.
     health_changed: Notify,
+    /// Set once it owns nothing any more and runs nothing.
+    has_stopped: AtomicBool,
     /// Told when an instance leaves memory while the host drains.
     pub(crate) instance_left: Notify,
     /// What exists once the host has started.
@@ -246,6 +248,7 @@ impl HostCore {
             holders: Mutex::default(),
             connections,
             health_changed: Notify::new(),
+            has_stopped: AtomicBool::new(false),
             instance_left: Notify::new(),
             started: OnceLock::new(),
             stops_cut: AtomicUsize::new(0),
@@ -297,18 +300,22 @@ impl HostCore {
         self.shards.changed.notify_one();
     }
 
-    /// Waits until the host has stopped, for whatever reason.
+    /// Waits until the host has stopped, for whatever reason: until it owns nothing any more and runs nothing.
     pub(crate) async fn wait_stopped(&self) {
-        self.wait_for(Health::Stopped).await;
+        self.wait_until(|| self.has_stopped.load(Ordering::Acquire)).await;
     }
 
     /// Waits until the host is at least so far on its way.
     pub(crate) async fn wait_for(&self, health: Health) {
+        self.wait_until(|| self.health() >= health).await;
+    }
+
+    async fn wait_until(&self, is_so: impl Fn() -> bool) {
         loop {
             let mut changed = std::pin::pin!(self.health_changed.notified());
             // Enabled before the health is read, so that no change is missed between the two.
             changed.as_mut().enable();
-            if self.health() >= health {
+            if is_so() {
                 return;
             }
             changed.await;
@@ -468,6 +475,8 @@ impl HostCore {
             started.turns.abort();
             started.instance_tasks.abort();
         }
+        self.has_stopped.store(true, Ordering::Release);
+        self.health_changed.notify_waiters();
         let interfaces = std::mem::take(&mut *self.interfaces.lock());
         for interface in interfaces {
             interface.abandon();
