@@ -535,7 +535,7 @@ async fn alarms_that_were_slowed_down_wait_no_longer_for_a_wall_that_goes_back()
 }
 
 /// Every option of the builders that is a time or a number.
-const HOST_OPTIONS: [&str; 15] = [
+const HOST_OPTIONS: [&str; 16] = [
     "lease",
     "start_timeout",
     "drain_timeout",
@@ -550,6 +550,7 @@ const HOST_OPTIONS: [&str; 15] = [
     "max_connections",
     "max_clock_skew",
     "alarm_window",
+    "alarm_window_bytes",
     "cache_bytes",
 ];
 const INTERFACE_OPTIONS: [&str; 8] =
@@ -575,6 +576,7 @@ fn set_on_host(host: HostBuilder, option: &str, time: Duration, count: u64) -> H
         "max_connections" => host.max_connections(fit(count, usize::MAX)),
         "max_clock_skew" => host.max_clock_skew(time),
         "alarm_window" => host.alarm_window(fit(count, usize::MAX)),
+        "alarm_window_bytes" => host.alarm_window_bytes(fit(count, usize::MAX)),
         // Of the store below.
         "cache_bytes" => host,
         _ => panic!("{option} is in the list and not here"),
@@ -725,5 +727,5 @@ fn no_option_of_a_builder_is_missing_among_those_that_are_tried_at_their_ends() 
             }
         }
     }
-    assert_eq!(options, [HOST_OPTIONS[..13].as_ref(), &INTERFACE_OPTIONS, &["cache_bytes"]].concat());
+    assert_eq!(options, [HOST_OPTIONS[..15].as_ref(), &INTERFACE_OPTIONS, &["cache_bytes"]].concat());
 }
