@@ -225,7 +225,11 @@ impl OnConnect for Cell {
         _: ConnectionId,
         (fails, message): (bool, Odd),
     ) -> Result<(), Oops> {
-        if fails { Err(Oops(message)) } else { Ok(message.forget()) }
+        if fails {
+            return Err(Oops(message));
+        }
+        message.forget();
+        Ok(())
     }
 }
 
@@ -274,7 +278,10 @@ impl Scene {
     /// Asks an instance, and forgets a reply.
     async fn ask(&self, id: &str, message: Do) -> Result<(), RequestError<()>> {
         match self.cells.request(id, message).await {
-            Ok(reply) => Ok(reply.into_iter().for_each(Odd::forget)),
+            Ok(reply) => {
+                reply.into_iter().for_each(Odd::forget);
+                Ok(())
+            }
             Err(RequestError::Handler(Oops(odd), ..)) => {
                 odd.forget();
                 Err(RequestError::Rejected("its own error".to_owned()))
