@@ -1075,17 +1075,19 @@ on_each_store! {
 #[tokio::test(start_paused = true)]
 async fn an_alarm_of_a_busy_instance_lets_those_behind_it_pass() {
     let world = World::in_memory();
-    let site = one_shard(&world, |probes| probes.max_waiting(1)).await;
+    let host = world.member("h", &Fleet::new(["h"], 1).unwrap()).max_firing(2);
+    let site = world.launch(host, |probes| probes.max_waiting(1)).await;
+    // Of the busy one more are due, and sooner, than may be handled at once.
+    for (id, alarm, due) in [("a", "u", 400), ("a", "v", 500), ("a", "w", 600), ("b", "x", 1_000), ("c", "y", 1_000)] {
+        site.probes.set_alarm(id, alarm, world.at(due), &()).await.unwrap();
+    }
     let busy = spawn(&site.probes, "a", wait(5 * SECOND));
     world.settle().await;
     let queued = spawn(&site.probes, "a", life());
-    world.settle().await;
-    // The queue of `a` is full, so its alarms cannot even wait there.
-    for (id, alarm) in [("b", "x"), ("c", "y")] {
-        site.probes.set_alarm(id, alarm, world.at(1_000), &()).await.unwrap();
-    }
     world.pass(2 * SECOND).await;
     assert_fired(&world, &[("x", 1_000), ("y", 1_000)]);
     busy.await.unwrap().unwrap();
     queued.await.unwrap().unwrap();
+    world.settle().await;
+    assert_eq!(world.script.fired_ids(), ["x", "y", "u", "v", "w"]);
 }

@@ -1,5 +1,5 @@
 //! Overload: an instance that is sent more than it can handle goes on doing as much as it can, and what it is too late for has
-//! never begun; past the cap of instances those in use stay.
+//! never begun; past the cap of instances those in use stay; and what waits for a busy instance holds up no other.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context as TaskContext, Waker};
 use std::time::Duration;
 
-use stable_interfaces::{Context, Interface, RequestError};
+use stable_interfaces::{Context, Fleet, Interface, NewPost, Outside, RequestError};
 use system_tests::{
     Answer, BoxFuture, Do, Failed, Probe, Site, World, act, get, in_time, life, now_or_never, put, spawn, wait,
 };
@@ -311,5 +311,106 @@ async fn at_the_cap_of_instances_a_new_one_is_refused_only_if_all_are_busy() {
     assert!(matches!(refused, RequestError::Overloaded(_)), "{refused}");
     for handler in busy.into_iter().chain([last]) {
         handler.await.unwrap().unwrap();
+    }
+}
+
+/// How many alarms or messages wait for one slow instance, and how many may be handled at once.
+const CROWDS: [(usize, usize); 4] = [(1, 4), (100, 4), (2_000, 1_024), (10_000, 4)];
+/// How many other instances are due beside it.
+const OTHERS: usize = 20;
+
+/// A host with one shard and so many places, and its one slow instance.
+async fn launch_with_places(world: &World, places: usize) -> Site {
+    let fleet = Fleet::new(["host"], 1).unwrap();
+    world.launch(world.member("host", &fleet).max_firing(places), |probes| probes).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn alarms_that_wait_for_a_slow_instance_hold_up_no_other() {
+    for (due, places) in CROWDS {
+        let world = World::in_memory();
+        let site = launch_with_places(&world, places).await;
+        world.script.on_alarm(|me, _, _| {
+            let sleep = (me.id == "slow").then(|| me.sleep(5 * SECOND));
+            Box::pin(async move {
+                if let Some(sleep) = sleep {
+                    sleep.await;
+                }
+                Ok(())
+            })
+        });
+        for first in (0..due).step_by(500) {
+            let at = world.at(10_000);
+            let set = act(move |_: &mut Probe, cx: &mut Context| {
+                Box::pin(async move {
+                    for n in first..due.min(first + 500) {
+                        cx.set_alarm(&format!("{n:05}"), at, &())?;
+                    }
+                    Ok(())
+                })
+            });
+            site.probes.request("slow", set).await.unwrap();
+        }
+        for other in 0..OTHERS {
+            site.probes.set_alarm(&format!("other-{other:02}"), "x", world.at(12_000), &()).await.unwrap();
+        }
+        world.pass(Duration::from_millis(12_500) - Duration::from_millis(world.now().unsigned_abs())).await;
+        let others: Vec<_> = world.script.fired().into_iter().filter(|fired| fired.instance != "slow").collect();
+        assert_eq!(others.len(), OTHERS, "with {due} due on the slow one and {places} places");
+        assert!(others.iter().all(|fired| fired.at == 12_000), "with {due} due on the slow one: {others:?}");
+        // Those that waited have their turns, one after the other, in their order; and requests between them.
+        let began = world.now();
+        let request = spawn(&site.probes, "slow", life());
+        world.pass(12 * SECOND).await;
+        assert!(now_or_never(request).await.is_some(), "a request waits for one alarm at most");
+        let slow: Vec<_> = world.script.fired().into_iter().filter(|fired| fired.instance == "slow").collect();
+        assert_eq!(slow.len(), due.min(3), "at {} since {began}", world.now());
+        world.pass(5 * SECOND * u32::try_from(due.min(200)).unwrap()).await;
+        let slow: Vec<_> = world.script.fired().into_iter().filter(|fired| fired.instance == "slow").collect();
+        assert!(slow.iter().enumerate().all(|(n, fired)| fired.alarm == format!("{n:05}") && fired.attempt == 0));
+        assert!(slow.len() >= due.min(200), "{} of {due}", slow.len());
+        site.crash();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn messages_that_wait_for_a_slow_instance_hold_up_no_other_in_its_shard() {
+    for (due, places) in CROWDS {
+        let world = World::in_memory();
+        world.script.on_message(|me, _, message| {
+            let sleep = (me.id == "slow").then(|| me.sleep(SECOND / 10));
+            me.script.note(format!("{} {}", me.id, message.id()));
+            Box::pin(async move {
+                if let Some(sleep) = sleep {
+                    sleep.await;
+                }
+                Ok(())
+            })
+        });
+        let outside = Outside::new(Arc::new(world.store.clone()), Fleet::new(["host"], 1).unwrap());
+        for n in 0..due {
+            outside.post("probe", "slow", NewPost::new("").id(format!("{n:05}"))).await.unwrap();
+        }
+        let site = launch_with_places(&world, places).await;
+        world.pass(SECOND).await;
+        // Behind all of them in the order of arrival.
+        for other in 0..OTHERS {
+            site.probes.post(&format!("other-{other:02}"), NewPost::new("").id("x")).await.unwrap();
+        }
+        world.pass(SECOND).await;
+        let of = |slow: bool| -> Vec<String> {
+            world.script.notes().into_iter().filter(|note| note.starts_with("slow ") == slow).collect()
+        };
+        assert_eq!(of(false).len(), OTHERS, "with {due} due on the slow one and {places} places");
+        // More than are in memory at once.
+        let turns = due.min(1_500);
+        world.pass(SECOND / 10 * u32::try_from(turns).unwrap() + SECOND).await;
+        let slow = of(true);
+        assert!(slow.len() >= turns, "{} of {due}", slow.len());
+        assert!(
+            slow.iter().enumerate().all(|(n, note)| *note == format!("slow {n:05}")),
+            "one after the other, in order"
+        );
+        site.crash();
     }
 }

@@ -3,7 +3,8 @@
 //! Anyone may post; only the owner reads, and the order in which it takes messages is their order. [`InboxWindow`] is what a
 //! shard's owner has taken into memory.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::future::Future;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use serde::de::DeserializeOwned;
 
 use crate::clock::{Clock, Moment, Random, Timestamp, within};
 use crate::committer::{CommitOptions, backoff};
+use crate::crowds::Crowds;
 use crate::directive::{self, Directive};
 use crate::error::{ContextError, RequestError, beginning};
 use crate::fleet::{Fleet, hash_id};
@@ -301,6 +303,13 @@ pub(crate) struct InboxWindow {
     left_until: Option<Timestamp>,
     /// When the first of those that rested and were left to the store is to be looked for, by the lease clock.
     left_resting_until: Option<Duration>,
+    /// Waiting behind another message of their instance, which is busy; and how many bytes they have.
+    crowds: Crowds<InCrowd>,
+    crowd_bytes: usize,
+    /// The time up to which the first pass has seen what arrived.
+    first_until: Timestamp,
+    /// Those that were to wait there and were left to the store, because so many do, as far as there is room for their names.
+    left_behind: HashSet<Identity>,
     /// How many of `taken` nobody here can handle.
     aside: usize,
     pass: Pass,
@@ -331,8 +340,38 @@ enum Gone {
     Left,
 }
 
+/// A message that waits behind another of its instance, in the order of their arrival; with the time since when.
+#[derive(Debug, Clone)]
+struct InCrowd {
+    key: InboxKey,
+    since: Moment,
+    row: Arc<InboxRow>,
+}
+
+impl Ord for InCrowd {
+    fn cmp(&self, other: &InCrowd) -> Ordering {
+        self.key.cmp(&other.key)
+    }
+}
+
+impl PartialOrd for InCrowd {
+    fn partial_cmp(&self, other: &InCrowd) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for InCrowd {
+    fn eq(&self, other: &InCrowd) -> bool {
+        self.key == other.key
+    }
+}
+
+impl Eq for InCrowd {}
+
 /// How many messages may be postponed in memory for each that may be there to be handled.
 const POSTPONED_PER_CAP: usize = 16;
+/// The most messages behind others of their instances, for each that may be there to be handled.
+const CROWD_PER_CAP: usize = 16;
 
 /// While messages that are there to be handled have so many bytes no more are read, and past so many the last that are postponed are left
 /// to the store.
@@ -391,6 +430,10 @@ impl InboxWindow {
             left: HashMap::new(),
             left_until: None,
             left_resting_until: None,
+            crowds: Crowds::default(),
+            crowd_bytes: 0,
+            first_until: Timestamp::MIN,
+            left_behind: HashSet::new(),
             aside: 0,
             pass: Pass::At(Next::first(Part::Rows)),
             is_hinted: false,
@@ -417,7 +460,7 @@ impl InboxWindow {
 
     /// Where a pass begins; with keys if so many messages are known.
     fn first_page(&self, many: usize) -> Pass {
-        let is_known = self.taken.len() + self.left.len() >= many;
+        let is_known = self.taken.len() + self.left.len() + self.left_behind.len() >= many;
         Pass::At(Next::first(if is_known { Part::Keys } else { Part::Rows }))
     }
 
@@ -432,8 +475,9 @@ impl InboxWindow {
     }
 
     pub(crate) fn wants_page(&self) -> bool {
-        // Messages that keep failing, or that nobody here can handle, must not keep the others out.
-        let busy = self.taken.len() - self.postponed.len() - self.resting.len() - self.aside;
+        // Messages that keep failing, whose instance is busy, or that nobody here can handle, must not keep the others out.
+        let aside = self.postponed.len() + self.resting.len() + self.crowds.waiting() + self.aside;
+        let busy = self.taken.len() - aside;
         matches!(self.pass, Pass::At(_)) && busy < self.cap && self.ready_bytes < MAX_BYTES
     }
 
@@ -459,6 +503,9 @@ impl InboxWindow {
     /// Takes what a page found. What is there to be handled counts as waiting since `now` at the latest.
     pub(crate) fn merge_page(&mut self, rows: Vec<InboxRow>, is_last: bool, now: Moment) {
         let Pass::Loading(Next { after, part }, gone) = std::mem::replace(&mut self.pass, Pass::None) else { return };
+        if !self.lets_alarms_fire {
+            self.first_until = now.wall;
+        }
         let next = match part {
             Part::Keys => self.find_unknown(after, &rows, is_last, &gone),
             Part::Rows => {
@@ -528,7 +575,7 @@ impl InboxWindow {
                 taken.is_shown_again |= taken.is_out;
                 false
             }
-            None => !self.left.contains_key(&identity),
+            None => !self.left.contains_key(&identity) && !self.left_behind.contains(&identity),
         }
     }
 
@@ -565,7 +612,8 @@ impl InboxWindow {
     pub(crate) fn next_wait(&self) -> Option<Duration> {
         let resting = self.resting.keys().next().map(|(at, _)| *at);
         let ready = self.ready.front().map(|(since, _)| since.elapsed);
-        resting.into_iter().chain(ready).chain(self.left_resting_until).min()
+        let crowd = self.crowds.first().map(|first| first.since.elapsed);
+        resting.into_iter().chain(ready).chain(crowd).chain(self.left_resting_until).min()
     }
 
     /// Looks again for what was left to the store and is due.
@@ -585,34 +633,110 @@ impl InboxWindow {
     pub(crate) fn due_since(&self, now: Moment) -> Option<Timestamp> {
         let resting = self.resting.first_key_value().filter(|((at, _), _)| *at <= now.elapsed);
         let failed = || self.postponed.keys().next().map(|(due, _)| *due).filter(|due| *due <= now.wall);
+        let crowd = || self.crowds.first().map(|first| first.since.wall);
         let ready = || self.ready.front().map(|(since, _)| since.wall);
-        resting.map(|(_, row)| row.due).or_else(failed).or_else(ready)
+        resting.map(|(_, row)| row.due).or_else(failed).or_else(crowd).or_else(ready)
     }
 
-    /// The next message to handle. It stays taken.
+    /// The next message to handle. It stays taken. One whose instance is busy with another waits behind that.
     pub(crate) fn pop_due(&mut self, now: Moment) -> Option<Arc<InboxRow>> {
-        let rested = self.resting.first_entry().filter(|entry| entry.key().0 <= now.elapsed);
-        let failed = self.postponed.first_entry().filter(|entry| entry.key().0 <= now.wall);
-        let row = match (rested, failed) {
-            (Some(entry), _) => {
-                let row = entry.remove();
-                self.postponed_bytes -= row.bytes();
-                row
+        loop {
+            let rested = self.resting.first_entry().filter(|entry| entry.key().0 <= now.elapsed);
+            let failed = self.postponed.first_entry().filter(|entry| entry.key().0 <= now.wall);
+            let (since, row) = match (rested, failed) {
+                (Some(entry), _) => {
+                    let row = entry.remove();
+                    self.postponed_bytes -= row.bytes();
+                    (now, row)
+                }
+                (None, Some(entry)) => {
+                    let row = entry.remove();
+                    self.postponed_bytes -= row.bytes();
+                    (now, row)
+                }
+                // They were taken before those that are ready.
+                (None, None) => match self.crowds.pop_first() {
+                    Some(first) => {
+                        self.crowd_bytes -= first.row.bytes();
+                        return Some(self.hand_out(first.row));
+                    }
+                    None => {
+                        let (since, row) = self.ready.pop_front()?;
+                        self.ready_bytes -= row.bytes();
+                        self.lets_alarms_fire |= self.ready.is_empty() && self.pass == Pass::None;
+                        (since, row)
+                    }
+                },
+            };
+            if self.crowds.has(&row.name) && !self.crowds.lead(&row.name) {
+                self.join_crowd(since, row);
+            } else {
+                return Some(self.hand_out(row));
             }
-            (None, Some(entry)) => {
-                let row = entry.remove();
-                self.postponed_bytes -= row.bytes();
-                row
-            }
-            (None, None) => {
-                let (_, row) = self.ready.pop_front()?;
-                self.ready_bytes -= row.bytes();
-                self.lets_alarms_fire |= self.ready.is_empty() && self.pass == Pass::None;
-                row
-            }
-        };
+        }
+    }
+
+    fn hand_out(&mut self, row: Arc<InboxRow>) -> Arc<InboxRow> {
         self.taken.entry((row.name.clone(), row.id.clone())).or_default().is_out = true;
-        Some(row)
+        row
+    }
+
+    /// Makes a message that was handed out the one of its instance behind which the others wait, unless there is one; `false` says
+    /// that.
+    pub(crate) fn lead(&mut self, name: &InstanceName) -> bool {
+        self.crowds.lead(name)
+    }
+
+    /// True if a message of the instance was handed out behind which the others wait.
+    pub(crate) fn is_led(&self, name: &InstanceName) -> bool {
+        self.crowds.has_head(name)
+    }
+
+    /// True if messages wait behind others of their instances.
+    pub(crate) fn has_crowd(&self) -> bool {
+        self.crowds.waiting() > 0 || !self.left_behind.is_empty()
+    }
+
+    /// The instance is done with the one behind which the others wait, however that ended.
+    pub(crate) fn head_ended(&mut self, name: &InstanceName) {
+        self.crowds.head_ended(name);
+        if !self.left_behind.is_empty() && self.crowd_has_room(2) {
+            self.left_behind.clear();
+            self.look();
+        }
+    }
+
+    /// A message that was handed out has met another of its instance, and waits behind that.
+    pub(crate) fn turn_back(&mut self, now: Moment, row: Arc<InboxRow>) {
+        let since = Moment { wall: row.due.min(now.wall), ..now };
+        self.join_crowd(since, row);
+    }
+
+    /// Whether so many times as many as wait may.
+    fn crowd_has_room(&self, times: usize) -> bool {
+        self.crowds.waiting() * times < self.cap * CROWD_PER_CAP && self.crowd_bytes * times < MAX_BYTES
+    }
+
+    fn join_crowd(&mut self, since: Moment, row: Arc<InboxRow>) {
+        if self.crowd_has_room(1) {
+            // What a first pass found comes before whatever alarms its instance has.
+            let is_of_first_pass = row.arrived <= self.first_until;
+            let since = Moment { wall: if is_of_first_pass { Timestamp::MIN } else { since.wall }, ..since };
+            self.is_in_store(&row);
+            self.crowd_bytes += row.bytes();
+            let key = row.key();
+            self.crowds.wait(&key.name.clone(), InCrowd { key, since, row });
+            return;
+        }
+        let identity = (row.name.clone(), row.id.clone());
+        self.taken.remove(&identity);
+        if let Pass::Loading(_, gone) = &mut self.pass {
+            gone.insert(identity.clone(), Gone::Left);
+        }
+        // The first is always noted: it says that there are some.
+        if self.left_behind.len() < MAX_LEFT {
+            self.left_behind.insert(identity);
+        }
     }
 
     /// The message that was handed out cannot be handled here. It stays in the store, and taken, so that no page brings it back.
@@ -1043,5 +1167,52 @@ mod tests {
         assert_eq!(window.next_deadline(), Some(Timestamp::from_millis(50)));
         assert_eq!(pop(&mut window, 49), None);
         assert_eq!(pop(&mut window, 50).as_deref(), Some("a"));
+    }
+
+    fn of(instance: &str, n: i64) -> InboxRow {
+        let name = InstanceName { interface: "order".into(), instance: instance.into() };
+        InboxRow { name, ..row(&format!("{n:03}"), n) }
+    }
+
+    /// Loads whatever is wanted and hands out whatever may be, except to those who are busy; whom it was handed out.
+    fn hand_out_all(window: &mut InboxWindow, all: &[InboxRow]) -> Vec<String> {
+        let mut handed = Vec::new();
+        loop {
+            if let Some(row) = window.pop_due(NOW) {
+                if window.is_led(&row.name) || window.lead(&row.name) {
+                    handed.push(row.id.to_string());
+                } else {
+                    window.turn_back(NOW, row);
+                }
+            } else if window.wants_page() {
+                load(window, all);
+            } else {
+                return handed;
+            }
+        }
+    }
+
+    #[test]
+    fn messages_of_a_busy_instance_wait_behind_the_first_and_the_store_keeps_the_rest() {
+        let mut window = InboxWindow::new(2);
+        let mut all: Vec<_> = (0..100).map(|n| of("slow", n)).chain([of("quick", 100), of("other", 101)]).collect();
+        assert_eq!(hand_out_all(&mut window, &all), ["000", "100", "101"]);
+        assert_eq!(window.crowds.waiting(), 2 * CROWD_PER_CAP, "and no more are in memory");
+        assert!(window.lets_alarms_fire() && window.next_deadline().is_none());
+        for done in all.split_off(100) {
+            window.remove(&done.key());
+            window.head_ended(&done.name);
+        }
+        let mut handled = vec!["000".to_owned()];
+        while handled.len() < 100 {
+            let last = handled.last().expect("there is one").clone();
+            let row = all.remove(all.iter().position(|row| *row.id == *last).expect("it is stored"));
+            window.remove(&row.key());
+            window.head_ended(&row.name);
+            let next = hand_out_all(&mut window, &all);
+            assert_eq!(next.len(), 1, "after {last}: {next:?}");
+            handled.extend(next);
+        }
+        assert_eq!(handled, (0..100).map(|n| format!("{n:03}")).collect::<Vec<_>>());
     }
 }

@@ -379,6 +379,12 @@ impl<I: StableInterface> InterfaceCore<I> {
                     return Ok(());
                 }
                 Taken::Gone => slot = self.slot(id, hash, shard)?,
+                Taken::Busy | Taken::Unsettled(_) if !job.may_queue() => {
+                    if let Taken::Unsettled(next) = taken {
+                        drive(&slot, Step::Next(next));
+                    }
+                    return Ok(());
+                }
                 Taken::Busy | Taken::Unsettled(_) => match slot.enqueue(job) {
                     Ok(()) => {
                         if let Taken::Unsettled(next) = taken {

@@ -71,6 +71,7 @@ mod cases;
 mod clock;
 mod committer;
 mod connection;
+mod crowds;
 mod dead;
 mod directive;
 mod error;

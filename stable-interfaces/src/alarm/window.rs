@@ -1,9 +1,10 @@
 //! The soonest alarms of one shard, held in memory.
 //!
 //! A window holds *every* live alarm of its shard up to its *horizon* and none beyond it, so its first alarm is the shard's
-//! first alarm, and memory stays bounded, in alarms and in bytes, however many the store keeps and whatever they carry. Two kinds stay
-//! whatever the horizon: alarms that are *firing*, because somebody will say how it ended, and *postponed* ones, because only memory
-//! knows until when. That is a time of the lease clock: only what is stored is listed under a time of the wall, which may step.
+//! first alarm, and memory stays bounded, in alarms and in bytes, however many the store keeps and whatever they carry. Three kinds
+//! stay whatever the horizon: alarms that are *firing*, because somebody will say how it ended, *postponed* ones, because only memory
+//! knows until when, and those in a *crowd* behind another of their instance, which is busy ([`Crowds`]). A postponement ends at a time
+//! of the lease clock: only what is stored is listed under a time of the wall, which may step.
 //! Nothing here reads a clock, does I/O or takes a lock; the driver passes `now` in and carries out what comes back.
 //!
 //! An alarm that is too large for its window is not kept, only when it is due; and is loaded a moment before, to wait alone.
@@ -28,6 +29,7 @@ use hashbrown::HashTable;
 
 use self::notes::Notes;
 use crate::clock::Timestamp;
+use crate::crowds::Crowds;
 use crate::store::{AlarmKey, AlarmRow, InstanceName, Revision};
 use crate::sync::Arc;
 
@@ -37,6 +39,8 @@ const SOON: Duration = Duration::from_secs(2);
 const OVERHEAD: usize = 256;
 /// While postponed alarms have more bytes than that, no others are loaded beside them.
 const MAX_POSTPONED_BYTES: usize = 1024 * 1024;
+/// The most alarms behind others of their instances, for each that may wait beside them; with more, no others are loaded.
+const CROWD_PER_CAP: usize = 16;
 
 /// See the [module](self).
 #[derive(Debug)]
@@ -49,6 +53,8 @@ pub(crate) struct AlarmWindow {
     waiting: BTreeSet<ByKey>,
     /// The entries in state `Postponed`, each behind the time it waits for, by the lease clock.
     postponed: BTreeSet<(Duration, ByKey)>,
+    /// The entries in state `Crowded`, by instance.
+    crowds: Crowds<ByKey>,
     horizon: Horizon,
     page: Page,
     /// The most alarms in `waiting` and `postponed` together, as far as dropping from `waiting` can bring it about.
@@ -58,6 +64,8 @@ pub(crate) struct AlarmWindow {
     /// The bytes of the alarms in `waiting`, and of those in `postponed`.
     waiting_bytes: usize,
     postponed_bytes: usize,
+    /// The bytes of the alarms in `crowds`.
+    crowd_bytes: usize,
     /// When the first alarm beyond the horizon is due, or earlier; `None` if nothing is known of it.
     beyond: Option<Timestamp>,
     /// Whether the last page had more bytes than there was room for: then there is no use in another before all that waits is gone.
@@ -72,12 +80,13 @@ struct Entry {
     state: State,
 }
 
-/// `put` and a merged page make an alarm wait; `pop_due` makes a waiting one fire; `wait_again` makes a firing one wait or
-/// postpones it; `end_waits` makes a postponed one wait.
+/// `put` and a merged page make an alarm wait; `pop_due` makes one that waits or is in a crowd fire, or sends it to a crowd;
+/// `wait_again` makes a firing one wait or postpones it, `turn_back` sends it to a crowd; `end_waits` makes a postponed one wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Waiting,
     Postponed(Duration),
+    Crowded,
     Firing,
 }
 
@@ -121,12 +130,14 @@ impl AlarmWindow {
             hasher: RandomState::new(),
             waiting: BTreeSet::new(),
             postponed: BTreeSet::new(),
+            crowds: Crowds::default(),
             horizon: Horizon::Start,
             page: Page::Idle,
             cap: cap.max(2),
             cap_bytes,
             waiting_bytes: 0,
             postponed_bytes: 0,
+            crowd_bytes: 0,
             beyond: None,
             was_cut: false,
             now: Timestamp::MIN,
@@ -191,25 +202,82 @@ impl AlarmWindow {
         self.drop_tail();
     }
 
-    /// The first alarm that waits and is due at `now`, which from here on is firing.
+    /// The first alarm that waits and is due at `now`, which from here on is firing. One whose instance is busy with another waits
+    /// behind that.
     ///
     /// It stays in memory until [`put`](Self::put), [`remove`](Self::remove), [`wait_again`](Self::wait_again) or
     /// [`set_aside`](Self::set_aside) says how the firing ended.
     pub(crate) fn pop_due(&mut self, now: Timestamp) -> Option<AlarmRow> {
         self.tell(now);
-        if self.next_deadline()? > now {
-            return None;
+        loop {
+            if self.next_deadline()? > now {
+                return None;
+            }
+            let is_first = |crowd: &ByKey| self.waiting.first().is_none_or(|waiting| crowd < waiting);
+            if self.crowds.first().is_some_and(is_first) {
+                let ByKey(row) = self.crowds.pop_first()?;
+                self.crowd_bytes -= size(&row);
+                self.entry_of(&row).state = State::Firing;
+                return Some((*row).clone());
+            }
+            let key = self.waiting.pop_first()?;
+            let row = key.0.clone();
+            self.waiting_bytes -= size(&row);
+            if self.crowds.has(&row.name) && !self.crowds.lead(&row.name) {
+                self.join_crowd(key);
+            } else {
+                self.entry_of(&row).state = State::Firing;
+                return Some((*row).clone());
+            }
         }
-        let ByKey(row) = self.waiting.pop_first()?;
-        self.waiting_bytes -= size(&row);
+    }
+
+    /// Makes a firing alarm the one of its instance behind which the others wait, unless there is one; `false` says that.
+    pub(crate) fn lead(&mut self, name: &InstanceName) -> bool {
+        self.crowds.lead(name)
+    }
+
+    /// True if an alarm of the instance is firing behind which the others wait.
+    pub(crate) fn is_led(&self, name: &InstanceName) -> bool {
+        self.crowds.has_head(name)
+    }
+
+    /// True if alarms wait behind others of their instances.
+    pub(crate) fn has_crowd(&self) -> bool {
+        self.crowds.waiting() > 0
+    }
+
+    /// The instance is done with the one behind which the others wait, however that ended.
+    pub(crate) fn head_ended(&mut self, name: &InstanceName) {
+        self.crowds.head_ended(name);
+    }
+
+    /// A firing alarm has met another of its instance, and waits behind that. Does nothing if this revision is not firing any more.
+    pub(crate) fn turn_back(&mut self, name: &InstanceName, id: &str, revision: Revision) {
+        let hash = self.hash(name, id);
+        if let Some(entry) = self.find(hash, name, id)
+            && entry.state == State::Firing
+            && entry.row.revision == revision
+        {
+            self.join_crowd(ByKey(entry.row.clone()));
+        }
+    }
+
+    fn join_crowd(&mut self, key: ByKey) {
+        self.entry_of(&key.0).state = State::Crowded;
+        self.crowd_bytes += size(&key.0);
+        self.crowds.wait(&key.0.name.clone(), key);
+    }
+
+    fn entry_of(&mut self, row: &AlarmRow) -> &mut Entry {
         let hash = self.hash(&row.name, &row.id);
-        self.find_mut(hash, &row.name, &row.id).expect("each alarm of an order is an entry").state = State::Firing;
-        Some((*row).clone())
+        self.find_mut(hash, &row.name, &row.id).expect("each alarm of an order is an entry")
     }
 
     /// When [`pop_due`](Self::pop_due) will have something, if nothing is put or merged before; `None` if never.
     pub(crate) fn next_deadline(&self) -> Option<Timestamp> {
-        self.waiting.first().map(|key| key.0.due)
+        let first = self.waiting.first().into_iter().chain(self.crowds.first()).min();
+        first.map(|key| key.0.due)
     }
 
     /// When the next postponement ends, by the lease clock.
@@ -303,7 +371,8 @@ impl AlarmWindow {
 
     fn has_room(&self) -> bool {
         let has_room = self.waiting() * 2 < self.cap && self.waiting_bytes <= self.cap_bytes / 2;
-        has_room && self.postponed_bytes <= MAX_POSTPONED_BYTES && (!self.was_cut || self.waiting.is_empty())
+        let crowds = self.crowds.waiting() < self.cap * CROWD_PER_CAP && self.crowd_bytes <= self.cap_bytes;
+        has_room && crowds && self.postponed_bytes <= MAX_POSTPONED_BYTES && (!self.was_cut || self.waiting.is_empty())
     }
 
     fn is_soon(&self, due: Timestamp) -> bool {
@@ -387,7 +456,7 @@ impl AlarmWindow {
     /// How many of them are firing.
     #[cfg(test)]
     pub(crate) fn firing(&self) -> usize {
-        self.len() - self.waiting()
+        self.len() - self.waiting() - self.crowds.waiting()
     }
 
     /// Whether the store has no live alarm that is not in memory, apart from those set aside.
@@ -453,6 +522,10 @@ impl AlarmWindow {
             State::Postponed(at) => {
                 self.postponed_bytes -= size(&row);
                 self.postponed.remove(&(at, ByKey(row)));
+            }
+            State::Crowded => {
+                self.crowd_bytes -= size(&row);
+                self.crowds.remove(&row.name.clone(), &ByKey(row));
             }
             State::Firing => {}
         }

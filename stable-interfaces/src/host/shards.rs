@@ -130,10 +130,46 @@ impl Owned {
         // Of a message and an alarm for the same time the message comes first.
         let is_message = self.inbox.due_since(now).is_some_and(|message| alarm.is_none_or(|alarm| message <= alarm));
         if is_message {
-            return self.inbox.pop_due(now).map(Wake::Message);
+            let message = self.inbox.pop_due(now)?;
+            if self.inbox.is_led(&message.name) {
+                self.alarms.lead(&message.name);
+            }
+            return Some(Wake::Message(message));
         }
         alarm?;
-        Some(Wake::Alarm(Arc::new(self.alarms.pop_due(now.wall)?)))
+        let alarm = self.alarms.pop_due(now.wall)?;
+        if self.alarms.is_led(&alarm.name) {
+            self.inbox.lead(&alarm.name);
+        }
+        Some(Wake::Alarm(Arc::new(alarm)))
+    }
+}
+
+impl Owned {
+    /// Makes what was handed out the head of its instance's crowds, alarms and messages alike, so that the next one is the one that
+    /// comes first of both; `false` if there is a head.
+    fn lead(&mut self, name: &InstanceName) -> bool {
+        let leads = self.alarms.lead(name);
+        if leads {
+            self.inbox.lead(name);
+        }
+        leads
+    }
+
+    fn head_ended(&mut self, name: &InstanceName) {
+        self.alarms.head_ended(name);
+        self.inbox.head_ended(name);
+    }
+
+    fn has_crowd(&self) -> bool {
+        self.alarms.has_crowd() || self.inbox.has_crowd()
+    }
+
+    fn is_led(&self, wake: &Wake) -> bool {
+        match wake {
+            Wake::Alarm(alarm) => self.alarms.is_led(&alarm.name),
+            Wake::Message(message) => self.inbox.is_led(&message.name),
+        }
     }
 }
 
@@ -375,28 +411,32 @@ impl Shards {
             let popped = self.with_owned(shard, epoch, |owned| {
                 let wake = owned.pop_due(now)?;
                 let is_overdue = owned.marks_until.is_some_and(|until| wake.due() <= until);
-                // A message that comes later says nothing about how far the alarms are.
-                if !is_overdue && matches!(wake, Wake::Alarm(_)) {
+                // A message that comes later says nothing about how far the alarms are, nor does an alarm that has passed others.
+                if !is_overdue && matches!(wake, Wake::Alarm(_)) && !owned.has_crowd() {
                     owned.marks_until = None;
                 }
                 // One that was running when a process died is suspected for as long as it bears its mark.
                 let is_marked = is_overdue || wake.was_started();
-                Some((wake, is_marked))
+                let is_head = owned.is_led(&wake);
+                Some((wake, is_marked, is_head))
             });
             // The deadline may have changed since it was read: then nothing was popped, and the next turn sees the new one.
-            let Some(Some((wake, is_marked))) = popped else { continue };
+            let Some(Some((wake, is_marked, is_head))) = popped else { continue };
             let is_suspect = is_marked && wake.was_started();
             if is_suspect && self.firing.load(Ordering::Acquire) > 0 {
                 // It stays the first, and nothing is begun before it: the last one to end wakes the driver.
                 self.is_alone_wanted.store(true, Ordering::Release);
                 self.wait_again(shard, epoch, &wake, None);
+                if is_head {
+                    self.head_ended(shard, epoch, &wake);
+                }
                 return None;
             }
             self.is_alone_wanted.store(false, Ordering::Release);
             self.firing.fetch_add(1, Ordering::AcqRel);
             self.firing_bytes.fetch_add(wake.bytes(), Ordering::AcqRel);
             self.is_alone.store(is_suspect, Ordering::Release);
-            let token = WakeToken::new(self.clone(), shard, epoch, wake, is_marked);
+            let token = WakeToken::new(self.clone(), shard, epoch, wake, is_marked, is_head);
             match self.check_storm(token.wake(), now.elapsed) {
                 Some(until) => token.postpone(until),
                 None => return Some(token),
@@ -453,6 +493,31 @@ impl Shards {
                 owned.inbox.wait_again(at.unwrap_or_else(|| self.clock.elapsed()), message.clone());
             }
         });
+    }
+
+    /// Makes what is being handled the head of its instance's crowd, unless it has one; `false` says that.
+    pub(super) fn lead(&self, shard: ShardId, epoch: Epoch, wake: &Wake) -> bool {
+        self.with_owned(shard, epoch, |owned| owned.lead(wake.name())).unwrap_or(false)
+    }
+
+    /// As [`lead`](Self::lead); if there is a head, it waits behind that. True also in a shard that has been lost.
+    pub(super) fn lead_or_turn_back(&self, shard: ShardId, epoch: Epoch, wake: &Wake) -> bool {
+        let leads = self.with_owned(shard, epoch, |owned| {
+            let leads = owned.lead(wake.name());
+            if !leads {
+                match wake {
+                    Wake::Alarm(alarm) => owned.alarms.turn_back(&alarm.name, &alarm.id, alarm.revision),
+                    Wake::Message(message) => owned.inbox.turn_back(Moment::of(&*self.clock), message.clone()),
+                }
+            }
+            leads
+        });
+        leads.unwrap_or(true)
+    }
+
+    /// The instance is done with the head of its crowd.
+    pub(super) fn head_ended(&self, shard: ShardId, epoch: Epoch, wake: &Wake) {
+        self.with_owned(shard, epoch, |owned| owned.head_ended(wake.name()));
     }
 
     /// A token of so many bytes has gone: one more may be handled.

@@ -157,6 +157,8 @@ pub(crate) struct WakeToken {
     due_again: Option<DueAgain>,
     /// Whether it counts as being handled: a held alarm does not.
     is_counted: bool,
+    /// True while others of its kind wait for its instance behind it.
+    is_head: bool,
 }
 
 #[derive(Debug)]
@@ -167,8 +169,16 @@ enum DueAgain {
 }
 
 impl WakeToken {
-    pub(super) fn new(shards: Arc<Shards>, shard: ShardId, epoch: Epoch, wake: Wake, must_mark: bool) -> WakeToken {
-        WakeToken { shards, shard, epoch, wake, must_mark, due_again: Some(DueAgain::Soon), is_counted: true }
+    pub(super) fn new(
+        shards: Arc<Shards>,
+        shard: ShardId,
+        epoch: Epoch,
+        wake: Wake,
+        must_mark: bool,
+        is_head: bool,
+    ) -> WakeToken {
+        let due_again = Some(DueAgain::Soon);
+        WakeToken { shards, shard, epoch, wake, must_mark, due_again, is_counted: true, is_head }
     }
 
     pub(crate) fn wake(&self) -> &Wake {
@@ -177,6 +187,28 @@ impl WakeToken {
 
     pub(crate) fn shard(&self) -> (ShardId, Epoch) {
         (self.shard, self.epoch)
+    }
+
+    /// Makes it the one of its kind that its busy instance has or will have next, behind which the others wait; if there is one,
+    /// it waits behind that, in its window, and this says `false`: it is to be dropped, and takes nobody's place any more.
+    pub(crate) fn lead_or_turn_back(&mut self) -> bool {
+        self.is_head = self.is_head || self.shards.lead_or_turn_back(self.shard, self.epoch, &self.wake);
+        if !self.is_head {
+            self.due_again = None;
+        }
+        self.is_head
+    }
+
+    /// Its handler has begun and will take a while: others of its kind wait behind it.
+    pub(crate) fn lead(&mut self) {
+        self.is_head = self.is_head || self.shards.lead(self.shard, self.epoch, &self.wake);
+    }
+
+    /// Its handler has ended, however: the next one may have its turn.
+    pub(crate) fn handler_ended(&mut self) {
+        if std::mem::take(&mut self.is_head) {
+            self.shards.head_ended(self.shard, self.epoch, &self.wake);
+        }
     }
 
     /// A commit that says what becomes of it is about to be shown to the window.
@@ -211,6 +243,7 @@ impl WakeToken {
 
 impl Drop for WakeToken {
     fn drop(&mut self) {
+        self.handler_ended();
         if let Some(due_again) = self.due_again.take() {
             let at = match due_again {
                 DueAgain::At(at) => at,

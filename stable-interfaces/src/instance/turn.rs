@@ -206,6 +206,9 @@ pub(crate) trait Turn<I: StableInterface>: Send {
     /// Tells its caller, which waits no longer, that the handler runs on.
     fn leave_caller(&mut self);
 
+    /// Its first poll was not enough: it will take a while.
+    fn stays(&mut self);
+
     /// Ends it for running out of time.
     fn time_out(self: Box<Self>) -> Next<I>;
 }
@@ -221,7 +224,11 @@ pub(crate) struct Running<I: StableInterface, R, F> {
 impl<I: StableInterface, R, F> Running<I, R, F> {
     fn finish(&mut self, ending: Ending<I, R>) -> Next<I> {
         let Around { slot, epoch, woken_by, .. } = &mut self.around;
-        let (answer, next) = slot.finish(*epoch, ending, woken_by.take());
+        let mut woken_by = woken_by.take();
+        if let Some(token) = &mut woken_by {
+            token.handler_ended();
+        }
+        let (answer, next) = slot.finish(*epoch, ending, woken_by);
         match self.reply.take() {
             Some(reply) => send(reply, answer),
             None => match answer.result {
@@ -271,6 +278,12 @@ impl<I: StableInterface, R: Send + 'static, F: Future<Output = Ending<I, R>> + S
         }
     }
 
+    fn stays(&mut self) {
+        if let Some(token) = &mut self.around.woken_by {
+            token.lead();
+        }
+    }
+
     fn time_out(mut self: Box<Self>) -> Next<I> {
         let Around { limit, is_stop, .. } = self.around;
         let ending = if is_stop { Ending::StopCut(limit) } else { Ending::TimedOut(limit) };
@@ -292,6 +305,10 @@ pub(crate) trait Job<I: StableInterface>: Waiter + Send {
 
     /// As [`Work::is_drain`].
     fn is_drain(&self) -> bool;
+
+    /// Asks for a place in the queue of a busy instance. If it was woken and another of its kind has that place, it waits in its
+    /// shard's window, and is to be dropped: `false` says that.
+    fn may_queue(&mut self) -> bool;
 }
 
 /// Why a waiting message never had its turn.
@@ -374,6 +391,10 @@ impl<I: StableInterface, W: Work<I>> Job<I> for Waiting<I, W> {
     fn is_drain(&self) -> bool {
         self.work.as_ref().is_some_and(Work::is_drain)
     }
+
+    fn may_queue(&mut self) -> bool {
+        self.woken_by.as_mut().is_none_or(WakeToken::lead_or_turn_back)
+    }
 }
 
 impl<I: StableInterface, W: Work<I>> Waiter for Waiting<I, W> {
@@ -403,7 +424,10 @@ pub(crate) fn run_inline<I: StableInterface>(slot: &Arc<Slot<I>>, mut next: Next
                 let mut turn = job.start(slot.clone(), state, epoch);
                 match first_poll(|task| turn.poll(task)) {
                     Poll::Ready(after) => next = after,
-                    Poll::Pending => return drive(slot, Step::Turn(turn)),
+                    Poll::Pending => {
+                        turn.stays();
+                        return drive(slot, Step::Turn(turn));
+                    }
                 }
             }
         }

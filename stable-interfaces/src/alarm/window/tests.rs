@@ -440,3 +440,53 @@ fn what_is_put_while_a_page_loads_is_bounded_in_bytes_and_none_is_lost() {
     }
     assert_eq!(fired, (0..10).map(|n: i32| n.to_string()).collect::<Vec<_>>());
 }
+
+#[test]
+fn alarms_of_a_busy_instance_wait_behind_the_first_and_let_the_others_pass() {
+    let mut window = complete(4);
+    for (instance, id, due) in [("slow", "a", 1), ("slow", "b", 2), ("slow", "c", 3), ("quick", "d", 4)] {
+        window.put(alarm_of(instance, id, due, 1));
+    }
+    let slow = name("slow");
+    let first = window.pop_due(at(10)).expect("it is due");
+    assert!(window.lead(&slow) && !window.lead(&slow));
+    assert_eq!(pop_all(&mut window, 10), ["d"]);
+    assert_eq!((window.waiting(), window.firing()), (0, 2));
+    assert_eq!(window.next_deadline(), None, "nothing is due before the instance is free");
+    window.remove(&slow, "b", rev(1));
+    window.put(alarm_of("slow", "e", 2, 1));
+    window.head_ended(&slow);
+    window.remove(&slow, &first.id, rev(1));
+    assert_eq!(window.next_deadline(), Some(at(2)));
+    assert_eq!(pop_all(&mut window, 10), ["e"], "it was due before the one that waits behind");
+    assert!(window.is_led(&slow));
+    window.head_ended(&slow);
+    assert_eq!(pop_all(&mut window, 10), ["c"]);
+    window.head_ended(&slow);
+    assert!(!window.has_crowd() && !window.is_led(&slow));
+}
+
+#[test]
+fn alarms_that_meet_another_on_their_way_go_back_behind_it_and_the_store_gives_the_next() {
+    let mut window = AlarmWindow::new(2);
+    window.begin_page();
+    window.merge_page((0..2).map(|n| alarm_of("slow", &n.to_string(), n, 1)).collect(), false);
+    let slow = name("slow");
+    assert_eq!(pop_all(&mut window, 10), ["0", "1"]);
+    assert!(window.lead(&slow));
+    window.turn_back(&slow, "1", rev(1));
+    window.turn_back(&slow, "1", rev(1));
+    assert_eq!(window.firing(), 1);
+    // However many there are, those of other instances are found behind them; memory has its bound all the same.
+    let mut next = 2;
+    while window.wants_page() {
+        window.begin_page();
+        window.merge_page((next..next + 2).map(|n| alarm_of("slow", &n.to_string(), n, 1)).collect(), false);
+        next += 2;
+        assert!(pop_all(&mut window, 1_000).is_empty());
+    }
+    assert_eq!(window.len(), 2 * CROWD_PER_CAP + 2);
+    window.head_ended(&slow);
+    window.turn_back(&slow, "0", rev(1));
+    assert_eq!(pop_all(&mut window, 1_000), ["0"], "in their order");
+}
