@@ -119,3 +119,28 @@ fn the_readme_says_what_a_first_program_needs_and_docs_rs_shows_every_feature() 
     assert_eq!(readme.matches("```rust,ignore").count(), 1, "all other programs are compiled");
     assert!(read("examples/lib.rs").contains("include_str!(\"../README.md\")"));
 }
+
+/// What a hard look has found, by the letter of its section and how many faults that has.
+const FOUND: [(char, usize); 5] = [('A', 8), ('B', 7), ('C', 9), ('D', 14), ('E', 9)];
+
+#[test]
+fn every_fault_that_a_hard_look_has_found_has_its_row_and_its_test() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let text = std::fs::read_to_string(root.join("docs/reliability.md")).unwrap();
+    let section = text.split("\n## ").find(|section| section.starts_with("What a hard look found\n")).unwrap();
+    let mut rows = Vec::new();
+    for row in section.lines() {
+        let cells: Vec<_> = row.trim_matches('|').split(" | ").map(str::trim).collect();
+        let (letter, number) = cells[0].split_at(cells[0].len().min(1));
+        if !FOUND.iter().any(|(known, _)| letter.starts_with(*known)) || number.parse::<usize>().is_err() {
+            continue;
+        }
+        assert!(!named_tests(row).is_empty(), "{} names no test", cells[0]);
+        assert!(cells.len() >= 5 && cells.iter().all(|cell| !cell.is_empty()), "{} leaves a cell empty", cells[0]);
+        rows.push(cells[0].to_owned());
+    }
+    let all = FOUND.iter().flat_map(|(letter, last)| (1..=*last).map(move |number| format!("{letter}{number}")));
+    // In the order of their numbers; what was seen in two places may have two.
+    rows.dedup();
+    assert_eq!(rows, all.collect::<Vec<_>>());
+}
