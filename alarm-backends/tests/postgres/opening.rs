@@ -182,7 +182,7 @@ async fn tls_is_verified_and_its_lack_refused_by_name() {
     let builder = PostgresStore::builder(&url).expect("a URL").tls(trusting(certificate));
     let store = builder.connect().await.expect("the certificate is trusted and names the host");
     own(&store, 1).await;
-    store.renew(stable_interfaces::Incarnation(1), DEADLINE).await.expect("the store can be used");
+    store.renew(Incarnation(1), DEADLINE).await.expect("the store can be used");
     let raw = raw(&server.url("postgres")).await;
     until(
         &raw,
