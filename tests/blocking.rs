@@ -110,7 +110,7 @@ fn blocked_for_two_leases(runtime: &Runtime, store: Arc<dyn Store>, lease: Durat
     // From a thread of its own: every worker is blocked.
     let mut looks = 0;
     while began.elapsed() < lease.mul_f64(2.7) {
-        std::thread::sleep(lease / 18);
+        std::thread::sleep(lease / 400);
         assert!(host.is_ready(Duration::MAX) && host.health() == Health::Running, "after {:?}", began.elapsed());
         looks += 1;
     }
