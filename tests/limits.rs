@@ -667,7 +667,7 @@ async fn is_refused_by_name_or_works(given: &[(&'static str, Duration, u64)]) {
     assert!(fired[0] == "fires" && fired.contains(&"fails".to_owned()), "{fired:?}");
     probes.request("a", put("k", 1)).await.unwrap();
     assert_eq!(probes.request("a", get("k")).await.unwrap(), Some(1));
-    host.run_until(std::future::ready(())).await;
+    host.run_until(std::future::ready(())).await.unwrap();
     assert_eq!((host.health(), probes.running()), (Health::Stopped, 0));
 }
 

@@ -5,6 +5,7 @@
 //! process needs (memory, processor time while idle) is measured in a fresh process for each side.
 
 pub mod alarms;
+pub mod failures;
 pub mod measure;
 pub mod overload;
 pub mod pairs;

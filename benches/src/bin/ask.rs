@@ -3,6 +3,7 @@
 //! ```text
 //! cargo run --release -p benches --bin ask [-- --quick]
 //! cargo run --release -p benches --bin ask -- --only overload [--factor 20] [--seconds 120] [--runtime multi|current]
+//! cargo run --release -p benches --bin ask -- --only failures
 //! cargo run --release -p benches --bin ask -- --ours one|hot|spread|new [--seconds 5] [--runtime multi|current]
 //! ```
 //!
@@ -10,6 +11,7 @@
 
 use std::time::{Duration, Instant};
 
+use benches::failures::failures;
 use benches::measure::{child_arguments, in_fresh_process, median};
 use benches::overload::overload;
 use benches::peers::Peer;
@@ -66,14 +68,22 @@ const QUICK: Effort = Effort { rounds: 21, turn: Duration::from_millis(5), new: 
 const USAGE: &str = "\
 usage: ask [--quick]
        ask --only overload [--factor 20] [--seconds 120] [--runtime multi|current]
+       ask --only failures
        ask --ours one|hot|spread|new [--seconds 5] [--runtime multi|current]";
+
+/// A part that is measured alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Only {
+    Overload,
+    Failures,
+}
 
 /// What is to be measured, as the arguments have it.
 #[derive(Debug)]
 struct Plan {
     effort: Effort,
     ours: Option<Workload>,
-    is_overload: bool,
+    only: Option<Only>,
     factor: f64,
     seconds: Option<f64>,
     runtime: Option<Kind>,
@@ -81,7 +91,7 @@ struct Plan {
 
 /// Reads the arguments; `None` if they cannot be meant.
 fn parse(arguments: impl IntoIterator<Item = String>) -> Option<Plan> {
-    let mut plan = Plan { effort: FULL, ours: None, is_overload: false, factor: 20.0, seconds: None, runtime: None };
+    let mut plan = Plan { effort: FULL, ours: None, only: None, factor: 20.0, seconds: None, runtime: None };
     let mut arguments = arguments.into_iter();
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
@@ -90,7 +100,13 @@ fn parse(arguments: impl IntoIterator<Item = String>) -> Option<Plan> {
                 let name = arguments.next()?;
                 plan.ours = Some(Workload::ALL.into_iter().find(|workload| workload.name() == name)?);
             }
-            "--only" if arguments.next()? == "overload" => plan.is_overload = true,
+            "--only" => {
+                plan.only = Some(match arguments.next()?.as_str() {
+                    "overload" => Only::Overload,
+                    "failures" => Only::Failures,
+                    _ => return None,
+                });
+            }
             "--factor" => plan.factor = positive(&arguments.next()?)?,
             "--seconds" => plan.seconds = Some(positive(&arguments.next()?)?),
             "--runtime" => {
@@ -100,7 +116,7 @@ fn parse(arguments: impl IntoIterator<Item = String>) -> Option<Plan> {
             _ => return None,
         }
     }
-    (plan.ours.is_none() || !plan.is_overload).then_some(plan)
+    (plan.ours.is_none() || plan.only.is_none()).then_some(plan)
 }
 
 fn positive(text: &str) -> Option<f64> {
@@ -119,10 +135,14 @@ fn main() {
     if let Some(workload) = plan.ours {
         return only_ours(workload, plan.runtime.unwrap_or(Kind::Current), length(5.0));
     }
-    if plan.is_overload {
-        return only_overload(plan.factor, length(120.0), plan.runtime.unwrap_or(Kind::Multi));
-    }
     let effort = plan.effort;
+    match plan.only {
+        Some(Only::Overload) => {
+            return only_overload(plan.factor, length(120.0), plan.runtime.unwrap_or(Kind::Multi));
+        }
+        Some(Only::Failures) => return print_lines(&of_failures(&effort)),
+        None => {}
+    }
     let mut lines = Vec::new();
     for kind in Kind::ALL {
         let times = times(kind, &effort);
@@ -147,6 +167,7 @@ fn main() {
     let bytes = in_fresh_process(&["connections", &(effort.memory / 20).to_string()])[0];
     print_table("ours", &["bytes"], &[("idle connection".to_owned(), vec![Some(bytes)])]);
     lines.push(Line::new("connection_mem").number("ours", bytes));
+    lines.extend(of_failures(&effort));
     print_lines(&lines);
 }
 
@@ -232,6 +253,18 @@ fn only_ours(workload: Workload, kind: Kind, length: Duration) {
         .text("runtime", kind.name())
         .number("ours", median(&turns))
         .number("turns", turns.len() as f64)]);
+}
+
+/// Handlers that fail beside one that does not, on both runtimes.
+fn of_failures(effort: &Effort) -> Vec<Line> {
+    let lines = Kind::ALL.into_iter().flat_map(|kind| {
+        let failures = failures(kind, effort.rounds);
+        [("ask_err_kept", failures.kept), ("ask_err_rebuilt", failures.rebuilt)].map(|(name, nanos)| {
+            let line = Line::new(name).text("runtime", kind.name());
+            line.number("ours", nanos).number("ok", failures.ok).number("ratio", nanos / failures.ok)
+        })
+    });
+    lines.collect()
 }
 
 /// Sends one instance more than it can handle.
