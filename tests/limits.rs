@@ -309,7 +309,7 @@ async fn what_belongs_to_an_incarnation_ends_with_the_lease_also_while_a_renewal
 async fn an_instance_that_was_busy_over_the_end_of_its_lease_is_built_anew_when_the_lease_is_back() {
     let world = World::in_memory();
     let site = world.launch(world.member("host-0", &fleet(1)).lease(3 * SECOND), |probes| probes).await;
-    let mut client = site.probes.connect("a", "").await.unwrap();
+    let client = site.probes.connect("a", "").await.unwrap();
     world.store.set_chance(Method::Renew, Fault::Hang, 1.0);
     let busy = spawn(&site.probes, "a", wait(20 * SECOND));
     world.pass(8 * SECOND).await;
