@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use fjall::config::{FilterPolicy, PinningPolicy};
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode};
 use stable_interfaces::{BoxError, StoreError};
 
 const LOCK: &str = "lock";
@@ -98,6 +98,9 @@ pub(super) struct Directory {
     pub(super) database: Database,
     /// The number of bytes written since the tables' files were counted. As if many when it is opened: that leaves small files, too.
     written: AtomicU64,
+    /// How each write was made durable.
+    #[cfg(test)]
+    pub(super) persisted: parking_lot::Mutex<Vec<PersistMode>>,
     /// Dropped last: the next to open must find the database closed.
     _lock: File,
 }
@@ -135,7 +138,14 @@ impl Directory {
             error => failed("the store there cannot be read", error.into()),
         })?;
         let written = AtomicU64::new(JOURNAL_BYTES);
-        let directory = Directory { tables, database, written, _lock: lock };
+        let directory = Directory {
+            tables,
+            database,
+            written,
+            #[cfg(test)]
+            persisted: parking_lot::Mutex::default(),
+            _lock: lock,
+        };
         let layout =
             directory.table(Table::Meta).get(LAYOUT_KEY).map_err(|error| failed("it cannot be read", error.into()))?;
         match layout {
@@ -153,6 +163,13 @@ impl Directory {
 
     pub(super) fn table(&self, table: Table) -> &Keyspace {
         &self.tables[table as usize]
+    }
+
+    /// A batch of so many changes that is as durable as `mode` says when it has been committed.
+    pub(super) fn batch(&self, changes: usize, mode: PersistMode) -> OwnedWriteBatch {
+        #[cfg(test)]
+        self.persisted.lock().push(mode);
+        OwnedWriteBatch::with_capacity(self.database.clone(), changes).durability(Some(mode))
     }
 
     /// So many bytes have been written.

@@ -292,6 +292,42 @@ async fn the_answer_to_a_repeated_write_is_the_first_answer() {
 }
 
 #[tokio::test]
+async fn every_write_is_on_the_disk_before_it_is_answered() {
+    let dir = TempDir::new().unwrap();
+    let mut owner = Owner::of(&dir, 1).await;
+    let synced = |owner: &Owner| {
+        let persisted = std::mem::take(&mut *owner.store.inner.directory.persisted.lock());
+        assert!(persisted.iter().all(|mode| *mode == PersistMode::SyncData), "{persisted:?}");
+        persisted.len()
+    };
+    assert_eq!(synced(&owner), 1, "a claim");
+    owner.write(vec![Op::PutAlarm(alarm("a", 1, 1))]).await;
+    assert_eq!(synced(&owner), 1, "a commit");
+    owner.store.post(&[message("m")]).await.unwrap();
+    assert_eq!(synced(&owner), 1, "a post");
+    owner.store.release(owner.incarnation, &[SHARD]).await.unwrap();
+    assert_eq!(synced(&owner), 1, "a release");
+}
+
+#[tokio::test]
+async fn a_shard_of_a_life_that_was_ended_was_not_released_whenever_it_is_claimed() {
+    let dir = TempDir::new().unwrap();
+    let owner = Owner::of(&dir, 1).await;
+    let start = Claim {
+        incarnation: Incarnation(2),
+        host: "host-0".into(),
+        shards: vec![ShardId(8)],
+        given_up: Vec::new(),
+        shard_count: 16,
+        hash_version: 1,
+        lease: Duration::from_secs(60),
+        kind: ClaimKind::Start,
+    };
+    assert!(owner.store.claim(&start).await.unwrap().granted[0].clean, "nobody has had it");
+    assert!(!claim(&owner.store, 2).await.granted[0].clean);
+}
+
+#[tokio::test]
 async fn a_directory_with_another_layout_is_not_opened() {
     let dir = TempDir::new().unwrap();
     let owner = Owner::of(&dir, 1).await;

@@ -200,9 +200,8 @@ impl<'a> Changes<'a> {
     /// # Errors
     /// Whatever the database says. It takes no further writes then, and whether it took this one is not known.
     pub(super) fn commit(self) -> fjall::Result<()> {
-        let database = self.directory.database.clone();
-        let mut batch =
-            fjall::OwnedWriteBatch::with_capacity(database, self.changes.len()).durability(Some(PersistMode::SyncData));
+        // The least after which a machine that loses its power keeps it.
+        let mut batch = self.directory.batch(self.changes.len(), PersistMode::SyncData);
         let bytes = |(_, key, value): &(Table, UserKey, Option<UserValue>)| {
             key.len() + value.as_ref().map_or(0, |value| value.len())
         };
