@@ -468,6 +468,20 @@ async fn when_memory_is_full_nothing_is_half_written_and_deletes_and_leases_go_o
 }
 
 #[tokio::test]
+async fn a_call_that_may_have_been_done_is_not_called_undone_because_its_repeat_went_nowhere() {
+    let server = Redis::start();
+    let store = RedisStore::builder(server.url()).timeout(Duration::from_millis(300)).connect().await.unwrap();
+    start(&store, 0..2).await;
+    server.pause();
+    // Sent and not answered; and sent again, where no connection is to be had.
+    let claim = store.claim(&claim_of(ME, "a", 0..3, ClaimKind::Running)).await;
+    assert!(matches!(claim, Err(StoreError::Unavailable(_))), "{claim:?}");
+    let next = store.claim(&claim_of(ME, "a", 0..3, ClaimKind::Running)).await;
+    assert!(matches!(next, Err(StoreError::NotApplied(_))), "it was never sent: {next:?}");
+    server.resume();
+}
+
+#[tokio::test]
 async fn a_server_that_is_gone_or_hangs_is_given_up_on_in_time() {
     let server = Redis::start();
     let store = RedisStore::builder(server.url()).timeout(Duration::from_millis(300)).connect().await.unwrap();

@@ -387,3 +387,23 @@ type Identity = (u32, Arc<str>, Arc<str>, Arc<str>);
 fn identity(new: &NewMessage) -> Identity {
     (new.shard.0, new.name.interface.clone(), new.name.instance.clone(), new.id.clone())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_waited_for_a_row_sets_nobody_apart_any_more() {
+        let posts = Arc::new(Posts::new());
+        let identity: Identity = (0, "order".into(), "o-1".into(), "m".into());
+        let waits = || {
+            *posts.queue().apart.entry(identity.clone()).or_default() += 1;
+            Apart { posts: posts.clone(), identities: vec![identity.clone()] }
+        };
+        let (first, second) = (waits(), waits());
+        drop(first);
+        assert_eq!(posts.queue().apart.get(&identity), Some(&1));
+        drop(second);
+        assert!(posts.queue().apart.is_empty());
+    }
+}

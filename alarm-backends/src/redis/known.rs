@@ -184,6 +184,17 @@ mod tests {
     }
 
     #[test]
+    fn of_two_answers_the_greater_number_stays_known_whichever_comes_last() {
+        let known = Known::default();
+        known.enter("store".into(), ME, "host", 1);
+        known.grant(ME, ShardId(0), Epoch(1));
+        for seq in [4, 5, 3] {
+            known.acknowledge(ME, ShardId(0), Epoch(1), Lane(0), seq);
+        }
+        assert_eq!(known.shard(ME, ShardId(0)), Some(shard(1, &[(0, 5)])));
+    }
+
+    #[test]
     fn a_new_epoch_forgets_what_the_old_one_acknowledged() {
         let known = Known::default();
         known.enter("store".into(), ME, "host", 1);
