@@ -728,6 +728,18 @@ on_each_store! {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_wall_clock_that_steps_forward_is_noticed_also_while_no_renewal_is_answered() {
+    let world = World::in_memory();
+    let site = world.start().await;
+    site.probes.set_alarm("a", "x", world.at(3_600_000), &()).await.unwrap();
+    world.store.set_chance(Method::Renew, Fault::FailBefore, 1.0);
+    world.pass(7 * SECOND).await;
+    world.clock.step(4_000_000);
+    world.pass(6 * SECOND).await;
+    assert_eq!(world.script.fired_ids(), ["x"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_store_that_fails_while_alarms_are_loaded_is_asked_again_until_they_are() {
     let world = World::in_memory();
     let site = world.start().await;

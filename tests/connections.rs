@@ -321,6 +321,26 @@ async fn a_client_sees_nothing_before_it_is_durable() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_connection_stays_open_that_was_closed_by_a_handler_which_fails_and_keeps_its_memory() {
+    let world = World::in_memory();
+    let site = world.start().await;
+    let client = connect(&site, "a").await;
+    let closes_and_fails = act::<()>(|me: &mut Probe, cx: &mut Context| {
+        Box::pin(async move {
+            for peer in me.peers.all() {
+                peer.close(cx, "after all");
+            }
+            Err(Failed::Refused("no"))
+        })
+    });
+    site.probes.request("a", closes_and_fails).await.unwrap_err();
+    site.probes.request("a", broadcast(1, 2)).await.unwrap();
+    assert_eq!(client.recv().await, Ok(1));
+    site.probes.request("a", close_all("now")).await.unwrap();
+    assert_eq!(client.recv().await, Err(Closed::ByInstance("now".into())));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_close_alone_waits_for_its_commit_too() {
     let world = World::in_memory();
     let site = world.start().await;

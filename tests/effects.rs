@@ -382,6 +382,28 @@ async fn a_read_that_is_overtaken_by_the_commit_it_does_not_contain_shows_that_c
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_read_that_fails_is_the_stores_word_before_a_commit_and_the_handlers_behind_it() {
+    let world = World::in_memory();
+    let site = world.start().await;
+    for commits in [false, true] {
+        world.store.fail_next(Method::Read, Fault::FailBefore);
+        let handler = act::<Option<i64>>(move |_: &mut Probe, cx| {
+            Box::pin(async move {
+                if commits {
+                    cx.put("first", &1)?;
+                    cx.commit().await?;
+                }
+                Ok(cx.get("second").await?)
+            })
+        });
+        let error = site.probes.request("a", handler).await.unwrap_err();
+        assert_eq!(error.may_have_happened(), commits, "{error}");
+        assert_eq!(matches!(error, RequestError::Handler(..)), commits, "{error:?}");
+        assert_eq!(matches!(error, RequestError::Store(_)), !commits, "{error:?}");
+    }
+}
+
 on_each_store! {
     async fn what_was_committed_in_the_middle_of_a_handler_stays_whatever_becomes_of_the_rest(world: World) {
         let site = world.start().await;

@@ -69,6 +69,31 @@ on_each_store! {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_alarm_that_its_handler_holds_is_there_and_one_that_it_does_not_is_on_its_way_out() {
+    let world = World::in_memory();
+    let later = world.at(100_000);
+    world.script.on_alarm(move |me, cx, alarm| {
+        let (id, script) = (alarm.id().to_owned(), me.script.clone());
+        Box::pin(async move {
+            if id == "held" {
+                cx.hold_alarm();
+            }
+            let is_set = cx.set_alarm_if_absent(&id, later, &()).await?;
+            script.note(format!("{id}: {is_set}"));
+            Ok(())
+        })
+    });
+    let site = world.start().await;
+    for (n, id) in (0..).zip(["held", "done"]) {
+        site.probes.set_alarm("a", id, world.at(n), &()).await.unwrap();
+    }
+    world.pass(SECOND).await;
+    assert_eq!(world.script.notes(), ["held: false", "done: true"]);
+    world.pass(200 * SECOND).await;
+    assert_eq!(world.script.fired_ids()[..3], ["held", "done", "done"]);
+}
+
 on_each_store! {
     async fn however_the_incarnation_ends_that_holds_an_alarm_it_fires_again(world: World) {
         hold(&world);

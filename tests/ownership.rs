@@ -225,6 +225,27 @@ async fn a_host_that_cannot_renew_stops_serving_before_its_lease_is_over() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_lease_is_counted_from_when_its_renewal_was_sent_however_late_the_answer_comes() {
+    let world = World::in_memory();
+    let zero = start(&world, "host-0", &fleet(1)).await;
+    zero.probes.request("a", put("k", 1)).await.unwrap();
+    let renewals = world.store.calls(Method::Renew);
+    world.store.fail_next(Method::Renew, Fault::SlowAnswer(4 * SECOND));
+    while world.store.calls(Method::Renew) == renewals {
+        world.pass(SECOND / 10).await;
+    }
+    let sent = world.now();
+    world.pass(5 * SECOND).await;
+    world.store.set_down(true);
+    assert!(zero.probes.request("a", life()).await.is_ok());
+    // By the answer it would last until then and beyond.
+    world.pass(LEASE - 6 * SECOND).await;
+    assert!(world.now() - sent < 15_000);
+    let error = zero.probes.request("a", life()).await.unwrap_err();
+    assert!(matches!(error, RequestError::LeaseLost), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn after_an_outage_a_host_serves_again_what_nobody_took() {
     let world = World::in_memory();
     let fleet = fleet(1);

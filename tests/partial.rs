@@ -12,8 +12,10 @@ use std::time::{Duration, Instant};
 
 use alarm_backends::RedisStore;
 use alarm_backends::testing::servers::{Redis, RedisCluster};
+use stable_interfaces::testing::{Fault, Method};
 use stable_interfaces::{
-    Context, ContextError, Epoch, Fleet, Handle, Health, Host, Interface, RequestError, ShardId, StableInterface,
+    Context, ContextError, Epoch, Fleet, Handle, Health, Host, Interface, NewPost, RequestError, ShardId,
+    StableInterface,
 };
 use system_tests::{Site, World, count, get, in_time, life, now_or_never, put, spawn};
 
@@ -105,6 +107,53 @@ async fn alarms_on_the_rest_of_a_store_are_loaded_and_fire_while_a_part_of_it_is
         world.pass(2 * LEASE).await;
         assert_eq!(world.script.fired().len(), there.len() + away.len());
         drop(site);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn shards_that_answer_again_are_asked_together_again() {
+    in_time(async {
+        let world = World::spread();
+        let site = start(&world).await;
+        // Asks for all shards at once, with one message in each.
+        let loads = async |round: u32| {
+            let before = world.store.calls(Method::Load);
+            for shard in 0..SHARDS {
+                let id = (0..).map(|i| format!("id-{i}")).find(|id| fleet().shard_of(id).unwrap() == ShardId(shard));
+                site.probes.post(&id.unwrap(), NewPost::new("x").id(format!("{round}"))).await.unwrap();
+            }
+            world.pass(SECOND).await;
+            world.store.calls(Method::Load) - before
+        };
+        world.pass(SECOND).await;
+        let before = loads(1).await;
+        world.store.set_chance(Method::Load, Fault::FailBefore, 1.0);
+        let during = loads(2).await;
+        world.store.heal();
+        world.pass(LEASE).await;
+        assert!(during > before, "each by itself: {during} calls and not {before}");
+        assert_eq!(world.script.taken().len(), 2 * SHARDS as usize);
+        let after = loads(3).await;
+        assert!(after <= before, "{after} calls, and {before} before");
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_ends_with_the_shard_that_is_given_up_and_not_at_the_next_renewal() {
+    in_time(async {
+        let world = World::spread();
+        let site = start(&world).await;
+        let (away, _) = ids(&fleet(), 5);
+        for id in &away {
+            site.probes.request(id, life()).await.unwrap();
+        }
+        world.store.set_away(a_third());
+        while site.host.owns(&away[0]).unwrap() {
+            world.pass(SECOND / 10).await;
+        }
+        assert!(away.iter().all(|id| !site.host.owns(id).unwrap() && !site.probes.is_running(id)));
     })
     .await;
 }

@@ -149,6 +149,37 @@ on_each_store! {
 }
 
 on_each_store! {
+    async fn what_a_ride_that_did_not_happen_has_let_out_is_taken_back_and_nothing_else(world: World) {
+        let (site, shared) = (world.start().await, Shared::of(&world));
+        let courses = [None, Some(Course::Refused), Some(Course::Unanswered(false)), Some(Course::Lands)];
+        for (course, expected) in courses.into_iter().zip([101, 101, 101, 111]) {
+            let (sum, its) = (Arc::new(AtomicU64::new(0)), shared.clone());
+            let adds = |n| {
+                let sum = sum.clone();
+                move || drop(sum.fetch_add(n, Ordering::SeqCst))
+            };
+            let (before, inside, after) = (adds(1), adds(10), adds(100));
+            let handler = act(move |_, cx| {
+                Box::pin(async move {
+                    cx.after_commit(before);
+                    let mut ride = cx.ride().await?;
+                    ride.context().after_commit(inside);
+                    match course {
+                        Some(course) => drop(ride.commit(its.carrier(course), Part::Last).await),
+                        None => drop(ride),
+                    }
+                    cx.after_commit(after);
+                    Ok(7)
+                })
+            });
+            assert_eq!(site.probes.request("a", handler).await.unwrap(), 7);
+            world.settle().await;
+            assert_eq!(sum.load(Ordering::SeqCst), expected, "{course:?}");
+        }
+    }
+}
+
+on_each_store! {
     async fn a_ride_nobody_knows_about_is_unknown_to_its_caller_and_holds_the_next_life_back(world: World) {
         let (site, shared) = (world.start().await, Shared::of(&world));
         let first = site.probes.request("a", life()).await.unwrap();

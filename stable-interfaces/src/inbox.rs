@@ -1215,4 +1215,41 @@ mod tests {
         }
         assert_eq!(handled, (0..100).map(|n| format!("{n:03}")).collect::<Vec<_>>());
     }
+
+    #[test]
+    fn a_message_that_is_handed_out_is_counted_no_more_wherever_it_has_waited() {
+        let body = |row: InboxRow| InboxRow { body: vec![0; 1_000].into(), ..row };
+        let waits: [fn(&mut InboxWindow, Arc<InboxRow>); 4] = [
+            |_, _| {},
+            |window, row| window.wait_again(Duration::from_millis(7), row),
+            |window, row| window.postpone(Timestamp::from_millis(7), row),
+            |window, row| window.turn_back(NOW, row),
+        ];
+        for wait in waits {
+            let mut window = InboxWindow::new(4);
+            window.begin_page();
+            window.merge_page(vec![body(row("a", 1))], true, NOW);
+            let row = window.pop_due(NOW).expect("it is ready");
+            wait(&mut window, row.clone());
+            pop(&mut window, 9);
+            assert_eq!((window.ready_bytes, window.postponed_bytes, window.crowd_bytes), (0, 0, 0));
+            window.remove(&row.key());
+            assert!(window.taken.is_empty() && window.crowds.waiting() == 0);
+        }
+    }
+
+    #[test]
+    fn a_page_that_could_not_be_loaded_is_wanted_again_from_where_it_began() {
+        let mut window = InboxWindow::new(1);
+        window.begin_page();
+        window.merge_page(vec![row("a", 1)], false, NOW);
+        let a = window.pop_due(NOW).expect("it is ready");
+        window.remove(&a.key());
+        for _ in 0..2 {
+            assert_eq!(window.begin_page(), Some((Some(a.key()), 1, false)));
+            assert!(!window.wants_page(), "one is under way");
+            window.abandon_page();
+            assert!(window.wants_page() && !window.lets_alarms_fire());
+        }
+    }
 }

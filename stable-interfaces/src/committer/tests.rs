@@ -295,3 +295,18 @@ async fn commits_of_a_lane_that_is_closed_are_counted_no_more() {
         assert_eq!(world.depth(), (0, 0));
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_write_has_no_more_bytes_than_it_may_however_many_commits_wait() {
+    let world = World::of_lane().await;
+    world.store.fail_next(Method::Commit, Fault::HangAfter);
+    let first = world.push(0, b"a");
+    tokio::task::yield_now().await;
+    let large = vec![0; MAX_WRITE_BYTES / 2];
+    let tickets: Vec<_> = (0..SHARDS).map(|shard| world.push(shard, &large)).collect();
+    world.store.release_hanging();
+    for ticket in tickets.iter().chain([&first]) {
+        assert!(world.told(ticket).await.is_ok());
+    }
+    assert_eq!(world.store.calls(Method::Commit), 1 + u64::from(SHARDS), "no two fit into one");
+}

@@ -23,6 +23,9 @@ use crate::store::{AlarmKey, AlarmRow, Epoch, InboxKey, InboxRow, InstanceName, 
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Arc, Mutex, Notify};
 
+#[cfg(test)]
+mod tests;
+
 /// The most inbox messages of one shard in memory, waiting or being handled.
 const INBOX_CAP: usize = 64;
 

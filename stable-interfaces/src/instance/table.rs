@@ -371,6 +371,29 @@ mod tests {
     }
 
     #[test]
+    fn a_slot_is_old_when_it_has_not_been_used_for_more_ages_than_were_asked_for() {
+        let mut scene = Scene::new(10);
+        for _ in 0..2 {
+            scene.touch("a").expect("there is room");
+            assert_eq!([(); 3].map(|()| scene.table.grow_older(2).len()), [0, 0, 1]);
+        }
+    }
+
+    #[test]
+    fn in_a_small_table_each_use_counts_also_when_nothing_new_comes_between() {
+        let mut scene = Scene::new(100);
+        for n in (0..100).chain((0..100).rev()) {
+            scene.touch(&n.to_string()).expect("there is room");
+        }
+        for n in 0..20 {
+            scene.touch(&format!("new-{n}")).expect("there is room to be made");
+        }
+        for n in 0..60 {
+            assert!(scene.touch(&n.to_string()).expect("it is there"), "{n} was used after those that could have left");
+        }
+    }
+
+    #[test]
     fn one_idle_among_the_busy_makes_room_wherever_it_is() {
         for cap in [1, 100, 20_000] {
             let mut scene = Scene::new(cap);

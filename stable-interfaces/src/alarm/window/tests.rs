@@ -490,3 +490,47 @@ fn alarms_that_meet_another_on_their_way_go_back_behind_it_and_the_store_gives_t
     window.turn_back(&slow, "0", rev(1));
     assert_eq!(pop_all(&mut window, 1_000), ["0"], "in their order");
 }
+
+#[test]
+fn an_alarm_that_leaves_is_counted_no_more_wherever_it_has_waited() {
+    let slow = name("slow");
+    let waits: [fn(&mut AlarmWindow); 4] = [
+        |_| {},
+        |window| assert!(window.pop_due(at(10)).is_some()),
+        |window| {
+            window.pop_due(at(10)).expect("it is due");
+            window.wait_again(&name("slow"), "a", rev(1), Some(SECOND));
+        },
+        |window| {
+            window.pop_due(at(10)).expect("it is due");
+            window.turn_back(&name("slow"), "a", rev(1));
+        },
+    ];
+    let leaves: [fn(&mut AlarmWindow); 4] = [
+        |window| window.remove(&name("slow"), "a", rev(1)),
+        |window| {
+            window.put(alarm_of("slow", "a", 5_000, 2));
+            window.remove(&name("slow"), "a", rev(2));
+        },
+        |window| window.set_aside(&name("slow"), "a", rev(1)),
+        |window| {
+            window.end_waits(2 * SECOND);
+            window.head_ended(&name("slow"));
+            // It may be on its way already.
+            window.pop_due(at(10));
+            window.remove(&name("slow"), "a", rev(1));
+        },
+    ];
+    for wait in waits {
+        for leave in leaves {
+            let mut window = complete(8);
+            window.put(alarm_of("slow", "a", 1, 1));
+            assert!(window.lead(&slow));
+            window.head_ended(&slow);
+            wait(&mut window);
+            leave(&mut window);
+            assert_eq!((window.waiting_bytes, window.postponed_bytes, window.crowd_bytes), (0, 0, 0));
+            assert_eq!((window.len(), window.crowds.waiting()), (0, 0));
+        }
+    }
+}

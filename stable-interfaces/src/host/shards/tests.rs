@@ -1,0 +1,127 @@
+//! Shards without a store: what is counted and listed comes down again on every way, and which alarms are marked.
+
+use bytes::Bytes;
+
+use super::*;
+use crate::testing::SimClock;
+
+const SHARD: ShardId = ShardId(0);
+const EPOCH: Epoch = Epoch(1);
+
+/// A host that owns one shard.
+fn owned(clock: &SimClock, clean: bool) -> Arc<Shards> {
+    let limits = Limits { max_firing: 4, max_fires_per_second: 9, max_crashes: 1, window_bytes: 100_000 };
+    let shards = Arc::new(Shards::new(1, limits, Arc::new(clock.clone())));
+    shards.own(SHARD, EPOCH, clean, 8, 50_000);
+    shards
+}
+
+/// Loads these alarms, and an empty inbox.
+fn load(shards: &Shards, alarms: Vec<AlarmRow>, is_last: bool) {
+    for page in shards.begin_pages(1) {
+        match page.after {
+            BegunAfter::Inbox(_) => shards.merge_inbox(&page, Vec::new(), true),
+            BegunAfter::Alarms(_) => shards.merge_alarms(&page, alarms.clone(), is_last),
+        }
+    }
+}
+
+/// An alarm of 1,000 bytes.
+fn alarm(due: Timestamp) -> AlarmRow {
+    AlarmRow {
+        name: InstanceName { interface: "order".into(), instance: "a".into() },
+        id: "x".into(),
+        due,
+        scheduled_at: due,
+        revision: Revision { epoch: EPOCH, counter: 1 },
+        attempt: 0,
+        crashes: 0,
+        started: false,
+        last_error: None,
+        meta: Bytes::from(vec![b'0'; 1_000]),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_handled_is_counted_until_it_has_ended_whichever_way_it_ends() {
+    let ends: [fn(WakeToken); 6] = [
+        drop,
+        WakeToken::resolve,
+        WakeToken::set_aside,
+        |token| token.postpone(Duration::from_secs(5)),
+        |token| drop(token.hold()),
+        |mut token| assert!(token.lead_or_turn_back()),
+    ];
+    for end in ends {
+        let clock = SimClock::new(Timestamp::from_millis(1_000));
+        let shards = owned(&clock, true);
+        load(&shards, vec![alarm(clock.now())], true);
+        let counted =
+            |shards: &Shards| (shards.firing.load(Ordering::Acquire), shards.firing_bytes.load(Ordering::Acquire));
+        let token = shards.pop_due(Moment::of(&clock)).expect("it is due");
+        assert!(matches!(counted(&shards), (1, 1_000..)), "{:?}", counted(&shards));
+        end(token);
+        assert_eq!(counted(&shards), (0, 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shard_that_is_given_up_is_waited_for_no_more() {
+    let clock = SimClock::new(Timestamp::from_millis(1_000));
+    for is_loaded in [false, true] {
+        let shards = owned(&clock, true);
+        if is_loaded {
+            load(&shards, vec![alarm(clock.now())], true);
+        }
+        clock.sleep(Duration::from_secs(10)).await;
+        assert_eq!(shards.overdue(), Duration::from_secs(10), "loaded: {is_loaded}");
+        assert!(shards.lose(SHARD, EPOCH));
+        assert_eq!(shards.overdue(), Duration::ZERO, "loaded: {is_loaded}");
+        assert_eq!((shards.next_deadline(), shards.next_wait()), (None, None));
+        assert!(shards.pop_due(Moment::of(&clock)).is_none());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_comes_later_does_not_end_the_marking_of_what_was_overdue() {
+    let clock = SimClock::new(Timestamp::from_millis(1_000));
+    let shards = owned(&clock, false);
+    let of = |instance: &str, due| {
+        let name = InstanceName { interface: "order".into(), instance: instance.into() };
+        AlarmRow { name, ..alarm(Timestamp::from_millis(due)) }
+    };
+    let is_marked_when_handled = || {
+        let token = shards.pop_due(Moment::of(&clock)).expect("it is due");
+        let (is_marked, done) = (token.must_mark, token.wake().done());
+        token.resolve();
+        shards.apply(SHARD, EPOCH, &[done]);
+        is_marked
+    };
+    // Of the two that are overdue, the second is in the store yet when the message comes.
+    load(&shards, vec![of("first", 1)], false);
+    assert!(is_marked_when_handled());
+    clock.sleep(Duration::from_secs(1)).await;
+    shards.hint(SHARD);
+    let now = clock.now();
+    let message = InboxRow {
+        name: of("message", 1).name,
+        id: "m".into(),
+        arrived: now,
+        due: now,
+        attempt: 0,
+        crashes: 0,
+        started: false,
+        last_error: None,
+        headers: Vec::new(),
+        body: Bytes::new(),
+    };
+    let mut pages = shards.begin_pages(1);
+    let alarms = pages.pop().expect("the rest of the alarms");
+    let inbox = pages.pop().expect("the inbox");
+    shards.merge_inbox(&inbox, vec![message], true);
+    assert!(!is_marked_when_handled(), "it is none of what was overdue");
+    shards.merge_alarms(&alarms, vec![of("second", 2), of("later", 5_000)], true);
+    assert!(is_marked_when_handled());
+    clock.sleep(Duration::from_secs(5)).await;
+    assert!(!is_marked_when_handled(), "what comes later ends it");
+}
