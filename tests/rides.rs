@@ -156,7 +156,7 @@ on_each_store! {
             let (sum, its) = (Arc::new(AtomicU64::new(0)), shared.clone());
             let adds = |n| {
                 let sum = sum.clone();
-                move || drop(sum.fetch_add(n, Ordering::SeqCst))
+                move || _ = sum.fetch_add(n, Ordering::SeqCst)
             };
             let (before, inside, after) = (adds(1), adds(10), adds(100));
             let handler = act(move |_, cx| {
