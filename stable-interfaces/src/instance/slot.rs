@@ -35,6 +35,9 @@ use crate::store::{BoxError, Epoch, InstanceName, Op, ShardId};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Arc, Mutex, MutexGuard, Notify};
 
+#[cfg(all(test, not(shuttle)))]
+mod tests;
+
 pub(crate) struct Slot<I: StableInterface> {
     pub(crate) id: Arc<str>,
     pub(crate) shard: ShardId,
