@@ -87,6 +87,24 @@ async fn instances_on_the_rest_of_a_store_go_on_for_as_long_as_a_part_of_it_is_a
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_host_that_gave_up_what_is_away_does_not_name_itself_as_the_one_to_ask() {
+    in_time(async {
+        let world = World::spread();
+        let site = start(&world).await;
+        let (away, _) = ids(&fleet(), 1);
+        site.probes.request(&away[0], count("n")).await.unwrap();
+        world.store.set_away(a_third());
+        world.pass(3 * LEASE).await;
+        let error = site.probes.request(&away[0], get("n")).await.unwrap_err();
+        assert!(matches!(error, RequestError::LeaseLost), "{error}");
+        world.store.set_away([]);
+        world.pass(2 * LEASE).await;
+        assert_eq!(site.probes.request(&away[0], get("n")).await.unwrap(), Some(1));
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn alarms_on_the_rest_of_a_store_are_loaded_and_fire_while_a_part_of_it_is_away() {
     in_time(async {
         let world = World::spread();

@@ -229,7 +229,10 @@ impl<I: StableInterface> InterfaceCore<I> {
         let hash = hash_id(id);
         let shard = self.host.fleet.shard_of_hash(hash);
         let Some(epoch) = self.host.shards.epoch(shard) else {
-            return Err(RequestError::NotOwner { holder: self.host.holder(shard) }.into());
+            let holder = self.host.holder(shard);
+            // Nobody else is known to have what this host gave up, so there is nobody else to ask.
+            let is_own = *holder == *self.host.name;
+            return Err(if is_own { RequestError::LeaseLost } else { RequestError::NotOwner { holder } }.into());
         };
         if !self.host.lease_holds() {
             return Err(RequestError::LeaseLost.into());
@@ -810,7 +813,8 @@ pub(crate) fn disconnect<I: OnConnect>(core: &Arc<InterfaceCore<I>>, id: &Arc<st
         // The lease may come back, and then the instance with all its connections is still there.
         Err(error)
             if matches!(*error, RequestError::Fenced | RequestError::LeaseLost)
-                && core.host.health() == Health::Running =>
+                && core.host.health() == Health::Running
+                && core.host.fleet.shard_of(id).is_ok_and(|shard| core.host.shards.epoch(shard).is_some()) =>
         {
             let (again, id) = (core.clone(), id.clone());
             core.host.spawn_turn(async move {
