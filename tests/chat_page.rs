@@ -65,7 +65,7 @@ const FAINT: &str = r#"(() => {
     return faint;
 })()"#;
 
-/// Whether the last line of the room can be seen.
+/// Says whether the last line of the room can be seen.
 const SHOWS_LAST: &str = r##"(() => {
     const [log, last] = [document.querySelector("#log"), document.querySelector("#log li:last-child")];
     return last.getBoundingClientRect().bottom <= log.getBoundingClientRect().bottom + 1;

@@ -57,7 +57,7 @@ async fn a_host_whose_own_task_panics_stops_wholly_and_says_so() {
 #[derive(Debug, Clone)]
 struct Brittle {
     clock: SimClock,
-    /// Whether its exact sleeps panic, and whether the others do.
+    /// Says whether its exact sleeps panic, and whether the others do.
     breaks: Arc<[AtomicBool; 2]>,
 }
 

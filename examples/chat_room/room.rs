@@ -123,7 +123,7 @@ pub(crate) struct Welcome {
     pub(crate) missed: u64,
     /// A client says something, if only that it is here, well within this time.
     pub(crate) gone_after_ms: u64,
-    /// Whether somebody else is connected under the same name: the same person in another window, or another of that name.
+    /// Says whether somebody else is connected under the same name: the same person in another window, or another of that name.
     #[serde(default)]
     pub(crate) shared: bool,
 }

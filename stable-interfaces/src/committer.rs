@@ -576,7 +576,7 @@ struct ShardGroup {
     shard: ShardId,
     epoch: Epoch,
     commits: Vec<Queued>,
-    /// Whether there ever was a try without an answer.
+    /// Says whether there ever was a try without an answer.
     was_ambiguous: bool,
 }
 
@@ -632,7 +632,7 @@ impl LaneWriter {
         LaneWriter { committer, lane, sequence, seq: 0, waiting, running, foremost: None, patience: None, held }
     }
 
-    /// Whether something may be taken out of the queue now.
+    /// Says whether something may be taken out of the queue now.
     fn may_take(&self) -> bool {
         match self.sequence {
             Sequence::OfLane => self.running.is_empty(),

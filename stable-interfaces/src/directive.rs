@@ -52,7 +52,7 @@ impl Needs {
         }
     }
 
-    /// Whether an interface has it.
+    /// Says whether an interface has it.
     ///
     /// # Errors
     /// [`ContextError::Unhandled`] names the interface and the line that is missing.

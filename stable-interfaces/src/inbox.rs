@@ -325,9 +325,9 @@ type Identity = (InstanceName, Arc<str>);
 /// What is known of a message in memory.
 #[derive(Debug, Default)]
 struct Taken {
-    /// Whether it has been handed out: then it may have left the store already.
+    /// Says whether it has been handed out: then it may have left the store already.
     is_out: bool,
-    /// Whether a page has shown its ID since: it may have been another message.
+    /// Says whether a page has shown its ID since: it may have been another message.
     is_shown_again: bool,
 }
 
@@ -469,7 +469,7 @@ impl InboxWindow {
         self.lets_alarms_fire
     }
 
-    /// Whether there may be messages in the store that could be handled and are not in memory.
+    /// Says whether there may be messages in the store that could be handled and are not in memory.
     pub(crate) fn is_behind(&self) -> bool {
         self.pass != Pass::None
     }
@@ -563,7 +563,7 @@ impl InboxWindow {
         }
     }
 
-    /// Whether a row that a page shows is not in memory; and notes what the page says of one that is.
+    /// Says whether a row that a page shows is not in memory; and notes what the page says of one that is.
     fn is_new(&mut self, row: &InboxRow, gone: &HashMap<Identity, Gone>) -> bool {
         let identity = (row.name.clone(), row.id.clone());
         if let Some(gone) = gone.get(&identity) {
@@ -712,7 +712,7 @@ impl InboxWindow {
         self.join_crowd(since, row);
     }
 
-    /// Whether so many times as many as wait may.
+    /// Says whether so many times as many as wait may.
     fn crowd_has_room(&self, times: usize) -> bool {
         self.crowds.waiting() * times < self.cap * CROWD_PER_CAP && self.crowd_bytes * times < MAX_BYTES
     }

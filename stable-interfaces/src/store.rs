@@ -289,7 +289,7 @@ pub struct Page {
     pub limit: usize,
     /// At most about this many bytes, of what the application put into the rows: meta, body, headers. The first row comes whatever it has.
     pub bytes: usize,
-    /// Whether of inbox rows only the keys are wanted: all but name, ID and time of arrival may be left empty, and need not be read.
+    /// Says whether of inbox rows only the keys are wanted: all but name, ID and time of arrival may be left empty, and need not be read.
     pub keys_only: bool,
 }
 
@@ -319,7 +319,7 @@ pub struct Loaded {
     pub rows: Rows,
     /// Rows met on the way that are not usable. They stay in the store, untouched.
     pub damaged: Vec<Damaged>,
-    /// Whether the store has no row after these. A page that is full may leave that open, and then this is `false`.
+    /// Says whether the store has no row after these. A page that is full may leave that open, and then this is `false`.
     pub is_last: bool,
 }
 

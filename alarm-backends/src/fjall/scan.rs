@@ -16,7 +16,7 @@ use crate::codec;
 /// What a walk through a page has met beside its rows.
 struct Found {
     damaged: Vec<Damaged>,
-    /// Whether it came to the end of the shard.
+    /// Says whether it came to the end of the shard.
     is_last: bool,
 }
 

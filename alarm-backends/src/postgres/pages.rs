@@ -50,9 +50,9 @@ struct Filling<'a, T> {
     /// How many rows the last query was to bring at most, and how many bytes.
     asked: usize,
     asked_bytes: usize,
-    /// Whether it found that many rows, so that there may be more.
+    /// Says whether it found that many rows, so that there may be more.
     was_full: bool,
-    /// Whether it brought fewer than it found, for their bytes.
+    /// Says whether it brought fewer than it found, for their bytes.
     was_cut: bool,
 }
 

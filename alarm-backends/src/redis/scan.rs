@@ -38,7 +38,7 @@ struct Walk {
     most_bytes: usize,
     bytes: usize,
     is_done: bool,
-    /// Whether the set has ended.
+    /// Says whether the set has ended.
     is_last: bool,
     rows: Rows,
     values: Vec<(Arc<str>, bytes::Bytes)>,

@@ -202,7 +202,7 @@ pub(crate) async fn load(host: Arc<HostCore>, sequence: Sequence) {
 /// What became of a call for pages.
 struct Asked {
     begun: Vec<BegunPage>,
-    /// Whether it was the one for all that is not troubled.
+    /// Says whether it was the one for all that is not troubled.
     is_joint: bool,
     /// `None` if it failed.
     loaded: Option<Vec<Loaded>>,

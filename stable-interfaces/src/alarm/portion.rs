@@ -23,7 +23,7 @@ pub(crate) struct Portion {
     answers: u32,
     /// How many must come before a larger one is tried.
     patience: u32,
-    /// Whether the size before this one was smaller.
+    /// Says whether the size before this one was smaller.
     has_grown: bool,
     /// The bytes of the largest row in the last answer that had any: the next may have one of that size from each shard.
     largest: usize,

@@ -68,7 +68,7 @@ pub(crate) struct AlarmWindow {
     crowd_bytes: usize,
     /// When the first alarm beyond the horizon is due, or earlier; `None` if nothing is known of it.
     beyond: Option<Timestamp>,
-    /// Whether the last page had more bytes than there was room for: then there is no use in another before all that waits is gone.
+    /// Says whether the last page had more bytes than there was room for: then there is no use in another before all that waits is gone.
     was_cut: bool,
     /// The time it was told last.
     now: Timestamp,

@@ -141,7 +141,7 @@ impl Timer {
         wakers.into_values().for_each(quiet::wake);
     }
 
-    /// Whether the thread still rings; asked under the lock of `waiting`.
+    /// Says whether the thread still rings; asked under the lock of `waiting`.
     fn is_alive(&self) -> Option<()> {
         (!self.has_died.load(Ordering::Acquire)).then_some(())
     }

@@ -244,9 +244,9 @@ struct Calls {
 struct Last {
     seq: u64,
     batches: Vec<Batch>,
-    /// Whether it is known what became of it; `None` if it surely was not applied and may come again.
+    /// Says whether it is known what became of it; `None` if it surely was not applied and may come again.
     is_known: Option<bool>,
-    /// Whether a call before the last one was not answered.
+    /// Says whether a call before the last one was not answered.
     was_unanswered: bool,
 }
 

@@ -87,7 +87,7 @@ impl World {
         ticket.wait().await
     }
 
-    /// Whether it is told something within that time.
+    /// Says whether it is told something within that time.
     async fn told_within(&self, ticket: &Ticket, limit: Duration) -> Option<Result<(), Failure>> {
         within(&self.clock, limit, ticket.wait()).await
     }

@@ -184,7 +184,7 @@ pub(crate) struct BegunPage {
     pub(crate) limit: usize,
     /// For how many bytes there is room.
     pub(crate) bytes: usize,
-    /// Whether only keys are wanted.
+    /// Says whether only keys are wanted.
     pub(crate) keys_only: bool,
     pub(crate) after: BegunAfter,
 }
@@ -456,7 +456,7 @@ impl Shards {
             && !(firing > 0 && self.is_alone_wanted.load(Ordering::Acquire))
     }
 
-    /// Whether what is being handled leaves room for more.
+    /// Says whether what is being handled leaves room for more.
     pub(crate) fn has_room(&self) -> bool {
         self.firing_bytes.load(Ordering::Acquire) <= self.limits.window_bytes / 2
     }

@@ -57,7 +57,7 @@ impl Ticket {
         self.number
     }
 
-    /// Whether the other is of the same commit.
+    /// Says whether the other is of the same commit.
     pub(crate) fn is(&self, other: &Ticket) -> bool {
         self.number == other.number && Arc::ptr_eq(&self.gate, &other.gate)
     }

@@ -69,7 +69,7 @@ enum Mode {
 struct Extra<I: StableInterface> {
     /// Messages waiting for their turn.
     queue: Queue<Box<dyn Job<I>>>,
-    /// Whether one of them lets the instance leave memory because its host drains.
+    /// Says whether one of them lets the instance leave memory because its host drains.
     is_draining: bool,
     /// The output gate of this incarnation, once it has committed anything.
     gate: Option<Arc<Gate>>,
@@ -803,7 +803,7 @@ impl<I: StableInterface> Slot<I> {
         }
     }
 
-    /// Whether it is busy with a handler, or with the end of an incarnation.
+    /// Says whether it is busy with a handler, or with the end of an incarnation.
     pub(crate) fn is_busy(&self) -> bool {
         self.inner.lock().mode == Mode::Busy
     }

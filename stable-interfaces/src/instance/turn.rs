@@ -34,10 +34,10 @@ pub(crate) type State<I> = Quiet<Box<I>>;
 pub(crate) trait Work<I: StableInterface>: Send + 'static {
     type Reply: Send + 'static;
 
-    /// Whether it lets the instance leave memory: then the limit of `on_stop` is its own, and not that of handlers.
+    /// Says whether it lets the instance leave memory: then the limit of `on_stop` is its own, and not that of handlers.
     const IS_STOP: bool = false;
 
-    /// Whether it does so because the host drains: one at a time waits for that.
+    /// Says whether it does so because the host drains: one at a time waits for that.
     fn is_drain(&self) -> bool {
         false
     }
@@ -128,7 +128,7 @@ pub(crate) struct Around<I: StableInterface> {
     pub(crate) limit: Duration,
     /// What woke the instance, if nobody waits for a reply.
     pub(crate) woken_by: Option<WakeToken>,
-    /// Whether it is `on_stop` that runs.
+    /// Says whether it is `on_stop` that runs.
     pub(crate) is_stop: bool,
     pub(crate) span: Span,
 }

@@ -83,7 +83,7 @@ impl HintSender {
         }
     }
 
-    /// Whether nobody listens any more.
+    /// Says whether nobody listens any more.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         !self.0.state.lock().is_listening

@@ -188,7 +188,7 @@ pub(super) struct World<A> {
     register: Box<Register<A>>,
     /// How likely a call of the store meets a fault.
     calls: f64,
-    /// Whether the store may be away in part.
+    /// Says whether the store may be away in part.
     is_spread: AtomicBool,
     state: Mutex<State<A>>,
 }
