@@ -8,10 +8,11 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use stable_interfaces::clock::{Clock, Sleep};
+use stable_interfaces::store::{DamageReason, Damaged, Loaded, Rows, ShardId};
 use stable_interfaces::testing::{Fault, Method, SeededRandom, SimClock};
 use stable_interfaces::{
-    Clock, Context, ContextError, DamageReason, Damaged, Fleet, Handle, Host, InterfaceBuilder, Loaded, RequestError,
-    RetryPolicy, Rows, ShardId, Sleep, StableInterface, Timestamp,
+    Context, ContextError, Fleet, Handle, Host, InterfaceBuilder, RequestError, RetryPolicy, StableInterface, Timestamp,
 };
 use system_tests::{
     Between, Do, Failed, Fired, Probe, START, Site, World, act, count, get, in_time, life, on_each_store, put, set,
@@ -196,7 +197,7 @@ on_each_store! {
         let random = SeededRandom::new(4);
         let mut expected = Vec::new();
         for i in 0..60 {
-            let draw = stable_interfaces::Random::next_u64(&random);
+            let draw = stable_interfaces::clock::Random::next_u64(&random);
             let (instance, alarm, at) = (format!("i-{}", draw % 7), format!("x-{}", draw / 7 % 90), 50 * (draw % 3) as i64);
             if expected.iter().any(|(_, other, id)| (other, id) == (&instance, &alarm)) {
                 continue;

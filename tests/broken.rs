@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use stable_interfaces::{
-    AlarmRow, Claim, Claimed, Epoch, Hints, Incarnation, Lane, Loaded, NewMessage, Op, Page, Posted, Read, ReadRows,
-    Renewed, Rows, ShardId, Store, StoreError, Timestamp, Write,
+use stable_interfaces::store::{
+    AlarmRow, Claim, Claimed, Epoch, Hints, Incarnation, Lane, Loaded, NewMessage, Op, Page, Read, ReadRows, Renewed,
+    Rows, ShardId, Write,
 };
+use stable_interfaces::{Posted, Store, StoreError, Timestamp};
 
 /// How a store is broken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

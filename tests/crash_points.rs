@@ -8,10 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use stable_interfaces::clock::Clock;
+use stable_interfaces::store::{After, DeadRow, InstanceName, Page, Read, ReadRange, ReadRows, Rows};
 use stable_interfaces::testing::{Began, End, Fault, History, Outcome, Pending, Setting, Violation, What};
 use stable_interfaces::{
-    After, Clock, Context, ContextError, DeadKind, DeadRow, Fleet, Health, InstanceName, Interface, NewPost, Page,
-    Read, ReadRange, ReadRows, RetryPolicy, Rows, Store, Timestamp,
+    Context, ContextError, DeadKind, Fleet, Health, Interface, NewPost, RetryPolicy, Store, Timestamp,
 };
 use system_tests::{Answer, BoxFuture, Do, Failed, Probe, Site, World, act, in_time};
 
@@ -376,7 +377,7 @@ async fn handle(
     effect: &str,
     attempt: u32,
     is_healed: bool,
-    slow: stable_interfaces::Sleep,
+    slow: stable_interfaces::clock::Sleep,
 ) -> Result<i64, Failed> {
     if kind == "slow" {
         slow.await;

@@ -5,10 +5,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use stable_interfaces::store::{Incarnation, InstanceName, NewMessage, ShardId};
 use stable_interfaces::testing::{Fault, Method};
 use stable_interfaces::{
-    ContextError, DeadKind, Directive, Fleet, Incarnation, InstanceName, NewMessage, NewPost, Outside, Posted,
-    RequestError, RetryPolicy, ShardId, Store,
+    ContextError, DeadKind, Directive, Fleet, FleetClient, NewPost, Posted, RequestError, RetryPolicy, Store,
 };
 use system_tests::{Failed, Site, World, on_each_store, wait};
 
@@ -29,8 +29,8 @@ async fn start(world: &World, host: &str) -> Site {
     world.launch(world.member(host, &fleet()).lease(LEASE), |probes| probes.retry(retry)).await
 }
 
-fn outside(world: &World) -> Outside {
-    Outside::new(Arc::new(world.store.clone()), fleet()).clock(Arc::new(world.clock.clone()))
+fn outside(world: &World) -> FleetClient {
+    FleetClient::new(Arc::new(world.store.clone()), fleet()).clock(Arc::new(world.clock.clone()))
 }
 
 on_each_store! {

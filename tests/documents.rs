@@ -105,12 +105,12 @@ fn the_readme_says_what_a_first_program_needs_and_docs_rs_shows_every_feature() 
         assert!(readme.contains(&format!("\n{package} = ")), "the README does not say how to install {package}");
     }
     let limits = [
-        ("512 bytes", stable_interfaces::MAX_ID_BYTES, 512),
-        ("1,024 bytes", stable_interfaces::MAX_KEY_BYTES, 1_024),
-        ("256 KiB", stable_interfaces::MAX_VALUE_BYTES, 256 * 1_024),
-        ("1,000 effects", stable_interfaces::MAX_EFFECTS, 1_000),
-        ("4 MiB", stable_interfaces::MAX_EFFECT_BYTES, 4 * 1_024 * 1_024),
-        ("65,536 hosts", stable_interfaces::MAX_HOSTS, 65_536),
+        ("512 bytes", stable_interfaces::store::MAX_ID_BYTES, 512),
+        ("1,024 bytes", stable_interfaces::store::MAX_KEY_BYTES, 1_024),
+        ("256 KiB", stable_interfaces::store::MAX_VALUE_BYTES, 256 * 1_024),
+        ("1,000 effects", stable_interfaces::Context::MAX_EFFECTS, 1_000),
+        ("4 MiB", stable_interfaces::Context::MAX_EFFECT_BYTES, 4 * 1_024 * 1_024),
+        ("65,536 hosts", stable_interfaces::Fleet::MAX_HOSTS, 65_536),
     ];
     for (said, is, so_much) in limits {
         assert!(is == so_much && readme.contains(said), "the README says {said}, and it is {is}");

@@ -9,10 +9,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use alarm_backends::FjallStore;
+use stable_interfaces::clock::{Clock, SystemClock};
 use stable_interfaces::testing::{Fault, Method};
 use stable_interfaces::{
-    Alarm, Clock, Closed, Context, ContextError, Handle, Health, Host, Interface, Me, NewPost, OnAlarm, RequestError,
-    StableInterface, SystemClock,
+    Alarm, Closed, Context, ContextError, Handle, Health, Host, InstanceRef, Interface, NewPost, OnAlarm, RequestError,
+    StableInterface,
 };
 use system_tests::{
     Failed, Probe, Site, World, act, get, in_time, life, now_or_never, on_each_store, put, spawn, wait,
@@ -208,7 +209,7 @@ async fn connections_are_closed_with_the_reason_and_tasks_are_gone() {
     let held = alive.clone();
     let spawning = act(move |_, cx: &mut Context| {
         Box::pin(async move {
-            cx.spawn(move |_: Me<Probe>| async move {
+            cx.spawn(move |_: InstanceRef<Probe>| async move {
                 let _held = held;
                 std::future::pending::<()>().await;
             })?;

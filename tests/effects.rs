@@ -7,11 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use stable_interfaces::clock::Random;
+use stable_interfaces::store::{MAX_VALUE_BYTES, Op};
 use stable_interfaces::testing::{Fault, Method, SeededRandom};
-use stable_interfaces::{
-    ContextError, Directive, Host, KeyRange, MAX_EFFECTS, MAX_VALUE_BYTES, NewPost, Op, Random, RequestError,
-    StoreError,
-};
+use stable_interfaces::{Context, ContextError, Directive, Host, KeyRange, NewPost, RequestError, StoreError};
 use system_tests::{
     Between, Do, Failed, Probe, World, act, count, get, in_time, life, on_each_store, put, set, spawn, wait,
 };
@@ -609,7 +608,7 @@ on_each_store! {
                 assert!(matches!(cx.put(&key, &1), Err(ContextError::InvalidId { what: "storage key", .. })));
                 assert!(matches!(cx.get::<i64>("").await, Err(ContextError::InvalidId { .. })));
                 cx.put(&key[..1_024], &1)?;
-                for i in 2..MAX_EFFECTS {
+                for i in 2..Context::MAX_EFFECTS {
                     cx.put(&format!("n{i}"), &1)?;
                 }
                 assert!(matches!(cx.put("one more", &1), Err(ContextError::TooLarge(_))));
@@ -620,7 +619,7 @@ on_each_store! {
         });
         site.probes.request("a", greedy).await.unwrap();
         let keys = act(|_: &mut Probe, cx| Box::pin(async move { Ok(cx.list(KeyRange::all()).await?.len()) }));
-        assert_eq!(site.probes.request("a", keys).await.unwrap(), MAX_EFFECTS + 1);
+        assert_eq!(site.probes.request("a", keys).await.unwrap(), Context::MAX_EFFECTS + 1);
     }
 }
 
@@ -856,7 +855,7 @@ async fn count_under_faults(seed: u64) {
                         Err(error) if error.may_have_happened() => of.1 += 1,
                         Err(_) => {}
                     }
-                    stable_interfaces::Clock::sleep(&clock, Duration::from_millis(pause)).await;
+                    stable_interfaces::clock::Clock::sleep(&clock, Duration::from_millis(pause)).await;
                 }
                 answers
             })

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use stable_interfaces::clock::{Clock, Sleep};
 use stable_interfaces::testing::SimClock;
-use stable_interfaces::{Clock, Ended, Fleet, Health, Host, MemoryStore, RequestError, Sleep, Timestamp};
+use stable_interfaces::{Ended, Fleet, Health, Host, MemoryStore, RequestError, Timestamp};
 use system_tests::{Between, START, Site, World, in_time, life, put, spawn, wait};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -45,7 +46,7 @@ async fn a_host_whose_own_task_panics_stops_wholly_and_says_so() {
         let asked = spawn(&site.probes, "a", put("k", 1));
         world.settle().await;
         // For the loader: a message that the host has not heard of from itself.
-        let outside = stable_interfaces::Outside::new(Arc::new(world.store.clone()), fleet.clone())
+        let outside = stable_interfaces::FleetClient::new(Arc::new(world.store.clone()), fleet.clone())
             .clock(Arc::new(world.clock.clone()));
         drop(outside.post("probe", "b", stable_interfaces::NewPost::new("m")).await);
         fails(&site, what).await;

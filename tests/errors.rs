@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
+use stable_interfaces::store::BoxError;
 use stable_interfaces::{
-    Alarm, BoxError, Context, ContextError, Handle, InterfaceBuilder, Message, NewPost, OnAlarm, OnMessage,
-    RequestError, RetryPolicy, StableInterface,
+    Alarm, Context, ContextError, Handle, InterfaceBuilder, Message, NewPost, OnAlarm, OnMessage, RequestError,
+    RetryPolicy, StableInterface,
 };
 use system_tests::World;
 

@@ -17,14 +17,15 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde_json::{Value, json};
+use stable_interfaces::store::InstanceName;
 use stable_interfaces::testing::{
     Began, Client, End, History, Invariant, Life, Outcome, Pending, SeededRandom, Setting, Site, StoreDump, What,
     Workload,
 };
 use stable_interfaces::{
-    Alarm, Closed, Connecting, ConnectionId, Context, ContextError, DeadKind, Handle, HostBuilder, InstanceName,
-    Interface, KeyRange, Message, NewPost, OnAlarm, OnConnect, OnMessage, Peer, Posted, RequestError, RetryPolicy,
-    StableInterface, Timestamp,
+    Alarm, Closed, Connecting, ConnectionId, Context, ContextError, DeadKind, Handle, HostBuilder, Interface, KeyRange,
+    Message, NewPost, OnAlarm, OnConnect, OnMessage, Peer, Posted, RequestError, RetryPolicy, StableInterface,
+    Timestamp,
 };
 
 const INSTANCES: u64 = 24;
@@ -769,8 +770,8 @@ impl Workload for Exercise {
         }
         for dead in store.dead() {
             match &dead.row {
-                stable_interfaces::DeadRow::Alarm(row) => end.waiting.insert(effect(&row.name, &row.meta)),
-                stable_interfaces::DeadRow::Message(row) => end.waiting.insert(effect(&row.name, &row.body)),
+                stable_interfaces::store::DeadRow::Alarm(row) => end.waiting.insert(effect(&row.name, &row.meta)),
+                stable_interfaces::store::DeadRow::Message(row) => end.waiting.insert(effect(&row.name, &row.body)),
             };
         }
         end

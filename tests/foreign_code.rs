@@ -17,8 +17,8 @@ use parking_lot::Mutex;
 use serde::{Serialize, Serializer};
 use stable_interfaces::testing::{Fault, Method};
 use stable_interfaces::{
-    Alarm, Connecting, ConnectionId, Context, ContextError, Directive, Handle, Health, Host, Interface, Me, Message,
-    NewPost, OnAlarm, OnConnect, OnMessage, Peer, RequestError, RetryPolicy, StableInterface,
+    Alarm, Connecting, ConnectionId, Context, ContextError, Directive, Handle, Health, Host, InstanceRef, Interface,
+    Message, NewPost, OnAlarm, OnConnect, OnMessage, Peer, RequestError, RetryPolicy, StableInterface,
 };
 use system_tests::{BoxFuture, World};
 use tokio::task::JoinHandle;
@@ -306,7 +306,7 @@ impl Scene {
 
     /// A message that does nothing, for as long as this.
     fn waits(&self, duration: Duration) -> Do {
-        let sleep = stable_interfaces::Clock::sleep(&self.world.clock, duration);
+        let sleep = stable_interfaces::clock::Clock::sleep(&self.world.clock, duration);
         act(move |_, _| {
             Box::pin(async move {
                 sleep.await;
@@ -470,7 +470,7 @@ ways! {
     }
     "a reply is dropped because its sender has gone" => |s| {
         for fails in [false, true] {
-            let (odd, sleep) = (s.odd(), stable_interfaces::Clock::sleep(&s.world.clock, SECOND));
+            let (odd, sleep) = (s.odd(), stable_interfaces::clock::Clock::sleep(&s.world.clock, SECOND));
             let slow = act(move |_, _| Box::pin(async move {
                 sleep.await;
                 if fails { Err(Oops(odd)) } else { Ok(Some(odd)) }
@@ -501,7 +501,7 @@ ways! {
         let fails = act(move |me, cx| Box::pin(async move {
             let [one, other, error] = odds;
             cx.after_commit(move || one.forget());
-            assert!(cx.spawn(move |_: Me<Cell>| async move { other.forget() }).is_ok());
+            assert!(cx.spawn(move |_: InstanceRef<Cell>| async move { other.forget() }).is_ok());
             let _ = me;
             Err(Oops(error))
         }));
@@ -524,7 +524,7 @@ ways! {
             let [one, other] = odds;
             assert!(cx.put("k", &1).is_ok());
             cx.after_commit(move || one.forget());
-            assert!(cx.spawn(move |_: Me<Cell>| async move { other.forget() }).is_ok());
+            assert!(cx.spawn(move |_: InstanceRef<Cell>| async move { other.forget() }).is_ok());
             Ok(None)
         }));
         let asked = s.spawn("a", notes);
@@ -537,7 +537,7 @@ ways! {
         for early in [true, false] {
             let odd = s.odd();
             let spawns = act(move |_, cx| Box::pin(async move {
-                let spawned = cx.spawn(move |_: Me<Cell>| {
+                let spawned = cx.spawn(move |_: InstanceRef<Cell>| {
                     let mut odd = Some(odd);
                     if early {
                         drop(odd.take());
@@ -554,7 +554,7 @@ ways! {
     "a task of an instance is dropped" => |s| {
         let odd = s.odd();
         let spawns = act(move |_, cx| Box::pin(async move {
-            let spawned = cx.spawn(move |_: Me<Cell>| async move {
+            let spawned = cx.spawn(move |_: InstanceRef<Cell>| async move {
                 let _odd = odd;
                 std::future::pending::<()>().await;
             });
@@ -569,8 +569,8 @@ ways! {
         let odd = s.odd();
         let clock = s.world.clock.clone();
         let spawns = act(move |_, cx| Box::pin(async move {
-            let spawned = cx.spawn(move |me: Me<Cell>| async move {
-                stable_interfaces::Clock::sleep(&clock, SECOND).await;
+            let spawned = cx.spawn(move |me: InstanceRef<Cell>| async move {
+                stable_interfaces::clock::Clock::sleep(&clock, SECOND).await;
                 let turn = me.turn(move |_, _| { odd.forget(); Ok(()) }).await;
                 std::mem::forget(turn);
             });
@@ -647,7 +647,7 @@ ways! {
     }
     "a message is sent to a client that has just gone" => |s| {
         let client = s.cells.connect("a", ("accepts", s.odd())).await.ok().unwrap();
-        let (odds, sleep) = ([s.odd(), s.odd()], stable_interfaces::Clock::sleep(&s.world.clock, SECOND));
+        let (odds, sleep) = ([s.odd(), s.odd()], stable_interfaces::clock::Clock::sleep(&s.world.clock, SECOND));
         let sends = act(move |me, cx| Box::pin(async move {
             let peer = me.peer.take().unwrap();
             for odd in odds {
@@ -781,7 +781,7 @@ fn go_away(habit: Habit) {
             Box::pin(async move {
                 let [sent, spawned, held] = odds;
                 assert!(me.peer.clone().unwrap().try_send(cx, sent).is_ok());
-                let task = move |_: Me<Cell>| async move {
+                let task = move |_: InstanceRef<Cell>| async move {
                     let _spawned = spawned;
                     std::future::pending::<()>().await;
                 };

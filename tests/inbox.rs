@@ -6,10 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use stable_interfaces::store::Rows;
 use stable_interfaces::testing::{Fault, Method};
-use stable_interfaces::{
-    ContextError, DeadKind, Fleet, Host, NewPost, Outside, Posted, RequestError, RetryPolicy, Rows,
-};
+use stable_interfaces::{ContextError, DeadKind, Fleet, FleetClient, Host, NewPost, Posted, RequestError, RetryPolicy};
 use system_tests::{Between, Failed, Probe, Site, World, act, count, get, in_time, on_each_store, spawn, wait};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -229,7 +228,7 @@ on_each_store! {
 on_each_store! {
     async fn messages_of_others_whose_nudges_got_lost_are_picked_up_within_seconds_however_long_the_lease_is(world: World) {
         let fleet = Fleet::new(["local"], 1_024).unwrap();
-        let outside = Outside::new(Arc::new(world.store.clone()), fleet.clone());
+        let outside = FleetClient::new(Arc::new(world.store.clone()), fleet.clone());
         world.store.lose_hints(true);
         // One whose lease never ends, and one whose lease is a day.
         for builder in [Host::local(world.store.clone()), world.member("local", &fleet).lease(86_400 * SECOND)] {
@@ -250,7 +249,7 @@ on_each_store! {
 on_each_store! {
     async fn messages_posted_before_a_watch_begins_are_looked_for_when_it_does(world: World) {
         let fleet = Fleet::new(["local"], 1_024).unwrap();
-        let outside = Outside::new(Arc::new(world.store.clone()), fleet);
+        let outside = FleetClient::new(Arc::new(world.store.clone()), fleet);
         world.store.fail_next(Method::Watch, Fault::Hang);
         let _site = world.start().await;
         world.pass(Duration::from_millis(100)).await;
@@ -577,7 +576,7 @@ async fn a_message_of_a_kind_this_program_cannot_handle_stays_and_is_in_nobodys_
     // Without an inbox, although others may post to it.
     let _others = builder.interface(|_| Other).register().unwrap();
     let host: Host = builder.start().await.unwrap();
-    let outside = Outside::new(Arc::new(world.store.clone()), fleet.clone());
+    let outside = FleetClient::new(Arc::new(world.store.clone()), fleet.clone());
     for n in 0..200 {
         outside.post("other", "o", message(&format!("{n}"))).await.unwrap();
     }

@@ -687,7 +687,7 @@ async fn draining_waits_for_handlers_serves_what_they_ask_for_and_refuses_everyb
     let outside = {
         let (probes, clock) = (site.probes.clone(), world.clock.clone());
         tokio::spawn(async move {
-            stable_interfaces::Clock::sleep(&clock, SECOND).await;
+            stable_interfaces::clock::Clock::sleep(&clock, SECOND).await;
             probes.request("b", life()).await
         })
     };

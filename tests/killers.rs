@@ -11,10 +11,12 @@ use std::time::Duration;
 
 use alarm_backends::FjallStore;
 use parking_lot::Mutex;
+use stable_interfaces::clock::{Clock, SystemClock};
+use stable_interfaces::store::Op;
 use stable_interfaces::testing::{Fault, Method};
 use stable_interfaces::{
-    Alarm, Clock, Context, ContextError, DeadKind, Fleet, Handle, Host, HostBuilder, Interface, NewPost, OnAlarm, Op,
-    StableInterface, SystemClock,
+    Alarm, Context, ContextError, DeadKind, Fleet, Handle, Host, HostBuilder, Interface, NewPost, OnAlarm,
+    StableInterface,
 };
 use system_tests::{Failed, Site, World, get, put};
 

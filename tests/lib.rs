@@ -20,11 +20,13 @@ use std::time::Duration;
 
 use alarm_backends::FjallStore;
 use parking_lot::Mutex;
+use stable_interfaces::store::{
+    Claim, Claimed, Hints, Incarnation, Loaded, NewMessage, Page, Read, ReadRows, Renewed, ShardId, Write,
+};
 use stable_interfaces::testing::{FaultStore, History, SeededRandom, SimClock, StoreDump, Witness};
 use stable_interfaces::{
-    Alarm, Claim, Claimed, Context, ContextError, Fleet, Handle, Hints, Host, HostBuilder, Incarnation, Interface,
-    InterfaceBuilder, Loaded, MemoryStore, NewMessage, OnAlarm, Page, Posted, Read, ReadRows, Renewed, RequestError,
-    ShardId, StableInterface, Store, StoreError, Timestamp, Write,
+    Alarm, Context, ContextError, Fleet, Handle, Host, HostBuilder, Interface, InterfaceBuilder, MemoryStore, OnAlarm,
+    Posted, RequestError, StableInterface, Store, StoreError, Timestamp,
 };
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -241,8 +243,8 @@ pub struct Probe {
 impl Probe {
     /// A sleep by the world's clock.
     #[must_use]
-    pub fn sleep(&self, duration: Duration) -> stable_interfaces::Sleep {
-        stable_interfaces::Clock::sleep(&self.clock, duration)
+    pub fn sleep(&self, duration: Duration) -> stable_interfaces::clock::Sleep {
+        stable_interfaces::clock::Clock::sleep(&self.clock, duration)
     }
 
     fn enter(&self) -> Running {
@@ -385,12 +387,12 @@ impl World {
     /// Milliseconds since [`START`] by the world's wall clock.
     #[must_use]
     pub fn now(&self) -> i64 {
-        stable_interfaces::Clock::now(&self.clock).as_millis() - START.as_millis()
+        stable_interfaces::clock::Clock::now(&self.clock).as_millis() - START.as_millis()
     }
 
     /// Lets this much time pass.
     pub async fn pass(&self, duration: Duration) {
-        stable_interfaces::Clock::sleep(&self.clock, duration).await;
+        stable_interfaces::clock::Clock::sleep(&self.clock, duration).await;
     }
 
     /// Lets everything run that can run without time passing; a paused clock then moves by one millisecond.

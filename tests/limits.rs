@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use alarm_backends::FjallStore;
 use proptest::prelude::*;
+use stable_interfaces::clock::{Clock, Sleep};
 use stable_interfaces::testing::{Fault, FaultStore, Method, SimClock};
 use stable_interfaces::{
-    Clock, Context, ContextError, Drained, Fleet, Handle, Health, Host, HostBuilder, Interface, InterfaceBuilder, Me,
-    NewPost, RequestError, RetryPolicy, Sleep, StableInterface, StartError, Timestamp,
+    Context, ContextError, Drained, Fleet, Handle, Health, Host, HostBuilder, InstanceRef, Interface, InterfaceBuilder,
+    NewPost, RequestError, RetryPolicy, StableInterface, StartError, Timestamp,
 };
 use system_tests::{Do, Failed, Probe, World, act, get, in_time, life, now_or_never, put, set, spawn, wait};
 
@@ -249,7 +250,7 @@ fn tick(world: &World) -> Do<()> {
     act(move |me: &mut Probe, cx: &mut Context| {
         let script = me.script.clone();
         Box::pin(async move {
-            cx.spawn(move |me: Me<Probe>| async move {
+            cx.spawn(move |me: InstanceRef<Probe>| async move {
                 loop {
                     script.note(format!("{} {}", me.id(), clock.now().as_millis()));
                     clock.sleep(50 * MILLI).await;

@@ -11,10 +11,10 @@ use metrics::{
     Counter, CounterFn, Gauge, GaugeFn, Histogram, HistogramFn, Key, KeyName, Metadata, Recorder, SharedString, Unit,
 };
 use parking_lot::Mutex;
+use stable_interfaces::store::{DamageReason, Damaged};
 use stable_interfaces::testing::{Fault, Method};
 use stable_interfaces::{
-    Context, ContextError, DamageReason, Damaged, Fleet, Handle, Health, Host, MemoryStore, NewPost, RetryPolicy,
-    StableInterface, StoreError,
+    Context, ContextError, Fleet, Handle, Health, Host, MemoryStore, NewPost, RetryPolicy, StableInterface, StoreError,
 };
 use system_tests::{Between, Failed, World, act, get, life, now_or_never, put, set, spawn, wait};
 
@@ -210,7 +210,7 @@ async fn a_host_is_ready_while_it_runs_owns_its_shards_and_is_not_behind() {
     let ids: Vec<_> = (0..).map(|i| format!("id-{i}")).filter(|id| host.owns(id).unwrap()).take(3).collect();
     assert_eq!(
         host.shards().len(),
-        (0..32).filter(|i| **fleet.host_of(stable_interfaces::ShardId(*i)) == *"zero").count()
+        (0..32).filter(|i| **fleet.host_of(stable_interfaces::store::ShardId(*i)) == *"zero").count()
     );
 
     // Behind: one may be handled at a time, and it takes long.

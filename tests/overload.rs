@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context as TaskContext, Waker};
 use std::time::Duration;
 
-use stable_interfaces::{Context, Fleet, Interface, NewPost, Outside, RequestError};
+use stable_interfaces::{Context, Fleet, FleetClient, Interface, NewPost, RequestError};
 use system_tests::{
     Answer, BoxFuture, Do, Failed, Probe, Site, World, act, get, in_time, life, now_or_never, put, spawn, wait,
 };
@@ -387,7 +387,7 @@ async fn messages_that_wait_for_a_slow_instance_hold_up_no_other_in_its_shard() 
                 Ok(())
             })
         });
-        let outside = Outside::new(Arc::new(world.store.clone()), Fleet::new(["host"], 1).unwrap());
+        let outside = FleetClient::new(Arc::new(world.store.clone()), Fleet::new(["host"], 1).unwrap());
         for n in 0..due {
             outside.post("probe", "slow", NewPost::new("").id(format!("{n:05}"))).await.unwrap();
         }

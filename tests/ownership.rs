@@ -341,7 +341,7 @@ async fn start_tries_again_while_the_store_is_down_and_gives_up_at_its_timeout()
     let heal = {
         let (store, clock) = (world.store.clone(), world.clock.clone());
         tokio::spawn(async move {
-            stable_interfaces::Clock::sleep(&clock, 20 * SECOND).await;
+            stable_interfaces::clock::Clock::sleep(&clock, 20 * SECOND).await;
             store.heal();
         })
     };

@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 
 use alarm_backends::RedisStore;
 use alarm_backends::testing::servers::{Redis, RedisCluster};
+use stable_interfaces::store::{Epoch, ShardId};
 use stable_interfaces::testing::{Fault, Method};
 use stable_interfaces::{
-    Context, ContextError, Epoch, Fleet, Handle, Health, Host, Interface, NewPost, RequestError, ShardId,
-    StableInterface,
+    Context, ContextError, Fleet, Handle, Health, Host, Interface, NewPost, RequestError, StableInterface,
 };
 use system_tests::{Site, World, count, get, in_time, life, now_or_never, put, spawn};
 

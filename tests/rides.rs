@@ -9,9 +9,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use stable_interfaces::{
-    Batch, Carrier, Context, ContextError, Incarnation, Lane, NewPost, Part, RequestError, Store, StoreError, Write,
-};
+use stable_interfaces::store::{Batch, Carrier, Incarnation, Lane, Part, Write};
+use stable_interfaces::{Context, ContextError, NewPost, RequestError, Store, StoreError};
 use system_tests::{Failed, Site, World, act, get, life, on_each_store, put, spawn};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -81,7 +80,7 @@ impl Carrier for Bare {
     }
 
     async fn was_committed(&mut self) -> Result<bool, StoreError> {
-        let now = stable_interfaces::Clock::now(&self.world.clock).as_millis() - system_tests::START.as_millis();
+        let now = stable_interfaces::clock::Clock::now(&self.world.clock).as_millis() - system_tests::START.as_millis();
         if now < *self.world.known_from.lock() {
             return Err(StoreError::NotApplied("nobody knows yet".into()));
         }

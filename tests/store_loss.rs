@@ -13,9 +13,11 @@ use alarm_backends::postgres::PostgresStore;
 use alarm_backends::testing::servers::{Postgres, Redis, RedisOptions};
 use async_trait::async_trait;
 use parking_lot::Mutex;
+use stable_interfaces::store::{
+    Claim, Claimed, Hints, Incarnation, Loaded, NewMessage, Page, Read, ReadRows, Renewed, ShardId, Write,
+};
 use stable_interfaces::{
-    Claim, Claimed, Ended, Fleet, Health, Hints, Incarnation, Loaded, MemoryStore, NewMessage, NewPost, Page, Posted,
-    Read, ReadRows, Renewed, RequestError, ShardId, Store, StoreError, Timestamp, Write,
+    Ended, Fleet, Health, MemoryStore, NewPost, Posted, RequestError, Store, StoreError, Timestamp,
 };
 use system_tests::{Failed, Site, World, act, get, in_time, put, set};
 

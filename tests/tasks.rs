@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use stable_interfaces::testing::{Fault, Method};
-use stable_interfaces::{Context, ContextError, Fleet, Handle, Me, RequestError, StableInterface};
+use stable_interfaces::{Context, ContextError, Fleet, Handle, InstanceRef, RequestError, StableInterface};
 use system_tests::{Do, Failed, Probe, World, act, count, get, in_time, now_or_never, on_each_store, put, spawn};
 use tokio::sync::{Notify, oneshot};
 
@@ -28,7 +28,7 @@ fn spawn_forever(gone: &Arc<Mutex<Vec<String>>>, name: &'static str, is_parked: 
     let gone = gone.clone();
     act(move |_, cx: &mut Context| {
         Box::pin(async move {
-            cx.spawn(move |me: Me<Probe>| async move {
+            cx.spawn(move |me: InstanceRef<Probe>| async move {
                 let _gone = Gone(gone, name);
                 let _parked = is_parked.then(|| me.park());
                 std::future::pending::<()>().await;
@@ -39,11 +39,11 @@ fn spawn_forever(gone: &Arc<Mutex<Vec<String>>>, name: &'static str, is_parked: 
 }
 
 /// A message that takes the handle of a task out of it; the task then waits for ever.
-fn take_me() -> (Do<()>, oneshot::Receiver<Me<Probe>>) {
+fn take_me() -> (Do<()>, oneshot::Receiver<InstanceRef<Probe>>) {
     let (send, receive) = oneshot::channel();
     let message = act(move |_, cx: &mut Context| {
         Box::pin(async move {
-            cx.spawn(move |me: Me<Probe>| async move {
+            cx.spawn(move |me: InstanceRef<Probe>| async move {
                 drop(send.send(me));
                 std::future::pending::<()>().await;
             })?;
@@ -63,7 +63,7 @@ async fn a_task_starts_when_its_handlers_effects_are_durable_and_never_if_they_a
             Box::pin(async move {
                 cx.put("k", &1)?;
                 let built = script.clone();
-                cx.spawn(move |me: Me<Probe>| {
+                cx.spawn(move |me: InstanceRef<Probe>| {
                     built.note(format!("built after {how}"));
                     async move { script.note(format!("{} runs after {how}", me.id())) }
                 })?;
@@ -95,7 +95,7 @@ async fn a_panic_in_a_task_or_in_what_builds_it_harms_nobody() {
     for builds in [true, false] {
         let boom = act(move |_, cx: &mut Context| {
             Box::pin(async move {
-                cx.spawn(move |_: Me<Probe>| {
+                cx.spawn(move |_: InstanceRef<Probe>| {
                     if builds {
                         std::panic::panic_any("boom");
                     }
@@ -193,7 +193,7 @@ async fn a_turn_of_an_earlier_incarnation_is_refused_and_touches_nothing() {
     let (message, me) = take_me();
     site.probes.request("a", message).await.unwrap();
     let me = me.await.unwrap();
-    let turn = |me: Me<Probe>| async move {
+    let turn = |me: InstanceRef<Probe>| async move {
         me.turn(|state, cx| {
             state.memory.push("touched".into());
             Ok(cx.put("k", &1)?)
@@ -229,7 +229,7 @@ async fn a_handle_kept_beyond_its_task_ends_with_the_incarnation() {
     let (send, me) = oneshot::channel();
     let ends = act(move |_, cx: &mut Context| {
         Box::pin(async move {
-            cx.spawn(move |me: Me<Probe>| async move { drop(send.send(me)) })?;
+            cx.spawn(move |me: InstanceRef<Probe>| async move { drop(send.send(me)) })?;
             Ok(())
         })
     });
@@ -267,7 +267,7 @@ async fn a_task_whose_own_turn_ends_its_incarnation_is_gone_before_the_next_one(
         let guard = gone.clone();
         let message = act(move |_, cx: &mut Context| {
             Box::pin(async move {
-                cx.spawn(move |me: Me<Probe>| async move {
+                cx.spawn(move |me: InstanceRef<Probe>| async move {
                     let _gone = Gone(guard, "task");
                     let failed = me.turn(|_, cx| {
                         cx.put("k", &1)?;
@@ -316,7 +316,7 @@ impl Handle<Begin> for Slow {
     type Reply = ();
     async fn handle(&mut self, cx: &mut Context, _: Begin) -> Result<(), ContextError> {
         let lingering = Lingering(self.log.clone(), self.id);
-        cx.spawn(move |_: Me<Slow>| async move {
+        cx.spawn(move |_: InstanceRef<Slow>| async move {
             let _lingering = lingering;
             std::future::pending::<()>().await;
         })
@@ -450,7 +450,7 @@ async fn parking_counts_per_task_however_many_guards_there_are_and_whoever_holds
     let (send, handle) = oneshot::channel();
     let short = act(move |_, cx: &mut Context| {
         Box::pin(async move {
-            cx.spawn(move |me: Me<Probe>| async move {
+            cx.spawn(move |me: InstanceRef<Probe>| async move {
                 drop(send.send(me));
                 wake.notified().await;
             })?;
@@ -511,7 +511,8 @@ async fn what_runs_after_the_commit_runs_then_and_only_then() {
 async fn a_task_of_another_interface_cannot_be_spawned() {
     let world = World::in_memory();
     let site = world.start().await;
-    let wrong = act(|_, cx: &mut Context| Box::pin(async move { Ok(cx.spawn(|_: Me<Slow>| async {}).is_err()) }));
+    let wrong =
+        act(|_, cx: &mut Context| Box::pin(async move { Ok(cx.spawn(|_: InstanceRef<Slow>| async {}).is_err()) }));
     assert!(site.probes.request("a", wrong).await.unwrap());
 }
 
@@ -524,7 +525,7 @@ async fn many_short_tasks_leave_nothing_behind() {
         let done = done.clone();
         let short = act(move |_, cx: &mut Context| {
             Box::pin(async move {
-                cx.spawn(move |_: Me<Probe>| async move {
+                cx.spawn(move |_: InstanceRef<Probe>| async move {
                     done.fetch_add(1, Ordering::SeqCst);
                 })?;
                 Ok(())

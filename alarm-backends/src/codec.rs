@@ -9,8 +9,9 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use stable_interfaces::{
-    AlarmRow, DamageReason, DeadLetter, DeadRow, Epoch, InboxRow, InstanceName, MessageHeaders, Revision, Timestamp,
+use stable_interfaces::Timestamp;
+use stable_interfaces::store::{
+    AlarmRow, DamageReason, DeadLetter, DeadRow, Epoch, InboxRow, InstanceName, MessageHeaders, Revision,
 };
 
 /// The format this version writes.

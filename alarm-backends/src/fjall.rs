@@ -24,10 +24,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use fjall::PersistMode;
 use parking_lot::Mutex;
-use stable_interfaces::{
-    Claim, Claimed, Clock, HintSender, Hints, Incarnation, Loaded, NewMessage, Page, Posted, Read, ReadRows, Renewed,
-    Sequence, ShardId, Store, StoreError, SystemClock, Write,
+use stable_interfaces::clock::{Clock, SystemClock};
+use stable_interfaces::store::{
+    Claim, Claimed, HintSender, Hints, Incarnation, Loaded, NewMessage, Page, Read, ReadRows, Renewed, Sequence,
+    ShardId, Write,
 };
+use stable_interfaces::{Posted, Store, StoreError};
 
 use self::directory::{Directory, Table};
 use self::ownership::{Numbered, Ownership};

@@ -40,7 +40,7 @@ impl<'a> Parts<'a> {
 /// A kind (1 byte) and a value as Fjall and Redis keep it.
 #[cfg(any(feature = "fjall", feature = "redis"))]
 pub fn values(data: &[u8]) -> bool {
-    use stable_interfaces::InstanceName;
+    use stable_interfaces::store::InstanceName;
 
     use crate::codec::*;
 

@@ -6,7 +6,8 @@
 
 use std::sync::Arc;
 
-use stable_interfaces::{DamageReason, DeadKey, InstanceName, Timestamp};
+use stable_interfaces::Timestamp;
+use stable_interfaces::store::{DamageReason, DeadKey, InstanceName};
 
 /// Bytes of a time.
 pub(crate) const TIME: usize = 8;

@@ -42,10 +42,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use stable_interfaces::{
-    Batch, Claim, ClaimKind, Claimed, Epoch, Grant, Held, Hints, Incarnation, Lane, Loaded, NewMessage, Page, Posted,
-    Read, ReadRows, Renewed, Sequence, ShardId, Store, StoreError, Timestamp, Write,
+use stable_interfaces::store::{
+    Batch, Claim, ClaimKind, Claimed, Epoch, Grant, Held, Hints, Incarnation, Lane, Loaded, NewMessage, Page, Read,
+    ReadRows, Renewed, Sequence, ShardId, Write,
 };
+use stable_interfaces::{Posted, Store, StoreError, Timestamp};
 use tokio_postgres::config::{SslMode, TargetSessionAttrs};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Config, Row};
@@ -94,7 +95,7 @@ impl fmt::Debug for PostgresStore {
 /// How to connect; see [`PostgresStore::builder`].
 #[derive(Debug)]
 #[must_use]
-pub struct PostgresBuilder {
+pub struct PostgresStoreBuilder {
     config: Config,
     /// Nobody has asked for plain text, nor for TLS.
     is_plain_by_default: bool,
@@ -131,9 +132,9 @@ impl PostgresStore {
     ///
     /// # Errors
     /// [`StoreError::Open`] if the URL cannot be read.
-    pub fn builder(url: &str) -> Result<PostgresBuilder, StoreError> {
+    pub fn builder(url: &str) -> Result<PostgresStoreBuilder, StoreError> {
         let tls::Parsed { config, is_plain_by_default } = tls::parse(url)?;
-        Ok(PostgresBuilder { is_plain_by_default, ..PostgresBuilder::new(config) })
+        Ok(PostgresStoreBuilder { is_plain_by_default, ..PostgresStoreBuilder::new(config) })
     }
 }
 
@@ -156,11 +157,11 @@ impl PostgresStore {
     }
 }
 
-impl PostgresBuilder {
+impl PostgresStoreBuilder {
     /// Connects as `config` says. Its own default for TLS is [`Prefer`](tokio_postgres::config::SslMode::Prefer).
-    pub fn new(config: Config) -> PostgresBuilder {
+    pub fn new(config: Config) -> PostgresStoreBuilder {
         let schema = DEFAULT_SCHEMA.to_owned();
-        PostgresBuilder {
+        PostgresStoreBuilder {
             config,
             is_plain_by_default: false,
             schema,
@@ -173,41 +174,41 @@ impl PostgresBuilder {
     }
 
     /// The schema that everything is kept in: `[a-z_][a-z0-9_]{0,30}`. Default: `stable_interfaces`.
-    pub fn schema(mut self, name: impl Into<String>) -> PostgresBuilder {
+    pub fn schema(mut self, name: impl Into<String>) -> PostgresStoreBuilder {
         self.schema = name.into();
         self
     }
 
     /// How many connections are for commits; at least 1, at most 1,024, best as many as the host has lanes. Each is opened when it is
     /// first needed. Default: 2.
-    pub fn lanes(mut self, lanes: usize) -> PostgresBuilder {
+    pub fn lanes(mut self, lanes: usize) -> PostgresStoreBuilder {
         self.lanes = lanes.clamp(1, 1024);
         self
     }
 
     /// How many connections are for [transactions](PostgresContext) of the application, so how many of those run at once; at
     /// least 1, at most 1,024. Each is opened when it is first needed. Default: 4.
-    pub fn transactions(mut self, transactions: u16) -> PostgresBuilder {
+    pub fn transactions(mut self, transactions: u16) -> PostgresStoreBuilder {
         self.transactions = transactions.clamp(1, 1024);
         self
     }
 
     /// How long one operation may take, with waiting for a connection. After that its outcome is unknown and its connection
     /// is replaced. Well below the lease, so that there is time to try again. At least 1 ms. Default: 5 s.
-    pub fn deadline(mut self, deadline: Duration) -> PostgresBuilder {
+    pub fn deadline(mut self, deadline: Duration) -> PostgresStoreBuilder {
         self.deadline = deadline;
         self
     }
 
     /// Refuses to connect where the schema has no store yet, so that a wrong name or a database that came back empty is never taken
     /// for a new one. Default: no.
-    pub fn must_exist(mut self, must_exist: bool) -> PostgresBuilder {
+    pub fn must_exist(mut self, must_exist: bool) -> PostgresStoreBuilder {
         self.must_exist = must_exist;
         self
     }
 
     /// TLS with other roots or a client certificate; to this machine, too, unless the URL has another `sslmode`.
-    pub fn tls(mut self, config: rustls::ClientConfig) -> PostgresBuilder {
+    pub fn tls(mut self, config: rustls::ClientConfig) -> PostgresStoreBuilder {
         self.tls = Some(config);
         if self.is_plain_by_default {
             self.config.ssl_mode(SslMode::Require);

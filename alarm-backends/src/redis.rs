@@ -78,10 +78,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::StreamExt;
 use redis::TlsCertificates;
-use stable_interfaces::{
-    Claim, Claimed, Clock, Hints, Incarnation, Loaded, NewMessage, Page, Posted, Read, ReadRows, Renewed, ShardId,
-    Store, StoreError, SystemClock, Write,
+use stable_interfaces::clock::{Clock, SystemClock};
+use stable_interfaces::store::{
+    Claim, Claimed, Hints, Incarnation, Loaded, NewMessage, Page, Read, ReadRows, Renewed, ShardId, Write,
 };
+use stable_interfaces::{Posted, Store, StoreError};
 
 use self::failure::Failure;
 use self::key::Keys;

@@ -15,10 +15,11 @@ use std::time::Duration;
 
 use alarm_backends::FjallStore;
 use bytes::Bytes;
-use stable_interfaces::{
-    After, AlarmRow, Batch, Claim, ClaimKind, Epoch, Incarnation, InstanceName, Lane, NewMessage, Op, Page, Posted,
-    Read, ReadRange, ReadRows, Revision, Rows, ShardId, Store, StoreError, Timestamp, Write,
+use stable_interfaces::store::{
+    After, AlarmRow, Batch, Claim, ClaimKind, Epoch, Incarnation, InstanceName, Lane, NewMessage, Op, Page, Read,
+    ReadRange, ReadRows, Revision, Rows, ShardId, Write,
 };
+use stable_interfaces::{Posted, Store, StoreError, Timestamp};
 use tempfile::TempDir;
 
 const DIR: &str = "FJALL_TEST_DIR";

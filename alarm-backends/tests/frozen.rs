@@ -10,10 +10,11 @@ use std::time::Duration;
 use alarm_backends::testing::servers::{Postgres, Redis};
 use alarm_backends::{PostgresStore, RedisStore};
 use bytes::Bytes;
-use stable_interfaces::{
+use stable_interfaces::store::{
     After, Batch, Claim, ClaimKind, Epoch, Incarnation, InstanceName, Lane, NewMessage, Op, Page, Read, ReadRange,
-    ShardId, Store, StoreError, Write,
+    ShardId, Write,
 };
+use stable_interfaces::{Store, StoreError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;

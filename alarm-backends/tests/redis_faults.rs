@@ -13,10 +13,11 @@ use std::time::{Duration, Instant};
 use alarm_backends::RedisStore;
 use alarm_backends::testing::servers::{Redis, RedisCluster, RedisOptions};
 use bytes::Bytes;
-use stable_interfaces::{
+use stable_interfaces::store::{
     After, AlarmRow, Batch, Claim, ClaimKind, DamageReason, Epoch, Incarnation, InstanceName, Lane, Loaded, NewMessage,
-    Op, Page, Posted, Read, ReadRange, ReadRows, Revision, Rows, ShardId, Store, StoreError, Timestamp, Write,
+    Op, Page, Read, ReadRange, ReadRows, Revision, Rows, ShardId, Write,
 };
+use stable_interfaces::{Posted, Store, StoreError, Timestamp};
 
 const LEASE: Duration = Duration::from_secs(600);
 const ME: Incarnation = Incarnation(1);

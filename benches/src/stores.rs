@@ -9,10 +9,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use stable_interfaces::{
-    AlarmRow, Batch, Claim, ClaimKind, Claimed, Epoch, Fleet, HASH_VERSION, Incarnation, InstanceName, Lane, Op,
-    Revision, ShardId, Store, Timestamp, Write,
+use stable_interfaces::store::{
+    AlarmRow, Batch, Claim, ClaimKind, Claimed, Epoch, HASH_VERSION, Incarnation, InstanceName, Lane, Op, Revision,
+    ShardId, Write,
 };
+use stable_interfaces::{Fleet, Store, Timestamp};
 
 mod direct;
 mod fjall;

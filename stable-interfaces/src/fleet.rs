@@ -17,12 +17,12 @@ use crate::sync::Arc;
 
 /// Which functions map IDs to shards and shards to hosts. A store records it at the first claim and refuses hosts with another.
 pub const HASH_VERSION: u32 = 1;
-/// The most shards a fleet may have.
-pub const MAX_SHARDS: u32 = 1 << 20;
-/// The most hosts a fleet may have.
-pub const MAX_HOSTS: usize = 1 << 16;
-/// The longest host name, in bytes of UTF-8.
-pub const MAX_HOST_BYTES: usize = 255;
+/// See [`Fleet::MAX_SHARDS`].
+pub(crate) const MAX_SHARDS: u32 = 1 << 20;
+/// See [`Fleet::MAX_HOSTS`].
+pub(crate) const MAX_HOSTS: usize = 1 << 16;
+/// See [`Fleet::MAX_HOST_BYTES`].
+pub(crate) const MAX_HOST_BYTES: usize = 255;
 
 /// With fewer shards per host than this the shares get uneven, down to a host without any.
 const FEW_SHARDS_PER_HOST: usize = 16;
@@ -60,6 +60,13 @@ pub struct Location<'a> {
 }
 
 impl Fleet {
+    /// The most shards a fleet may have.
+    pub const MAX_SHARDS: u32 = MAX_SHARDS;
+    /// The most hosts a fleet may have.
+    pub const MAX_HOSTS: usize = MAX_HOSTS;
+    /// The longest host name, in bytes of UTF-8.
+    pub const MAX_HOST_BYTES: usize = MAX_HOST_BYTES;
+
     /// A fleet of `hosts`, in this order, with `shards` shards.
     ///
     /// A service that grows adds hosts *at the end*: then the n+1st takes about 1/(n+1) of the shards and the others keep
@@ -190,13 +197,13 @@ pub enum FleetError {
     /// The host list is empty.
     #[error("a fleet needs at least one host")]
     NoHosts,
-    /// More than [`MAX_HOSTS`] hosts.
+    /// More than [`Fleet::MAX_HOSTS`] hosts.
     #[error("a fleet has at most {MAX_HOSTS} hosts")]
     TooManyHosts,
     /// The name stands twice in the host list, or the pattern makes it twice.
     #[error("host {0:?} is named twice")]
     DuplicateHost(String),
-    /// The name is empty, longer than [`MAX_HOST_BYTES`], or has a control character.
+    /// The name is empty, longer than [`Fleet::MAX_HOST_BYTES`], or has a control character.
     #[error("host name {name:?} {problem}")]
     HostName {
         /// The name.
@@ -207,7 +214,7 @@ pub enum FleetError {
     /// The shard count is zero.
     #[error("a fleet needs at least one shard")]
     NoShards,
-    /// The shard count is above [`MAX_SHARDS`].
+    /// The shard count is above [`Fleet::MAX_SHARDS`].
     #[error("{shards} shards are more than {MAX_SHARDS}")]
     TooManyShards {
         /// The shard count.

@@ -36,7 +36,7 @@ pub struct NewPost {
 }
 
 impl NewPost {
-    /// A message with this body, opaque to the library, at most [`MAX_VALUE_BYTES`](crate::MAX_VALUE_BYTES) long.
+    /// A message with this body, opaque to the library, at most [`MAX_VALUE_BYTES`](crate::store::MAX_VALUE_BYTES) long.
     #[must_use]
     pub fn new(body: impl Into<Bytes>) -> NewPost {
         NewPost { body: body.into(), ..NewPost::default() }
@@ -128,13 +128,13 @@ impl Message {
 }
 
 /// A message with its address, checked: what a store's own entrance for messages takes, such as one that posts within a
-/// transaction of the application. [`Interface::post`](crate::Interface::post) and [`Outside`](crate::Outside) do it all.
+/// transaction of the application. [`Interface::post`](crate::Interface::post) and [`FleetClient`](crate::FleetClient) do it all.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Addressed {
     /// Whose inbox it is for.
     pub name: InstanceName,
-    /// What [`Fleet::shard_of`](crate::Fleet::shard_of) scales onto the shards, by the hash of [`HASH_VERSION`](crate::HASH_VERSION).
+    /// What [`Fleet::shard_of`](crate::Fleet::shard_of) scales onto the shards, by the hash of [`HASH_VERSION`](crate::store::HASH_VERSION).
     pub hash: u64,
     /// Its ID, if the sender gave it one; else it is to get a random one.
     pub id: Option<Arc<str>>,
@@ -149,7 +149,7 @@ impl Addressed {
     ///
     /// # Errors
     /// [`ContextError::InvalidId`] for a name or ID that cannot be one, [`ContextError::TooLarge`] for a body and headers of more
-    /// than [`MAX_VALUE_BYTES`](crate::MAX_VALUE_BYTES).
+    /// than [`MAX_VALUE_BYTES`](crate::store::MAX_VALUE_BYTES).
     pub fn post(interface: &str, id: &str, message: NewPost) -> Result<Addressed, ContextError> {
         let bytes =
             message.body.len() + message.headers.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::Serialize;
 use tracing::Instrument as _;
 
-use self::outside::{CancelAlarm, Discard, FireNow, ListAlarms, Outside, Requeue, SetAlarm, SetAlarmIfAbsent};
+use self::outside::{AsWork, CancelAlarm, Discard, FireNow, ListAlarms, Requeue, SetAlarm, SetAlarmIfAbsent};
 use crate::alarm::{Alarm, RetryPolicy, encode_meta};
 use crate::clock::Timestamp;
 use crate::connection::{self, Closed, Connection, ConnectionId, Room};
@@ -581,7 +581,7 @@ impl<I: StableInterface> Interface<I> {
         at: impl Into<Timestamp>,
         meta: &(impl Serialize + ?Sized),
     ) -> Result<(), RequestError<I::Error>> {
-        self.core.ask(id, Outside(set_alarm(alarm, at.into(), meta)?)).await
+        self.core.ask(id, AsWork(set_alarm(alarm, at.into(), meta)?)).await
     }
 
     /// As [`set_alarm`](Self::set_alarm), unless an alarm with that ID exists. Says whether it was set.
@@ -595,7 +595,7 @@ impl<I: StableInterface> Interface<I> {
         at: impl Into<Timestamp>,
         meta: &(impl Serialize + ?Sized),
     ) -> Result<bool, RequestError<I::Error>> {
-        self.core.ask(id, Outside(SetAlarmIfAbsent(set_alarm(alarm, at.into(), meta)?))).await
+        self.core.ask(id, AsWork(SetAlarmIfAbsent(set_alarm(alarm, at.into(), meta)?))).await
     }
 
     /// Cancels an alarm of the instance `id`, if it exists. It does not fire after this has returned `Ok`, except that a handler
@@ -604,7 +604,7 @@ impl<I: StableInterface> Interface<I> {
     /// # Errors
     /// As [`request`](Self::request).
     pub async fn cancel_alarm(&self, id: &str, alarm: &str) -> Result<(), RequestError<I::Error>> {
-        self.core.ask(id, Outside(CancelAlarm(alarm.to_owned()))).await
+        self.core.ask(id, AsWork(CancelAlarm(alarm.to_owned()))).await
     }
 
     /// All alarms of the instance `id`, by alarm ID.
@@ -612,7 +612,7 @@ impl<I: StableInterface> Interface<I> {
     /// # Errors
     /// As [`request`](Self::request).
     pub async fn alarms(&self, id: &str) -> Result<Vec<Alarm>, RequestError<I::Error>> {
-        self.core.ask(id, Outside(ListAlarms)).await
+        self.core.ask(id, AsWork(ListAlarms)).await
     }
 
     /// Makes an alarm of the instance `id` due at once. Says whether there is one with that ID.
@@ -622,7 +622,7 @@ impl<I: StableInterface> Interface<I> {
     /// # Errors
     /// As [`request`](Self::request).
     pub async fn fire_now(&self, id: &str, alarm: &str) -> Result<bool, RequestError<I::Error>> {
-        self.core.ask(id, Outside(FireNow(alarm.to_owned()))).await
+        self.core.ask(id, AsWork(FireNow(alarm.to_owned()))).await
     }
 
     /// The alarms and messages of this interface that were given up, oldest first, at most `limit`, after the one named by
@@ -644,7 +644,7 @@ impl<I: StableInterface> Interface<I> {
     /// As [`request`](Self::request), and [`RequestError::Unhandled`] for an alarm or a message if the interface was registered
     /// without alarms or without an inbox.
     pub async fn requeue(&self, dead: &Dead) -> Result<bool, RequestError<I::Error>> {
-        self.core.ask(dead.instance(), Outside(Requeue(dead.letter.key()))).await
+        self.core.ask(dead.instance(), AsWork(Requeue(dead.letter.key()))).await
     }
 
     /// Removes a dead letter for good. Says whether it was still there.
@@ -652,7 +652,7 @@ impl<I: StableInterface> Interface<I> {
     /// # Errors
     /// As [`request`](Self::request).
     pub async fn discard(&self, dead: &Dead) -> Result<bool, RequestError<I::Error>> {
-        self.core.ask(dead.instance(), Outside(Discard(dead.letter.key()))).await
+        self.core.ask(dead.instance(), AsWork(Discard(dead.letter.key()))).await
     }
 
     /// Lets the instance `id` leave memory in good order: waits for its handler and the messages before this one, runs its

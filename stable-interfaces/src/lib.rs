@@ -61,14 +61,14 @@
 //! | write an entity | [`StableInterface`], [`Handle`], [`OnAlarm`], [`OnMessage`], [`OnConnect`] |
 //! | change and read what it keeps | [`Context`] |
 //! | talk to it | [`Interface`] |
-//! | look after a fleet without being a host | [`Outside`], [`Directive`] |
+//! | look after a fleet without being a host | [`FleetClient`], [`Directive`] |
 //! | keep data elsewhere | [`Store`] |
 //! | test all that | `testing` (feature `testing`) |
 
 mod alarm;
 #[cfg(test)]
 mod cases;
-mod clock;
+pub mod clock;
 mod committer;
 mod connection;
 mod crowds;
@@ -76,6 +76,7 @@ mod dead;
 mod directive;
 mod error;
 mod fleet;
+mod fleet_client;
 /// What the fuzz targets try. Not there but for them and the tests.
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
@@ -87,35 +88,26 @@ mod instance;
 mod interface;
 mod json;
 pub mod metrics;
-mod outside;
 mod quiet;
 #[cfg(all(test, shuttle))]
 mod schedules;
-mod store;
+pub mod store;
 mod sync;
 #[cfg(feature = "testing")]
 pub mod testing;
 
 pub use alarm::{Alarm, FireId, RetryPolicy};
-pub use clock::{Clock, Random, Sleep, SystemClock, SystemRandom, Timestamp};
+pub use clock::Timestamp;
 pub use connection::{CONNECTION_BUFFER, Closed, Connecting, Connection, ConnectionId, Peer, SendError};
 pub use dead::{Dead, DeadKind};
 pub use directive::Directive;
 pub use error::{ContextError, Interim, InvalidId, JsonError, RequestError};
-pub use fleet::{Fleet, FleetError, HASH_VERSION, Location, MAX_HOST_BYTES, MAX_HOSTS, MAX_SHARDS};
+pub use fleet::{Fleet, FleetError, Location};
+pub use fleet_client::FleetClient;
 pub use host::{Drained, Ended, Health, Host, HostBuilder, InterfaceBuilder, RegisterError, StartError};
-pub use id::{MAX_ID_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, check_id, check_key};
-pub use inbox::{Addressed, Message, NewPost};
+pub use inbox::{Message, NewPost};
 pub use instance::context::{Context, KeyRange};
-pub use instance::effects::{MAX_EFFECT_BYTES, MAX_EFFECTS};
-pub use instance::ride::{Carrier, Part, Ride};
-pub use instance::task::{Me, Parked};
+pub use instance::task::{InstanceRef, Parked};
 pub use instance::{Handle, OnAlarm, OnConnect, OnMessage, StableInterface};
 pub use interface::Interface;
-pub use outside::Outside;
-pub use store::{
-    After, AlarmKey, AlarmRow, Batch, BoxError, Claim, ClaimKind, Claimed, DamageReason, Damaged, DeadKey, DeadLetter,
-    DeadRow, Epoch, Grant, Held, HintSender, Hints, InboxKey, InboxRow, Incarnation, InstanceName, Lane, Loaded,
-    MemoryStore, MessageHeaders, NewMessage, Op, Page, Posted, Read, ReadRange, ReadRows, Renewed, Revision, Rows,
-    Sequence, ShardId, Store, StoreError, Write,
-};
+pub use store::{MemoryStore, Posted, Store, StoreError};

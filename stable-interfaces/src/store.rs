@@ -19,6 +19,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+pub use crate::fleet::HASH_VERSION;
+pub use crate::id::{MAX_ID_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, check_id, check_key};
+pub use crate::inbox::Addressed;
+pub use crate::instance::ride::{Carrier, Part, Ride};
 pub use hints::{HintSender, Hints};
 pub use memory::MemoryStore;
 pub use row::{

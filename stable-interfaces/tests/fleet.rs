@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use stable_interfaces::{Fleet, FleetError, HASH_VERSION, InvalidId, MAX_HOSTS, MAX_SHARDS, ShardId};
+use stable_interfaces::store::{HASH_VERSION, ShardId};
+use stable_interfaces::{Fleet, FleetError, InvalidId};
 
 fn fleet(hosts: usize, shards: u32) -> Fleet {
     Fleet::new((0..hosts).map(|host| format!("host-{host}")), shards).expect("a fleet")
@@ -43,7 +44,7 @@ fn ids_keep_their_shards_forever() {
         (" \"quoted\" {0..3}\n", 0, 1, 106, 108, 111_445),
         (&"x".repeat(512), 0, 1, 72, 74, 76417),
     ] {
-        let shards = [1, 16, 1000, 1024, MAX_SHARDS].map(|count| fleet(1, count).shard_of(id).expect("an ID").0);
+        let shards = [1, 16, 1000, 1024, Fleet::MAX_SHARDS].map(|count| fleet(1, count).shard_of(id).expect("an ID").0);
         assert_eq!(shards, [of_1, of_16, of_1000, of_1024, of_max], "{id}");
     }
 }
@@ -167,14 +168,17 @@ fn a_malformed_pattern_says_what_is_wrong() {
 
 #[test]
 fn a_pattern_of_too_many_hosts_is_refused_before_it_is_built() {
-    assert_eq!(Fleet::expand("{1..65536}", MAX_SHARDS).expect("the largest fleet").hosts().len(), MAX_HOSTS);
+    assert_eq!(
+        Fleet::expand("{1..65536}", Fleet::MAX_SHARDS).expect("the largest fleet").hosts().len(),
+        Fleet::MAX_HOSTS
+    );
     for huge in
         ["{0..65536}", "{0..18446744073709551615}", "{1..256}{1..257}", "{1..65536}{1..65536}{1..65536}{1..65536}"]
     {
-        assert_eq!(Fleet::expand(huge, MAX_SHARDS).expect_err(huge), FleetError::TooManyHosts);
+        assert_eq!(Fleet::expand(huge, Fleet::MAX_SHARDS).expect_err(huge), FleetError::TooManyHosts);
     }
     assert_eq!(
-        Fleet::new((0..).map(|n: u32| n.to_string()), MAX_SHARDS).expect_err("endless"),
+        Fleet::new((0..).map(|n: u32| n.to_string()), Fleet::MAX_SHARDS).expect_err("endless"),
         FleetError::TooManyHosts
     );
 }
@@ -210,7 +214,10 @@ fn a_host_name_is_1_to_255_bytes_without_control_characters() {
 #[test]
 fn the_shard_count_is_between_the_number_of_hosts_and_the_maximum() {
     assert_eq!(Fleet::new(["a"], 0).expect_err("none"), FleetError::NoShards);
-    assert_eq!(Fleet::new(["a"], MAX_SHARDS + 1).expect_err("many"), FleetError::TooManyShards { shards: 1_048_577 });
+    assert_eq!(
+        Fleet::new(["a"], Fleet::MAX_SHARDS + 1).expect_err("many"),
+        FleetError::TooManyShards { shards: 1_048_577 }
+    );
     assert_eq!(
         Fleet::new(["a", "b", "c"], 2).expect_err("fewer than hosts"),
         FleetError::FewerShardsThanHosts { shards: 2, hosts: 3 }

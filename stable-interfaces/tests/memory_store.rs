@@ -9,7 +9,8 @@ mod plain {
 mod spread {
     use std::sync::Arc;
 
-    use stable_interfaces::{MemoryStore, SystemClock};
+    use stable_interfaces::MemoryStore;
+    use stable_interfaces::clock::SystemClock;
 
     stable_interfaces::testing::store_tests!(|| async { MemoryStore::spread(Arc::new(SystemClock::default())) });
 }

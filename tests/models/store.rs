@@ -14,11 +14,12 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::subsequence;
 use proptest_state_machine::ReferenceStateMachine;
-use stable_interfaces::{
+use stable_interfaces::store::{
     After, AlarmKey, AlarmRow, Batch, Claim, ClaimKind, Claimed, DeadKey, DeadLetter, DeadRow, Epoch, InboxKey,
-    InboxRow, Incarnation, InstanceName, Lane, NewMessage, Op, Page, Posted, Read, ReadRange, ReadRows, Renewed,
-    Revision, Rows, ShardId, Store, StoreError, Timestamp, Write,
+    InboxRow, Incarnation, InstanceName, Lane, NewMessage, Op, Page, Read, ReadRange, ReadRows, Renewed, Revision,
+    Rows, ShardId, Write,
 };
+use stable_interfaces::{Posted, Store, StoreError, Timestamp};
 use tokio::runtime::Runtime;
 
 use crate::cases::{Checked, Subject};

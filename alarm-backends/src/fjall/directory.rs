@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use fjall::config::{FilterPolicy, PinningPolicy};
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode};
-use stable_interfaces::{BoxError, StoreError};
+use stable_interfaces::StoreError;
+use stable_interfaces::store::BoxError;
 
 const LOCK: &str = "lock";
 const DATA: &str = "data";

@@ -2,9 +2,10 @@
 
 #![allow(clippy::must_use_candidate, reason = "what it returns is for the tests")]
 
-use stable_interfaces::{InstanceName, Timestamp};
+use stable_interfaces::Timestamp;
+use stable_interfaces::store::InstanceName;
 #[cfg(test)]
-use stable_interfaces::{Op, ShardId};
+use stable_interfaces::store::{Op, ShardId};
 
 use super::key::{self, Reader};
 use super::scan;

@@ -6,7 +6,8 @@
 use std::ops::Bound;
 use std::sync::Arc;
 
-use stable_interfaces::{DamageReason, DeadKey, InstanceName, ShardId, Timestamp};
+use stable_interfaces::Timestamp;
+use stable_interfaces::store::{DamageReason, DeadKey, InstanceName, ShardId};
 
 use crate::ordered::{self, TIME, text, time_bytes, wrong};
 
@@ -115,7 +116,7 @@ pub(super) fn id_after<'a>(prefix: &[u8], key: &'a [u8]) -> Result<&'a str, Dama
 #[cfg(test)]
 mod tests {
     use fastrand::Rng;
-    use stable_interfaces::AlarmKey;
+    use stable_interfaces::store::AlarmKey;
 
     use super::*;
 

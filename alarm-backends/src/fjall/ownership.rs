@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use stable_interfaces::{Claim, ClaimKind, Epoch, Grant, Held, Incarnation, Lane, ShardId, StoreError};
+use stable_interfaces::StoreError;
+use stable_interfaces::store::{Claim, ClaimKind, Epoch, Grant, Held, Incarnation, Lane, ShardId};
 
 use crate::codec::ShardRow;
 

@@ -3,9 +3,10 @@
 use std::ops::Bound;
 
 use fjall::{Iter, Readable, Snapshot};
-use stable_interfaces::{
+use stable_interfaces::StoreError;
+use stable_interfaces::store::{
     After, AlarmRow, DamageReason, Damaged, DeadLetter, InboxKey, InboxRow, Loaded, Page, Read, ReadRange, ReadRows,
-    Rows, ShardId, StoreError,
+    Rows, ShardId,
 };
 
 use super::directory::{Directory, Table};

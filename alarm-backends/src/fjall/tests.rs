@@ -1,11 +1,11 @@
 //! What only a store that has its tables at hand can test: damaged rows, and what a directory keeps.
 
 use bytes::Bytes;
-use stable_interfaces::{
+use stable_interfaces::store::{
     After, AlarmKey, AlarmRow, Batch, Claim, ClaimKind, Claimed, DamageReason, DeadLetter, DeadRow, Epoch, InboxKey,
-    Incarnation, InstanceName, Lane, NewMessage, Op, Page, Posted, Read, ReadRange, ReadRows, Revision, Rows, ShardId,
-    Store, StoreError, Timestamp, Write,
+    Incarnation, InstanceName, Lane, NewMessage, Op, Page, Read, ReadRange, ReadRows, Revision, Rows, ShardId, Write,
 };
+use stable_interfaces::{Posted, Store, StoreError, Timestamp};
 use tempfile::TempDir;
 
 use super::*;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 
 use parking_lot::Mutex;
-use stable_interfaces::BoxError;
+use stable_interfaces::store::BoxError;
 use tokio::sync::oneshot;
 
 /// Work for a thread.

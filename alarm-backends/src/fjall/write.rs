@@ -6,9 +6,8 @@
 use std::collections::HashSet;
 
 use fjall::{PersistMode, UserKey, UserValue};
-use stable_interfaces::{
-    BoxError, DamageReason, Damaged, InboxRow, NewMessage, Op, Posted, Revision, ShardId, StoreError, Timestamp,
-};
+use stable_interfaces::store::{BoxError, DamageReason, Damaged, InboxRow, NewMessage, Op, Revision, ShardId};
+use stable_interfaces::{Posted, StoreError, Timestamp};
 
 use super::directory::{Directory, Table};
 use super::key;

@@ -1,7 +1,8 @@
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use stable_interfaces::{AlarmRow, DeadLetter, DeadRow, Epoch, InboxRow, Op, Revision, ShardId, Timestamp};
+use stable_interfaces::Timestamp;
+use stable_interfaces::store::{AlarmRow, DeadLetter, DeadRow, Epoch, InboxRow, Op, Revision, ShardId};
 
 use super::*;
 use crate::codec::tests::name;

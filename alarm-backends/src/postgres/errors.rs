@@ -5,7 +5,8 @@
 
 use std::time::Duration;
 
-use stable_interfaces::{BoxError, StoreError};
+use stable_interfaces::StoreError;
+use stable_interfaces::store::BoxError;
 use tokio_postgres::error::{DbError, Severity, SqlState};
 
 /// What became of a call, and whether its connection can serve the next one.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use bytes::BytesMut;
 use postgres_types::{Field, FromSql, Kind, ToSql, Type};
-use stable_interfaces::{
+use stable_interfaces::store::{
     Batch, BoxError, Epoch, InboxRow, Incarnation, InstanceName, Lane, NewMessage, Op, ShardId, Write,
 };
 

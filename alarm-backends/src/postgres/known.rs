@@ -8,7 +8,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use stable_interfaces::{Epoch, Grant, Incarnation, Lane, ShardId, StoreError};
+use stable_interfaces::StoreError;
+use stable_interfaces::store::{Epoch, Grant, Incarnation, Lane, ShardId};
 
 /// See the [module](self). Its lock is held for a lookup at a time.
 #[derive(Debug, Default)]

@@ -12,7 +12,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use stable_interfaces::{BoxError, HintSender, ShardId, StoreError};
+use stable_interfaces::StoreError;
+use stable_interfaces::store::{BoxError, HintSender, ShardId};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, MutexGuard, OnceCell};

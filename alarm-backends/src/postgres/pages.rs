@@ -6,9 +6,8 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use stable_interfaces::{
-    After, AlarmRow, DamageReason, Damaged, Loaded, Page, Read, ReadRange, ReadRows, Rows, StoreError,
-};
+use stable_interfaces::StoreError;
+use stable_interfaces::store::{After, AlarmRow, DamageReason, Damaged, Loaded, Page, Read, ReadRange, ReadRows, Rows};
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 

@@ -4,7 +4,8 @@
 //! fleet has recorded there, so a poster needs to know nothing about the fleet.
 
 use serde::Serialize;
-use stable_interfaces::{Addressed, ContextError, Directive, HASH_VERSION, NewPost, Posted, StoreError, Timestamp};
+use stable_interfaces::store::{Addressed, HASH_VERSION};
+use stable_interfaces::{ContextError, Directive, NewPost, Posted, StoreError, Timestamp};
 use std::sync::Arc;
 use tokio_postgres::GenericClient;
 use tokio_postgres::types::Type;
@@ -51,7 +52,7 @@ impl Default for Poster {
 }
 
 impl Poster {
-    /// For a store in this [schema](super::PostgresBuilder::schema).
+    /// For a store in this [schema](super::PostgresStoreBuilder::schema).
     ///
     /// # Errors
     /// [`StoreError::Open`] if the name is not allowed.

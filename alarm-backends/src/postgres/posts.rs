@@ -10,7 +10,8 @@ use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use stable_interfaces::{NewMessage, Posted, StoreError};
+use stable_interfaces::store::NewMessage;
+use stable_interfaces::{Posted, StoreError};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 

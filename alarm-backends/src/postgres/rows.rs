@@ -5,9 +5,9 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use stable_interfaces::{
+use stable_interfaces::Timestamp;
+use stable_interfaces::store::{
     AlarmRow, BoxError, DamageReason, DeadLetter, DeadRow, Epoch, InboxRow, InstanceName, MessageHeaders, Revision,
-    Timestamp,
 };
 use tokio_postgres::Row;
 use tokio_postgres::types::FromSql;

@@ -14,7 +14,8 @@ use std::ops::Deref;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
-use stable_interfaces::{Batch, Carrier, Context, ContextError, Incarnation, Lane, Part, Ride, StoreError, Write};
+use stable_interfaces::store::{Batch, Carrier, Incarnation, Lane, Part, Ride, Write};
+use stable_interfaces::{Context, ContextError, StoreError};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_postgres::Client;
@@ -96,7 +97,7 @@ pub trait PostgresContext {
     /// What earlier handlers of the instance committed is durable before `work` begins. If `work` fails, panics, or the handler
     /// runs out of time in it, the transaction is rolled back and what `work` recorded is taken back. The effects and the
     /// connection are the instance's alone meanwhile; a host has four connections for this by default
-    /// ([`PostgresBuilder::transactions`](super::PostgresBuilder::transactions)), and a transaction waits for a free one up to the
+    /// ([`PostgresStoreBuilder::transactions`](super::PostgresStoreBuilder::transactions)), and a transaction waits for a free one up to the
     /// store's deadline.
     ///
     /// # Errors

@@ -3,8 +3,9 @@
 //! Within an array, rows are in ascending order of their keys, so that any two transactions take their locks in one order.
 
 use postgres_types::ToSql;
-use stable_interfaces::{
-    AlarmRow, DeadLetter, DeadRow, InstanceName, MessageHeaders, NewMessage, Op, ShardId, StoreError, Write,
+use stable_interfaces::StoreError;
+use stable_interfaces::store::{
+    AlarmRow, DeadLetter, DeadRow, InstanceName, MessageHeaders, NewMessage, Op, ShardId, Write,
 };
 
 /// A number that this store cannot hold.

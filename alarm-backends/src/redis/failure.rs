@@ -5,7 +5,8 @@ use std::io;
 use std::sync::Arc;
 
 use redis::{ErrorKind, RedisError, ServerError};
-use stable_interfaces::{BoxError, StoreError};
+use stable_interfaces::StoreError;
+use stable_interfaces::store::BoxError;
 
 /// Why a call did not succeed.
 #[derive(Debug, Clone)]

@@ -6,7 +6,8 @@
 //! A member is, in time-ordered sets, the time, then owner and ID, as [`ordered`](crate::ordered) has them. Sorted sets order members
 //! of one score by their bytes; their scores are doubles, so all of ours are zero.
 
-use stable_interfaces::{BoxError, DeadKey, InstanceName, ShardId, Timestamp};
+use stable_interfaces::Timestamp;
+use stable_interfaces::store::{BoxError, DeadKey, InstanceName, ShardId};
 
 use crate::ordered::time_bytes;
 
@@ -110,7 +111,7 @@ mod tests {
     use std::sync::Arc;
 
     use fastrand::Rng;
-    use stable_interfaces::AlarmKey;
+    use stable_interfaces::store::AlarmKey;
 
     use super::*;
     use crate::ordered::Reader;

@@ -10,7 +10,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use stable_interfaces::{Epoch, Incarnation, Lane, ShardId, StoreError};
+use stable_interfaces::StoreError;
+use stable_interfaces::store::{Epoch, Incarnation, Lane, ShardId};
 
 /// What this process knows. Its lock is held for a lookup at a time.
 #[derive(Debug, Default)]

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, Pipeline, Value};
-use stable_interfaces::Clock;
+use stable_interfaces::clock::Clock;
 use tokio::sync::Mutex;
 
 use super::failure::Failure;

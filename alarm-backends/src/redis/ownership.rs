@@ -7,9 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use redis::Value;
-use stable_interfaces::{
-    Claim, ClaimKind, Claimed, Epoch, Grant, Held, Incarnation, Lane, Renewed, Sequence, ShardId, StoreError, Timestamp,
+use stable_interfaces::store::{
+    Claim, ClaimKind, Claimed, Epoch, Grant, Held, Incarnation, Lane, Renewed, Sequence, ShardId,
 };
+use stable_interfaces::{StoreError, Timestamp};
 
 use super::failure::Failure;
 use super::known::Life;

@@ -9,10 +9,11 @@ pub(crate) mod fuzzing;
 use std::sync::Arc;
 
 use redis::Value;
-use stable_interfaces::{
+use stable_interfaces::store::{
     After, AlarmRow, DamageReason, Damaged, InboxKey, InboxRow, InstanceName, Loaded, Page, Read, ReadRange, ReadRows,
-    Rows, ShardId, StoreError, Timestamp,
+    Rows, ShardId,
 };
+use stable_interfaces::{StoreError, Timestamp};
 
 use super::failure::Failure;
 use super::reply::{Texts, bytes};

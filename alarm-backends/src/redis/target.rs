@@ -9,7 +9,8 @@ use parking_lot::Mutex;
 use redis::{Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisResult, TlsCertificates, Value};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use stable_interfaces::{Clock, StoreError};
+use stable_interfaces::StoreError;
+use stable_interfaces::clock::Clock;
 
 use super::node::within;
 
@@ -187,7 +188,7 @@ pub(super) fn split(address: &str) -> Option<(&str, u16)> {
 
 #[cfg(test)]
 mod tests {
-    use stable_interfaces::SystemClock;
+    use stable_interfaces::clock::SystemClock;
 
     use super::*;
 

@@ -1,9 +1,8 @@
 //! `commit` and `post`.
 
 use redis::Value;
-use stable_interfaces::{
-    Batch, BoxError, Epoch, InboxRow, Incarnation, NewMessage, Op, Posted, ShardId, StoreError, Timestamp, Write,
-};
+use stable_interfaces::store::{Batch, BoxError, Epoch, InboxRow, Incarnation, NewMessage, Op, ShardId, Write};
+use stable_interfaces::{Posted, StoreError, Timestamp};
 
 use super::failure::Failure;
 use super::known::Shard;

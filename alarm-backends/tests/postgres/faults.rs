@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use alarm_backends::postgres::PostgresStore;
 use alarm_backends::testing::servers::{Postgres, PostgresOptions};
-use stable_interfaces::{ClaimKind, Incarnation, Store, StoreError};
+use stable_interfaces::store::{ClaimKind, Incarnation};
+use stable_interfaces::{Store, StoreError};
 
 use super::SERVER;
 use super::given::*;
@@ -348,7 +349,7 @@ async fn a_server_that_has_lost_a_claim_is_noticed_by_the_next_write() {
             Err(error) => assert!(error.is_retryable(), "{error:?}"),
         }
     };
-    assert_eq!(second, stable_interfaces::Epoch(2));
+    assert_eq!(second, stable_interfaces::store::Epoch(2));
     blocking(&server, |server| {
         server.kill9();
         copy(server, "old", "data");

@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 
 use alarm_backends::postgres::PostgresStore;
 use alarm_backends::testing::servers::{Postgres, PostgresOptions};
-use stable_interfaces::{
+use stable_interfaces::store::{
     After, AlarmRow, Batch, Claim, ClaimKind, Epoch, Incarnation, InstanceName, Lane, Loaded, NewMessage, Op, Page,
-    Read, ReadRange, ReadRows, Revision, ShardId, Store, StoreError, Timestamp, Write,
+    Read, ReadRange, ReadRows, Revision, ShardId, Write,
 };
+use stable_interfaces::{Store, StoreError, Timestamp};
 use tokio::task::JoinHandle;
 use tokio_postgres::{Client, NoTls};
 

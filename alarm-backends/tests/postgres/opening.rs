@@ -7,7 +7,8 @@ use alarm_backends::postgres::PostgresStore;
 use alarm_backends::testing::servers::PostgresOptions;
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
-use stable_interfaces::{Batch, ClaimKind, Incarnation, Lane, ShardId, Store, StoreError, Write};
+use stable_interfaces::store::{Batch, ClaimKind, Incarnation, Lane, ShardId, Write};
+use stable_interfaces::{Store, StoreError};
 
 use super::SERVER;
 use super::given::*;

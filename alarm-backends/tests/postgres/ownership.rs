@@ -1,7 +1,8 @@
 //! Writes and changes of ownership that meet. Each schedule is made exact by a transaction held open by hand.
 
 use alarm_backends::postgres::PostgresStore;
-use stable_interfaces::{ClaimKind, Incarnation, ShardId, Store, StoreError};
+use stable_interfaces::store::{ClaimKind, Incarnation, ShardId};
+use stable_interfaces::{Store, StoreError};
 use std::sync::Arc;
 use tokio_postgres::Client;
 

@@ -1,9 +1,9 @@
 //! Rows that somebody else put there, and what people see.
 
-use stable_interfaces::{
+use stable_interfaces::store::{
     After, AlarmRow, DamageReason, Epoch, Incarnation, Op, Page, Read, ReadRange, ReadRows, Revision, Rows, ShardId,
-    Store, StoreError,
 };
+use stable_interfaces::{Store, StoreError};
 use tokio_postgres::Client;
 
 use super::SERVER;
@@ -139,10 +139,10 @@ async fn a_storage_value_of_a_newer_version_is_an_error_of_the_read() {
 async fn people_can_read_what_is_waiting() {
     let (store, raw) = five_alarms().await;
     store.post(&[message(0, "m-0")]).await.expect("the post is answered");
-    let dead = stable_interfaces::DeadLetter {
+    let dead = stable_interfaces::store::DeadLetter {
         died_at: stable_interfaces::Timestamp::from_millis(1_790_000_000_123),
         reason: "out of luck".into(),
-        row: stable_interfaces::DeadRow::Alarm(AlarmRow {
+        row: stable_interfaces::store::DeadRow::Alarm(AlarmRow {
             meta: bytes::Bytes::from_static(b"\xff not text"),
             ..alarm("late", stable_interfaces::Timestamp::MAX.as_millis())
         }),
@@ -166,7 +166,7 @@ async fn people_can_read_what_is_waiting() {
 async fn a_thousand_shards_are_loaded_in_one_query_along_the_index() {
     let (server, store) = server_with(PostgresOptions::new().set("log_statement", "all")).await;
     let shards: Vec<u32> = (0..1024).collect();
-    let claim = claim(1, "host-a", &shards, stable_interfaces::ClaimKind::Start);
+    let claim = claim(1, "host-a", &shards, stable_interfaces::store::ClaimKind::Start);
     store.claim(&claim).await.expect("the claim is answered");
     let raw = raw(&server.url("postgres")).await;
     change(

@@ -8,10 +8,11 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use alarm_backends::postgres::{PostgresBuilder, PostgresContext, PostgresStore};
+use alarm_backends::postgres::{PostgresContext, PostgresStore, PostgresStoreBuilder};
+use stable_interfaces::store::ClaimKind;
 use stable_interfaces::{
-    Alarm, ClaimKind, Context, ContextError, Fleet, Handle, Host, Interface, MemoryStore, Message, NewPost, OnAlarm,
-    OnMessage, RequestError, RetryPolicy, StableInterface, Store, StoreError,
+    Alarm, Context, ContextError, Fleet, Handle, Host, Interface, MemoryStore, Message, NewPost, OnAlarm, OnMessage,
+    RequestError, RetryPolicy, StableInterface, Store, StoreError,
 };
 use tokio::sync::Notify;
 use tokio_postgres::Client;
@@ -144,7 +145,7 @@ async fn site_by(by: &str, url: String, raw: Client, handler_timeout: Duration, 
 }
 
 /// Opens a store, however busy the machine is: to make a schema may take it longer than one deadline.
-async fn open(builder: impl Fn() -> PostgresBuilder) -> PostgresStore {
+async fn open(builder: impl Fn() -> PostgresStoreBuilder) -> PostgresStore {
     let end = Instant::now() + Duration::from_secs(60);
     loop {
         match builder().connect().await {

@@ -2,7 +2,8 @@
 
 use std::time::Instant;
 
-use stable_interfaces::{After, AlarmRow, Epoch, Incarnation, Op, Page, Rows, ShardId, Store};
+use stable_interfaces::Store;
+use stable_interfaces::store::{After, AlarmRow, Epoch, Incarnation, Op, Page, Rows, ShardId};
 
 use super::{SHARDS, claim_all, commit_all, shuffle, writes};
 

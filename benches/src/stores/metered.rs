@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use stable_interfaces::{
-    Claim, Claimed, Hints, Incarnation, Loaded, NewMessage, Op, Page, Posted, Read, ReadRows, Renewed, ShardId, Store,
-    StoreError, Write,
+use stable_interfaces::store::{
+    Claim, Claimed, Hints, Incarnation, Loaded, NewMessage, Op, Page, Read, ReadRows, Renewed, ShardId, Write,
 };
+use stable_interfaces::{Posted, Store, StoreError};
 use tokio::sync::Notify;
 
 /// Passes everything on, and counts what has become durable. Clones count together.

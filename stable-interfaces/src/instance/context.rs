@@ -16,7 +16,7 @@ use super::effects::{Effects, Mark, find_alarm, find_value};
 use super::gate::Ticket;
 use super::ride::{Carrier, Riding};
 use super::slot::Slot;
-use super::task::{Me, Member};
+use super::task::{InstanceRef, Member};
 use crate::alarm::{Alarm, check_alarm_id, encode_meta};
 use crate::clock::Timestamp;
 use crate::committer::Commit;
@@ -266,6 +266,11 @@ impl Debug for Context {
 }
 
 impl Context {
+    /// The most effects a handler may record between two commits.
+    pub const MAX_EFFECTS: usize = super::effects::MAX_EFFECTS;
+    /// The most bytes those effects may add up to.
+    pub const MAX_EFFECT_BYTES: usize = super::effects::MAX_EFFECT_BYTES;
+
     pub(crate) fn new(instance: Arc<dyn Instance>, epoch: Epoch) -> Context {
         Context { instance, epoch, alarm: None, recorded: Recorded::default() }
     }
@@ -577,7 +582,7 @@ impl Context {
     /// and when the instance leaves memory or its host. It starts when this handler's effects are durable.
     ///
     /// ```
-    /// # use stable_interfaces::{Context, ContextError, Handle, Me, StableInterface};
+    /// # use stable_interfaces::{Context, ContextError, Handle, InstanceRef, StableInterface};
     /// # struct Feed { seen: u64 }
     /// # impl StableInterface for Feed { const NAME: &'static str = "feed"; type Error = ContextError; }
     /// # struct Follow;
@@ -585,7 +590,7 @@ impl Context {
     /// impl Handle<Follow> for Feed {
     ///     type Reply = ();
     ///     async fn handle(&mut self, cx: &mut Context, _: Follow) -> Result<(), ContextError> {
-    ///         cx.spawn(|me: Me<Feed>| async move {
+    ///         cx.spawn(|me: InstanceRef<Feed>| async move {
     ///             loop {
     ///                 let event = next_event().await;
     ///                 let handled = me.turn(move |feed, cx| {
@@ -604,13 +609,13 @@ impl Context {
     ///
     /// # Errors
     /// [`ContextError::Unhandled`] if `I` is not the interface this context belongs to.
-    pub fn spawn<I, F>(&mut self, task: impl FnOnce(Me<I>) -> F + Send + 'static) -> Result<(), ContextError>
+    pub fn spawn<I, F>(&mut self, task: impl FnOnce(InstanceRef<I>) -> F + Send + 'static) -> Result<(), ContextError>
     where
         I: StableInterface,
         F: Future<Output = ()> + Send + 'static,
     {
         let slot = self.slot::<I>().ok_or(ContextError::Unhandled("tasks of another interface".into()))?;
-        self.output(Output::Spawn(hand_over(Box::new(move |member| Box::pin(task(Me::new(slot, member)))))));
+        self.output(Output::Spawn(hand_over(Box::new(move |member| Box::pin(task(InstanceRef::new(slot, member)))))));
         Ok(())
     }
 

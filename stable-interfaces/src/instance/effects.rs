@@ -12,10 +12,10 @@ use bytes::Bytes;
 use crate::error::ContextError;
 use crate::store::{AlarmRow, InstanceName, Op, Revision};
 
-/// The most effects a handler may record between two commits.
-pub const MAX_EFFECTS: usize = 1_000;
-/// The most bytes they may add up to.
-pub const MAX_EFFECT_BYTES: usize = 4 * 1024 * 1024;
+/// See [`Context::MAX_EFFECTS`](crate::Context::MAX_EFFECTS).
+pub(crate) const MAX_EFFECTS: usize = 1_000;
+/// See [`Context::MAX_EFFECT_BYTES`](crate::Context::MAX_EFFECT_BYTES).
+pub(crate) const MAX_EFFECT_BYTES: usize = 4 * 1024 * 1024;
 
 /// The operations a handler has recorded since its last commit, in the order it recorded them.
 #[derive(Debug, Default)]

@@ -546,7 +546,8 @@ impl<I: StableInterface> Slot<I> {
                 let ops = match token.wake() {
                     Wake::Alarm(alarm) if token.must_mark && !self.is_replaced(inner, epoch, &token) => {
                         let crashes = token.wake().crashes();
-                        let unmarked = Op::PutAlarm(crate::AlarmRow { started: false, crashes, ..(**alarm).clone() });
+                        let unmarked =
+                            Op::PutAlarm(crate::store::AlarmRow { started: false, crashes, ..(**alarm).clone() });
                         self.push(inner, left, epoch, vec![unmarked], None, Shown::Hidden);
                         ops
                     }

@@ -1,7 +1,7 @@
 //! Tasks that belong to an incarnation of an instance.
 //!
 //! A task starts when the effects of the handler that spawned it are durable, and is cancelled and waited for before the next
-//! incarnation is built. It has no access to the instance but by [`Me::turn`], which takes its place in the queue like any
+//! incarnation is built. It has no access to the instance but by [`InstanceRef::turn`], which takes its place in the queue like any
 //! message and is refused once the incarnation has ended.
 
 use std::fmt;
@@ -79,7 +79,7 @@ impl Member {
     }
 }
 
-/// Ends a task's part in its incarnation when the task is dropped, whoever may still hold its [`Me`].
+/// Ends a task's part in its incarnation when the task is dropped, whoever may still hold its [`InstanceRef`].
 pub(crate) struct Membership(pub(crate) Arc<Member>);
 
 impl Drop for Membership {
@@ -89,26 +89,26 @@ impl Drop for Membership {
 }
 
 /// What a task of an instance, spawned with [`Context::spawn`], has of that instance.
-pub struct Me<I: StableInterface> {
+pub struct InstanceRef<I: StableInterface> {
     slot: Arc<Slot<I>>,
     member: Arc<Member>,
 }
 
-impl<I: StableInterface> Clone for Me<I> {
-    fn clone(&self) -> Me<I> {
-        Me { slot: self.slot.clone(), member: self.member.clone() }
+impl<I: StableInterface> Clone for InstanceRef<I> {
+    fn clone(&self) -> InstanceRef<I> {
+        InstanceRef { slot: self.slot.clone(), member: self.member.clone() }
     }
 }
 
-impl<I: StableInterface> fmt::Debug for Me<I> {
+impl<I: StableInterface> fmt::Debug for InstanceRef<I> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Me({})", Described(&*self.slot))
+        write!(f, "InstanceRef({})", Described(&*self.slot))
     }
 }
 
-impl<I: StableInterface> Me<I> {
-    pub(crate) fn new(slot: Arc<Slot<I>>, member: Arc<Member>) -> Me<I> {
-        Me { slot, member }
+impl<I: StableInterface> InstanceRef<I> {
+    pub(crate) fn new(slot: Arc<Slot<I>>, member: Arc<Member>) -> InstanceRef<I> {
+        InstanceRef { slot, member }
     }
 
     /// The ID of the instance.
@@ -143,7 +143,7 @@ impl<I: StableInterface> Me<I> {
     }
 }
 
-/// A task of an instance that only waits. See [`Me::park`].
+/// A task of an instance that only waits. See [`InstanceRef::park`].
 pub struct Parked(Arc<Member>);
 
 impl fmt::Debug for Parked {

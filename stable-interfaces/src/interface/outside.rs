@@ -22,9 +22,9 @@ pub(super) trait Operation: Send + 'static {
 }
 
 /// An operation as an instance's work.
-pub(super) struct Outside<O>(pub(super) O);
+pub(super) struct AsWork<O>(pub(super) O);
 
-impl<I: StableInterface, O: Operation> Work<I> for Outside<O> {
+impl<I: StableInterface, O: Operation> Work<I> for AsWork<O> {
     type Reply = O::Reply;
 
     async fn run(self, _: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<O::Reply, I::Error> {

@@ -174,7 +174,7 @@ pub struct NewMessage {
     pub id: Arc<str>,
     /// What goes beside the body.
     pub headers: MessageHeaders,
-    /// At most [`MAX_VALUE_BYTES`](crate::MAX_VALUE_BYTES).
+    /// At most [`MAX_VALUE_BYTES`](crate::store::MAX_VALUE_BYTES).
     pub body: Bytes,
 }
 

@@ -267,7 +267,7 @@ impl FaultStore {
     /// their answers are lost, or they arrive late; their leases are [unknown](Renewed::unknown), claims of them held; pages, reads and
     /// posts that name one fail. What concerns the others alone goes through. Replaces what was away before.
     ///
-    /// Only for a store with [`Sequence::OfShard`](crate::Sequence::OfShard).
+    /// Only for a store with [`Sequence::OfShard`](crate::store::Sequence::OfShard).
     pub fn set_away(&self, shards: impl IntoIterator<Item = ShardId>) {
         self.shared.inner.set_away(shards.into_iter().collect());
     }

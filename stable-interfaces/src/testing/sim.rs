@@ -17,7 +17,8 @@ use crate::sync::{Arc, Mutex};
 ///
 /// ```
 /// # use std::time::Duration;
-/// # use stable_interfaces::{Clock, Timestamp, testing::SimClock};
+/// # use stable_interfaces::{Timestamp, testing::SimClock};
+/// # use stable_interfaces::clock::Clock;
 /// # tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build()?.block_on(async {
 /// let clock = SimClock::new(Timestamp::from_millis(1_000));
 /// clock.sleep(Duration::from_secs(3_600)).await;          // takes no time

@@ -2,7 +2,7 @@
 
 #![allow(clippy::must_use_candidate, reason = "what it returns is for the tests")]
 
-use stable_interfaces::Op;
+use stable_interfaces::store::Op;
 
 use super::super::write::encoded;
 use super::*;

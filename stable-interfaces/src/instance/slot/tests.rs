@@ -25,7 +25,7 @@ impl Handle<Note> for Notes {
 
 #[tokio::test(start_paused = true)]
 async fn what_an_instance_has_under_way_is_all_that_is_kept_for_its_reads_however_long_it_is_busy() {
-    let clock: Arc<dyn crate::Clock> = Arc::new(SimClock::new(Timestamp::UNIX_EPOCH));
+    let clock: Arc<dyn crate::clock::Clock> = Arc::new(SimClock::new(Timestamp::UNIX_EPOCH));
     let store = FaultStore::seeded(Arc::new(MemoryStore::with_clock(clock.clone())), clock.clone(), 1);
     let mut host = Host::local(store.clone()).clock(clock.clone());
     let notes = host.interface(|_| Notes).register().expect("its name is one");

@@ -196,7 +196,7 @@ pub(super) async fn dates_from_year_1_to_9999_keep_their_order(store: AnyStore) 
 pub(super) async fn large_meta_is_kept_byte_by_byte(store: AnyStore) {
     let mut owner = Owner::start(&store, 1, "host-a", &[0]).await;
     let large = format!("{{\"text\":\"{}\"}}", "é\\u0000\\\"💥".repeat(18_000));
-    assert!(large.len() > 240 * 1024 && large.len() <= crate::MAX_VALUE_BYTES, "{} bytes", large.len());
+    assert!(large.len() > 240 * 1024 && large.len() <= crate::store::MAX_VALUE_BYTES, "{} bytes", large.len());
     let metas = [
         large,
         "\"\\u0000\"".into(),

@@ -292,7 +292,7 @@ pub(super) async fn a_thousand_operations_land_in_one_batch(store: AnyStore) {
 
 pub(super) async fn four_mebibytes_land_in_one_batch(store: AnyStore) {
     let mut owner = Owner::start(&store, 1, "host-a", &[0]).await;
-    let large = |n: u8| Bytes::from(vec![n; crate::MAX_VALUE_BYTES]);
+    let large = |n: u8| Bytes::from(vec![n; crate::store::MAX_VALUE_BYTES]);
     let ops = (0..16).map(|n| put_of(name("i"), &format!("{n:02}"), large(n))).collect();
     owner.commit(0, ops).await;
     let rows = read_storage(&store, 0, name("i"), "", None, 100).await;

@@ -151,7 +151,10 @@ fn hostile_ids() -> Vec<String> {
     let long =
         ["x".repeat(512), "x".repeat(511), format!("{}y", "x".repeat(511)), "é".repeat(256), "\u{10ffff}".repeat(128)];
     let ids: BTreeSet<String> = plain.into_iter().map(String::from).chain(long).collect();
-    assert!(ids.len() > 140 && ids.iter().all(|id| crate::check_id(id).is_ok()), "the list is of different, valid IDs");
+    assert!(
+        ids.len() > 140 && ids.iter().all(|id| crate::store::check_id(id).is_ok()),
+        "the list is of different, valid IDs"
+    );
     ids.into_iter().collect()
 }
 

@@ -147,7 +147,7 @@ pub(super) async fn headers_keep_order_repetitions_and_bytes(store: AnyStore) {
 }
 
 pub(super) async fn bodies_are_any_bytes(store: AnyStore) {
-    let large: Vec<u8> = (0..=255).cycle().take(crate::MAX_VALUE_BYTES).collect();
+    let large: Vec<u8> = (0..=255).cycle().take(crate::store::MAX_VALUE_BYTES).collect();
     let bodies = [vec![], vec![0], (0..=255).collect(), vec![0xff; 3], b"{}".to_vec(), large];
     for (n, body) in bodies.iter().enumerate() {
         let sent = NewMessage { body: body.clone().into(), ..message(0, "i", &n.to_string(), "") };

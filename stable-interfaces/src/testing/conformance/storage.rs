@@ -24,7 +24,7 @@ pub(super) async fn deleting_an_absent_value_does_nothing(store: AnyStore) {
 
 pub(super) async fn values_are_any_bytes(store: AnyStore) {
     let mut owner = Owner::start(&store, 1, "host-a", &[0]).await;
-    let large: Vec<u8> = (0..=255).rev().cycle().take(crate::MAX_VALUE_BYTES).collect();
+    let large: Vec<u8> = (0..=255).rev().cycle().take(crate::store::MAX_VALUE_BYTES).collect();
     let values = [vec![], vec![0], (0..=255).collect(), vec![0xff, 0xfe, 0], b"null".to_vec(), large].map(Bytes::from);
     owner
         .commit(

@@ -23,9 +23,9 @@ const PAGE_BYTES: usize = 4 * 1024 * 1024;
 ///
 /// ```no_run
 /// # async fn example(store: std::sync::Arc<dyn stable_interfaces::Store>) -> Result<(), Box<dyn std::error::Error>> {
-/// use stable_interfaces::{Directive, Fleet, Outside};
+/// use stable_interfaces::{Directive, Fleet, FleetClient};
 ///
-/// let outside = Outside::new(store, Fleet::expand("host-{0..1}", 1024)?);
+/// let outside = FleetClient::new(store, Fleet::expand("host-{0..1}", 1024)?);
 /// for dead in outside.dead_letters("order", None, 100).await? {
 ///     println!("{} of {}: {}", dead.id(), dead.instance(), dead.reason());
 ///     outside.direct("order", dead.instance(), Directive::requeue(&dead)).await?;
@@ -34,7 +34,7 @@ const PAGE_BYTES: usize = 4 * 1024 * 1024;
 /// # }
 /// ```
 #[derive(Debug, Clone)]
-pub struct Outside {
+pub struct FleetClient {
     store: Arc<dyn Store>,
     fleet: Fleet,
     clock: Arc<dyn Clock>,
@@ -42,12 +42,12 @@ pub struct Outside {
     options: CommitOptions,
 }
 
-impl Outside {
+impl FleetClient {
     /// Looks at `fleet`, which must have the same shard count as its hosts were started with, through the store that they share.
     #[must_use]
-    pub fn new(store: Arc<dyn Store>, fleet: Fleet) -> Outside {
+    pub fn new(store: Arc<dyn Store>, fleet: Fleet) -> FleetClient {
         let options = HostOptions::default().commit;
-        Outside {
+        FleetClient {
             store,
             fleet,
             clock: Arc::new(SystemClock::default()),
@@ -58,7 +58,7 @@ impl Outside {
 
     /// Where time comes from, for deadlines and pauses. Default: [`SystemClock`].
     #[must_use]
-    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Outside {
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> FleetClient {
         self.clock = clock;
         self
     }
