@@ -1,6 +1,8 @@
 //! Stores that are broken on purpose, each in one way: what tests the stores or stands on them has to find each out.
 
 use std::collections::BTreeMap;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,6 +37,10 @@ pub enum How {
     ShowsAlarmsEarly,
     /// Forgets what it is to overwrite.
     ForgetsValues,
+    /// Leaves a task of its own behind with each watch.
+    LeavesTasks,
+    /// Refuses one write in ten, drawn from the machine and not from the seed.
+    DrawsFromOutside,
 }
 
 /// A broken store.
@@ -110,6 +116,9 @@ impl Broken {
                 }
                 Ok(write.batches.iter().map(|_| Ok(())).collect())
             }
+            How::DrawsFromOutside if RandomState::new().hash_one(write.seq).is_multiple_of(10) => {
+                Err(StoreError::NotApplied("drawn by lot".into()))
+            }
             How::Reorders => {
                 let key = (write.incarnation, write.lane);
                 let is_turn = self.state.lock().is_turn(4);
@@ -184,6 +193,13 @@ impl Store for Broken {
     }
 
     async fn watch(&self, incarnation: Incarnation) -> Result<Hints, StoreError> {
+        if self.how == How::LeavesTasks {
+            let inner = self.inner.clone();
+            tokio::spawn(async move {
+                let _held = inner;
+                std::future::pending::<()>().await;
+            });
+        }
         self.inner.watch(incarnation).await
     }
 

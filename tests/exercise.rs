@@ -34,11 +34,35 @@ const HANDLER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How many scouts there are, and the tables of some hosts hold fewer.
 const SCOUTS: u64 = 6;
 
+/// How an application is broken on purpose, so that one sees of a run what one would see of a broken library.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flaw {
+    /// One of its handles outlives everything, and the store with it.
+    KeepsAHandle,
+    /// Its instances exist twice, under two IDs of one shard: as if a table had two places for one.
+    IsDoubled,
+}
+
 /// The simulated application.
 #[derive(Debug, Clone)]
 pub struct App {
     cells: Interface<Cell>,
     scouts: Interface<Scout>,
+    flaw: Option<Flaw>,
+}
+
+/// Before what tells an instance from its double.
+const DOUBLE: char = '~';
+
+impl App {
+    /// The ID by which an instance is asked.
+    fn address(&self, client: &Client<App>, id: &str) -> String {
+        if self.flaw != Some(Flaw::IsDoubled) || client.random().chance(0.5) {
+            return id.to_owned();
+        }
+        let mut doubles = (0..10_000).map(|n| format!("{id}{DOUBLE}{n}"));
+        doubles.find(|double| client.shard_of(double) == client.shard_of(id)).unwrap_or_else(|| id.to_owned())
+    }
 }
 
 impl Deref for App {
@@ -594,6 +618,15 @@ pub struct Exercise {
     incarnations: Arc<AtomicU64>,
     /// How many hosts have been configured.
     hosts: AtomicU64,
+    flaw: Option<Flaw>,
+}
+
+impl Exercise {
+    /// An application that is broken like this.
+    #[must_use]
+    pub fn flawed(flaw: Flaw) -> Exercise {
+        Exercise { flaw: Some(flaw), ..Exercise::default() }
+    }
 }
 
 /// Asks the owner of an instance, and the host it names if it is not the owner. Gives the last answer, and who gave it.
@@ -634,9 +667,9 @@ async fn request(
     id: &str,
     steps: impl Fn(App) -> Vec<Step>,
 ) -> Option<(Answer<Said>, Site<App>)> {
-    ask(client, id, |cells| {
-        let steps = steps(cells.clone());
-        async move { cells.request(id, Do(steps)).await }
+    ask(client, id, |app| {
+        let (steps, address) = (steps(app.clone()), app.address(client, id));
+        async move { app.request(&address, Do(steps)).await }
     })
     .await
 }
@@ -685,7 +718,7 @@ impl Workload for Exercise {
         let incarnations = self.incarnations.clone();
         let scouting = shared.clone();
         let build = move |id: &str| Cell {
-            id: id.to_owned(),
+            id: id.split(DOUBLE).next().unwrap_or(id).to_owned(),
             shared: shared.clone(),
             incarnation: incarnations.fetch_add(1, Ordering::Relaxed),
             total: 0,
@@ -705,7 +738,10 @@ impl Workload for Exercise {
         let scouts = scouts.handler_timeout(millis(&[300, 1_000, 30_000])).idle_timeout(millis(&[2_000, 600_000]));
         let scouts = scouts.stop_timeout(millis(&[0, 30_000])).max_waiting(number(&[0, 2, usize::MAX]));
         let scouts = scouts.max_instances(number(&[3, usize::MAX])).register().expect("it is the second");
-        App { cells, scouts }
+        if self.flaw == Some(Flaw::KeepsAHandle) {
+            std::mem::forget(cells.clone());
+        }
+        App { cells, scouts, flaw: self.flaw }
     }
 
     async fn client(self: Arc<Self>, client: Client<App>) {
@@ -1187,7 +1223,7 @@ impl Exercise {
         };
         let Ok(meta) = meta else { return };
         let effect = whole(dead.instance(), Kind::from_meta(&meta).1);
-        let App { cells, scouts } = site.app();
+        let App { cells, scouts, .. } = site.app();
         let is_scouts = dead.instance().starts_with("r-");
         if requeue {
             let asked = client.history().ask(What::Requeue(effect));

@@ -387,6 +387,23 @@ impl Simulation {
         runtime.block_on(self.simulate(Arc::new(workload)))
     }
 
+    /// As [`run`](Self::run), twice, each time with a workload made anew. Two runs that differ are a violation of
+    /// [`Invariant::Repeats`].
+    ///
+    /// # Panics
+    /// If the runtime cannot be made.
+    #[must_use]
+    pub fn run_twice<W: Workload>(&self, workload: impl Fn() -> W) -> Run {
+        let mut run = self.run(workload());
+        let again = self.run(workload());
+        if again != run {
+            let what =
+                format!("the traces of two runs of seed {} are {:x} and {:x}", self.seed, run.trace, again.trace);
+            run.violations.push(Violation { invariant: Invariant::Repeats, what });
+        }
+        run
+    }
+
     async fn simulate<W: Workload>(&self, workload: Arc<W>) -> Run {
         let clock = SimClock::new(START);
         let history = History::default();
