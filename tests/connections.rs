@@ -682,8 +682,8 @@ async fn a_client_on_a_host_whose_lease_ran_out_is_told_and_not_served() {
     let second = connect(&site, "a").await;
     world.store.set_down(true);
     world.pass(20 * SECOND).await;
-    assert!(client.send(1).await.is_err());
-    assert!(client.recv().await.is_err());
+    assert_eq!(client.send(1).await, Err(Closed::Lost));
+    assert_eq!(client.recv().await, Err(Closed::Lost));
     drop(client);
     world.store.set_down(false);
     world.pass(20 * SECOND).await;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use stable_interfaces::testing::{Answer as CallAnswer, Fault, FaultStore, Method};
-use stable_interfaces::{Ended, Fleet, Health, MemoryStore, RequestError, StartError, StoreError};
+use stable_interfaces::{Closed, Ended, Fleet, Health, MemoryStore, RequestError, StartError, StoreError};
 use system_tests::{Failed, Probe, START, Site, World, act, count, get, in_time, life, on_each_store, put, wait};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -111,6 +111,31 @@ async fn a_replaced_host_stops_wholly_at_its_next_write() {
         assert!(matches!(error, RequestError::Replaced), "not answered from memory: {error}");
         drop(new);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_replaced_host_cuts_off_is_told_that_it_was_replaced() {
+    let world = World::in_memory();
+    let old = start(&world, "host-0", &fleet(1)).await;
+    let client = old.probes.connect("b", "").await.unwrap();
+    let ask = |act| {
+        let probes = old.probes.clone();
+        tokio::spawn(async move { probes.request("a", act).await })
+    };
+    let running = ask(act(|_, _| Box::pin(std::future::pending::<Result<(), Failed>>())));
+    world.settle().await;
+    let waiting = ask(act(|_, _| Box::pin(async { Ok(()) })));
+    let _new = start(&world, "host-0", &fleet(1)).await;
+    world.pass(LEASE).await;
+    assert_eq!(old.host.health(), Health::Replaced);
+
+    let error = in_time(running).await.unwrap().unwrap_err();
+    let RequestError::Unknown(cause) = &error else { panic!("{error}") };
+    assert!(matches!(**cause, RequestError::Replaced), "{cause}");
+    let error = in_time(waiting).await.unwrap().unwrap_err();
+    assert!(matches!(error, RequestError::Replaced), "it has not begun: {error}");
+    assert_eq!(client.recv().await, Err(Closed::Lost));
+    assert_eq!(client.send(1).await, Err(Closed::Lost));
 }
 
 #[tokio::test(start_paused = true)]

@@ -11,7 +11,7 @@ use std::future::poll_fn;
 use std::task::{Poll, Waker};
 
 use crate::error::{ContextError, Outcome, RequestError};
-use crate::host::core::Place;
+use crate::host::core::{Health, Place};
 use crate::instance::OnConnect;
 use crate::instance::context::{Context, Output, Release};
 use crate::instance::gate::Ticket;
@@ -61,6 +61,20 @@ pub enum Closed {
     /// The host is draining or has ended; connect to the next owner.
     #[error("the host is draining")]
     Draining,
+    /// The host may not act for the instance any more: another process has its shard, the host was replaced or has failed, or it
+    /// has lost its lease or its store. Connect to the next owner, which may be this host again.
+    #[error("the host has lost the instance")]
+    Lost,
+}
+
+impl Closed {
+    /// The reason given to the clients of an instance that may not stay in the memory of a host of this health.
+    pub(crate) fn parting(host: Health) -> Closed {
+        match host {
+            Health::Draining | Health::Stopped => Closed::Draining,
+            _ => Closed::Lost,
+        }
+    }
 }
 
 /// A connection as the instance's slot keeps it.
@@ -480,8 +494,9 @@ impl<I: OnConnect> Connection<I> {
             Ok(()) => Ok(()),
             Err(_) => {
                 // The instance is not here any more: its shard moved, or the host is ending.
-                self.link.close_for_client(Closed::Draining);
-                Err(self.link.state.lock().closed.clone().unwrap_or(Closed::Draining))
+                let parting = Closed::parting(self.core.host.health());
+                self.link.close_for_client(parting.clone());
+                Err(self.link.state.lock().closed.clone().unwrap_or(parting))
             }
         }
     }
@@ -586,7 +601,8 @@ impl<Out> Drop for Room<Out> {
         self.link.change(|state| {
             state.incoming -= 1;
             if !self.is_handled {
-                state.closed.get_or_insert(Closed::Draining);
+                // A host that stops has closed its connections before; here is what waits when a lease runs out.
+                state.closed.get_or_insert(Closed::Lost);
             }
         });
     }

@@ -162,7 +162,7 @@ impl<I: StableInterface> InterfaceCore<I> {
             Ok(Submitted::Waiting(answer)) => {
                 // Without an answer the host ended while the handler ran, or before.
                 let answer = answer.await.ok().and_then(Quiet::into_inner);
-                let answer = answer.ok_or_else(|| RequestError::unknown(RequestError::Draining))?;
+                let answer = answer.ok_or_else(|| self.host.explain(RequestError::unknown(RequestError::Draining)))?;
                 // What was committed is proved by the store, and what is not known stays unknown; anything else is worth as much
                 // as the lease.
                 let is_proved =

@@ -338,9 +338,10 @@ impl HostCore {
     #[cold]
     pub(crate) fn explain<E>(&self, error: RequestError<E>) -> RequestError<E> {
         match error {
-            RequestError::Fenced | RequestError::LeaseLost | RequestError::NotOwner { .. } => {
+            RequestError::Fenced | RequestError::LeaseLost | RequestError::Draining | RequestError::NotOwner { .. } => {
                 self.ended().unwrap_or(error)
             }
+            RequestError::Unknown(cause) => RequestError::unknown(self.explain(*cause)),
             other => other,
         }
     }

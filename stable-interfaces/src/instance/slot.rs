@@ -476,7 +476,7 @@ impl<I: StableInterface> Slot<I> {
                 let is_draining = host.health() > Health::Running;
                 host.stops_cut.fetch_add(usize::from(is_draining), Ordering::AcqRel);
                 let waited_for = chain::Described(&**self).to_string();
-                let reason = if is_draining { Closed::Draining } else { Closed::Stopped };
+                let reason = if is_draining { Closed::parting(host.health()) } else { Closed::Stopped };
                 (Err(RequestError::TimedOut { after, waited_for }.into()), Some(reason))
             }
             Ending::TimedOut(after) => {
@@ -508,7 +508,9 @@ impl<I: StableInterface> Slot<I> {
         };
         let answer = Answer { result, behind, interim };
         let is_over = inner.extra.as_ref().is_some_and(|extra| extra.is_over);
-        let ends = ends.or(has_failed.then_some(Closed::Reset)).or(is_over.then_some(Closed::Draining));
+        let ends = ends
+            .or(has_failed.then_some(Closed::Reset))
+            .or_else(|| is_over.then(|| Closed::parting(self.interface.host.health())));
         let is_reset = ends == Some(Closed::Reset);
         let next = match ends {
             Some(reason) => {
@@ -703,7 +705,7 @@ impl<I: StableInterface> Slot<I> {
         let epoch = host.shards.epoch(self.shard);
         if epoch != Some(inner.epoch) && inner.state.is_some() {
             left.state = inner.state.take();
-            if let Some(next) = Self::end(inner, left, &Closed::Draining) {
+            if let Some(next) = Self::end(inner, left, &Closed::parting(host.health())) {
                 return next;
             }
         }
@@ -768,14 +770,14 @@ impl<I: StableInterface> Slot<I> {
             let mut left = Left::default();
             let extra = inner.extra.get_or_insert_default();
             extra.is_over = true;
-            extra.end_life(&mut left, &Closed::Draining);
+            extra.end_life(&mut left, &Closed::parting(self.interface.host.health()));
             drop(inner);
             left.clear(&**self);
             return None;
         }
         inner.mode = Mode::Busy;
         let mut left = Left { state: inner.state.take(), ..Left::default() };
-        let next = match Self::end(&mut inner, &mut left, &Closed::Draining) {
+        let next = match Self::end(&mut inner, &mut left, &Closed::parting(self.interface.host.health())) {
             Some(next) => next,
             None => self.next(&mut inner, &mut left),
         };
@@ -821,7 +823,7 @@ impl<I: StableInterface> Slot<I> {
         inner.mode = Mode::Gone;
         let mut left = Left { state: inner.state.take(), ..Left::default() };
         // Its connections are told; its tasks are the host's to end.
-        let ended = Self::end(&mut inner, &mut left, &Closed::Draining);
+        let ended = Self::end(&mut inner, &mut left, &Closed::parting(self.interface.host.health()));
         let extra = inner.extra.take();
         drop(inner);
         drop(ended);
