@@ -34,9 +34,22 @@ fn check(text: &str, max: usize) -> Result<(), InvalidId> {
     match text.len() {
         0 => Err(InvalidId::Empty),
         bytes if bytes > max => Err(InvalidId::TooLong { bytes, max }),
-        _ if text.as_bytes().contains(&0) => Err(InvalidId::Nul),
+        _ if has_nul(text) => Err(InvalidId::Nul),
         _ => Ok(()),
     }
+}
+
+/// Looks for a zero byte eight bytes at a time (Warren, "Hacker's Delight", 6-1): every request has an ID, and most are short.
+#[inline]
+fn has_nul(text: &str) -> bool {
+    const ONES: u64 = u64::from_ne_bytes([1; 8]);
+    const HIGH_BITS: u64 = ONES << 7;
+    let (words, rest) = text.as_bytes().as_chunks::<8>();
+    let has_zero = |word: &[u8; 8]| {
+        let word = u64::from_ne_bytes(*word);
+        word.wrapping_sub(ONES) & !word & HIGH_BITS != 0
+    };
+    words.iter().any(has_zero) || rest.contains(&0)
 }
 
 /// The same bytes in memory of the library's own: those of an owner of the application's would run its code wherever the last
@@ -75,6 +88,14 @@ mod tests {
         assert_eq!(check_id(&"x".repeat(513)), Err(InvalidId::TooLong { bytes: 513, max: 512 }));
         assert_eq!(check_id("a\0b"), Err(InvalidId::Nul));
         assert_eq!(check_id("any text, \"even\" 'this'\n"), Ok(()));
+        for length in 1..40 {
+            let others: String = "\u{1}\u{7f}\u{80}\u{100}".chars().cycle().take(length).collect();
+            assert_eq!(check_id(&others), Ok(()), "{others:?}");
+        }
+        for (length, place) in (1..40).flat_map(|length| (0..length).map(move |place| (length, place))) {
+            let text: String = (0..length).map(|at| if at == place { '\0' } else { '\u{1}' }).collect();
+            assert_eq!(check_id(&text), Err(InvalidId::Nul), "{text:?}");
+        }
     }
 
     #[test]

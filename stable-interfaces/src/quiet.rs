@@ -16,15 +16,20 @@ use std::pin::Pin;
 use std::task::{Poll, Waker};
 
 /// Runs code of the application; the text of its panic if it panics.
+#[inline]
 pub(crate) fn guarded<T>(code: impl FnOnce() -> T) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(code)).map_err(|payload| {
-        let text = panic_text(&*payload);
-        // The payload of a panic while that is dropped is not looked at any more: it may go on like this for ever.
-        if let Err(next) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
-            std::mem::forget(next);
-        }
-        text
-    })
+    catch_unwind(AssertUnwindSafe(code)).map_err(end_of_panic)
+}
+
+/// Drops the payload of a panic and gives its text.
+#[cold]
+fn end_of_panic(payload: Box<dyn Any + Send>) -> String {
+    let text = panic_text(&*payload);
+    // The payload of a panic while that is dropped is not looked at any more: it may go on like this for ever.
+    if let Err(next) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+        std::mem::forget(next);
+    }
+    text
 }
 
 fn panic_text(payload: &(dyn Any + Send)) -> String {
