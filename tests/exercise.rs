@@ -6,13 +6,18 @@
 //! Every effect has a number. Whoever asks for it writes it down, and the instance counts under that number, in its storage, how
 //! often it happened; beside that it counts all its effects in one total, in memory and stored, which must agree with them. So
 //! what is left in the end tells whether each happened as often as was promised.
+//!
+//! Some values are [odd](Odd): messages, replies, states, errors and what closures have captured panic where they are dropped or
+//! shown, or look at their instance.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod odd;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::future::Future;
 use std::ops::Deref;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -27,6 +32,8 @@ use stable_interfaces::{
     Message, NewPost, OnAlarm, OnConnect, OnMessage, Peer, Posted, RequestError, RetryPolicy, StableInterface,
     Timestamp,
 };
+
+pub use self::odd::Odd;
 
 const INSTANCES: u64 = 24;
 const HANDLER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -43,18 +50,33 @@ pub enum Flaw {
     IsDoubled,
 }
 
-/// The simulated application.
-#[derive(Debug, Clone)]
+/// The simulated application on one host.
+#[derive(Clone)]
 pub struct App {
+    handles: Arc<Handles>,
+    shared: Arc<Shared>,
+    flaw: Option<Flaw>,
+}
+
+#[derive(Debug)]
+struct Handles {
     cells: Interface<Cell>,
     scouts: Interface<Scout>,
-    flaw: Option<Flaw>,
 }
 
 /// Before what tells an instance from its double.
 const DOUBLE: char = '~';
 
 impl App {
+    fn scouts(&self) -> &Interface<Scout> {
+        &self.handles.scouts
+    }
+
+    /// A message to an instance.
+    fn message(&self, id: &str, steps: Vec<Step>) -> Do {
+        Do { steps, odd: Odd::some(&self.shared, id) }
+    }
+
     /// The ID by which an instance is asked.
     fn address(&self, client: &Client<App>, id: &str) -> String {
         if self.flaw != Some(Flaw::IsDoubled) || client.random().chance(0.5) {
@@ -69,7 +91,13 @@ impl Deref for App {
     type Target = Interface<Cell>;
 
     fn deref(&self) -> &Interface<Cell> {
-        &self.cells
+        &self.handles.cells
+    }
+}
+
+impl fmt::Debug for App {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("App").field("handles", &self.handles).finish_non_exhaustive()
     }
 }
 
@@ -81,12 +109,30 @@ pub enum Failed {
     /// Because it was told to.
     #[error("told to fail")]
     Told,
+    /// As [`Told`](Self::Told), with an error that is odd.
+    #[error("{0}")]
+    Odd(Odd),
     /// Because what it asked another instance for failed.
     #[error("asked another: {0}")]
     Nested(String),
     /// Because its context refused.
     #[error(transparent)]
     Context(#[from] ContextError),
+}
+
+/// An error that has come to whom it was meant for does nothing odd.
+fn arrived<R>(answer: &Answer<R>) {
+    if let Err(RequestError::Handler(Failed::Odd(odd), _)) = answer {
+        odd.arrived();
+    }
+}
+
+/// As [`arrived`], with the reply.
+fn said_arrived(answer: &Answer<Said>) {
+    arrived(answer);
+    if let Ok(Said { odd: Some(odd), .. }) = answer {
+        odd.arrived();
+    }
 }
 
 fn outcome<R>(answer: &Answer<R>) -> Outcome {
@@ -197,7 +243,10 @@ enum Step {
 }
 
 /// A message that says what to do.
-pub struct Do(Vec<Step>);
+pub struct Do {
+    steps: Vec<Step>,
+    odd: Option<Odd>,
+}
 
 /// What an instance says.
 #[derive(Debug, Default)]
@@ -206,6 +255,7 @@ pub struct Said {
     flags: Vec<bool>,
     value: i64,
     alarms: Vec<String>,
+    odd: Option<Odd>,
 }
 
 /// What all instances of one life of a host share.
@@ -213,6 +263,22 @@ struct Shared {
     life: Life,
     /// Which of them run a handler.
     running: Mutex<BTreeSet<String>>,
+    handles: OnceLock<Weak<Handles>>,
+}
+
+impl Shared {
+    /// Looks at this instance and at others.
+    fn look_at(&self, id: &str) {
+        if let Some(handles) = self.handles.get().and_then(Weak::upgrade) {
+            let Handles { cells, scouts } = &*handles;
+            let _seen = (cells.is_running(id), cells.is_running("i-0"), scouts.is_running(id), cells.running());
+        }
+    }
+
+    /// Why a handler fails that was told to.
+    fn failure(self: &Arc<Self>, id: &str) -> Failed {
+        Odd::some(self, id).map_or(Failed::Told, Failed::Odd)
+    }
 }
 
 /// An instance.
@@ -225,6 +291,10 @@ pub struct Cell {
     total: i64,
     /// Its connections, and how much was sent on each.
     peers: BTreeMap<ConnectionId, (Peer<Reply>, u64)>,
+    /// What came with a message and stays until the next such one, or for as long as the instance.
+    kept: Option<Odd>,
+    /// The last messages of its inbox.
+    messages: VecDeque<Message>,
 }
 
 /// Exists while a handler of an instance runs.
@@ -248,6 +318,19 @@ impl Cell {
         Running(self.shared.clone(), self.id.clone())
     }
 
+    fn failure(&self) -> Failed {
+        self.shared.failure(&self.id)
+    }
+
+    /// Holds on to what came with a message.
+    fn keep(&mut self, odd: Option<Odd>) {
+        if odd.is_some()
+            && let Some(before) = std::mem::replace(&mut self.kept, odd)
+        {
+            before.arrived();
+        }
+    }
+
     async fn count(&mut self, cx: &mut Context, effect: u64) -> Result<i64, ContextError> {
         self.raise(cx, &format!("e/{effect}")).await
     }
@@ -267,7 +350,7 @@ impl Cell {
         match kind {
             Kind::Fails if attempt < 2 && !is_healed => {
                 self.count(cx, effect).await?;
-                return Err(Failed::Told);
+                return Err(self.failure());
             }
             Kind::Panics if attempt == 0 => {
                 self.count(cx, effect).await?;
@@ -282,7 +365,7 @@ impl Cell {
             }
             Kind::Doomed if !is_healed => {
                 self.count(cx, effect).await?;
-                return Err(Failed::Told);
+                return Err(self.failure());
             }
             Kind::Slow => self.life().sleep(Duration::from_millis(300)).await,
             Kind::Halves => {
@@ -328,7 +411,7 @@ impl StableInterface for Cell {
         if life.random().chance(0.1) {
             cx.put("born", &self.incarnation)?;
         }
-        if life.random().chance(0.01) { Err(Failed::Told) } else { Ok(()) }
+        if life.random().chance(0.01) { Err(self.failure()) } else { Ok(()) }
     }
 
     async fn on_stop(&mut self) {
@@ -340,8 +423,10 @@ impl StableInterface for Cell {
 impl Handle<Do> for Cell {
     type Reply = Said;
 
-    async fn handle(&mut self, cx: &mut Context, Do(steps): Do) -> Result<Said, Failed> {
+    async fn handle(&mut self, cx: &mut Context, message: Do) -> Result<Said, Failed> {
         let _running = self.enter();
+        // Until it is kept, it acts when the handler fails or is dropped.
+        let Do { steps, odd } = message;
         let mut said = Said::default();
         for step in steps {
             match step {
@@ -374,18 +459,21 @@ impl Handle<Do> for Cell {
                 }
                 Step::Sleep(duration) => self.life().sleep(duration).await,
                 Step::Ask(cells, other, effect, awaited) => {
-                    let answer = cells.request(&other, Do(vec![Step::Count(effect)])).await;
+                    let answer = cells.request(&other, cells.message(&other, vec![Step::Count(effect)])).await;
+                    said_arrived(&answer);
                     tell(&awaited, outcome(&answer));
                     answer.map_err(|error| Failed::Nested(error.to_string()))?;
                 }
                 Step::Send(app, scout, errand, awaited) => {
-                    let answer = app.scouts.request(&scout, errand).await;
+                    let answer = app.scouts().request(&scout, errand).await;
+                    arrived(&answer);
                     tell(&awaited, outcome(&answer));
                     answer.map_err(|error| Failed::Nested(error.to_string()))?;
                 }
                 Step::Cycle(cells, other) => {
                     let back = Step::Ask(cells.clone(), self.id.clone(), u64::MAX, Awaited::default());
-                    let answer = cells.request(&other, Do(vec![back])).await;
+                    let answer = cells.request(&other, cells.message(&other, vec![back])).await;
+                    said_arrived(&answer);
                     // The other owner's refusal or a deadline is as good an end as the cycle itself.
                     said.flags.push(answer.is_err());
                 }
@@ -395,12 +483,14 @@ impl Handle<Do> for Cell {
                 Step::Spoil => {
                     // Nothing of this is recorded; were it kept, the next handler would store it.
                     self.total += 1_000;
-                    return Err(Failed::Told);
+                    return Err(self.failure());
                 }
                 Step::Panic => std::panic::resume_unwind(Box::new("told to panic")),
                 Step::Overrun => self.life().sleep(HANDLER_TIMEOUT * 2).await,
             }
         }
+        self.keep(odd);
+        said.odd = Odd::some(&self.shared, &self.id);
         Ok(said)
     }
 }
@@ -409,14 +499,18 @@ impl Cell {
     /// Starts a task of this incarnation that counts these effects, one turn each.
     fn spawn(&self, cx: &mut Context, effects: Vec<u64>) -> Result<(), ContextError> {
         let (life, id, incarnation) = (self.life().clone(), self.id.clone(), self.incarnation);
+        let (shared, odd) = (self.shared.clone(), Odd::some(&self.shared, &self.id));
         cx.spawn::<Cell, _>(move |me| async move {
+            let _held = odd;
             for effect in effects {
                 let parked = me.park();
                 life.sleep(Duration::from_millis(200)).await;
                 drop(parked);
                 let asked = life.history().ask(What::Effect(whole(&id, effect)));
                 let history = life.history().clone();
+                let odd = Odd::some(&shared, &id);
                 let turn = me.turn(move |cell, cx| {
+                    cell.keep(odd);
                     if cell.incarnation != incarnation {
                         let what = format!("a turn of a task of {} in another incarnation", cell.id);
                         history.violated(Invariant::OneAtATime, what);
@@ -428,6 +522,7 @@ impl Cell {
                     Ok(())
                 });
                 let answer = turn.await;
+                arrived(&answer);
                 asked.told(outcome(&answer));
                 match answer {
                     Ok(()) => life.count("turn of a task"),
@@ -460,7 +555,11 @@ impl OnAlarm for Cell {
         if kind == Kind::Holds && !life.is_healed() {
             cx.hold_alarm();
         }
-        cx.after_commit(move || life.count("alarm handled"));
+        let odd = Odd::some(&self.shared, &self.id);
+        cx.after_commit(move || {
+            life.count("alarm handled");
+            drop(odd);
+        });
         Ok(())
     }
 }
@@ -470,19 +569,24 @@ impl OnMessage for Cell {
         let _running = self.enter();
         let (kind, effect) = Kind::from_meta(&message.json()?);
         self.handle_kind(cx, kind, effect, message.attempt()).await?;
-        let life = self.life().clone();
-        cx.after_commit(move || life.count("message handled"));
+        self.messages.push_back(message.clone());
+        self.messages.truncate(3);
+        let (life, odd) = (self.life().clone(), Odd::some(&self.shared, &self.id));
+        cx.after_commit(move || {
+            life.count("message handled");
+            drop(odd);
+        });
         Ok(())
     }
 }
 
 /// What an instance sends to a client: how many it has sent before, and which effect has happened.
 #[derive(Debug)]
-pub struct Reply(u64, u64);
+pub struct Reply(u64, u64, Option<Odd>);
 
 impl OnConnect for Cell {
     type Meta = bool;
-    type Incoming = u64;
+    type Incoming = (u64, Option<Odd>);
     type Outgoing = Reply;
 
     async fn on_connect(
@@ -501,11 +605,17 @@ impl OnConnect for Cell {
         Ok(())
     }
 
-    async fn on_receive(&mut self, cx: &mut Context, from: ConnectionId, effect: u64) -> Result<(), Failed> {
+    async fn on_receive(
+        &mut self,
+        cx: &mut Context,
+        from: ConnectionId,
+        (effect, odd): (u64, Option<Odd>),
+    ) -> Result<(), Failed> {
         let _running = self.enter();
         self.count(cx, effect).await?;
+        self.keep(odd);
         if let Some((peer, sent)) = self.peers.get_mut(&from)
-            && peer.try_send(cx, Reply(*sent, effect)).is_ok()
+            && peer.try_send(cx, Reply(*sent, effect, Odd::some(&self.shared, &self.id))).is_ok()
         {
             *sent += 1;
             if self.shared.life.random().chance(0.03) {
@@ -576,7 +686,8 @@ impl Handle<Errand> for Scout {
         let _running = self.enter();
         let Errand { app, cell, effects, awaited, sleeps } = errand;
         self.count(cx, effects.0).await?;
-        let answer = app.request(&cell, Do(vec![Step::Count(effects.1)])).await;
+        let answer = app.request(&cell, app.message(&cell, vec![Step::Count(effects.1)])).await;
+        said_arrived(&answer);
         tell(&awaited, outcome(&answer));
         answer.map_err(|error| Failed::Nested(error.to_string()))?;
         self.shared.life.sleep(sleeps).await;
@@ -599,7 +710,7 @@ impl OnAlarm for Scout {
         });
         self.count(cx, effect).await?;
         if kind == Kind::Fails && alarm.attempt() < 2 && !life.is_healed() {
-            return Err(Failed::Told);
+            return Err(self.shared.failure(&self.id));
         }
         cx.after_commit(move || life.count("alarm of a scout handled"));
         Ok(())
@@ -651,6 +762,7 @@ where
 async fn in_time<R>(client: &Client<App>, asking: impl Future<Output = Answer<R>>) -> Answer<R> {
     let sent = client.now();
     let answer = asking.await;
+    arrived(&answer);
     let took = client.now().since(sent) + Duration::from_millis(2);
     if let Err(RequestError::TimedOut { after, waited_for }) = &answer
         && took < *after
@@ -669,7 +781,11 @@ async fn request(
 ) -> Option<(Answer<Said>, Site<App>)> {
     ask(client, id, |app| {
         let (steps, address) = (steps(app.clone()), app.address(client, id));
-        async move { app.request(&address, Do(steps)).await }
+        async move {
+            let answer = app.request(&address, app.message(id, steps)).await;
+            said_arrived(&answer);
+            answer
+        }
     })
     .await
 }
@@ -714,15 +830,17 @@ impl Workload for Exercise {
     }
 
     fn register(&self, host: &mut HostBuilder, life: &Life) -> App {
-        let shared = Arc::new(Shared { life: life.clone(), running: Mutex::default() });
+        let shared = Arc::new(Shared { life: life.clone(), running: Mutex::default(), handles: OnceLock::new() });
         let incarnations = self.incarnations.clone();
-        let scouting = shared.clone();
+        let (all, scouting) = (shared.clone(), shared.clone());
         let build = move |id: &str| Cell {
             id: id.split(DOUBLE).next().unwrap_or(id).to_owned(),
             shared: shared.clone(),
             incarnation: incarnations.fetch_add(1, Ordering::Relaxed),
             total: 0,
             peers: BTreeMap::new(),
+            kept: None,
+            messages: VecDeque::new(),
         };
         let retry = RetryPolicy::new().first(Duration::from_millis(300)).longest(Duration::from_secs(3)).attempts(4);
         let cells = host.interface(build).with_alarms().with_inbox().retry(retry);
@@ -741,7 +859,10 @@ impl Workload for Exercise {
         if self.flaw == Some(Flaw::KeepsAHandle) {
             std::mem::forget(cells.clone());
         }
-        App { cells, scouts, flaw: self.flaw }
+        let handles = Arc::new(Handles { cells, scouts });
+        // Instances that held their own handles would hold themselves.
+        all.handles.set(Arc::downgrade(&handles)).expect("it is new");
+        App { handles, shared: all, flaw: self.flaw }
     }
 
     async fn client(self: Arc<Self>, client: Client<App>) {
@@ -767,7 +888,7 @@ impl Workload for Exercise {
             dead_letters = 0;
             for site in client.all() {
                 let Ok(mut dead) = site.app().dead_letters(None, 10_000).await else { continue };
-                let Ok(of_scouts) = site.app().scouts.dead_letters(None, 10_000).await else { continue };
+                let Ok(of_scouts) = site.app().scouts().dead_letters(None, 10_000).await else { continue };
                 dead.extend(of_scouts);
                 dead_letters += dead.len();
                 for dead in dead {
@@ -1152,7 +1273,7 @@ impl Exercise {
     /// A client that sends some messages and waits for their answers, in order.
     async fn connection(&self, client: &Client<App>, id: &str) {
         let is_welcome = client.random().chance(0.9);
-        let Some((Ok(connection), _)) =
+        let Some((Ok(connection), site)) =
             ask(client, id, |cells| async move { cells.connect(id, is_welcome).await }).await
         else {
             return;
@@ -1161,7 +1282,7 @@ impl Exercise {
         for _ in 0..client.random().below(8) + 1 {
             let effect = self.next();
             let asked = client.history().ask(What::Effect(whole(id, effect)));
-            match connection.send(effect).await {
+            match connection.send((effect, Odd::some(&site.app().shared, id))).await {
                 Ok(()) => drop(waiting.insert(effect, asked)),
                 Err(_) => {
                     asked.told(Outcome::Not);
@@ -1179,7 +1300,8 @@ impl Exercise {
                 // A handler that fails without having done anything says nothing.
                 () = client.sleep(Duration::from_secs(20)) => break,
             };
-            let Ok(Reply(number, effect)) = received else { break };
+            let Ok(Reply(number, effect, odd)) = received else { break };
+            odd.iter().for_each(Odd::arrived);
             if number != expected {
                 let what = format!("{id} sent {number} when {expected} was to come");
                 client.history().violated(Invariant::InOrder, what);
@@ -1223,7 +1345,7 @@ impl Exercise {
         };
         let Ok(meta) = meta else { return };
         let effect = whole(dead.instance(), Kind::from_meta(&meta).1);
-        let App { cells, scouts, .. } = site.app();
+        let Handles { cells, scouts } = &*site.app().handles;
         let is_scouts = dead.instance().starts_with("r-");
         if requeue {
             let asked = client.history().ask(What::Requeue(effect));
@@ -1292,7 +1414,7 @@ impl Exercise {
             let asked = client.history().ask(What::Effect(whole(&scout, mine)));
             let answer = ask(client, &scout, |app| {
                 let (errand, scout) = (errand(app.clone()), scout.clone());
-                async move { app.scouts.request(&scout, errand).await }
+                async move { app.scouts().request(&scout, errand).await }
             });
             settle(client, asked, &answer.await, "errand of a scout");
         }
@@ -1311,7 +1433,7 @@ impl Exercise {
         };
         let asked = client.history().ask(What::Set(setting));
         let (id, alarm, meta) = (&scout, &alarm, &kind.meta(effect));
-        let answer = ask(client, id, |app| async move { app.scouts.set_alarm(id, alarm, due, meta).await });
+        let answer = ask(client, id, |app| async move { app.scouts().set_alarm(id, alarm, due, meta).await });
         settle(client, asked, &answer.await, "alarm of a scout");
     }
 
@@ -1372,7 +1494,7 @@ impl Exercise {
 
 impl fmt::Debug for Do {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Do").field("steps", &self.0.len()).finish()
+        f.debug_struct("Do").field("steps", &self.steps.len()).finish_non_exhaustive()
     }
 }
 

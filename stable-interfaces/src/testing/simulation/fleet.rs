@@ -99,6 +99,11 @@ impl Life {
     pub fn count(&self, kind: &str) {
         self.0.common.operations.lock().add(kind, 1);
     }
+
+    /// Counts something that was made to fail.
+    pub fn fault(&self, name: &str) {
+        self.0.common.fault(name);
+    }
 }
 
 /// A host as its clients see it.
