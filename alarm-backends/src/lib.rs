@@ -22,6 +22,8 @@ mod ordered;
 pub mod postgres;
 #[cfg(feature = "redis")]
 pub mod redis;
+#[cfg(any(feature = "fjall", feature = "postgres", feature = "redis"))]
+mod steps;
 #[cfg(feature = "testing-servers")]
 pub mod testing;
 

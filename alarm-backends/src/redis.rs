@@ -77,7 +77,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::StreamExt;
-use redis::TlsCertificates;
+use redis::{TlsCertificates, Value};
 use stable_interfaces::clock::{Clock, SystemClock};
 use stable_interfaces::store::{
     Claim, Claimed, Hints, Incarnation, Loaded, NewMessage, Page, Read, ReadRows, Renewed, ShardId, Write,
@@ -89,8 +89,17 @@ use self::key::Keys;
 use self::known::Known;
 use self::link::Link;
 use self::node::{FIRST_PAUSE, MAX_PAUSE, within};
+use self::reply::{list, optional_text};
 use self::script::{Call, PROBE};
 use self::target::Target;
+
+/// The last [step](crate::steps) of the layout that this code knows.
+///
+/// | step | what it adds |
+/// | --- | --- |
+/// | 1 | everything |
+/// | 2 | the record of steps in the fleet's hash: `step`, `needs`, `release` |
+const STEP: u32 = 2;
 
 /// How often a connection that listens is seen to be alive.
 const LISTENER_PING: Duration = Duration::from_secs(3);
@@ -327,12 +336,12 @@ impl Inner {
         let deadline = clock.elapsed().saturating_add(self.target.timeout);
         let (jitter, mut pause, mut last) = (RandomState::new(), FIRST_PAUSE, None);
         loop {
-            let probe = Call::new(&PROBE, &[self.keys.fleet("probe")]);
+            let probe = Call::new(&PROBE, &["probe", "fleet"].map(|suffix| self.keys.fleet(suffix)));
             match within(clock, deadline, self.leases.one(probe))
                 .await
                 .map(|asked| asked.map_err(Failure::into_open_error))
             {
-                Some(Ok(_)) => return Ok(()),
+                Some(Ok(answer)) => return self.check_record(answer),
                 Some(Err(error)) if error.is_retryable() => last = Some(error),
                 Some(Err(error)) => return Err(error),
                 None => return Err(self.target.no_connection(last)),
@@ -344,6 +353,19 @@ impl Inner {
             }
             clock.sleep(jittered).await;
             pause = (pause * 2).min(MAX_PAUSE);
+        }
+    }
+
+    /// Checks what a probe found of the fleet's record.
+    fn check_record(&self, answer: Value) -> Result<(), StoreError> {
+        let texts = list(answer).and_then(|items| items.into_iter().map(optional_text).collect::<Result<Vec<_>, _>>());
+        match texts.map_err(Failure::into_open_error)?.as_slice() {
+            // No fleet yet.
+            [None, ..] => Ok(()),
+            [_, step, needs, release] => {
+                self.read_record(step.as_deref(), needs.as_deref(), release.as_deref()).map(drop)
+            }
+            other => Err(Failure::unexpected(&other).into_open_error()),
         }
     }
 
@@ -377,7 +399,7 @@ async fn alive(target: Arc<Target>, address: String, mut pings: redis::aio::PubS
     loop {
         target.clock.sleep(LISTENER_PING).await;
         let deadline = target.clock.elapsed() + target.timeout;
-        if !matches!(within(&*target.clock, deadline, pings.ping::<redis::Value>()).await, Some(Ok(_))) {
+        if !matches!(within(&*target.clock, deadline, pings.ping::<Value>()).await, Some(Ok(_))) {
             tracing::warn!(%address, "the connection to Redis that listens for messages has fallen silent; it is made anew");
             return;
         }

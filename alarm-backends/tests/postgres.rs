@@ -4,6 +4,8 @@
 
 #[path = "postgres/faults.rs"]
 mod faults;
+#[path = "first_release/mod.rs"]
+mod first_release;
 #[path = "postgres/given.rs"]
 mod given;
 #[path = "postgres/opening.rs"]
@@ -20,6 +22,8 @@ mod proxy;
 mod rounds;
 #[path = "postgres/rows.rs"]
 mod rows;
+#[path = "postgres/steps.rs"]
+mod steps;
 #[path = "postgres/transactions.rs"]
 mod transactions;
 

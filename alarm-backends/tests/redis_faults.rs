@@ -7,6 +7,11 @@
     reason = "real servers fail in real time, and a test fails by panicking"
 )]
 
+#[path = "first_release/mod.rs"]
+mod first_release;
+#[path = "redis_faults/steps.rs"]
+mod steps;
+
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 

@@ -13,6 +13,8 @@ use fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistM
 use stable_interfaces::StoreError;
 use stable_interfaces::store::BoxError;
 
+use crate::steps::{Record, Refused};
+
 const LOCK: &str = "lock";
 const DATA: &str = "data";
 const UNFINISHED: &str = "data.unfinished";
@@ -22,9 +24,17 @@ const DATABASE_MARKER: &str = "version";
 /// The directory that a new volume of a disk has in it.
 const OF_THE_VOLUME: &str = "lost+found";
 
-/// The layout of keys and tables. A store with another one is not opened.
-const LAYOUT: &str = "1";
-const LAYOUT_KEY: &str = "layout";
+/// The last [step](crate::steps) of the layout of keys and tables that this code knows.
+///
+/// | step | what it adds |
+/// | --- | --- |
+/// | 1 | everything, and under [`NEEDS_KEY`] the number 1 |
+/// | 2 | the record of steps itself: [`STEP_KEY`], [`RELEASE_KEY`] |
+pub(super) const STEP: u32 = 2;
+/// The least step that a program must know. The programs of step 1 compare it with their own number.
+const NEEDS_KEY: &str = "layout";
+const STEP_KEY: &str = "step";
+const RELEASE_KEY: &str = "release";
 
 /// Above this, a table's newest rows are moved from memory to a file.
 const WRITE_BUFFER_BYTES: u64 = 8 * 1024 * 1024;
@@ -147,19 +157,37 @@ impl Directory {
             persisted: parking_lot::Mutex::default(),
             _lock: lock,
         };
-        let layout =
-            directory.table(Table::Meta).get(LAYOUT_KEY).map_err(|error| failed("it cannot be read", error.into()))?;
-        match layout {
-            Some(layout) if *layout == *LAYOUT.as_bytes() => Ok(directory),
-            layout => {
-                let found = layout.as_deref().unwrap_or_default().escape_ascii().to_string();
-                let what = format!(
-                    "{shown}: the store there has the layout '{found}', but this version knows only '{LAYOUT}'; \
-                     open it with the version that wrote it"
-                );
-                Err(StoreError::Open(what, None))
-            }
+        directory.bring_up_to_date(path)?;
+        Ok(directory)
+    }
+
+    /// Makes the steps that are missing, all or none.
+    fn bring_up_to_date(&self, path: &Path) -> Result<(), StoreError> {
+        let failed = |error: fjall::Error| {
+            StoreError::Open(format!("{}: it cannot be read", path.display()), Some(error.into()))
+        };
+        let refused = |refused: Refused| StoreError::Open(format!("{}: {refused}", path.display()), None);
+        let meta = self.table(Table::Meta);
+        let text = |key: &str| {
+            let found = meta.get(key).map_err(failed)?;
+            Ok::<_, StoreError>(found.map(|found| String::from_utf8_lossy(&found).into_owned()))
+        };
+        let (step, needs, release) = (text(STEP_KEY)?, text(NEEDS_KEY)?, text(RELEASE_KEY)?);
+        // A directory is given its first number before its name: one without is damaged, and not the first layout.
+        let record = Record::read(step.as_deref(), Some(needs.as_deref().unwrap_or_default()), release.as_deref());
+        let missing = record.and_then(|record| record.missing(STEP)).map_err(refused)?;
+        if missing.is_empty() {
+            return Ok(());
         }
+        let mut batch = self.batch(3, PersistMode::SyncAll);
+        let record = Record::of(STEP);
+        batch.insert(meta, NEEDS_KEY, record.needs.to_string());
+        batch.insert(meta, STEP_KEY, record.step.to_string());
+        batch.insert(meta, RELEASE_KEY, record.release.unwrap_or_default());
+        batch.commit().map_err(|error| {
+            let what = format!("{}: it cannot be brought up to date (step {STEP} of its layout)", path.display());
+            StoreError::Open(what, Some(error.into()))
+        })
     }
 
     pub(super) fn table(&self, table: Table) -> &Keyspace {
@@ -286,7 +314,8 @@ fn create(path: &Path, cache_bytes: u64) -> Result<(), BoxError> {
         fs::remove_dir_all(&unfinished)?;
     }
     let (database, tables) = open_tables(&unfinished, cache_bytes)?;
-    tables[Table::Meta as usize].insert(LAYOUT_KEY, LAYOUT)?;
+    // As step 1 did; opening makes the others.
+    tables[Table::Meta as usize].insert(NEEDS_KEY, "1")?;
     database.persist(PersistMode::SyncAll)?;
     drop(tables);
     drop(database);

@@ -328,16 +328,6 @@ async fn a_shard_of_a_life_that_was_ended_was_not_released_whenever_it_is_claime
 }
 
 #[tokio::test]
-async fn a_directory_with_another_layout_is_not_opened() {
-    let dir = TempDir::new().unwrap();
-    let owner = Owner::of(&dir, 1).await;
-    owner.table(Table::Meta).insert("layout", "2").unwrap();
-    drop(owner);
-    let refused = FjallStore::open(dir.path()).unwrap_err().to_string();
-    assert!(refused.contains("layout '2'") && refused.contains("version"), "{refused}");
-}
-
-#[tokio::test]
 async fn a_directory_whose_epochs_are_damaged_is_not_opened() {
     let dir = TempDir::new().unwrap();
     let owner = Owner::of(&dir, 1).await;

@@ -296,7 +296,8 @@ impl Server {
         let work = async {
             self.schema.make(&conn.client, must_exist).await.map_err(|error| match error {
                 MakeError::Sql(error) => judge_open(error),
-                MakeError::Version(_) | MakeError::Missing(_) => StoreError::Open(error.to_string(), None),
+                MakeError::Refused(_) | MakeError::Missing(_) => StoreError::Open(error.to_string(), None),
+                MakeError::NotOurs(..) => StoreError::Open(error.to_string(), Some(error.into())),
             })
         };
         let late = || StoreError::NotApplied(self.no_answer());
@@ -506,8 +507,8 @@ impl Turn<'_> {
 
     /// Asks whether the schema that everything was in is there no more.
     pub(super) async fn is_schema_gone(&self) -> bool {
-        let version = self.conn.schema.version(&self.conn.client);
-        matches!(real_time::until(self.deadline, version).await, Some(Ok(None)))
+        let record = self.conn.schema.record(&self.conn.client);
+        matches!(real_time::until(self.deadline, record).await, Some(Ok(None)))
     }
 
     /// Gives the connection up in the middle of a call.

@@ -1,15 +1,34 @@
 //! The schema that the tables live in: its name, its making, and the text of every query on it.
 //!
-//! Making it is safe when many hosts start at once: whoever holds the advisory lock looks again before making anything, and
-//! everything is made in one transaction.
+//! A schema is made by the same [steps](crate::steps) that bring an old one up to date. That is safe when many hosts start at once, of
+//! several releases: whoever holds the advisory lock looks again before making anything, and everything is made in one transaction.
 
 use std::fmt;
 
 use stable_interfaces::StoreError;
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 
-/// The version of the tables, types and functions that this code uses.
-const VERSION: i32 = 1;
+use crate::steps::{RELEASE, Record, Refused};
+
+/// The texts of each step. One that has been released never changes: hosts of an older release use what it made.
+///
+/// A step must not hold up hosts that are at work: a column has a constant default, an index is on a table that is new, and a function or
+/// type that differs has a name of its own.
+const STEPS: [&[&str]; 2] = [
+    &[
+        include_str!("sql/step_1/tables.sql"),
+        include_str!("sql/step_1/write.sql"),
+        include_str!("sql/step_1/transaction.sql"),
+        include_str!("sql/step_1/claim.sql"),
+        include_str!("sql/step_1/view.sql"),
+    ],
+    &[include_str!("sql/step_2/record.sql"), include_str!("sql/step_2/claim.sql")],
+];
+
+/// The last step that this code knows.
+#[allow(clippy::cast_possible_truncation, reason = "there are few")]
+const STEP: u32 = STEPS.len() as u32;
 
 /// The schema's name unless another is chosen.
 pub(super) const DEFAULT_SCHEMA: &str = "stable_interfaces";
@@ -79,7 +98,7 @@ impl Schema {
 
     pub(super) fn text(&self, query: Query) -> String {
         let sql = match query {
-            Query::Claim => "SELECT * FROM {s}.claim($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+            Query::Claim => "SELECT * FROM {s}.claim_2($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
             Query::Renew => "SELECT * FROM {s}.renew($1, $2)",
             Query::Release => "SELECT FROM {s}.release($1, $2)",
             Query::Write => "SELECT * FROM {s}.write($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
@@ -106,10 +125,10 @@ impl Schema {
         self.fill(sql).replace("{end}", end)
     }
 
-    /// Makes the schema in the database, unless it `must_exist`, or brings it to [`VERSION`].
+    /// Makes the schema in the database, unless it `must_exist`, or brings it up to date.
     pub(super) async fn make(&self, client: &Client, must_exist: bool) -> Result<(), MakeError> {
-        match self.version(client).await? {
-            Some(VERSION) => return Ok(()),
+        match self.record(client).await?.transpose()? {
+            Some(record) if record.missing(STEP)?.is_empty() => return Ok(()),
             None if must_exist => return Err(MakeError::Missing(self.0.clone())),
             _ => {}
         }
@@ -123,10 +142,9 @@ impl Schema {
     async fn make_locked(&self, client: &Client) -> Result<(), MakeError> {
         let lock = format!("SELECT pg_advisory_xact_lock(hashtextextended('stable-interfaces schema {}', 0))", self.0);
         client.batch_execute(&lock).await?;
-        match self.version(client).await? {
-            // Somebody else made it while this waited.
-            Some(VERSION) => Ok(()),
-            Some(version) => Err(MakeError::Version(version)),
+        let missing = match self.record(client).await? {
+            // Somebody else may have made it while this waited.
+            Some(record) => record?.missing(STEP)?,
             None => {
                 let sql = "SELECT EXISTS(SELECT FROM pg_namespace WHERE nspname = $1)";
                 let exists: bool = client.query_one_scalar(sql, &[&self.0]).await?;
@@ -134,22 +152,39 @@ impl Schema {
                 if !exists {
                     client.batch_execute(&format!("CREATE SCHEMA {}", self.quoted())).await?;
                 }
-                for sql in [
-                    include_str!("sql/tables.sql"),
-                    include_str!("sql/write.sql"),
-                    include_str!("sql/transaction.sql"),
-                    include_str!("sql/claim.sql"),
-                    include_str!("sql/view.sql"),
-                ] {
-                    client.batch_execute(&self.fill(sql)).await?;
-                }
-                Ok(())
+                1..=STEP
             }
+        };
+        let from = *missing.start();
+        for step in missing {
+            self.make_step(client, step).await.map_err(|error| match error.code() {
+                Some(&SqlState::INSUFFICIENT_PRIVILEGE) if from > 1 => MakeError::NotOurs(self.0.clone(), error),
+                _ => MakeError::Sql(error),
+            })?;
+            tracing::info!(schema = self.0, step, "a step of the schema's layout has been made");
         }
+        Ok(())
     }
 
-    /// The version of the tables that are there, if there are any.
-    pub(super) async fn version(&self, client: &Client) -> Result<Option<i32>, tokio_postgres::Error> {
+    async fn make_step(&self, client: &Client, step: u32) -> Result<(), tokio_postgres::Error> {
+        for sql in STEPS[step as usize - 1] {
+            client.batch_execute(&self.fill(sql)).await?;
+        }
+        // Step 1 wrote its own number, and had no place for more.
+        if step > 1 {
+            let Record { step, needs, .. } = Record::of(step);
+            let sql =
+                format!("UPDATE {{s}}.schema_version SET version = {needs}, step = {step}, release = '{RELEASE}'");
+            client.batch_execute(&self.fill(&sql)).await?;
+        }
+        Ok(())
+    }
+
+    /// The record of the steps that have been made, if there are tables.
+    pub(super) async fn record(
+        &self,
+        client: &Client,
+    ) -> Result<Option<Result<Record, Refused>>, tokio_postgres::Error> {
         // Not to_regclass: that may answer from what this session remembers of the time before it waited for the lock.
         let sql = "SELECT EXISTS(SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
                    WHERE n.nspname = $1 AND c.relname = 'schema_version')";
@@ -157,7 +192,12 @@ impl Schema {
         if !exists {
             return Ok(None);
         }
-        client.query_one_scalar(&self.fill("SELECT version FROM {s}.schema_version"), &[]).await.map(Some)
+        // As an object, because a column that is not there yet can be asked for there.
+        let sql = "SELECT v->>'step', v->>'version', v->>'release' FROM (SELECT to_jsonb(s) AS v FROM {s}.schema_version s) s";
+        let row = client.query_opt(&self.fill(sql), &[]).await?;
+        let text = |column| row.as_ref().and_then(|row| row.get::<_, Option<&str>>(column));
+        // Without its row it is damaged, and not the first layout.
+        Ok(Some(Record::read(text(0), Some(text(1).unwrap_or_default()), text(2))))
     }
 }
 
@@ -166,11 +206,15 @@ impl Schema {
 pub(super) enum MakeError {
     #[error(transparent)]
     Sql(#[from] tokio_postgres::Error),
-    /// The tables are of another version than this code knows.
+    /// This program may not use the layout that is there.
+    #[error("the schema cannot be used: {0}")]
+    Refused(#[from] Refused),
+    /// An old schema belongs to another user.
     #[error(
-        "the schema has version {0}, and this program knows version {VERSION}: it needs the same or a newer release"
+        "the schema {0} has to be brought up to date (step {STEP} of its layout), which this user has no right to; connect once, with this \
+         release, as the user that owns the schema"
     )]
-    Version(i32),
+    NotOurs(String, #[source] tokio_postgres::Error),
     /// There is none, and none is to be made.
     #[error(
         "there is no store in the schema {0} of this database, and must_exist(true) was asked for; name the schema and database that have it, or \
@@ -190,6 +234,16 @@ mod tests {
         }
         for bad in ["", "1a", "A", "a-b", "a\"b", "a;b", "ä", "pg_toast", &"x".repeat(32)] {
             assert!(Schema::new(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_step_takes_nothing_away_and_changes_nothing_that_older_hosts_use() {
+        for sql in STEPS.iter().skip(1).copied().flatten() {
+            let words = sql.to_uppercase();
+            for taking in ["DROP ", "RENAME ", "OR REPLACE", "ALTER COLUMN", "DELETE FROM {S}.SCHEMA", "TRUNCATE "] {
+                assert!(!words.contains(taking), "a step says {taking}: {sql}");
+            }
         }
     }
 

@@ -2,12 +2,16 @@
 --
 -- KEYS: fleet, lives, started, claimed by this host, past lives of this host.
 -- ARGV: incarnation, host, 'start' or 'running', shard count, hash version, ID of the store as the caller knows it or '',
---       ID for a new store, '1' if the store must exist, then the shards wanted.
+--       ID for a new store, '1' if the store must exist, the record of the steps that the caller knows: step, the least
+--       step that a program must know after it, release; then the shards wanted.
+--
+-- The fleet's hash has the same record (steps.rs), from step 2 on. What a step adds beside it is added here, or, for a shard,
+-- where the shard is granted. A life that has entered goes on, whatever others bring the store to.
 --
 -- Births count upwards over the whole fleet: a start ends all lives of its name that were born before it. They are numbers
 -- of starts, so a double holds them exactly.
 
-local fleet = redis.call('HMGET', KEYS[1], 'shards', 'hash', 'id')
+local fleet = redis.call('HMGET', KEYS[1], 'shards', 'hash', 'id', 'step', 'needs', 'release')
 local life = redis.call('HGET', KEYS[2], ARGV[1])
 local started = redis.call('HGET', KEYS[3], ARGV[2])
 redis.call('SCARD', KEYS[4])
@@ -19,6 +23,10 @@ end
 if not fleet[3] and ARGV[8] == '1' then
     return { 'empty' }
 end
+local step, needs = tonumber(fleet[4] or fleet[5] or 1), tonumber(fleet[5] or 1)
+if not life and (not step or not needs or needs < 1 or needs > step or needs > tonumber(ARGV[9])) then
+    return { 'unfit', fleet[4], fleet[5], fleet[6] }
+end
 if fleet[3] and (fleet[1] ~= ARGV[4] or fleet[2] ~= ARGV[5]) then
     return { 'mismatch', fleet[1], fleet[2] }
 end
@@ -29,6 +37,9 @@ end
 
 if not fleet[3] then
     redis.call('HSET', KEYS[1], 'shards', ARGV[4], 'hash', ARGV[5], 'id', ARGV[7])
+end
+if not fleet[3] or (step and step < tonumber(ARGV[9])) then
+    redis.call('HSET', KEYS[1], 'step', ARGV[9], 'needs', ARGV[10], 'release', ARGV[11])
 end
 if ARGV[3] == 'start' or not birth then
     birth = redis.call('HINCRBY', KEYS[1], 'births', 1)
@@ -44,7 +55,7 @@ if not life then
         redis.call('HDEL', KEYS[2], redis.call('LPOP', KEYS[5]))
     end
 end
-for first = 9, #ARGV, 1000 do
+for first = 12, #ARGV, 1000 do
     redis.call('SADD', KEYS[4], unpack(ARGV, first, math.min(first + 999, #ARGV)))
 end
 

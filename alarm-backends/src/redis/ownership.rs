@@ -14,9 +14,10 @@ use stable_interfaces::{StoreError, Timestamp};
 
 use super::failure::Failure;
 use super::known::Life;
-use super::reply::{Texts, list};
+use super::reply::{Texts, list, optional_text};
 use super::script::{ALIVE, CLAIMED, Call, ENTER, LEASE, RELEASE};
-use super::{Inner, keys_of};
+use super::{Inner, STEP, keys_of};
+use crate::steps::Record;
 
 /// Shards in one script on a single server: some tenths of a millisecond.
 const SHARDS_PER_CALL: usize = 100;
@@ -100,6 +101,7 @@ impl Inner {
         let claimed = format!("claimed:{host}");
         let keys =
             ["fleet", "lives", "started", &claimed, &format!("past:{host}")].map(|suffix| self.keys.fleet(suffix));
+        let record = Record::of(STEP);
         let call = Call::new(&ENTER, &keys)
             .arg(incarnation.0)
             .arg(&**host)
@@ -110,6 +112,9 @@ impl Inner {
             // Incarnations are random, and this one is the store's first.
             .arg(format!("{}-{}", incarnation.0, self.target.clock.now().as_millis()))
             .arg(u8::from(self.must_exist))
+            .arg(record.step)
+            .arg(record.needs)
+            .arg(record.release)
             .arg(claim.shards.iter().map(|shard| shard.0).collect::<Vec<_>>());
         let answer = self.leases.one(call).await.and_then(Texts::new).map_err(Failure::into_open_error)?;
         self.read_entry(claim, answer).map_err(Failure::into_store_error)?
@@ -155,12 +160,31 @@ impl Inner {
                 ),
                 None,
             ),
+            "unfit" => {
+                let mut part = || optional_text(answer.item()?);
+                let (step, needs, release) = (part()?, part()?, part()?);
+                match self.read_record(step.as_deref(), needs.as_deref(), release.as_deref()) {
+                    Err(error) => error,
+                    Ok(record) => return Err(Failure::unexpected(&record)),
+                }
+            }
             "lost" => match answer.text()?.as_str() {
                 "" => self.known.lose(incarnation, "its record of the fleet is gone"),
                 other => self.known.lose(incarnation, &format!("it is another store, {other}")),
             },
             other => return Err(Failure::unexpected(&other)),
         }))
+    }
+
+    /// Reads a fleet's record of its steps and checks that this program may use the store.
+    pub(super) fn read_record(
+        &self,
+        step: Option<&str>,
+        needs: Option<&str>,
+        release: Option<&str>,
+    ) -> Result<Record, StoreError> {
+        let record = Record::read(step, needs, release).and_then(|record| record.missing(STEP).map(|_| record));
+        record.map_err(|refused| StoreError::Open(format!("the store under {}: {refused}", self.keys.fleet("")), None))
     }
 
     pub(super) async fn renew(&self, incarnation: Incarnation, lease: Duration) -> Result<Renewed, StoreError> {

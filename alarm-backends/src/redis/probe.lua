@@ -1,5 +1,6 @@
 -- Uses every command that the other scripts write with, on a key that nothing else uses: a right that is missing shows
--- here, and not in the middle of a commit. KEYS: probe.
+-- here, and not in the middle of a commit. Answers the fleet's record of the steps that have been made on its layout (steps.rs), if there is a fleet.
+-- KEYS: probe, fleet.
 
 local key = KEYS[1]
 redis.call('DEL', key)
@@ -25,4 +26,4 @@ redis.call('LLEN', key)
 redis.call('LPOP', key)
 redis.call('TYPE', key)
 redis.call('TIME')
-return {}
+return redis.call('HMGET', KEYS[2], 'id', 'step', 'needs', 'release')

@@ -21,6 +21,13 @@ pub(super) fn bytes(value: Value) -> Result<Option<Vec<u8>>, Failure> {
     }
 }
 
+/// The text of an item; `None` for one that is not there.
+pub(super) fn optional_text(value: Value) -> Result<Option<String>, Failure> {
+    let text =
+        |bytes| String::from_utf8(bytes).map_err(|error| Failure::Unknown(format!("an answer is no text: {error}")));
+    bytes(value)?.map(text).transpose()
+}
+
 /// A list of texts, read from first to last.
 #[derive(Debug)]
 pub(super) struct Texts(std::vec::IntoIter<Value>);

@@ -31,6 +31,11 @@ pub(crate) async fn store_on(url: &str) -> Arc<PostgresStore> {
     Arc::new(builder.connect().await.expect("the store can be opened"))
 }
 
+/// The URL of a new empty database of the server that the tests share.
+pub(crate) async fn fresh_database() -> String {
+    tokio::task::spawn_blocking(|| super::SERVER.fresh_database()).await.expect("a database is made")
+}
+
 /// A plain connection beside the store's.
 pub(crate) async fn raw(url: &str) -> Client {
     let (client, connection) = tokio_postgres::connect(url, NoTls).await.expect("the server takes a connection");

@@ -87,16 +87,6 @@ async fn a_store_that_must_exist_is_not_made() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_schema_of_a_newer_release_is_refused() {
-    let url = fresh_database_with("ENCODING 'UTF8' LOCALE 'C'").await;
-    drop(store_on(&url).await);
-    let raw = raw(&url).await;
-    raw.batch_execute("UPDATE stable_interfaces.schema_version SET version = 99").await.expect("the version is raised");
-    let text = refusal(PostgresStore::connect(&url).await);
-    assert!(text.contains("99"), "{text}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_database_or_user_that_is_not_there_is_refused_at_once() {
     assert!(refusal(PostgresStore::connect(&SERVER.url("nowhere")).await).contains("does not exist"));
     let url = SERVER.url("postgres").replace("postgres@", "nobody@");

@@ -4,12 +4,11 @@
 -- a shard are changed, not merely locked: a write of theirs waits here, and then sees the shard's new owner (see write.sql);
 -- under a stricter isolation than READ COMMITTED it fails instead.
 --
--- p_given_up, p_epochs: shards among p_shards that p_incarnation acts as an owner of no more, and the last epoch it had of each.
 -- p_known: whether this life has claimed before. A store that does not know it then has lost that.
 -- verdict: 'granted', 'replaced', 'mismatch' or 'lost'; nothing was written but after the first.
 CREATE FUNCTION {s}.claim(
     p_incarnation bigint, p_host text, p_shards integer[], p_shard_count bigint, p_hash_version bigint,
-    p_lease bigint, p_start boolean, p_known boolean, p_given_up integer[] DEFAULT '{}', p_epochs bigint[] DEFAULT '{}',
+    p_lease bigint, p_start boolean, p_known boolean,
     OUT verdict text, OUT stored_shard_count bigint, OUT stored_hash_version bigint, OUT server_now bigint,
     OUT granted integer[], OUT epochs bigint[], OUT clean boolean[],
     OUT held integer[], OUT holders text[], OUT remaining bigint[]
@@ -59,16 +58,12 @@ BEGIN
         AND EXISTS (SELECT FROM {s}.shard s WHERE s.owner = h.incarnation AND s.shard = ANY (p_shards))
         ORDER BY h.incarnation FOR UPDATE OF h
     );
-    -- Its own writes under an epoch it gave up are such losers too.
-    UPDATE {s}.fence f SET seq = f.seq
-        WHERE f.incarnation = ANY (losers) OR (f.incarnation = p_incarnation AND p_given_up <> '{}');
+    UPDATE {s}.fence f SET seq = f.seq WHERE f.incarnation = ANY (losers);
 
     INSERT INTO {s}.shard AS s (shard, epoch, owner, clean)
         SELECT a.shard, 1, p_incarnation, true FROM unnest(p_shards) AS a (shard) ORDER BY a.shard
         ON CONFLICT (shard) DO UPDATE SET epoch = s.epoch + 1, owner = p_incarnation, clean = s.owner IS NULL
-        WHERE s.owner IS NULL OR s.owner = ANY (losers)
-        OR (s.owner = p_incarnation
-            AND EXISTS (SELECT FROM unnest(p_given_up, p_epochs) AS g (shard, epoch) WHERE (g.shard, g.epoch) = (s.shard, s.epoch)));
+        WHERE s.owner IS NULL OR s.owner = ANY (losers);
 
     -- Lives long over are forgotten, unless a shard still remembers them.
     forgotten := ARRAY(
