@@ -10,6 +10,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
+use std::sync::Weak;
 use std::time::Duration;
 
 use super::StableInterface;
@@ -73,8 +74,8 @@ struct Extra<I: StableInterface> {
     is_draining: bool,
     /// The output gate of this incarnation, once it has committed anything.
     gate: Option<Arc<Gate>>,
-    /// Commits that may not be durable yet, with their tickets, oldest first: what reads must see beside the store.
-    unsettled: VecDeque<(Ticket, Arc<Commit>)>,
+    /// Commits that may not be durable yet, oldest first: what reads must see beside the store.
+    unsettled: VecDeque<Unsettled>,
     /// Alarms that handlers left unacknowledged; they fire again when this incarnation ends.
     held: Vec<WakeToken>,
     /// Known to what belongs to this incarnation, once there is anything.
@@ -89,6 +90,21 @@ struct Extra<I: StableInterface> {
     is_over: bool,
     /// Set while a task of the host waits on a turn: when it will look at the queue's deadlines next, and how to make it sooner.
     watch: Option<(Duration, Arc<Notify>)>,
+}
+
+/// A commit that may not be durable yet.
+struct Unsettled {
+    ticket: Ticket,
+    /// Kept by the committer until it is settled.
+    commit: Weak<Commit>,
+    /// Kept here as well until the turn that made it has ended. No longer: an idle instance is to hold no memory for it.
+    of_turn: Option<Arc<Commit>>,
+}
+
+impl Unsettled {
+    fn commit(&self) -> Option<Arc<Commit>> {
+        self.of_turn.clone().or_else(|| self.commit.upgrade())
+    }
 }
 
 impl<I: StableInterface> Default for Extra<I> {
@@ -512,6 +528,9 @@ impl<I: StableInterface> Slot<I> {
             .or(has_failed.then_some(Closed::Reset))
             .or_else(|| is_over.then(|| Closed::parting(self.interface.host.health())));
         let is_reset = ends == Some(Closed::Reset);
+        for commit in inner.extra.iter_mut().flat_map(|extra| &mut extra.unsettled) {
+            commit.of_turn = None;
+        }
         let next = match ends {
             Some(reason) => {
                 left.state = inner.state.take();
@@ -565,8 +584,9 @@ impl<I: StableInterface> Slot<I> {
         }
         if touches_alarms && let Some(extra) = &mut inner.extra {
             let Extra { held, unsettled, .. } = &mut **extra;
+            let unsettled: Vec<_> = unsettled.iter().filter_map(Unsettled::commit).collect();
             held.retain(|token| {
-                let ops = unsettled.iter().flat_map(|(_, commit)| &commit.ops);
+                let ops = unsettled.iter().flat_map(|commit| &commit.ops);
                 // Set or cancelled meanwhile: nothing is held any more.
                 effects::find_alarm(ops, token.wake().id()).is_none_or(|found| token.is_setting(found))
             });
@@ -892,12 +912,16 @@ impl<I: StableInterface> Slot<I> {
         let extra = inner.extra.get_or_insert_default();
         let gate = extra.gate.get_or_insert_default().clone();
         let settled = gate.settled();
-        while extra.unsettled.front().is_some_and(|(ticket, _)| ticket.is_within(settled)) {
+        while extra.unsettled.front().is_some_and(|commit| commit.ticket.is_within(settled)) {
             extra.unsettled.pop_front();
         }
         let ticket = gate.take_ticket();
         let commit = Arc::new(Commit { shard: self.shard, epoch, ops, is_shown: shown == Shown::ToWindow });
-        extra.unsettled.push_back((ticket.clone(), commit.clone()));
+        extra.unsettled.push_back(Unsettled {
+            ticket: ticket.clone(),
+            commit: Arc::downgrade(&commit),
+            of_turn: Some(commit.clone()),
+        });
         (ticket, commit)
     }
 
@@ -905,7 +929,8 @@ impl<I: StableInterface> Slot<I> {
     fn is_replaced(&self, inner: &Inner<I>, epoch: Epoch, token: &WakeToken) -> bool {
         let Wake::Alarm(alarm) = token.wake() else { return false };
         let unsettled = inner.extra.iter().flat_map(|extra| &extra.unsettled);
-        let ops = unsettled.flat_map(|(_, commit)| &commit.ops);
+        let unsettled: Vec<_> = unsettled.filter_map(Unsettled::commit).collect();
+        let ops = unsettled.iter().flat_map(|commit| &commit.ops);
         effects::find_alarm(ops, &alarm.id).is_some_and(|found| !token.is_setting(found))
             || !self.interface.host.shards.is_firing(self.shard, epoch, alarm)
     }
@@ -1046,8 +1071,8 @@ impl<I: StableInterface> Instance for Slot<I> {
         extra
             .unsettled
             .iter()
-            .filter(|(ticket, _)| !ticket.is_within(settled))
-            .map(|(_, commit)| commit.clone())
+            .filter(|commit| !commit.ticket.is_within(settled))
+            .filter_map(Unsettled::commit)
             .collect()
     }
 

@@ -24,6 +24,30 @@ impl Handle<Note> for Notes {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_idle_instance_keeps_no_commit_in_memory_that_is_durable() {
+    let mut host = Host::local(MemoryStore::new());
+    let notes = host.interface(|_| Notes).register().expect("its name is one");
+    let host = host.start().await.expect("the store is there");
+    for n in 0..3 {
+        notes.request("a", Note(n)).await.expect("it is written");
+        let slot = notes.core.table.get("a", hash_id("a")).expect("it is idle");
+        // The committer lets go of a commit just after it has told whoever waits for it.
+        let holds = || {
+            let inner = slot.inner.lock();
+            inner.extra.iter().flat_map(|extra| &extra.unsettled).any(|commit| commit.commit().is_some())
+        };
+        for _ in 0..100 {
+            if !holds() {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        assert!(!holds(), "after {n}");
+    }
+    drop(host);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_an_instance_has_under_way_is_all_that_is_kept_for_its_reads_however_long_it_is_busy() {
     let clock: Arc<dyn crate::clock::Clock> = Arc::new(SimClock::new(Timestamp::UNIX_EPOCH));
     let store = FaultStore::seeded(Arc::new(MemoryStore::with_clock(clock.clone())), clock.clone(), 1);
