@@ -4,9 +4,10 @@ use std::collections::VecDeque;
 
 use crate::alarm::Alarm;
 use crate::clock::Timestamp;
-use crate::directive::{Needs, interface_of};
+use crate::directive::Needs;
 use crate::error::ContextError;
 use crate::host::core::HostCore;
+use crate::id::interface_of;
 use crate::inbox::{Message, Way};
 use crate::instance::context::Context;
 use crate::store::{After, AlarmRow, DeadKey, DeadLetter, DeadRow, InstanceName, Loaded, Op, Page, Rows, ShardId};

@@ -13,26 +13,10 @@ use crate::alarm::{check_alarm_id, encode_meta};
 use crate::clock::Timestamp;
 use crate::dead::{self, Dead};
 use crate::error::ContextError;
+use crate::id::interface_of;
 use crate::inbox::NewPost;
 use crate::instance::context::Context;
 use crate::store::{AlarmRow, DeadKey, InboxRow, InstanceName, Op, Revision};
-use crate::sync::Arc;
-
-/// What the name of an interface ends with in the inbox of its directives. No interface's own name can contain it.
-const SUFFIX: char = '!';
-
-/// The name under which directives to instances of `interface` are stored.
-pub(crate) fn inbox_of(interface: &str) -> Arc<str> {
-    format!("{interface}{SUFFIX}").into()
-}
-
-/// The interface that rows under this name belong to, and whether they are directives.
-pub(crate) fn interface_of(name: &str) -> (&str, bool) {
-    match name.strip_suffix(SUFFIX) {
-        Some(interface) => (interface, true),
-        None => (name, false),
-    }
-}
 
 /// What an interface must have been registered with so that something is ever handled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -311,7 +295,7 @@ fn checked(alarm: &str) -> Result<String, ContextError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::{MAX_VALUE_BYTES, is_interface_name};
+    use crate::id::{MAX_VALUE_BYTES, inbox_of, is_interface_name};
     use crate::store::{NewMessage, ShardId};
 
     fn row(directive: Directive) -> InboxRow {

@@ -7,32 +7,10 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::committer::Described;
-use crate::id::MAX_VALUE_BYTES;
+use crate::id::{InvalidId, MAX_VALUE_BYTES};
 use crate::quiet::Quiet;
 use crate::store::{BoxError, StoreError};
 use crate::sync::Arc;
-
-/// Why a text cannot be an ID or a key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum InvalidId {
-    /// It is empty.
-    #[error("it is empty")]
-    Empty,
-    /// It is too long.
-    #[error("it is {bytes} bytes long, more than {max}")]
-    TooLong {
-        /// Its length in bytes.
-        bytes: usize,
-        /// The greatest length allowed.
-        max: usize,
-    },
-    /// It contains a NUL character.
-    #[error("it contains a NUL character")]
-    Nul,
-    /// It is the name of an interface, and contains something else than `a-z`, `0-9`, `_` and `-`.
-    #[error("it contains something else than a-z, 0-9, _ and -")]
-    Characters,
-}
 
 /// Why a request to an instance, or any other operation on it from outside, has no result.
 ///

@@ -10,8 +10,7 @@
 
 use std::ops::RangeInclusive;
 
-use crate::error::InvalidId;
-use crate::id::check_id;
+use crate::id::{InvalidId, check_id};
 use crate::store::ShardId;
 use crate::sync::Arc;
 

@@ -14,10 +14,12 @@ use std::sync::LazyLock;
 
 use crate::alarm::{Alarm, encode_meta};
 use crate::clock::Timestamp;
-use crate::directive::{Directive, inbox_of, interface_of};
-use crate::error::InvalidId;
+use crate::directive::Directive;
 use crate::fleet::{Fleet, FleetError, MAX_HOST_BYTES, MAX_HOSTS, MAX_SHARDS};
-use crate::id::{MAX_ID_BYTES, MAX_KEY_BYTES, check_id, check_interface_name, check_key, is_interface_name};
+use crate::id::{
+    InvalidId, MAX_ID_BYTES, MAX_KEY_BYTES, check_id, check_interface_name, check_key, inbox_of, interface_of,
+    is_interface_name,
+};
 use crate::store::{AlarmRow, Epoch, InstanceName, NewMessage, Revision, ShardId};
 use crate::sync::Arc;
 

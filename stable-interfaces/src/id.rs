@@ -1,9 +1,33 @@
-//! What may be an ID: the one rule that every entrance of the library applies, so that each store can hold what came in.
+//! Names and IDs: the one rule that every entrance of the library applies, so that each store can hold what came in.
+//!
+//! Directives to an interface lie beside its inbox, under its name and a `!`, which is in no name that an interface can have.
 
 use bytes::Bytes;
 
-use crate::error::InvalidId;
 use crate::quiet::drop_quietly;
+use crate::sync::Arc;
+
+/// The reason why a text cannot be an ID or a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidId {
+    /// It is empty.
+    #[error("it is empty")]
+    Empty,
+    /// It is too long.
+    #[error("it is {bytes} bytes long, more than {max}")]
+    TooLong {
+        /// Its length in bytes.
+        bytes: usize,
+        /// The greatest length allowed.
+        max: usize,
+    },
+    /// It contains a NUL character.
+    #[error("it contains a NUL character")]
+    Nul,
+    /// It is the name of an interface, and contains something else than `a-z`, `0-9`, `_` and `-`.
+    #[error("it contains something else than a-z, 0-9, _ and -")]
+    Characters,
+}
 
 /// The longest instance or alarm ID, in bytes of UTF-8.
 pub const MAX_ID_BYTES: usize = 512;
@@ -75,6 +99,22 @@ pub(crate) fn check_interface_name(name: &str) -> Result<(), InvalidId> {
 pub(crate) fn is_interface_name(name: &str) -> bool {
     (1..=64).contains(&name.len())
         && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-')
+}
+
+/// The end of the name of an interface in the inbox of its directives. No interface's own name can contain it.
+const SUFFIX: char = '!';
+
+/// The name under which directives to instances of `interface` are stored.
+pub(crate) fn inbox_of(interface: &str) -> Arc<str> {
+    format!("{interface}{SUFFIX}").into()
+}
+
+/// The interface that rows under this name belong to, and whether they are directives.
+pub(crate) fn interface_of(name: &str) -> (&str, bool) {
+    match name.strip_suffix(SUFFIX) {
+        Some(interface) => (interface, true),
+        None => (name, false),
+    }
 }
 
 #[cfg(test)]

@@ -15,11 +15,11 @@ use serde::de::DeserializeOwned;
 use crate::clock::{Clock, Moment, Random, Timestamp, within};
 use crate::committer::{CommitOptions, backoff};
 use crate::crowds::Crowds;
-use crate::directive::{self, Directive};
+use crate::directive::Directive;
 use crate::error::{ContextError, RequestError, beginning};
 use crate::fleet::{Fleet, hash_id};
 use crate::host::core::{Health, HostCore};
-use crate::id::{MAX_VALUE_BYTES, check_id, check_interface_name, own_bytes};
+use crate::id::{MAX_VALUE_BYTES, check_id, check_interface_name, inbox_of, own_bytes};
 use crate::json;
 use crate::store::{
     InboxKey, InboxRow, InstanceName, Loaded, MessageHeaders, NewMessage, Page, Posted, Read, ReadRows, Store,
@@ -166,7 +166,7 @@ impl Addressed {
     /// # Errors
     /// [`ContextError::InvalidId`] for a name or ID that cannot be one.
     pub fn directive(interface: &str, id: &str, directive: Directive) -> Result<Addressed, ContextError> {
-        Addressed::new(interface, directive::inbox_of(interface), id, directive.into_post())
+        Addressed::new(interface, inbox_of(interface), id, directive.into_post())
     }
 
     fn new(interface: &str, inbox: Arc<str>, id: &str, message: NewPost) -> Result<Addressed, ContextError> {

@@ -22,10 +22,10 @@ use crate::clock::Timestamp;
 use crate::committer::Commit;
 use crate::connection::{AnyLink, Closed, ConnectionId};
 use crate::directive::Needs;
-use crate::error::{ContextError, InvalidId, Outcome, RequestError};
+use crate::error::{ContextError, Outcome, RequestError};
 use crate::host::core::{HostCore, Place};
 use crate::host::wake::Wake;
-use crate::id::{MAX_VALUE_BYTES, check_key, own_bytes};
+use crate::id::{InvalidId, MAX_VALUE_BYTES, check_key, own_bytes};
 use crate::json;
 use crate::quiet::{Quiet, drop_quietly, shown};
 use crate::store::{
