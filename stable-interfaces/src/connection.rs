@@ -11,12 +11,12 @@ use std::future::poll_fn;
 use std::task::{Poll, Waker};
 
 use crate::error::{ContextError, Outcome, RequestError};
-use crate::host::core::{Health, Place};
 use crate::instance::OnConnect;
 use crate::instance::context::{Context, Output, Release};
 use crate::instance::gate::Ticket;
 use crate::interface::{InterfaceCore, disconnect, receive};
 use crate::quiet::{self, Quiet};
+use crate::shared::{Health, Place};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Arc, Mutex};
 

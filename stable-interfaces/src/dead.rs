@@ -6,10 +6,10 @@ use crate::alarm::Alarm;
 use crate::clock::Timestamp;
 use crate::directive::Needs;
 use crate::error::ContextError;
-use crate::host::core::HostCore;
 use crate::id::interface_of;
 use crate::inbox::{Message, Way};
 use crate::instance::context::Context;
+use crate::shared::HostCore;
 use crate::store::{After, AlarmRow, DeadKey, DeadLetter, DeadRow, InstanceName, Loaded, Op, Page, Rows, ShardId};
 use crate::sync::Arc;
 

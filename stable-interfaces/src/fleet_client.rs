@@ -10,8 +10,8 @@ use crate::dead::{self, Dead};
 use crate::directive::Directive;
 use crate::error::ContextError;
 use crate::fleet::Fleet;
-use crate::host::core::HostOptions;
 use crate::inbox::{Addressed, Message, NewPost, Way};
+use crate::shared::HostOptions;
 use crate::store::{After, InstanceName, Loaded, Page, Posted, Read, ReadRange, ReadRows, Rows, ShardId, Store};
 use crate::sync::Arc;
 

@@ -1,19 +1,14 @@
 //! What an application starts and drains: one process's part in the fleet.
 
-pub(crate) mod core;
 mod keeper;
 pub(crate) mod lease;
 mod rescue;
 pub(crate) mod shards;
-pub(crate) mod tasks;
 pub(crate) mod wake;
 
 use std::future::Future;
 use std::time::Duration;
 
-use self::core::{Deferred, EndsWithRuntime, HostCore, HostOptions, Started};
-use self::lease::FOREVER;
-use self::tasks::Tasks;
 use crate::alarm::{RetryPolicy, driver};
 use crate::clock::{Clock, Random, SystemClock, SystemRandom, within};
 use crate::committer::{Committer, Described, backoff};
@@ -22,11 +17,13 @@ use crate::id::{InvalidId, is_interface_name};
 use crate::instance::{OnAlarm, OnMessage, StableInterface};
 use crate::interface::{Interface, InterfaceCore, InterfaceOptions, WakeFn, fire_alarm, take_message};
 use crate::quiet;
+use crate::shared::{Deferred, EndsWithRuntime, FOREVER, HostCore, HostOptions, Started};
 use crate::store::{ClaimKind, Damaged, Epoch, Incarnation, Sequence, ShardId, Store, StoreError};
 use crate::sync::atomic::Ordering;
 use crate::sync::{AbortHandle, Arc, Mutex, Runtime, mpsc, spawn_on, watch};
+use crate::tasks::Tasks;
 
-pub use self::core::Health;
+pub use crate::shared::Health;
 
 /// The host name and the shard count of [`Host::local`].
 const LOCAL_HOST: &str = "local";

@@ -18,9 +18,9 @@ use crate::crowds::Crowds;
 use crate::directive::Directive;
 use crate::error::{ContextError, RequestError, beginning};
 use crate::fleet::{Fleet, hash_id};
-use crate::host::core::{Health, HostCore};
 use crate::id::{MAX_VALUE_BYTES, check_id, check_interface_name, inbox_of, own_bytes};
 use crate::json;
+use crate::shared::{Health, HostCore};
 use crate::store::{
     InboxKey, InboxRow, InstanceName, Loaded, MessageHeaders, NewMessage, Page, Posted, Read, ReadRows, Store,
     StoreError,

@@ -16,11 +16,10 @@ use crate::dead::Dead;
 use crate::directive::{Directive, DirectiveError, Needs};
 use crate::error::{ContextError, Outcome, RequestError};
 use crate::fleet::hash_id;
-use crate::host::core::{Health, HostCore, Place, SHORTEST};
 use crate::host::wake::{Wake, WakeToken};
 use crate::id::{check_id, interface_of};
 use crate::inbox::{Addressed, Message, NewPost, Way};
-use crate::instance::chain::{self, Deadline, Link, Origin};
+use crate::instance::chain::{self, Deadline, Origin};
 use crate::instance::context::Context;
 use crate::instance::slot::{Enqueue, Next, Slot, Taken};
 use crate::instance::table::{Full, Table};
@@ -30,6 +29,7 @@ use crate::instance::turn::{
 };
 use crate::instance::{Handle, OnAlarm, OnConnect, OnMessage, StableInterface};
 use crate::quiet::{Quiet, drop_quietly};
+use crate::shared::{AnyInterface, Forget, Health, HostCore, Place, SHORTEST};
 use crate::store::{AlarmRow, Epoch, InboxRow, Posted, ShardId};
 use crate::sync::{Arc, oneshot};
 
@@ -81,40 +81,6 @@ impl<I: StableInterface> fmt::Debug for InterfaceCore<I> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("InterfaceCore").field("name", &self.name).field("table", &self.table).finish_non_exhaustive()
     }
-}
-
-/// Which instances a host forgets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Forget {
-    /// Those of shards that are not its own any more.
-    Lost,
-    /// All: its lease has run out.
-    All,
-}
-
-/// An interface as the host's own tasks see it, whatever its type.
-pub(crate) trait AnyInterface: fmt::Debug + Send + Sync {
-    fn name(&self) -> &str;
-    /// Refuses options that cannot work; the text names the first.
-    fn check_options(&self) -> Result<(), &'static str>;
-    /// Whether it was registered with what this needs.
-    fn handles(&self, wake: &Wake) -> bool;
-    /// Hands something due to its instance.
-    fn wake(self: Arc<Self>, token: WakeToken);
-    /// Stops every instance in good order; completes through the host's tasks.
-    fn stop_all(self: Arc<Self>);
-    /// Drops idle instances that this host may not run any more. Those that are busy go when their turn ends.
-    fn forget(self: Arc<Self>, which: Forget);
-    /// Passivates what has been idle for long enough; to be called again after the time returned.
-    fn sweep(self: Arc<Self>) -> Duration;
-    /// How many instances are in memory.
-    fn running(&self) -> usize;
-    /// How many of them are busy.
-    fn busy(&self) -> usize;
-    /// The instance at this address of memory, if it is one of these.
-    fn find_instance(&self, address: usize) -> Option<Arc<dyn Link>>;
-    /// Forgets every instance at once.
-    fn abandon(&self);
 }
 
 /// A message on its way.
@@ -471,9 +437,9 @@ impl<I: StableInterface> AnyInterface for InterfaceCore<I> {
         self.table.slots().iter().filter(|slot| slot.is_busy()).count()
     }
 
-    fn find_instance(&self, address: usize) -> Option<Arc<dyn Link>> {
+    fn name_instance(&self, address: usize) -> Option<String> {
         let slot = self.table.slots().into_iter().find(|slot| Arc::as_ptr(slot).addr() == address)?;
-        Some(slot)
+        Some(chain::Described(&*slot).to_string())
     }
 
     fn abandon(&self) {

@@ -91,8 +91,10 @@ pub mod metrics;
 mod quiet;
 #[cfg(all(test, shuttle))]
 mod schedules;
+mod shared;
 pub mod store;
 mod sync;
+mod tasks;
 #[cfg(feature = "testing")]
 pub mod testing;
 

@@ -15,11 +15,10 @@ use std::time::Duration;
 use super::portion::Portion;
 use crate::clock::{Moment, within};
 use crate::committer::{Described, backoff, first_ready};
-use crate::host::core::{Health, HostCore};
 use crate::host::shards::{BegunAfter, BegunPage};
 use crate::host::wake::{Wake, WakeToken};
 use crate::id::interface_of;
-use crate::interface::AnyInterface;
+use crate::shared::{AnyInterface, Health, HostCore};
 use crate::store::{After, AlarmRow, Damaged, InboxRow, Incarnation, Loaded, Page, Rows, Sequence, ShardId, Store};
 use crate::sync::{Arc, mpsc};
 

@@ -6,10 +6,10 @@
 use std::thread;
 use std::time::Duration;
 
-use super::core::HostCore;
 use super::lease;
-use crate::instance::chain::{Blocked, Described};
+use crate::instance::chain::Blocked;
 use crate::quiet::guarded;
+use crate::shared::HostCore;
 use crate::store::{Incarnation, Store};
 use crate::sync::Arc;
 
@@ -70,8 +70,8 @@ async fn look_out(host: &HostCore) {
     let mut blocked = Blocked::default();
     loop {
         host.clock.sleep(LOOK_EVERY).await;
-        for instance in blocked.look(host) {
-            tracing::error!(instance = %Described(&*instance), "a handler blocks its thread; move blocking or long work to spawn_blocking");
+        for instance in blocked.look(|address| host.name_instance(address)) {
+            tracing::error!(%instance, "a handler blocks its thread; move blocking or long work to spawn_blocking");
             metrics::counter!(crate::metrics::BLOCKED).increment(1);
         }
     }

@@ -12,17 +12,13 @@ use std::future::{Future, pending};
 use std::pin::{Pin, pin};
 use std::time::Duration;
 
-use super::core::{Health, HostCore};
 use super::rescue::Rescue;
 use crate::clock::within;
 use crate::committer::{Described, backoff};
 use crate::fleet::HASH_VERSION;
-use crate::interface::Forget;
+use crate::shared::{FOREVER, Forget, Health, HostCore};
 use crate::store::{Claim, ClaimKind, Claimed, Epoch, Incarnation, Renewed, ShardId, Store, StoreError};
 use crate::sync::Arc;
-
-/// A lease that no clock will see the end of: for a store that only one process can open.
-pub(crate) const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// A renewal also tells which inboxes have messages, whose hints may have been lost: it comes this often at least, however long the
 /// lease is.

@@ -6,12 +6,11 @@
 
 use std::time::Duration;
 
-use super::core::{Health, HostCore};
 use crate::clock::within;
 use crate::committer::{Described, backoff};
 use crate::directive::Directive;
 use crate::inbox::Addressed;
-use crate::interface::Forget;
+use crate::shared::{Forget, Health, HostCore};
 use crate::store::{AlarmRow, NewMessage, Store, StoreError};
 use crate::sync::Arc;
 

@@ -13,7 +13,6 @@ use std::rc::Rc;
 use std::sync::Weak;
 use std::time::Duration;
 
-use crate::host::core::HostCore;
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Arc, StaticMutex, thread_local};
 
@@ -158,8 +157,9 @@ pub(crate) struct Blocked {
 }
 
 impl Blocked {
-    /// The instances of `host` whose handlers have been in the same poll since the last look, each once.
-    pub(crate) fn look(&mut self, host: &HostCore) -> Vec<Arc<dyn Link>> {
+    /// The names of the instances whose handlers have been in the same poll since the last look, each once. `name_of` names the
+    /// instance at an address, if it is one to look for.
+    pub(crate) fn look(&mut self, name_of: impl Fn(usize) -> Option<String>) -> Vec<String> {
         let threads: Vec<_> = THREADS.lock().iter().filter_map(Weak::upgrade).collect();
         let before = std::mem::take(&mut self.seen);
         let mut blocked = Vec::new();
@@ -172,7 +172,7 @@ impl Blocked {
             }
             let was_reported = match before.get(&key) {
                 Some((then, was_reported)) if *then == changes => {
-                    let found = if *was_reported { None } else { host.find_instance(instance) };
+                    let found = if *was_reported { None } else { name_of(instance) };
                     // Still in that poll, it holds its instance, so nothing else has come to be at that address.
                     blocked.extend(found.filter(|_| thread.changes.load(Ordering::Acquire) == changes));
                     true

@@ -23,11 +23,11 @@ use crate::committer::Commit;
 use crate::connection::{AnyLink, Closed, ConnectionId};
 use crate::directive::Needs;
 use crate::error::{ContextError, Outcome, RequestError};
-use crate::host::core::{HostCore, Place};
 use crate::host::wake::Wake;
 use crate::id::{InvalidId, MAX_VALUE_BYTES, check_key, own_bytes};
 use crate::json;
 use crate::quiet::{Quiet, drop_quietly, shown};
+use crate::shared::{HostCore, Place};
 use crate::store::{
     AlarmRow, DeadKey, DeadLetter, Epoch, InboxRow, InstanceName, NewMessage, Op, Posted, Read, ReadRange, ReadRows,
     Revision, ShardId, StoreError,

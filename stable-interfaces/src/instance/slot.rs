@@ -27,14 +27,14 @@ use crate::committer::{Commit, Described, Queued, host_has_stopped};
 use crate::connection::{AnyLink, Closed, ConnectionId, Wakers};
 use crate::directive::Needs;
 use crate::error::{ContextError, RequestError};
-use crate::host::core::{Health, HostCore, Place};
-use crate::host::tasks::TaskHandle;
 use crate::host::wake::{Failed, Wake, WakeToken};
-use crate::interface::{Forget, InterfaceCore, stop_job};
+use crate::interface::{InterfaceCore, stop_job};
 use crate::quiet::{self, Quiet, guarded};
+use crate::shared::{Forget, Health, HostCore, Place};
 use crate::store::{BoxError, Epoch, InstanceName, Op, ShardId};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Arc, Mutex, MutexGuard, Notify};
+use crate::tasks::TaskHandle;
 
 #[cfg(all(test, not(shuttle)))]
 mod tests;

@@ -8,7 +8,8 @@ use crate::fleet::Fleet;
 use crate::host::Host;
 use crate::instance::context::Context;
 use crate::instance::{Handle, StableInterface};
-use crate::interface::{AnyInterface, Interface};
+use crate::interface::Interface;
+use crate::shared::AnyInterface;
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicU32, Ordering};
 

@@ -1,24 +1,26 @@
-//! What every part of a host shares.
+//! The state that all parts of one host share: its settings, its health, its lease, its tasks.
+//!
+//! Health only moves forward, and a host that has stopped owns nothing and runs nothing. Interfaces are known here by what a host
+//! must be able to ask of them ([`AnyInterface`]), so nothing in here knows an instance.
 
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::future::Future;
 use std::ops::Deref;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use super::lease::FOREVER;
-use super::shards::{Limits, Shards};
-use super::tasks::{TaskHandle, Tasks};
 use crate::clock::{Clock, Random};
 use crate::committer::{CommitOptions, Committer};
 use crate::error::RequestError;
 use crate::fleet::Fleet;
+use crate::host::shards::{Limits, Shards};
+use crate::host::wake::{Wake, WakeToken};
 use crate::inbox::Way;
-use crate::instance::chain::Link;
-use crate::interface::AnyInterface;
 use crate::store::{Grant, Held, Incarnation, Loaded, Page, Read, ReadRows, ShardId, Store, StoreError};
 use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Arc, MAX_CHANNEL, Mutex, Notify, mpsc};
+use crate::tasks::{TaskHandle, Tasks};
 
 /// How a host is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +84,9 @@ impl Default for HostOptions {
         }
     }
 }
+
+/// A lease that no clock will see the end of: for a store that only one process can open.
+pub(crate) const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// The shortest limit of what has to wait for something: clocks wake sleepers by the millisecond.
 pub(crate) const SHORTEST: Duration = Duration::from_millis(1);
@@ -181,6 +186,40 @@ impl Drop for Place {
     fn drop(&mut self) {
         self.0.taken.fetch_sub(1, Ordering::AcqRel);
     }
+}
+
+/// The instances that a host forgets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Forget {
+    /// Those of shards that are not its own any more.
+    Lost,
+    /// All: its lease has run out.
+    All,
+}
+
+/// An interface as the host's own tasks see it, whatever its type.
+pub(crate) trait AnyInterface: Debug + Send + Sync {
+    fn name(&self) -> &str;
+    /// Refuses options that cannot work; the text names the first.
+    fn check_options(&self) -> Result<(), &'static str>;
+    /// Says whether it was registered with what this needs.
+    fn handles(&self, wake: &Wake) -> bool;
+    /// Hands something due to its instance.
+    fn wake(self: Arc<Self>, token: WakeToken);
+    /// Stops every instance in good order; completes through the host's tasks.
+    fn stop_all(self: Arc<Self>);
+    /// Drops idle instances that this host may not run any more. Those that are busy go when their turn ends.
+    fn forget(self: Arc<Self>, which: Forget);
+    /// Passivates what has been idle for long enough; to be called again after the time returned.
+    fn sweep(self: Arc<Self>) -> Duration;
+    /// The number of instances in memory.
+    fn running(&self) -> usize;
+    /// The number of them that are busy.
+    fn busy(&self) -> usize;
+    /// Names the instance at this address of memory, if it is one of these.
+    fn name_instance(&self, address: usize) -> Option<String>;
+    /// Forgets every instance at once.
+    fn abandon(&self);
 }
 
 #[derive(Debug)]
@@ -431,10 +470,10 @@ impl HostCore {
         self.clock.elapsed().saturating_sub(until)
     }
 
-    /// The instance at this address of memory, if there is one on this host. Looks at all of them.
-    pub(crate) fn find_instance(&self, address: usize) -> Option<Arc<dyn Link>> {
+    /// Names the instance at this address of memory, if there is one on this host. Looks at all of them.
+    pub(crate) fn name_instance(&self, address: usize) -> Option<String> {
         let interfaces = self.interfaces.lock().clone();
-        interfaces.iter().find_map(|interface| interface.find_instance(address))
+        interfaces.iter().find_map(|interface| interface.name_instance(address))
     }
 
     /// Reads from the store, within the deadline of one call.
