@@ -15,20 +15,21 @@ mod model;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::pin::Pin;
-use std::task::Poll;
 use std::time::Duration;
 
 use crate::clock::{Clock, Random, Sleep, within};
+use crate::error::WithCauses;
 use crate::host::shards::Shards;
 use crate::host::wake::WakeToken;
 use crate::instance::effects::fold;
 use crate::instance::gate::{Failure, Ticket};
 use crate::instance::ride::{Carrier, Fate, Riding};
+use crate::store::client::{CommitOptions, backoff};
 use crate::store::{Batch, BoxError, Epoch, Incarnation, Lane, Op, Sequence, ShardId, Store, StoreError, Write};
 use crate::sync::atomic::{AtomicUsize, Ordering};
-use crate::sync::{Arc, Mutex, Notify};
+use crate::sync::{Arc, Mutex, Notify, first_ready};
 
 /// The most operations of one shard in a write, unless a single commit has more. Redis scripts stay short this way.
 const MAX_SHARD_OPS: usize = 1_000;
@@ -38,19 +39,6 @@ const MAX_WRITE_BYTES: usize = 8 * 1024 * 1024;
 /// Where a store keeps the number of a write for each shard, a write that is not answered within this part of the store timeout
 /// holds up its own shards only.
 const PATIENCE: u32 = 10;
-
-/// How commits are written.
-#[derive(Debug, Clone)]
-pub(crate) struct CommitOptions {
-    pub(crate) lanes: u16,
-    /// After this, one call of the store counts as unanswered.
-    pub(crate) store_timeout: Duration,
-    /// After this, a caller is told that its commit did not happen, or that its outcome is unknown.
-    pub(crate) commit_timeout: Duration,
-    /// The most commits waiting in a lane, and the most bytes.
-    pub(crate) max_queued: usize,
-    pub(crate) max_queued_bytes: usize,
-}
 
 /// What one handler decided between two commits.
 #[derive(Debug)]
@@ -257,7 +245,7 @@ impl Committer {
                 Err(error) => break Fate::Refused(Arc::new(error)),
             };
             if !was_ambiguous {
-                tracing::warn!(%shard, error = %Described(&error), "it is not known whether a transaction was committed; asking");
+                tracing::warn!(%shard, error = %WithCauses(&error), "it is not known whether a transaction was committed; asking");
                 was_ambiguous = true;
             }
             answer = loop {
@@ -298,7 +286,7 @@ impl Committer {
 
     /// The store takes no more of this host's writes.
     fn report_ended(&self, error: &StoreError) {
-        tracing::error!(error = %Described(error), "the store takes no more writes of this host");
+        tracing::error!(error = %WithCauses(error), "the store takes no more writes of this host");
         if matches!(error, StoreError::Lost(_)) {
             // Whoever keeps the lease hears of it too, and saves what is in memory.
             self.shards.lost.notify_one();
@@ -491,7 +479,7 @@ impl Committer {
         };
         if failures == 0 {
             let shards = unknown.len();
-            tracing::warn!(lane = lane.0, seq, shards, error = %Described(&why), "a group commit failed; repeating it");
+            tracing::warn!(lane = lane.0, seq, shards, error = %WithCauses(&why), "a group commit failed; repeating it");
         }
         let mut repeat = Sending { write, groups: unknown, then, first_sent, failures: failures.saturating_add(1) };
         if took >= options.commit_timeout {
@@ -759,32 +747,12 @@ impl LaneWriter {
     }
 }
 
-/// Waits for the first of the futures that is ready, and takes it out; for ever if there is none.
-pub(crate) async fn first_ready<T>(futures: &mut Vec<Pin<Box<dyn Future<Output = T> + Send>>>) -> T {
-    poll_fn(|task| {
-        for at in 0..futures.len() {
-            if let Poll::Ready(output) = futures[at].as_mut().poll(task) {
-                drop(futures.swap_remove(at));
-                return Poll::Ready(output);
-            }
-        }
-        Poll::Pending
-    })
-    .await
-}
-
 /// Waits for the end of the sleep; for ever if there is none.
 async fn or_never(sleep: &mut Option<Sleep>) {
     match sleep {
         Some(sleep) => sleep.await,
         None => std::future::pending().await,
     }
-}
-
-/// 5 ms, doubling up to one second, and up to half as much again.
-pub(crate) fn backoff(random: &dyn Random, failures: u32) -> Duration {
-    let millis = (5_u64 << failures.min(8)).min(1_000);
-    Duration::from_millis(millis + random.next_u64() % (millis / 2 + 1))
 }
 
 /// What the store said of the whole write, as the answer to each of its batches.
@@ -822,20 +790,5 @@ impl std::fmt::Display for Shared {
 impl std::error::Error for Shared {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.0.source()
-    }
-}
-
-/// An error with its causes, in one line.
-pub(crate) struct Described<'a>(pub(crate) &'a dyn std::error::Error);
-
-impl std::fmt::Display for Described<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut source = self.0.source();
-        while let Some(error) = source {
-            write!(f, ": {error}")?;
-            source = error.source();
-        }
-        Ok(())
     }
 }

@@ -7,9 +7,10 @@ use crate::clock::Timestamp;
 use crate::directive::Needs;
 use crate::error::ContextError;
 use crate::id::interface_of;
-use crate::inbox::{Message, Way};
+use crate::inbox::Message;
 use crate::instance::context::Context;
 use crate::shared::HostCore;
+use crate::store::client::StoreClient;
 use crate::store::{After, AlarmRow, DeadKey, DeadLetter, DeadRow, InstanceName, Loaded, Op, Page, Rows, ShardId};
 use crate::sync::Arc;
 
@@ -85,7 +86,7 @@ const PAGE_BYTES: usize = 4 * 1024 * 1024;
 
 /// The dead letters of `interface` in `shards`.
 pub(crate) async fn list(
-    way: &Way<'_>,
+    client: &StoreClient<'_>,
     shards: Vec<ShardId>,
     interface: &str,
     after: Option<&Dead>,
@@ -106,7 +107,7 @@ pub(crate) async fn list(
             keys_only: false,
         };
         let pages: Vec<_> = asked.iter().map(|(shard, key, _)| page(*shard, key)).collect();
-        let loaded = way.load(&pages).await.map_err(ContextError::store)?;
+        let loaded = client.load(&pages).await.map_err(ContextError::store)?;
         for ((shard, _, before), page) in asked.into_iter().zip(loaded) {
             let Rows::Dead(letters) = page.rows else { continue };
             let fits = before + letters.iter().filter(|letter| is_of(&letter.key().name, interface)).count();

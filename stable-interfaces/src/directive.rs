@@ -13,10 +13,10 @@ use crate::alarm::{check_alarm_id, encode_meta};
 use crate::clock::Timestamp;
 use crate::dead::{self, Dead};
 use crate::error::ContextError;
-use crate::id::interface_of;
+use crate::id::{inbox_of, interface_of};
 use crate::inbox::NewPost;
 use crate::instance::context::Context;
-use crate::store::{AlarmRow, DeadKey, InboxRow, InstanceName, Op, Revision};
+use crate::store::{Addressed, AlarmRow, DeadKey, InboxRow, InstanceName, Op, Revision};
 
 /// What an interface must have been registered with so that something is ever handled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -278,6 +278,17 @@ impl Directive {
     }
 }
 
+impl Addressed {
+    /// A directive for the instance `id` of the interface called `interface`.
+    ///
+    /// # Errors
+    /// [`ContextError::InvalidId`] for a name or ID that cannot be one.
+    pub fn directive(interface: &str, id: &str, directive: Directive) -> Result<Addressed, ContextError> {
+        let NewPost { id: message_id, headers, body } = directive.into_post();
+        Addressed::new(interface, inbox_of(interface), id, message_id, headers, body)
+    }
+}
+
 /// Why a directive could not be carried out.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DirectiveError {
@@ -295,7 +306,7 @@ fn checked(alarm: &str) -> Result<String, ContextError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::{MAX_VALUE_BYTES, inbox_of, is_interface_name};
+    use crate::id::{MAX_VALUE_BYTES, is_interface_name};
     use crate::store::{NewMessage, ShardId};
 
     fn row(directive: Directive) -> InboxRow {

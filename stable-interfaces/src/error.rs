@@ -6,7 +6,6 @@ use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
-use crate::committer::Described;
 use crate::id::{InvalidId, MAX_VALUE_BYTES};
 use crate::quiet::Quiet;
 use crate::store::{BoxError, StoreError};
@@ -198,9 +197,9 @@ impl<E: Into<BoxError>> RequestError<E> {
             Ok((error, _)) => {
                 // Dropped quietly also if it panics when it is shown.
                 let error = Quiet::new(error.into());
-                error.as_ref().map(|error| Described(&**error).to_string()).unwrap_or_default()
+                error.as_ref().map(|error| WithCauses(&**error).to_string()).unwrap_or_default()
             }
-            Err(error) => Described(&error).to_string(),
+            Err(error) => WithCauses(&error).to_string(),
         }
     }
 }
@@ -337,5 +336,20 @@ impl<E> From<ContextError> for RequestError<E> {
             ContextError::Closed => RequestError::Closed,
             ContextError::NotHere(what) => RequestError::Rejected(format!("not possible here: {what}")),
         }
+    }
+}
+
+/// An error with its causes, in one line.
+pub(crate) struct WithCauses<'a>(pub(crate) &'a dyn Error);
+
+impl fmt::Display for WithCauses<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut source = self.0.source();
+        while let Some(error) = source {
+            write!(f, ": {error}")?;
+            source = error.source();
+        }
+        Ok(())
     }
 }

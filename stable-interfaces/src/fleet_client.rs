@@ -5,14 +5,16 @@
 
 use crate::alarm::Alarm;
 use crate::clock::{Clock, Random, SystemClock, SystemRandom};
-use crate::committer::CommitOptions;
 use crate::dead::{self, Dead};
 use crate::directive::Directive;
 use crate::error::ContextError;
 use crate::fleet::Fleet;
-use crate::inbox::{Addressed, Message, NewPost, Way};
+use crate::inbox::{Message, NewPost};
 use crate::shared::HostOptions;
-use crate::store::{After, InstanceName, Loaded, Page, Posted, Read, ReadRange, ReadRows, Rows, ShardId, Store};
+use crate::store::client::{CommitOptions, StoreClient};
+use crate::store::{
+    Addressed, After, InstanceName, Loaded, Page, Posted, Read, ReadRange, ReadRows, Rows, ShardId, Store,
+};
 use crate::sync::Arc;
 
 /// How many rows are asked for at once, and about how many bytes.
@@ -74,7 +76,7 @@ impl FleetClient {
         let mut from: Arc<str> = "".into();
         loop {
             let read = Read { shard, name: name.clone(), range: ReadRange::Alarms(from, None), limit: PAGE };
-            let ReadRows::Alarms(rows) = self.way().read(&read).await.map_err(ContextError::store)? else {
+            let ReadRows::Alarms(rows) = self.store_client().read(&read).await.map_err(ContextError::store)? else {
                 return Ok(alarms);
             };
             let is_last = rows.len() < PAGE;
@@ -97,7 +99,7 @@ impl FleetClient {
         let mut after = None;
         loop {
             let page = Page { shard, after: After::Inbox(after), limit: PAGE, bytes: PAGE_BYTES, keys_only: false };
-            let mut loaded = self.way().load(&[page]).await.map_err(ContextError::store)?;
+            let mut loaded = self.store_client().load(&[page]).await.map_err(ContextError::store)?;
             let Some(Loaded { rows: Rows::Inbox(rows), is_last, .. }) = loaded.pop() else { return Ok(messages) };
             after = rows.last().map(|row| row.key());
             let is_wanted = |name: &InstanceName| *name.interface == *interface && *name.instance == *id;
@@ -121,7 +123,7 @@ impl FleetClient {
         limit: usize,
     ) -> Result<Vec<Dead>, ContextError> {
         let shards = (0..self.fleet.shards()).map(ShardId).collect();
-        dead::list(&self.way(), shards, interface, after, limit).await
+        dead::list(&self.store_client(), shards, interface, after, limit).await
     }
 
     /// Posts a message to the inbox of the instance `id`, as [`Interface::post`](crate::Interface::post) does.
@@ -141,11 +143,11 @@ impl FleetClient {
     }
 
     async fn send(&self, message: Addressed) -> Result<Posted, ContextError> {
-        self.way().send(&self.fleet, message).await
+        self.store_client().send(&self.fleet, message).await
     }
 
-    fn way(&self) -> Way<'_> {
-        Way { store: &*self.store, clock: &*self.clock, random: &*self.random, options: &self.options }
+    fn store_client(&self) -> StoreClient<'_> {
+        StoreClient { store: &*self.store, clock: &*self.clock, random: &*self.random, options: &self.options }
     }
 
     fn shard_of(&self, id: &str) -> Result<ShardId, ContextError> {

@@ -11,13 +11,15 @@ use std::time::Duration;
 
 use crate::alarm::{RetryPolicy, driver};
 use crate::clock::{Clock, Random, SystemClock, SystemRandom, within};
-use crate::committer::{Committer, Described, backoff};
+use crate::committer::Committer;
+use crate::error::WithCauses;
 use crate::fleet::Fleet;
 use crate::id::{InvalidId, is_interface_name};
 use crate::instance::{OnAlarm, OnMessage, StableInterface};
 use crate::interface::{Interface, InterfaceCore, InterfaceOptions, WakeFn, fire_alarm, take_message};
 use crate::quiet;
 use crate::shared::{Deferred, EndsWithRuntime, FOREVER, HostCore, HostOptions, Started};
+use crate::store::client::backoff;
 use crate::store::{ClaimKind, Damaged, Epoch, Incarnation, Sequence, ShardId, Store, StoreError};
 use crate::sync::atomic::Ordering;
 use crate::sync::{AbortHandle, Arc, Mutex, Runtime, mpsc, spawn_on, watch};
@@ -363,7 +365,7 @@ async fn drain(core: &HostCore, deadline: Duration) -> Drained {
             let release = store.release(started.incarnation, &shards);
             match within(&*core.clock, core.options.commit.store_timeout, release).await {
                 Some(Ok(())) => released = true,
-                Some(Err(error)) => tracing::warn!(error = %Described(&error), "the shards could not be released"),
+                Some(Err(error)) => tracing::warn!(error = %WithCauses(&error), "the shards could not be released"),
                 None => tracing::warn!("the shards could not be released: no answer from the store"),
             }
         }
@@ -637,7 +639,7 @@ async fn claim_all(core: &HostCore, store: &dyn Store, incarnation: Incarnation)
                 if error.is_retryable() && core.clock.elapsed().saturating_sub(began) < core.options.start_timeout =>
             {
                 if failures == 0 {
-                    tracing::warn!(error = %Described(&error), "the store cannot be reached yet; trying again");
+                    tracing::warn!(error = %WithCauses(&error), "the store cannot be reached yet; trying again");
                 }
                 core.clock.sleep(backoff(&*core.random, failures)).await;
                 failures += 1;

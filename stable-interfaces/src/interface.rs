@@ -18,7 +18,7 @@ use crate::error::{ContextError, Outcome, RequestError};
 use crate::fleet::hash_id;
 use crate::host::wake::{Wake, WakeToken};
 use crate::id::{check_id, interface_of};
-use crate::inbox::{Addressed, Message, NewPost, Way};
+use crate::inbox::{Message, NewPost};
 use crate::instance::chain::{self, Deadline, Origin};
 use crate::instance::context::Context;
 use crate::instance::slot::{Enqueue, Next, Slot, Taken};
@@ -30,7 +30,7 @@ use crate::instance::turn::{
 use crate::instance::{Handle, OnAlarm, OnConnect, OnMessage, StableInterface};
 use crate::quiet::{Quiet, drop_quietly};
 use crate::shared::{AnyInterface, Forget, Health, HostCore, Place, SHORTEST};
-use crate::store::{AlarmRow, Epoch, InboxRow, Posted, ShardId};
+use crate::store::{Addressed, AlarmRow, Epoch, InboxRow, Posted, ShardId};
 use crate::sync::{Arc, oneshot};
 
 /// Limits and times of one interface, with their defaults.
@@ -521,7 +521,7 @@ impl<I: StableInterface> Interface<I> {
     {
         self.core.require(Needs::Inbox)?;
         self.core.require_started()?;
-        crate::inbox::post(&self.core.host, Addressed::post(I::NAME, id, message)?).await
+        self.core.host.post(Addressed::post(I::NAME, id, message)?).await
     }
 
     /// Posts a directive to the instance `id`, wherever that lives: any host may, and when this returns it is durable. Its owner
@@ -533,7 +533,7 @@ impl<I: StableInterface> Interface<I> {
     pub async fn direct(&self, id: &str, directive: Directive) -> Result<Posted, RequestError<I::Error>> {
         self.core.require(directive.needs())?;
         self.core.require_started()?;
-        crate::inbox::post(&self.core.host, Addressed::directive(I::NAME, id, directive)?).await
+        self.core.host.post(Addressed::directive(I::NAME, id, directive)?).await
     }
 
     /// Sets an alarm of the instance `id`, as [`Context::set_alarm`] does from inside. The instance is not built for it.
@@ -600,7 +600,7 @@ impl<I: StableInterface> Interface<I> {
         self.core.require_started()?;
         let host = &self.core.host;
         let owned = host.shards.owned().map(|(shard, _)| shard).collect();
-        Ok(crate::dead::list(&Way::of(host)?, owned, I::NAME, after, limit).await?)
+        Ok(crate::dead::list(&host.store_client().ok_or(ContextError::NoStore)?, owned, I::NAME, after, limit).await?)
     }
 
     /// Brings a dead letter back, due at once and with no failed attempts. Says whether that was done: not if it is no longer

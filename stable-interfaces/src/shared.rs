@@ -11,13 +11,15 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use crate::clock::{Clock, Random};
-use crate::committer::{CommitOptions, Committer};
-use crate::error::RequestError;
+use crate::committer::Committer;
+use crate::error::{ContextError, RequestError};
 use crate::fleet::Fleet;
 use crate::host::shards::{Limits, Shards};
 use crate::host::wake::{Wake, WakeToken};
-use crate::inbox::Way;
-use crate::store::{Grant, Held, Incarnation, Loaded, Page, Read, ReadRows, ShardId, Store, StoreError};
+use crate::store::client::{CommitOptions, StoreClient};
+use crate::store::{
+    Addressed, Grant, Held, Incarnation, Loaded, NewMessage, Page, Posted, Read, ReadRows, ShardId, Store, StoreError,
+};
 use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Arc, MAX_CHANNEL, Mutex, Notify, mpsc};
 use crate::tasks::{TaskHandle, Tasks};
@@ -481,18 +483,37 @@ impl HostCore {
         if self.health() >= Health::Stopped {
             return Err(StoreError::NotApplied("the host has stopped".into()));
         }
-        self.way().ok_or_else(no_store)?.read(read).await
+        self.store_client().ok_or_else(no_store)?.read(read).await
     }
 
     /// Loads pages from the store, within the deadline of one call.
     pub(crate) async fn load(&self, pages: &[Page]) -> Result<Vec<Loaded>, StoreError> {
-        self.way().ok_or_else(no_store)?.load(pages).await
+        self.store_client().ok_or_else(no_store)?.load(pages).await
     }
 
-    /// The way to the store, if there is one.
-    pub(crate) fn way(&self) -> Option<Way<'_>> {
+    /// The store with its deadlines and repeats, if there is one.
+    pub(crate) fn store_client(&self) -> Option<StoreClient<'_>> {
         let store = &**self.store()?;
-        Some(Way { store, clock: &*self.clock, random: &*self.random, options: &self.options.commit })
+        Some(StoreClient { store, clock: &*self.clock, random: &*self.random, options: &self.options.commit })
+    }
+
+    /// Posts a message to an inbox, wherever that lives.
+    pub(crate) async fn post<E>(&self, message: Addressed) -> Result<Posted, RequestError<E>> {
+        match self.health() {
+            Health::NotStarted => return Err(RequestError::NotStarted),
+            Health::Running | Health::Draining => {}
+            _ => return Err(self.ended().unwrap_or(RequestError::Draining)),
+        }
+        Ok(self.post_row(message.into_message(&self.fleet, &*self.random)).await?)
+    }
+
+    /// Posts a message, and tells this host's own window.
+    pub(crate) async fn post_row(&self, message: NewMessage) -> Result<Posted, ContextError> {
+        let shard = message.shard;
+        let answer = self.store_client().ok_or(ContextError::NoStore)?.post(message).await;
+        // The store's own hint may get lost; this one does not. After a failure the message may be there all the same.
+        self.shards.hint(shard);
+        answer
     }
 
     /// A task or thread of this host has ended by a panic: the host stops wholly.

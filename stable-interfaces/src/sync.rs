@@ -15,7 +15,10 @@ pub(crate) use parking_lot::Mutex as StaticMutex;
 pub(crate) use parking_lot::{Mutex, MutexGuard};
 #[cfg(shuttle)]
 pub(crate) use shuttle::{sync::atomic, thread_local};
+use std::future::poll_fn;
+use std::pin::Pin;
 pub(crate) use std::sync::Arc;
+use std::task::Poll;
 #[cfg(not(shuttle))]
 pub(crate) use std::{sync::atomic, thread_local};
 #[cfg(not(shuttle))]
@@ -32,4 +35,18 @@ pub(crate) use tokio::task::{AbortHandle, try_id};
 #[cfg(not(shuttle))]
 pub(crate) fn spawn_on(runtime: &Runtime, task: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
     runtime.spawn(task).abort_handle()
+}
+
+/// Waits for the first of the futures that is ready, and takes it out; for ever if there is none.
+pub(crate) async fn first_ready<T>(futures: &mut Vec<Pin<Box<dyn Future<Output = T> + Send>>>) -> T {
+    poll_fn(|task| {
+        for at in 0..futures.len() {
+            if let Poll::Ready(output) = futures[at].as_mut().poll(task) {
+                drop(futures.swap_remove(at));
+                return Poll::Ready(output);
+            }
+        }
+        Poll::Pending
+    })
+    .await
 }

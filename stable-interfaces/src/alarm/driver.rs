@@ -14,13 +14,14 @@ use std::time::Duration;
 
 use super::portion::Portion;
 use crate::clock::{Moment, within};
-use crate::committer::{Described, backoff, first_ready};
+use crate::error::WithCauses;
 use crate::host::shards::{BegunAfter, BegunPage};
 use crate::host::wake::{Wake, WakeToken};
 use crate::id::interface_of;
 use crate::shared::{AnyInterface, Health, HostCore};
+use crate::store::client::backoff;
 use crate::store::{After, AlarmRow, Damaged, InboxRow, Incarnation, Loaded, Page, Rows, Sequence, ShardId, Store};
-use crate::sync::{Arc, mpsc};
+use crate::sync::{Arc, first_ready, mpsc};
 
 /// While an alarm waits, the wall clock is looked at this often at least.
 const CLOCK_CHECK: Duration = Duration::from_secs(5);
@@ -234,7 +235,7 @@ async fn ask(host: Arc<HostCore>, begun: Vec<BegunPage>, is_joint: bool, failure
         Ok(loaded) => Some(loaded),
         Err(error) => {
             if is_joint {
-                tracing::warn!(error = %Described(&error), pages = begun.len(), "the store could not be read; trying again with less");
+                tracing::warn!(error = %WithCauses(&error), pages = begun.len(), "the store could not be read; trying again with less");
             }
             host.clock.sleep(backoff(&*host.random, failures)).await;
             None
@@ -274,7 +275,7 @@ pub(crate) async fn watch(host: Arc<HostCore>, store: Arc<dyn Store>, incarnatio
                 tracing::warn!("the store's hints about new messages have ended; they are asked for again");
             }
             Some(Err(error)) if failures == 0 => {
-                tracing::warn!(error = %Described(&error), "the store gives no hints about new messages; trying again");
+                tracing::warn!(error = %WithCauses(&error), "the store gives no hints about new messages; trying again");
             }
             None if failures == 0 => {
                 tracing::warn!(

@@ -14,9 +14,10 @@ use std::time::Duration;
 
 use super::rescue::Rescue;
 use crate::clock::within;
-use crate::committer::{Described, backoff};
+use crate::error::WithCauses;
 use crate::fleet::HASH_VERSION;
 use crate::shared::{FOREVER, Forget, Health, HostCore};
+use crate::store::client::backoff;
 use crate::store::{Claim, ClaimKind, Claimed, Epoch, Incarnation, Renewed, ShardId, Store, StoreError};
 use crate::sync::Arc;
 
@@ -143,7 +144,7 @@ pub(crate) async fn keep(host: &Arc<HostCore>, store: &dyn Store, incarnation: I
             failed => {
                 match failed {
                     Some(Err(error)) if failures == 0 => {
-                        tracing::warn!(error = %Described(&error), "the lease could not be renewed; trying again");
+                        tracing::warn!(error = %WithCauses(&error), "the lease could not be renewed; trying again");
                     }
                     None if failures == 0 => {
                         tracing::warn!(?timeout, "the store did not answer a renewal; trying again");
@@ -303,7 +304,7 @@ impl Keeper<'_> {
                 self.doubts.extend(claimed.granted.iter().map(|grant| (grant.shard, (grant.epoch, end))));
                 self.extend();
             }
-            Err(error) => tracing::warn!(error = %Described(&error), "waiting shards could not be claimed"),
+            Err(error) => tracing::warn!(error = %WithCauses(&error), "waiting shards could not be claimed"),
         }
     }
 }

@@ -7,11 +7,11 @@
 use std::time::Duration;
 
 use crate::clock::within;
-use crate::committer::{Described, backoff};
 use crate::directive::Directive;
-use crate::inbox::Addressed;
+use crate::error::WithCauses;
 use crate::shared::{Forget, Health, HostCore};
-use crate::store::{AlarmRow, NewMessage, Store, StoreError};
+use crate::store::client::backoff;
+use crate::store::{Addressed, AlarmRow, NewMessage, Store, StoreError};
 use crate::sync::Arc;
 
 /// The most alarms in one call of the store, and the most bytes, roughly.
@@ -38,7 +38,7 @@ impl Rescue {
             alarms.clear();
         }
         tracing::error!(
-            host = %host.name, alarms = alarms.len(), error = %Described(why),
+            host = %host.name, alarms = alarms.len(), error = %WithCauses(why),
             "the store has lost what it had acknowledged; posting the alarms in memory to their next owner, then this host stops"
         );
         for (shard, epoch) in host.shards.owned().collect::<Vec<_>>() {
@@ -66,7 +66,7 @@ impl Rescue {
                 // Repeated also where it may have got through: better set twice than lost.
                 let is_over = host.clock.elapsed().saturating_sub(began) >= host.options.start_timeout;
                 if is_over || !error.is_retryable() {
-                    tracing::error!(host = %host.name, error = %Described(&error), "alarms in memory could not be saved");
+                    tracing::error!(host = %host.name, error = %WithCauses(&error), "alarms in memory could not be saved");
                     break 'all;
                 }
                 host.clock.sleep(backoff(&*host.random, failures)).await;
@@ -88,7 +88,7 @@ fn chunks(host: &HostCore, alarms: &[Arc<AlarmRow>]) -> Vec<Vec<NewMessage>> {
         let message = match addressed {
             Ok(addressed) => addressed.into_message(&host.fleet, &*host.random),
             Err(error) => {
-                tracing::error!(instance = %row.name, alarm = %row.id, error = %Described(&error), "an alarm cannot be saved");
+                tracing::error!(instance = %row.name, alarm = %row.id, error = %WithCauses(&error), "an alarm cannot be saved");
                 continue;
             }
         };

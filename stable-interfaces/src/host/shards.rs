@@ -17,7 +17,7 @@ use std::time::Duration;
 use super::wake::{Wake, WakeToken};
 use crate::alarm::window::AlarmWindow;
 use crate::clock::{Clock, Moment, Timestamp};
-use crate::inbox::InboxWindow;
+use crate::inbox::window::InboxWindow;
 use crate::shared::Setting;
 use crate::store::{AlarmKey, AlarmRow, Epoch, InboxKey, InboxRow, InstanceName, Op, Revision, ShardId};
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};

@@ -880,7 +880,7 @@ impl Context {
         };
         // From here on it may be there, whatever becomes of the commit that takes the dead letter away.
         self.instance.note_durable();
-        let posted = crate::inbox::post_to_store(self.instance.host(), message).await?;
+        let posted = self.instance.host().post_row(message).await?;
         Ok(posted == Posted::Inserted)
     }
 

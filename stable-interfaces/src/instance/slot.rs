@@ -13,20 +13,19 @@ use std::fmt;
 use std::sync::Weak;
 use std::time::Duration;
 
-use super::StableInterface;
 use super::chain::{self, Deadline, Link};
 use super::context::{HandedOver, Instance, Output, Recorded, Rides, TaskFuture};
-use super::effects;
 use super::gate::{Gate, Ticket};
 use super::queue::{Queue, Waiter as _};
 use super::ride::{Carrier, Riding};
 use super::table::Entry;
 use super::task::{Life, Member, Membership};
 use super::turn::{Answer, Ending, Job, NO_COMMIT, Refusal, State};
-use crate::committer::{Commit, Described, Queued, host_has_stopped};
+use super::{StableInterface, effects};
+use crate::committer::{Commit, Queued, host_has_stopped};
 use crate::connection::{AnyLink, Closed, ConnectionId, Wakers};
 use crate::directive::Needs;
-use crate::error::{ContextError, RequestError};
+use crate::error::{ContextError, RequestError, WithCauses};
 use crate::host::wake::{Failed, Wake, WakeToken};
 use crate::interface::{InterfaceCore, stop_job};
 use crate::quiet::{self, Quiet, guarded};
@@ -979,7 +978,7 @@ where
     E: fmt::Debug + fmt::Display + Into<BoxError> + 'static,
 {
     if !matches!(error, RequestError::Handler(..)) {
-        return Described(error).to_string();
+        return WithCauses(error).to_string();
     }
     let own = std::mem::replace(error, RequestError::Closed);
     let text = quiet::text_of(|| own.report());

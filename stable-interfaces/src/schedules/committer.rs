@@ -7,10 +7,11 @@ use bytes::Bytes;
 use shuttle::future::{self, block_on};
 
 use super::{Fate, Log, ScenarioClock, ScenarioRandom, SlowStore, WriteEvent, below, explore, pause, puts};
-use crate::committer::{Commit, CommitOptions, Committer, Queued, host_has_stopped};
+use crate::committer::{Commit, Committer, Queued, host_has_stopped};
 use crate::fleet::HASH_VERSION;
 use crate::host::shards::{Limits, Shards};
 use crate::instance::gate::{Failure, Gate};
+use crate::store::client::CommitOptions;
 use crate::store::{Claim, ClaimKind, Incarnation, InstanceName, Op, Sequence, ShardId, Store, Write};
 use crate::sync::Arc;
 
