@@ -48,12 +48,11 @@ use stable_interfaces::store::{
 };
 use stable_interfaces::{Posted, Store, StoreError, Timestamp};
 use tokio_postgres::config::{SslMode, TargetSessionAttrs};
-use tokio_postgres::types::ToSql;
 use tokio_postgres::{Config, Row};
 
 use errors::misses_something;
 use known::Known;
-use link::{Link, Server, Turn};
+use link::{Link, Params, Server, Turn};
 use posts::Posts;
 use schema::{DEFAULT_SCHEMA, Query, Schema};
 use transaction::Transactions;
@@ -272,15 +271,10 @@ impl Store for PostgresStore {
         let (count, hash) = (i64::from(claim.shard_count), i64::from(claim.hash_version));
         let (lease, is_start) = (millis(claim.lease), claim.kind == ClaimKind::Start);
         let mut turn = self.claims.alone(&self.server).await?;
-        let conn = turn.conn.clone();
-        let work = async {
-            let statement = conn.prepared(Query::Claim).await?;
-            let host = &*claim.host;
-            let params: [&(dyn ToSql + Sync); 10] =
-                [&incarnation, &host, &shards, &count, &hash, &lease, &is_start, &is_known, &given_up, &epochs];
-            conn.client.query_one(statement, &params).await
-        };
-        let row = turn.run(work).await;
+        let host = &*claim.host;
+        let params: Params<'_> =
+            &[&incarnation, &host, &shards, &count, &hash, &lease, &is_start, &is_known, &given_up, &epochs];
+        let row = turn.one(Query::Claim, params).await;
         let row = self.or_lost(claim.incarnation, &turn, row).await;
         // Claims are rare: better a free place in the server until the next.
         turn.retire();
@@ -293,9 +287,7 @@ impl Store for PostgresStore {
         let acknowledged = known.all_acknowledged(incarnation)?;
         let (number, lease) = (wire::number("incarnation", incarnation.0)?, millis(lease));
         let mut turn = self.renewals.alone(&self.server).await?;
-        let conn = turn.conn.clone();
-        let work = async { conn.client.query_one(conn.prepared(Query::Renew).await?, &[&number, &lease]).await };
-        let row = turn.run(work).await;
+        let row = turn.one(Query::Renew, &[&number, &lease]).await;
         let row = self.or_lost(incarnation, &turn, row).await?;
         if acknowledged.is_some() && !row.get::<_, bool>("is_known") {
             return Err(known.lose(incarnation, "its record of this host is gone"));
@@ -324,9 +316,7 @@ impl Store for PostgresStore {
         self.server.known.check(incarnation)?;
         let (incarnation, shards) = (wire::number("incarnation", incarnation.0)?, shard_numbers(shards)?);
         let mut turn = self.claims.alone(&self.server).await?;
-        let conn = turn.conn.clone();
-        let work = async { conn.client.execute(conn.prepared(Query::Release).await?, &[&incarnation, &shards]).await };
-        let released = turn.run(work).await;
+        let released = turn.execute(Query::Release, &[&incarnation, &shards]).await;
         turn.retire();
         released.map(|_| ())
     }
@@ -337,12 +327,7 @@ impl Store for PostgresStore {
         let known = server.known.acknowledged(write.incarnation, write.lane)?;
         let (wire, place) = (WireWrite::new(write)?, Place::new(write, known)?);
         let mut turn = self.commits[usize::from(write.lane.0) % self.commits.len()].alone(&self.server).await?;
-        let conn = turn.conn.clone();
-        let work = async {
-            let statement = conn.prepared(Query::Write).await?;
-            conn.client.query_one(statement, &wire.params(&place)).await
-        };
-        let row = turn.run(work).await;
+        let row = turn.one(Query::Write, &wire.params(&place)).await;
         let row = self.or_lost(write.incarnation, &turn, row).await?;
         let answers = committed(&server.known, write, known, &row)?;
         if row.get::<_, Option<i64>>("taken").is_some() {

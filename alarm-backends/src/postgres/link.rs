@@ -20,7 +20,8 @@ use tokio::sync::{Mutex, MutexGuard, OnceCell};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_postgres::config::Host;
-use tokio_postgres::{AsyncMessage, Client, Config, Connection, SimpleQueryMessage, Socket, Statement};
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{AsyncMessage, Client, Config, Connection, Row, SimpleQueryMessage, Socket, Statement};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::errors::{DeadlinePassed, DoubtfulCommit, NoConnection, casts_doubt, judge, judge_open, pooled};
@@ -77,6 +78,9 @@ pub(super) struct Conn {
     driver: JoinHandle<()>,
 }
 
+/// The parameters of a query.
+pub(super) type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
+
 impl Drop for Conn {
     fn drop(&mut self) {
         // Left alone it would wait for a server that may never answer.
@@ -86,10 +90,25 @@ impl Drop for Conn {
 
 impl Conn {
     /// The prepared statement of a query.
-    pub(super) async fn prepared(&self, query: Query) -> Result<&Statement, tokio_postgres::Error> {
+    async fn prepared(&self, query: Query) -> Result<&Statement, tokio_postgres::Error> {
         self.statements[query as usize]
             .get_or_try_init(async || self.client.prepare(&self.schema.text(query)).await)
             .await
+    }
+
+    /// Asks a query that answers with one row.
+    pub(super) async fn one(&self, query: Query, params: Params<'_>) -> Result<Row, tokio_postgres::Error> {
+        self.client.query_one(self.prepared(query).await?, params).await
+    }
+
+    /// Asks a query for all its rows.
+    pub(super) async fn all(&self, query: Query, params: Params<'_>) -> Result<Vec<Row>, tokio_postgres::Error> {
+        self.client.query(self.prepared(query).await?, params).await
+    }
+
+    /// Does what a query says; its rows, if it has any, are not read.
+    pub(super) async fn execute(&self, query: Query, params: Params<'_>) -> Result<u64, tokio_postgres::Error> {
+        self.client.execute(self.prepared(query).await?, params).await
     }
 
     pub(super) fn is_usable(&self) -> bool {
@@ -473,11 +492,26 @@ impl Link {
 }
 
 impl Turn<'_> {
+    /// As [`Conn::one`], by the deadline, and judged.
+    pub(super) async fn one(&mut self, query: Query, params: Params<'_>) -> Result<Row, StoreError> {
+        let conn = self.conn.clone();
+        self.run(conn.one(query, params)).await
+    }
+
+    /// As [`Conn::all`], by the deadline, and judged.
+    pub(super) async fn all(&mut self, query: Query, params: Params<'_>) -> Result<Vec<Row>, StoreError> {
+        let conn = self.conn.clone();
+        self.run(conn.all(query, params)).await
+    }
+
+    /// As [`Conn::execute`], by the deadline, and judged.
+    pub(super) async fn execute(&mut self, query: Query, params: Params<'_>) -> Result<u64, StoreError> {
+        let conn = self.conn.clone();
+        self.run(conn.execute(query, params)).await
+    }
+
     /// Does `work` on the connection, by the deadline, and judges how it ended. Dropped before that, it takes the connection along.
-    pub(super) async fn run<T>(
-        &mut self,
-        work: impl Future<Output = Result<T, tokio_postgres::Error>>,
-    ) -> Result<T, StoreError> {
+    async fn run<T>(&mut self, work: impl Future<Output = Result<T, tokio_postgres::Error>>) -> Result<T, StoreError> {
         let doubts = self.conn.doubts.load(Ordering::Acquire);
         self.under_way = Some(self.conn.answered.load(Ordering::Relaxed));
         let ended = real_time::until(self.deadline, work).await;

@@ -11,7 +11,7 @@ use stable_interfaces::store::{After, AlarmRow, DamageReason, Damaged, Loaded, P
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
-use super::link::{Link, Server};
+use super::link::{Link, Params, Server};
 use super::schema::Query;
 use super::{rows, wire};
 
@@ -132,15 +132,8 @@ async fn ask<T>(
         let ids: Vec<_> = starts.iter().map(|start| start.id).collect();
         let limits: Vec<_> = filling.iter().map(|page| limit(page.asked)).collect();
         let bytes: Vec<_> = filling.iter().map(|page| limit(page.asked_bytes)).collect();
-        let mut turn = link.shared(server).await?;
-        let conn = turn.conn.clone();
-        let work = async {
-            let statement = conn.prepared(query).await?;
-            let params: [&(dyn ToSql + Sync); 8] =
-                [&shards, &ats, &interfaces, &instances, &are_messages, &ids, &limits, &bytes];
-            conn.client.query(statement, &params).await
-        };
-        turn.run(work).await?
+        let params: Params<'_> = &[&shards, &ats, &interfaces, &instances, &are_messages, &ids, &limits, &bytes];
+        link.shared(server).await?.all(query, params).await?
     };
     // How many rows came, and how many were found.
     let mut counts = vec![(0, 0); filling.len()];
@@ -227,9 +220,7 @@ async fn range(
     if let Some(to) = &to {
         params.push(to);
     }
-    let mut turn = link.shared(server).await?;
-    let conn = turn.conn.clone();
-    turn.run(async { conn.client.query(conn.prepared(query).await?, &params).await }).await
+    link.shared(server).await?.all(query, &params).await
 }
 
 fn damaged_value(server: &Server, read: &Read, row: &Row, reason: DamageReason) -> StoreError {

@@ -368,8 +368,7 @@ async fn insert(turn: &mut Turn<'_>, messages: &[&NewMessage]) -> Answer {
     // Stable: of two with one identity the first is inserted. In order, so that no two posts wait for each other.
     rows.sort_by(|a, b| a.identity().cmp(&b.identity()));
     rows.dedup_by(|later, earlier| later.identity() == earlier.identity());
-    let conn = turn.conn.clone();
-    let found = turn.run(async { conn.client.query(conn.prepared(Query::Post).await?, &[&rows]).await }).await?;
+    let found = turn.all(Query::Post, &[&rows]).await?;
     let mut inserted: HashSet<StoredIdentity> =
         found.iter().map(|row| (row.get(0), row.get(1), row.get(2), row.get(3))).collect();
     let answer = |identity| if inserted.remove(identity) { Posted::Inserted } else { Posted::Duplicate };
