@@ -9,6 +9,7 @@ mod directory;
 pub(crate) mod fuzzing;
 mod key;
 mod ownership;
+mod posts;
 mod scan;
 #[cfg(test)]
 mod tests;
@@ -17,6 +18,7 @@ mod write;
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -33,6 +35,7 @@ use stable_interfaces::{Posted, Store, StoreError};
 
 use self::directory::{Directory, Table};
 use self::ownership::{Numbered, Ownership};
+use self::posts::Posts;
 use self::scan::Scan;
 use self::threads::{NoResult, Purpose, Threads};
 use self::write::{Changes, Incoming, Prepared};
@@ -98,6 +101,7 @@ struct Inner {
     clock: Arc<dyn Clock>,
     path: PathBuf,
     directory: Directory,
+    posts: Posts,
 }
 
 struct State {
@@ -155,11 +159,15 @@ impl FjallStore {
         work: impl FnOnce(&Inner) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let done = self.blocking(Purpose::Writing, work).await;
+        self.tidy_if_needed();
+        done
+    }
+
+    fn tidy_if_needed(&self) {
         if self.inner.directory.is_to_be_tidied() {
             let inner = self.inner.clone();
             self.threads.later(Purpose::Tidying, move || inner.tidy());
         }
-        done
     }
 }
 
@@ -208,7 +216,14 @@ impl FjallStoreBuilder {
                 StoreError::Open(format!("{}: there are no threads for it", path.display()), Some(error.into()))
             })?
         };
-        let inner = Inner { state: Mutex::new(state), stopped: OnceLock::new(), clock, path, directory };
+        let inner = Inner {
+            state: Mutex::new(state),
+            stopped: OnceLock::new(),
+            clock,
+            path,
+            directory,
+            posts: Posts::default(),
+        };
         Ok(FjallStore { inner: Arc::new(inner), threads: Arc::new(threads) })
     }
 }
@@ -349,30 +364,6 @@ impl Inner {
         }
         Ok(answers)
     }
-
-    fn post(&self, messages: Vec<NewMessage>) -> Result<Vec<Posted>, StoreError> {
-        let shards: Vec<_> = messages.iter().map(|message| message.shard).collect();
-        let messages = messages.into_iter().map(Incoming::new).collect::<Result<Vec<_>, _>>()?;
-        let mut state = self.state.lock();
-        self.check_running()?;
-        let mut changes = Changes::new(&self.directory);
-        let posted = changes.add_messages(messages, self.clock.now())?;
-        self.written(changes.commit())?;
-        let fresh: BTreeSet<_> = shards
-            .into_iter()
-            .zip(&posted)
-            .filter(|(_, posted)| **posted == Posted::Inserted)
-            .map(|(shard, _)| shard)
-            .collect();
-        state.watchers.retain(|watcher| !watcher.is_closed());
-        for watcher in &state.watchers {
-            for shard in &fresh {
-                watcher.send(*shard);
-            }
-        }
-        state.inbox.extend(fresh);
-        Ok(posted)
-    }
 }
 
 #[async_trait]
@@ -397,8 +388,20 @@ impl Store for FjallStore {
     }
 
     async fn post(&self, messages: &[NewMessage]) -> Result<Vec<Posted>, StoreError> {
-        let messages = messages.to_vec();
-        self.writing(move |inner| inner.post(messages)).await
+        if messages.is_empty() {
+            return Ok(Vec::new());
+        }
+        let messages = messages.iter().cloned().map(Incoming::new).collect::<Result<Vec<_>, _>>()?;
+        let done = self.inner.posts.push(messages);
+        let inner = self.inner.clone();
+        self.threads.later(Purpose::Writing, move || {
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| inner.serve_posts())) {
+                inner.stop(&threads::message(payload));
+            }
+        });
+        let posted = done.await.map_err(|gone| StoreError::Unavailable(gone.into()))?;
+        self.tidy_if_needed();
+        posted
     }
 
     async fn watch(&self, _incarnation: Incarnation) -> Result<Hints, StoreError> {

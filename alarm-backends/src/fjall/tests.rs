@@ -297,16 +297,55 @@ async fn every_write_is_on_the_disk_before_it_is_answered() {
     let mut owner = Owner::of(&dir, 1).await;
     let synced = |owner: &Owner| {
         let persisted = std::mem::take(&mut *owner.store.inner.directory.persisted.lock());
-        assert!(persisted.iter().all(|mode| *mode == PersistMode::SyncData), "{persisted:?}");
+        assert!(persisted.iter().all(|mode| *mode != PersistMode::Buffer), "{persisted:?}");
         persisted.len()
     };
-    assert_eq!(synced(&owner), 1, "a claim");
+    assert_eq!(synced(&owner), 2, "the layout of a new store, and a claim");
     owner.write(vec![Op::PutAlarm(alarm("a", 1, 1))]).await;
     assert_eq!(synced(&owner), 1, "a commit");
     owner.store.post(&[message("m")]).await.unwrap();
     assert_eq!(synced(&owner), 1, "a post");
     owner.store.release(owner.incarnation, &[SHARD]).await.unwrap();
     assert_eq!(synced(&owner), 1, "a release");
+}
+
+#[tokio::test]
+#[allow(clippy::await_holding_lock, reason = "only the store's threads wait for it")]
+async fn posts_that_wait_share_one_sync_and_each_is_answered_for_itself() {
+    let dir = TempDir::new().unwrap();
+    let owner = Owner::of(&dir, 1).await;
+    let posts = |numbers: std::ops::Range<u32>| {
+        numbers.map(|n| {
+            let store = owner.store.clone();
+            let id = |id: String| NewMessage { id: id.into(), ..message("m") };
+            let messages = [id(format!("m-{}", n / 2)), id(format!("own-{n}"))];
+            tokio::spawn(async move { store.post(&messages).await })
+        })
+    };
+    let held = owner.store.inner.state.lock();
+    let waiting: Vec<_> = posts(0..50).collect();
+    // One that nobody waits for any more, and one that is refused.
+    let given_up = [NewMessage { id: "given-up".into(), ..message("m") }];
+    tokio::select! { biased;
+        posted = owner.store.post(&given_up) => panic!("the store is busy: {posted:?}"),
+        () = tokio::task::yield_now() => {}
+    };
+    let refused = owner.store.post(&[NewMessage { id: "nul\0".into(), ..message("m") }]).await.unwrap_err();
+    assert!(matches!(refused, StoreError::Rejected(_)), "{refused:?}");
+    while owner.store.inner.posts.waiting() < 51 {
+        tokio::task::yield_now().await;
+    }
+    owner.store.inner.directory.persisted.lock().clear();
+    drop(held);
+    let mut inserted = 0;
+    for posted in waiting {
+        let posted = posted.await.unwrap().unwrap();
+        assert_eq!(posted[1], Posted::Inserted);
+        inserted += usize::from(posted[0] == Posted::Inserted);
+    }
+    assert_eq!(inserted, 25, "of two that post one message, one is told that it was there");
+    assert_eq!(owner.store.inner.directory.persisted.lock().len(), 1, "syncs");
+    assert_eq!(owner.store.post(&given_up).await.unwrap(), [Posted::Inserted], "what was given up was not written");
 }
 
 #[tokio::test]

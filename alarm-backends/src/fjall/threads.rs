@@ -127,7 +127,7 @@ fn serve(jobs: &Mutex<Receiver<Job>>) {
 }
 
 /// The text of a panic.
-fn message(payload: Box<dyn std::any::Any + Send>) -> String {
+pub(super) fn message(payload: Box<dyn std::any::Any + Send>) -> String {
     let text = payload.downcast_ref::<&str>().map(ToString::to_string);
     text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without a text".to_owned())
 }

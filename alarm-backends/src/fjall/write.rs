@@ -101,11 +101,17 @@ fn checked(texts: &[&str], key: impl FnOnce() -> Vec<u8>) -> Result<Vec<u8>, Sto
 pub(super) struct Changes<'a> {
     directory: &'a Directory,
     changes: Vec<(Table, UserKey, Option<UserValue>)>,
+    /// The identities of messages that are inserted.
+    inserted: HashSet<Vec<u8>>,
 }
 
 impl<'a> Changes<'a> {
     pub(super) fn new(directory: &'a Directory) -> Changes<'a> {
-        Changes { directory, changes: Vec::new() }
+        Changes { directory, changes: Vec::new(), inserted: HashSet::new() }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.changes.is_empty()
     }
 
     pub(super) fn put(&mut self, table: Table, key: impl Into<UserKey>, value: impl Into<UserValue>) {
@@ -178,20 +184,21 @@ impl<'a> Changes<'a> {
     /// # Errors
     /// As [`add`](Self::add).
     pub(super) fn add_messages(&mut self, messages: Vec<Incoming>, now: Timestamp) -> Result<Vec<Posted>, StoreError> {
-        let mut inserted = HashSet::new();
-        let mut posted = Vec::with_capacity(messages.len());
-        for Incoming { identity, message } in messages {
-            if inserted.contains(&identity) || !self.arrivals(&identity)?.is_empty() {
-                posted.push(Posted::Duplicate);
-                continue;
+        let is_new = messages
+            .iter()
+            .map(|new| Ok(!self.inserted.contains(&new.identity) && self.arrivals(&new.identity)?.is_empty()))
+            .collect::<Result<Vec<_>, StoreError>>()?;
+        let insert = |(Incoming { identity, message }, is_new): (Incoming, bool)| {
+            if !is_new || self.inserted.contains(&identity) {
+                return Posted::Duplicate;
             }
             let row = codec::encode_message(&message.into_row(now));
             self.put(Table::Inbox, key::timed(&identity, now), row);
             self.put(Table::InboxIds, identity.as_slice(), codec::encode_arrival(now));
-            inserted.insert(identity);
-            posted.push(Posted::Inserted);
-        }
-        Ok(posted)
+            self.inserted.insert(identity);
+            Posted::Inserted
+        };
+        Ok(messages.into_iter().zip(is_new).map(insert).collect())
     }
 
     /// Writes everything at once and waits until the disk has it.
@@ -286,6 +293,15 @@ impl Incoming {
             key::identity(message.shard, &message.name, &message.id)
         })?;
         Ok(Incoming { identity, message })
+    }
+
+    pub(super) fn shard(&self) -> ShardId {
+        self.message.shard
+    }
+
+    /// The size of its body.
+    pub(super) fn bytes(&self) -> usize {
+        self.message.body.len()
     }
 }
 
