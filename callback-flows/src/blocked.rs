@@ -1,0 +1,60 @@
+//! Why a flow cannot go on by itself.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// The reason for which a flow waits for somebody to look at it. Nothing of it is lost: it takes messages and timers, and goes
+/// on where it was as soon as code that fits is registered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Blocked {
+    kind: BlockedKind,
+    message: String,
+}
+
+impl Blocked {
+    pub(crate) fn new(kind: BlockedKind, message: String) -> Blocked {
+        Blocked { kind, message }
+    }
+
+    /// The kind of reason.
+    #[must_use]
+    pub fn kind(&self) -> BlockedKind {
+        self.kind
+    }
+
+    /// The reason in words: the exact difference, and where it is known, its remedy.
+    #[must_use]
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+}
+
+impl fmt::Display for Blocked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+/// The kinds of reasons for which a flow is blocked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum BlockedKind {
+    /// The code does not do what it did when the journal was written.
+    Differs,
+    /// The code panicked.
+    Panicked,
+    /// The code waits for, or was told by, something that is not durable.
+    NotDurable,
+    /// Two operations of one name were begun at once.
+    TwoAtOnce,
+    /// The journal has become too long.
+    TooLong,
+    /// A step has failed for good, and is to be looked at rather than given up.
+    StepFailed,
+    /// Processes died while a step ran.
+    StepKilled,
+    /// No code of the flow's version is registered, or its journal was written by a newer version of this crate.
+    UnknownVersion,
+}

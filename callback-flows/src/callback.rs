@@ -1,0 +1,143 @@
+//! Messages from outside for a flow.
+
+use std::future::Future;
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures_core::Stream;
+use serde::de::DeserializeOwned;
+use stable_interfaces::Timestamp;
+
+use crate::engine::{Item, Ticket};
+use crate::journal::{Event, Message};
+
+/// A place for messages from outside, each a `T` as JSON.
+///
+/// Messages are kept from the moment the flow is durable, before anyone waits for them, and given out in the order of their
+/// arrival, each once. A wait that is dropped, because it lost a race, eats nothing. Dropped by the flow's running code it is
+/// closed, and later messages are refused.
+#[derive(Debug)]
+pub struct Callback<T> {
+    ticket: Ticket,
+    of: PhantomData<fn() -> T>,
+}
+
+/// A message as it came: [`Callback::next_raw`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Received {
+    at: Timestamp,
+    message: Message,
+}
+
+impl Received {
+    /// The moment of its arrival.
+    #[must_use]
+    pub fn at(&self) -> Timestamp {
+        self.at
+    }
+
+    /// Its sender's ID for it.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.message.id
+    }
+
+    /// Its body.
+    #[must_use]
+    pub fn body(&self) -> &Bytes {
+        &self.message.body
+    }
+
+    /// The headers that were kept of it.
+    pub fn headers(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.message.headers.iter().map(|(name, value)| (&**name, &**value))
+    }
+}
+
+/// Why a message of a callback could not be had.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CallbackError {
+    /// It is not what the flow waits for. It counts as taken.
+    #[error("the message {:?} is not what was waited for", received.id())]
+    Decode {
+        /// The message as it came.
+        received: Received,
+        /// The reason.
+        #[source]
+        source: Arc<serde_json::Error>,
+    },
+}
+
+impl<T> Callback<T> {
+    pub(crate) fn new(ticket: Ticket) -> Callback<T> {
+        Callback { ticket, of: PhantomData }
+    }
+
+    /// The full name of this callback within its flow, which messages for it are addressed to.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        self.ticket.key()
+    }
+
+    /// The next message, as it came.
+    #[must_use = "nothing is waited for until it is awaited"]
+    pub fn next_raw(&mut self) -> impl Future<Output = Received> + Send {
+        NextRaw(&self.ticket)
+    }
+}
+
+impl<T: DeserializeOwned> Callback<T> {
+    /// The next message.
+    ///
+    /// # Errors
+    /// [`CallbackError::Decode`] if it is not a `T`. The one after it is given out next.
+    #[must_use = "nothing is waited for until it is awaited"]
+    #[allow(clippy::should_implement_trait, reason = "it is awaited, as that of every asynchronous stream is")]
+    pub fn next(&mut self) -> impl Future<Output = Result<T, CallbackError>> + Send {
+        let next = NextRaw(&self.ticket);
+        async move { decode(next.await) }
+    }
+}
+
+impl<T: DeserializeOwned> Stream for Callback<T> {
+    type Item = Result<T, CallbackError>;
+
+    /// The next message. The stream has no end.
+    fn poll_next(self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.ticket.poll(task).map(|item| Some(decode(received(item))))
+    }
+}
+
+/// A wait for a message.
+struct NextRaw<'a>(&'a Ticket);
+
+impl Future for NextRaw<'_> {
+    type Output = Received;
+
+    fn poll(self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<Received> {
+        self.0.poll(task).map(received)
+    }
+}
+
+impl Drop for NextRaw<'_> {
+    fn drop(&mut self) {
+        self.0.unregister();
+    }
+}
+
+fn received(item: Item) -> Received {
+    let Item { at, event, .. } = item;
+    let Event::Message { message, .. } = event else {
+        unreachable!("a callback is given messages alone");
+    };
+    Received { at, message }
+}
+
+fn decode<T: DeserializeOwned>(received: Received) -> Result<T, CallbackError> {
+    serde_json::from_slice(received.body())
+        .map_err(|source| CallbackError::Decode { received, source: Arc::new(source) })
+}

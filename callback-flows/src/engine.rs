@@ -1,0 +1,723 @@
+//! What runs the code of one flow: pure code, without a clock, I/O or a store.
+//!
+//! Entries of the journal are delivered to the code one at a time, in their order, live exactly as in a replay. After each poll,
+//! of the operations that wait and have something, the one whose entry is the oldest is *released*: its own waker is woken, the
+//! code is polled, and only then may the operation answer. A release that nobody took goes back. If the code woke itself within a
+//! poll, it is polled again before anything else is released. When nothing can be released, the next entry is delivered. So
+//! what the code sees is a function of its journal, whatever it is made of: `select!`, `join!`, `FuturesUnordered`.
+//!
+//! Steps run inside the code's own future, but are polled only between entries ([`Engine::poll_steps`]), with a waker of their
+//! own; their results become entries. Whatever else makes the code go on between entries is found out, and blocks the flow.
+
+mod faults;
+mod names;
+mod shared;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::fmt;
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use stable_interfaces::Timestamp;
+use tokio::task::coop::{Unconstrained, unconstrained};
+
+use self::faults::{beside_the_journal, compare, foreign_wake, panicked};
+use self::names::{has_begun, is_patch};
+use self::shared::{Entered, FlowWaker, Mode, Op};
+use crate::blocked::{Blocked, BlockedKind};
+use crate::flow::Flow;
+use crate::journal::{Begun, Ended, Entry, Event, Key, Page, Settled};
+
+pub(crate) use self::names::{Kind, scope_within, timer_name};
+pub(crate) use self::shared::{Item, Life, Limits, Shared, Ticket};
+
+/// How often the code may wake itself before it has to wait for something.
+const MAX_SELF_WAKES: usize = 10_000;
+
+pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+/// The code of a flow: makes its future from the input.
+pub(crate) type Code = Arc<dyn Fn(Flow, Bytes) -> BoxFuture<Result<Bytes, Arc<str>>> + Send + Sync>;
+/// A step that undoes another.
+pub(crate) type Undo = Box<dyn FnOnce(Flow) -> BoxFuture<()> + Send>;
+
+/// How it is with a flow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Its code waits, or has something to do.
+    Going,
+    /// It needs somebody to look at it.
+    Blocked(Blocked),
+    Ended(Ended),
+}
+
+/// Something that the code waits for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Wait {
+    pub(crate) key: Key,
+    pub(crate) kind: Kind,
+    pub(crate) since: Timestamp,
+    pub(crate) until: Option<Timestamp>,
+    pub(crate) attempts: u32,
+    pub(crate) last_error: Option<Arc<str>>,
+}
+
+/// Faults that tests put into an engine, to see that they are found.
+#[cfg(test)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sabotage {
+    TwoReleasesPerPoll,
+    AllDeliveredAtOnce,
+    NotUnconstrained,
+    ForgetsWhoWaitsOnSelfWake,
+    ConsumesAtDelivery,
+}
+
+enum Running {
+    Unconstrained(Unconstrained<BoxFuture<Ended>>),
+    #[cfg(test)]
+    Budgeted(BoxFuture<Ended>),
+}
+
+impl Running {
+    fn poll(&mut self, task: &mut Context<'_>) -> Poll<Ended> {
+        match self {
+            Running::Unconstrained(code) => Pin::new(code).poll(task),
+            #[cfg(test)]
+            Running::Budgeted(code) => code.as_mut().poll(task),
+        }
+    }
+}
+
+/// Runs the code of one flow.
+pub(crate) struct Engine {
+    shared: Arc<Shared>,
+    code: Code,
+    running: Option<Running>,
+    waker: Waker,
+    /// Entries that the code has not seen.
+    pending: VecDeque<Entry>,
+    /// The entry that is being taken in, if that was interrupted.
+    current: Option<u64>,
+    next_seq: u64,
+    bytes: usize,
+    /// How many entries the code has taken in in an earlier life, and what it began because of which.
+    recorded_to: u64,
+    recorded: HashMap<u64, Vec<Begun>>,
+    /// Whether the flow was at its end in an earlier life.
+    settled_to: u64,
+    /// What is still to be written.
+    fresh: Page,
+    phase: Phase,
+    is_cancelled: bool,
+    #[cfg(test)]
+    sabotage: Option<Sabotage>,
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine")
+            .field("flow", &self.shared.identity)
+            .field("phase", &self.phase)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// An engine for a flow with this journal, which has not begun to replay it. Without pages the flow is yet to be started.
+    pub(crate) fn new(shared: Arc<Shared>, code: Code, pages: Vec<Page>) -> Engine {
+        let waker = Waker::from(Arc::new(FlowWaker(shared.clone())));
+        let mut engine = Engine {
+            shared,
+            code,
+            running: None,
+            waker,
+            pending: VecDeque::new(),
+            current: None,
+            next_seq: 0,
+            bytes: 0,
+            recorded_to: 0,
+            recorded: HashMap::new(),
+            settled_to: 0,
+            fresh: Page::default(),
+            phase: Phase::Going,
+            is_cancelled: false,
+            #[cfg(test)]
+            sabotage: None,
+        };
+        let mut patched = HashSet::new();
+        for page in pages {
+            engine.recorded_to = engine.recorded_to.max(page.settled_to);
+            for settled in page.settled {
+                let patches = settled.begun.iter().map(|begun| &begun.key).filter(|key| is_patch(key));
+                patched.extend(patches.cloned());
+                engine.recorded.insert(settled.seq, settled.begun);
+            }
+            for entry in page.entries {
+                engine.next_seq = entry.seq + 1;
+                engine.bytes += entry.event.size();
+                engine.pending.push_back(entry);
+            }
+            if let Some(ended) = page.ended {
+                engine.phase = Phase::Ended(ended);
+            }
+        }
+        engine.shared.state.lock().patched = patched;
+        engine.fresh.settled_to = engine.recorded_to;
+        engine
+    }
+
+    #[cfg(test)]
+    pub(crate) fn sabotaged(mut self, sabotage: Option<Sabotage>) -> Engine {
+        self.sabotage = sabotage;
+        self
+    }
+
+    pub(crate) fn phase(&self) -> &Phase {
+        &self.phase
+    }
+
+    /// How many entries the journal has.
+    pub(crate) fn entries(&self) -> u64 {
+        self.next_seq
+    }
+
+    /// About how many bytes the journal's entries have.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The earliest deadline of a timer, or of a step's next attempt.
+    pub(crate) fn next_due(&self) -> Option<Timestamp> {
+        self.shared.state.lock().due.first().map(|(due, _)| *due)
+    }
+
+    /// How many messages the code has not taken.
+    pub(crate) fn unread(&self) -> usize {
+        let state = self.shared.state.lock();
+        let in_callbacks = state.ops.iter().flatten().filter(|op| op.kind == Kind::Callback);
+        in_callbacks.map(|op| op.queue.len()).sum::<usize>() + state.early.values().map(VecDeque::len).sum::<usize>()
+    }
+
+    /// Everything that the code waits for, oldest first.
+    pub(crate) fn waits(&self) -> Vec<Wait> {
+        let state = self.shared.state.lock();
+        let waiting = state.ops.iter().flatten().filter(|op| op.waker.is_some());
+        let mut waits: Vec<_> = waiting
+            .map(|op| {
+                let wait = Wait {
+                    key: op.key.clone(),
+                    kind: op.kind,
+                    since: op.since,
+                    until: op.due,
+                    attempts: op.attempts,
+                    last_error: op.last_error.clone(),
+                };
+                (op.number, wait)
+            })
+            .collect();
+        waits.sort_by_key(|(number, _)| *number);
+        waits.into_iter().map(|(_, wait)| wait).collect()
+    }
+
+    /// Tells whether the code holds this callback, or has not begun it yet: else a message for it comes too late.
+    pub(crate) fn takes_messages(&self, callback: &str) -> bool {
+        let state = self.shared.state.lock();
+        !has_begun(&state.named, callback) || state.by_key.contains_key(callback)
+    }
+
+    /// Tells whether steps have asked to be polled.
+    pub(crate) fn wants_steps_polled(&self) -> bool {
+        matches!(self.phase, Phase::Going) && !self.shared.woken.lock().is_empty()
+    }
+
+    /// Tells whether steps are under way, or may start.
+    pub(crate) fn has_running_steps(&self) -> bool {
+        let state = self.shared.state.lock();
+        state.ops.iter().flatten().any(|op| op.kind == Kind::Step && !op.is_over && op.due.is_none())
+    }
+
+    /// Adds to the journal. The code sees it in [`settle`](Self::settle).
+    pub(crate) fn append(&mut self, at: Timestamp, event: Event) {
+        let entry = Entry { seq: self.next_seq, at, event };
+        self.next_seq += 1;
+        self.bytes += entry.event.size();
+        self.fresh.entries.push(entry.clone());
+        if matches!(self.phase, Phase::Going) {
+            self.pending.push_back(entry);
+        }
+        let Limits { entries, bytes, .. } = self.shared.limits;
+        if matches!(self.phase, Phase::Going) && (self.next_seq > entries || self.bytes > bytes) {
+            let message = format!(
+                "its journal has {} entries and {} bytes, and may have {entries} and {bytes}: return `flow.continue_with(..)` in time",
+                self.next_seq, self.bytes
+            );
+            self.block(Blocked::new(BlockedKind::TooLong, message));
+        }
+    }
+
+    /// Adds the firing of every timer whose deadline is before `until` to the journal, earliest first, and lets steps go on whose
+    /// time to be tried again has come. Says how many there were. `at` is the moment that counts for them; without it each
+    /// counts as of its own deadline.
+    pub(crate) fn fire_due(&mut self, until: Timestamp, at: Option<Timestamp>) -> usize {
+        let mut fired = Vec::new();
+        let mut steps = Vec::new();
+        let mut state = self.shared.state.lock();
+        while let Some((due, index)) = state.due.first().copied().filter(|(due, _)| *due <= until) {
+            state.due.remove(&(due, index));
+            let Some(op) = state.op(index) else { continue };
+            op.due = None;
+            if op.kind == Kind::Timer {
+                fired.push((due, op.key.clone()));
+            } else {
+                steps.push((index, op.number));
+            }
+        }
+        drop(state);
+        let count = fired.len() + steps.len();
+        for (due, timer) in fired {
+            self.append(at.unwrap_or(due), Event::Fired { timer });
+        }
+        for step in steps {
+            self.shared.wake_step(step);
+        }
+        count
+    }
+
+    /// Delivers entries until there are none, or the code has been given `releases` things. Says whether there is more to do.
+    pub(crate) fn settle(&mut self, releases: usize) -> bool {
+        let mut left = releases;
+        while matches!(self.phase, Phase::Going) {
+            if let Some(why) = self.outside_fault() {
+                self.block(why);
+                break;
+            }
+            let seq = match self.current {
+                Some(seq) => seq,
+                None => {
+                    let Some(entry) = self.pending.pop_front() else { return false };
+                    let seq = entry.seq;
+                    self.current = Some(seq);
+                    if let Err(why) = self.deliver(entry) {
+                        self.block(why);
+                        break;
+                    }
+                    #[cfg(test)]
+                    if self.sabotage == Some(Sabotage::AllDeliveredAtOnce) {
+                        while let Some(entry) = self.pending.pop_front() {
+                            self.current = Some(entry.seq);
+                            if let Err(why) = self.deliver(entry) {
+                                self.block(why);
+                                return false;
+                            }
+                        }
+                    }
+                    seq
+                }
+            };
+            match self.release_all(&mut left) {
+                Ok(Poll::Pending) => {
+                    if left == 0 && self.has_ready() {
+                        return true;
+                    }
+                    if let Err(why) = self.settled(self.current.unwrap_or(seq)) {
+                        self.block(why);
+                    }
+                }
+                Ok(Poll::Ready(ended)) => self.end(seq, ended),
+                Err(why) => self.block(why),
+            }
+        }
+        false
+    }
+
+    /// Something that has happened to the code between two polls, and must not have.
+    fn outside_fault(&self) -> Option<Blocked> {
+        let fault = self.shared.state.lock().fault.take();
+        fault.or_else(|| self.shared.foreign_woken.load(Ordering::Acquire).then(foreign_wake))
+    }
+
+    fn has_ready(&self) -> bool {
+        !self.shared.state.lock().ready.is_empty()
+    }
+
+    /// Gives an entry to whom it is for, without polling anything but a start or a cancellation.
+    fn deliver(&mut self, entry: Entry) -> Result<(), Blocked> {
+        let Entry { seq, at, event } = entry;
+        let mut state = self.shared.state.lock();
+        state.now = state.now.max(at);
+        state.begun.clear();
+        state.expected = (seq < self.recorded_to).then(|| self.recorded.remove(&seq).unwrap_or_default());
+        let target = match &event {
+            Event::Start { run, seed, input, .. } => {
+                (state.run, state.seed) = (*run, *seed);
+                drop(state);
+                self.start(input.clone());
+                return Ok(());
+            }
+            Event::Cancel => {
+                drop(state);
+                self.cancel();
+                return Ok(());
+            }
+            Event::Message { callback: key, .. } => key.clone(),
+            Event::Result { step: key, .. }
+            | Event::Attempt { step: key, .. }
+            | Event::Intent { step: key }
+            | Event::Fired { timer: key } => key.clone(),
+        };
+        let is_replay = state.expected.is_some();
+        let Some(index) = state.by_key.get(&target).copied() else {
+            if has_begun(&state.named, &target) {
+                // It lost a race.
+                return Ok(());
+            }
+            if matches!(event, Event::Message { .. }) {
+                state.early.entry(target).or_default().push_back(Item { seq, at, event });
+                return Ok(());
+            }
+            let message = format!("entry {seq} of its journal is {event}, and the code has not begun `{target}`");
+            return Err(Blocked::new(BlockedKind::Differs, message));
+        };
+        match event {
+            Event::Attempt { attempt, error, again_at, .. } => {
+                let Some(op) = state.op(index) else { return Ok(()) };
+                op.attempts = attempt;
+                op.last_error = Some(error);
+                op.is_over = false;
+                op.due = Some(again_at);
+                state.due.insert((again_at, index));
+            }
+            Event::Intent { .. } => {
+                let number = state.numbers;
+                state.numbers += 1;
+                let Some(op) = state.op(index) else { return Ok(()) };
+                op.intent = Some(if is_replay { Life::Earlier } else { Life::This });
+                op.is_over = false;
+                if !is_replay {
+                    // It starts when that is durable.
+                    op.opens_at = number;
+                }
+            }
+            event => {
+                if let Some(op) = state.op(index) {
+                    op.is_over = true;
+                    // In a replay nobody has fired it.
+                    if let Some(due) = op.due.take() {
+                        state.due.remove(&(due, index));
+                    }
+                }
+                #[cfg(test)]
+                if self.sabotage == Some(Sabotage::ConsumesAtDelivery)
+                    && let Some(op) = state.op(index)
+                    && let Some(waker) = op.waker.clone()
+                    && op.given.is_none()
+                {
+                    op.given = Some(Item { seq, at, event });
+                    drop(state);
+                    let _entered = Entered::into(self.shared.address());
+                    waker.wake();
+                    return Ok(());
+                }
+                state.push(index, Item { seq, at, event });
+            }
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, input: Bytes) {
+        let flow = Flow::new(self.shared.clone());
+        let code = self.code.clone();
+        self.run(Box::pin(async move {
+            let result = async { code(flow.clone(), input).await }.await;
+            match result {
+                Ok(value) => Ended::Done(value),
+                Err(error) => {
+                    undo_all(&flow).await;
+                    Ended::Failed(error)
+                }
+            }
+        }));
+    }
+
+    fn cancel(&mut self) {
+        if self.is_cancelled {
+            return;
+        }
+        self.is_cancelled = true;
+        self.shared.state.lock().mode = Mode::Settling;
+        let entered = Entered::into(self.shared.address());
+        let dropped = catch_unwind(AssertUnwindSafe(|| drop(self.running.take())));
+        drop(entered);
+        self.shared.state.lock().mode = Mode::Idle;
+        if let Err(panic) = dropped {
+            self.shared.fail(panicked(&*panic));
+        }
+        let flow = Flow::new(self.shared.clone());
+        self.run(Box::pin(async move {
+            undo_all(&flow).await;
+            Ended::Cancelled
+        }));
+    }
+
+    fn run(&mut self, code: BoxFuture<Ended>) {
+        self.shared.self_woken.store(true, Ordering::Relaxed);
+        #[cfg(test)]
+        if self.sabotage == Some(Sabotage::NotUnconstrained) {
+            self.running = Some(Running::Budgeted(code));
+            return;
+        }
+        self.running = Some(Running::Unconstrained(unconstrained(code)));
+    }
+
+    /// Polls the code for as long as it has something to do.
+    fn release_all(&mut self, left: &mut usize) -> Result<Poll<Ended>, Blocked> {
+        // A start, a cancellation, and a sabotaged delivery: nothing is released for those.
+        if self.shared.self_woken.load(Ordering::Relaxed)
+            && let Poll::Ready(ended) = self.poll(Mode::Settling)?
+        {
+            return Ok(Poll::Ready(ended));
+        }
+        while *left > 0 {
+            let released = self.release();
+            #[cfg(test)]
+            let second = if self.sabotage == Some(Sabotage::TwoReleasesPerPoll) { self.release() } else { None };
+            let Some(released) = released else { break };
+            *left -= 1;
+            if let Poll::Ready(ended) = self.poll(Mode::Settling)? {
+                return Ok(Poll::Ready(ended));
+            }
+            self.take_back(released);
+            #[cfg(test)]
+            if let Some(second) = second {
+                self.take_back(second);
+            }
+        }
+        Ok(Poll::Pending)
+    }
+
+    /// Releases the oldest thing that somebody waits for.
+    fn release(&mut self) -> Option<(usize, u64)> {
+        let mut state = self.shared.state.lock();
+        let (_, index) = state.ready.pop_first()?;
+        let waker = state.unregister(index);
+        let op = state.op(index)?;
+        op.is_released = true;
+        let number = op.number;
+        drop(state);
+        if let Some(waker) = waker {
+            let _entered = Entered::into(self.shared.address());
+            waker.wake();
+        }
+        Some((index, number))
+    }
+
+    /// Takes a release back that nobody took: the operation waits again when it is polled again.
+    fn take_back(&mut self, (index, number): (usize, u64)) {
+        let mut state = self.shared.state.lock();
+        if let Some(op) = state.op(index).filter(|op| op.number == number) {
+            op.is_released = false;
+        }
+    }
+
+    /// Polls the code, and again for as long as it wakes itself.
+    fn poll(&mut self, mode: Mode) -> Result<Poll<Ended>, Blocked> {
+        let shared = self.shared.clone();
+        for _ in 0..MAX_SELF_WAKES {
+            shared.self_woken.store(false, Ordering::Relaxed);
+            shared.state.lock().mode = mode;
+            let Some(running) = &mut self.running else { return Ok(Poll::Pending) };
+            let polled = {
+                let _entered = Entered::into(shared.address());
+                let mut task = Context::from_waker(&self.waker);
+                catch_unwind(AssertUnwindSafe(|| quietly(shared.is_replaying(), || running.poll(&mut task))))
+            };
+            let mut state = shared.state.lock();
+            state.mode = Mode::Idle;
+            let fault = state.fault.take();
+            drop(state);
+            let polled = polled.map_err(|panic| panicked(&*panic))?;
+            if let Some(fault) = fault {
+                return Err(fault);
+            }
+            if shared.foreign_woken.load(Ordering::Acquire) {
+                return Err(foreign_wake());
+            }
+            if polled.is_ready() || !shared.self_woken.load(Ordering::Relaxed) {
+                return Ok(polled);
+            }
+            #[cfg(test)]
+            if self.sabotage == Some(Sabotage::ForgetsWhoWaitsOnSelfWake) {
+                let mut state = shared.state.lock();
+                let wakers: Vec<_> = (0..state.ops.len()).filter_map(|index| state.unregister(index)).collect();
+                drop(state);
+                drop(wakers);
+            }
+        }
+        let message = format!("its code woke itself {MAX_SELF_WAKES} times without waiting for anything");
+        Err(Blocked::new(BlockedKind::NotDurable, message))
+    }
+
+    /// The code has taken an entry in: compares what it began with what it began the first time, or notes it.
+    fn settled(&mut self, seq: u64) -> Result<(), Blocked> {
+        self.current = None;
+        self.settled_to = seq + 1;
+        let mut state = self.shared.state.lock();
+        let begun = std::mem::take(&mut state.begun);
+        let is_stuck = state.waiting == 0;
+        let expected = state.expected.take();
+        drop(state);
+        match expected {
+            Some(expected) => compare(seq, &expected, &begun)?,
+            None => {
+                // A code that is not to be replayed has not begun anything.
+                if !is_stuck {
+                    self.fresh.settled_to = seq + 1;
+                    if !begun.is_empty() {
+                        self.fresh.settled.push(Settled { seq, begun });
+                    }
+                }
+            }
+        }
+        if is_stuck {
+            let message = "its code waits for nothing that is durable: a step, a callback, a timer. What else there is to wait \
+                           for, such as a task or a socket, belongs into a step";
+            return Err(Blocked::new(BlockedKind::NotDurable, message.into()));
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, seq: u64, ended: Ended) {
+        let mut state = self.shared.state.lock();
+        let begun = std::mem::take(&mut state.begun);
+        let expected = state.expected.take();
+        drop(state);
+        if let Some(expected) = expected {
+            let differs = compare(seq, &expected, &begun);
+            let goes_on = format!(
+                "its code has ended with entry {seq} of its journal, and went on waiting when it was written ({} entries are left)",
+                self.pending.len()
+            );
+            self.block(differs.err().unwrap_or(Blocked::new(BlockedKind::Differs, goes_on)));
+            return;
+        }
+        self.fresh.settled_to = seq + 1;
+        if !begun.is_empty() {
+            self.fresh.settled.push(Settled { seq, begun });
+        }
+        self.fresh.ended = Some(ended.clone());
+        self.leave();
+        self.phase = Phase::Ended(ended);
+    }
+
+    /// Blocks the flow: its code is dropped, and its journal stays.
+    pub(crate) fn block(&mut self, why: Blocked) {
+        if !matches!(self.phase, Phase::Going) {
+            return;
+        }
+        self.leave();
+        self.phase = Phase::Blocked(why);
+    }
+
+    /// Drops the code. That closes nothing.
+    fn leave(&mut self) {
+        self.shared.state.lock().mode = Mode::Leaving;
+        let _entered = Entered::into(self.shared.address());
+        // What panics while it is dropped has nothing to say any more.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(self.running.take())));
+        let undo = std::mem::take(&mut self.shared.state.lock().undo);
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(undo)));
+    }
+
+    /// Takes what is to be written, and the mark to [`open`](Self::open) steps with once it is durable.
+    pub(crate) fn take_page(&mut self) -> (Page, u64) {
+        let mark = self.shared.state.lock().numbers;
+        let settled_to = self.fresh.settled_to;
+        let page = std::mem::take(&mut self.fresh);
+        self.fresh.settled_to = settled_to;
+        (page, mark)
+    }
+
+    /// Lets steps start that began before a mark was taken. All that was written by then is durable.
+    pub(crate) fn open(&mut self, mark: u64) {
+        let mut state = self.shared.state.lock();
+        let from = state.open_to;
+        state.open_to = mark.max(from);
+        let opened = from..mark;
+        let steps = state.ops.iter().enumerate();
+        let steps: Vec<_> = steps
+            .filter_map(|(index, op)| op.as_ref().map(|op| (index, op)))
+            .filter(|(_, op)| op.kind == Kind::Step && opened.contains(&op.opens_at))
+            .map(|(index, op)| (index, op.number))
+            .collect();
+        drop(state);
+        for step in steps {
+            self.shared.wake_step(step);
+        }
+    }
+
+    /// Polls the steps that asked for it. What they hand in becomes entries; say [`settle`](Self::settle) then.
+    pub(crate) fn poll_steps(&mut self, now: Timestamp) {
+        if !matches!(self.phase, Phase::Going) {
+            return;
+        }
+        if let Some(why) = self.outside_fault() {
+            return self.block(why);
+        }
+        // An entry that is half taken in comes first.
+        if self.current.is_some() || !self.pending.is_empty() {
+            return;
+        }
+        let woken = std::mem::take(&mut *self.shared.woken.lock());
+        let mut wakers = Vec::new();
+        let mut state = self.shared.state.lock();
+        for (index, number) in woken {
+            let open_to = state.open_to;
+            let may_start = |op: &&mut Op| op.number == number && !op.is_over && op.opens_at < open_to;
+            if let Some(op) = state.op(index).filter(may_start) {
+                op.must_poll = true;
+                wakers.extend(op.waker.clone());
+            }
+        }
+        drop(state);
+        if wakers.is_empty() {
+            return;
+        }
+        {
+            let _entered = Entered::into(self.shared.address());
+            wakers.into_iter().for_each(Waker::wake);
+        }
+        match self.poll(Mode::Steps) {
+            Ok(Poll::Pending) => {}
+            Ok(Poll::Ready(_)) => return self.block(beside_the_journal("ended")),
+            Err(why) => return self.block(why),
+        }
+        let handed_in = std::mem::take(&mut self.shared.state.lock().handed_in);
+        for event in handed_in {
+            self.append(now, event);
+        }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+async fn undo_all(flow: &Flow) {
+    while let Some(undo) = flow.shared().pop_undo() {
+        undo(flow.clone()).await;
+    }
+}
+
+/// Runs what has been run before without its log lines.
+fn quietly<T>(is_replay: bool, run: impl FnOnce() -> T) -> T {
+    if is_replay { tracing::dispatcher::with_default(&tracing::Dispatch::none(), run) } else { run() }
+}

@@ -1,0 +1,116 @@
+//! The names of operations: how a replay finds them.
+//!
+//! `scope/kind:name[key]#ordinal`, of at most 512 bytes: no two operations of a flow have the same, and a text that a name is made
+//! of cannot end it.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sha2::{Digest as _, Sha256};
+
+use super::shared::Named;
+
+/// The longest name of an operation, in bytes. A longer one is cut, and its hash put in the place of the rest.
+const MAX_KEY_BYTES: usize = 512;
+
+/// The kinds of operations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Step,
+    Callback,
+    Timer,
+    Patch,
+    Undo,
+}
+
+impl Kind {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Kind::Step => "step",
+            Kind::Callback => "callback",
+            Kind::Timer => "timer",
+            Kind::Patch => "patch",
+            Kind::Undo => "undo",
+        }
+    }
+
+    /// Tells whether two of one name would be told apart only by which was first.
+    pub(super) fn is_exclusive(self) -> bool {
+        matches!(self, Kind::Step | Kind::Callback)
+    }
+}
+
+/// The name of an operation without its ordinal: no two of different parts are the same.
+pub(super) fn base_of(scope: &str, kind: Kind, name: &str, key: Option<&str>) -> String {
+    let mut base = String::with_capacity(scope.len() + name.len() + 16);
+    if !scope.is_empty() {
+        base.push_str(scope);
+        base.push('/');
+    }
+    base.push_str(kind.name());
+    base.push(':');
+    escape(&mut base, name);
+    if let Some(key) = key {
+        base.push('[');
+        escape(&mut base, key);
+        base.push(']');
+    }
+    shortened(base, MAX_KEY_BYTES - "#4294967295".len())
+}
+
+/// The scope of a branch within another.
+pub(crate) fn scope_within(scope: &str, name: &str) -> Arc<str> {
+    let mut within = scope.to_owned();
+    if !within.is_empty() {
+        within.push('/');
+    }
+    escape(&mut within, name);
+    shortened(within, MAX_KEY_BYTES / 2).into()
+}
+
+fn escape(into: &mut String, name: &str) {
+    for char in name.chars() {
+        match char {
+            '/' | ':' | '[' | ']' | '#' | '%' => {
+                let _ = write!(into, "%{:02x}", u32::from(char));
+            }
+            char => into.push(char),
+        }
+    }
+}
+
+/// The text, or its beginning and a hash of all of it.
+fn shortened(mut text: String, limit: usize) -> String {
+    if text.len() > limit {
+        let hash = Sha256::digest(text.as_bytes());
+        let mut end = limit - 33;
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+        text.push('~');
+        for byte in &hash[..16] {
+            let _ = write!(text, "{byte:02x}");
+        }
+    }
+    text
+}
+
+pub(super) fn is_patch(key: &str) -> bool {
+    let local = key.rsplit('/').next().unwrap_or(key);
+    local.starts_with("patch:")
+}
+
+/// Tells whether the code has begun an operation with this key, held or not.
+pub(super) fn has_begun(named: &HashMap<Arc<str>, Named>, key: &str) -> bool {
+    let Some((base, ordinal)) = key.rsplit_once('#') else { return false };
+    let Ok(ordinal) = ordinal.parse::<u32>() else { return false };
+    named.get(base).is_some_and(|named| ordinal < named.next)
+}
+
+/// Names a timer by its duration.
+pub(crate) fn timer_name(duration: Duration) -> String {
+    format!("{duration:?}")
+}

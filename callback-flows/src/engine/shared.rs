@@ -1,0 +1,609 @@
+//! What the code of a flow and its engine share: the operations that the code has begun, and who waits for them.
+//!
+//! No waker is woken or dropped, and nothing of the application called, while the lock is held.
+
+use std::cell::Cell;
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::fmt::{self, Write as _};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+
+use parking_lot::Mutex;
+use sha2::{Digest as _, Sha256};
+use stable_interfaces::Timestamp;
+use stable_interfaces::clock::{Clock, Random};
+
+use super::Undo;
+use super::faults::{beside_the_journal, out_of_place, two_at_once};
+use super::names::{Kind, base_of};
+use crate::blocked::Blocked;
+use crate::journal::{Begun, Detail, Event, Key};
+
+/// What may be in a flow's journal, at most.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    pub(crate) entries: u64,
+    pub(crate) bytes: usize,
+    /// The largest value of a step, and the largest result.
+    pub(crate) value_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { entries: 10_000, bytes: 16 * 1024 * 1024, value_bytes: 256 * 1024 }
+    }
+}
+
+/// Something that the code may take from an operation that waits for it.
+#[derive(Debug)]
+pub(crate) struct Item {
+    /// The entry that brought it.
+    pub(crate) seq: u64,
+    pub(crate) at: Timestamp,
+    pub(crate) event: Event,
+}
+
+/// What polls the code at this moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// Nobody: the flow waits.
+    Idle,
+    /// An entry is being taken in.
+    Settling,
+    /// Steps are polled between entries. Nothing else may happen.
+    Steps,
+    /// The code is dropped: the flow has ended, is blocked, or leaves memory.
+    Leaving,
+}
+
+/// An operation that the code has begun and still holds.
+pub(super) struct Op {
+    pub(super) key: Key,
+    /// The key without its ordinal.
+    pub(super) base: Arc<str>,
+    pub(super) kind: Kind,
+    /// Which of the flow's operations it is, by when it began in this life.
+    pub(super) number: u64,
+    /// A step may start when [`State::open_to`] is greater.
+    pub(super) opens_at: u64,
+    /// The time of the entry because of which it began.
+    pub(super) since: Timestamp,
+    /// What it has to give, oldest first.
+    pub(super) queue: VecDeque<Item>,
+    /// Who waits for it: set by a poll that found nothing released, kept until a release or until it is dropped.
+    pub(super) waker: Option<Waker>,
+    /// May answer its next poll.
+    pub(super) is_released: bool,
+    /// Of a timer, and of a step that waits for its next attempt.
+    pub(super) due: Option<Timestamp>,
+    /// A step has handed over its result.
+    pub(super) is_over: bool,
+    /// A step is to be polled now.
+    pub(super) must_poll: bool,
+    /// Failed attempts of a step, as journaled.
+    pub(super) attempts: u32,
+    pub(super) last_error: Option<Arc<str>>,
+    /// The intent to run it once is in the journal: since this life, or since an earlier one.
+    pub(super) intent: Option<Life>,
+    /// What a sabotaged engine has given to whoever waited.
+    #[cfg(test)]
+    pub(super) given: Option<Item>,
+}
+
+/// Which life of a flow something belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Life {
+    This,
+    Earlier,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Named {
+    /// How many have begun.
+    pub(super) next: u32,
+    /// How many of them the code holds.
+    pub(super) alive: u32,
+}
+
+/// What the code of a flow and its engine share.
+pub(crate) struct Shared {
+    /// `name/id`.
+    pub(crate) identity: Arc<str>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) random: Arc<dyn Random>,
+    pub(crate) limits: Limits,
+    /// The host is about to leave.
+    pub(crate) is_draining: AtomicBool,
+    /// The flow's waker was woken by the engine, an operation, or the code itself.
+    pub(super) self_woken: AtomicBool,
+    /// The flow's waker was woken by something that is not in the journal.
+    pub(super) foreign_woken: AtomicBool,
+    /// Steps that asked to be polled.
+    pub(super) woken: Mutex<Vec<(usize, u64)>>,
+    /// Asks for a turn of the flow, from any thread.
+    pub(super) nudge: Box<dyn Fn() + Send + Sync>,
+    pub(super) state: Mutex<State>,
+}
+
+pub(super) struct State {
+    pub(super) mode: Mode,
+    pub(super) ops: Vec<Option<Op>>,
+    pub(super) free: Vec<usize>,
+    pub(super) by_key: HashMap<Key, usize>,
+    pub(super) named: HashMap<Arc<str>, Named>,
+    /// Messages for callbacks that the code has not begun.
+    pub(super) early: HashMap<Key, VecDeque<Item>>,
+    /// Operations that wait and have something, by their oldest entry.
+    pub(super) ready: BTreeSet<(u64, usize)>,
+    /// Deadlines of timers, and of steps that wait for their next attempt.
+    pub(super) due: BTreeSet<(Timestamp, usize)>,
+    /// How many operations wait.
+    pub(super) waiting: usize,
+    /// How many operations began in this life.
+    pub(super) numbers: u64,
+    /// Steps with a number below this may start.
+    pub(super) open_to: u64,
+    pub(super) run: u32,
+    pub(super) seed: u64,
+    /// The time of the newest entry that the code has seen.
+    pub(super) now: Timestamp,
+    /// What the code began because of the entry that is being taken in.
+    pub(super) begun: Vec<Begun>,
+    /// What it began the first time, if that is known.
+    pub(super) expected: Option<Vec<Begun>>,
+    /// The names of all patches in the journal.
+    pub(super) patched: HashSet<Key>,
+    pub(super) patches: HashMap<Key, bool>,
+    /// What steps have handed over.
+    pub(super) handed_in: Vec<Event>,
+    pub(super) undo: Vec<Undo>,
+    pub(super) fault: Option<Blocked>,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("flow", &self.identity).finish_non_exhaustive()
+    }
+}
+
+thread_local! {
+    /// The flow whose code, or whose operation's waker, runs on this thread; 0 for none.
+    static CURRENT: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Marks this thread as running a flow's code, until it is dropped.
+pub(super) struct Entered(usize);
+
+impl Entered {
+    pub(super) fn into(flow: usize) -> Entered {
+        Entered(CURRENT.replace(flow))
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        CURRENT.set(self.0);
+    }
+}
+
+/// The waker that the code is polled with.
+pub(super) struct FlowWaker(pub(super) Arc<Shared>);
+
+impl Wake for FlowWaker {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if CURRENT.get() == self.0.address() {
+            self.0.self_woken.store(true, Ordering::Relaxed);
+        } else if !self.0.foreign_woken.swap(true, Ordering::AcqRel) {
+            (self.0.nudge)();
+        }
+    }
+}
+
+/// The waker that a step is polled with.
+pub(super) struct StepWaker {
+    shared: Arc<Shared>,
+    step: (usize, u64),
+}
+
+impl Wake for StepWaker {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.shared.wake_step(self.step);
+    }
+}
+
+impl Shared {
+    pub(crate) fn new(
+        identity: Arc<str>,
+        clock: Arc<dyn Clock>,
+        random: Arc<dyn Random>,
+        limits: Limits,
+        nudge: Box<dyn Fn() + Send + Sync>,
+    ) -> Arc<Shared> {
+        let state = State {
+            mode: Mode::Idle,
+            ops: Vec::new(),
+            free: Vec::new(),
+            by_key: HashMap::new(),
+            named: HashMap::new(),
+            early: HashMap::new(),
+            ready: BTreeSet::new(),
+            due: BTreeSet::new(),
+            waiting: 0,
+            numbers: 0,
+            open_to: 0,
+            run: 0,
+            seed: 0,
+            now: Timestamp::MIN,
+            begun: Vec::new(),
+            expected: None,
+            patched: HashSet::new(),
+            patches: HashMap::new(),
+            handed_in: Vec::new(),
+            undo: Vec::new(),
+            fault: None,
+        };
+        Arc::new(Shared {
+            identity,
+            clock,
+            random,
+            limits,
+            is_draining: AtomicBool::new(false),
+            self_woken: AtomicBool::new(false),
+            foreign_woken: AtomicBool::new(false),
+            woken: Mutex::default(),
+            nudge,
+            state: Mutex::new(state),
+        })
+    }
+
+    pub(super) fn address(&self) -> usize {
+        std::ptr::from_ref(self).addr()
+    }
+
+    pub(super) fn wake_step(&self, step: (usize, u64)) {
+        let mut woken = self.woken.lock();
+        if !woken.contains(&step) {
+            woken.push(step);
+            let is_first = woken.len() == 1;
+            drop(woken);
+            if is_first {
+                (self.nudge)();
+            }
+        }
+    }
+
+    /// The time of the newest entry that the code has seen.
+    pub(crate) fn now(&self) -> Timestamp {
+        self.state.lock().now
+    }
+
+    /// Tells whether the code sees again what it has seen in an earlier life.
+    pub(crate) fn is_replaying(&self) -> bool {
+        self.state.lock().expected.is_some()
+    }
+
+    /// Registers something to run, last first, if the flow fails or is cancelled.
+    pub(crate) fn push_undo(&self, undo: Undo) {
+        self.state.lock().undo.push(undo);
+    }
+
+    pub(crate) fn pop_undo(&self) -> Option<Undo> {
+        self.state.lock().undo.pop()
+    }
+
+    /// 256 bits that are the same in every replay, and different for each `kind` in each scope at each call.
+    pub(crate) fn draw(&self, scope: &str, kind: &str) -> [u8; 32] {
+        let mut state = self.state.lock();
+        let (seed, base) = (state.seed, format!("{scope}/{kind}:"));
+        let named = state.named.entry(base.as_str().into()).or_default();
+        let ordinal = named.next;
+        named.next += 1;
+        drop(state);
+        Sha256::new()
+            .chain_update(seed.to_le_bytes())
+            .chain_update(base)
+            .chain_update(ordinal.to_le_bytes())
+            .finalize()
+            .into()
+    }
+
+    /// A text that is the same in every attempt of a step, and of no other.
+    pub(crate) fn idempotency_key(&self, step: &str) -> String {
+        let run = self.state.lock().run;
+        let hash = Sha256::new()
+            .chain_update(self.identity.as_bytes())
+            .chain_update([0])
+            .chain_update(run.to_le_bytes())
+            .chain_update(step.as_bytes())
+            .finalize();
+        hash[..16].iter().fold(String::with_capacity(32), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+    }
+
+    /// Tells whether code of a version before or after a change runs.
+    pub(crate) fn is_patched(self: &Arc<Self>, scope: &str, name: &str) -> bool {
+        let key: Key = format!("{}#0", base_of(scope, Kind::Patch, name, None)).into();
+        let mut state = self.state.lock();
+        if let Some(known) = state.patches.get(&key) {
+            return *known;
+        }
+        let is_replay = state.expected.is_some();
+        let is_patched = !is_replay || state.patched.contains(&key);
+        state.patches.insert(key.clone(), is_patched);
+        if is_patched {
+            state.begun.push(Begun { key, detail: Detail::None });
+        }
+        is_patched
+    }
+
+    /// Begins an operation.
+    pub(crate) fn claim(
+        self: &Arc<Self>,
+        scope: &str,
+        kind: Kind,
+        name: &str,
+        key: Option<&str>,
+        detail: Detail,
+    ) -> Ticket {
+        let base: Arc<str> = base_of(scope, kind, name, key).into();
+        let mut state = self.state.lock();
+        if state.mode != Mode::Settling || CURRENT.get() != self.address() {
+            if state.mode != Mode::Leaving {
+                state.fault.get_or_insert_with(|| out_of_place(&base));
+            }
+            return Ticket { shared: self.clone(), index: usize::MAX, key: base, at: (0, None) };
+        }
+        let named = state.named.entry(base.clone()).or_default();
+        if kind.is_exclusive() && named.alive > 0 {
+            state.fault.get_or_insert_with(|| two_at_once(kind, name));
+            return Ticket { shared: self.clone(), index: usize::MAX, key: base, at: (0, None) };
+        }
+        let ordinal = named.next;
+        named.next += 1;
+        named.alive += 1;
+        let key: Key = format!("{base}#{ordinal}").into();
+        // The deadline of a timer is the one that it was given first.
+        let first = |begun: &&Begun| begun.key == key && matches!(detail, Detail::Due(_));
+        let known = state.expected.as_ref().and_then(|expected| expected.iter().find(first));
+        let detail = known.map_or(detail, |begun| begun.detail);
+        state.begun.push(Begun { key: key.clone(), detail });
+        let due = if let Detail::Due(due) = detail { Some(due) } else { None };
+        let (number, now) = (state.numbers, state.now);
+        state.numbers += 1;
+        let queue = state.early.remove(&key).unwrap_or_default();
+        let op = Op {
+            key: key.clone(),
+            base,
+            kind,
+            number,
+            opens_at: number,
+            since: now,
+            queue,
+            waker: None,
+            is_released: false,
+            due,
+            is_over: false,
+            must_poll: false,
+            attempts: 0,
+            last_error: None,
+            intent: None,
+            #[cfg(test)]
+            given: None,
+        };
+        let index = state.free.pop().unwrap_or(state.ops.len());
+        if index == state.ops.len() {
+            state.ops.push(Some(op));
+        } else {
+            state.ops[index] = Some(op);
+        }
+        state.by_key.insert(key.clone(), index);
+        if let Some(due) = due {
+            state.due.insert((due, index));
+        }
+        Ticket { shared: self.clone(), index, key, at: (number, due) }
+    }
+
+    /// Notes something that the code has done, which a replay has to do too.
+    pub(crate) fn note(self: &Arc<Self>, scope: &str, kind: Kind, name: &str) {
+        drop(self.claim(scope, kind, name, None, Detail::None));
+    }
+
+    /// Blocks the flow, as soon as its code has been polled.
+    pub(crate) fn fail(&self, why: Blocked) {
+        self.state.lock().fault.get_or_insert(why);
+    }
+}
+
+impl State {
+    pub(super) fn op(&mut self, index: usize) -> Option<&mut Op> {
+        self.ops.get_mut(index).and_then(Option::as_mut)
+    }
+
+    /// Gives an operation something to give.
+    pub(super) fn push(&mut self, index: usize, item: Item) {
+        let Some(op) = self.op(index) else { return };
+        let seq = item.seq;
+        op.queue.push_back(item);
+        if op.queue.len() == 1 && op.waker.is_some() && !op.is_released {
+            self.ready.insert((seq, index));
+        }
+    }
+
+    /// Forgets who waits for an operation.
+    pub(super) fn unregister(&mut self, index: usize) -> Option<Waker> {
+        let op = self.op(index)?;
+        let front = op.queue.front().map(|item| item.seq);
+        let waker = op.waker.take();
+        if waker.is_some() {
+            self.waiting -= 1;
+        }
+        if let Some(seq) = front {
+            self.ready.remove(&(seq, index));
+        }
+        waker
+    }
+}
+
+/// The code's hold on an operation that it has begun.
+#[derive(Debug)]
+pub(crate) struct Ticket {
+    shared: Arc<Shared>,
+    index: usize,
+    key: Key,
+    /// Its number, and the deadline of a timer.
+    at: (u64, Option<Timestamp>),
+}
+
+impl Ticket {
+    pub(crate) fn key(&self) -> &Key {
+        &self.key
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// The deadline of a timer.
+    pub(crate) fn due(&self) -> Option<Timestamp> {
+        self.at.1
+    }
+
+    /// Takes what has been released to this operation, or waits for that.
+    pub(crate) fn poll(&self, task: &Context<'_>) -> Poll<Item> {
+        let mut state = self.shared.state.lock();
+        let mode = state.mode;
+        let Some(op) = state.op(self.index) else { return Poll::Pending };
+        #[cfg(test)]
+        if let Some(item) = op.given.take() {
+            return Poll::Ready(item);
+        }
+        if op.is_released {
+            op.is_released = false;
+            if let Some(item) = op.queue.pop_front() {
+                return Poll::Ready(item);
+            }
+        }
+        let Some(op) = state.op(self.index) else { return Poll::Pending };
+        if mode == Mode::Settling && op.must_poll {
+            // It was to be polled when nobody looked at it.
+            self.shared.woken.lock().push((self.index, op.number));
+        }
+        let mut old = None;
+        match &mut op.waker {
+            Some(waker) if waker.will_wake(task.waker()) => {}
+            Some(waker) => old = Some(std::mem::replace(waker, task.waker().clone())),
+            None => {
+                let front = op.queue.front().map(|item| item.seq);
+                op.waker = Some(task.waker().clone());
+                // It may have been let start before it was polled.
+                let step =
+                    (op.kind == Kind::Step && !op.is_over && op.due.is_none()).then_some((self.index, op.number));
+                if mode == Mode::Settling
+                    && let Some(step) = step
+                {
+                    self.shared.woken.lock().push(step);
+                }
+                state.waiting += 1;
+                if let Some(seq) = front {
+                    state.ready.insert((seq, self.index));
+                    if mode == Mode::Steps {
+                        let what = format!("begun to wait for `{}`", self.key);
+                        state.fault.get_or_insert_with(|| beside_the_journal(&what));
+                    }
+                }
+            }
+        }
+        // Dropping a waker may run anything, and so it may want the lock.
+        drop(state);
+        drop(old);
+        Poll::Pending
+    }
+
+    /// Nobody waits for it any more. What was released goes back.
+    pub(crate) fn unregister(&self) {
+        let mut state = self.shared.state.lock();
+        if let Some(op) = state.op(self.index) {
+            op.is_released = false;
+            #[cfg(test)]
+            drop(op.given.take());
+        }
+        let waker = state.unregister(self.index);
+        drop(state);
+        drop(waker);
+    }
+
+    /// Tells whether the step is to be polled now. If so, says how many of its attempts have failed in the journal, and whether its
+    /// intent is in there.
+    pub(crate) fn may_run(&self) -> Option<(u32, Option<Life>)> {
+        let mut state = self.shared.state.lock();
+        let (mode, open_to) = (state.mode, state.open_to);
+        let op = state.op(self.index)?;
+        let may_run = mode == Mode::Steps && op.must_poll && !op.is_over && op.opens_at < open_to && op.due.is_none();
+        may_run.then(|| {
+            op.must_poll = false;
+            (op.attempts, op.intent)
+        })
+    }
+
+    /// The step has ended, for good or for now.
+    pub(crate) fn hand_in(&self, event: Event) {
+        let mut state = self.shared.state.lock();
+        let Some(op) = state.op(self.index) else { return };
+        op.is_over = true;
+        state.handed_in.push(event);
+    }
+
+    /// An attempt has failed, and the next one follows in this process.
+    pub(crate) fn note_failure(&self, attempt: u32, error: Arc<str>) {
+        if let Some(op) = self.shared.state.lock().op(self.index) {
+            op.attempts = attempt;
+            op.last_error = Some(error);
+        }
+    }
+
+    /// The waker to poll the step with.
+    pub(crate) fn step_waker(&self) -> Waker {
+        Waker::from(Arc::new(StepWaker { shared: self.shared.clone(), step: (self.index, self.at.0) }))
+    }
+
+    /// Runs a part of a step: what it does to the code's waker is not the code's doing.
+    pub(crate) fn outside_of_code<T>(run: impl FnOnce() -> T) -> T {
+        let _outside = Entered::into(0);
+        run()
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let mut state = self.shared.state.lock();
+        let waker = state.unregister(self.index);
+        if state.mode == Mode::Steps && self.index != usize::MAX {
+            let what = format!("let go of `{}`", self.key);
+            state.fault.get_or_insert_with(|| beside_the_journal(&what));
+        }
+        let op = state.ops.get_mut(self.index).and_then(Option::take);
+        if let Some(op) = &op {
+            state.free.push(self.index);
+            state.by_key.remove(&op.key);
+            if let Some(named) = state.named.get_mut(&op.base) {
+                named.alive -= 1;
+            }
+            if let Some(due) = op.due {
+                state.due.remove(&(due, self.index));
+            }
+        }
+        drop(state);
+        drop((waker, op));
+    }
+}

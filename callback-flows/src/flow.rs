@@ -1,0 +1,205 @@
+//! What the code of a flow holds: everything that it may wait for, and everything that it may ask.
+
+use std::error::Error;
+use std::fmt::{self, Write as _};
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use stable_interfaces::Timestamp;
+
+use crate::callback::Callback;
+use crate::engine::{Kind, Shared, scope_within, timer_name};
+use crate::journal::Detail;
+use crate::step::{Step, StepCx, with_causes};
+use crate::timer::{Elapsed, Sleep};
+
+/// The result of a flow's code.
+pub type FlowResult<T> = Result<T, FlowError>;
+
+/// The error that a flow fails with: any error, converted by `?`, or a text. Its causes are kept as text.
+///
+/// It is no [`Error`] itself, as `anyhow::Error` is none, so that every error can become one.
+pub struct FlowError(Arc<str>);
+
+impl FlowError {
+    /// An error with this text.
+    #[must_use]
+    pub fn new(text: impl fmt::Display) -> FlowError {
+        FlowError(text.to_string().into())
+    }
+
+    pub(crate) fn into_text(self) -> Arc<str> {
+        self.0
+    }
+}
+
+impl<E: Error> From<E> for FlowError {
+    fn from(error: E) -> FlowError {
+        FlowError(with_causes(&error).into())
+    }
+}
+
+impl fmt::Debug for FlowError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for FlowError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A running flow, as its code sees it. Clones are the same flow.
+///
+/// What its methods return may be joined and raced with anything: tokio's `join!` and `select!`, `FuturesUnordered`, streams. A
+/// replay sees everything in the order in which it happened first. Each operation has a name, which a replay finds it by, so two
+/// steps or callbacks of one name cannot be under way at once in one [`branch`](Self::branch).
+#[derive(Debug, Clone)]
+pub struct Flow {
+    shared: Arc<Shared>,
+    scope: Arc<str>,
+}
+
+impl Flow {
+    pub(crate) fn new(shared: Arc<Shared>) -> Flow {
+        Flow { shared, scope: "".into() }
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    pub(crate) fn scope(&self) -> &str {
+        &self.scope
+    }
+
+    /// The same flow, with names of its own: for code that runs beside other code, or is used in several places.
+    #[must_use]
+    pub fn branch(&self, name: &str) -> Flow {
+        Flow { shared: self.shared.clone(), scope: scope_within(&self.scope, name) }
+    }
+
+    /// A step: something outside of the flow, whose result is kept. See [`Step`].
+    pub fn step<'a>(&'a self, name: &'a str) -> Step<'a> {
+        Step::new(self, name, None)
+    }
+
+    /// A step that is told from others of its name by a key, such as an item's ID.
+    pub fn step_for<'a>(&'a self, name: &'a str, key: &'a str) -> Step<'a> {
+        Step::new(self, name, Some(key))
+    }
+
+    /// A callback: a place for messages from outside, open until it is dropped. See [`Callback`].
+    #[must_use]
+    pub fn callback<T: DeserializeOwned>(&self, name: &str) -> Callback<T> {
+        Callback::new(self.shared.claim(&self.scope, Kind::Callback, name, None, Detail::None))
+    }
+
+    /// Waits for a time. The time counts from now on, whatever restarts meanwhile; dropped, it is forgotten.
+    pub fn sleep(&self, duration: Duration) -> Sleep {
+        self.timer(&timer_name(duration), self.now() + duration)
+    }
+
+    /// Waits until a moment of the host's wall clock.
+    pub fn sleep_until(&self, moment: impl Into<Timestamp>) -> Sleep {
+        let moment = moment.into();
+        self.timer(&format!("until {}", moment.as_millis()), moment)
+    }
+
+    fn timer(&self, name: &str, due: Timestamp) -> Sleep {
+        Sleep::new(self.shared.claim(&self.scope, Kind::Timer, name, None, Detail::Due(due)))
+    }
+
+    /// Waits for `future`, for so long at most. The time counts from this call on.
+    ///
+    /// # Errors
+    /// [`Elapsed`] if the time was over first. The future has been dropped then, which eats nothing.
+    pub fn timeout<F: Future>(
+        &self,
+        limit: Duration,
+        future: F,
+    ) -> impl Future<Output = Result<F::Output, Elapsed>> + use<F> {
+        let sleep = self.sleep(limit);
+        async move {
+            let (mut future, mut sleep) = (pin!(future), pin!(sleep));
+            poll_fn(|task| match future.as_mut().poll(task) {
+                Poll::Ready(value) => Poll::Ready(Ok(value)),
+                Poll::Pending => sleep.as_mut().poll(task).map(|()| Err(Elapsed(limit))),
+            })
+            .await
+        }
+    }
+
+    /// The time: the same in every replay, for it is that of the last thing that happened to the flow.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        self.shared.now()
+    }
+
+    /// A random UUID (version 4), the same in every replay.
+    #[must_use]
+    pub fn uuid(&self) -> String {
+        let mut drawn = self.shared.draw(&self.scope, "uuid");
+        drawn[6] = drawn[6] & 0x0f | 0x40;
+        drawn[8] = drawn[8] & 0x3f | 0x80;
+        let mut text = String::with_capacity(36);
+        for (at, byte) in drawn[..16].iter().enumerate() {
+            if matches!(at, 4 | 6 | 8 | 10) {
+                text.push('-');
+            }
+            let _ = write!(text, "{byte:02x}");
+        }
+        text
+    }
+
+    /// A random number, uniform over all of `u64`, the same in every replay.
+    #[must_use]
+    pub fn random(&self) -> u64 {
+        let drawn = self.shared.draw(&self.scope, "random");
+        u64::from_le_bytes(drawn[..8].try_into().expect("32 bytes are more than 8"))
+    }
+
+    /// Tells whether the flow sees again what it has seen in an earlier life. For what must not be done twice and is not worth a
+    /// step, such as counting; its log lines are left out of a replay in any case.
+    #[must_use]
+    pub fn is_replaying(&self) -> bool {
+        self.shared.is_replaying()
+    }
+
+    /// Tells whether code that has changed may take its new way: `false` for flows that were past this place before the change.
+    /// Ask under a name of the change's own.
+    #[must_use]
+    pub fn patched(&self, name: &str) -> bool {
+        self.shared.is_patched(&self.scope, name)
+    }
+
+    /// Registers a step that is run if this flow fails or is cancelled: the last one that was registered first, each tried again
+    /// until it succeeds.
+    ///
+    /// Register it when what it undoes has succeeded, or before, if it can undo what has not.
+    pub fn undo<F, Fut, T, E>(&self, name: &str, run: F)
+    where
+        F: Fn(StepCx) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<T, E>> + Send + 'static,
+        T: Serialize + DeserializeOwned + Send + 'static,
+        E: Into<Box<dyn Error + Send + Sync>> + 'static,
+    {
+        self.shared.note(&self.scope, Kind::Undo, name);
+        let (scope, name) = (scope_within(&self.scope, "undo"), name.to_owned());
+        self.shared.push_undo(Box::new(move |flow| {
+            let flow = Flow { shared: flow.shared, scope };
+            Box::pin(async move {
+                let step = flow.step(&name).then_block();
+                // With `then_block` it only fails when its value is of no use, and that is nobody's.
+                let _ = step.run(run).await;
+            })
+        }));
+    }
+}

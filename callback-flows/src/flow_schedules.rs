@@ -1,0 +1,742 @@
+//! Random programs under random schedules, with a crash wherever there can be one.
+//!
+//! A program is made of everything that flows are made of: steps (tried again, run once at most), timers, callbacks, `join!`,
+//! `select!`, `FuturesUnordered`, `buffer_unordered`, branches that talk by a channel, code that wakes itself, undo. It is run
+//! as a host would: some events, a turn, a commit; and between any two of these it may be dropped and replayed from what was
+//! committed. Each replay must show what the first run has shown, step by step, and wait for the same; no message may be lost, none
+//! may come twice, and no step whose result is kept may run again.
+//!
+//! `tests/run flow_schedules`: `SCHEDULES=n` runs so many, `SEED=n` begins with that one. (`select!` itself begins at random, so
+//! a seed repeats all but that.)
+
+use std::collections::{BTreeMap, HashSet};
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+use fastrand::Rng;
+use futures_util::stream::{self, FuturesUnordered, StreamExt as _};
+use parking_lot::Mutex;
+use stable_interfaces::Timestamp;
+use stable_interfaces::clock::{Clock, Random, Sleep};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::engine::{BoxFuture, Code, Engine, Kind, Limits, Phase, Sabotage, Shared};
+use crate::journal::{Event, Message, Page, StepOutcome};
+use crate::step::Retry;
+use crate::{Callback, Flow};
+
+/// Time as the schedule lets it pass.
+#[derive(Debug, Default)]
+struct Hand {
+    now: AtomicI64,
+    waiting: Mutex<Vec<Waker>>,
+}
+
+impl Hand {
+    fn now(&self) -> Timestamp {
+        Timestamp::from_millis(self.now.load(Ordering::Relaxed))
+    }
+
+    fn set(&self, now: Timestamp) {
+        self.now.store(now.as_millis(), Ordering::Relaxed);
+        for waker in std::mem::take(&mut *self.waiting.lock()) {
+            waker.wake();
+        }
+    }
+}
+
+#[derive(Debug)]
+struct HandClock(Arc<Hand>);
+
+impl Clock for HandClock {
+    fn now(&self) -> Timestamp {
+        self.0.now()
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.0.now().since(Timestamp::UNIX_EPOCH)
+    }
+
+    fn sleep(&self, duration: Duration) -> Sleep {
+        self.sleep_exact(self.now() + duration)
+    }
+
+    fn sleep_exact(&self, until: Timestamp) -> Sleep {
+        let hand = self.0.clone();
+        Box::pin(poll_fn(move |task| {
+            if hand.now() >= until {
+                return Poll::Ready(());
+            }
+            hand.waiting.lock().push(task.waker().clone());
+            Poll::Pending
+        }))
+    }
+
+    fn is_simulated(&self) -> bool {
+        true
+    }
+}
+
+#[derive(Debug)]
+struct Half;
+
+impl Random for Half {
+    fn next_u64(&self) -> u64 {
+        u64::MAX / 2
+    }
+}
+
+/// A program, or a part of one.
+#[derive(Debug, Clone)]
+enum Node {
+    /// A step; it may fail at first, or be one that runs once at most.
+    Step {
+        fails: bool,
+        once: bool,
+    },
+    Timer(u64),
+    /// Takes messages of a callback of its own, each perhaps with a limit.
+    Receive {
+        count: usize,
+        limit: Option<u64>,
+    },
+    /// Waits for a message, does something else without polling that wait, drops it, and waits again.
+    Abandon(Box<Node>),
+    Seq(Vec<Node>),
+    Join(Box<Node>, Box<Node>),
+    Select(Box<Node>, Box<Node>),
+    /// Races two callbacks that may both have a message already, some time after they were opened.
+    Race(Box<Node>),
+    Unordered(Vec<Node>),
+    Buffered(usize, Vec<Node>),
+    /// One branch tells another by a channel.
+    Talk(Box<Node>, Box<Node>),
+    WakeItself,
+    Draw,
+    Undo,
+}
+
+impl Node {
+    fn random(random: &mut Rng, depth: u32) -> Node {
+        let below = |random: &mut Rng| Box::new(Node::random(random, depth.saturating_sub(1)));
+        let some = |random: &mut Rng| {
+            (0..random.usize(1..4)).map(|_| Node::random(random, depth.saturating_sub(1))).collect::<Vec<_>>()
+        };
+        match random.u32(..if depth == 0 { 10 } else { 24 }) {
+            0..=2 => Node::Step { fails: random.u8(..4) == 0, once: random.u8(..8) == 0 },
+            3..=4 => Node::Timer(random.u64(1..40)),
+            5..=6 => Node::Receive { count: random.usize(1..4), limit: random.bool().then(|| random.u64(1..40)) },
+            7 => Node::WakeItself,
+            8 => Node::Draw,
+            9 => Node::Undo,
+            10..=11 => Node::Abandon(below(random)),
+            12..=13 => Node::Join(below(random), below(random)),
+            14..=15 => Node::Select(below(random), below(random)),
+            16 => Node::Race(below(random)),
+            17..=18 => Node::Unordered(some(random)),
+            19 => Node::Buffered(random.usize(1..3), some(random)),
+            20..=21 => Node::Talk(below(random), below(random)),
+            _ => Node::Seq(some(random)),
+        }
+    }
+
+    /// The addresses of all its callbacks.
+    fn callbacks(&self, at: &str, all: &mut Vec<String>) {
+        let within = |n: usize| if at.is_empty() { n.to_string() } else { format!("{at}/{n}") };
+        let own =
+            |name: &str| if at.is_empty() { format!("callback:{name}#0") } else { format!("{at}/callback:{name}#0") };
+        match self {
+            Node::Receive { .. } => all.push(own("c")),
+            Node::Abandon(node) => {
+                all.push(own("c"));
+                node.callbacks(&within(0), all);
+            }
+            Node::Race(node) => {
+                all.extend([own("a"), own("b")]);
+                node.callbacks(&within(0), all);
+            }
+            Node::Seq(nodes) | Node::Unordered(nodes) | Node::Buffered(_, nodes) => {
+                nodes.iter().enumerate().for_each(|(n, node)| node.callbacks(&within(n), all));
+            }
+            Node::Join(a, b) | Node::Select(a, b) | Node::Talk(a, b) => {
+                a.callbacks(&within(0), all);
+                b.callbacks(&within(1), all);
+            }
+            Node::Step { .. } | Node::Timer(_) | Node::WakeItself | Node::Draw | Node::Undo => {}
+        }
+    }
+}
+
+/// A step under way: its key, and how it is told its result.
+type Under = (String, oneshot::Sender<Result<u64, String>>);
+
+/// All that is outside of the flow.
+#[derive(Debug, Default)]
+struct World {
+    /// What the code has shown in this life.
+    log: Mutex<Vec<String>>,
+    steps: Mutex<Vec<Under>>,
+    wakers: Mutex<Vec<Waker>>,
+    values: AtomicU64,
+    /// Steps whose results are kept.
+    kept: Mutex<HashSet<String>>,
+    wrong: Mutex<Option<String>>,
+}
+
+impl World {
+    fn say(&self, text: String) {
+        self.log.lock().push(text);
+    }
+
+    /// What happens in a step: it waits to be told its result.
+    fn work(self: &Arc<World>, key: String) -> impl Future<Output = Result<u64, String>> + Send + use<> {
+        if self.kept.lock().contains(&key) {
+            self.wrong.lock().get_or_insert(format!("{key} ran again, although its result is kept"));
+        }
+        let (told, mut result) = oneshot::channel();
+        self.steps.lock().push((key, told));
+        let world = self.clone();
+        async move {
+            poll_fn(|task| {
+                let polled = Pin::new(&mut result).poll(task).map(|told| told.unwrap_or(Err("never told".into())));
+                if polled.is_pending() {
+                    world.wakers.lock().push(task.waker().clone());
+                }
+                polled
+            })
+            .await
+        }
+    }
+}
+
+fn execute<'a>(flow: Flow, node: &'a Node, world: &'a Arc<World>) -> BoxedIn<'a> {
+    Box::pin(async move {
+        let at = flow.scope().to_owned();
+        let say = |text: String| world.say(format!("{at}: {text}"));
+        match node {
+            Node::Step { fails, once } => {
+                let key = format!("{}step:s#0", if at.is_empty() { String::new() } else { format!("{at}/") });
+                let step = if *fails {
+                    // Some waits are short, and some are kept.
+                    flow.step("s").retry(Retry::default().between(Duration::from_secs(4), Duration::from_secs(40)))
+                } else {
+                    flow.step("s").input(&at)
+                };
+                let step = if *once { step.at_most_once() } else { step };
+                match step.run(|_| world.work(key.clone())).await {
+                    Ok(value) => say(format!("step {value}")),
+                    Err(error) => say(format!("step failed: {error}")),
+                }
+            }
+            Node::Timer(millis) => {
+                flow.sleep(Duration::from_millis(*millis)).await;
+                say(format!("slept until {}", flow.now().as_millis()));
+            }
+            Node::Receive { count, limit } => {
+                let mut callback: Callback<u64> = flow.callback("c");
+                for _ in 0..*count {
+                    match limit {
+                        None => say(format!("got {}", callback.next().await.unwrap())),
+                        Some(limit) => match flow.timeout(Duration::from_millis(*limit), callback.next()).await {
+                            Ok(got) => say(format!("got {}", got.unwrap())),
+                            Err(_) => say("nothing".into()),
+                        },
+                    }
+                }
+            }
+            Node::Abandon(other) => {
+                let mut callback: Callback<u64> = flow.callback("c");
+                {
+                    let mut wait = pin!(callback.next());
+                    // Not before its first release can this be ready.
+                    let polled = poll_fn(|task| Poll::Ready(wait.as_mut().poll(task))).await;
+                    assert!(polled.is_pending());
+                    execute(flow.branch("0"), other, world).await;
+                }
+                say(format!("got {}", callback.next().await.unwrap()));
+            }
+            Node::Seq(nodes) => {
+                for (n, node) in nodes.iter().enumerate() {
+                    execute(flow.branch(&n.to_string()), node, world).await;
+                }
+            }
+            Node::Join(a, b) => {
+                tokio::join!(execute(flow.branch("0"), a, world), execute(flow.branch("1"), b, world));
+                say("both".into());
+            }
+            Node::Select(a, b) => {
+                // A branch that is ready at once would win or lose by `select!`'s own dice.
+                let later = async |branch: Flow, node| {
+                    branch.sleep(Duration::from_millis(1)).await;
+                    execute(branch, node, world).await;
+                };
+                tokio::select! {
+                    () = later(flow.branch("0"), a) => say("the first".into()),
+                    () = later(flow.branch("1"), b) => say("the second".into()),
+                }
+            }
+            Node::Race(before) => {
+                let (mut a, mut b): (Callback<u64>, Callback<u64>) = (flow.callback("a"), flow.callback("b"));
+                execute(flow.branch("0"), before, world).await;
+                for _ in 0..3 {
+                    tokio::select! {
+                        got = a.next() => say(format!("a got {}", got.unwrap())),
+                        got = b.next() => say(format!("b got {}", got.unwrap())),
+                        () = flow.sleep(Duration::from_millis(25)) => say("nothing".into()),
+                    }
+                }
+            }
+            Node::Unordered(nodes) => {
+                let nodes = nodes.iter().enumerate();
+                let mut all: FuturesUnordered<_> = nodes
+                    .map(|(n, node)| {
+                        let branch = flow.branch(&n.to_string());
+                        async move {
+                            execute(branch, node, world).await;
+                            n
+                        }
+                    })
+                    .collect();
+                while let Some(n) = all.next().await {
+                    say(format!("done {n}"));
+                }
+            }
+            Node::Buffered(at_once, nodes) => {
+                let mut each = Vec::new();
+                for (n, node) in nodes.iter().enumerate() {
+                    let branch = flow.branch(&n.to_string());
+                    each.push(async move {
+                        execute(branch, node, world).await;
+                        n
+                    });
+                }
+                let mut all = pin!(stream::iter(each).buffer_unordered(*at_once));
+                while let Some(n) = all.next().await {
+                    say(format!("done {n}"));
+                }
+            }
+            Node::Talk(a, b) => {
+                let (tell, mut told) = mpsc::channel(1);
+                let mut both: FuturesUnordered<BoxedIn<'_>> = FuturesUnordered::new();
+                let teller = flow.branch("0");
+                both.push(Box::pin(async move {
+                    for n in 0..3 {
+                        tell.send(n).await.unwrap();
+                    }
+                    execute(teller, a, world).await;
+                    tell.send(3).await.unwrap();
+                }));
+                let (listener, say) = (flow.branch("1"), &say);
+                both.push(Box::pin(async move {
+                    while let Some(n) = told.recv().await {
+                        say(format!("heard {n}"));
+                    }
+                    execute(listener, b, world).await;
+                }));
+                while both.next().await.is_some() {}
+            }
+            Node::WakeItself => {
+                let mut times = 3;
+                poll_fn(|task| {
+                    if times == 0 {
+                        return Poll::Ready(());
+                    }
+                    times -= 1;
+                    task.waker().wake_by_ref();
+                    Poll::Pending
+                })
+                .await;
+            }
+            Node::Draw => say(format!("{} {} {}", flow.now().as_millis(), flow.uuid(), flow.random())),
+            Node::Undo => {
+                let key = format!("{}undo/step:u#0", if at.is_empty() { String::new() } else { format!("{at}/") });
+                let world = world.clone();
+                flow.undo("u", move |_| {
+                    let (key, world) = (key.clone(), world.clone());
+                    async move { world.work(key.clone()).await }
+                });
+                say("registered an undo step".into());
+            }
+        }
+    })
+}
+
+type BoxedIn<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
+
+fn code_of(program: Arc<Node>, world: Arc<World>, fails: bool) -> Code {
+    Arc::new(move |flow, _| -> BoxFuture<Result<Bytes, Arc<str>>> {
+        let (program, world) = (program.clone(), world.clone());
+        Box::pin(async move {
+            execute(flow, &program, &world).await;
+            world.say("the end".into());
+            if fails { Err("it fails at its end".into()) } else { Ok(Bytes::from_static(b"null")) }
+        })
+    })
+}
+
+/// One run of a program.
+struct Run {
+    random: Rng,
+    hand: Arc<Hand>,
+    world: Arc<World>,
+    code: Code,
+    sabotage: Option<Sabotage>,
+    engine: Engine,
+    durable: Vec<Bytes>,
+    /// What the code had shown and waited for at the last commit, and whether it had taken in everything.
+    shown: Vec<String>,
+    waited: Vec<(String, Option<Timestamp>)>,
+    was_calm: bool,
+    callbacks: Vec<String>,
+    sent: u64,
+    /// Messages that are durable, by callback, in order.
+    taken: BTreeMap<String, Vec<u64>>,
+    counts: Counts,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Counts {
+    entries: u64,
+    crashes: u64,
+    messages: u64,
+}
+
+impl Run {
+    fn new(seed: u64, sabotage: Option<Sabotage>) -> Run {
+        let mut random = Rng::with_seed(seed);
+        let program = Node::Seq((0..random.usize(1..4)).map(|_| Node::random(&mut random, 3)).collect());
+        let mut callbacks = Vec::new();
+        program.callbacks("", &mut callbacks);
+        let (hand, world) = (Arc::new(Hand::default()), Arc::new(World::default()));
+        let code = code_of(Arc::new(program), world.clone(), random.u8(..6) == 0);
+        let engine = engine(&hand, &code, Vec::new(), sabotage);
+        let mut run = Run {
+            random,
+            hand,
+            world,
+            code,
+            sabotage,
+            engine,
+            durable: Vec::new(),
+            shown: Vec::new(),
+            waited: Vec::new(),
+            was_calm: false,
+            callbacks,
+            sent: 0,
+            taken: BTreeMap::new(),
+            counts: Counts::default(),
+        };
+        let start = Event::Start { version: 1, run: 1, seed, input: Bytes::new() };
+        run.engine.append(run.hand.now(), start);
+        run.engine.settle(usize::MAX);
+        run
+    }
+
+    fn waits(&self) -> Vec<(String, Option<Timestamp>)> {
+        let waits = self.engine.waits().into_iter().filter(|wait| wait.kind != Kind::Step);
+        let mut waits: Vec<_> = waits.map(|wait| (wait.key.to_string(), wait.until)).collect();
+        waits.sort();
+        waits
+    }
+
+    /// Commits what there is to be written, or dies before or after that.
+    fn commit(&mut self) -> Result<(), String> {
+        if self.random.u8(..16) == 0 {
+            return self.crash();
+        }
+        let (page, mark) = self.engine.take_page();
+        for entry in &page.entries {
+            match &entry.event {
+                Event::Result { step, outcome } if !matches!(outcome, StepOutcome::Interrupted) => {
+                    self.world.kept.lock().insert(step.to_string());
+                }
+                Event::Message { callback, message } => {
+                    let n = serde_json::from_slice(&message.body).unwrap();
+                    self.taken.entry(callback.to_string()).or_default().push(n);
+                    self.counts.messages += 1;
+                }
+                _ => {}
+            }
+        }
+        if !page.is_empty() {
+            self.counts.entries += page.entries.len() as u64;
+            self.durable.push(page.encode());
+            self.shown = self.world.log.lock().clone();
+            self.waited = self.waits();
+            self.was_calm = !self.engine.settle(0);
+        }
+        if self.random.u8(..12) == 0 {
+            return self.crash();
+        }
+        self.engine.open(mark);
+        Ok(())
+    }
+
+    fn crash(&mut self) -> Result<(), String> {
+        self.counts.crashes += 1;
+        let has_ended = self.durable.last().is_some_and(|page| Page::decode(page).unwrap().ended.is_some());
+        // Before its start is durable there is no flow, and when its end is, nothing is replayed.
+        if self.durable.is_empty() || has_ended {
+            return Ok(());
+        }
+        let fresh = engine(&self.hand, &self.code, self.pages(), self.sabotage);
+        drop(std::mem::replace(&mut self.engine, fresh));
+        self.world.log.lock().clear();
+        self.world.steps.lock().clear();
+        self.engine.settle(usize::MAX);
+        if let Phase::Blocked(why) = self.engine.phase() {
+            return Err(format!("blocked in a replay: {why}"));
+        }
+        let log = self.world.log.lock().clone();
+        let is_same = if self.was_calm { log == self.shown } else { log.starts_with(&self.shown) };
+        if !is_same {
+            return Err(format!("a replay shows\n  {log:#?}\nin place of\n  {:#?}", self.shown));
+        }
+        if self.was_calm && self.waits() != self.waited {
+            return Err(format!("a replay waits for {:?} in place of {:?}", self.waits(), self.waited));
+        }
+        let (page, mark) = self.engine.take_page();
+        if !page.is_empty() {
+            self.durable.push(page.encode());
+            self.shown = log;
+            self.waited = self.waits();
+            self.was_calm = true;
+        }
+        self.engine.open(mark);
+        Ok(())
+    }
+
+    fn pages(&self) -> Vec<Page> {
+        self.durable.iter().map(|page| Page::decode(page).unwrap()).collect()
+    }
+
+    /// Something happens outside.
+    fn happen(&mut self) {
+        match self.random.u8(..10) {
+            0..=2 => {
+                if let Some(callback) = self.random.choice(&self.callbacks).cloned() {
+                    self.send(&callback);
+                }
+            }
+            3..=5 => {
+                let told = {
+                    let mut steps = self.world.steps.lock();
+                    steps.retain(|(_, told)| !told.is_closed());
+                    let at = self.random.usize(..steps.len().max(1));
+                    if steps.is_empty() { None } else { Some(steps.swap_remove(at)) }
+                };
+                if let Some((_, told)) = told {
+                    let value = self.world.values.fetch_add(1, Ordering::Relaxed);
+                    let _ =
+                        told.send(if self.random.u8(..3) == 0 { Err(format!("failure {value}")) } else { Ok(value) });
+                }
+            }
+            6..=7 => {
+                let millis = self.random.u64(1..20);
+                self.hand.set(self.hand.now() + Duration::from_millis(millis));
+            }
+            8 => {
+                // Wakes for nothing.
+                let wakers = std::mem::take(&mut *self.world.wakers.lock());
+                wakers.into_iter().for_each(Waker::wake);
+            }
+            _ => {
+                if self.random.u8(..40) == 0 {
+                    self.engine.append(self.hand.now(), Event::Cancel);
+                }
+            }
+        }
+    }
+
+    /// A message comes. Timers that were due before it have fired before it.
+    fn send(&mut self, callback: &str) {
+        let now = self.hand.now();
+        while self.engine.fire_due(now, None) > 0 {
+            self.engine.settle(usize::MAX);
+        }
+        if !self.engine.takes_messages(callback) {
+            return;
+        }
+        self.sent += 1;
+        let message = Message {
+            id: self.sent.to_string().into(),
+            headers: Vec::new(),
+            body: self.sent.to_string().into_bytes().into(),
+        };
+        self.engine.append(now, Event::Message { callback: callback.into(), message });
+    }
+
+    fn turn(&mut self) -> Result<(), String> {
+        let releases = if self.random.u8(..4) == 0 { 1 } else { usize::MAX };
+        self.engine.settle(releases);
+        self.engine.poll_steps(self.hand.now());
+        self.engine.fire_due(self.hand.now(), Some(self.hand.now()));
+        self.engine.settle(releases);
+        self.check()?;
+        self.commit()?;
+        self.check()
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if let Phase::Blocked(why) = self.engine.phase() {
+            return Err(format!("blocked: {why}"));
+        }
+        self.world.wrong.lock().take().map_or(Ok(()), Err)
+    }
+
+    fn has_ended(&self) -> bool {
+        matches!(self.engine.phase(), Phase::Ended(_))
+    }
+
+    /// Runs it to its end.
+    fn go(mut self) -> Result<Counts, String> {
+        self.commit()?;
+        for _ in 0..self.random.usize(10..120) {
+            for _ in 0..self.random.usize(..4) {
+                self.happen();
+            }
+            self.turn()?;
+            if self.has_ended() {
+                break;
+            }
+        }
+        let mut rounds = 0;
+        while !self.has_ended() {
+            rounds += 1;
+            if rounds > 2_000 {
+                let waits = self.engine.waits();
+                return Err(format!(
+                    "it does not end; it has shown {:#?} and waits for {waits:#?}",
+                    self.world.log.lock()
+                ));
+            }
+            self.finish_one();
+            self.turn()?;
+        }
+        self.check_messages()?;
+        Ok(self.counts)
+    }
+
+    /// Gives the flow one of the things that it waits for.
+    fn finish_one(&mut self) {
+        let mut steps = std::mem::take(&mut *self.world.steps.lock());
+        steps.retain(|(_, told)| !told.is_closed());
+        for (_, told) in steps {
+            let value = self.world.values.fetch_add(1, Ordering::Relaxed);
+            let _ = told.send(Ok(value));
+        }
+        let callback = self.engine.waits().into_iter().find(|wait| wait.kind == Kind::Callback);
+        match callback {
+            Some(callback) if self.random.bool() => self.send(&callback.key),
+            _ => {
+                // Also for a step's wait in this process.
+                let due = self.engine.next_due().unwrap_or(self.hand.now() + Duration::from_secs(1));
+                self.hand.set(due.max(self.hand.now()));
+            }
+        }
+    }
+
+    /// What a callback has given out is the beginning of what came for it, in that order.
+    fn check_messages(&self) -> Result<(), String> {
+        let log = self.world.log.lock();
+        for (callback, came) in &self.taken {
+            let (scope, name) = match callback.rsplit_once("/callback:") {
+                Some((scope, name)) => (scope, name),
+                None => ("", callback.strip_prefix("callback:").unwrap()),
+            };
+            let says = match name {
+                "a#0" => format!("{scope}: a got "),
+                "b#0" => format!("{scope}: b got "),
+                _ => format!("{scope}: got "),
+            };
+            let got: Vec<u64> = log.iter().filter_map(|line| line.strip_prefix(&says)?.parse().ok()).collect();
+            if !came.starts_with(&got) {
+                return Err(format!("{callback} was sent {came:?}, and gave out {got:?}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn engine(hand: &Arc<Hand>, code: &Code, pages: Vec<Page>, sabotage: Option<Sabotage>) -> Engine {
+    let (clock, random) = (Arc::new(HandClock(hand.clone())), Arc::new(Half));
+    let shared = Shared::new("program/1".into(), clock, random, Limits::default(), Box::new(|| {}));
+    Engine::new(shared, code.clone(), pages).sabotaged(sabotage)
+}
+
+/// Runs `work` in a task of tokio's that has used up its budget.
+fn without_budget<T: Send>(work: impl FnOnce() -> T) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let mut work = Some(work);
+    runtime.block_on(poll_fn(move |task: &mut Context<'_>| {
+        loop {
+            if pin!(tokio::task::consume_budget()).poll(task).is_pending() {
+                break;
+            }
+        }
+        Poll::Ready(work.take().expect("it is ready at its first poll")())
+    }))
+}
+
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |value| value.parse().unwrap_or_else(|_| panic!("{name} is to be a number")))
+}
+
+#[test]
+#[allow(clippy::disallowed_methods, reason = "the rate is that of the real clock")]
+fn every_replay_shows_what_the_first_run_has_shown_and_no_event_is_lost_or_comes_twice() {
+    let (first, schedules) = (number("SEED", 0), number("SCHEDULES", 5_000));
+    let (counts, began) = (Mutex::new(Counts::default()), std::time::Instant::now());
+    let threads = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+    std::thread::scope(|scope| {
+        for thread in 0..threads {
+            let counts = &counts;
+            scope.spawn(move || {
+                for seed in (first..first + schedules).filter(|seed| seed % threads == thread) {
+                    // Half of them where tokio would cut them short if it could.
+                    let run = || Run::new(seed, None).go();
+                    let result = if seed % 2 == 0 { run() } else { without_budget(run) };
+                    let one = result.unwrap_or_else(|wrong| panic!("SEED={seed} SCHEDULES=1: {wrong}"));
+                    let mut counts = counts.lock();
+                    counts.entries += one.entries;
+                    counts.crashes += one.crashes;
+                    counts.messages += one.messages;
+                }
+            });
+        }
+    });
+    let (Counts { entries, crashes, messages }, seconds) = (*counts.lock(), began.elapsed().as_secs_f64());
+    println!(
+        "{schedules} schedules exact, {:.0} a second: {entries} entries, {messages} messages, {crashes} crashes",
+        f64::from(u32::try_from(schedules).unwrap()) / seconds
+    );
+}
+
+#[test]
+fn each_fault_put_into_the_engine_is_found() {
+    let faults = [
+        (Sabotage::TwoReleasesPerPoll, false),
+        (Sabotage::AllDeliveredAtOnce, false),
+        (Sabotage::NotUnconstrained, true),
+        (Sabotage::ForgetsWhoWaitsOnSelfWake, false),
+        (Sabotage::ConsumesAtDelivery, false),
+    ];
+    for (fault, is_without_budget) in faults {
+        let found = (0..3_000).find_map(|seed| {
+            let run = || std::panic::catch_unwind(|| Run::new(seed, Some(fault)).go());
+            let result = if is_without_budget { without_budget(run) } else { run() };
+            match result {
+                Ok(Ok(_)) => None,
+                Ok(Err(wrong)) => Some((seed, wrong)),
+                Err(_) => Some((seed, "a panic".into())),
+            }
+        });
+        let (seed, wrong) = found.unwrap_or_else(|| panic!("{fault:?} was not found"));
+        println!("{fault:?}: found by schedule {seed}: {}", wrong.lines().next().unwrap_or_default());
+    }
+}

@@ -1,0 +1,545 @@
+//! The journal of a flow: all that has happened to it, in order, and all that its code began because of that.
+//!
+//! An [`Entry`] is something from outside: the start, a step's result, a message, a timer that fired. The code of a flow sees
+//! entries one at a time, and what it begins between one and the next is noted beside the first ([`Begun`]), so that a replay can
+//! tell where other code differs. Both are written in [`Page`]s, one a commit. The format has a version, and every version that
+//! was ever written can be read; a page of a newer one is left alone.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use stable_interfaces::Timestamp;
+
+/// The version that is written.
+const FORMAT: u8 = 1;
+
+/// The full name of an operation: `scope/kind:name[key]#ordinal`.
+pub(crate) type Key = Arc<str>;
+
+/// Something that has happened to a flow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Entry {
+    /// Its place in the journal, from 0.
+    pub(crate) seq: u64,
+    /// The moment that counts for it: a message's arrival, a timer's firing.
+    pub(crate) at: Timestamp,
+    pub(crate) event: Event,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// The first entry, and the only one of its kind.
+    Start { version: u32, run: u32, seed: u64, input: Bytes },
+    /// A step has ended for good.
+    Result { step: Key, outcome: StepOutcome },
+    /// An attempt of a step has failed, and the next one is so far away that it may be made by another process.
+    Attempt { step: Key, attempt: u32, error: Arc<str>, again_at: Timestamp },
+    /// A step that may run once at most is about to.
+    Intent { step: Key },
+    /// A message for a callback, which the code may not have begun yet.
+    Message { callback: Key, message: Message },
+    /// A timer's deadline has come.
+    Fired { timer: Key },
+    /// The flow is to end now.
+    Cancel,
+}
+
+/// How a step ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum StepOutcome {
+    /// With this value, as JSON.
+    Done(Bytes),
+    /// It failed so often.
+    Failed { error: Arc<str>, attempts: u32 },
+    /// It may run once at most, and its process died while it ran.
+    Interrupted,
+    /// Its value has so many bytes, which are too many.
+    TooLarge(u64),
+}
+
+/// A message for a callback.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Message {
+    /// Its sender's ID for it: the second of two with the same is dropped.
+    pub(crate) id: Arc<str>,
+    pub(crate) headers: Vec<(Arc<str>, Arc<str>)>,
+    pub(crate) body: Bytes,
+}
+
+/// An operation that the code has begun.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Begun {
+    pub(crate) key: Key,
+    pub(crate) detail: Detail,
+}
+
+/// Something of an operation that a replay compares, or takes over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Detail {
+    None,
+    /// A hash of a step's input.
+    Input(u64),
+    /// A timer's deadline.
+    Due(Timestamp),
+}
+
+/// How a flow ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// With this result, as JSON.
+    Done(Bytes),
+    Failed(Arc<str>),
+    Cancelled,
+}
+
+/// All that the code began between an entry and the next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Settled {
+    pub(crate) seq: u64,
+    pub(crate) begun: Vec<Begun>,
+}
+
+/// What is written to a journal at once.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Page {
+    pub(crate) entries: Vec<Entry>,
+    /// Of entries that made the code begin something.
+    pub(crate) settled: Vec<Settled>,
+    /// How many entries, from the first one on, the code has taken in by the end of this page.
+    pub(crate) settled_to: u64,
+    pub(crate) ended: Option<Ended>,
+}
+
+/// Why a page cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unreadable {
+    /// Written by a newer version of this crate.
+    Newer(u8),
+    /// Not what was written.
+    Corrupt,
+}
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Unreadable::Newer(format) => {
+                write!(f, "its journal has format {format}, and this program reads formats up to {FORMAT}")
+            }
+            Unreadable::Corrupt => f.write_str("a page of its journal is damaged"),
+        }
+    }
+}
+
+impl Page {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.is_empty() && self.settled.is_empty() && self.ended.is_none()
+    }
+
+    pub(crate) fn encode(&self) -> Bytes {
+        let mut out = Writer(Vec::with_capacity(64 + 48 * self.entries.len()));
+        out.0.push(FORMAT);
+        out.number(self.settled_to);
+        out.number(self.entries.len() as u64);
+        for entry in &self.entries {
+            out.number(entry.seq);
+            out.time(entry.at);
+            out.event(&entry.event);
+        }
+        out.number(self.settled.len() as u64);
+        for settled in &self.settled {
+            out.number(settled.seq);
+            out.number(settled.begun.len() as u64);
+            for begun in &settled.begun {
+                out.text(&begun.key);
+                match begun.detail {
+                    Detail::None => out.0.push(0),
+                    Detail::Input(hash) => {
+                        out.0.push(1);
+                        out.0.extend(hash.to_le_bytes());
+                    }
+                    Detail::Due(due) => {
+                        out.0.push(2);
+                        out.time(due);
+                    }
+                }
+            }
+        }
+        match &self.ended {
+            None => out.0.push(0),
+            Some(Ended::Done(value)) => {
+                out.0.push(1);
+                out.bytes(value);
+            }
+            Some(Ended::Failed(error)) => {
+                out.0.push(2);
+                out.text(error);
+            }
+            Some(Ended::Cancelled) => out.0.push(3),
+        }
+        out.0.into()
+    }
+
+    pub(crate) fn decode(page: &Bytes) -> Result<Page, Unreadable> {
+        let mut reader = Reader { page, at: 0 };
+        match reader.byte()? {
+            FORMAT => {}
+            newer if newer > FORMAT => return Err(Unreadable::Newer(newer)),
+            _ => return Err(Unreadable::Corrupt),
+        }
+        let settled_to = reader.number()?;
+        let entries =
+            reader.list(|reader| Ok(Entry { seq: reader.number()?, at: reader.time()?, event: reader.event()? }))?;
+        let settled = reader.list(|reader| {
+            let seq = reader.number()?;
+            let begun = reader.list(|reader| {
+                let key = reader.text()?;
+                let detail = match reader.byte()? {
+                    0 => Detail::None,
+                    1 => Detail::Input(reader.fixed()?),
+                    2 => Detail::Due(reader.time()?),
+                    _ => return Err(Unreadable::Corrupt),
+                };
+                Ok(Begun { key, detail })
+            })?;
+            Ok(Settled { seq, begun })
+        })?;
+        let ended = match reader.byte()? {
+            0 => None,
+            1 => Some(Ended::Done(reader.bytes()?)),
+            2 => Some(Ended::Failed(reader.text()?)),
+            3 => Some(Ended::Cancelled),
+            _ => return Err(Unreadable::Corrupt),
+        };
+        if reader.at != page.len() {
+            return Err(Unreadable::Corrupt);
+        }
+        Ok(Page { entries, settled, settled_to, ended })
+    }
+}
+
+impl Event {
+    /// About how many bytes it takes in a journal.
+    pub(crate) fn size(&self) -> usize {
+        16 + match self {
+            Event::Start { input, .. } => input.len(),
+            Event::Result { step, outcome } => {
+                step.len()
+                    + match outcome {
+                        StepOutcome::Done(value) => value.len(),
+                        StepOutcome::Failed { error, .. } => error.len(),
+                        StepOutcome::Interrupted | StepOutcome::TooLarge(_) => 0,
+                    }
+            }
+            Event::Attempt { step, error, .. } => step.len() + error.len(),
+            Event::Intent { step } => step.len(),
+            Event::Message { callback, message } => {
+                let headers = message.headers.iter().map(|(name, value)| name.len() + value.len() + 2).sum::<usize>();
+                callback.len() + message.id.len() + headers + message.body.len()
+            }
+            Event::Fired { timer } => timer.len(),
+            Event::Cancel => 0,
+        }
+    }
+}
+
+impl fmt::Display for Event {
+    /// Names it for a person, without its content.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Event::Start { .. } => f.write_str("the start"),
+            Event::Result { step, .. } => write!(f, "the result of `{step}`"),
+            Event::Attempt { step, .. } => write!(f, "a failed attempt of `{step}`"),
+            Event::Intent { step } => write!(f, "the intent of `{step}`"),
+            Event::Message { callback, .. } => write!(f, "a message for `{callback}`"),
+            Event::Fired { timer } => write!(f, "the firing of `{timer}`"),
+            Event::Cancel => f.write_str("the request to cancel"),
+        }
+    }
+}
+
+struct Writer(Vec<u8>);
+
+impl Writer {
+    #[allow(clippy::cast_possible_truncation, reason = "seven bits at a time")]
+    fn number(&mut self, mut number: u64) {
+        while number >= 0x80 {
+            self.0.push(number as u8 | 0x80);
+            number >>= 7;
+        }
+        self.0.push(number as u8);
+    }
+
+    fn time(&mut self, time: Timestamp) {
+        self.0.extend(time.as_millis().to_le_bytes());
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.number(bytes.len() as u64);
+        self.0.extend(bytes);
+    }
+
+    fn text(&mut self, text: &str) {
+        self.bytes(text.as_bytes());
+    }
+
+    fn event(&mut self, event: &Event) {
+        match event {
+            Event::Start { version, run, seed, input } => {
+                self.0.push(0);
+                self.number(u64::from(*version));
+                self.number(u64::from(*run));
+                self.0.extend(seed.to_le_bytes());
+                self.bytes(input);
+            }
+            Event::Result { step, outcome } => {
+                self.0.push(1);
+                self.text(step);
+                match outcome {
+                    StepOutcome::Done(value) => {
+                        self.0.push(0);
+                        self.bytes(value);
+                    }
+                    StepOutcome::Failed { error, attempts } => {
+                        self.0.push(1);
+                        self.text(error);
+                        self.number(u64::from(*attempts));
+                    }
+                    StepOutcome::Interrupted => self.0.push(2),
+                    StepOutcome::TooLarge(bytes) => {
+                        self.0.push(3);
+                        self.number(*bytes);
+                    }
+                }
+            }
+            Event::Attempt { step, attempt, error, again_at } => {
+                self.0.push(2);
+                self.text(step);
+                self.number(u64::from(*attempt));
+                self.text(error);
+                self.time(*again_at);
+            }
+            Event::Intent { step } => {
+                self.0.push(3);
+                self.text(step);
+            }
+            Event::Message { callback, message } => {
+                self.0.push(4);
+                self.text(callback);
+                self.text(&message.id);
+                self.number(message.headers.len() as u64);
+                for (name, value) in &message.headers {
+                    self.text(name);
+                    self.text(value);
+                }
+                self.bytes(&message.body);
+            }
+            Event::Fired { timer } => {
+                self.0.push(5);
+                self.text(timer);
+            }
+            Event::Cancel => self.0.push(6),
+        }
+    }
+}
+
+struct Reader<'a> {
+    page: &'a Bytes,
+    at: usize,
+}
+
+impl Reader<'_> {
+    fn take(&mut self, bytes: usize) -> Result<&[u8], Unreadable> {
+        let end = self.at.checked_add(bytes).ok_or(Unreadable::Corrupt)?;
+        let taken = self.page.get(self.at..end).ok_or(Unreadable::Corrupt)?;
+        self.at = end;
+        Ok(taken)
+    }
+
+    fn byte(&mut self) -> Result<u8, Unreadable> {
+        Ok(self.take(1)?[0])
+    }
+
+    fn fixed(&mut self) -> Result<u64, Unreadable> {
+        let bytes = self.take(8)?.try_into().expect("eight bytes were asked for");
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    fn time(&mut self) -> Result<Timestamp, Unreadable> {
+        Ok(Timestamp::from_millis(self.fixed()?.cast_signed()))
+    }
+
+    fn number(&mut self) -> Result<u64, Unreadable> {
+        let mut number = 0;
+        for shift in (0..64).step_by(7) {
+            let byte = self.byte()?;
+            number |= u64::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                return Ok(number);
+            }
+        }
+        Err(Unreadable::Corrupt)
+    }
+
+    fn small(&mut self) -> Result<u32, Unreadable> {
+        u32::try_from(self.number()?).map_err(|_| Unreadable::Corrupt)
+    }
+
+    fn length(&mut self) -> Result<usize, Unreadable> {
+        usize::try_from(self.number()?).map_err(|_| Unreadable::Corrupt)
+    }
+
+    fn bytes(&mut self) -> Result<Bytes, Unreadable> {
+        let length = self.length()?;
+        let from = self.at;
+        self.take(length)?;
+        Ok(self.page.slice(from..self.at))
+    }
+
+    fn text(&mut self) -> Result<Arc<str>, Unreadable> {
+        let length = self.length()?;
+        std::str::from_utf8(self.take(length)?).map(Arc::from).map_err(|_| Unreadable::Corrupt)
+    }
+
+    fn list<T>(&mut self, mut item: impl FnMut(&mut Self) -> Result<T, Unreadable>) -> Result<Vec<T>, Unreadable> {
+        let length = self.length()?;
+        // Of a damaged page, the length may be anything.
+        let mut items = Vec::with_capacity(length.min(1_024));
+        for _ in 0..length {
+            items.push(item(self)?);
+        }
+        Ok(items)
+    }
+
+    fn event(&mut self) -> Result<Event, Unreadable> {
+        Ok(match self.byte()? {
+            0 => {
+                let (version, run) = (self.small()?, self.small()?);
+                Event::Start { version, run, seed: self.fixed()?, input: self.bytes()? }
+            }
+            1 => {
+                let step = self.text()?;
+                let outcome = match self.byte()? {
+                    0 => StepOutcome::Done(self.bytes()?),
+                    1 => StepOutcome::Failed { error: self.text()?, attempts: self.small()? },
+                    2 => StepOutcome::Interrupted,
+                    3 => StepOutcome::TooLarge(self.number()?),
+                    _ => return Err(Unreadable::Corrupt),
+                };
+                Event::Result { step, outcome }
+            }
+            2 => {
+                let (step, attempt) = (self.text()?, self.small()?);
+                Event::Attempt { step, attempt, error: self.text()?, again_at: self.time()? }
+            }
+            3 => Event::Intent { step: self.text()? },
+            4 => {
+                let (callback, id) = (self.text()?, self.text()?);
+                let headers = self.list(|reader| Ok((reader.text()?, reader.text()?)))?;
+                Event::Message { callback, message: Message { id, headers, body: self.bytes()? } }
+            }
+            5 => Event::Fired { timer: self.text()? },
+            6 => Event::Cancel,
+            _ => return Err(Unreadable::Corrupt),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A page with everything that there is.
+    fn full_page() -> Page {
+        let text = |text: &str| Arc::<str>::from(text);
+        let message = Message {
+            id: text("m-1"),
+            headers: vec![(text("content-type"), text("application/json"))],
+            body: Bytes::from_static(b"{\"by\":\"ada\"}"),
+        };
+        let events = [
+            Event::Start { version: 2, run: 1, seed: 0x0123_4567_89ab_cdef, input: Bytes::from_static(b"17") },
+            Event::Result { step: text("step:a#0"), outcome: StepOutcome::Done(Bytes::from_static(b"true")) },
+            Event::Result {
+                step: text("b/step:c[k]#1"),
+                outcome: StepOutcome::Failed { error: text("refused"), attempts: 300 },
+            },
+            Event::Result { step: text("step:once#0"), outcome: StepOutcome::Interrupted },
+            Event::Result { step: text("step:big#0"), outcome: StepOutcome::TooLarge(1 << 40) },
+            Event::Attempt {
+                step: text("step:d#0"),
+                attempt: 7,
+                error: text("busy"),
+                again_at: Timestamp::from_millis(1_700_000_060_000),
+            },
+            Event::Intent { step: text("step:once#0") },
+            Event::Message { callback: text("callback:accept#0"), message },
+            Event::Fired { timer: text("timer:5s#0") },
+            Event::Cancel,
+        ];
+        let at = |n: usize| Timestamp::from_millis(1_700_000_000_000 + i64::try_from(n).unwrap());
+        let entries = events.into_iter().enumerate();
+        let entries = entries.map(|(n, event)| Entry { seq: n as u64, at: at(n), event }).collect();
+        let begun = |key: &str, detail| Begun { key: key.into(), detail };
+        let settled = vec![
+            Settled {
+                seq: 0,
+                begun: vec![begun("step:a#0", Detail::Input(42)), begun("callback:accept#0", Detail::None)],
+            },
+            Settled { seq: 1, begun: vec![begun("timer:5s#0", Detail::Due(at(5_000)))] },
+        ];
+        Page { entries, settled, settled_to: 10, ended: Some(Ended::Failed(text("no taker"))) }
+    }
+
+    fn bytes_of(hex: &str) -> Bytes {
+        let digits: Vec<_> = hex.chars().filter_map(|digit| digit.to_digit(16)).collect();
+        digits.chunks(2).map(|pair| u8::try_from(pair[0] << 4 | pair[1]).unwrap()).collect::<Vec<_>>().into()
+    }
+
+    #[test]
+    fn a_page_of_the_first_format_is_read_and_written_as_ever() {
+        let golden = bytes_of(include_str!("journal/format-1.hex"));
+        let hex: String = full_page().encode().iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(bytes_of(&hex), golden, "written as {hex}");
+        assert_eq!(Page::decode(&golden), Ok(full_page()));
+    }
+
+    #[test]
+    fn every_ending_comes_back() {
+        for ended in [None, Some(Ended::Done(Bytes::from_static(b"1"))), Some(Ended::Cancelled)] {
+            let page = Page { ended, ..Page::default() };
+            assert_eq!(Page::decode(&page.encode()), Ok(page));
+        }
+    }
+
+    #[test]
+    fn a_page_of_a_newer_format_is_told_from_a_damaged_one() {
+        let mut page = full_page().encode().to_vec();
+        page[0] = FORMAT + 1;
+        assert_eq!(Page::decode(&page.into()), Err(Unreadable::Newer(FORMAT + 1)));
+        assert_eq!(Page::decode(&Bytes::new()), Err(Unreadable::Corrupt));
+    }
+
+    #[test]
+    fn a_page_that_is_cut_short_or_goes_on_is_damaged() {
+        let page = full_page().encode();
+        for length in 0..page.len() {
+            assert_eq!(Page::decode(&page.slice(..length)), Err(Unreadable::Corrupt), "{length} bytes");
+        }
+        let mut longer = page.to_vec();
+        longer.push(0);
+        assert_eq!(Page::decode(&longer.into()), Err(Unreadable::Corrupt));
+    }
+
+    #[test]
+    fn a_damaged_page_is_never_more_than_an_error() {
+        let page = full_page().encode();
+        let mut random = fastrand::Rng::with_seed(1);
+        for _ in 0..20_000 {
+            let mut damaged = page.to_vec();
+            let at = random.usize(1..damaged.len());
+            damaged[at] = random.u8(..);
+            let _ = Page::decode(&damaged.into());
+        }
+    }
+}

@@ -1,0 +1,402 @@
+//! Steps: what a flow does outside of itself, with a result that is kept.
+
+use std::error::Error;
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use sha2::{Digest as _, Sha256};
+use stable_interfaces::Timestamp;
+use stable_interfaces::clock::{Clock, Random, Sleep};
+
+use crate::blocked::{Blocked, BlockedKind};
+use crate::engine::{Kind, Life, Shared, Ticket};
+use crate::flow::Flow;
+use crate::journal::{Detail, Event, Key, StepOutcome};
+
+/// A wait for the next attempt that is longer than this outlives the process.
+const LONG_WAIT: Duration = Duration::from_secs(10);
+/// The longest error text that is kept, in bytes.
+const MAX_ERROR_BYTES: usize = 4_096;
+
+/// A step that has not begun: [`Flow::step`].
+///
+/// It runs in the flow's own future and may borrow of it. It starts when all that came before is durable, and its result is durable
+/// before the flow goes on. After a crash an unfinished one is run again, with the same
+/// [idempotency key](StepCx::idempotency_key); a finished one never is. Dropped, it is cancelled, and never recorded.
+#[derive(Debug)]
+#[must_use = "a step is begun by `run`"]
+pub struct Step<'a> {
+    flow: &'a Flow,
+    name: &'a str,
+    key: Option<&'a str>,
+    retry: Retry,
+    timeout: Option<Duration>,
+    input: Option<u64>,
+    is_at_most_once: bool,
+    blocks: bool,
+}
+
+/// How often, and after how long, a step that has failed is tried again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Retry {
+    first: Duration,
+    longest: Duration,
+    within: Duration,
+    attempts: u32,
+}
+
+impl Default for Retry {
+    /// After 100 ms, then twice as long each time, up to a minute, less up to a half by chance; for an hour.
+    fn default() -> Retry {
+        let longest = Duration::from_secs(60);
+        Retry { first: Duration::from_millis(100), longest, within: Duration::from_secs(3_600), attempts: u32::MAX }
+    }
+}
+
+impl Retry {
+    /// Never again.
+    #[must_use]
+    pub fn never() -> Retry {
+        Retry::default().attempts(1)
+    }
+
+    /// The wait before the second attempt, and the longest wait between two.
+    #[must_use]
+    pub fn between(mut self, first: Duration, longest: Duration) -> Retry {
+        (self.first, self.longest) = (first, longest);
+        self
+    }
+
+    /// For how long after its beginning an attempt may begin.
+    #[must_use]
+    pub fn within(mut self, time: Duration) -> Retry {
+        self.within = time;
+        self
+    }
+
+    /// So many attempts at most. At least 1.
+    #[must_use]
+    pub fn attempts(mut self, attempts: u32) -> Retry {
+        self.attempts = attempts.max(1);
+        self
+    }
+
+    /// The wait after so many failed attempts, if there is to be another.
+    fn wait(&self, failed: u32, since: Duration, random: &dyn Random) -> Option<Duration> {
+        let doubled = self.first.saturating_mul(1_u32.checked_shl(failed - 1).unwrap_or(u32::MAX)).min(self.longest);
+        let half = doubled / 2;
+        let nanos = u64::try_from(half.as_nanos()).unwrap_or(u64::MAX);
+        let wait = half + Duration::from_nanos(random.next_u64() % nanos.saturating_add(1));
+        (failed < self.attempts && since.saturating_add(wait) <= self.within).then_some(wait)
+    }
+}
+
+/// Why a step failed for good. This is recorded: a replay sees the same.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StepError {
+    /// Its last attempt failed.
+    #[error("{error} (attempt {attempts})")]
+    Failed {
+        /// The error of the last attempt, with its causes.
+        error: Arc<str>,
+        /// The attempts that were made.
+        attempts: u32,
+    },
+    /// It may run once at most, and the process died while it ran: it may have happened.
+    #[error("its process died while it ran, and it may run once at most")]
+    Interrupted,
+    /// Its value is too large to be kept. It has happened.
+    #[error("its value has {0} bytes, which is too large to be kept")]
+    TooLarge(u64),
+    /// Its recorded value is not of the type that the code asks for.
+    #[error("its recorded value is of another type: {0}")]
+    Decode(Arc<str>),
+}
+
+/// An error of a step that no further attempt can mend: `Err(Fatal::new(error).into())`.
+#[derive(Debug)]
+pub struct Fatal(Box<dyn Error + Send + Sync>);
+
+impl Fatal {
+    /// Wraps an error.
+    #[must_use]
+    pub fn new(error: impl Into<Box<dyn Error + Send + Sync>>) -> Fatal {
+        Fatal(error.into())
+    }
+}
+
+impl fmt::Display for Fatal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Error for Fatal {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.0.source()
+    }
+}
+
+/// What one attempt of a step is given.
+#[derive(Debug, Clone)]
+pub struct StepCx {
+    shared: Arc<Shared>,
+    key: Key,
+    attempt: u32,
+}
+
+impl StepCx {
+    /// A text (32 hexadecimal digits) that is the same in every attempt of this step, after a crash too, and of no other.
+    #[must_use]
+    pub fn idempotency_key(&self) -> String {
+        self.shared.idempotency_key(&self.key)
+    }
+
+    /// The number of this attempt, from 1. An attempt that was cut off by a crash does not count.
+    #[must_use]
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    /// Tells whether the host is about to leave: time to come to an end.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.shared.is_draining.load(Ordering::Relaxed)
+    }
+}
+
+impl<'a> Step<'a> {
+    pub(crate) fn new(flow: &'a Flow, name: &'a str, key: Option<&'a str>) -> Step<'a> {
+        let retry = Retry::default();
+        Step { flow, name, key, retry, timeout: None, input: None, is_at_most_once: false, blocks: false }
+    }
+
+    /// When it is tried again. Default: [`Retry::default`].
+    pub fn retry(mut self, retry: Retry) -> Step<'a> {
+        self.retry = retry;
+        self
+    }
+
+    /// How long an attempt may take; one that takes longer has failed. Default: no limit.
+    pub fn timeout(mut self, limit: Duration) -> Step<'a> {
+        self.timeout = Some(limit);
+        self
+    }
+
+    /// Blocks the flow when it has failed for good, in place of an error: until somebody has looked at it, and resumes the flow.
+    pub fn then_block(mut self) -> Step<'a> {
+        self.blocks = true;
+        self
+    }
+
+    /// Runs it once at most: after a crash in the middle of it there is [`StepError::Interrupted`], and no second attempt is made
+    /// after a failed one. Costs a commit more.
+    pub fn at_most_once(mut self) -> Step<'a> {
+        self.is_at_most_once = true;
+        self
+    }
+
+    /// What it works on. A replay with another input is found out, and blocks the flow.
+    pub fn input(mut self, input: &(impl Serialize + ?Sized)) -> Step<'a> {
+        let hash = serde_json::to_vec(input).map(Sha256::digest);
+        self.input = hash.ok().map(|hash| u64::from_le_bytes(hash[..8].try_into().expect("32 bytes are more than 8")));
+        self
+    }
+
+    /// Begins it. `run` is called once for each attempt.
+    ///
+    /// # Errors
+    /// [`StepError`] when it has failed for good.
+    pub fn run<T, E, F, Fut>(self, run: F) -> impl Future<Output = Result<T, StepError>> + Send + use<T, E, F, Fut>
+    where
+        F: Fn(StepCx) -> Fut + Send,
+        Fut: Future<Output = Result<T, E>> + Send,
+        T: Serialize + DeserializeOwned,
+        E: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let Step { flow, name, key, retry, timeout, input, is_at_most_once, blocks } = self;
+        let detail = input.map_or(Detail::None, Detail::Input);
+        let ticket = flow.shared().claim(flow.scope(), Kind::Step, name, key, detail);
+        let since = flow.now();
+        let retry = if is_at_most_once { Retry::never() } else { retry };
+        let mut attempts = Attempts { retry, timeout, blocks, is_at_most_once, since, failed: 0, stage: Stage::Idle };
+        async move {
+            let waker = ticket.step_waker();
+            // Taken along whole: a borrow of it would have to be `Sync`.
+            let outcome = poll_fn(move |task| {
+                if let Poll::Ready(item) = ticket.poll(task) {
+                    // What it still holds goes before the flow goes on.
+                    attempts.stage = Stage::Idle;
+                    let Event::Result { outcome, .. } = item.event else {
+                        unreachable!("a step is given results alone");
+                    };
+                    return Poll::Ready(outcome);
+                }
+                if let Some((failed, intent)) = ticket.may_run() {
+                    let mut task = Context::from_waker(&waker);
+                    Ticket::outside_of_code(|| attempts.poll(&ticket, (failed, intent), &run, &mut task));
+                }
+                Poll::Pending
+            })
+            .await;
+            match outcome {
+                StepOutcome::Done(value) => {
+                    serde_json::from_slice(&value).map_err(|error| StepError::Decode(error.to_string().into()))
+                }
+                StepOutcome::Failed { error, attempts } => Err(StepError::Failed { error, attempts }),
+                StepOutcome::Interrupted => Err(StepError::Interrupted),
+                StepOutcome::TooLarge(bytes) => Err(StepError::TooLarge(bytes)),
+            }
+        }
+    }
+}
+
+/// The attempts of a step in this process.
+struct Attempts<Fut> {
+    retry: Retry,
+    timeout: Option<Duration>,
+    blocks: bool,
+    is_at_most_once: bool,
+    since: Timestamp,
+    failed: u32,
+    stage: Stage<Fut>,
+}
+
+enum Stage<Fut> {
+    /// Nothing is under way.
+    Idle,
+    Running(Pin<Box<Fut>>, Option<Sleep>),
+    /// Until the next attempt.
+    Waiting(Sleep),
+}
+
+impl<Fut> Attempts<Fut> {
+    /// Goes on with it, and hands in what comes of it.
+    fn poll<T: Serialize, E: Into<Box<dyn Error + Send + Sync>>>(
+        &mut self,
+        ticket: &Ticket,
+        (failed, intent): (u32, Option<Life>),
+        run: &impl Fn(StepCx) -> Fut,
+        task: &mut Context<'_>,
+    ) where
+        Fut: Future<Output = Result<T, E>>,
+    {
+        let shared = ticket.shared();
+        let clock: &dyn Clock = &*shared.clock;
+        let result = |outcome| Event::Result { step: ticket.key().clone(), outcome };
+        self.failed = self.failed.max(failed);
+        loop {
+            match &mut self.stage {
+                Stage::Idle => {
+                    match intent {
+                        _ if !self.is_at_most_once => {}
+                        None => return ticket.hand_in(Event::Intent { step: ticket.key().clone() }),
+                        Some(Life::Earlier) => return ticket.hand_in(result(StepOutcome::Interrupted)),
+                        Some(Life::This) => {}
+                    }
+                    let cx = StepCx { shared: shared.clone(), key: ticket.key().clone(), attempt: self.failed + 1 };
+                    let limit = self.timeout.map(|limit| clock.sleep(limit));
+                    self.stage = Stage::Running(Box::pin(run(cx)), limit);
+                }
+                Stage::Waiting(wait) => match wait.as_mut().poll(task) {
+                    Poll::Ready(()) => self.stage = Stage::Idle,
+                    Poll::Pending => return,
+                },
+                Stage::Running(attempt, limit) => {
+                    let (error, is_fatal) = match attempt.as_mut().poll(task) {
+                        Poll::Ready(Ok(value)) => match serde_json::to_vec(&value) {
+                            Ok(json) if json.len() > shared.limits.value_bytes => {
+                                self.stage = Stage::Idle;
+                                return ticket.hand_in(result(StepOutcome::TooLarge(json.len() as u64)));
+                            }
+                            Ok(json) => {
+                                self.stage = Stage::Idle;
+                                return ticket.hand_in(result(StepOutcome::Done(json.into())));
+                            }
+                            Err(error) => (format!("its value cannot be JSON: {error}"), true),
+                        },
+                        Poll::Ready(Err(error)) => {
+                            let error = error.into();
+                            (with_causes(&*error), is_fatal(&*error))
+                        }
+                        Poll::Pending => match limit.as_mut().map(|limit| limit.as_mut().poll(task)) {
+                            Some(Poll::Ready(())) => {
+                                let limit = self.timeout.unwrap_or_default();
+                                (format!("it did not end within {limit:?}"), false)
+                            }
+                            _ => return,
+                        },
+                    };
+                    self.stage = Stage::Idle;
+                    self.failed += 1;
+                    let error: Arc<str> = cut(error).into();
+                    let since = clock.now().since(self.since);
+                    let wait = if is_fatal { None } else { self.retry.wait(self.failed, since, &*shared.random) };
+                    match wait {
+                        None if self.blocks => {
+                            let attempts = self.failed;
+                            let message = format!("its step `{}` has failed {attempts} times: {error}", ticket.key());
+                            return shared.fail(Blocked::new(BlockedKind::StepFailed, message));
+                        }
+                        None => {
+                            let attempts = self.failed;
+                            return ticket.hand_in(result(StepOutcome::Failed { error, attempts }));
+                        }
+                        Some(wait) if wait > LONG_WAIT => {
+                            let (step, again_at) = (ticket.key().clone(), clock.now() + wait);
+                            let attempt = self.failed;
+                            return ticket.hand_in(Event::Attempt { step, attempt, error, again_at });
+                        }
+                        Some(wait) => {
+                            ticket.note_failure(self.failed, error);
+                            self.stage = Stage::Waiting(clock.sleep(wait));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn is_fatal(error: &(dyn Error + Send + Sync + 'static)) -> bool {
+    let mut cause: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if error.is::<Fatal>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+/// An error and its causes, as one line: `a: b: c`.
+pub(crate) fn with_causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+fn cut(mut text: String) -> String {
+    if text.len() > MAX_ERROR_BYTES {
+        let mut end = MAX_ERROR_BYTES;
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}
