@@ -37,8 +37,8 @@ fn counted(world: &World, writes: &Arc<Writes>) -> HostBuilder {
             writes.commits.fetch_add(1, Ordering::SeqCst);
             for op in write.batches.iter().flat_map(|batch| &batch.ops) {
                 let is_mark = match op {
-                    Op::PutAlarm(row) => row.started,
-                    Op::PutMessage(row) => row.started,
+                    Op::PutAlarm(row) => row.attempts.started,
+                    Op::PutMessage(row) => row.attempts.started,
                     _ => false,
                 };
                 writes.marks.fetch_add(u64::from(is_mark), Ordering::SeqCst);
@@ -131,7 +131,7 @@ async fn a_failure_and_a_hold_take_the_mark_away() {
     assert_eq!((world.script.fired().len(), writes.marks.load(Ordering::SeqCst)), (2, 2));
     let rows: Vec<_> = world.dump().alarms().cloned().collect();
     assert_eq!(rows.len(), 2);
-    assert!(rows.iter().all(|row| !row.started && row.crashes == 0), "{rows:?}");
+    assert!(rows.iter().all(|row| !row.attempts.started && row.attempts.crashes == 0), "{rows:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -265,14 +265,17 @@ async fn a_process_that_died_of_an_alarm_or_message_stays_counted_when_its_handl
     world.pass(SECOND).await;
     site.crash();
     world.settle().await;
-    let is_marked = world.dump().alarms().all(|row| row.started) && world.dump().inbox().all(|row| row.started);
+    let is_marked =
+        world.dump().alarms().all(|row| row.attempts.started) && world.dump().inbox().all(|row| row.attempts.started);
     assert!(is_marked, "{:?}", world.dump());
     fails.store(1, Ordering::SeqCst);
     let _site = world.start().await;
     world.pass(Duration::from_millis(500)).await;
     let dump = world.dump();
-    let alarms: Vec<_> = dump.alarms().map(|row| (row.crashes, row.started, row.attempt)).collect();
-    let messages: Vec<_> = dump.inbox().map(|row| (row.crashes, row.started, row.attempt)).collect();
+    let alarms: Vec<_> =
+        dump.alarms().map(|row| (row.attempts.crashes, row.attempts.started, row.attempts.failed)).collect();
+    let messages: Vec<_> =
+        dump.inbox().map(|row| (row.attempts.crashes, row.attempts.started, row.attempts.failed)).collect();
     assert_eq!((alarms, messages), (vec![(1, false, 1)], vec![(1, false, 1)]));
 }
 

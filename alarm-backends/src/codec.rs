@@ -11,7 +11,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use stable_interfaces::Timestamp;
 use stable_interfaces::store::{
-    AlarmRow, DamageReason, DeadLetter, DeadRow, Epoch, InboxRow, InstanceName, MessageHeaders, Revision,
+    AlarmRow, Attempts, DamageReason, DeadLetter, DeadRow, Epoch, InboxRow, InstanceName, MessageHeaders, Revision,
 };
 
 /// The format this version writes.
@@ -187,9 +187,10 @@ fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
-fn put_progress(out: &mut Vec<u8>, attempt: u32, crashes: u32, started: bool, last_error: Option<&str>) {
+fn put_attempts(out: &mut Vec<u8>, attempts: &Attempts) {
+    let Attempts { failed, crashes, started, ref last_error } = *attempts;
     out.push(if started { STARTED } else { 0 } | if last_error.is_some() { HAS_ERROR } else { 0 });
-    put_number(out, attempt.into());
+    put_number(out, failed.into());
     put_number(out, crashes.into());
     if let Some(error) = last_error {
         put_bytes(out, error.as_bytes());
@@ -201,14 +202,14 @@ fn put_alarm(out: &mut Vec<u8>, alarm: &AlarmRow) {
     put_time(out, alarm.scheduled_at);
     put_number(out, alarm.revision.epoch.0);
     put_number(out, alarm.revision.counter);
-    put_progress(out, alarm.attempt, alarm.crashes, alarm.started, alarm.last_error.as_deref());
+    put_attempts(out, &alarm.attempts);
     put_bytes(out, &alarm.meta);
 }
 
 fn put_message(out: &mut Vec<u8>, message: &InboxRow) {
     put_time(out, message.arrived);
     put_time(out, message.due);
-    put_progress(out, message.attempt, message.crashes, message.started, message.last_error.as_deref());
+    put_attempts(out, &message.attempts);
     put_number(out, message.headers.len() as u64);
     for (header, value) in &message.headers {
         put_bytes(out, header.as_bytes());
@@ -283,48 +284,40 @@ impl<'a> Input<'a> {
         std::str::from_utf8(self.bytes(what)?).map_err(|_| what)
     }
 
-    fn progress(&mut self) -> Result<Progress, Wrong> {
+    fn attempts(&mut self) -> Result<Attempts, Wrong> {
         let flags = self.byte("flags")?;
         if flags & !(STARTED | HAS_ERROR) != 0 {
             return Err("flags");
         }
-        Ok(Progress {
+        Ok(Attempts {
             started: flags & STARTED != 0,
-            attempt: self.small("attempt")?,
+            failed: self.small("attempt")?,
             crashes: self.small("crashes")?,
             last_error: if flags & HAS_ERROR != 0 { Some(self.text("last error")?.into()) } else { None },
         })
     }
 }
 
-/// What alarms and messages have in common.
-struct Progress {
-    attempt: u32,
-    crashes: u32,
-    started: bool,
-    last_error: Option<Arc<str>>,
-}
-
 fn take_alarm(from: &mut Input<'_>, name: InstanceName, id: Arc<str>) -> Result<AlarmRow, Wrong> {
     let due = from.time("due time")?;
     let scheduled_at = from.time("scheduled time")?;
     let revision = Revision { epoch: Epoch(from.number("epoch")?), counter: from.number("counter")? };
-    let Progress { attempt, crashes, started, last_error } = from.progress()?;
+    let attempts = from.attempts()?;
     let meta = Bytes::copy_from_slice(from.bytes("meta")?);
-    Ok(AlarmRow { name, id, due, scheduled_at, revision, attempt, crashes, started, last_error, meta })
+    Ok(AlarmRow { name, id, due, scheduled_at, revision, attempts, meta })
 }
 
 fn take_message(from: &mut Input<'_>, name: InstanceName, id: Arc<str>) -> Result<InboxRow, Wrong> {
     let arrived = from.time("arrival time")?;
     let due = from.time("due time")?;
-    let Progress { attempt, crashes, started, last_error } = from.progress()?;
+    let attempts = from.attempts()?;
     let mut headers = MessageHeaders::new();
     // The count is not trusted with an allocation: each header is paid for by bytes that are there.
     for _ in 0..from.number("number of headers")? {
         headers.push((from.text("header name")?.to_owned(), from.text("header value")?.to_owned()));
     }
     let body = Bytes::copy_from_slice(from.bytes("body")?);
-    Ok(InboxRow { name, id, arrived, due, attempt, crashes, started, last_error, headers, body })
+    Ok(InboxRow { name, id, arrived, due, attempts, headers, body })
 }
 
 #[cfg(test)]
@@ -345,10 +338,7 @@ pub(crate) mod tests {
             due: Timestamp::from_millis(1_700_000_000_000),
             scheduled_at: Timestamp::from_millis(-1),
             revision: Revision { epoch: Epoch(3), counter: 300 },
-            attempt: 2,
-            crashes: 1,
-            started: true,
-            last_error: Some("no".into()),
+            attempts: Attempts { failed: 2, crashes: 1, started: true, last_error: Some("no".into()) },
             meta: Bytes::from_static(b"{}"),
         }
     }
@@ -359,10 +349,7 @@ pub(crate) mod tests {
             id: "m-1".into(),
             arrived: Timestamp::from_millis(1),
             due: Timestamp::from_millis(2),
-            attempt: 0,
-            crashes: 0,
-            started: false,
-            last_error: None,
+            attempts: Attempts::default(),
             headers: vec![("a".into(), "b".into())],
             body: Bytes::from_static(b"hi"),
         }
@@ -410,10 +397,12 @@ pub(crate) mod tests {
             due: random_time(rng),
             scheduled_at: random_time(rng),
             revision: Revision { epoch: Epoch(random_number(rng)), counter: random_number(rng) },
-            attempt: rng.u32(..) >> rng.u32(..32),
-            crashes: rng.u32(..) >> rng.u32(..32),
-            started: rng.bool(),
-            last_error: rng.bool().then(|| random_text(rng).into()),
+            attempts: Attempts {
+                failed: rng.u32(..) >> rng.u32(..32),
+                crashes: rng.u32(..) >> rng.u32(..32),
+                started: rng.bool(),
+                last_error: rng.bool().then(|| random_text(rng).into()),
+            },
             meta: random_bytes(rng),
             ..alarm()
         }
@@ -423,10 +412,12 @@ pub(crate) mod tests {
         InboxRow {
             arrived: random_time(rng),
             due: random_time(rng),
-            attempt: rng.u32(..) >> rng.u32(..32),
-            crashes: rng.u32(..) >> rng.u32(..32),
-            started: rng.bool(),
-            last_error: rng.bool().then(|| random_text(rng).into()),
+            attempts: Attempts {
+                failed: rng.u32(..) >> rng.u32(..32),
+                crashes: rng.u32(..) >> rng.u32(..32),
+                started: rng.bool(),
+                last_error: rng.bool().then(|| random_text(rng).into()),
+            },
             headers: (0..rng.usize(..5)).map(|_| (random_text(rng), random_text(rng))).collect(),
             body: random_bytes(rng),
             ..message()

@@ -16,8 +16,8 @@ use std::time::Duration;
 use alarm_backends::FjallStore;
 use bytes::Bytes;
 use stable_interfaces::store::{
-    After, AlarmRow, Batch, Claim, ClaimKind, Epoch, Incarnation, InstanceName, Lane, NewMessage, Op, Page, Read,
-    ReadRange, ReadRows, Revision, Rows, ShardId, Write,
+    After, AlarmRow, Attempts, Batch, Claim, ClaimKind, Epoch, Incarnation, InstanceName, Lane, NewMessage, Op, Page,
+    Read, ReadRange, ReadRows, Revision, Rows, ShardId, Write,
 };
 use stable_interfaces::{Posted, Store, StoreError, Timestamp};
 use tempfile::TempDir;
@@ -190,10 +190,7 @@ fn alarms(shard: ShardId, n: u64) -> impl Iterator<Item = AlarmRow> {
             due,
             scheduled_at: due,
             revision: Revision { epoch: Epoch(0), counter: n },
-            attempt: 0,
-            crashes: 0,
-            started: false,
-            last_error: None,
+            attempts: Attempts::default(),
             meta: meta.into(),
         }
     })

@@ -19,8 +19,8 @@ use alarm_backends::RedisStore;
 use alarm_backends::testing::servers::{Redis, RedisCluster, RedisOptions};
 use bytes::Bytes;
 use stable_interfaces::store::{
-    After, AlarmRow, Batch, Claim, ClaimKind, DamageReason, Epoch, Incarnation, InstanceName, Lane, Loaded, NewMessage,
-    Op, Page, Read, ReadRange, ReadRows, Revision, Rows, ShardId, Write,
+    After, AlarmRow, Attempts, Batch, Claim, ClaimKind, DamageReason, Epoch, Incarnation, InstanceName, Lane, Loaded,
+    NewMessage, Op, Page, Read, ReadRange, ReadRows, Revision, Rows, ShardId, Write,
 };
 use stable_interfaces::{Posted, Store, StoreError, Timestamp};
 
@@ -66,10 +66,7 @@ fn alarm(id: &str, due: i64) -> AlarmRow {
         due: Timestamp::from_millis(due),
         scheduled_at: Timestamp::from_millis(due),
         revision: Revision { epoch: Epoch(1), counter: 1 },
-        attempt: 0,
-        crashes: 0,
-        started: false,
-        last_error: None,
+        attempts: Attempts::default(),
         meta: Bytes::from_static(b"{}"),
     }
 }

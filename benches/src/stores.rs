@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use stable_interfaces::store::{
-    AlarmRow, Batch, Claim, ClaimKind, Claimed, Epoch, HASH_VERSION, Incarnation, InstanceName, Lane, Op, Revision,
-    ShardId, Write,
+    AlarmRow, Attempts, Batch, Claim, ClaimKind, Claimed, Epoch, HASH_VERSION, Incarnation, InstanceName, Lane, Op,
+    Revision, ShardId, Write,
 };
 use stable_interfaces::{Fleet, Store, Timestamp};
 
@@ -197,10 +197,7 @@ pub async fn fill(store: &dyn Store, alarms: u64, due: impl Fn(u64) -> Timestamp
                 due,
                 scheduled_at: due,
                 revision: Revision { epoch, counter: number + 1 },
-                attempt: 0,
-                crashes: 0,
-                started: false,
-                last_error: None,
+                attempts: Attempts::default(),
                 meta: number.to_string().into(),
             };
             (shard, epoch, Op::PutAlarm(row))

@@ -74,13 +74,13 @@ impl Alarm {
     /// How many attempts have failed since it was set: 0 the first time.
     #[must_use]
     pub fn attempt(&self) -> u32 {
-        self.0.attempt
+        self.0.attempts.failed
     }
 
     /// Why the last attempt failed.
     #[must_use]
     pub fn last_error(&self) -> Option<&str> {
-        self.0.last_error.as_deref()
+        self.0.attempts.last_error.as_deref()
     }
 
     /// Which setting of which alarm this is: the same over all attempts, another each time the alarm is set. An idempotency

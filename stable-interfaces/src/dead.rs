@@ -11,7 +11,9 @@ use crate::inbox::Message;
 use crate::instance::context::Context;
 use crate::shared::HostCore;
 use crate::store::client::StoreClient;
-use crate::store::{After, AlarmRow, DeadKey, DeadLetter, DeadRow, InstanceName, Loaded, Op, Page, Rows, ShardId};
+use crate::store::{
+    After, AlarmRow, Attempts, DeadKey, DeadLetter, DeadRow, InstanceName, Loaded, Op, Page, Rows, ShardId,
+};
 use crate::sync::Arc;
 
 /// An alarm or message that was given up after its last attempt.
@@ -138,15 +140,8 @@ pub(crate) async fn requeue(cx: &mut Context, key: &DeadKey) -> Result<bool, Con
             if cx.find_alarm(&key.id).await?.is_some() {
                 return Ok(false);
             }
-            let alarm = AlarmRow {
-                due: cx.now(),
-                revision: cx.next_revision(),
-                attempt: 0,
-                crashes: 0,
-                started: false,
-                last_error: None,
-                ..row.clone()
-            };
+            let alarm =
+                AlarmRow { due: cx.now(), revision: cx.next_revision(), attempts: Attempts::default(), ..row.clone() };
             cx.record_own(Op::PutAlarm(alarm));
         }
         DeadRow::Message(row) => {

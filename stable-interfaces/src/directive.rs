@@ -159,7 +159,7 @@ impl Directive {
             alarm: row.id.to_string(),
             due: row.due,
             scheduled_at: row.scheduled_at,
-            attempt: row.attempt,
+            attempt: row.attempts.failed,
             meta: row.meta.clone(),
         };
         let Revision { epoch, counter } = row.revision;

@@ -20,7 +20,7 @@ use crate::id::{
     InvalidId, MAX_ID_BYTES, MAX_KEY_BYTES, check_id, check_interface_name, check_key, inbox_of, interface_of,
     is_interface_name,
 };
-use crate::store::{AlarmRow, Epoch, InstanceName, NewMessage, Revision, ShardId};
+use crate::store::{AlarmRow, Attempts, Epoch, InstanceName, NewMessage, Revision, ShardId};
 use crate::sync::Arc;
 
 /// Above this a fleet is not built here: it takes milliseconds, and a test builds the largest.
@@ -162,10 +162,7 @@ pub fn meta(data: &[u8]) -> bool {
             due: Timestamp::UNIX_EPOCH,
             scheduled_at: Timestamp::UNIX_EPOCH,
             revision: Revision { epoch: Epoch(1), counter: 1 },
-            attempt: 0,
-            crashes: 0,
-            started: false,
-            last_error: None,
+            attempts: Attempts::default(),
             meta,
         }))
     };

@@ -85,7 +85,7 @@ impl Message {
     /// How many attempts to handle it have failed: 0 the first time.
     #[must_use]
     pub fn attempt(&self) -> u32 {
-        self.0.attempt
+        self.0.attempts.failed
     }
 
     /// The first header of this name, letter case ignored.

@@ -813,13 +813,13 @@ impl<I: StableInterface> Woken<I> {
             return Ok(true);
         }
         let limit = self.core.0.host.options.limits.max_crashes;
-        let crashes = self.wake.crashes();
+        let crashes = self.wake.attempts().all_crashes();
         if crashes >= limit {
             let reason: Arc<str> = format!("{crashes} processes died while it was being handled").into();
             tracing::error!(instance = %self.wake.name(), kind = self.wake.kind(), id = %self.wake.id(), %reason,
                 "given up; it is a dead letter now");
             metrics::counter!(crate::metrics::DEAD_LETTERS, "interface" => I::NAME).increment(1);
-            for op in self.wake.dead(self.wake.attempt(), &reason, cx.now()) {
+            for op in self.wake.dead(self.wake.attempts().given_up(&reason), &reason, cx.now()) {
                 cx.record_own(op);
             }
             return Ok(false);

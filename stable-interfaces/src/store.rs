@@ -30,6 +30,6 @@ pub use contract::{
 pub use hints::{HintSender, Hints};
 pub use memory::MemoryStore;
 pub use row::{
-    AlarmKey, AlarmRow, Batch, DeadKey, DeadLetter, DeadRow, InboxKey, InboxRow, InstanceName, MessageHeaders,
-    NewMessage, Op, Revision,
+    AlarmKey, AlarmRow, Attempts, Batch, DeadKey, DeadLetter, DeadRow, InboxKey, InboxRow, InstanceName,
+    MessageHeaders, NewMessage, Op, Revision,
 };

@@ -15,9 +15,9 @@ use proptest::prelude::*;
 use proptest::sample::subsequence;
 use proptest_state_machine::ReferenceStateMachine;
 use stable_interfaces::store::{
-    After, AlarmKey, AlarmRow, Batch, Claim, ClaimKind, Claimed, DeadKey, DeadLetter, DeadRow, Epoch, InboxKey,
-    InboxRow, Incarnation, InstanceName, Lane, NewMessage, Op, Page, Read, ReadRange, ReadRows, Renewed, Revision,
-    Rows, ShardId, Write,
+    After, AlarmKey, AlarmRow, Attempts, Batch, Claim, ClaimKind, Claimed, DeadKey, DeadLetter, DeadRow, Epoch,
+    InboxKey, InboxRow, Incarnation, InstanceName, Lane, NewMessage, Op, Page, Read, ReadRange, ReadRows, Renewed,
+    Revision, Rows, ShardId, Write,
 };
 use stable_interfaces::{Posted, Store, StoreError, Timestamp};
 use tokio::runtime::Runtime;
@@ -395,10 +395,12 @@ fn alarm_row(who: usize, alarm: usize, due: usize, revision: (u64, u64), rest: &
         due: time(due),
         scheduled_at: time(due + 1),
         revision: Revision { epoch: Epoch(revision.0), counter: revision.1 },
-        attempt: rest.attempt,
-        crashes: rest.crashes,
-        started: rest.started,
-        last_error: rest.error.map(|error| TEXTS[error].into()),
+        attempts: Attempts {
+            failed: rest.attempt,
+            crashes: rest.crashes,
+            started: rest.started,
+            last_error: rest.error.map(|error| TEXTS[error].into()),
+        },
         meta: Bytes::from_static(CONTENTS[rest.content]),
     }
 }
@@ -409,10 +411,12 @@ fn inbox_row(item: &Item, arrived: Timestamp, due: Timestamp, progress: &Rest, b
         id: item.1.clone(),
         arrived,
         due,
-        attempt: progress.attempt,
-        crashes: progress.crashes,
-        started: progress.started,
-        last_error: progress.error.map(|error| TEXTS[error].into()),
+        attempts: Attempts {
+            failed: progress.attempt,
+            crashes: progress.crashes,
+            started: progress.started,
+            last_error: progress.error.map(|error| TEXTS[error].into()),
+        },
         headers: headers(body),
         body: Bytes::from_static(BODIES[body]),
     }

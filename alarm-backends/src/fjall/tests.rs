@@ -2,8 +2,9 @@
 
 use bytes::Bytes;
 use stable_interfaces::store::{
-    After, AlarmKey, AlarmRow, Batch, Claim, ClaimKind, Claimed, DamageReason, DeadLetter, DeadRow, Epoch, InboxKey,
-    Incarnation, InstanceName, Lane, NewMessage, Op, Page, Read, ReadRange, ReadRows, Revision, Rows, ShardId, Write,
+    After, AlarmKey, AlarmRow, Attempts, Batch, Claim, ClaimKind, Claimed, DamageReason, DeadLetter, DeadRow, Epoch,
+    InboxKey, Incarnation, InstanceName, Lane, NewMessage, Op, Page, Read, ReadRange, ReadRows, Revision, Rows,
+    ShardId, Write,
 };
 use stable_interfaces::{Posted, Store, StoreError, Timestamp};
 use tempfile::TempDir;
@@ -23,10 +24,7 @@ fn alarm(id: &str, due: i64, counter: u64) -> AlarmRow {
         due: Timestamp::from_millis(due),
         scheduled_at: Timestamp::from_millis(due),
         revision: Revision { epoch: Epoch(1), counter },
-        attempt: 0,
-        crashes: 0,
-        started: false,
-        last_error: None,
+        attempts: Attempts::default(),
         meta: Bytes::from_static(b"{}"),
     }
 }

@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use stable_interfaces::Timestamp;
-use stable_interfaces::store::{AlarmRow, DeadLetter, DeadRow, Epoch, InboxRow, Op, Revision, ShardId};
+use stable_interfaces::store::{AlarmRow, Attempts, DeadLetter, DeadRow, Epoch, InboxRow, Op, Revision, ShardId};
 
 use super::*;
 use crate::codec::tests::name;
@@ -41,10 +41,7 @@ fn message() -> InboxRow {
         id: "m-1".into(),
         arrived: Timestamp::from_millis(1_700_000_000_001),
         due: Timestamp::from_millis(1_700_000_000_002),
-        attempt: 3,
-        crashes: 0,
-        started: false,
-        last_error: Some("é".into()),
+        attempts: Attempts { failed: 3, crashes: 0, started: false, last_error: Some("é".into()) },
         headers: vec![("a".into(), "b".into()), ("a".into(), String::new())],
         body: Bytes::from_static(b"\0\xff"),
     }
@@ -53,12 +50,17 @@ fn message() -> InboxRow {
 /// One that stores each kind of row, or two where a part of a row may be missing.
 fn ops() -> Vec<Op> {
     let letter = |row| DeadLetter { died_at: Timestamp::from_millis(256), reason: "why".into(), row };
-    let plain = AlarmRow { due: Timestamp::MIN, attempt: 0, crashes: 0, started: false, last_error: None, ..alarm() };
+    let plain = AlarmRow { due: Timestamp::MIN, attempts: Attempts::default(), ..alarm() };
     vec![
         Op::PutAlarm(alarm()),
         Op::PutAlarm(plain),
         Op::PutMessage(message()),
-        Op::PutMessage(InboxRow { last_error: None, headers: vec![], body: Bytes::new(), ..message() }),
+        Op::PutMessage(InboxRow {
+            attempts: Attempts { last_error: None, ..message().attempts },
+            headers: vec![],
+            body: Bytes::new(),
+            ..message()
+        }),
         Op::PutDead(letter(DeadRow::Alarm(alarm()))),
         Op::PutDead(letter(DeadRow::Message(message()))),
         Op::Put { name: name(), key: "k".into(), value: Bytes::from_static(b"value") },

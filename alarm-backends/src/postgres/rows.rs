@@ -7,7 +7,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use stable_interfaces::Timestamp;
 use stable_interfaces::store::{
-    AlarmRow, BoxError, DamageReason, DeadLetter, DeadRow, Epoch, InboxRow, InstanceName, MessageHeaders, Revision,
+    AlarmRow, Attempts, BoxError, DamageReason, DeadLetter, DeadRow, Epoch, InboxRow, InstanceName, MessageHeaders,
+    Revision,
 };
 use tokio_postgres::Row;
 use tokio_postgres::types::FromSql;
@@ -43,10 +44,7 @@ fn alarm_with(row: &impl Columns, meta: &str) -> Result<AlarmRow, DamageReason> 
         due: time(row, "due")?,
         scheduled_at: time(row, "scheduled_at")?,
         revision,
-        attempt: unsigned(row, "attempt")?,
-        crashes: unsigned(row, "crashes")?,
-        started: get(row, "started")?,
-        last_error: get::<Option<&str>>(row, "last_error")?.map(Arc::from),
+        attempts: attempts(row)?,
         meta: bytes(row, meta)?,
     })
 }
@@ -60,10 +58,7 @@ pub(super) fn message(row: &impl Columns) -> Result<InboxRow, DamageReason> {
         id: text(row, "id")?,
         arrived: time(row, "arrived")?,
         due: time(row, "due")?,
-        attempt: unsigned(row, "attempt")?,
-        crashes: unsigned(row, "crashes")?,
-        started: get(row, "started")?,
-        last_error: get::<Option<&str>>(row, "last_error")?.map(Arc::from),
+        attempts: attempts(row)?,
         headers,
         body: bytes(row, "body")?,
     })
@@ -82,6 +77,15 @@ pub(super) fn dead(row: &impl Columns) -> Result<DeadLetter, DamageReason> {
 pub(super) fn value(row: &impl Columns) -> Result<(Arc<str>, Bytes), DamageReason> {
     check_format(row)?;
     Ok((text(row, "key")?, bytes(row, "value")?))
+}
+
+fn attempts(row: &impl Columns) -> Result<Attempts, DamageReason> {
+    Ok(Attempts {
+        failed: unsigned(row, "attempt")?,
+        crashes: unsigned(row, "crashes")?,
+        started: get(row, "started")?,
+        last_error: get::<Option<&str>>(row, "last_error")?.map(Arc::from),
+    })
 }
 
 fn check_format(row: &impl Columns) -> Result<(), DamageReason> {

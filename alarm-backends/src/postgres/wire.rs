@@ -249,10 +249,10 @@ impl<'a> WireWrite<'a> {
                     id: &row.id,
                     arrived: row.arrived.as_millis(),
                     due: row.due.as_millis(),
-                    attempt: row.attempt.into(),
-                    crashes: row.crashes.into(),
-                    started: row.started,
-                    last_error: row.last_error.as_deref(),
+                    attempt: row.attempts.failed.into(),
+                    crashes: row.attempts.crashes.into(),
+                    started: row.attempts.started,
+                    last_error: row.attempts.last_error.as_deref(),
                 });
             }
             Op::RemoveMessage(key) => {
@@ -312,10 +312,10 @@ fn alarm_put(shard: i32, row: &AlarmRow) -> Result<AlarmPut<'_>, StoreError> {
         scheduled_at: row.scheduled_at.as_millis(),
         rev_epoch: number("epoch", row.revision.epoch.0)?,
         rev_counter: number("revision", row.revision.counter)?,
-        attempt: row.attempt.into(),
-        crashes: row.crashes.into(),
-        started: row.started,
-        last_error: row.last_error.as_deref(),
+        attempt: row.attempts.failed.into(),
+        crashes: row.attempts.crashes.into(),
+        started: row.attempts.started,
+        last_error: row.attempts.last_error.as_deref(),
         meta: &row.meta,
     })
 }
@@ -362,10 +362,10 @@ fn dead_put(shard: i32, letter: &DeadLetter) -> Result<DeadPut<'_>, StoreError> 
                 rev_counter: None,
                 arrived: Some(row.arrived.as_millis()),
                 headers: Some(headers(&row.headers)?),
-                attempt: row.attempt.into(),
-                crashes: row.crashes.into(),
-                started: row.started,
-                last_error: row.last_error.as_deref(),
+                attempt: row.attempts.failed.into(),
+                crashes: row.attempts.crashes.into(),
+                started: row.attempts.started,
+                last_error: row.attempts.last_error.as_deref(),
                 body: &row.body,
             }
         }

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use stable_interfaces::store::{
-    After, AlarmRow, Batch, Claim, ClaimKind, Claimed, DeadLetter, DeadRow, Epoch, InboxRow, Incarnation, InstanceName,
-    Lane, NewMessage, Op, Page, Read, ReadRange, ReadRows, Revision, Rows, ShardId, Write,
+    After, AlarmRow, Attempts, Batch, Claim, ClaimKind, Claimed, DeadLetter, DeadRow, Epoch, InboxRow, Incarnation,
+    InstanceName, Lane, NewMessage, Op, Page, Read, ReadRange, ReadRows, Revision, Rows, ShardId, Write,
 };
 use stable_interfaces::{Posted, Store, Timestamp};
 
@@ -53,12 +53,13 @@ fn alarm(id: &str, due: i64, counter: u64) -> AlarmRow {
         due: at(due),
         scheduled_at: at(due),
         revision: Revision { epoch: Epoch(1), counter },
-        attempt: 0,
-        crashes: 0,
-        started: false,
-        last_error: None,
+        attempts: Attempts::default(),
         meta: r#"{"café":1}"#.into(),
     }
+}
+
+fn failed(failed: u32, error: &str) -> Attempts {
+    Attempts { failed, last_error: Some(error.into()), ..Attempts::default() }
 }
 
 fn message(id: &str) -> NewMessage {
@@ -104,10 +105,7 @@ pub(crate) async fn is_whole_and_goes_on(store: &dyn Store) {
 
     let retried = AlarmRow {
         due: at(2_500),
-        attempt: 2,
-        crashes: 1,
-        started: true,
-        last_error: Some("no answer".into()),
+        attempts: Attempts { failed: 2, crashes: 1, started: true, last_error: Some("no answer".into()) },
         ..alarm("retried", 2_000, 2)
     };
     assert_eq!(alarms(store).await, [alarm("plain", 1_000, 1), retried.clone()]);
@@ -116,17 +114,15 @@ pub(crate) async fn is_whole_and_goes_on(store: &dyn Store) {
     let fresh = message("fresh").into_row(arrived);
     let tried = InboxRow {
         due: at(9_000_000_000_000),
-        attempt: 1,
-        started: true,
-        last_error: Some("busy".into()),
+        attempts: Attempts { failed: 1, started: true, last_error: Some("busy".into()), crashes: 0 },
         ..message("tried").into_row(arrived)
     };
     assert_eq!(inbox, [fresh, tried]);
     let Rows::Dead(dead) = rows(store, After::Dead(None)).await else { unreachable!("letters were asked for") };
-    let row = AlarmRow { attempt: 5, last_error: Some("gave up".into()), ..alarm("dead", 500, 3) };
+    let row = AlarmRow { attempts: failed(5, "gave up"), ..alarm("dead", 500, 3) };
     let dead_alarm = DeadLetter { died_at: at(600), reason: "gave up".into(), row: DeadRow::Alarm(row) };
     let row = message("dead").into_row(arrived);
-    let row = InboxRow { attempt: 3, last_error: Some("poison".into()), ..row };
+    let row = InboxRow { attempts: failed(3, "poison"), ..row };
     let dead_message = DeadLetter { died_at: at(700), reason: "poison".into(), row: DeadRow::Message(row) };
     assert_eq!(dead, [dead_alarm, dead_message]);
     for (instance, key, value) in [("o-1", "status", &b"\"paid\""[..]), ("o-2", "k", &[0, 1, 255])] {

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use alarm_backends::postgres::PostgresStore;
 use alarm_backends::testing::servers::{Postgres, PostgresOptions};
 use stable_interfaces::store::{
-    After, AlarmRow, Batch, Claim, ClaimKind, Epoch, Incarnation, InstanceName, Lane, Loaded, NewMessage, Op, Page,
-    Read, ReadRange, ReadRows, Revision, ShardId, Write,
+    After, AlarmRow, Attempts, Batch, Claim, ClaimKind, Epoch, Incarnation, InstanceName, Lane, Loaded, NewMessage, Op,
+    Page, Read, ReadRange, ReadRows, Revision, ShardId, Write,
 };
 use stable_interfaces::{Store, StoreError, Timestamp};
 use tokio::task::JoinHandle;
@@ -76,10 +76,7 @@ pub(crate) fn alarm(id: &str, due: i64) -> AlarmRow {
         due: Timestamp::from_millis(due),
         scheduled_at: Timestamp::from_millis(due),
         revision: Revision { epoch: Epoch(1), counter: 1 },
-        attempt: 0,
-        crashes: 0,
-        started: false,
-        last_error: None,
+        attempts: Attempts::default(),
         meta: r#"{"café":1}"#.into(),
     }
 }

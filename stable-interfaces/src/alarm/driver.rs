@@ -106,7 +106,7 @@ async fn fire(host: Arc<HostCore>, mut due: mpsc::Receiver<WakeToken>) {
         match interfaces.iter().find(|known| known.name() == interface) {
             Some(interface) if interface.handles(token.wake()) => {
                 if let Wake::Alarm(alarm) = token.wake()
-                    && alarm.attempt == 0
+                    && alarm.attempts.failed == 0
                 {
                     let late = host.clock.now().since(alarm.due);
                     metrics::histogram!(crate::metrics::ALARM_LATENESS).record(late.as_secs_f64());

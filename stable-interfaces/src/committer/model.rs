@@ -21,7 +21,8 @@ use crate::cases::{self, Checked, Subject};
 use crate::host::shards::Limits;
 use crate::instance::gate::Gate;
 use crate::store::{
-    AlarmRow, Claim, Claimed, Hints, InstanceName, Loaded, NewMessage, Page, Posted, Read, ReadRows, Renewed, Revision,
+    AlarmRow, Attempts, Claim, Claimed, Hints, InstanceName, Loaded, NewMessage, Page, Posted, Read, ReadRows, Renewed,
+    Revision,
 };
 use crate::testing::{SeededRandom, SimClock};
 
@@ -712,10 +713,7 @@ fn ops(number: u64, kind: &Kind) -> Vec<Op> {
             due: Timestamp::MAX,
             scheduled_at: Timestamp::MAX,
             revision: revision(0),
-            attempt: u32::try_from(number).unwrap(),
-            crashes: 0,
-            started: false,
-            last_error: None,
+            attempts: Attempts { failed: u32::try_from(number).unwrap(), crashes: 0, started: false, last_error: None },
             meta: Bytes::from_static(b"null"),
         }),
         Change::RemoveAlarm(id, behind) => {

@@ -419,13 +419,13 @@ impl Shards {
                     owned.marks_until = None;
                 }
                 // One that was running when a process died is suspected for as long as it bears its mark.
-                let is_marked = is_overdue || wake.was_started();
+                let is_marked = is_overdue || wake.attempts().started;
                 let is_head = owned.is_led(&wake);
                 Some((wake, is_marked, is_head))
             });
             // The deadline may have changed since it was read: then nothing was popped, and the next turn sees the new one.
             let Some(Some((wake, is_marked, is_head))) = popped else { continue };
-            let is_suspect = is_marked && wake.was_started();
+            let is_suspect = is_marked && wake.attempts().started;
             if is_suspect && self.firing.load(Ordering::Acquire) > 0 {
                 // It stays the first, and nothing is begun before it: the last one to end wakes the driver.
                 self.is_alone_wanted.store(true, Ordering::Release);
@@ -549,7 +549,7 @@ impl Shards {
     pub(crate) fn is_firing(&self, shard: ShardId, epoch: Epoch, alarm: &AlarmRow) -> bool {
         let this = self.shard(shard);
         let owned = this.owned.lock();
-        let is_this = |row: &AlarmRow| row.revision == alarm.revision && row.attempt == alarm.attempt;
+        let is_this = |row: &AlarmRow| row.revision == alarm.revision && row.attempts.failed == alarm.attempts.failed;
         this.epoch.load(Ordering::Acquire) == epoch.0
             && owned.as_ref().and_then(|owned| owned.alarms.get(&alarm.name, &alarm.id)).is_some_and(is_this)
     }

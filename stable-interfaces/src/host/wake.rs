@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::shards::Shards;
 use crate::alarm::RetryPolicy;
 use crate::clock::{Random, Timestamp};
-use crate::store::{AlarmRow, DeadLetter, DeadRow, Epoch, InboxRow, InstanceName, Op, ShardId};
+use crate::store::{AlarmRow, Attempts, DeadLetter, DeadRow, Epoch, InboxRow, InstanceName, Op, ShardId};
 use crate::sync::Arc;
 
 /// What could not be handed to its instance waits this long before it is tried again.
@@ -18,65 +18,53 @@ pub(crate) enum Wake {
     Message(Arc<InboxRow>),
 }
 
+/// The fields that alarms and messages have alike.
+struct Common<'a> {
+    kind: &'static str,
+    name: &'a InstanceName,
+    id: &'a Arc<str>,
+    due: Timestamp,
+    attempts: &'a Attempts,
+}
+
 impl Wake {
-    pub(crate) fn name(&self) -> &InstanceName {
+    fn common(&self) -> Common<'_> {
         match self {
-            Wake::Alarm(alarm) => &alarm.name,
-            Wake::Message(message) => &message.name,
+            Wake::Alarm(row) => {
+                Common { kind: "alarm", name: &row.name, id: &row.id, due: row.due, attempts: &row.attempts }
+            }
+            Wake::Message(row) => {
+                Common { kind: "message", name: &row.name, id: &row.id, due: row.due, attempts: &row.attempts }
+            }
         }
+    }
+
+    pub(crate) fn name(&self) -> &InstanceName {
+        self.common().name
     }
 
     pub(crate) fn id(&self) -> &Arc<str> {
-        match self {
-            Wake::Alarm(alarm) => &alarm.id,
-            Wake::Message(message) => &message.id,
-        }
+        self.common().id
     }
 
     pub(crate) fn kind(&self) -> &'static str {
-        match self {
-            Wake::Alarm(_) => "alarm",
-            Wake::Message(_) => "message",
-        }
+        self.common().kind
     }
 
-    /// How many bytes the application put into it.
+    pub(crate) fn attempts(&self) -> &Attempts {
+        self.common().attempts
+    }
+
+    pub(super) fn due(&self) -> Timestamp {
+        self.common().due
+    }
+
+    /// The number of bytes that the application put into it.
     pub(crate) fn bytes(&self) -> usize {
         match self {
             Wake::Alarm(alarm) => alarm.bytes(),
             Wake::Message(message) => message.bytes(),
         }
-    }
-
-    pub(crate) fn attempt(&self) -> u32 {
-        match self {
-            Wake::Alarm(alarm) => alarm.attempt,
-            Wake::Message(message) => message.attempt,
-        }
-    }
-
-    pub(super) fn due(&self) -> Timestamp {
-        match self {
-            Wake::Alarm(alarm) => alarm.due,
-            Wake::Message(message) => message.due,
-        }
-    }
-
-    /// Whether its handler was running when the last owner ended.
-    pub(crate) fn was_started(&self) -> bool {
-        match self {
-            Wake::Alarm(alarm) => alarm.started,
-            Wake::Message(message) => message.started,
-        }
-    }
-
-    /// How many processes will have died of it if this one does.
-    pub(crate) fn crashes(&self) -> u32 {
-        let (crashes, started) = match self {
-            Wake::Alarm(alarm) => (alarm.crashes, alarm.started),
-            Wake::Message(message) => (message.crashes, message.started),
-        };
-        crashes.saturating_add(u32::from(started))
     }
 
     /// Its completion.
@@ -91,48 +79,29 @@ impl Wake {
 
     /// The mark that its handler is about to start.
     pub(crate) fn mark(&self) -> Op {
-        let crashes = self.crashes();
+        self.row(self.due(), self.attempts().begun()).put()
+    }
+
+    /// Its row with another time and other attempts.
+    fn row(&self, due: Timestamp, attempts: Attempts) -> DeadRow {
         match self {
-            Wake::Alarm(alarm) => Op::PutAlarm(AlarmRow { started: true, crashes, ..(**alarm).clone() }),
-            Wake::Message(message) => Op::PutMessage(InboxRow { started: true, crashes, ..(**message).clone() }),
+            Wake::Alarm(alarm) => DeadRow::Alarm(AlarmRow { due, attempts, ..(**alarm).clone() }),
+            Wake::Message(message) => DeadRow::Message(InboxRow { due, attempts, ..(**message).clone() }),
         }
     }
 
-    /// Another attempt after `wait`, or the dead letters.
+    /// Another attempt after the policy's wait, or the dead letters.
     pub(crate) fn failed(&self, error: &Arc<str>, now: Timestamp, retry: &RetryPolicy, random: &dyn Random) -> Failed {
-        let attempt = self.attempt().saturating_add(1);
-        match retry.wait_after(attempt, random) {
-            Some(wait) => Failed::Retry(wait, self.again(attempt, now + wait, error)),
-            None => Failed::Dead(self.dead(attempt, error, now)),
+        let attempts = self.attempts().one_more_failed(error);
+        match retry.wait_after(attempts.failed, random) {
+            Some(wait) => Failed::Retry(wait, self.row(now + wait, attempts).put()),
+            None => Failed::Dead(self.dead(attempts, error, now)),
         }
     }
 
-    fn again(&self, attempt: u32, due: Timestamp, error: &Arc<str>) -> Op {
-        let last_error = Some(error.clone());
-        // A process that died of it did so, however this attempt ended.
-        let crashes = self.crashes();
-        match self {
-            Wake::Alarm(alarm) => {
-                Op::PutAlarm(AlarmRow { due, attempt, last_error, crashes, started: false, ..(**alarm).clone() })
-            }
-            Wake::Message(message) => {
-                Op::PutMessage(InboxRow { due, attempt, last_error, crashes, started: false, ..(**message).clone() })
-            }
-        }
-    }
-
-    /// Its end as a dead letter.
-    pub(crate) fn dead(&self, attempt: u32, reason: &Arc<str>, now: Timestamp) -> [Op; 2] {
-        let last_error = Some(reason.clone());
-        let crashes = self.crashes();
-        let row = match self {
-            Wake::Alarm(alarm) => {
-                DeadRow::Alarm(AlarmRow { attempt, last_error, crashes, started: false, ..(**alarm).clone() })
-            }
-            Wake::Message(message) => {
-                DeadRow::Message(InboxRow { attempt, last_error, crashes, started: false, ..(**message).clone() })
-            }
-        };
+    /// Its end as a dead letter, after these attempts.
+    pub(crate) fn dead(&self, attempts: Attempts, reason: &Arc<str>, now: Timestamp) -> [Op; 2] {
+        let row = self.row(self.due(), attempts);
         [self.done(), Op::PutDead(DeadLetter { died_at: now, reason: reason.clone(), row })]
     }
 }

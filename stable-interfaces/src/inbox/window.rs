@@ -324,7 +324,7 @@ impl InboxWindow {
                 continue;
             }
             self.taken.insert((row.name.clone(), row.id.clone()), Taken::default());
-            if row.attempt > 0 || row.due > row.arrived {
+            if row.attempts.failed > 0 || row.due > row.arrived {
                 self.postpone(row.due, Arc::new(row));
             } else {
                 let elapsed = now.elapsed.saturating_sub(now.wall.since(row.arrived));

@@ -29,8 +29,8 @@ use crate::json;
 use crate::quiet::{Quiet, drop_quietly, shown};
 use crate::shared::{HostCore, Place};
 use crate::store::{
-    AlarmRow, DeadKey, DeadLetter, Epoch, InboxRow, InstanceName, NewMessage, Op, Posted, Read, ReadRange, ReadRows,
-    Revision, ShardId, StoreError,
+    AlarmRow, Attempts, DeadKey, DeadLetter, Epoch, InboxRow, InstanceName, NewMessage, Op, Posted, Read, ReadRange,
+    ReadRows, Revision, ShardId, StoreError,
 };
 use crate::sync::{Arc, Mutex};
 
@@ -390,10 +390,7 @@ impl Context {
             due,
             scheduled_at: due,
             revision: self.next_revision(),
-            attempt: 0,
-            crashes: 0,
-            started: false,
-            last_error: None,
+            attempts: Attempts::default(),
             meta,
         }
     }
@@ -763,8 +760,8 @@ impl Context {
         let now = self.now();
         // Marked by a process that died of it, unless its handler is this one.
         let is_own = self.alarm.as_ref().is_some_and(|own| *own.id == *id);
-        let crashes = row.crashes.saturating_add(u32::from(row.started && !is_own));
-        self.record(Op::PutAlarm(AlarmRow { due: row.due.min(now), revision, crashes, started: false, ..row }))?;
+        let attempts = if is_own { Attempts { started: false, ..row.attempts } } else { row.attempts.unmarked() };
+        self.record(Op::PutAlarm(AlarmRow { due: row.due.min(now), revision, attempts, ..row }))?;
         Ok(true)
     }
 
@@ -781,7 +778,8 @@ impl Context {
         if found.is_some_and(|row| row.revision.epoch == self.epoch) {
             return Ok(false);
         }
-        let row = AlarmRow { scheduled_at, attempt, ..self.fresh_alarm(id, due, meta) };
+        let attempts = Attempts { failed: attempt, ..Attempts::default() };
+        let row = AlarmRow { scheduled_at, attempts, ..self.fresh_alarm(id, due, meta) };
         self.record(Op::PutAlarm(row))?;
         Ok(true)
     }
@@ -791,7 +789,7 @@ impl Context {
         // Unsettled commits first: what settles meanwhile has reached the window before it leaves this list.
         let unsettled = self.instance.unsettled();
         let ops = unsettled.iter().flat_map(|commit| &commit.ops);
-        let is_this = |row: &AlarmRow| row.revision == alarm.revision && row.attempt == alarm.attempt;
+        let is_this = |row: &AlarmRow| row.revision == alarm.revision && row.attempts.failed == alarm.attempts.failed;
         find_alarm(ops, &alarm.id).is_none_or(|found| found.is_some_and(is_this))
             && self.instance.host().shards.is_firing(self.shard(), self.epoch, alarm)
     }

@@ -80,7 +80,7 @@ impl Op {
             + match self {
                 Op::PutAlarm(row) => row.id.len() + row.meta.len(),
                 Op::RemoveAlarm { id, .. } => id.len(),
-                Op::PutMessage(row) => row.id.len() + row.last_error.as_ref().map_or(0, |error| error.len()),
+                Op::PutMessage(row) => row.id.len() + row.attempts.bytes(),
                 Op::RemoveMessage(key) => key.id.len(),
                 Op::PutDead(letter) => match &letter.row {
                     crate::store::DeadRow::Alarm(row) => row.meta.len(),
@@ -187,6 +187,7 @@ pub(crate) fn find_alarm<'a>(ops: impl Iterator<Item = &'a Op>, wanted: &str) ->
 mod tests {
     use super::*;
     use crate::Timestamp;
+    use crate::store::Attempts;
     use crate::store::Epoch;
 
     fn name() -> InstanceName {
@@ -208,10 +209,7 @@ mod tests {
             due: Timestamp::from_millis(5),
             scheduled_at: Timestamp::from_millis(5),
             revision: revision(counter),
-            attempt: 0,
-            crashes: 0,
-            started: false,
-            last_error: None,
+            attempts: Attempts::default(),
             meta: Bytes::from_static(b"null"),
         })
     }

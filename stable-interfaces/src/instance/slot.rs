@@ -259,7 +259,8 @@ struct Failure {
 impl Failure {
     fn report<I: StableInterface>(&self, instance: &dyn Link) {
         let Failure { wake, error, wait } = self;
-        let (kind, id, attempt, instance) = (wake.kind(), wake.id(), wake.attempt() + 1, chain::Described(instance));
+        let (kind, id, attempt, instance) =
+            (wake.kind(), wake.id(), wake.attempts().failed + 1, chain::Described(instance));
         match wait {
             Some(wait) => {
                 tracing::warn!(%instance, kind, %id, attempt, %error, ?wait, "a handler failed; it will be tried again");
@@ -565,9 +566,8 @@ impl<I: StableInterface> Slot<I> {
                 // The mark that it was started, if there is one, goes with the commit that holds it.
                 let ops = match token.wake() {
                     Wake::Alarm(alarm) if token.must_mark && !self.is_replaced(inner, epoch, &token) => {
-                        let crashes = token.wake().crashes();
-                        let unmarked =
-                            Op::PutAlarm(crate::store::AlarmRow { started: false, crashes, ..(**alarm).clone() });
+                        let attempts = alarm.attempts.unmarked();
+                        let unmarked = Op::PutAlarm(crate::store::AlarmRow { attempts, ..(**alarm).clone() });
                         self.push(inner, left, epoch, vec![unmarked], None, Shown::Hidden);
                         ops
                     }

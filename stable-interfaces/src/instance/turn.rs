@@ -149,7 +149,7 @@ pub(crate) fn span_of<I: StableInterface>(id: &str, shard: ShardId, woken_by: Op
         && !span.is_disabled()
     {
         span.record(wake.kind(), &**wake.id());
-        span.record("attempt", wake.attempt());
+        span.record("attempt", wake.attempts().failed);
     }
     span
 }

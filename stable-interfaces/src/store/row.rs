@@ -41,6 +41,51 @@ impl fmt::Display for Revision {
     }
 }
 
+/// The attempts to handle an alarm or message so far; by default there was none.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Attempts {
+    /// The number of handlers that have failed.
+    pub failed: u32,
+    /// The number of processes that have died while a handler ran.
+    pub crashes: u32,
+    /// Says that a handler had begun when the row was written: kept only while there may be an alarm or message that kills its process.
+    pub started: bool,
+    /// The reason why the last attempt failed.
+    pub last_error: Option<Arc<str>>,
+}
+
+impl Attempts {
+    /// The number of bytes that the application's error has.
+    pub(crate) fn bytes(&self) -> usize {
+        self.last_error.as_ref().map_or(0, |error| error.len())
+    }
+
+    /// The crashes, with one more for a handler that had begun and of which nothing else is known.
+    pub(crate) fn all_crashes(&self) -> u32 {
+        self.crashes.saturating_add(u32::from(self.started))
+    }
+
+    /// These attempts, and one that is about to begin.
+    pub(crate) fn begun(&self) -> Attempts {
+        Attempts { crashes: self.all_crashes(), started: true, ..self.clone() }
+    }
+
+    /// These attempts without one that was marked as about to begin. A process that died of it did so all the same.
+    pub(crate) fn unmarked(&self) -> Attempts {
+        Attempts { crashes: self.all_crashes(), started: false, ..self.clone() }
+    }
+
+    /// These attempts, ended for this reason.
+    pub(crate) fn given_up(&self, reason: &Arc<str>) -> Attempts {
+        Attempts { last_error: Some(reason.clone()), ..self.unmarked() }
+    }
+
+    /// These attempts, and one that has failed.
+    pub(crate) fn one_more_failed(&self, error: &Arc<str>) -> Attempts {
+        Attempts { failed: self.failed.saturating_add(1), ..self.given_up(error) }
+    }
+}
+
 /// The order in which a shard's alarms fire.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AlarmKey {
@@ -65,14 +110,8 @@ pub struct AlarmRow {
     pub scheduled_at: Timestamp,
     /// Which setting this is.
     pub revision: Revision,
-    /// How many handlers have failed on it since it was set.
-    pub attempt: u32,
-    /// How many processes have died while it was being handled.
-    pub crashes: u32,
-    /// Whether its handler had begun when this row was written: kept only while there may be an alarm that kills its process.
-    pub started: bool,
-    /// Why the last attempt failed.
-    pub last_error: Option<Arc<str>>,
+    /// The attempts at it since it was set.
+    pub attempts: Attempts,
     /// What the application attached: JSON.
     pub meta: Bytes,
 }
@@ -80,7 +119,7 @@ pub struct AlarmRow {
 impl AlarmRow {
     /// How many bytes the application put into it.
     pub(crate) fn bytes(&self) -> usize {
-        self.meta.len() + self.last_error.as_ref().map_or(0, |error| error.len())
+        self.meta.len() + self.attempts.bytes()
     }
 
     /// Its place in the order of firing.
@@ -115,14 +154,8 @@ pub struct InboxRow {
     pub arrived: Timestamp,
     /// When it is to be handled: `arrived` at first, later with each retry.
     pub due: Timestamp,
-    /// How many handlers have failed on it.
-    pub attempt: u32,
-    /// How many processes have died while it was being handled.
-    pub crashes: u32,
-    /// As [`AlarmRow::started`].
-    pub started: bool,
-    /// Why the last attempt failed.
-    pub last_error: Option<Arc<str>>,
+    /// The attempts at it since it arrived.
+    pub attempts: Attempts,
     /// What came beside the body.
     pub headers: MessageHeaders,
     /// The message: opaque.
@@ -139,10 +172,7 @@ impl InboxKey {
             id,
             arrived,
             due: arrived,
-            attempt: 0,
-            crashes: 0,
-            started: false,
-            last_error: None,
+            attempts: Attempts::default(),
             headers: MessageHeaders::new(),
             body: Bytes::new(),
         }
@@ -153,7 +183,7 @@ impl InboxRow {
     /// How many bytes the application put into it.
     pub(crate) fn bytes(&self) -> usize {
         let headers: usize = self.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
-        self.body.len() + headers + self.last_error.as_ref().map_or(0, |error| error.len())
+        self.body.len() + headers + self.attempts.bytes()
     }
 
     /// Its place in the order of arrival.
@@ -187,10 +217,7 @@ impl NewMessage {
             id: self.id,
             arrived,
             due: arrived,
-            attempt: 0,
-            crashes: 0,
-            started: false,
-            last_error: None,
+            attempts: Attempts::default(),
             headers: self.headers,
             body: self.body,
         }
@@ -228,6 +255,16 @@ pub enum DeadRow {
     Alarm(AlarmRow),
     /// A message.
     Message(InboxRow),
+}
+
+impl DeadRow {
+    /// The operation that writes the row among the living.
+    pub(crate) fn put(self) -> Op {
+        match self {
+            DeadRow::Alarm(row) => Op::PutAlarm(row),
+            DeadRow::Message(row) => Op::PutMessage(row),
+        }
+    }
 }
 
 impl DeadLetter {

@@ -15,6 +15,7 @@ use proptest_state_machine::ReferenceStateMachine;
 
 use super::*;
 use crate::cases::{self, Checked, Subject};
+use crate::store::Attempts;
 use crate::store::Epoch;
 
 /// How many alarms there may be.
@@ -30,17 +31,13 @@ fn identity(alarm: usize) -> Identity {
 
 fn row(alarm: usize, due: Timestamp, revision: Revision) -> AlarmRow {
     let (name, id) = identity(alarm);
-    let (attempt, crashes, started, last_error) = (0, 0, false, None);
     AlarmRow {
         name,
         id,
         due,
         scheduled_at: due,
         revision,
-        attempt,
-        crashes,
-        started,
-        last_error,
+        attempts: Attempts::default(),
         meta: Bytes::from_static(&[b'1'; 3_000]).slice(..[4, 40, 400, 3_000][alarm % 4]),
     }
 }
@@ -382,11 +379,15 @@ impl<'a> Model<'a> {
         match how {
             Ending::Completed => self.remove(identity, row.revision),
             Ending::Failed(delay) if is_current => {
-                self.put(AlarmRow { due: self.after(*delay), attempt: row.attempt + 1, ..row });
+                self.put(AlarmRow {
+                    due: self.after(*delay),
+                    attempts: row.attempts.one_more_failed(&"it failed".into()),
+                    ..row
+                });
             }
             Ending::Rearmed(delay) if is_current => {
                 let revision = self.next_revision();
-                self.put(AlarmRow { due: self.after(*delay), revision, attempt: 0, ..row.clone() });
+                self.put(AlarmRow { due: self.after(*delay), revision, attempts: Attempts::default(), ..row.clone() });
                 self.remove(identity, row.revision);
             }
             Ending::SetAside => {

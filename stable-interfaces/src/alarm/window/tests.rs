@@ -1,6 +1,7 @@
 use bytes::Bytes;
 
 use super::*;
+use crate::store::Attempts;
 use crate::store::Epoch;
 
 fn at(millis: i64) -> Timestamp {
@@ -22,10 +23,7 @@ fn alarm_of(instance: &str, id: &str, due: i64, revision: u64) -> AlarmRow {
         due: at(due),
         scheduled_at: at(due),
         revision: rev(revision),
-        attempt: 0,
-        crashes: 0,
-        started: false,
-        last_error: None,
+        attempts: Attempts::default(),
         meta: Bytes::from_static(b"null"),
     }
 }
@@ -136,7 +134,8 @@ fn a_retry_of_the_same_revision_waits_for_its_new_time() {
     let mut window = complete(8);
     window.put(alarm("a", 10, 1));
     window.pop_due(at(10)).expect("due");
-    let retry = AlarmRow { attempt: 1, scheduled_at: at(10), ..alarm("a", 50, 1) };
+    let retry =
+        AlarmRow { attempts: Attempts { failed: 1, ..Attempts::default() }, scheduled_at: at(10), ..alarm("a", 50, 1) };
     window.put(retry.clone());
     assert_eq!(window.pop_due(at(49)), None);
     assert_eq!(window.pop_due(at(50)), Some(retry));

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use super::*;
+use crate::store::Attempts;
 use crate::testing::SimClock;
 
 const SHARD: ShardId = ShardId(0);
@@ -34,10 +35,7 @@ fn alarm(due: Timestamp) -> AlarmRow {
         due,
         scheduled_at: due,
         revision: Revision { epoch: EPOCH, counter: 1 },
-        attempt: 0,
-        crashes: 0,
-        started: false,
-        last_error: None,
+        attempts: Attempts::default(),
         meta: Bytes::from(vec![b'0'; 1_000]),
     }
 }
@@ -108,10 +106,7 @@ async fn a_message_that_comes_later_does_not_end_the_marking_of_what_was_overdue
         id: "m".into(),
         arrived: now,
         due: now,
-        attempt: 0,
-        crashes: 0,
-        started: false,
-        last_error: None,
+        attempts: Attempts::default(),
         headers: Vec::new(),
         body: Bytes::new(),
     };

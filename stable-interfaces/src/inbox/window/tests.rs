@@ -1,6 +1,11 @@
 use bytes::Bytes;
 
 use super::*;
+use crate::store::Attempts;
+
+fn failed_once() -> Attempts {
+    Attempts { failed: 1, ..Attempts::default() }
+}
 
 fn row(id: &str, arrived: i64) -> InboxRow {
     let arrived = Timestamp::from_millis(arrived);
@@ -9,10 +14,7 @@ fn row(id: &str, arrived: i64) -> InboxRow {
         id: id.into(),
         arrived,
         due: arrived,
-        attempt: 0,
-        crashes: 0,
-        started: false,
-        last_error: None,
+        attempts: Attempts::default(),
         headers: Vec::new(),
         body: Bytes::new(),
     }
@@ -104,7 +106,7 @@ fn an_id_posted_again_while_a_page_loads_in_which_its_first_message_is_seen_to_l
 #[test]
 fn a_message_that_waits_and_is_shown_again_and_again_costs_no_further_pass_when_it_leaves() {
     let mut window = InboxWindow::new(10);
-    let later = InboxRow { due: Timestamp::from_millis(50), attempt: 1, ..row("a", 1) };
+    let later = InboxRow { due: Timestamp::from_millis(50), attempts: failed_once(), ..row("a", 1) };
     for _ in 0..3 {
         window.hint();
         window.begin_page();
@@ -227,7 +229,8 @@ fn messages_that_nobody_can_handle_do_not_keep_the_others_out() {
 fn of_many_that_fail_the_last_are_left_to_the_store_until_they_are_due() {
     let mut window = InboxWindow::new(1);
     window.begin_page();
-    let failed = |n: i64| InboxRow { due: Timestamp::from_millis(100 + n), attempt: 1, ..row(&n.to_string(), n) };
+    let failed =
+        |n: i64| InboxRow { due: Timestamp::from_millis(100 + n), attempts: failed_once(), ..row(&n.to_string(), n) };
     let all: Vec<_> = (0..20).map(failed).collect();
     window.merge_page(all.clone(), true, NOW);
     assert_eq!(window.postponed.len(), 16);
@@ -260,7 +263,8 @@ fn load(window: &mut InboxWindow, all: &[InboxRow]) -> Vec<String> {
 #[test]
 fn messages_that_wait_are_read_once_and_later_only_what_came_between_them() {
     let mut window = InboxWindow::new(2);
-    let later = |n: i64| InboxRow { due: Timestamp::from_millis(1_000), attempt: 1, ..row(&format!("{n:02}"), n) };
+    let later =
+        |n: i64| InboxRow { due: Timestamp::from_millis(1_000), attempts: failed_once(), ..row(&format!("{n:02}"), n) };
     let mut all: Vec<_> = (0..12).filter(|n| n % 5 != 3).map(later).collect();
     let mut read = Vec::new();
     while window.is_behind() {
@@ -293,9 +297,14 @@ fn messages_that_wait_are_read_once_and_later_only_what_came_between_them() {
 #[test]
 fn messages_are_bounded_in_bytes_while_they_are_ready_and_while_they_are_postponed() {
     let mut window = InboxWindow::new(64);
-    let large = |n: i64, attempt| {
-        let due = Timestamp::from_millis(if attempt > 0 { 1_000 + n } else { n });
-        InboxRow { body: vec![0; 100_000].into(), attempt, due, ..row(&format!("{n:02}"), n) }
+    let large = |n: i64, failed| {
+        let due = Timestamp::from_millis(if failed > 0 { 1_000 + n } else { n });
+        InboxRow {
+            body: vec![0; 100_000].into(),
+            attempts: Attempts { failed, ..Attempts::default() },
+            due,
+            ..row(&format!("{n:02}"), n)
+        }
     };
     window.begin_page();
     window.merge_page((0..3).map(|n| large(n, 0)).collect(), false, NOW);
@@ -318,7 +327,11 @@ fn messages_are_bounded_in_bytes_while_they_are_ready_and_while_they_are_postpon
 fn messages_left_to_the_store_are_not_read_again_before_they_are_due() {
     let mut window = InboxWindow::new(1);
     let all: Vec<_> = (0..40)
-        .map(|n| InboxRow { due: Timestamp::from_millis(100 + n), attempt: 1, ..row(&format!("{n:02}"), n) })
+        .map(|n| InboxRow {
+            due: Timestamp::from_millis(100 + n),
+            attempts: failed_once(),
+            ..row(&format!("{n:02}"), n)
+        })
         .collect();
     while window.is_behind() {
         load(&mut window, &all);
@@ -351,7 +364,11 @@ fn messages_left_to_the_store_are_not_read_again_before_they_are_due() {
 fn a_failed_message_waits_for_its_time() {
     let mut window = InboxWindow::new(10);
     window.begin_page();
-    window.merge_page(vec![InboxRow { due: Timestamp::from_millis(50), attempt: 1, ..row("a", 1) }], true, NOW);
+    window.merge_page(
+        vec![InboxRow { due: Timestamp::from_millis(50), attempts: failed_once(), ..row("a", 1) }],
+        true,
+        NOW,
+    );
     assert_eq!(window.next_deadline(), Some(Timestamp::from_millis(50)));
     assert_eq!(pop(&mut window, 49), None);
     assert_eq!(pop(&mut window, 50).as_deref(), Some("a"));

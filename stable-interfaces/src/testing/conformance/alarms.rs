@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::given::*;
 use crate::clock::Timestamp;
-use crate::store::{AlarmRow, Op, Revision};
+use crate::store::{AlarmRow, Attempts, Op, Revision};
 
 pub(super) async fn an_alarm_comes_back_as_it_was_put(store: AnyStore) {
     let mut owner = Owner::start(&store, 1, "host-a", &[0]).await;
@@ -15,14 +15,19 @@ pub(super) async fn an_alarm_comes_back_as_it_was_put(store: AnyStore) {
         due: at(1_952_310_701_235),
         scheduled_at: at(-5),
         revision: revision(3, (1 << 53) + 1),
-        attempt: u32::MAX,
-        crashes: u32::MAX - 1,
-        started: true,
-        last_error: Some("it's \"broken\"\n\tat line 3 \\ {}: 💥".into()),
+        attempts: Attempts {
+            failed: u32::MAX,
+            crashes: u32::MAX - 1,
+            started: true,
+            last_error: Some("it's \"broken\"\n\tat line 3 \\ {}: 💥".into()),
+        },
         meta: Bytes::from_static("{ \"b\":1, \"a\" : [1.0, 1e3, \"💥\"],\n\"a\":2 }".as_bytes()),
     };
-    let silent =
-        AlarmRow { last_error: Some("".into()), meta: Bytes::from_static(b"1e400"), ..alarm("silent", "a", 20) };
+    let silent = AlarmRow {
+        attempts: Attempts { last_error: Some("".into()), ..Attempts::default() },
+        meta: Bytes::from_static(b"1e400"),
+        ..alarm("silent", "a", 20)
+    };
     let rows = [plain, silent, full];
     owner.commit(0, rows.iter().cloned().map(Op::PutAlarm).collect()).await;
     assert_eq!(alarms(&store, 0).await, rows);
@@ -236,7 +241,8 @@ pub(super) async fn an_instances_alarms_are_read_by_id(store: AnyStore) {
 
 pub(super) async fn alarms_survive_a_change_of_owner(store: AnyStore) {
     let mut first = Owner::start(&store, 1, "host-a", &[0]).await;
-    let row = AlarmRow { revision: revision(1, 7), attempt: 2, started: true, ..alarm("i", "a", 10) };
+    let row =
+        AlarmRow { revision: revision(1, 7), attempts: Attempts { started: true, ..failed(2) }, ..alarm("i", "a", 10) };
     first.commit(0, vec![Op::PutAlarm(row.clone())]).await;
     let mut second = Owner::start(&store, 2, "host-a", &[0]).await;
     assert_eq!(alarms(&store, 0).await, std::slice::from_ref(&row));

@@ -324,7 +324,7 @@ pub(super) async fn all_kinds_of_operations_land_together(store: AnyStore) {
     let old_letter = dead(5, DeadRow::Alarm(alarm("i", "older", 1)));
     owner.commit(0, vec![Op::PutAlarm(old.clone()), put("i", "old", "v"), Op::PutDead(old_letter.clone())]).await;
     let messages = inbox(&store, 0).await;
-    let retried = crate::store::InboxRow { attempt: 1, ..messages[1].clone() };
+    let retried = crate::store::InboxRow { attempts: failed(1), ..messages[1].clone() };
     let letter = dead(6, DeadRow::Message(messages[0].clone()));
     let ops = vec![
         Op::PutAlarm(new.clone()),

@@ -3,17 +3,14 @@
 use bytes::Bytes;
 
 use super::given::*;
-use crate::store::{AlarmRow, DeadLetter, DeadRow, InboxRow, Op, Posted};
+use crate::store::{AlarmRow, Attempts, DeadLetter, DeadRow, InboxRow, Op, Posted};
 
 pub(super) async fn a_dead_alarm_comes_back_as_it_was_put(store: AnyStore) {
     let mut owner = Owner::start(&store, 1, "host-a", &[0]).await;
     let row = AlarmRow {
         revision: revision(4, (1 << 53) + 1),
         scheduled_at: at(-1),
-        attempt: 17,
-        crashes: u32::MAX,
-        started: true,
-        last_error: Some("".into()),
+        attempts: Attempts { failed: 17, crashes: u32::MAX, started: true, last_error: Some("".into()) },
         meta: Bytes::from_static(b"{\"a\" : \"\\u0000\"}"),
         ..alarm("i", "a", 1_952_310_701_235)
     };
@@ -33,10 +30,7 @@ pub(super) async fn a_dead_message_comes_back_as_it_was_put(store: AnyStore) {
     post(&store, message(0, "i", "m", "body")).await;
     let arrived = inbox(&store, 0).await.remove(0);
     let row = InboxRow {
-        attempt: 9,
-        crashes: 3,
-        started: true,
-        last_error: Some("broken".into()),
+        attempts: Attempts { failed: 9, crashes: 3, started: true, last_error: Some("broken".into()) },
         headers: vec![("b".into(), "1".into()), ("a".into(), "2".into()), ("b".into(), "".into())],
         body: (0..=255).collect::<Vec<u8>>().into(),
         ..arrived

@@ -8,8 +8,9 @@ use bytes::Bytes;
 
 use crate::clock::Timestamp;
 use crate::store::{
-    After, AlarmRow, Batch, Claim, ClaimKind, Claimed, DeadLetter, DeadRow, Epoch, InboxRow, Incarnation, InstanceName,
-    Lane, NewMessage, Op, Page, Read, ReadRange, ReadRows, Revision, Rows, ShardId, Store, StoreError, Write,
+    After, AlarmRow, Attempts, Batch, Claim, ClaimKind, Claimed, DeadLetter, DeadRow, Epoch, InboxRow, Incarnation,
+    InstanceName, Lane, NewMessage, Op, Page, Read, ReadRange, ReadRows, Revision, Rows, ShardId, Store, StoreError,
+    Write,
 };
 use crate::sync::Arc;
 
@@ -219,10 +220,7 @@ pub(super) fn alarm_of(name: InstanceName, id: &str, due: i64) -> AlarmRow {
         due: at(due),
         scheduled_at: at(due),
         revision: revision(1, 1),
-        attempt: 0,
-        crashes: 0,
-        started: false,
-        last_error: None,
+        attempts: Attempts::default(),
         meta: Bytes::from_static(b"{\"kind\":\"timeout\"}"),
     }
 }
@@ -241,6 +239,11 @@ pub(super) fn put_of(name: InstanceName, key: &str, value: Bytes) -> Op {
 
 pub(super) fn delete(instance: &str, key: &str) -> Op {
     Op::Delete { name: name(instance), key: key.into() }
+}
+
+/// So many handlers have failed.
+pub(super) fn failed(failed: u32) -> Attempts {
+    Attempts { failed, ..Attempts::default() }
 }
 
 pub(super) fn message(shard: u32, instance: &str, id: &str, body: &str) -> NewMessage {
@@ -266,10 +269,7 @@ pub(super) fn inbox_row(instance: &str, id: &str, arrived: i64) -> InboxRow {
         id: id.into(),
         arrived: at(arrived),
         due: at(arrived),
-        attempt: 0,
-        crashes: 0,
-        started: false,
-        last_error: None,
+        attempts: Attempts::default(),
         headers: vec![("a".into(), "b".into())],
         body: Bytes::from_static(b"body"),
     }

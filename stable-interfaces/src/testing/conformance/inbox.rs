@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::given::*;
-use crate::store::{InboxRow, NewMessage, Op, Posted, StoreError};
+use crate::store::{Attempts, InboxRow, NewMessage, Op, Posted, StoreError};
 
 pub(super) async fn a_posted_message_comes_back_as_it_was_posted(store: AnyStore) {
     let sent = message(0, "i", "m", "body");
@@ -14,10 +14,7 @@ pub(super) async fn a_posted_message_comes_back_as_it_was_posted(store: AnyStore
         id: sent.id,
         arrived: rows[0].arrived,
         due: rows[0].arrived,
-        attempt: 0,
-        crashes: 0,
-        started: false,
-        last_error: None,
+        attempts: Attempts::default(),
         headers: sent.headers,
         body: sent.body,
     };
@@ -202,16 +199,13 @@ pub(super) async fn put_message_changes_all_but_arrival_headers_and_body(store: 
     let before = inbox(&store, 0).await;
     let mut changed = InboxRow {
         due: at(before[0].due.as_millis() + 5_000),
-        attempt: 3,
-        crashes: 2,
-        started: true,
-        last_error: Some("it's\n\"broken\"".into()),
+        attempts: Attempts { failed: 3, crashes: 2, started: true, last_error: Some("it's\n\"broken\"".into()) },
         ..before[0].clone()
     };
     let sent = InboxRow { headers: vec![], body: Bytes::new(), ..changed.clone() };
     owner.commit(0, vec![Op::PutMessage(sent)]).await;
     assert_eq!(inbox(&store, 0).await, [changed.clone(), before[1].clone()]);
-    changed = InboxRow { due: at(-1), attempt: 0, crashes: 0, started: false, last_error: None, ..changed };
+    changed = InboxRow { due: at(-1), attempts: Attempts::default(), ..changed };
     owner.commit(0, vec![Op::PutMessage(changed.clone())]).await;
     assert_eq!(inbox(&store, 0).await, [changed, before[1].clone()], "its place is by arrival, not by due time");
     assert_eq!(post(&store, message(0, "i", "m1", "")).await, Posted::Duplicate);
@@ -222,7 +216,7 @@ pub(super) async fn put_message_on_a_missing_row_does_nothing(store: AnyStore) {
     post(&store, message(0, "i", "m", "body")).await;
     let row = inbox(&store, 0).await.remove(0);
     owner.commit(0, vec![Op::RemoveMessage(row.key())]).await;
-    owner.commit(0, vec![Op::PutMessage(InboxRow { attempt: 1, ..row })]).await;
+    owner.commit(0, vec![Op::PutMessage(InboxRow { attempts: failed(1), ..row })]).await;
     assert_eq!(inbox(&store, 0).await, [], "a message that was handled does not come back");
     owner.commit(0, vec![Op::PutMessage(inbox_row("i", "never", 10))]).await;
     assert_eq!(inbox(&store, 0).await, []);

@@ -249,8 +249,10 @@ impl Flawed {
         match self.flaw {
             Flaw::TimesAreSeconds => row.due = Timestamp::from_millis(millis - millis.rem_euclid(1_000)),
             Flaw::TimesStartIn1970 => row.due = Timestamp::from_millis(millis.max(0)),
-            Flaw::AttemptsAreSigned => row.attempt = row.attempt.min(i32::MAX.unsigned_abs()),
-            Flaw::EmptyErrorIsNone => row.last_error = row.last_error.filter(|error| !error.is_empty()),
+            Flaw::AttemptsAreSigned => row.attempts.failed = row.attempts.failed.min(i32::MAX.unsigned_abs()),
+            Flaw::EmptyErrorIsNone => {
+                row.attempts.last_error = row.attempts.last_error.filter(|error| !error.is_empty())
+            }
             Flaw::MetaIsReformatted => {
                 let json = serde_json::from_slice::<serde_json::Value>(&row.meta);
                 row.meta = json.map_or(row.meta, |json| json.to_string().into());
