@@ -68,7 +68,7 @@ const MORE: [Control; 2] = [
 
 /// The first seed with which it is found out, and by which promise.
 fn catch(planted: Planted, by: &[Invariant]) -> Option<(u64, String)> {
-    (1..=12).find_map(|seed| {
+    (1..=30).find_map(|seed| {
         let simulation = Simulation::new(seed).length(Duration::from_secs(240)).faults(Faults::ALL);
         let run = match planted {
             Store(how) => {

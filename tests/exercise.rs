@@ -25,7 +25,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use stable_interfaces::store::InstanceName;
+use stable_interfaces::store::{AlarmRow, InstanceName};
 use stable_interfaces::testing::{Client, End, History, Invariant, Life, SeededRandom, StoreDump, Workload};
 use stable_interfaces::{ContextError, HostBuilder, Interface, RequestError, RetryPolicy};
 
@@ -182,8 +182,15 @@ impl Workload for Exercise {
     fn configure(&self, host: HostBuilder) -> HostBuilder {
         let random = SeededRandom::new(self.hosts.fetch_add(1, Ordering::Relaxed));
         let number = |all: &[usize]| random.pick(all).copied().unwrap_or(1);
-        let host = host.max_firing(number(&[8, 32, usize::MAX])).alarm_window(number(&[0, 16, usize::MAX]));
-        let host = host.max_queued_commits(number(&[256, usize::MAX]));
+        let millis = |all: &[u64]| Duration::from_millis(random.pick(all).copied().unwrap_or(0));
+        let host = host.max_firing(number(&[2, 8, 32, usize::MAX])).alarm_window(number(&[0, 16, usize::MAX]));
+        let host = host.alarm_window_bytes(number(&[0, 1, 200, 4_096, usize::MAX]));
+        let host = host.max_queued_commits(number(&[1, 256, usize::MAX]));
+        let host = host.max_queued_bytes(number(&[1, 4_099, usize::MAX])).max_connections(number(&[1, 9, usize::MAX]));
+        let host = host.max_fires_per_second(random.pick(&[3, 1_000, u32::MAX]).copied().unwrap_or(1_000));
+        let host = host.max_crashes(random.pick(&[1, 3, u32::MAX]).copied().unwrap_or(3));
+        // Odd ones: nothing may depend on which of two that are equal is over first.
+        let host = host.store_timeout(millis(&[777, 2_000, 6_999])).commit_timeout(millis(&[0, 1_001, 4_000, 900_000]));
         host.lanes(random.pick(&[1, 2, 7, u16::MAX]).copied().unwrap_or(2))
     }
 
@@ -256,6 +263,10 @@ impl Workload for Exercise {
             client.sleep(Duration::from_secs(if round < 6 { 10 } else { 60 })).await;
             round += 1;
         }
+    }
+
+    fn rests(&self, alarm: &AlarmRow) -> bool {
+        Kind::from_meta(&serde_json::from_slice(&alarm.meta).unwrap_or_default()).0 == Kind::Holds
     }
 
     fn end(&self, store: &StoreDump, history: &History) -> End {

@@ -23,7 +23,7 @@ const FEWEST: u64 = 24;
 const REPEATED: u64 = 16;
 
 /// A simulation in which one of these never happens tests less than it says. The first runs have the same seeds each time.
-const MUST_HAPPEN: [&str; 39] = [
+const MUST_HAPPEN: [&str; 42] = [
     "crash before Claim was answered",
     "crash after Claim was answered",
     "crash before Renew was answered",
@@ -50,6 +50,9 @@ const MUST_HAPPEN: [&str; 39] = [
     "a part of the store away",
     "store that answers a host nothing",
     "hints lost",
+    "hints held up",
+    "calls that were not answered",
+    "hanging Commit",
     "streams of hints cut",
     "failed before Commit",
     "failed after Commit",

@@ -21,7 +21,7 @@ use super::{App, Exercise, INSTANCES, SCOUTS, whole};
 type Operation = (u64, &'static str);
 
 /// What clients do, and how often of a hundred.
-const OPERATIONS: [Operation; 22] = [
+const OPERATIONS: [Operation; 23] = [
     (17, "count"),
     (12, "alarm from inside"),
     (10, "alarm from outside"),
@@ -31,6 +31,7 @@ const OPERATIONS: [Operation; 22] = [
     (6, "add"),
     (5, "read"),
     (9, "post"),
+    (2, "post again"),
     (4, "connection"),
     (4, "task"),
     (2, "hold"),
@@ -82,6 +83,7 @@ impl Exercise {
             "add" => self.add(client, &id).await,
             "read" => self.read(client, &id).await,
             "post" => self.post(client, &id).await,
+            "post again" => self.post_again(client, &id).await,
             "connection" => self.connection(client, &id).await,
             "task" => self.task(client, &id).await,
             "hold" => self.set(client, &id, Kind::Holds, true, None).await,

@@ -138,6 +138,18 @@ impl MemoryStore {
     }
 }
 
+#[cfg(feature = "testing")]
+impl MemoryStore {
+    /// What a host whose wall shows `wall` has to handle of a shard: alarms, messages that came first, and those whose retry is due.
+    pub(crate) fn due(&self, shard: ShardId, wall: Timestamp) -> (Vec<AlarmRow>, Vec<InboxRow>) {
+        let state = self.inner.state.lock();
+        let Some(shard) = state.shards.get(&shard) else { return (Vec::new(), Vec::new()) };
+        let alarms = shard.alarm_order.iter().take_while(|key| key.due <= wall);
+        let messages = shard.inbox.values().filter(|row| row.attempts.failed == 0 || row.due <= wall);
+        (alarms.filter_map(|key| shard.alarm_at(key)).cloned().collect(), messages.cloned().collect())
+    }
+}
+
 impl Default for MemoryStore {
     fn default() -> MemoryStore {
         MemoryStore::new()

@@ -149,8 +149,18 @@ struct Shared {
     released: Notify,
     /// Woken when a call begins.
     begun: Notify,
-    /// Whether hints are swallowed. Apart from `state`, because forwarders hold it and must not keep the whole alive.
-    hints_lost: Arc<AtomicBool>,
+    /// What happens to hints. Apart from `state`, because forwarders hold it and must not keep the whole alive.
+    hints: Arc<HintFaults>,
+}
+
+#[derive(Default)]
+struct HintFaults {
+    /// Whether they are swallowed.
+    are_lost: AtomicBool,
+    /// Whether they wait.
+    are_held: AtomicBool,
+    /// Woken when they wait no longer.
+    released: Notify,
 }
 
 struct State {
@@ -222,7 +232,7 @@ impl FaultStore {
             state: Mutex::new(state),
             released: Notify::new(),
             begun: Notify::new(),
-            hints_lost: Arc::default(),
+            hints: Arc::default(),
         };
         FaultStore { shared: Arc::new(shared) }
     }
@@ -252,6 +262,7 @@ impl FaultStore {
         state.chances.clear();
         drop(state);
         self.lose_hints(false);
+        self.hold_hints(false);
         self.set_away([]);
     }
 
@@ -304,7 +315,24 @@ impl FaultStore {
 
     /// While `true`, no hint gets through.
     pub fn lose_hints(&self, lost: bool) {
-        self.shared.hints_lost.store(lost, Ordering::SeqCst);
+        self.shared.hints.are_lost.store(lost, Ordering::SeqCst);
+    }
+
+    /// While `true`, hints wait, as they do before a listener that does not listen; then they come together.
+    pub fn hold_hints(&self, held: bool) {
+        self.shared.hints.are_held.store(held, Ordering::SeqCst);
+        if !held {
+            self.shared.hints.released.notify_waiters();
+        }
+    }
+
+    /// Whether anything is set to go wrong for all calls, or for one to come.
+    pub(crate) fn is_troubled(&self) -> bool {
+        let state = self.shared.state.lock();
+        let is_scripted = !state.at.is_empty() || state.next.values().any(|next| !next.is_empty());
+        let is_shut = state.down || state.hang_from.is_some();
+        drop(state);
+        is_shut || is_scripted || self.shared.inner.is_any_away()
     }
 
     /// How many calls of all methods have begun; also the number of the next one.
@@ -472,7 +500,7 @@ impl Shared {
     /// The same hints, through a task that can be cut off.
     fn forward(&self, mut hints: Hints) -> Hints {
         let (sender, forwarded) = Hints::channel();
-        let lost = self.hints_lost.clone();
+        let faults = self.hints.clone();
         let forwarders = &mut self.state.lock().forwarders;
         while forwarders.try_join_next().is_some() {}
         forwarders.spawn(async move {
@@ -481,8 +509,13 @@ impl Shared {
                     () = sender.closed() => return,
                     hint = hints.next() => hint,
                 };
+                let may_pass = || (!faults.are_held.load(Ordering::SeqCst)).then_some(());
+                tokio::select! { biased;
+                    () = sender.closed() => return,
+                    () = wait_until(&faults.released, may_pass) => {}
+                }
                 match hint {
-                    Some(shard) if !lost.load(Ordering::SeqCst) => sender.send(shard),
+                    Some(shard) if !faults.are_lost.load(Ordering::SeqCst) => sender.send(shard),
                     Some(_) => {}
                     None => return,
                 }

@@ -115,8 +115,8 @@ impl Outcome {
 pub enum What {
     /// An effect that is to happen once. The same name may be asked for several times: then it is a counter.
     Effect(String),
-    /// A message, whose effect is to happen once for each time it was inserted into the inbox: not more often than its
-    /// [insertions](History::inserted), and once at least.
+    /// A message, whose effect is to happen once for each time it was [inserted](History::inserted) into the inbox, and once at
+    /// least if that was acknowledged.
     Post {
         /// Which message.
         message: String,
@@ -446,6 +446,9 @@ impl Checker<'_> {
         for (effect, count) in &record.counts {
             let is_post = inserted.contains_key(effect.as_str());
             let done = if is_post { count.done.min(1) } else { count.done };
+            // What was inserted was handled or waits, whatever its sender was told. Requeued, it was inserted again.
+            let is_requeued = requeued.contains_key(effect.as_str());
+            let done = done.max(inserted.get(effect.as_str()).copied().filter(|_| !is_requeued).unwrap_or(0));
             let least = if discarded.contains(effect.as_str()) { 0 } else { done };
             let most = match inserted.get(effect.as_str()) {
                 Some(times) => *times,

@@ -11,6 +11,7 @@
 mod fleet;
 mod link;
 mod nemesis;
+mod overdue;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,14 +20,14 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use self::fleet::World;
+use self::fleet::{Shape, World};
 use super::dump::StoreDump;
 use super::history::{End, History, Invariant, Violation};
 use super::sim::{SeededRandom, SimClock};
 use super::witness::Witness;
 use crate::clock::{Clock, Timestamp, within};
 use crate::host::HostBuilder;
-use crate::store::{MemoryStore, ShardId, Store};
+use crate::store::{AlarmRow, MemoryStore, ShardId, Store};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Arc, Mutex};
 
@@ -57,6 +58,12 @@ pub trait Workload: Send + Sync + 'static {
 
     /// What remains to be done when nothing fails any more, so that all comes to its end.
     fn finish(self: Arc<Self>, client: Client<Self::App>) -> impl Future<Output = ()> + Send;
+
+    /// Whether the handler of this alarm [holds](crate::Context::hold_alarm) it once it has run: then it may stay due for as long
+    /// as it likes.
+    fn rests(&self, _alarm: &AlarmRow) -> bool {
+        false
+    }
 
     /// What the store says in the end about what the history speaks of.
     ///
@@ -407,8 +414,11 @@ impl Simulation {
     async fn simulate<W: Workload>(&self, workload: Arc<W>) -> Run {
         let clock = SimClock::new(START);
         let history = History::default();
-        // Every second fleet has a store that is spread over machines, of which some may be away.
+        // Every second fleet has a store that is spread over machines, of which some may be away. In every fifth a lease does not run
+        // out, as that of the only host on an embedded store.
         let is_spread = self.wrap.is_none() && self.seed % 2 == 1;
+        let lease = if self.seed % 5 == 3 { Duration::MAX } else { Duration::from_secs(6) };
+        let shape = Shape { hosts: self.hosts, shards: self.shards, calls: self.faults.calls, is_spread, lease };
         let make = if is_spread { MemoryStore::spread } else { MemoryStore::with_clock };
         let memory = make(Arc::new(clock.clone()));
         let inner: Arc<dyn Store> = match &self.wrap {
@@ -425,9 +435,11 @@ impl Simulation {
             is_over: AtomicBool::new(false),
             is_healed: AtomicBool::new(false),
         });
-        let world = World::new(common.clone(), store.clone(), &workload, self.hosts, self.shards, self.faults.calls);
-        world.set_spread(is_spread);
+        let world = World::new(common.clone(), store.clone(), &workload, shape);
         world.start_all();
+        let mut watching = JoinSet::new();
+        let watched = workload.clone();
+        watching.spawn(overdue::watch(world.clone(), memory.clone(), move |row| watched.rests(row)));
         let mut clients = JoinSet::new();
         let client = |number: u64| {
             let random = Arc::new(SeededRandom::new(self.seed ^ (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)));
@@ -468,6 +480,18 @@ impl Simulation {
         while !is_idle(&memory.dump()) && clock.elapsed() < waited_from + LONGEST_DELAY {
             clock.sleep(Duration::from_secs(2)).await;
         }
+        let waited_from = clock.elapsed();
+        while is_idle(&memory.dump()) && !world.is_idle() {
+            if clock.elapsed() > waited_from + PATIENCE {
+                history.violated(
+                    Invariant::Handled,
+                    "a host is not ready, or says that something is due, though nothing waits",
+                );
+                break;
+            }
+            clock.sleep(Duration::from_secs(2)).await;
+        }
+        watching.shutdown().await;
         let mut run = Run { seed: self.seed, ..Run::default() };
         let end = workload.end(&memory.dump(), &history);
         run.violations = history.check(&end);

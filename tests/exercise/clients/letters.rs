@@ -24,11 +24,31 @@ impl Exercise {
             client.count("post");
         }
         asked.told(outcome(&answer));
-        if client.random().chance(0.1) {
+        // What a handler has done by halves it does not do again for another message of the same effect.
+        if client.random().chance(0.1) && kind != Kind::Halves {
             // Dropped while the first is there.
             let asked = client.history().ask(what());
             let answer = post().await;
             asked.told(if matches!(answer, Ok(Posted::Duplicate)) { Outcome::Not } else { outcome(&answer) });
+        }
+    }
+
+    /// A message whose ID is posted again and again at about the time when it is handled, and mostly in the same millisecond.
+    pub(super) async fn post_again(&self, client: &Client<App>, id: &str) {
+        let effect = self.next();
+        let Some(site) = client.owner_of(id).await else { return };
+        for _ in 0..client.random().below(4) + 2 {
+            let what = What::Post { message: format!("{id}/m-{effect}"), effect: whole(id, effect) };
+            let asked = client.history().ask(what);
+            let message = NewPost::json(&Kind::Plain.meta(effect)).expect("JSON").id(format!("m-{effect}"));
+            let answer = site.app().post(id, message).await;
+            asked.told(if matches!(answer, Ok(Posted::Duplicate)) { Outcome::Not } else { outcome(&answer) });
+            if answer.is_ok() {
+                client.count("post of one ID");
+            }
+            for _ in 0..client.random().below(120) {
+                tokio::task::yield_now().await;
+            }
         }
     }
 

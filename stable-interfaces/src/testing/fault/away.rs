@@ -43,6 +43,10 @@ impl Partly {
         self.state.lock().away = shards;
     }
 
+    pub(super) fn is_any_away(&self) -> bool {
+        !self.state.lock().away.is_empty()
+    }
+
     fn is_away(&self, shard: ShardId) -> bool {
         self.state.lock().away.contains(&shard)
     }

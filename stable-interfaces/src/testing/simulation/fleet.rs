@@ -14,7 +14,7 @@ use crate::host::{Health, Host, HostBuilder};
 use crate::store::{ShardId, Store};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Arc, Mutex, Notify};
-use crate::testing::{Answer, Fault, FaultStore, History, Method, SeededRandom};
+use crate::testing::{Answer, Fault, FaultStore, History, Invariant, Method, SeededRandom};
 
 /// One life of a host, as what runs on it sees it.
 #[derive(Clone)]
@@ -167,6 +167,17 @@ impl<A> Running<A> {
     fn health(&self) -> Option<Health> {
         self.host.lock().as_ref().map(Host::health)
     }
+
+    pub(super) fn is_paused(&self) -> bool {
+        self.clock().pause.is_on()
+    }
+
+    /// The shards of a host that runs and says that nothing of them is due.
+    pub(super) fn idle_shards(&self) -> Option<Vec<ShardId>> {
+        let host = self.host.lock();
+        let host = host.as_ref().filter(|host| host.health() == Health::Running && host.overdue() == Duration::ZERO)?;
+        Some(host.shards())
+    }
 }
 
 struct State<A> {
@@ -191,11 +202,29 @@ pub(super) struct World<A> {
     pub(super) common: Arc<Common>,
     store: Arc<dyn Store>,
     register: Box<Register<A>>,
-    /// How likely a call of the store meets a fault.
-    calls: f64,
-    /// Says whether the store may be away in part.
-    is_spread: AtomicBool,
+    pub(super) shape: Shape,
     state: Mutex<State<A>>,
+}
+
+/// What a simulation has drawn for all its hosts.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Shape {
+    /// How many hosts there are at first, and shards.
+    pub(super) hosts: u64,
+    pub(super) shards: u32,
+    /// How likely a call of the store meets a fault.
+    pub(super) calls: f64,
+    /// Says whether the store may be away in part.
+    pub(super) is_spread: bool,
+    /// For how long a renewal counts.
+    pub(super) lease: Duration,
+}
+
+impl Shape {
+    /// Says whether what a dead host had comes to others in the end.
+    pub(super) fn leases_end(&self) -> bool {
+        self.lease < Duration::MAX
+    }
 }
 
 pub(super) fn fleet_of(hosts: u64, shards: u32) -> Fleet {
@@ -207,12 +236,10 @@ impl<A: Clone + Send + Sync + 'static> World<A> {
         common: Arc<Common>,
         store: Arc<dyn Store>,
         workload: &Arc<W>,
-        hosts: u64,
-        shards: u32,
-        calls: f64,
+        shape: Shape,
     ) -> Arc<World<A>> {
         let state = State {
-            fleet: fleet_of(hosts, shards),
+            fleet: fleet_of(shape.hosts, shape.shards),
             living: BTreeMap::new(),
             replaced: Vec::new(),
             starting: BTreeMap::new(),
@@ -229,17 +256,7 @@ impl<A: Clone + Send + Sync + 'static> World<A> {
             let app = workload.register(&mut host, life);
             (host, app)
         };
-        let is_spread = AtomicBool::new(false);
-        Arc::new(World { common, store, register: Box::new(register), calls, is_spread, state: Mutex::new(state) })
-    }
-
-    /// Says whether the store may be away in part.
-    pub(super) fn set_spread(&self, is_spread: bool) {
-        self.is_spread.store(is_spread, Ordering::SeqCst);
-    }
-
-    pub(super) fn is_spread(&self) -> bool {
-        self.is_spread.load(Ordering::SeqCst)
+        Arc::new(World { common, store, register: Box::new(register), shape, state: Mutex::new(state) })
     }
 
     pub(super) fn shard_of(&self, id: &str) -> Option<ShardId> {
@@ -290,6 +307,11 @@ impl<A: Clone + Send + Sync + 'static> World<A> {
     pub(super) fn each(&self, mut f: impl FnMut(&Running<A>)) {
         let state = self.state.lock();
         state.living.values().chain(&state.replaced).for_each(&mut f);
+    }
+
+    /// Does something with every host that has not been replaced.
+    pub(super) fn each_living(&self, f: impl FnMut(&Running<A>)) {
+        self.state.lock().living.values().for_each(f);
     }
 
     pub(super) fn start_all(self: &Arc<Self>) {
@@ -355,7 +377,7 @@ impl<A: Clone + Send + Sync + 'static> World<A> {
             (faults, life, state.fleet.clone())
         };
         if !life.is_healed() {
-            set_chances(&faults, self.calls);
+            set_chances(&faults, self.shape.calls);
         }
         common.history.life_began(life.number());
         let link = Link { faults, pause: clock.pause.clone(), is_dead: Arc::default() };
@@ -364,7 +386,7 @@ impl<A: Clone + Send + Sync + 'static> World<A> {
             .store(link.clone())
             .clock(clock)
             .random(Arc::new(SeededRandom::new(common.random.below(u64::MAX))))
-            .lease(second * 6)
+            .lease(self.shape.lease)
             .store_timeout(second * 2)
             .commit_timeout(second * 4)
             .start_timeout(second * 10)
@@ -385,7 +407,7 @@ impl<A: Clone + Send + Sync + 'static> World<A> {
     async fn dies_while_it_claims(&self, faults: &FaultStore) {
         let random = &self.common.random;
         let is_healed = self.common.is_healed.load(Ordering::SeqCst);
-        if is_healed || self.calls == 0.0 || !random.chance(0.05) {
+        if is_healed || self.shape.calls == 0.0 || !random.chance(0.05) {
             return std::future::pending().await;
         }
         faults.fail_at(0, if random.chance(0.5) { Fault::Hang } else { Fault::HangAfter });
@@ -512,8 +534,14 @@ impl<A: Clone + Send + Sync + 'static> World<A> {
     pub(super) fn supervise(self: &Arc<Self>) {
         for name in self.wanted() {
             let health = self.with(&name, Running::health);
-            if let Some(Some(Health::Replaced | Health::Stopped)) = health {
-                self.common.fault("a host that was replaced by a late claim");
+            if let Some(Some(ended @ (Health::Replaced | Health::Stopped | Health::Failed | Health::StoreLost))) =
+                health
+            {
+                if matches!(ended, Health::Failed | Health::StoreLost) {
+                    self.common.history.violated(Invariant::Handled, format!("{name} has ended by itself: {ended:?}"));
+                } else {
+                    self.common.fault("a host that was replaced by a late claim");
+                }
                 let running = self.state.lock().living.remove(&name);
                 if let Some(running) = running {
                     self.end(&running, "");
@@ -553,6 +581,16 @@ impl<A: Clone + Send + Sync + 'static> World<A> {
             }
         };
         within(&clock, Duration::from_secs(600), healthy).await.is_some()
+    }
+
+    /// Whether every host that is to be there is ready and says that nothing waits.
+    pub(super) fn is_idle(&self) -> bool {
+        let state = self.state.lock();
+        let is_idle = |running: &Running<A>| {
+            let host = running.host.lock();
+            host.as_ref().is_some_and(|host| host.is_ready(Duration::ZERO) && host.overdue() == Duration::ZERO)
+        };
+        state.fleet.hosts().iter().all(|name| state.living.get(name).is_some_and(is_idle))
     }
 
     /// Whether every shard is owned by the host it belongs to.
@@ -614,8 +652,10 @@ fn set_chances(faults: &FaultStore, calls: f64) {
         for (fault, part) in [
             (Fault::FailBefore, 0.10),
             (Fault::FailAfter, 0.15),
-            (Fault::DelayUpTo(seconds(1)), 0.30),
-            (Fault::SlowAnswer(seconds(1)), 0.25),
+            (Fault::DelayUpTo(seconds(1)), 0.28),
+            (Fault::SlowAnswer(seconds(1)), 0.23),
+            (Fault::Hang, 0.02),
+            (Fault::HangAfter, 0.02),
             (Fault::DelayUpTo(seconds(6)), 0.05),
             (Fault::SlowAnswer(seconds(6)), 0.05),
             (Fault::Late(seconds(3)), 0.04),

@@ -28,6 +28,10 @@ impl Pause {
         }
     }
 
+    pub(super) fn is_on(&self) -> bool {
+        self.is_on.load(Ordering::SeqCst)
+    }
+
     pub(super) async fn passed(&self) {
         loop {
             let mut ended = std::pin::pin!(self.ended.notified());

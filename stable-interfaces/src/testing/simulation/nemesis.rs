@@ -11,20 +11,22 @@ use crate::sync::Arc;
 use crate::testing::{Fault, Method};
 
 /// What can happen, and how often of a hundred.
-const EVENTS: [(Event, u64); 14] = [
-    (Event::Crash, 38),
+const EVENTS: [(Event, u64); 16] = [
+    (Event::Crash, 36),
     (Event::CrashAll, 2),
     (Event::Drop, 4),
     (Event::Drain, 9),
     (Event::Pause, 10),
     (Event::CutOff, 6),
     (Event::Hang, 6),
+    (Event::Freeze, 6),
     (Event::StoreDown, 3),
     (Event::PartAway, 8),
-    (Event::Step, 7),
+    (Event::Step, 8),
     (Event::Twin, 8),
     (Event::Roll, 2),
-    (Event::LoseHints, 3),
+    (Event::LoseHints, 4),
+    (Event::HoldHints, 2),
     (Event::CutWatches, 2),
 ];
 
@@ -44,6 +46,8 @@ enum Event {
     CutOff,
     /// The store answers a host nothing.
     Hang,
+    /// Some calls of one kind are not answered, as on connections that have died without a word; others are.
+    Freeze,
     /// The store is down for all.
     StoreDown,
     /// A third of the shards is away, for a host or for all.
@@ -56,6 +60,8 @@ enum Event {
     Roll,
     /// No hint about messages gets through.
     LoseHints,
+    /// Hints wait before a host that does not listen.
+    HoldHints,
     /// The streams of hints end.
     CutWatches,
 }
@@ -85,6 +91,10 @@ pub(super) async fn run<A: Clone + Send + Sync + 'static>(world: &Arc<World<A>>,
         let Some((event, _)) = event else { continue };
         common.history.note(&format!("{event:?} at {:?}", clock.elapsed()));
         if *event == Event::Roll {
+            // Without an end of its lease nobody takes what a host has that is no more.
+            if !world.shape.leases_end() {
+                continue;
+            }
             while rolling.try_join_next().is_some() {}
             if rolling.is_empty() {
                 rolling.spawn(roll(world.clone()));
@@ -114,13 +124,14 @@ fn happen<A: Clone + Send + Sync + 'static>(world: &Arc<World<A>>, event: Event,
     let names = world.names();
     let Some(name) = random.pick(&names).cloned() else { return };
     while lasting.try_join_next().is_some() {}
-    let for_a_while = |lasting: &mut JoinSet<()>, end: Undo<A>| {
-        let (world, duration) = (world.clone(), a_while(world));
+    let lasts = |lasting: &mut JoinSet<()>, duration: Duration, end: Undo<A>| {
+        let world = world.clone();
         lasting.spawn(async move {
             world.common.clock.sleep(duration).await;
             end(&world);
         });
     };
+    let for_a_while = |lasting: &mut JoinSet<()>, end: Undo<A>| lasts(lasting, a_while(world), end);
     let undo = |f: fn(&super::fleet::Running<A>)| {
         let name = name.clone();
         Box::new(move |world: &World<A>| {
@@ -179,12 +190,20 @@ fn happen<A: Clone + Send + Sync + 'static>(world: &Arc<World<A>>, event: Event,
             world.with(&name, |running| running.link.faults.hang_from(running.link.faults.begun()));
             for_a_while(lasting, undo(|running| running.link.faults.release_hanging()));
         }
+        Event::Freeze => {
+            common.fault("calls that were not answered");
+            let method = *random.pick(&Method::ALL).unwrap_or(&Method::Commit);
+            let fault = if random.chance(0.5) { Fault::Hang } else { Fault::HangAfter };
+            let calls = random.below(6) + 1;
+            world.with(&name, |running| (0..calls).for_each(|_| running.link.faults.fail_next(method, fault)));
+            for_a_while(lasting, undo(|running| running.link.faults.release_hanging()));
+        }
         Event::StoreDown => {
             common.fault("store down");
             world.each(|running| running.link.faults.set_down(true));
             for_a_while(lasting, Box::new(|world| world.each(|running| running.link.faults.set_down(false))));
         }
-        Event::PartAway if !world.is_spread() => {}
+        Event::PartAway if !world.shape.is_spread => {}
         Event::PartAway => {
             common.fault("a part of the store away");
             let (part, is_for_all) = (u32::try_from(random.below(3)).unwrap_or(0), random.chance(0.5));
@@ -202,7 +221,9 @@ fn happen<A: Clone + Send + Sync + 'static>(world: &Arc<World<A>>, event: Event,
             let most = *random.pick(&[2_000, 60_000, 3_600_000]).unwrap_or(&1);
             let millis = i64::try_from(random.below(2 * most)).unwrap_or(0) - i64::try_from(most).unwrap_or(0);
             world.with(&name, |running| running.step(millis));
-            for_a_while(lasting, undo(super::fleet::Running::set_right));
+            // Sometimes for so long that one sees what waits for it.
+            let most = Duration::from_secs(*random.pick(&[10, 180]).unwrap_or(&10));
+            lasts(lasting, random.up_to(most), undo(super::fleet::Running::set_right));
         }
         Event::Twin => {
             common.fault("second host of a name");
@@ -213,6 +234,11 @@ fn happen<A: Clone + Send + Sync + 'static>(world: &Arc<World<A>>, event: Event,
             common.fault("hints lost");
             world.with(&name, |running| running.link.faults.lose_hints(true));
             for_a_while(lasting, undo(|running| running.link.faults.lose_hints(false)));
+        }
+        Event::HoldHints => {
+            common.fault("hints held up");
+            world.with(&name, |running| running.link.faults.hold_hints(true));
+            for_a_while(lasting, undo(|running| running.link.faults.hold_hints(false)));
         }
         Event::CutWatches => {
             common.fault("streams of hints cut");
