@@ -438,7 +438,7 @@ fn a_process_killed_while_it_drains_leaves_everything_to_the_next_owner() {
         let lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
         let words = lines.filter_map(|line| Some(line.split_once("said ")?.1.to_owned()));
         let mut input = child.stdin.take().unwrap();
-        let mut seen = 0;
+        let (mut seen, mut killer) = (0, None);
         let mut child = Some(child);
         for word in words {
             if let Ok(n) = word.parse::<u64>() {
@@ -450,16 +450,16 @@ fn a_process_killed_while_it_drains_leaves_everything_to_the_next_owner() {
             } else if word == "draining" {
                 let mut child = child.take().unwrap();
                 // Each round a little later, from at once to when it may be over.
-                std::thread::spawn(move || {
+                killer = Some(std::thread::spawn(move || {
                     std::thread::sleep(Duration::from_millis(round * 3));
                     child.kill().unwrap();
                     child.wait().unwrap();
-                });
+                }));
             }
         }
         assert!(child.is_none(), "it was to drain: {seen}");
-        // Until the lock of the one that was killed is free.
-        std::thread::sleep(Duration::from_millis(50));
+        // Once it has been waited for, its lock is free.
+        killer.unwrap().join().unwrap();
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {

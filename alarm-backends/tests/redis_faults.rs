@@ -25,6 +25,8 @@ use stable_interfaces::store::{
 use stable_interfaces::{Posted, Store, StoreError, Timestamp};
 
 const LEASE: Duration = Duration::from_secs(600);
+/// Longer than anything takes that is not waited for in vain, however busy the machine.
+const PATIENCE: Duration = Duration::from_secs(60);
 const ME: Incarnation = Incarnation(1);
 
 fn name() -> InstanceName {
@@ -473,7 +475,7 @@ async fn when_memory_is_full_nothing_is_half_written_and_deletes_and_leases_go_o
 #[tokio::test]
 async fn a_call_that_may_have_been_done_is_not_called_undone_because_its_repeat_went_nowhere() {
     let server = Redis::start();
-    let store = RedisStore::builder(server.url()).timeout(Duration::from_millis(300)).connect().await.unwrap();
+    let store = quick(&server).connect().await.unwrap();
     start(&store, 0..2).await;
     server.pause();
     // Sent and not answered; and sent again, where no connection is to be had.
@@ -487,10 +489,10 @@ async fn a_call_that_may_have_been_done_is_not_called_undone_because_its_repeat_
 #[tokio::test]
 async fn a_server_that_is_gone_or_hangs_is_given_up_on_in_time() {
     let server = Redis::start();
-    let store = RedisStore::builder(server.url()).timeout(Duration::from_millis(300)).connect().await.unwrap();
+    let store = quick(&server).connect().await.unwrap();
     start(&store, 0..2).await;
     commit(&store, 1, 0, vec![put("k", "v")]).await.unwrap();
-    let in_time = |began: Instant| assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    let in_time = |began: Instant| assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
 
     server.pause();
     let began = Instant::now();
@@ -531,8 +533,7 @@ async fn a_server_that_is_gone_or_hangs_is_given_up_on_in_time() {
 #[tokio::test]
 async fn a_write_that_too_few_replicas_have_is_not_acknowledged() {
     let server = Redis::start();
-    let store =
-        RedisStore::builder(server.url()).timeout(Duration::from_millis(500)).replicas(1).connect().await.unwrap();
+    let store = quick(&server).replicas(1).connect().await.unwrap();
     start(&store, 0..1).await;
     for _ in 0..2 {
         let answer = commit(&store, 1, 0, vec![put("k", "v")]).await;
@@ -630,14 +631,15 @@ async fn when_a_server_of_a_cluster_is_gone_its_shards_wait_and_the_others_go_on
     let gone_shards: BTreeSet<u32> =
         (0..30).filter(|shard| node_of(&cluster, &format!("{{stable:{shard}}}:own")).port() == gone.port()).collect();
     assert!(!gone_shards.is_empty() && gone_shards.len() < 30);
+    // One that waits for much longer than the test does.
+    let patient = RedisStore::cluster(cluster.urls()).timeout(2 * PATIENCE).connect().await.unwrap();
     gone.kill9();
 
     // A write to the others alone is not held up, and one to all is answered shard by shard.
     let others =
         write(2, all(2, "second").batches.into_iter().filter(|batch| !gone_shards.contains(&batch.shard.0)).collect());
-    let began = Instant::now();
-    assert!(store.commit(&others).await.unwrap().iter().all(Result::is_ok));
-    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    let written = tokio::time::timeout(PATIENCE, patient.commit(&others)).await.expect("it is not held up");
+    assert!(written.unwrap().iter().all(Result::is_ok));
     for round in 0..2 {
         let answers = store.commit(&all(3, "third")).await.unwrap();
         for (shard, answer) in (0..30).zip(&answers) {

@@ -36,7 +36,7 @@ async fn a_server_that_hangs_costs_the_deadline_and_no_more() {
     let began = Instant::now();
     assert_unknown(&commit(&store, &write(0, 2, vec![put("k", "second")])).await);
     let took = began.elapsed();
-    assert!(took >= DEADLINE && took < DEADLINE * 3, "it took {took:?}");
+    assert!(took >= DEADLINE && took < PATIENCE, "it took {took:?}");
     // The connection it was on is gone, and a new one is not to be had.
     assert_not_applied(&commit(&store, &write(0, 2, vec![put("k", "second")])).await);
     let renewed = store.renew(Incarnation(1), DEADLINE).await;
@@ -109,7 +109,10 @@ async fn a_commit_that_waits_for_a_missing_replica_is_unknown_until_the_replica_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_whose_wait_for_a_replica_is_cancelled_is_not_acknowledged() {
-    let (server, store) = server_with(PostgresOptions::new()).await;
+    let (server, _) = server_with(PostgresOptions::new()).await;
+    // A deadline that is never reached: what is answered is the server's answer.
+    let store = PostgresStore::builder(&server.url("postgres")).expect("a URL").deadline(2 * PATIENCE);
+    let store = Arc::new(store.connect().await.expect("the store can be opened"));
     own(&store, 1).await;
     let raw = raw(&server.url("postgres")).await;
     set(&server, "synchronous_standby_names = 'nobody'").await;
@@ -119,10 +122,8 @@ async fn a_commit_whose_wait_for_a_replica_is_cancelled_is_not_acknowledged() {
     raw.batch_execute("SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
         .await
         .expect("the wait is cancelled");
-    let began = Instant::now();
-    let answer = waiting.await.expect("the write ends");
+    let answer = tokio::time::timeout(PATIENCE, waiting).await.expect("it is answered").expect("the write ends");
     assert_unknown(&answer);
-    assert!(began.elapsed() < DEADLINE, "the answer came from the server, not from the deadline");
     set(&server, "synchronous_standby_names = ''").await;
     commit(&store, &write(0, 1, vec![put("k", "first")])).await.expect("the repeat is done");
 }
@@ -194,7 +195,7 @@ async fn a_terminated_connection_is_replaced() {
         until(&raw, "SELECT NOT EXISTS(SELECT FROM pg_stat_activity WHERE application_name = 'stable-interfaces')")
             .await;
     }
-    let ended = tokio::time::timeout(DEADLINE, hints.next()).await.expect("the listener is told");
+    let ended = tokio::time::timeout(PATIENCE, hints.next()).await.expect("the listener is told");
     assert_eq!(ended, None, "the stream of hints ends with its connection");
 }
 
@@ -213,7 +214,7 @@ async fn a_server_without_a_free_connection_is_waited_for() {
     assert!(!others.is_empty(), "there was room for somebody");
     let began = Instant::now();
     assert_not_applied(&commit(&store, &write(0, 1, vec![put("k", "v")])).await);
-    assert!(began.elapsed() < DEADLINE * 2, "it waits for its deadline, not longer");
+    assert!(began.elapsed() < PATIENCE, "it waits for its deadline, not longer");
 
     let waiting = committing(&store, write(0, 1, vec![put("k", "v")]));
     tokio::time::sleep(DEADLINE / 4).await;
@@ -418,10 +419,15 @@ async fn a_dropped_server_leaves_nothing_behind() {
 pub(crate) async fn set(server: &Arc<Postgres>, setting: &str) {
     let setting = setting.to_owned();
     blocking(server, move |server| {
+        let (name, value) = setting.split_once(" = ").expect("name = value");
         server.execute(&format!("ALTER SYSTEM SET {setting}"));
         server.execute("SELECT pg_reload_conf()");
+        // The server signals its sessions when it has read the file, and starts a new one after that: once a new one has the
+        // value, all others have it before their next statement.
+        let end = Instant::now() + PATIENCE;
+        while server.execute(&format!("SHOW {name}")) != value.trim_matches('\'') {
+            assert!(Instant::now() < end, "{setting} is not taken");
+        }
     })
     .await;
-    // The reload is a signal to each process.
-    tokio::time::sleep(Duration::from_millis(200)).await;
 }

@@ -16,6 +16,9 @@ use tokio_postgres::{Client, NoTls};
 /// A client deadline short enough to wait for, and long enough for a busy machine.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(2);
 
+/// Longer than anything takes that is not waited for in vain, however busy the machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
 /// A lease that does not run out during a test.
 const LEASE: Duration = Duration::from_secs(3600);
 
@@ -126,7 +129,7 @@ pub(crate) async fn load(store: &PostgresStore, after: After, limit: usize) -> L
 
 /// Waits until this query gives `true`.
 pub(crate) async fn until(client: &Client, sql: &str) {
-    let end = Instant::now() + Duration::from_secs(20);
+    let end = Instant::now() + PATIENCE;
     while !client.query_one_scalar::<bool, _>(sql, &[]).await.expect("the question is answered") {
         assert!(Instant::now() < end, "it never came true: {sql}");
         tokio::time::sleep(Duration::from_millis(5)).await;
