@@ -37,6 +37,8 @@ pub enum How {
     ShowsAlarmsEarly,
     /// Forgets what it is to overwrite.
     ForgetsValues,
+    /// Grants what was given up under the epoch it had.
+    KeepsGivenUpEpochs,
     /// Leaves a task of its own behind with each watch.
     LeavesTasks,
     /// Refuses one write in ten, drawn from the machine and not from the seed.
@@ -165,7 +167,11 @@ fn is_hidden(row: &AlarmRow) -> bool {
 #[async_trait]
 impl Store for Broken {
     async fn claim(&self, claim: &Claim) -> Result<Claimed, StoreError> {
-        let claimed = self.inner.claim(claim).await?;
+        let mut claim = claim.clone();
+        if self.how == How::KeepsGivenUpEpochs {
+            claim.given_up.clear();
+        }
+        let claimed = self.inner.claim(&claim).await?;
         let mut state = self.state.lock();
         for grant in &claimed.granted {
             state.owners.insert(grant.shard, (claim.incarnation, grant.epoch));

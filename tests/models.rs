@@ -116,6 +116,7 @@ fn stores_broken_on_purpose_differ_from_the_model() {
         How::LosesPosts,
         How::ShowsAlarmsEarly,
         How::ForgetsValues,
+        How::KeepsGivenUpEpochs,
     ];
     let catch = |how| {
         let start = |_: &Model| in_memory(move |store| Arc::new(Broken::new(store, how)));
