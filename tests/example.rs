@@ -21,11 +21,13 @@ impl Example {
         Example { name, program: OnceLock::new() }
     }
 
-    /// Its program, built once. Cargo builds it in a resolution of its own, without the features that only tests need.
+    /// Its program, built once. Cargo builds it in a resolution of its own, without the features that only tests need, unless
+    /// `EXAMPLES_BUILT_WITH` has other arguments: with those of the tests no dependency is built twice.
     fn command(&self) -> Command {
         Command::new(self.program.get_or_init(|| {
             let mut cargo = Command::new(env!("CARGO"));
-            cargo.args(["build", "--quiet", "--package", "examples", "--example", self.name]);
+            let with = std::env::var("EXAMPLES_BUILT_WITH").unwrap_or_else(|_| "--package examples".to_owned());
+            cargo.args(["build", "--quiet", "--example", self.name]).args(with.split_whitespace());
             cargo.arg("--message-format=json-render-diagnostics").current_dir(env!("CARGO_MANIFEST_DIR"));
             if !cfg!(debug_assertions) {
                 cargo.arg("--release");
