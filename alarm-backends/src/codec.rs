@@ -501,7 +501,7 @@ pub(crate) mod tests {
         let mut bytes = vec![FORMAT];
         put_time(&mut bytes, Timestamp::UNIX_EPOCH);
         put_time(&mut bytes, Timestamp::UNIX_EPOCH);
-        put_progress(&mut bytes, 0, 0, false, None);
+        put_attempts(&mut bytes, &Attempts::default());
         put_number(&mut bytes, u64::MAX);
         let reason = decode_message(name(), "m".into(), &bytes);
         assert_eq!(reason, Err(DamageReason::Undecodable("header name".into())));
