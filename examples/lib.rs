@@ -1,7 +1,9 @@
 //! Programs that each solve one problem: see the folders beside this file. Here is what they have in common as programs:
-//! how they serve HTTP, how they start and kill a host of their own, and how they say why they cannot start.
+//! how they serve HTTP, how they start and kill a host of their own, and how they end.
 
 pub mod http;
+#[cfg(test)]
+mod http_tests;
 pub mod process;
 
 /// The README's programs compile.
@@ -12,6 +14,7 @@ struct Readme;
 use std::error::Error;
 use std::fmt::Write;
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// Any error that can cross tasks.
 pub type BoxError = Box<dyn Error + Send + Sync>;
@@ -50,6 +53,16 @@ pub enum Failed {
     Host(#[from] stable_interfaces::Ended),
 }
 
+impl From<anyhow::Error> for Failed {
+    /// What a service ended with: a host that ended by itself, or else what it could not have.
+    fn from(error: anyhow::Error) -> Failed {
+        match error.downcast() {
+            Ok(ended) => Failed::Host(ended),
+            Err(error) => CannotStart::new("cannot serve", in_one_line(&*error)).into(),
+        }
+    }
+}
+
 impl Failed {
     /// Says so in one line on standard error, in the name of `program`; exit status 2 if it never began and 1 if it is to be started
     /// anew, which is what a supervisor does on any status but 0.
@@ -63,6 +76,50 @@ impl Failed {
             }
         }
     }
+}
+
+/// How long a program that ends by itself may take.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// Ends a program with its last line, or with one on standard error that says what went wrong, in the name of `program`: exit
+/// status 0, 2 if it never began, and 1 for anything else.
+pub async fn end<E: Into<BoxError>>(program: &str, work: impl Future<Output = Result<String, E>>) -> ExitCode {
+    let done = tokio::time::timeout(LIMIT, work).await.map(|result| result.map_err(Into::into));
+    match done.unwrap_or_else(|_| Err(format!("not done after {} s", LIMIT.as_secs()).into())) {
+        Ok(last_line) => {
+            println!("{last_line}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("{program}: {}", in_one_line(&*error));
+            if error.is::<CannotStart>() { ExitCode::from(2) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+/// Ends the program with one line and exit status 2 if it was given arguments, for one that takes none.
+pub fn no_arguments(program: &str) {
+    if let Some(unexpected) = std::env::args_os().nth(1) {
+        eprintln!("{program}: it takes no arguments, and was given {unexpected:?}");
+        std::process::exit(2);
+    }
+}
+
+/// A client whose every request has an end: `limit` for the whole exchange.
+///
+/// It goes past any configured proxy, because all that these programs call is on this machine, and it makes a new connection
+/// for each request, so that "refused" says for certain that the request was never sent.
+///
+/// # Panics
+/// Never: a client without TLS has nothing to load that could fail.
+#[must_use]
+pub fn client(limit: Duration) -> reqwest::Client {
+    reqwest::Client::builder()
+        .timeout(limit)
+        .no_proxy()
+        .pool_max_idle_per_host(0)
+        .build()
+        .expect("a client without TLS has nothing to load that could fail")
 }
 
 /// An error with its causes, each said once.

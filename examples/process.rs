@@ -3,7 +3,7 @@
 //! A child never outlives its parent: it reads its standard input, a pipe that only the parent holds, and stops when that
 //! ends, however the parent ended.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::process::{ExitStatus, Stdio};
@@ -104,6 +104,16 @@ impl HostProcess {
         // `wait` closes the child's standard input first.
         timeout(PATIENCE, child.wait()).await?
     }
+}
+
+/// Starts this program again with other arguments: a child that says nothing on standard output, is killed with the value, and is to
+/// [stop](asked_to_stop) when its standard input ends.
+///
+/// # Errors
+/// If there can be no more processes.
+pub fn again(args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> io::Result<Child> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(args).stdin(Stdio::piped()).stdout(Stdio::null()).process_group(0).kill_on_drop(true).spawn()
 }
 
 fn not_running() -> io::Error {

@@ -120,6 +120,48 @@ fn the_readme_says_what_a_first_program_needs_and_docs_rs_shows_every_feature() 
     assert!(read("examples/lib.rs").contains("include_str!(\"../README.md\")"));
 }
 
+#[test]
+fn the_readmes_first_program_is_the_greeter_and_its_table_names_every_example() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let read = |path: &str| std::fs::read_to_string(root.join(path)).unwrap();
+    let (readme, greeter, manifest) = (read("README.md"), read("examples/greeter.rs"), read("examples/Cargo.toml"));
+    // A program is refused arguments it does not take; the README's need not be.
+    let is_shown = |line: &&str| !line.starts_with("//!") && !line.contains("examples::no_arguments");
+    let program: Vec<_> = greeter.lines().filter(is_shown).skip_while(|line| line.is_empty()).collect();
+    let shown = readme.split("```rust,no_run\n").nth(1).unwrap().split("```").next().unwrap();
+    assert_eq!(shown.lines().collect::<Vec<_>>(), program);
+    let mut examples: Vec<_> = manifest.split("[[example]]\n").skip(1).collect();
+    assert!(examples.len() > 5, "{examples:?}");
+    examples.retain(|example| {
+        let value = |key: &str| example.lines().find_map(|line| line.strip_prefix(key)).unwrap().trim_matches('"');
+        let (name, path) = (value("name = "), value("path = "));
+        !readme
+            .lines()
+            .any(|row| row.starts_with(&format!("| [`{name}")) && row.contains(&format!("](examples/{path})")))
+    });
+    assert_eq!(examples, Vec::<&str>::new(), "the README's table does not have these, with their paths");
+}
+
+#[test]
+fn what_is_to_be_copied_is_short() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("examples");
+    for (path, most) in [
+        ("http.rs", 60),
+        ("webhook_timeout/service.rs", 250),
+        ("chat_room/service.rs", 250),
+        ("chat_room/protocol.rs", 250),
+        ("chat_room/room.rs", 250),
+        ("chat_room/web.rs", 250),
+        ("greeter.rs", 90),
+        ("transfer.rs", 90),
+        ("ledger.rs", 90),
+        ("desk.rs", 90),
+    ] {
+        let lines = std::fs::read_to_string(root.join(path)).unwrap().lines().count();
+        assert!(lines <= most, "{path} has {lines} lines, and at most {most} fit");
+    }
+}
+
 /// What a hard look has found, by the letter of its section and how many faults that has.
 const FOUND: [(char, usize); 5] = [('A', 8), ('B', 7), ('C', 9), ('D', 14), ('E', 9)];
 

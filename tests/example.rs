@@ -1,8 +1,8 @@
 //! A program of the package `examples`, run as a user runs it.
 
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -67,30 +67,53 @@ impl Example {
 
     /// The same, listening at `address`.
     pub fn serve_at(&self, address: &str, args: &[&str]) -> Serving {
-        let mut command = self.command();
-        command.args(args).args(["--listen", address]).stdin(Stdio::null()).stdout(Stdio::piped());
-        let mut child = command.spawn().expect("the example runs");
-        let mut stdout = BufReader::new(child.stdout.take().expect("it is a pipe"));
-        let mut line = String::new();
-        stdout.read_line(&mut line).expect("it is readable");
-        let address = line.trim_end().trim_end_matches('/').strip_prefix("listening on http://").map(str::to_owned);
-        let serving = Serving { child, address: address.unwrap_or_default(), _stdout: stdout };
+        self.serve_with(&[args, &["--listen", address]].concat())
+    }
+
+    /// Starts it with these arguments, and returns once it serves.
+    pub fn serve_with(&self, args: &[&str]) -> Serving {
+        let mut serving = self.start(Path::new("."), args);
+        let line = serving.next_line();
+        let address = line.trim_end_matches('/').strip_prefix("listening on http://").map(str::to_owned);
+        serving.address = address.unwrap_or_default();
         assert!(serving.address.starts_with("127.0.0.1:"), "{line:?}");
         serving
     }
+
+    /// Starts it in a directory, without any input.
+    pub fn start(&self, directory: &Path, args: &[&str]) -> Serving {
+        let mut command = self.command();
+        command.args(args).current_dir(directory).stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut child = command.spawn().expect("the example runs");
+        let stdout = BufReader::new(child.stdout.take().expect("it is a pipe"));
+        Serving { child, address: String::new(), stdout }
+    }
 }
 
-/// An example that serves, killed when dropped.
+/// An example that runs, killed when dropped.
 #[derive(Debug)]
 pub struct Serving {
     child: Child,
     address: String,
     /// Kept open, so that it can always write there.
-    _stdout: BufReader<std::process::ChildStdout>,
+    stdout: BufReader<ChildStdout>,
 }
 
 impl Serving {
-    /// Where it listens.
+    /// The next line of its standard output; an empty one at its end.
+    pub fn next_line(&mut self) -> String {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).expect("it is readable");
+        line.trim_end().to_owned()
+    }
+
+    /// Sends it SIGINT, as Ctrl-C does.
+    pub fn interrupt(&self) {
+        let sent = Command::new("kill").args(["-INT", &self.child.id().to_string()]).status();
+        assert!(sent.expect("kill can be run").success(), "it is still there");
+    }
+
+    /// Where it listens, if it serves.
     #[must_use]
     pub fn address(&self) -> &str {
         &self.address

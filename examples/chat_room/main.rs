@@ -10,24 +10,31 @@
 //! member that has not been heard from for a while is announced as gone, whether its browser vanished or this whole process did.
 //! Nobody proves here who they are: a name is all it takes.
 //!
-//! Read `room.rs` for how such a service is written, and `web.rs` for how it meets WebSockets. The other files are a client, and
+//! Read `room.rs` for how such a service is written, and `web.rs` for how it meets WebSockets. To copy is what belongs to the
+//! program `service.rs` (`--example chat_service`): it serves rooms and nothing else. In `drill` are a client for the terminal, and
 //! the proof that it works.
 
-mod client;
+mod protocol;
 mod room;
-mod self_test;
-mod terminal;
-mod verdict;
 mod web;
+mod drill {
+    pub(crate) mod client;
+    pub(crate) mod self_test;
+    pub(crate) mod terminal;
+    pub(crate) mod verdict;
+}
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use examples::{CannotStart, in_one_line, process};
+use examples::{CannotStart, Failed, in_one_line, process};
 use lexopt::ValueExt;
 use tokio::time::timeout;
+
+use crate::drill::{self_test, terminal};
 
 /// As messages name this program.
 const NAME: &str = "chat_room";
@@ -64,16 +71,25 @@ lost data) has status 1: start it anew.
 #[derive(Debug, PartialEq, Eq)]
 enum Command {
     Help,
-    Serve(web::Options),
+    Serve(Serve),
     Join(terminal::Options),
     SelfTest,
+}
+
+/// The options of the first form.
+#[derive(Debug, PartialEq, Eq)]
+struct Serve {
+    listen: SocketAddr,
+    data: PathBuf,
+    gone_after: Duration,
+    /// Stop when standard input ends: how a child learns that its parent is gone.
+    until_stdin_ends: bool,
 }
 
 fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, lexopt::Error> {
     use lexopt::Arg::{Long, Short, Value};
     let mut args = lexopt::Parser::from_args(args);
-    let mut options =
-        web::Options { listen: LISTEN, data: DATA.into(), gone_after: GONE_AFTER, until_stdin_ends: false };
+    let mut options = Serve { listen: LISTEN, data: DATA.into(), gone_after: GONE_AFTER, until_stdin_ends: false };
     let mut is_first = true;
     let mut self_test = false;
     while let Some(arg) = args.next()? {
@@ -126,9 +142,10 @@ async fn main() -> ExitCode {
         }
         Ok(Command::Serve(options)) => {
             tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(log_filter()).init();
-            match web::serve(options).await {
+            let Serve { listen, data, gone_after, until_stdin_ends } = options;
+            match web::serve(listen, &data, gone_after, process::asked_to_stop(until_stdin_ends)).await {
                 Ok(()) => ExitCode::SUCCESS,
-                Err(error) => error.report(NAME),
+                Err(error) => Failed::from(error).report(NAME),
             }
         }
         Ok(Command::Join(options)) => match terminal::talk(options).await {
@@ -184,8 +201,8 @@ mod tests {
         parse(line.split_whitespace().map(OsString::from)).map_err(|error| error.to_string())
     }
 
-    fn defaults() -> web::Options {
-        web::Options {
+    fn defaults() -> Serve {
+        Serve {
             listen: ([127, 0, 0, 1], 8080).into(),
             data: "chat-data".into(),
             gone_after: Duration::from_secs(15),
@@ -196,7 +213,7 @@ mod tests {
     #[test]
     fn no_arguments_serve_with_the_defaults() {
         assert_eq!(parsed(""), Ok(Command::Serve(defaults())));
-        let given = web::Options {
+        let given = Serve {
             listen: ([0, 0, 0, 0], 80).into(),
             data: "d".into(),
             gone_after: Duration::from_millis(2_500),

@@ -1,4 +1,4 @@
-//! The room: one [`Room`] per name, its members and what was said. This is the file to copy from.
+//! The room: one [`Room`] per name, its members and what was said.
 //!
 //! Whatever a member has seen is durable: an entry reaches the members when its commit is, in the order of its numbers, which
 //! have no gap. Who is a member is durable as well, and each member has an alarm that says when it has been silent for too
@@ -6,16 +6,16 @@
 //! has vanished.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use stable_interfaces::{
     Alarm, Closed, Connecting, ConnectionId, Context, ContextError, OnAlarm, OnConnect, Peer, StableInterface,
     Timestamp,
 };
 use tokio::time::{Instant, timeout_at};
+
+use crate::protocol::{Entry, Event, Hello, LEFT, Request, TOO_SLOW, Welcome, What};
 
 /// How many entries a room keeps; older ones are deleted as new ones come.
 pub(crate) const HISTORY: usize = 100;
@@ -23,15 +23,8 @@ pub(crate) const HISTORY: usize = 100;
 const MEMBERS: usize = 1_000;
 /// The longest name of a member or of a room, in bytes.
 const MAX_NAME: usize = 64;
-/// The longest text, in bytes.
-pub(crate) const MAX_TEXT: usize = 4_096;
 /// How long the room waits for those who read too slowly, before it goes on without them.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// What they are told.
-pub(crate) const TOO_SLOW: &str = "you read too slowly; come back for the rest";
-
-/// What a member's clients are told when it has left, by whichever of them.
-pub(crate) const LEFT: &str = "you have left";
 
 /// A chat room.
 ///
@@ -58,74 +51,6 @@ pub(crate) struct Presence {
 struct Client {
     name: String,
     peer: Peer<Arc<str>>,
-}
-
-/// What happened in a room, numbered from 1.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Entry {
-    pub(crate) number: u64,
-    pub(crate) at: Timestamp,
-    pub(crate) who: String,
-    #[serde(flatten)]
-    pub(crate) what: What,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "what", rename_all = "lowercase")]
-pub(crate) enum What {
-    Joined,
-    Said {
-        tag: u64,
-        text: String,
-    },
-    /// Took its leave.
-    Left,
-    /// Was not heard from any more.
-    Gone,
-}
-
-/// A client introduces itself.
-#[derive(Debug, Deserialize)]
-pub(crate) struct Hello {
-    pub(crate) name: String,
-    /// The last entry it has seen, if it comes back.
-    pub(crate) after: Option<u64>,
-}
-
-/// What a client sends.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Request {
-    /// Says something. A client that has not seen its entry sends it again under the same tag, and it counts once.
-    Say { tag: u64, text: String },
-    /// Still there.
-    Here,
-    /// Going.
-    Leave,
-}
-
-/// What a client is sent, as JSON.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Event {
-    /// Always the first.
-    Welcome(Welcome),
-    Entry(Entry),
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Welcome {
-    /// Who is there, the client included.
-    pub(crate) members: Vec<String>,
-    /// What the client has not seen.
-    pub(crate) history: Vec<Entry>,
-    /// How many entries before these it has not seen either, and cannot any more.
-    pub(crate) missed: u64,
-    /// A client says something, if only that it is here, well within this time.
-    pub(crate) gone_after_ms: u64,
-    /// Says whether somebody else is connected under the same name: the same person in another window, or another of that name.
-    #[serde(default)]
-    pub(crate) shared: bool,
 }
 
 impl Room {
@@ -320,86 +245,5 @@ fn check_name(name: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// As a terminal shows it.
-impl fmt::Display for Entry {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let who = &self.who;
-        match &self.what {
-            What::Said { text, .. } => write!(f, "{who}: {text}"),
-            What::Joined => write!(f, "* {who} has joined"),
-            What::Left => write!(f, "* {who} has left"),
-            What::Gone => write!(f, "* {who} is gone"),
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use stable_interfaces::{Host, MemoryStore, RequestError};
-
-    use super::*;
-
-    fn room(numbers: std::ops::RangeInclusive<u64>) -> Room {
-        let mut room =
-            Room::new(Presence { gone_after: Duration::from_secs(9), listening_since: Timestamp::UNIX_EPOCH });
-        let entry = |number| Entry { number, at: Timestamp::UNIX_EPOCH, who: "ann".to_owned(), what: What::Joined };
-        room.history.extend(numbers.map(entry));
-        room
-    }
-
-    #[test]
-    fn who_comes_back_gets_what_it_has_not_seen_and_is_told_of_what_it_cannot_get() {
-        let seen = |after| {
-            let welcome = room(11..=14).welcome(after);
-            (welcome.history.iter().map(|entry| entry.number).collect::<Vec<_>>(), welcome.missed)
-        };
-        assert_eq!(seen(None), (vec![11, 12, 13, 14], 0));
-        assert_eq!(seen(Some(12)), (vec![13, 14], 0));
-        assert_eq!(seen(Some(14)), (vec![], 0));
-        assert_eq!(seen(Some(10)), (vec![11, 12, 13, 14], 0));
-        assert_eq!(seen(Some(7)), (vec![11, 12, 13, 14], 3));
-        assert_eq!(seen(Some(99)), (vec![11, 12, 13, 14], 0));
-    }
-
-    #[tokio::test]
-    async fn a_room_keeps_its_ninety_nine_connections_when_the_hundredth_is_refused() {
-        let mut host = Host::local(MemoryStore::new());
-        let presence = Presence { gone_after: Duration::from_secs(60), listening_since: Timestamp::UNIX_EPOCH };
-        let rooms = host.interface(move |_| Room::new(presence)).with_alarms().register().expect("a good name");
-        let host = host.start().await.expect("it starts");
-        let hello = |name: &str| Hello { name: name.to_owned(), after: None };
-        let mut clients = Vec::new();
-        for _ in 0..99 {
-            // One member with many tabs: more members than that would have to read how they all join.
-            let client = rooms.connect("lobby", hello("ann")).await.expect("there is room");
-            client.recv().await.expect("a welcome");
-            clients.push(client);
-        }
-        let refused = rooms.connect("lobby", hello(" bob")).await;
-        assert!(matches!(refused, Err(RequestError::Rejected(_))), "{refused:?}");
-        clients[7].send(Request::Say { tag: 1, text: "still there?".to_owned() }).await.expect("open");
-        for client in &clients {
-            assert!(client.recv().await.expect("open").contains("still there?"));
-        }
-        drop(host);
-    }
-
-    #[test]
-    fn names_that_nobody_could_read_are_refused() {
-        for name in ["", " ann", "ann\n", "a\0b", &"a".repeat(65)] {
-            assert!(check_name(name).is_err(), "{name:?}");
-        }
-        assert!(check_name("Ann Müller").is_ok());
-    }
-
-    #[test]
-    fn events_are_the_json_that_the_page_reads() {
-        let said = What::Said { tag: 7, text: "hi".to_owned() };
-        let entry = Entry { number: 3, at: Timestamp::from_millis(5), who: "ann".to_owned(), what: said };
-        let text = json(&Event::Entry(entry)).expect("an entry is JSON");
-        assert_eq!(*text, *r#"{"entry":{"number":3,"at":5,"who":"ann","what":"said","tag":7,"text":"hi"}}"#);
-        let request: Request = serde_json::from_str(r#"{"say":{"tag":7,"text":"hi"}}"#).expect("a request");
-        assert!(matches!(request, Request::Say { tag: 7, .. }));
-        assert!(matches!(serde_json::from_str(r#""here""#), Ok(Request::Here)));
-    }
-}
+mod tests;

@@ -5,19 +5,20 @@
 //! whoever is let go gets everything it was sent before, then the reason.
 
 use std::convert::Infallible;
-use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
+use std::{io, process};
 
 use alarm_backends::FjallStore;
+use anyhow::{Context as _, Result};
 use axum::Router;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
-use examples::{CannotStart, Failed, http, in_one_line, process};
+use examples::http;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use serde::Deserialize;
@@ -28,7 +29,8 @@ use tokio::time::{sleep, timeout};
 use tokio_tungstenite::tungstenite;
 use tokio_tungstenite::tungstenite::error::ProtocolError;
 
-use crate::room::{Hello, LEFT, MAX_TEXT, Presence, Request, Room};
+use crate::protocol::{Hello, LEFT, MAX_TEXT, Request};
+use crate::room::{Presence, Room};
 
 const PAGE: &str = include_str!("page.html");
 /// The most clients at once. Each may have up to a room's buffer of messages, and the kernel's below, waiting for it.
@@ -48,16 +50,6 @@ const LAST_LOOK: Duration = Duration::from_secs(1);
 /// The longest reason that fits into a frame of the protocol (RFC 6455, section 5.5), in bytes.
 const MAX_REASON: usize = 123;
 
-/// What the program was asked to do.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Options {
-    pub(crate) listen: SocketAddr,
-    pub(crate) data: PathBuf,
-    pub(crate) gone_after: Duration,
-    /// Stop when standard input ends: how a child learns that its parent is gone.
-    pub(crate) until_stdin_ends: bool,
-}
-
 #[derive(Debug, Clone)]
 struct Chat {
     rooms: Interface<Room>,
@@ -65,34 +57,33 @@ struct Chat {
     session: mpsc::Sender<Infallible>,
 }
 
-/// Serves rooms until the process is asked to stop; then says goodbye to everyone and gives the store back. A host that ends by
-/// itself takes the process along: whoever started it starts it anew.
-pub(crate) async fn serve(options: Options) -> Result<(), Failed> {
-    let Options { listen, data, gone_after, until_stdin_ends } = options;
-    let cannot_listen = |error| CannotStart::new(format!("cannot listen on {listen}"), error);
-    let listener = bind(listen).map_err(cannot_listen)?;
-    let address = listener.local_addr().map_err(cannot_listen)?;
-    let store = FjallStore::open(&data).map_err(|e| CannotStart::new(format!("cannot open {}", data.display()), e))?;
-
+/// Serves rooms that are kept in `data` until `stop` completes; then says goodbye to everyone and gives the store back.
+///
+/// # Errors
+/// One that names what could not be had, or [`Ended`](stable_interfaces::Ended) of a host that ended by itself: the process is to
+/// be started anew.
+pub(crate) async fn serve(listen: SocketAddr, data: &Path, gone_after: Duration, stop: impl Future) -> Result<()> {
+    let listener = bind(listen).with_context(|| format!("cannot listen on {listen}"))?;
+    let address = listener.local_addr()?;
+    let store = FjallStore::open(data).with_context(|| format!("cannot open {}", data.display()))?;
     let presence = Presence { gone_after, listening_since: Timestamp::from(SystemTime::now()) };
     let mut host = Host::local(store).max_connections(CLIENTS);
-    let rooms = host
-        .interface(move |_id| Room::new(presence))
-        .with_alarms()
-        .register()
-        .map_err(|e| CannotStart::new("cannot register the rooms", e))?;
-    let host = host.start().await.map_err(|e| CannotStart::new("cannot start the host", e))?;
+    let rooms = host.interface(move |_id| Room::new(presence)).with_alarms().register()?;
+    let host = host.start().await.context("cannot start the host")?;
 
     println!("listening on http://{address}/");
-    println!("  Open it in two browser tabs, or talk from two terminals:");
-    println!("    cargo run --release --example chat_room -- join lobby ann --server {address}");
-    println!("    cargo run --release --example chat_room -- join lobby bob --server {address}");
-    println!("  Rooms are kept in {}. Kill this process (kill -9 {}) and start it", data.display(), std::process::id());
-    println!("  again: nothing that anyone has seen is lost, and who does not come back is announced as gone.");
+    println!(
+        "  Open it in two browser tabs. Rooms are kept in {}. Kill this process (kill -9 {})",
+        data.display(),
+        process::id()
+    );
+    println!(
+        "  and start it again: nothing that anyone has seen is lost, and who does not come back is announced as gone."
+    );
 
     let (session, mut sessions) = mpsc::channel(1);
     let serve = http::serve(listener, routes(Chat { rooms, session }), host.stopping());
-    let ((), ended) = tokio::join!(serve, host.run_until(process::asked_to_stop(until_stdin_ends)));
+    let ((), ended) = tokio::join!(serve, host.run_until(stop));
     let _ = timeout(FAREWELL_TO_ALL, sessions.recv()).await;
     Ok(ended.map(drop)?)
 }
@@ -148,7 +139,7 @@ fn is_same_origin(headers: &HeaderMap) -> bool {
 async fn talk(socket: WebSocket, rooms: &Interface<Room>, room: &str, hello: Hello) {
     let (mut sink, mut stream) = socket.split();
     let goodbye = match rooms.connect(room, hello).await {
-        Err(error) => refusal(&error),
+        Err(error) => refusal(error),
         Ok(connection) => {
             let end = tokio::select! { biased;
                 end = write(&connection, &mut sink) => end,
@@ -243,11 +234,11 @@ fn breach(error: axum::Error) -> Option<CloseFrame> {
 }
 
 /// Why a client cannot connect. With "policy" there is no use in trying again.
-fn refusal(error: &RequestError<ContextError>) -> CloseFrame {
+fn refusal(error: RequestError<ContextError>) -> CloseFrame {
     match error {
-        RequestError::Rejected(reason) => frame(close_code::POLICY, reason),
-        RequestError::InvalidId { .. } => frame(close_code::POLICY, &in_one_line(error)),
-        _ => frame(close_code::AGAIN, &in_one_line(error)),
+        RequestError::Rejected(reason) => frame(close_code::POLICY, &reason),
+        RequestError::InvalidId { .. } => frame(close_code::POLICY, &error.report()),
+        _ => frame(close_code::AGAIN, &error.report()),
     }
 }
 
@@ -256,29 +247,4 @@ fn frame(code: u16, reason: &str) -> CloseFrame {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_page_of_another_site_is_not_let_in() {
-        let headers = |origin: Option<&str>| {
-            let mut headers = HeaderMap::new();
-            headers.insert(header::HOST, "127.0.0.1:8080".parse().expect("a value"));
-            if let Some(origin) = origin {
-                headers.insert(header::ORIGIN, origin.parse().expect("a value"));
-            }
-            headers
-        };
-        assert!(is_same_origin(&headers(Some("http://127.0.0.1:8080"))));
-        assert!(is_same_origin(&headers(None)));
-        for other in ["http://127.0.0.1:8081", "https://example.com", "null", ""] {
-            assert!(!is_same_origin(&headers(Some(other))), "{other}");
-        }
-    }
-
-    #[test]
-    fn a_reason_is_cut_where_a_character_ends() {
-        assert_eq!(frame(1013, &"ü".repeat(100)).reason.len(), 122);
-        assert_eq!(&*frame(1013, "short").reason, "short");
-    }
-}
+mod tests;

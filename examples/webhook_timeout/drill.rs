@@ -10,15 +10,15 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use examples::process::HostProcess;
-use examples::{BoxError, http, in_one_line};
+use examples::{BoxError, client, http, in_one_line};
 use reqwest::Url;
 use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use crate::doors::Doors;
-use crate::host::View;
 use crate::partner::{self, Entry, Ledger, Partner, now};
 use crate::server::Private;
+use crate::service::View;
 use crate::store::Kind;
 use crate::verdict::{Kills, Outage, Report, Victim};
 
@@ -147,7 +147,7 @@ pub(crate) async fn run(options: &Options, data: &Path) -> Result<Report, BoxErr
     let plans = partner::plans(options.orders, options.seed, ORDER_TIMEOUT);
     let entries = plans.into_iter().enumerate().map(|(n, plan)| (format!("order-{n:04}"), Entry::new(plan))).collect();
     let ledger = Arc::new(Ledger::new(entries, ORDER_TIMEOUT));
-    let http = http::client(REQUEST_LIMIT);
+    let http = client(REQUEST_LIMIT);
 
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let partner_url = Url::parse(&format!("http://{}/orders", listener.local_addr()?))?;

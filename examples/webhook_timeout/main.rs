@@ -11,14 +11,15 @@
 //! are killed with SIGKILL and started again; so is the server that a fleet keeps its orders in. In the end the partner's
 //! ledger is held against what the hosts say of each order.
 //!
-//! Read `host.rs` for how such a service is written, and `store.rs` for how it opens its store; the other files are the proof
-//! that it works.
+//! Read `service.rs` for how such a service is written, and copy it: it is a program of its own (`--example webhook_service`).
+//! `store.rs` shows how a fleet opens its store; the other files are the proof that it works.
 
 mod doors;
 mod drill;
 mod host;
 mod partner;
 mod server;
+mod service;
 mod store;
 mod verdict;
 

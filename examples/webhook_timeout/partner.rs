@@ -12,11 +12,11 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::post;
 use axum::{Json, Router};
+use serde::Deserialize;
 use stable_interfaces::Timestamp;
 use tokio::time::sleep;
 
 use crate::doors::Doors;
-use crate::host::Notice;
 
 /// How the partner treats one order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -107,7 +107,7 @@ impl Entry {
 
     /// Whether the host has said that it is placed.
     pub(crate) fn is_acknowledged(&self) -> bool {
-        self.placing.iter().any(|answer| matches!(answer, Answer::Status(200 | 201)))
+        self.placing.iter().any(|answer| matches!(answer, Answer::Status(200)))
     }
 
     /// Whether everything that was to happen outside the host has happened.
@@ -181,6 +181,13 @@ pub(crate) fn now() -> Timestamp {
     SystemTime::now().into()
 }
 
+/// What the partner is told of an order.
+#[derive(Debug, Deserialize)]
+struct Notice {
+    order: String,
+    callback: String,
+}
+
 /// What the partner needs to call back.
 #[derive(Debug, Clone)]
 pub(crate) struct Partner {
@@ -252,7 +259,7 @@ mod tests {
         let at = Timestamp::from_millis;
         entry.posted = Some(at(10));
         assert!(!entry.is_waiting(at(20), TIMEOUT));
-        entry.placing.push(Answer::Status(201));
+        entry.placing.push(Answer::Status(200));
         assert!(entry.is_waiting(at(2_009), TIMEOUT) && !entry.is_waiting(at(2_010), TIMEOUT));
         entry.answers.push(Answer::Refused);
         assert!(entry.is_waiting(at(20), TIMEOUT));
@@ -263,7 +270,7 @@ mod tests {
     #[test]
     fn an_order_is_settled_when_each_call_has_its_final_answer() {
         let mut entry = Entry::new(Plan { manner: Manner::Twice, calls: vec![Duration::ZERO; 2] });
-        entry.placing.push(Answer::Status(201));
+        entry.placing.push(Answer::Status(200));
         entry.answers = vec![Answer::Status(200), Answer::Status(503), Answer::Broken];
         assert!(!entry.is_settled());
         entry.answers.push(Answer::Status(200));

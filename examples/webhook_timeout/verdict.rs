@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use stable_interfaces::Timestamp;
 
-use crate::host::{Decision, Outcome, View};
 use crate::partner::{Answer, Entry, Manner};
+use crate::service::{Decision, Outcome, View};
 
 /// What became of one order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -277,7 +277,7 @@ mod tests {
     fn entry(answers: &[Answer]) -> Entry {
         let mut entry = Entry::new(Plan { manner: Manner::InTime, calls: vec![] });
         entry.posted = Some(at(0));
-        entry.placing = vec![Status(201)];
+        entry.placing = vec![Status(200)];
         entry.told = vec!["url".to_owned()];
         entry.answers = answers.to_vec();
         entry
@@ -285,7 +285,7 @@ mod tests {
 
     fn view(decisions: &[(Outcome, i64)]) -> View {
         let decisions = decisions.iter().map(|&(outcome, millis)| Decision { outcome, at: at(millis) }).collect();
-        View { placed: at(3), due: at(DUE), decisions }
+        View { due: at(DUE), callback: String::new(), decisions }
     }
 
     fn finding(answers: &[Answer], decisions: &[(Outcome, i64)]) -> Finding {
@@ -400,7 +400,7 @@ mod tests {
     fn requests_that_kills_refused_or_cut_off_are_counted() {
         let mut report = report(&[], 1);
         let row = report.rows.get_mut("a").expect("it was entered");
-        row.entry.placing = vec![Refused, Broken, Status(201)];
+        row.entry.placing = vec![Refused, Broken, Status(200)];
         row.entry.answers = vec![Refused, Status(200)];
         assert_eq!(report.breakage(), "requests to the host: 6, of which 2 refused and 1 cut off\n");
     }

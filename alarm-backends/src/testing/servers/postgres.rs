@@ -104,6 +104,12 @@ impl Postgres {
         PostgresOptions::new().start()
     }
 
+    /// Says how to install Postgres where it is missing; nothing where it is there.
+    #[must_use]
+    pub fn missing() -> Option<&'static str> {
+        binaries().is_none().then_some(INSTALL)
+    }
+
     /// The URL of one of its databases; `"postgres"` exists from the start.
     #[must_use]
     pub fn url(&self, database: &str) -> String {

@@ -15,7 +15,7 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-use crate::room::{Entry, Event, Request, Welcome, What};
+use crate::protocol::{Entry, Event, Request, Welcome, What};
 
 /// How long a host may take to welcome a client.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use stable_interfaces::Timestamp;
 
-use crate::client::News;
-use crate::room::{Entry, What};
+use crate::drill::client::News;
+use crate::protocol::{Entry, What};
 
 /// What one member said and learned.
 #[derive(Debug, Clone)]

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use tokio::sync::mpsc;
 
-use crate::client::{Member, News};
+use crate::drill::client::{Member, News};
 
 /// What the program was asked to do.
 #[derive(Debug, PartialEq, Eq)]

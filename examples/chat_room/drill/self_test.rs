@@ -12,15 +12,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use examples::process::HostProcess;
-use examples::{BoxError, http};
+use examples::{BoxError, client};
 use stable_interfaces::Timestamp;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use crate::client::{Member, News};
-use crate::room::{Entry, HISTORY, TOO_SLOW, What};
-use crate::verdict::{Kill, Log, Report, SlowReader, Transcript};
+use crate::drill::client::{Member, News};
+use crate::drill::verdict::{Kill, Log, Report, SlowReader, Transcript};
+use crate::protocol::{Entry, TOO_SLOW, What};
+use crate::room::HISTORY;
 
 const ROOMS: usize = 4;
 /// Members of a room that talk; the last of them does not come back.
@@ -151,7 +152,7 @@ fn is_quiet(counts: &Counts) -> bool {
 }
 
 async fn fetch_page(host: &HostProcess) -> Result<(), BoxError> {
-    let response = http::client(PATIENCE).get(host.url()).send().await?.error_for_status()?;
+    let response = client(PATIENCE).get(host.url()).send().await?.error_for_status()?;
     let is_html = response.headers().get("content-type").is_some_and(|kind| kind.as_bytes().starts_with(b"text/html"));
     let page = response.text().await?;
     if !is_html || !page.contains("new WebSocket(") || !page.trim_end().ends_with("</html>") {
