@@ -7,7 +7,7 @@
 //! Everything is kept in one schema of the application's own database, made on [`PostgresStore::connect`]. For people there
 //! is a view: `SELECT * FROM stable_interfaces.waiting` lists alarms, inbox messages and dead letters.
 //!
-//! A store holds a few connections, whatever the load: one per lane, one for reading, one for posting, one for renewing the
+//! A store holds a few connections, whatever the load: one for each [lane](stable_interfaces::HostBuilder::lanes) of its host up to 16, one for reading, one for posting, one for renewing the
 //! lease, one that listens; one more while shards are claimed or a message waits for a row that another transaction holds, two while it
 //! connects, and up to four for [transactions](PostgresContext) of the application, opened when first needed. It needs sessions of its own: a
 //! pooler in between that shares them between transactions is found out and refused at [`PostgresStore::connect`] (PgBouncer:
@@ -25,7 +25,6 @@
 mod errors;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
-mod known;
 mod link;
 mod pages;
 mod poster;
@@ -34,6 +33,7 @@ mod rows;
 mod schema;
 mod tls;
 mod transaction;
+mod watermarks;
 mod wire;
 
 use std::collections::BTreeMap;
@@ -51,16 +51,19 @@ use tokio_postgres::config::{SslMode, TargetSessionAttrs};
 use tokio_postgres::{Config, Row};
 
 use errors::misses_something;
-use known::Known;
 use link::{Link, Params, Server, Turn};
 use posts::Posts;
 use schema::{DEFAULT_SCHEMA, Query, Schema};
 use transaction::Transactions;
+use watermarks::Watermarks;
 use wire::{Place, WireWrite};
 
 pub use poster::Poster;
 pub use tokio_postgres;
 pub use transaction::{PostgresContext, Transaction};
+
+/// The most connections for group commits. Each is opened when it is first needed, so a host's lanes decide; of more lanes some share one.
+const COMMITS: usize = 16;
 
 /// A [`Store`] in Postgres, shared by all hosts of a fleet. The [module](self) says what it keeps and where.
 ///
@@ -73,8 +76,8 @@ pub use transaction::{PostgresContext, Transaction};
 /// ```
 pub struct PostgresStore {
     server: Arc<Server>,
-    /// For group commits: lane `n` uses number `n` modulo their count, so lanes wait for each other only beyond that.
-    commits: Vec<Link>,
+    /// For group commits: lane `n` uses number `n` modulo their count.
+    commits: [Link; COMMITS],
     /// For loading and reading: many at once, answered in order.
     reads: Link,
     posts: Arc<Posts>,
@@ -99,9 +102,8 @@ pub struct PostgresStoreBuilder {
     /// Nobody has asked for plain text, nor for TLS.
     is_plain_by_default: bool,
     schema: String,
-    lanes: usize,
     transactions: u16,
-    deadline: Duration,
+    timeout: Duration,
     must_exist: bool,
     tls: Option<rustls::ClientConfig>,
 }
@@ -122,7 +124,7 @@ impl PostgresStore {
     ///
     /// # Errors
     /// [`StoreError::Open`] if the URL, the login, the database or its encoding is not right, or a pooler in between shares sessions between
-    /// transactions: waiting would not help. [`StoreError::NotApplied`] if the server cannot be reached within the deadline (5 s).
+    /// transactions: waiting would not help. [`StoreError::NotApplied`] if the server cannot be reached within the timeout (5 s).
     pub async fn connect(url: &str) -> Result<PostgresStore, StoreError> {
         PostgresStore::builder(url)?.connect().await
     }
@@ -147,9 +149,11 @@ impl PostgresStore {
     ) -> Result<Row, StoreError> {
         match outcome {
             Err(error)
-                if misses_something(&error) && self.server.known.has(incarnation) && turn.is_schema_gone().await =>
+                if misses_something(&error)
+                    && self.server.watermarks.has(incarnation)
+                    && turn.is_schema_gone().await =>
             {
-                Err(self.server.known.lose(incarnation, "its schema is gone"))
+                Err(self.server.watermarks.lose(incarnation, "its schema is gone"))
             }
             outcome => outcome,
         }
@@ -164,9 +168,8 @@ impl PostgresStoreBuilder {
             config,
             is_plain_by_default: false,
             schema,
-            lanes: 2,
             transactions: 4,
-            deadline: Duration::from_secs(5),
+            timeout: Duration::from_secs(5),
             must_exist: false,
             tls: None,
         }
@@ -178,13 +181,6 @@ impl PostgresStoreBuilder {
         self
     }
 
-    /// How many connections are for commits; at least 1, at most 1,024, best as many as the host has lanes. Each is opened when it is
-    /// first needed. Default: 2.
-    pub fn lanes(mut self, lanes: usize) -> PostgresStoreBuilder {
-        self.lanes = lanes.clamp(1, 1024);
-        self
-    }
-
     /// How many connections are for [transactions](PostgresContext) of the application, so how many of those run at once; at
     /// least 1, at most 1,024. Each is opened when it is first needed. Default: 4.
     pub fn transactions(mut self, transactions: u16) -> PostgresStoreBuilder {
@@ -192,10 +188,10 @@ impl PostgresStoreBuilder {
         self
     }
 
-    /// How long one operation may take, with waiting for a connection. After that its outcome is unknown and its connection
+    /// Limits the time of one operation, waiting for a connection included. After that its outcome is unknown and its connection
     /// is replaced. Well below the lease, so that there is time to try again. At least 1 ms. Default: 5 s.
-    pub fn deadline(mut self, deadline: Duration) -> PostgresStoreBuilder {
-        self.deadline = deadline;
+    pub fn timeout(mut self, timeout: Duration) -> PostgresStoreBuilder {
+        self.timeout = timeout;
         self
     }
 
@@ -218,7 +214,7 @@ impl PostgresStoreBuilder {
     /// Connects and makes the schema where it is missing.
     ///
     /// # Errors
-    /// As [`PostgresStore::connect`]; and [`StoreError::Open`] if the schema's name or the deadline is not allowed, or there is no store
+    /// As [`PostgresStore::connect`]; and [`StoreError::Open`] if the schema's name or the timeout is not allowed, or there is no store
     /// that [`must_exist`](Self::must_exist).
     pub async fn connect(self) -> Result<PostgresStore, StoreError> {
         let mut config = self.config;
@@ -235,21 +231,28 @@ impl PostgresStoreBuilder {
         }
         let servers = config.get_hosts().len().max(config.get_hostaddrs().len());
         if servers > 1 && config.get_connect_timeout().is_none() {
-            // One whose machine is gone answers nothing: the others are to be asked within the deadline, too, for each of the three connections
+            // One whose machine is gone answers nothing: the others are to be asked within the timeout, too, for each of the three connections
             // that opening takes.
-            config.connect_timeout(self.deadline / u32::try_from(servers * 4).unwrap_or(u32::MAX));
+            config.connect_timeout(self.timeout / u32::try_from(servers * 4).unwrap_or(u32::MAX));
         }
         let schema = Schema::new(&self.schema)?;
-        if self.deadline < Duration::from_millis(1) {
-            return Err(StoreError::Open("the deadline must be at least 1 ms".to_owned(), None));
+        if self.timeout < Duration::from_millis(1) {
+            return Err(StoreError::Open("the timeout must be at least 1 ms".to_owned(), None));
         }
-        let server = Server { config, tls, schema, limit: self.deadline, known: Known::default(), is_new: true.into() };
+        let server = Server {
+            config,
+            tls,
+            schema,
+            timeout: self.timeout,
+            watermarks: Watermarks::default(),
+            is_new: true.into(),
+        };
         server.prepare(self.must_exist).await?;
         let server = Arc::new(server);
         Ok(PostgresStore {
             transactions: Arc::new(Transactions::new(server.clone(), self.transactions)),
             server,
-            commits: std::iter::repeat_with(Link::default).take(self.lanes).collect(),
+            commits: std::array::from_fn(|_| Link::default()),
             reads: Link::default(),
             posts: Arc::new(Posts::new()),
             claims: Link::default(),
@@ -261,8 +264,8 @@ impl PostgresStoreBuilder {
 #[async_trait]
 impl Store for PostgresStore {
     async fn claim(&self, claim: &Claim) -> Result<Claimed, StoreError> {
-        self.server.known.check(claim.incarnation)?;
-        let is_known = self.server.known.has(claim.incarnation);
+        self.server.watermarks.check(claim.incarnation)?;
+        let is_known = self.server.watermarks.has(claim.incarnation);
         let incarnation = wire::number("incarnation", claim.incarnation.0)?;
         let shards = shard_numbers(&claim.shards)?;
         let (given_up, epochs): (Vec<_>, Vec<_>) = claim.given_up.iter().copied().unzip();
@@ -278,22 +281,22 @@ impl Store for PostgresStore {
         let row = self.or_lost(claim.incarnation, &turn, row).await;
         // Claims are rare: better a free place in the server until the next.
         turn.retire();
-        claimed(&self.server.known, claim, &row?)
+        claimed(&self.server.watermarks, claim, &row?)
     }
 
     async fn renew(&self, incarnation: Incarnation, lease: Duration) -> Result<Renewed, StoreError> {
-        let known = &self.server.known;
+        let watermarks = &self.server.watermarks;
         // What a store must hold is what it held before it was asked.
-        let acknowledged = known.all_acknowledged(incarnation)?;
+        let acknowledged = watermarks.all_acknowledged(incarnation)?;
         let (number, lease) = (wire::number("incarnation", incarnation.0)?, millis(lease));
         let mut turn = self.renewals.alone(&self.server).await?;
         let row = turn.one(Query::Renew, &[&number, &lease]).await;
         let row = self.or_lost(incarnation, &turn, row).await?;
         if acknowledged.is_some() && !row.get::<_, bool>("is_known") {
-            return Err(known.lose(incarnation, "its record of this host is gone"));
+            return Err(watermarks.lose(incarnation, "its record of this host is gone"));
         }
         if !row.get::<_, bool>("renewed") {
-            known.ended(incarnation);
+            watermarks.ended(incarnation);
             return Err(StoreError::Replaced);
         }
         let taken: BTreeMap<i32, i64> =
@@ -301,7 +304,7 @@ impl Store for PostgresStore {
         for (lane, seq) in acknowledged.into_iter().flatten() {
             let stored = taken.get(&i32::from(lane.0)).map_or(0, |taken| taken.unsigned_abs());
             if stored < seq {
-                return Err(known.lose(incarnation, &lost_write(lane, seq, stored)));
+                return Err(watermarks.lose(incarnation, &lost_write(lane, seq, stored)));
             }
         }
         Ok(Renewed {
@@ -313,7 +316,7 @@ impl Store for PostgresStore {
     }
 
     async fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {
-        self.server.known.check(incarnation)?;
+        self.server.watermarks.check(incarnation)?;
         let (incarnation, shards) = (wire::number("incarnation", incarnation.0)?, shard_numbers(shards)?);
         let mut turn = self.claims.alone(&self.server).await?;
         let released = turn.execute(Query::Release, &[&incarnation, &shards]).await;
@@ -324,14 +327,14 @@ impl Store for PostgresStore {
     async fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError> {
         let server = &self.server;
         // What a store must hold is what it held before it was asked.
-        let known = server.known.acknowledged(write.incarnation, write.lane)?;
-        let (wire, place) = (WireWrite::new(write)?, Place::new(write, known)?);
-        let mut turn = self.commits[usize::from(write.lane.0) % self.commits.len()].alone(&self.server).await?;
+        let acknowledged = server.watermarks.acknowledged(write.incarnation, write.lane)?;
+        let (wire, place) = (WireWrite::new(write)?, Place::new(write, acknowledged)?);
+        let mut turn = self.commits[usize::from(write.lane.0) % COMMITS].alone(&self.server).await?;
         let row = turn.one(Query::Write, &wire.params(&place)).await;
         let row = self.or_lost(write.incarnation, &turn, row).await?;
-        let answers = committed(&server.known, write, known, &row)?;
+        let answers = committed(&server.watermarks, write, acknowledged, &row)?;
         if row.get::<_, Option<i64>>("taken").is_some() {
-            server.known.acknowledge(write.incarnation, write.lane, write.seq);
+            server.watermarks.acknowledge(write.incarnation, write.lane, write.seq);
         }
         Ok(answers)
     }
@@ -355,14 +358,14 @@ impl Store for PostgresStore {
     }
 }
 
-fn claimed(known: &Known, claim: &Claim, row: &Row) -> Result<Claimed, StoreError> {
+fn claimed(watermarks: &Watermarks, claim: &Claim, row: &Row) -> Result<Claimed, StoreError> {
     let stored = |column| u32::try_from(row.get::<_, i64>(column)).expect("it was a u32 when a claim stored it");
     match row.get("verdict") {
         "replaced" => {
-            known.ended(claim.incarnation);
+            watermarks.ended(claim.incarnation);
             return Err(StoreError::Replaced);
         }
-        "lost" => return Err(known.lose(claim.incarnation, "its record of this host is gone")),
+        "lost" => return Err(watermarks.lose(claim.incarnation, "its record of this host is gone")),
         "mismatch" => {
             return Err(StoreError::Mismatch {
                 shard_count: claim.shard_count,
@@ -378,7 +381,7 @@ fn claimed(known: &Known, claim: &Claim, row: &Row) -> Result<Claimed, StoreErro
         .zip(row.get::<_, Vec<bool>>("clean"))
         .map(|((shard, epoch), clean)| Grant { shard: shard_id(shard), epoch: epoch_of(epoch), clean })
         .collect();
-    known.claimed(claim.incarnation, &granted);
+    watermarks.claimed(claim.incarnation, &granted);
     let holders = row.get::<_, Vec<i32>>("held").into_iter().zip(row.get::<_, Vec<&str>>("holders"));
     let held = holders
         .zip(row.get::<_, Vec<i64>>("remaining"))
@@ -394,7 +397,7 @@ fn claimed(known: &Known, claim: &Claim, row: &Row) -> Result<Claimed, StoreErro
 
 /// What became of a write, of whose lane `acknowledged` was the last that was done before.
 fn committed(
-    known: &Known,
+    watermarks: &Watermarks,
     write: &Write,
     acknowledged: u64,
     row: &Row,
@@ -402,7 +405,7 @@ fn committed(
     if let Some(taken) = row.get::<_, Option<i64>>("taken") {
         let newest = taken.unsigned_abs();
         if newest < acknowledged {
-            return Err(known.lose(write.incarnation, &lost_write(write.lane, acknowledged, newest)));
+            return Err(watermarks.lose(write.incarnation, &lost_write(write.lane, acknowledged, newest)));
         }
         if newest > write.seq {
             return Err(StoreError::Stale { lane: write.lane, seq: write.seq, newest });
@@ -413,9 +416,9 @@ fn committed(
     let answer = |batch: &Batch| {
         let Some((_, newest)) = fence_of(batch.shard) else { return Ok(Ok(())) };
         let (shard, held, newest) = (batch.shard, batch.epoch, epoch_of(*newest));
-        if newest < held && known.was_granted(write.incarnation, shard, held) {
+        if newest < held && watermarks.was_granted(write.incarnation, shard, held) {
             let what = format!("shard {shard}: epoch {held} was granted, {newest} is stored");
-            return Err(known.lose(write.incarnation, &what));
+            return Err(watermarks.lose(write.incarnation, &what));
         }
         Ok(Err(StoreError::Fenced { shard, held, newest }))
     };

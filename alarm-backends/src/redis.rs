@@ -56,7 +56,6 @@
 
 mod failure;
 mod key;
-mod known;
 mod link;
 mod node;
 mod ownership;
@@ -65,6 +64,7 @@ mod scan;
 mod script;
 mod server;
 mod target;
+mod watermarks;
 mod write;
 #[cfg(any(test, fuzzing))]
 pub(crate) use self::scan::fuzzing;
@@ -86,12 +86,12 @@ use stable_interfaces::{Posted, Store, StoreError};
 
 use self::failure::Failure;
 use self::key::Keys;
-use self::known::Known;
 use self::link::Link;
 use self::node::{FIRST_PAUSE, MAX_PAUSE, within};
 use self::reply::{list, optional_text};
 use self::script::{Call, PROBE};
 use self::target::Target;
+use self::watermarks::Watermarks;
 
 /// The last [step](crate::steps) of the layout that this code knows.
 ///
@@ -165,7 +165,7 @@ struct Inner {
     leases: Link,
     /// For renewals alone: its connections are made on the runtime that renews, which others cannot keep busy.
     renewals: Link,
-    known: Known,
+    watermarks: Watermarks,
     must_exist: bool,
 }
 
@@ -283,7 +283,7 @@ impl RedisStoreBuilder {
             leases: Link::new(leasing.clone()),
             renewals: Link::new(leasing),
             target,
-            known: Known::default(),
+            watermarks: Watermarks::default(),
             must_exist: self.must_exist,
         })))
     }

@@ -155,7 +155,7 @@ async fn a_frozen_connection_to_postgres_is_used_no_more_whoever_gives_up_first(
     let each = METHODS.map(async |method| {
         let proxy = Proxy::start(POSTGRES.port()).await;
         let url = url.replace(&format!(":{}/", POSTGRES.port()), &format!(":{}/", proxy.port));
-        let builder = || PostgresStore::builder(&url).unwrap().schema(format!("of_{method}")).deadline(DEADLINE);
+        let builder = || PostgresStore::builder(&url).unwrap().schema(format!("of_{method}")).timeout(DEADLINE);
         // Many do so at once here.
         let store = loop {
             match builder().connect().await {

@@ -96,7 +96,7 @@ async fn a_listener_of_postgres_that_has_fallen_silent_is_noticed_within_seconds
     let proxy = Proxy::start(server.port()).await;
     let behind = url.replace(&server.port().to_string(), &proxy.port.to_string());
     let posting = PostgresStore::connect(&url).await.unwrap();
-    let listening = PostgresStore::builder(&behind).unwrap().deadline(Duration::from_secs(2)).connect().await.unwrap();
+    let listening = PostgresStore::builder(&behind).unwrap().timeout(Duration::from_secs(2)).connect().await.unwrap();
     a_frozen_listener_is_noticed(Arc::new(listening), Arc::new(posting), proxy).await;
 }
 

@@ -94,18 +94,18 @@ pub(super) fn misses_something(error: &StoreError) -> bool {
 
 /// The client's own deadline passed.
 #[derive(Debug, thiserror::Error)]
-#[error("no answer from {address} within {limit:?}")]
-pub(super) struct DeadlinePassed {
+#[error("no answer from {address} within {timeout:?}")]
+pub(super) struct NoAnswer {
     pub(super) address: String,
-    pub(super) limit: Duration,
+    pub(super) timeout: Duration,
 }
 
 /// No connection was free or could be made in time.
 #[derive(Debug, thiserror::Error)]
-#[error("no connection to {address} within {limit:?}")]
+#[error("no connection to {address} within {timeout:?}")]
 pub(super) struct NoConnection {
     pub(super) address: String,
-    pub(super) limit: Duration,
+    pub(super) timeout: Duration,
     /// The reason why the last try failed.
     pub(super) source: Option<BoxError>,
 }

@@ -24,9 +24,9 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{AsyncMessage, Client, Config, Connection, Row, SimpleQueryMessage, Socket, Statement};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::errors::{DeadlinePassed, DoubtfulCommit, NoConnection, casts_doubt, judge, judge_open, pooled};
-use super::known::Known;
+use super::errors::{DoubtfulCommit, NoAnswer, NoConnection, casts_doubt, judge, judge_open, pooled};
 use super::schema::{MakeError, Query, Schema};
+use super::watermarks::Watermarks;
 
 /// The settings that every query of the store takes for granted. Each walks an index: a plan made while the tables were empty would say otherwise,
 /// and stay.
@@ -46,8 +46,8 @@ pub(super) struct Server {
     pub(super) tls: MakeRustlsConnect,
     pub(super) schema: Schema,
     /// How long one operation may take, with getting its connection.
-    pub(super) limit: Duration,
-    pub(super) known: Known,
+    pub(super) timeout: Duration,
+    pub(super) watermarks: Watermarks,
     /// Until the first connection has been made.
     pub(super) is_new: AtomicBool,
 }
@@ -57,7 +57,7 @@ impl fmt::Debug for Server {
         f.debug_struct("Server")
             .field("config", &self.config)
             .field("schema", &self.schema)
-            .field("limit", &self.limit)
+            .field("timeout", &self.timeout)
             .finish_non_exhaustive()
     }
 }
@@ -205,12 +205,12 @@ impl Server {
 
     /// There was no connection by the deadline, nor was anything sent.
     pub(super) fn no_connection(&self, source: Option<BoxError>) -> StoreError {
-        StoreError::NotApplied(NoConnection { address: self.address(), limit: self.limit, source }.into())
+        StoreError::NotApplied(NoConnection { address: self.address(), timeout: self.timeout, source }.into())
     }
 
     /// The error of a call that the deadline cut off.
     pub(super) fn no_answer(&self) -> BoxError {
-        DeadlinePassed { address: self.address(), limit: self.limit }.into()
+        NoAnswer { address: self.address(), timeout: self.timeout }.into()
     }
 
     /// Opens a connection and checks that it fits.
@@ -262,7 +262,7 @@ impl Server {
         }
         if !settings.is_empty() {
             // Twice the client's deadline, so that what a client gave up does not stay for ever in the server.
-            let stale = self.limit.saturating_mul(2).as_millis().clamp(1, 2_000_000_000);
+            let stale = self.timeout.saturating_mul(2).as_millis().clamp(1, 2_000_000_000);
             let limits =
                 format!("; SET statement_timeout = {stale}; SET idle_in_transaction_session_timeout = {stale}");
             let settings = settings.join("; ") + &limits;
@@ -309,7 +309,7 @@ impl Server {
 
     /// Makes the schema where it is missing, unless it `must_exist`. Once, before anything else.
     pub(super) async fn prepare(&self, must_exist: bool) -> Result<(), StoreError> {
-        let deadline = real_time::after(self.limit);
+        let deadline = real_time::after(self.timeout);
         self.refuse_pooler_by(deadline).await?;
         let conn = self.open_for_by(|| Purpose::Store, deadline).await?;
         let work = async {
@@ -331,13 +331,13 @@ impl Server {
             conn.client.batch_execute(&sql).await.map_err(|error| judge(error).error)?;
             Ok::<_, StoreError>(conn)
         };
-        let mut conn = match real_time::until(real_time::after(self.limit), work).await {
+        let mut conn = match real_time::until(real_time::after(self.timeout), work).await {
             Some(Ok(conn)) => conn,
             Some(Err(error)) => return Err(StoreError::Unavailable(error.into())),
             None => return Err(StoreError::Unavailable(self.no_answer())),
         };
         // Ends with the listener or with the connection, and takes the other one along.
-        let limit = self.limit;
+        let timeout = self.timeout;
         tokio::spawn(async move {
             loop {
                 tokio::select! { biased;
@@ -347,7 +347,7 @@ impl Server {
                 }
                 // A listener sends nothing, so a connection that has died without a word looks like one on which nobody posts.
                 let ping = conn.client.simple_query("");
-                if !matches!(real_time::until(real_time::after(limit), ping).await, Some(Ok(_))) {
+                if !matches!(real_time::until(real_time::after(timeout), ping).await, Some(Ok(_))) {
                     tracing::warn!(
                         "the connection to Postgres that listens for messages has fallen silent; it is made anew"
                     );
@@ -360,7 +360,7 @@ impl Server {
 
     /// Asks the server to stop what it is doing on a connection that is given up, so that it holds no locks there.
     fn cancel(&self, conn: &Conn) {
-        let (token, tls, deadline) = (conn.client.cancel_token(), self.tls.clone(), real_time::after(self.limit));
+        let (token, tls, deadline) = (conn.client.cancel_token(), self.tls.clone(), real_time::after(self.timeout));
         // A call may be dropped where no runtime is left: the server then gives up by itself.
         let Ok(runtime) = Handle::try_current() else { return };
         // Nobody waits for it: it ends by its deadline, and failing it changes nothing.
@@ -371,7 +371,7 @@ impl Server {
     pub(super) async fn cancel_query(&self, conn: &Conn) {
         let token = conn.client.cancel_token();
         // Failing it changes nothing: the connection is ended all the same.
-        let _ = real_time::until(real_time::after(self.limit), token.cancel_query(self.tls.clone())).await;
+        let _ = real_time::until(real_time::after(self.timeout), token.cancel_query(self.tls.clone())).await;
     }
 }
 
@@ -464,7 +464,7 @@ impl Link {
     /// # Errors
     /// [`StoreError::NotApplied`] if there is none by the deadline.
     pub(super) async fn alone<'a>(&'a self, server: &'a Server) -> Result<Turn<'a>, StoreError> {
-        let deadline = real_time::after(server.limit);
+        let deadline = real_time::after(server.timeout);
         let late = || server.no_connection(None);
         let mut place = real_time::until(deadline, self.place.lock()).await.ok_or_else(late)?;
         let conn = match place.as_ref().filter(|conn| conn.is_usable()) {

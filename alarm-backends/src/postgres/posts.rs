@@ -85,7 +85,7 @@ impl Posts {
         if messages.is_empty() {
             return Ok(Vec::new());
         }
-        let deadline = real_time::after(server.limit);
+        let deadline = real_time::after(server.timeout);
         let (number, done) = self.enqueue(messages, deadline);
         if self.is_to_be_served() {
             let serving = Serving { posts: self.clone(), server: server.clone(), is_over: false };

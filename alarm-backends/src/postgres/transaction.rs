@@ -85,7 +85,7 @@ pub trait PostgresContext {
     /// runs out of time in it, the transaction is rolled back and what `work` recorded is taken back. The effects and the
     /// connection are the instance's alone meanwhile; a host has four connections for this by default
     /// ([`PostgresStoreBuilder::transactions`](super::PostgresStoreBuilder::transactions)), and a transaction waits for a free one up to the
-    /// store's deadline.
+    /// store's timeout.
     ///
     /// # Errors
     /// What `work` failed with. [`ContextError::Store`] if the transaction surely was not committed, for instance because of a

@@ -13,9 +13,9 @@ use stable_interfaces::store::{
 use stable_interfaces::{StoreError, Timestamp};
 
 use super::failure::Failure;
-use super::known::Life;
 use super::reply::{Texts, list, optional_text};
 use super::script::{ALIVE, CLAIMED, Call, ENTER, LEASE, RELEASE};
+use super::watermarks::Life;
 use super::{Inner, STEP, keys_of};
 use crate::steps::Record;
 
@@ -56,10 +56,10 @@ enum State {
 
 impl Inner {
     pub(super) async fn claim(&self, claim: &Claim) -> Result<Claimed, StoreError> {
-        self.known.check(claim.incarnation)?;
+        self.watermarks.check(claim.incarnation)?;
         let (birth, now, past) = self.enter(claim).await?;
         let wanted: BTreeSet<ShardId> = claim.shards.iter().copied().collect();
-        let life = self.known.life(claim.incarnation);
+        let life = self.watermarks.life(claim.incarnation);
         // One lease covers all shards of a life; and a start ends what earlier lives of its name may own anywhere.
         let mine = life.iter().flat_map(|life| life.shards.keys().copied());
         let touched: BTreeSet<ShardId> = wanted.iter().copied().chain(mine).chain(past).collect();
@@ -83,7 +83,7 @@ impl Inner {
         for &shard in &claim.shards {
             match leased.remove(&shard) {
                 Some(Leased { state: State::Mine, epoch, is_clean, .. }) => {
-                    self.known.grant(claim.incarnation, shard, epoch);
+                    self.watermarks.grant(claim.incarnation, shard, epoch);
                     granted.push(Grant { shard, epoch, clean: is_clean });
                 }
                 Some(Leased { holder, remaining, .. }) => held.push(Held { shard, holder: holder.into(), remaining }),
@@ -108,7 +108,7 @@ impl Inner {
             .arg(if claim.kind == ClaimKind::Start { "start" } else { "running" })
             .arg(shard_count)
             .arg(hash_version)
-            .arg(self.known.store().unwrap_or_default())
+            .arg(self.watermarks.store().unwrap_or_default())
             // Incarnations are random, and this one is the store's first.
             .arg(format!("{}-{}", incarnation.0, self.target.clock.now().as_millis()))
             .arg(u8::from(self.must_exist))
@@ -137,7 +137,7 @@ impl Inner {
                         "the Redis store is empty: a new fleet begins here. If it held data before, that is lost"
                     );
                 }
-                self.known.enter(store, incarnation, &claim.host, birth);
+                self.watermarks.enter(store, incarnation, &claim.host, birth);
                 let mut past = Vec::new();
                 while !answer.is_done() {
                     past.push(ShardId(answer.number()?));
@@ -145,7 +145,7 @@ impl Inner {
                 return Ok(Ok((birth, now, past)));
             }
             "replaced" => {
-                self.known.end(incarnation);
+                self.watermarks.end(incarnation);
                 StoreError::Replaced
             }
             "mismatch" => {
@@ -169,8 +169,8 @@ impl Inner {
                 }
             }
             "lost" => match answer.text()?.as_str() {
-                "" => self.known.lose(incarnation, "its record of the fleet is gone"),
-                other => self.known.lose(incarnation, &format!("it is another store, {other}")),
+                "" => self.watermarks.lose(incarnation, "its record of the fleet is gone"),
+                other => self.watermarks.lose(incarnation, &format!("it is another store, {other}")),
             },
             other => return Err(Failure::unexpected(&other)),
         }))
@@ -188,8 +188,8 @@ impl Inner {
     }
 
     pub(super) async fn renew(&self, incarnation: Incarnation, lease: Duration) -> Result<Renewed, StoreError> {
-        self.known.check(incarnation)?;
-        let known = self.known.life(incarnation);
+        self.watermarks.check(incarnation)?;
+        let known = self.watermarks.life(incarnation);
         let life = match &known {
             Some(life) => life.clone(),
             None => self.life_from_store(incarnation).await?,
@@ -222,7 +222,7 @@ impl Inner {
                     inbox.push(shard);
                 }
             } else if let Some(shard_known) = life.shards.get(&shard) {
-                self.known.give_up(incarnation, shard, shard_known.epoch);
+                self.watermarks.give_up(incarnation, shard, shard_known.epoch);
             }
         }
         Ok(Renewed { owned, unknown, inbox, now })
@@ -257,16 +257,16 @@ impl Inner {
         is_known: bool,
         alive: &Alive,
     ) -> Result<(), StoreError> {
-        if is_known && self.known.store().is_some_and(|store| store != alive.store) {
+        if is_known && self.watermarks.store().is_some_and(|store| store != alive.store) {
             let what = if alive.store.is_empty() { "its record of the fleet is gone" } else { "it is another store" };
-            return Err(self.known.lose(incarnation, what));
+            return Err(self.watermarks.lose(incarnation, what));
         }
         if alive.started.is_some_and(|started| started > life.birth) || (alive.life.is_none() && !is_known) {
-            self.known.end(incarnation);
+            self.watermarks.end(incarnation);
             return Err(StoreError::Replaced);
         }
         if alive.life.is_none() {
-            return Err(self.known.lose(incarnation, "its record of this host is gone"));
+            return Err(self.watermarks.lose(incarnation, "its record of this host is gone"));
         }
         Ok(())
     }
@@ -279,21 +279,21 @@ impl Inner {
         leased: &BTreeMap<ShardId, Leased>,
     ) -> Result<(), StoreError> {
         if leased.values().any(|leased| leased.state == State::Replaced) {
-            self.known.end(incarnation);
+            self.watermarks.end(incarnation);
             return Err(StoreError::Replaced);
         }
         for (shard, known) in life.iter().flat_map(|life| &life.shards) {
             if let Some(leased) = leased.get(shard)
                 && let Some(what) = known.lost(incarnation, leased.epoch, leased.owner, &leased.taken)
             {
-                return Err(self.known.lose(incarnation, &format!("shard {shard}: {what}")));
+                return Err(self.watermarks.lose(incarnation, &format!("shard {shard}: {what}")));
             }
         }
         Ok(())
     }
 
     pub(super) async fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {
-        self.known.check(incarnation)?;
+        self.watermarks.check(incarnation)?;
         let chunks = self.chunks(shards);
         let call = |some: &&[ShardId]| {
             let keys: Vec<String> = some.iter().flat_map(|shard| self.keys.shard(*shard, ["own"])).collect();
@@ -305,8 +305,8 @@ impl Inner {
             match answer {
                 Ok(_) => {
                     for &shard in *some {
-                        if let Some(known) = self.known.shard(incarnation, shard) {
-                            self.known.give_up(incarnation, shard, known.epoch);
+                        if let Some(known) = self.watermarks.shard(incarnation, shard) {
+                            self.watermarks.give_up(incarnation, shard, known.epoch);
                         }
                     }
                 }

@@ -5,9 +5,9 @@ use stable_interfaces::store::{Batch, BoxError, Epoch, InboxRow, Incarnation, Ne
 use stable_interfaces::{Posted, StoreError, Timestamp};
 
 use super::failure::Failure;
-use super::known::Shard;
 use super::reply::{Texts, list};
 use super::script::{COMMIT, COMMIT_REMOVALS, Call, POST};
+use super::watermarks::Shard;
 use super::{Inner, key, keys_of};
 use crate::codec;
 use crate::ordered::{TIME, time_bytes};
@@ -91,12 +91,12 @@ impl Inner {
     /// Each batch is a script of its own, and is answered for itself: what one server does not say holds up no other's shards.
     pub(super) async fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError> {
         let Write { incarnation, lane, seq, ref batches } = *write;
-        self.known.check(incarnation)?;
+        self.watermarks.check(incarnation)?;
         let mut answers: Vec<Option<Result<(), StoreError>>> = Vec::with_capacity(batches.len());
         let (mut calls, mut sent) = (Vec::with_capacity(batches.len()), Vec::with_capacity(batches.len()));
         for (index, batch) in batches.iter().enumerate() {
             // What a store must hold is what it held before it was asked.
-            let known = self.known.shard(incarnation, batch.shard).filter(|known| known.epoch == batch.epoch);
+            let known = self.watermarks.shard(incarnation, batch.shard).filter(|known| known.epoch == batch.epoch);
             match self.commit_call(write, batch, known.as_ref()) {
                 Ok(call) => {
                     answers.push(None);
@@ -117,12 +117,12 @@ impl Inner {
                 Err(failure) => Err(failure.into_store_error()),
             };
             if answer.is_ok() {
-                self.known.acknowledge(incarnation, batch.shard, batch.epoch, lane, seq);
+                self.watermarks.acknowledge(incarnation, batch.shard, batch.epoch, lane, seq);
             }
             answers[index] = Some(answer);
         }
         if let Some(what) = lost {
-            return Err(self.known.lose(incarnation, &what));
+            return Err(self.watermarks.lose(incarnation, &what));
         }
         Ok(answers.into_iter().flatten().collect())
     }

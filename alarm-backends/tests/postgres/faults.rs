@@ -150,7 +150,7 @@ async fn of_several_servers_the_one_that_takes_writes_is_used() {
     }
     let (one, two) = (first.port(), second.port());
     let url = format!("postgres://postgres@127.0.0.1:{one},127.0.0.1:{two}/postgres?sslmode=disable");
-    let builder = || PostgresStore::builder(&url).expect("the URL can be read").deadline(DEADLINE);
+    let builder = || PostgresStore::builder(&url).expect("the URL can be read").timeout(DEADLINE);
     let nobody = builder().connect().await;
     assert!(matches!(nobody, Err(StoreError::NotApplied(_))), "neither takes writes: {nobody:?}");
     set(&second, "default_transaction_read_only = off").await;

@@ -30,7 +30,7 @@ pub(crate) async fn server_with(options: PostgresOptions) -> (Arc<Postgres>, Arc
 }
 
 pub(crate) async fn store_on(url: &str) -> Arc<PostgresStore> {
-    let builder = PostgresStore::builder(url).expect("the URL can be read").deadline(DEADLINE);
+    let builder = PostgresStore::builder(url).expect("the URL can be read").timeout(DEADLINE);
     Arc::new(builder.connect().await.expect("the store can be opened"))
 }
 

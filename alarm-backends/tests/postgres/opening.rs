@@ -99,7 +99,7 @@ async fn a_server_that_is_not_there_is_waited_for_until_the_deadline() {
         std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port").port();
     let url = format!("postgres://postgres@127.0.0.1:{port}/postgres?sslmode=disable");
     let began = std::time::Instant::now();
-    let opened = PostgresStore::builder(&url).expect("a URL").deadline(DEADLINE).connect().await;
+    let opened = PostgresStore::builder(&url).expect("a URL").timeout(DEADLINE).connect().await;
     let Err(StoreError::NotApplied(error)) = &opened else { panic!("{opened:?}") };
     assert_eq!(error.to_string(), format!("no connection to 127.0.0.1:{port} within 2s"));
     assert!(format!("{error:?}").contains("refused"), "{error:?}");
@@ -191,17 +191,14 @@ async fn tls_is_verified_and_its_lack_refused_by_name() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_option_at_its_ends_is_refused_by_name_or_works() {
     let url = fresh_database_with("ENCODING 'UTF8' LOCALE 'C'").await;
-    let builder = || PostgresStore::builder(&url).expect("a URL").deadline(DEADLINE);
-    for deadline in [Duration::ZERO, Duration::from_nanos(999_999)] {
-        let text = refusal(builder().deadline(deadline).connect().await);
-        assert!(text.contains("deadline"), "{text}");
+    let builder = || PostgresStore::builder(&url).expect("a URL").timeout(DEADLINE);
+    for timeout in [Duration::ZERO, Duration::from_nanos(999_999)] {
+        let text = refusal(builder().timeout(timeout).connect().await);
+        assert!(text.contains("timeout"), "{text}");
     }
     let working = [
-        builder().deadline(Duration::MAX),
-        builder().deadline(Duration::from_secs(u64::MAX / 2)),
-        builder().lanes(0),
-        builder().lanes(1),
-        builder().lanes(usize::MAX),
+        builder().timeout(Duration::MAX),
+        builder().timeout(Duration::from_secs(u64::MAX / 2)),
         builder().transactions(0),
         builder().transactions(u16::MAX),
     ];

@@ -24,7 +24,7 @@ async fn posted(posting: JoinHandle<Result<Vec<Posted>, StoreError>>) -> Posted 
 async fn a_caller_that_goes_away_takes_nobodys_post_along() {
     let (server, _) = server_with(PostgresOptions::new()).await;
     let url = server.url("postgres");
-    let patient = PostgresStore::builder(&url).expect("a URL").deadline(DEADLINE * 10).connect().await;
+    let patient = PostgresStore::builder(&url).expect("a URL").timeout(DEADLINE * 10).connect().await;
     let (store, raw) = (Arc::new(patient.expect("the store is opened")), raw(&url).await);
     set(&server, "synchronous_standby_names = 'nobody'").await;
     let first = posting(&store, "first");

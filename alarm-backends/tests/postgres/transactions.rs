@@ -134,7 +134,7 @@ pub(crate) async fn site() -> Site {
 /// A host that reaches its database by another URL.
 async fn site_by(by: &str, url: String, raw: Client, handler_timeout: Duration, connections: u16) -> Site {
     let store =
-        open(|| PostgresStore::builder(by).expect("the URL can be read").deadline(DEADLINE).transactions(connections))
+        open(|| PostgresStore::builder(by).expect("the URL can be read").timeout(DEADLINE).transactions(connections))
             .await;
     let script = Script::default();
     let fleet = Fleet::new(["host-a"], 16).expect("a good fleet");

@@ -71,7 +71,7 @@ impl Transactions {
 
     /// Begins a transaction.
     pub(super) async fn begin(self: &Arc<Transactions>, incarnation: Incarnation) -> Result<Open, StoreError> {
-        let deadline = real_time::after(self.server.limit);
+        let deadline = real_time::after(self.server.timeout);
         let late = || self.server.no_connection(None);
         let permit = real_time::until(deadline, self.free.clone().acquire_owned()).await.ok_or_else(late)?;
         let permit = permit.map_err(|closed| StoreError::NotApplied(closed.into()))?;
@@ -152,7 +152,7 @@ impl Seat {
 
     /// Does `first`, makes the connection as new, and gives both back; the connection is given up where that fails.
     async fn reset(mut self, conn: Conn, first: &str) {
-        let deadline = real_time::after(self.transactions.server.limit);
+        let deadline = real_time::after(self.transactions.server.timeout);
         let sql = format!("{first}{RESET}");
         if matches!(real_time::until(deadline, conn.client.batch_execute(&sql)).await, Some(Ok(()))) {
             self.back = Some(conn);
@@ -256,11 +256,11 @@ impl Carrier for Open {
     async fn commit(&mut self, incarnation: Incarnation, batch: &Batch) -> Result<(), StoreError> {
         let State::Begun(conn, seat) = &self.state else { return Err(over()) };
         let (server, Numbers { lane, seq, .. }) = (seat.transactions.server.clone(), seat.numbers);
-        let deadline = real_time::after(server.limit);
+        let deadline = real_time::after(server.timeout);
         let write = Write { incarnation, lane: Lane(lane), seq, batches: vec![batch.clone()] };
-        let known = server.known.acknowledged(incarnation, write.lane)?;
-        let (wire, place) = (WireWrite::new(&write)?, Place::new(&write, known)?);
-        let (mark, limit) = (mark(lane, seq), i64::try_from(server.limit.as_millis()).unwrap_or(i64::MAX));
+        let acknowledged = server.watermarks.acknowledged(incarnation, write.lane)?;
+        let (wire, place) = (WireWrite::new(&write)?, Place::new(&write, acknowledged)?);
+        let (mark, limit) = (mark(lane, seq), i64::try_from(server.timeout.as_millis()).unwrap_or(i64::MAX));
         let mut params: Vec<&(dyn ToSql + Sync)> = vec![&mark, &limit];
         params.extend_from_slice(&wire.params(&place));
         let row = match real_time::until(deadline, conn.one(Query::WriteLast, &params)).await {
@@ -269,14 +269,14 @@ impl Carrier for Open {
             Some(Err(error)) => return Err(not_applied(judge(error).error)),
             None => return Err(StoreError::NotApplied(server.no_answer())),
         };
-        committed(&server.known, &write, known, &row)?.pop().unwrap_or(Ok(()))?;
+        committed(&server.watermarks, &write, acknowledged, &row)?.pop().unwrap_or(Ok(()))?;
         self.advance(State::Committing);
         let State::Committing(conn, _) = &self.state else { return Err(over()) };
         let doubts = conn.doubts();
         match real_time::until(deadline, conn.client.batch_execute("COMMIT")).await {
             Some(Ok(())) if conn.doubts() == doubts => {
                 self.advance(State::Committed);
-                server.known.acknowledge(incarnation, write.lane, seq);
+                server.watermarks.acknowledge(incarnation, write.lane, seq);
                 Ok(())
             }
             Some(Ok(())) => Err(StoreError::Unavailable(DoubtfulCommit.into())),
@@ -304,7 +304,7 @@ impl Carrier for Open {
         let (number, seq) = (wire::number("incarnation", incarnation.0)?, wire::number("sequence number", seq)?);
         let found = seat.transactions.ask(number, lane).await?;
         if found == seq {
-            seat.transactions.server.known.acknowledge(incarnation, Lane(lane), seq.unsigned_abs());
+            seat.transactions.server.watermarks.acknowledge(incarnation, Lane(lane), seq.unsigned_abs());
         }
         Ok(found == seq)
     }

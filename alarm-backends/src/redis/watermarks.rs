@@ -15,7 +15,7 @@ use stable_interfaces::store::{Epoch, Incarnation, Lane, ShardId};
 
 /// What this process knows. Its lock is held for a lookup at a time.
 #[derive(Debug, Default)]
-pub(super) struct Known {
+pub(super) struct Watermarks {
     state: Mutex<State>,
 }
 
@@ -45,7 +45,7 @@ pub(super) struct Shard {
     pub(super) acknowledged: BTreeMap<Lane, u64>,
 }
 
-impl Known {
+impl Watermarks {
     /// # Errors
     /// [`StoreError::Lost`] once something was found lost that this life knew.
     pub(super) fn check(&self, incarnation: Incarnation) -> Result<(), StoreError> {
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn of_two_answers_the_greater_number_stays_known_whichever_comes_last() {
-        let known = Known::default();
+        let known = Watermarks::default();
         known.enter("store".into(), ME, "host", 1);
         known.grant(ME, ShardId(0), Epoch(1));
         for seq in [4, 5, 3] {
@@ -197,7 +197,7 @@ mod tests {
 
     #[test]
     fn a_new_epoch_forgets_what_the_old_one_acknowledged() {
-        let known = Known::default();
+        let known = Watermarks::default();
         known.enter("store".into(), ME, "host", 1);
         known.grant(ME, ShardId(0), Epoch(1));
         known.acknowledge(ME, ShardId(0), Epoch(1), Lane(0), 5);

@@ -13,7 +13,7 @@ use stable_interfaces::store::{Epoch, Grant, Incarnation, Lane, ShardId};
 
 /// See the [module](self). Its lock is held for a lookup at a time.
 #[derive(Debug, Default)]
-pub(super) struct Known(Mutex<BTreeMap<Incarnation, Life>>);
+pub(super) struct Watermarks(Mutex<BTreeMap<Incarnation, Life>>);
 
 /// One life of a host that has claimed through this store.
 #[derive(Debug, Default)]
@@ -25,7 +25,7 @@ struct Life {
     lost: Option<Arc<str>>,
 }
 
-impl Known {
+impl Watermarks {
     /// # Errors
     /// [`StoreError::Lost`] once something was found lost that this life knew.
     pub(super) fn check(&self, incarnation: Incarnation) -> Result<(), StoreError> {
