@@ -25,6 +25,27 @@ pub(crate) fn split_time(bytes: &[u8]) -> Result<(Timestamp, &[u8]), DamageReaso
     if time.as_millis() == millis { Ok((time, rest)) } else { Err(wrong("its key has an impossible time")) }
 }
 
+/// Writes owner and ID: behind a time, or where a row is found by its identity.
+pub(crate) fn put_identity(out: &mut Vec<u8>, name: &InstanceName, id: &str) {
+    put_name(out, name);
+    out.extend_from_slice(id.as_bytes());
+}
+
+/// Writes the parts of a dead letter's key: its time, its owner, a byte that says whether it is a message, and its ID.
+pub(crate) fn put_dead(out: &mut Vec<u8>, key: &DeadKey) {
+    out.extend_from_slice(&time_bytes(key.died_at));
+    put_name(out, &key.name);
+    out.push(u8::from(key.is_message));
+    out.extend_from_slice(key.id.as_bytes());
+}
+
+fn put_name(out: &mut Vec<u8>, name: &InstanceName) {
+    for text in [&name.interface, &name.instance] {
+        out.extend_from_slice(text.as_bytes());
+        out.push(0);
+    }
+}
+
 /// Reads what a store has written, and shares the name of an interface among neighbours: a page of alarms is usually of one.
 #[derive(Debug, Default)]
 pub(crate) struct Reader {
@@ -84,4 +105,49 @@ pub(crate) fn wrong(what: &str) -> DamageReason {
 fn split_text(bytes: &[u8]) -> Result<(&str, &[u8]), DamageReason> {
     let end = bytes.iter().position(|byte| *byte == 0).ok_or_else(|| wrong("its key ends within a name"))?;
     Ok((text(&bytes[..end])?, &bytes[end + 1..]))
+}
+
+/// Keys drawn for the tests of the stores, close enough to one another to be mistaken.
+#[cfg(test)]
+pub(crate) mod drawn {
+    use fastrand::Rng;
+    use stable_interfaces::store::AlarmKey;
+
+    use super::*;
+
+    /// Short texts of few letters, so that many are equal or begin with one another.
+    pub(crate) fn text(rng: &mut Rng) -> Arc<str> {
+        let letters = ['\u{1}', 'a', 'b', '~', 'é', '\u{10ffff}'];
+        (0..rng.usize(..4)).map(|_| letters[rng.usize(..letters.len())]).collect::<String>().into()
+    }
+
+    pub(crate) fn name(rng: &mut Rng) -> InstanceName {
+        InstanceName { interface: text(rng), instance: text(rng) }
+    }
+
+    pub(crate) fn time(rng: &mut Rng) -> Timestamp {
+        let times = [i64::MIN, -1_000_000_000_000, -256, -1, 0, 1, 255, 256, 999_999_999_999, i64::MAX];
+        Timestamp::from_millis(times[rng.usize(..times.len())])
+    }
+
+    pub(crate) fn alarm_key(rng: &mut Rng) -> AlarmKey {
+        AlarmKey { due: time(rng), name: name(rng), id: text(rng) }
+    }
+
+    pub(crate) fn dead_key(rng: &mut Rng) -> DeadKey {
+        DeadKey { died_at: time(rng), name: name(rng), is_message: rng.bool(), id: text(rng) }
+    }
+
+    pub(crate) fn bytes(rng: &mut Rng) -> Vec<u8> {
+        (0..rng.usize(..30)).map(|_| if rng.bool() { 0 } else { rng.u8(..) }).collect()
+    }
+
+    /// Compares the order of bytes with the order of what they were made of, each with each.
+    pub(crate) fn assert_ordered<K: Ord + std::fmt::Debug>(made: &[(Vec<u8>, K)]) {
+        for (bytes, key) in made {
+            for (other_bytes, other_key) in made {
+                assert_eq!(bytes.cmp(other_bytes), key.cmp(other_key), "{key:?} and {other_key:?}");
+            }
+        }
+    }
 }

@@ -20,8 +20,7 @@ const SHARD: usize = 4;
 pub(super) fn identity(shard: ShardId, name: &InstanceName, id: &str) -> Vec<u8> {
     let mut key = Vec::with_capacity(SHARD + TIME + name.interface.len() + name.instance.len() + id.len() + 3);
     key.extend_from_slice(&shard.0.to_be_bytes());
-    put_name(&mut key, name);
-    key.extend_from_slice(id.as_bytes());
+    ordered::put_identity(&mut key, name, id);
     key
 }
 
@@ -43,10 +42,7 @@ pub(super) fn is_timed_of(key: &[u8], identity: &[u8]) -> bool {
 /// The key of a dead letter.
 pub(super) fn dead(shard: ShardId, key: &DeadKey) -> Vec<u8> {
     let mut out = shard.0.to_be_bytes().to_vec();
-    out.extend_from_slice(&time_bytes(key.died_at));
-    put_name(&mut out, &key.name);
-    out.push(u8::from(key.is_message));
-    out.extend_from_slice(key.id.as_bytes());
+    ordered::put_dead(&mut out, key);
     out
 }
 
@@ -81,13 +77,6 @@ pub(super) fn shard_of(key: &[u8]) -> Option<ShardId> {
     Some(ShardId(u32::from_be_bytes(*key.first_chunk()?)))
 }
 
-fn put_name(key: &mut Vec<u8>, name: &InstanceName) {
-    key.extend_from_slice(name.interface.as_bytes());
-    key.push(0);
-    key.extend_from_slice(name.instance.as_bytes());
-    key.push(0);
-}
-
 /// Reads keys, as [`ordered::Reader`] does what follows the shard.
 #[derive(Debug, Default)]
 pub(super) struct Reader(ordered::Reader);
@@ -116,24 +105,9 @@ pub(super) fn id_after<'a>(prefix: &[u8], key: &'a [u8]) -> Result<&'a str, Dama
 #[cfg(test)]
 mod tests {
     use fastrand::Rng;
-    use stable_interfaces::store::AlarmKey;
 
     use super::*;
-
-    /// Short texts of few letters, so that many are equal or begin with one another.
-    fn text(rng: &mut Rng) -> Arc<str> {
-        let letters = ['\u{1}', 'a', 'b', '~', 'é', '\u{10ffff}'];
-        (0..rng.usize(..4)).map(|_| letters[rng.usize(..letters.len())]).collect::<String>().into()
-    }
-
-    fn name(rng: &mut Rng) -> InstanceName {
-        InstanceName { interface: text(rng), instance: text(rng) }
-    }
-
-    fn time(rng: &mut Rng) -> Timestamp {
-        let times = [i64::MIN, -1_000_000_000_000, -256, -1, 0, 1, 255, 256, 999_999_999_999, i64::MAX];
-        Timestamp::from_millis(times[rng.usize(..times.len())])
-    }
+    use crate::ordered::drawn::{alarm_key, assert_ordered, bytes, dead_key, name, text, time};
 
     fn shard(rng: &mut Rng) -> ShardId {
         ShardId([0, 1, 255, 256, u32::MAX][rng.usize(..5)])
@@ -142,24 +116,15 @@ mod tests {
     #[test]
     fn keys_are_ordered_as_what_they_were_made_of() {
         let rng = &mut Rng::with_seed(3);
-        let mut alarms = Vec::new();
-        let mut letters = Vec::new();
+        let (mut alarms, mut letters) = (Vec::new(), Vec::new());
         for _ in 0..600 {
-            let (shard, key) = (shard(rng), AlarmKey { due: time(rng), name: name(rng), id: text(rng) });
+            let (shard, key) = (shard(rng), alarm_key(rng));
             alarms.push((timed(&identity(shard, &key.name, &key.id), key.due), (shard, key)));
-            let key = DeadKey { died_at: time(rng), name: name(rng), is_message: rng.bool(), id: text(rng) };
+            let key = dead_key(rng);
             letters.push((dead(shard, &key), (shard, key)));
         }
-        for (bytes, key) in &alarms {
-            for (other_bytes, other_key) in &alarms {
-                assert_eq!(bytes.cmp(other_bytes), key.cmp(other_key), "{key:?} and {other_key:?}");
-            }
-        }
-        for (bytes, key) in &letters {
-            for (other_bytes, other_key) in &letters {
-                assert_eq!(bytes.cmp(other_bytes), key.cmp(other_key), "{key:?} and {other_key:?}");
-            }
-        }
+        assert_ordered(&alarms);
+        assert_ordered(&letters);
     }
 
     #[test]
@@ -173,7 +138,7 @@ mod tests {
             assert!(is_timed_of(&key, &identity));
             assert_eq!(shard_of(&key), Some(shard));
             assert_eq!(reader.timed(&key), Ok((time, name.clone(), id.clone())));
-            let key = DeadKey { died_at: time, name, is_message: rng.bool(), id };
+            let key = dead_key(rng);
             assert_eq!(reader.dead(&dead(shard, &key)), Ok(key));
         }
     }
@@ -183,7 +148,7 @@ mod tests {
         let rng = &mut Rng::with_seed(5);
         let mut reader = Reader::default();
         for _ in 0..20_000 {
-            let bytes: Vec<u8> = (0..rng.usize(..30)).map(|_| if rng.bool() { 0 } else { rng.u8(..) }).collect();
+            let bytes = bytes(rng);
             if let Ok((time, name, id)) = reader.timed(&bytes) {
                 let shard = shard_of(&bytes).unwrap();
                 assert_eq!(timed(&identity(shard, &name, &id), time), bytes, "one key, one way to write it");

@@ -9,7 +9,7 @@
 use stable_interfaces::Timestamp;
 use stable_interfaces::store::{BoxError, DeadKey, InstanceName, ShardId};
 
-use crate::ordered::time_bytes;
+use crate::ordered::{self, time_bytes};
 
 /// Makes the names of keys.
 #[derive(Debug)]
@@ -59,9 +59,9 @@ pub(super) fn slot(key: &str) -> u16 {
 /// # Errors
 /// If a text has a NUL, which would make it look like another.
 pub(super) fn identity(name: &InstanceName, id: &str) -> Result<Vec<u8>, BoxError> {
+    check(name, id)?;
     let mut member = Vec::with_capacity(name.interface.len() + name.instance.len() + id.len() + 2);
-    put_name(&mut member, name)?;
-    put_text(&mut member, id)?;
+    ordered::put_identity(&mut member, name, id);
     Ok(member)
 }
 
@@ -75,10 +75,9 @@ pub(super) fn timed(time: Timestamp, identity: &[u8]) -> Vec<u8> {
 /// # Errors
 /// As [`identity`].
 pub(super) fn dead(key: &DeadKey) -> Result<Vec<u8>, BoxError> {
-    let mut member = time_bytes(key.died_at).to_vec();
-    put_name(&mut member, &key.name)?;
-    member.push(u8::from(key.is_message));
-    put_text(&mut member, &key.id)?;
+    check(&key.name, &key.id)?;
+    let mut member = Vec::new();
+    ordered::put_dead(&mut member, key);
     Ok(member)
 }
 
@@ -90,46 +89,20 @@ pub(super) fn prefix_of(name: &InstanceName) -> Result<Vec<u8>, BoxError> {
     identity(name, "")
 }
 
-fn put_name(member: &mut Vec<u8>, name: &InstanceName) -> Result<(), BoxError> {
-    put_text(member, &name.interface)?;
-    member.push(0);
-    put_text(member, &name.instance)?;
-    member.push(0);
-    Ok(())
-}
-
-fn put_text(member: &mut Vec<u8>, text: &str) -> Result<(), BoxError> {
-    if text.as_bytes().contains(&0) {
-        return Err("a name, ID or key contains a NUL character".into());
+fn check(name: &InstanceName, id: &str) -> Result<(), BoxError> {
+    match [&name.interface, &name.instance, id].iter().any(|text| text.contains('\0')) {
+        true => Err("a name, ID or key contains a NUL character".into()),
+        false => Ok(()),
     }
-    member.extend_from_slice(text.as_bytes());
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use fastrand::Rng;
-    use stable_interfaces::store::AlarmKey;
 
     use super::*;
     use crate::ordered::Reader;
-
-    /// Short texts of few letters, so that many are equal or begin with one another.
-    fn text(rng: &mut Rng) -> Arc<str> {
-        let letters = ['\u{1}', 'a', 'b', '~', 'é', '\u{10ffff}'];
-        (0..rng.usize(..4)).map(|_| letters[rng.usize(..letters.len())]).collect::<String>().into()
-    }
-
-    fn name(rng: &mut Rng) -> InstanceName {
-        InstanceName { interface: text(rng), instance: text(rng) }
-    }
-
-    fn time(rng: &mut Rng) -> Timestamp {
-        let times = [i64::MIN, -1_000_000_000_000, -256, -1, 0, 1, 255, 256, 999_999_999_999, i64::MAX];
-        Timestamp::from_millis(times[rng.usize(..times.len())])
-    }
+    use crate::ordered::drawn::{alarm_key, assert_ordered, bytes, dead_key, name, text, time};
 
     #[test]
     fn slots_are_those_of_the_cluster_specification() {
@@ -161,24 +134,15 @@ mod tests {
     #[test]
     fn members_are_ordered_as_what_they_were_made_of() {
         let rng = &mut Rng::with_seed(3);
-        let mut alarms = Vec::new();
-        let mut letters = Vec::new();
+        let (mut alarms, mut letters) = (Vec::new(), Vec::new());
         for _ in 0..600 {
-            let key = AlarmKey { due: time(rng), name: name(rng), id: text(rng) };
+            let key = alarm_key(rng);
             alarms.push((timed(key.due, &identity(&key.name, &key.id).unwrap()), key));
-            let key = DeadKey { died_at: time(rng), name: name(rng), is_message: rng.bool(), id: text(rng) };
+            let key = dead_key(rng);
             letters.push((dead(&key).unwrap(), key));
         }
-        for (bytes, key) in &alarms {
-            for (other_bytes, other_key) in &alarms {
-                assert_eq!(bytes.cmp(other_bytes), key.cmp(other_key), "{key:?} and {other_key:?}");
-            }
-        }
-        for (bytes, key) in &letters {
-            for (other_bytes, other_key) in &letters {
-                assert_eq!(bytes.cmp(other_bytes), key.cmp(other_key), "{key:?} and {other_key:?}");
-            }
-        }
+        assert_ordered(&alarms);
+        assert_ordered(&letters);
     }
 
     #[test]
@@ -190,7 +154,7 @@ mod tests {
             let identity = identity(&name, &id).unwrap();
             assert_eq!(reader.identity(&identity), Ok((name.clone(), id.clone())));
             assert_eq!(reader.timed(&timed(time, &identity)), Ok((time, name.clone(), id.clone())));
-            let key = DeadKey { died_at: time, name, is_message: rng.bool(), id };
+            let key = dead_key(rng);
             assert_eq!(reader.dead(&dead(&key).unwrap()), Ok(key));
         }
     }
@@ -200,7 +164,7 @@ mod tests {
         let rng = &mut Rng::with_seed(5);
         let mut reader = Reader::default();
         for _ in 0..20_000 {
-            let bytes: Vec<u8> = (0..rng.usize(..30)).map(|_| if rng.bool() { 0 } else { rng.u8(..) }).collect();
+            let bytes = bytes(rng);
             if let Ok((time, name, id)) = reader.timed(&bytes) {
                 assert_eq!(timed(time, &identity(&name, &id).unwrap()), bytes, "one key, one way to write it");
             }

@@ -21,10 +21,12 @@ mod guard;
 mod pgbouncer;
 mod postgres;
 mod redis;
+mod server;
 
 pub use pgbouncer::{PgBouncer, PoolMode};
 pub use postgres::{Postgres, PostgresOptions};
 pub use redis::{Redis, RedisCluster, RedisOptions};
+pub use server::Server;
 
 /// What goes before a command so that its process is killed when the thread that started it ends, however that is; nothing where
 /// there is no `setpriv`.

@@ -31,7 +31,7 @@ async fn a_server_that_hangs_costs_the_deadline_and_no_more() {
     own(&store, 1).await;
     commit(&store, &write(0, 1, vec![put("k", "first")])).await.expect("the owner writes");
     assert_eq!(value(&store, "k").await.as_deref(), Some("first"));
-    blocking(&server, Postgres::pause).await;
+    blocking(&server, |server| server.pause()).await;
 
     let began = Instant::now();
     assert_unknown(&commit(&store, &write(0, 2, vec![put("k", "second")])).await);
@@ -42,7 +42,7 @@ async fn a_server_that_hangs_costs_the_deadline_and_no_more() {
     let renewed = store.renew(Incarnation(1), DEADLINE).await;
     assert!(renewed.as_ref().is_err_and(StoreError::is_retryable), "{renewed:?}");
 
-    blocking(&server, Postgres::resume).await;
+    blocking(&server, |server| server.resume()).await;
     commit(&store, &write(0, 2, vec![put("k", "second")])).await.expect("the repeat is done");
     commit(&store, &write(0, 3, vec![put("l", "third")])).await.expect("the next one too");
     assert_eq!(value(&store, "k").await.as_deref(), Some("second"));

@@ -1,10 +1,11 @@
 //! A private PgBouncer, in front of a private Postgres.
 
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
-use super::guard::Guard;
+use super::free_port;
 use super::postgres::{Postgres, switch_user};
-use super::{free_port, wait_for};
+use super::server::{Server, directory};
 
 /// The line to type where there is none.
 const INSTALL: &str = "PgBouncer is not installed here. On Debian or Ubuntu: apt-get install -y pgbouncer";
@@ -23,10 +24,17 @@ pub enum PoolMode {
 /// A PgBouncer of one's own; dropping it ends it.
 #[derive(Debug)]
 pub struct PgBouncer {
-    guard: Guard,
-    port: u16,
+    server: Server,
     /// The server's.
     behind: u16,
+}
+
+impl Deref for PgBouncer {
+    type Target = Server;
+
+    fn deref(&self) -> &Server {
+        &self.server
+    }
 }
 
 impl PgBouncer {
@@ -39,9 +47,7 @@ impl PgBouncer {
     #[allow(clippy::panic, reason = "a test without its server fails")]
     pub fn start(server: &Postgres, mode: PoolMode, is_round_robin: bool) -> PgBouncer {
         let program = binary().unwrap_or_else(|| panic!("{INSTALL}"));
-        let dir = tempfile::Builder::new().prefix("private-pgbouncer-").tempdir().expect("a temporary directory");
-        // The guard removes it from here on.
-        let dir = dir.keep();
+        let dir = directory("pgbouncer");
         // It refuses to run as root, too.
         let mut serve = switch_user(&dir);
         let (port, place, behind) = (free_port(), dir.display(), server.port());
@@ -60,7 +66,7 @@ impl PgBouncer {
             .and_then(|()| std::fs::write(dir.join("users"), "\"postgres\" \"\"\n"))
             .expect("a file can be written");
         serve.extend([program.display().to_string(), dir.join("settings").display().to_string()]);
-        let bouncer = PgBouncer { guard: Guard::new(dir, &serve), port, behind };
+        let bouncer = PgBouncer { server: Server::new("PgBouncer", dir, port, &serve), behind };
         bouncer.restart();
         bouncer
     }
@@ -68,12 +74,7 @@ impl PgBouncer {
     /// The URL of one of the server's databases by way of the pooler, given the server's own.
     #[must_use]
     pub fn url(&self, servers: &str) -> String {
-        servers.replace(&format!(":{}/", self.behind), &format!(":{}/", self.port))
-    }
-
-    /// Kills it with SIGKILL, and so ends all connections.
-    pub fn kill9(&self) {
-        self.guard.signal("KILL");
+        servers.replace(&format!(":{}/", self.behind), &format!(":{}/", self.port()))
     }
 
     /// Starts it on the same port if it is not running; returns when it takes connections.
@@ -81,11 +82,7 @@ impl PgBouncer {
     /// # Panics
     /// If it does not start within 30 s; the message has its log.
     pub fn restart(&self) {
-        if !self.guard.is_alive() {
-            self.guard.start();
-        }
-        let ready = wait_for(|| std::net::TcpStream::connect(("127.0.0.1", self.port)).ok());
-        assert!(ready.is_some(), "PgBouncer did not start: {}", self.guard.log());
+        self.start_until(|| std::net::TcpStream::connect(("127.0.0.1", self.port())).is_ok());
     }
 }
 

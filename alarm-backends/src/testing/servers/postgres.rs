@@ -1,11 +1,12 @@
 //! A private Postgres.
 
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::guard::Guard;
-use super::{dies_with_parent, free_port, wait_for};
+use super::server::{Server, directory};
+use super::{dies_with_parent, free_port};
 
 /// What to type where there is none.
 const INSTALL: &str = "Postgres is not installed here. On Debian or Ubuntu: apt-get install -y postgresql";
@@ -13,9 +14,8 @@ const INSTALL: &str = "Postgres is not installed here. On Debian or Ubuntu: apt-
 /// A Postgres server of one's own; dropping it ends it and removes its data.
 #[derive(Debug)]
 pub struct Postgres {
-    guard: Guard,
+    server: Server,
     bin: PathBuf,
-    port: u16,
     /// How many databases were made.
     databases: AtomicU32,
 }
@@ -55,9 +55,7 @@ impl PostgresOptions {
     #[allow(clippy::panic, reason = "a test without its server fails")]
     pub fn start(self) -> Postgres {
         let bin = binaries().unwrap_or_else(|| panic!("{INSTALL}"));
-        let dir = tempfile::Builder::new().prefix("private-postgres-").tempdir().expect("a temporary directory");
-        // The guard removes it from here on.
-        let dir = dir.keep();
+        let dir = directory("postgres");
         let (data, port) = (dir.join("data"), free_port());
         let as_user = switch_user(&dir);
         let command = |program: &str, args: &[&str]| {
@@ -76,21 +74,32 @@ impl PostgresOptions {
             let files = [("ssl", "on"), ("ssl_cert_file", "tls.crt"), ("ssl_key_file", "tls.key")];
             serve.extend(files.iter().flat_map(|(name, value)| ["-c".to_owned(), format!("{name}={value}")]));
         }
-        let guard = Guard::new(dir, &serve);
+        let server = Server::new("Postgres", dir, port, &serve);
         let init = command(
             "initdb",
             &["-D", &place, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"],
         );
-        let output =
-            Command::new(&init[0]).args(&init[1..]).current_dir(guard.dir()).output().expect("initdb can be run");
+        let output = Command::new(&init[0])
+            .args(&init[1..])
+            .current_dir(server.directory())
+            .output()
+            .expect("initdb can be run");
         assert!(output.status.success(), "initdb failed: {}", String::from_utf8_lossy(&output.stderr));
         if let Some((certificate, key)) = &self.tls {
             write_private(&data, "tls.crt", certificate);
             write_private(&data, "tls.key", key);
         }
-        let server = Postgres { guard, bin, port, databases: AtomicU32::new(0) };
+        let server = Postgres { server, bin, databases: AtomicU32::new(0) };
         server.restart();
         server
+    }
+}
+
+impl Deref for Postgres {
+    type Target = Server;
+
+    fn deref(&self) -> &Server {
+        &self.server
     }
 }
 
@@ -113,25 +122,7 @@ impl Postgres {
     /// The URL of one of its databases; `"postgres"` exists from the start.
     #[must_use]
     pub fn url(&self, database: &str) -> String {
-        format!("postgres://postgres@127.0.0.1:{}/{database}?sslmode=disable", self.port)
-    }
-
-    /// The port on 127.0.0.1.
-    #[must_use]
-    pub fn port(&self) -> u16 {
-        self.port
-    }
-
-    /// Where it keeps its data and its log.
-    #[must_use]
-    pub fn directory(&self) -> &Path {
-        self.guard.dir()
-    }
-
-    /// What it has logged.
-    #[must_use]
-    pub fn log(&self) -> String {
-        self.guard.log()
+        format!("postgres://postgres@127.0.0.1:{}/{database}?sslmode=disable", self.port())
     }
 
     /// The URL of a new empty database whose text is ordered by its bytes.
@@ -162,26 +153,11 @@ impl Postgres {
     }
 
     fn psql(&self, sql: &str) -> Output {
-        let port = self.port.to_string();
+        let port = self.port().to_string();
         let args = ["-h", "127.0.0.1", "-p", &port, "-U", "postgres", "-d", "postgres", "-XqAt", "-c", sql];
         // A settings file or variable of whoever runs the tests is not to reach this server.
         let mut psql = Command::new(self.bin.join("psql"));
         psql.args(args).env_clear().env("PGCONNECT_TIMEOUT", "5").output().expect("psql can be run")
-    }
-
-    /// Kills the server with SIGKILL, as a crash does; what it did not write durably is lost.
-    pub fn kill9(&self) {
-        self.guard.signal("KILL");
-    }
-
-    /// Stops the server and everything in it with SIGSTOP: it keeps its connections and answers nothing.
-    pub fn pause(&self) {
-        self.guard.signal("STOP");
-    }
-
-    /// Lets a paused server go on.
-    pub fn resume(&self) {
-        self.guard.signal("CONT");
     }
 
     /// Starts the server on the same data and port if it is not running; returns when it takes connections.
@@ -189,14 +165,7 @@ impl Postgres {
     /// # Panics
     /// If it does not start within 30 s; the message has its log.
     pub fn restart(&self) {
-        let ready = wait_for(|| {
-            // After a kill the last of the old processes may hold the data for a moment, and the new one gives up.
-            if !self.guard.is_alive() {
-                self.guard.start();
-            }
-            self.psql("SELECT").status.success().then_some(())
-        });
-        assert!(ready.is_some(), "Postgres did not start: {}", self.guard.log());
+        self.start_until(|| self.psql("SELECT").status.success());
     }
 }
 

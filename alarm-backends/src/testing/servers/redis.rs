@@ -1,9 +1,9 @@
 //! A private Redis: one server, or a cluster of three.
 
-use std::path::Path;
+use std::ops::Deref;
 use std::process::{Command, Output};
 
-use super::guard::Guard;
+use super::server::{Server, directory};
 use super::{dies_with_parent, free_port, wait_for};
 
 /// What to type where there is none.
@@ -15,8 +15,7 @@ const CERTIFICATE: &str = "tls.crt";
 /// A Redis server of one's own; dropping it ends it and removes its data.
 #[derive(Debug)]
 pub struct Redis {
-    guard: Guard,
-    port: u16,
+    server: Server,
     is_tls: bool,
 }
 
@@ -56,9 +55,7 @@ impl RedisOptions {
     pub fn start(self) -> Redis {
         let installed = Command::new("redis-server").arg("--version").output().is_ok();
         assert!(installed, "{INSTALL}");
-        let dir = tempfile::Builder::new().prefix("private-redis-").tempdir().expect("a temporary directory");
-        // The guard removes it from here on.
-        let dir = dir.keep();
+        let dir = directory("redis");
         let port = free_port();
         let (place, listen, bus) = (dir.display().to_string(), port.to_string(), free_port().to_string());
         let mut settings = vec![
@@ -92,9 +89,17 @@ impl RedisOptions {
         let mut serve = dies_with_parent();
         serve.push("redis-server".to_owned());
         serve.extend(settings.iter().flat_map(|(name, value)| [format!("--{name}"), (*value).to_owned()]));
-        let server = Redis { guard: Guard::new(dir, &serve), port, is_tls: self.tls.is_some() };
+        let server = Redis { server: Server::new("Redis", dir, port, &serve), is_tls: self.tls.is_some() };
         server.restart();
         server
+    }
+}
+
+impl Deref for Redis {
+    type Target = Server;
+
+    fn deref(&self) -> &Server {
+        &self.server
     }
 }
 
@@ -111,25 +116,7 @@ impl Redis {
     /// Its URL.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("{}://127.0.0.1:{}", if self.is_tls { "rediss" } else { "redis" }, self.port)
-    }
-
-    /// The port on 127.0.0.1.
-    #[must_use]
-    pub fn port(&self) -> u16 {
-        self.port
-    }
-
-    /// Where it keeps its data and its log.
-    #[must_use]
-    pub fn directory(&self) -> &Path {
-        self.guard.dir()
-    }
-
-    /// What it has logged.
-    #[must_use]
-    pub fn log(&self) -> String {
-        self.guard.log()
+        format!("{}://127.0.0.1:{}", if self.is_tls { "rediss" } else { "redis" }, self.port())
     }
 
     /// Runs a command and returns what it answered, as `redis-cli` prints it.
@@ -152,7 +139,7 @@ impl Redis {
     fn cli(&self, command: &[&str]) -> Output {
         let mut cli = Command::new("redis-cli");
         // -e: an error of the server is a failure of the program.
-        cli.args(["-e", "-h", "127.0.0.1", "-p", &self.port.to_string()]);
+        cli.args(["-e", "-h", "127.0.0.1", "-p", &self.port().to_string()]);
         if self.is_tls {
             cli.arg("--tls").arg("--cacert").arg(self.directory().join(CERTIFICATE));
         }
@@ -160,32 +147,13 @@ impl Redis {
         cli.output().expect("redis-cli can be run")
     }
 
-    /// Kills the server with SIGKILL, as a crash does; what it did not write durably is lost.
-    pub fn kill9(&self) {
-        self.guard.signal("KILL");
-    }
-
-    /// Stops the server with SIGSTOP: it keeps its connections and answers nothing.
-    pub fn pause(&self) {
-        self.guard.signal("STOP");
-    }
-
-    /// Lets a paused server go on.
-    pub fn resume(&self) {
-        self.guard.signal("CONT");
-    }
-
     /// Starts the server on the same data and port if it is not running; returns when it takes commands.
     ///
     /// # Panics
     /// If it does not start within 30 s; the message has its log.
     pub fn restart(&self) {
-        if !self.guard.is_alive() {
-            self.guard.start();
-        }
         // While it loads its data it answers with an error.
-        let ready = wait_for(|| self.cli(&["PING"]).status.success().then_some(()));
-        assert!(ready.is_some(), "Redis did not start: {}", self.guard.log());
+        self.start_until(|| self.cli(&["PING"]).status.success());
     }
 }
 
@@ -204,7 +172,7 @@ impl RedisCluster {
     pub fn start() -> RedisCluster {
         let start = |_| RedisOptions { cluster: true, ..RedisOptions::new() }.start();
         let cluster = RedisCluster { nodes: (0..3).map(start).collect() };
-        let addresses: Vec<String> = cluster.nodes.iter().map(|node| format!("127.0.0.1:{}", node.port)).collect();
+        let addresses: Vec<String> = cluster.nodes.iter().map(|node| format!("127.0.0.1:{}", node.port())).collect();
         let mut create = Command::new("redis-cli");
         let output = create.args(["--cluster", "create"]).args(&addresses).arg("--cluster-yes").output();
         let output = output.expect("redis-cli can be run");
