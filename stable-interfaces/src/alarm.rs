@@ -3,8 +3,6 @@
 //! An alarm is a row in the store from the commit that sets it to the commit that completes, cancels or gives it up. Memory
 //! only holds copies of the soonest ([`window`]); the [`driver`] fires them.
 
-pub(crate) mod driver;
-pub(crate) mod portion;
 mod retry;
 pub(crate) mod window;
 

@@ -21,11 +21,11 @@ use std::time::Duration;
 
 use crate::clock::{Clock, Random, Sleep, within};
 use crate::error::WithCauses;
-use crate::host::shards::Shards;
-use crate::host::wake::WakeToken;
 use crate::instance::effects::fold;
 use crate::instance::gate::{Failure, Ticket};
 use crate::instance::ride::{Carrier, Fate, Riding};
+use crate::shards::Shards;
+use crate::shards::delivery::Delivery;
 use crate::store::client::{CommitOptions, backoff};
 use crate::store::{Batch, BoxError, Epoch, Incarnation, Lane, Op, Sequence, ShardId, Store, StoreError, Write};
 use crate::sync::atomic::{AtomicUsize, Ordering};
@@ -57,14 +57,14 @@ pub(crate) struct Queued {
     commit: Arc<Commit>,
     ticket: Ticket,
     /// The alarm or message that this commit completes, retries or gives up.
-    woken_by: Option<WakeToken>,
+    woken_by: Option<Delivery>,
     /// Its place in a lane, from when it is queued until it is gone.
     place: Option<Place>,
     is_settled: bool,
 }
 
 impl Queued {
-    pub(crate) fn new(commit: Arc<Commit>, ticket: Ticket, woken_by: Option<WakeToken>) -> Queued {
+    pub(crate) fn new(commit: Arc<Commit>, ticket: Ticket, woken_by: Option<Delivery>) -> Queued {
         Queued { commit, ticket, woken_by, place: None, is_settled: false }
     }
 
@@ -384,9 +384,9 @@ impl Committer {
                 let commit = queued.commit.clone();
                 // Resolve first: once the window has seen a retry, it may be handled again at once.
                 if !commit.ops.is_empty()
-                    && let Some(token) = queued.woken_by.take()
+                    && let Some(delivery) = queued.woken_by.take()
                 {
-                    token.resolve();
+                    delivery.ack();
                 }
                 // Before the gate opens, so that whoever sees the reply sees the alarm.
                 if commit.is_shown {

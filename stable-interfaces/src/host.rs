@@ -1,15 +1,14 @@
 //! What an application starts and drains: one process's part in the fleet.
 
+mod driver;
 mod keeper;
 pub(crate) mod lease;
 mod rescue;
-pub(crate) mod shards;
-pub(crate) mod wake;
 
 use std::future::Future;
 use std::time::Duration;
 
-use crate::alarm::{RetryPolicy, driver};
+use crate::alarm::RetryPolicy;
 use crate::clock::{Clock, Random, SystemClock, SystemRandom, within};
 use crate::committer::Committer;
 use crate::error::WithCauses;

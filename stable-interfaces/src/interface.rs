@@ -16,7 +16,6 @@ use crate::dead::Dead;
 use crate::directive::{Directive, DirectiveError, Needs};
 use crate::error::{ContextError, Outcome, RequestError};
 use crate::fleet::hash_id;
-use crate::host::wake::{Wake, WakeToken};
 use crate::id::{check_id, interface_of};
 use crate::inbox::{Message, NewPost};
 use crate::instance::chain::{self, Deadline, Origin};
@@ -29,6 +28,8 @@ use crate::instance::turn::{
 };
 use crate::instance::{Handle, OnAlarm, OnConnect, OnMessage, StableInterface};
 use crate::quiet::{Quiet, drop_quietly};
+use crate::shards::delivery::Delivery;
+use crate::shards::wake::Wake;
 use crate::shared::{AnyInterface, Forget, Health, HostCore, Place, SHORTEST};
 use crate::store::{Addressed, AlarmRow, Epoch, InboxRow, Posted, ShardId};
 use crate::sync::{Arc, oneshot};
@@ -59,7 +60,7 @@ impl Default for InterfaceOptions {
 
 type Factory<I> = Box<dyn Fn(&str) -> I + Send + Sync>;
 /// Hands something due to its instance. Captured where the interface's traits are known.
-pub(crate) type WakeFn<I> = fn(&Arc<InterfaceCore<I>>, WakeToken);
+pub(crate) type WakeFn<I> = fn(&Arc<InterfaceCore<I>>, Delivery);
 
 /// Into how many steps the idle timeout is divided.
 const IDLE_STEPS: u32 = 4;
@@ -388,10 +389,10 @@ impl<I: StableInterface> AnyInterface for InterfaceCore<I> {
         self.way(wake).is_some()
     }
 
-    fn wake(self: Arc<Self>, token: WakeToken) {
-        let wake = self.way(token.wake());
+    fn wake(self: Arc<Self>, delivery: Delivery) {
+        let wake = self.way(delivery.wake());
         if let Some(wake) = wake {
-            wake(&self, token);
+            wake(&self, delivery);
         }
     }
 
@@ -868,18 +869,18 @@ impl<I: OnMessage> Work<I> for Take<I> {
 }
 
 /// What [`InterfaceBuilder::with_alarms`](crate::InterfaceBuilder::with_alarms) captures.
-pub(crate) fn fire_alarm<I: OnAlarm>(core: &Arc<InterfaceCore<I>>, token: WakeToken) {
-    if let Wake::Alarm(alarm) = token.wake() {
-        let work = Fire { alarm: alarm.clone(), woken: woken(core, &token) };
-        hand_over(core, token, work);
+pub(crate) fn fire_alarm<I: OnAlarm>(core: &Arc<InterfaceCore<I>>, delivery: Delivery) {
+    if let Wake::Alarm(alarm) = delivery.wake() {
+        let work = Fire { alarm: alarm.clone(), woken: woken(core, &delivery) };
+        hand_over(core, delivery, work);
     }
 }
 
 /// What [`InterfaceBuilder::with_inbox`](crate::InterfaceBuilder::with_inbox) captures.
-pub(crate) fn take_message<I: OnMessage>(core: &Arc<InterfaceCore<I>>, token: WakeToken) {
-    if let Wake::Message(message) = token.wake() {
-        let work = Take { message: message.clone(), woken: woken(core, &token) };
-        hand_over(core, token, work);
+pub(crate) fn take_message<I: OnMessage>(core: &Arc<InterfaceCore<I>>, delivery: Delivery) {
+    if let Wake::Message(message) = delivery.wake() {
+        let work = Take { message: message.clone(), woken: woken(core, &delivery) };
+        hand_over(core, delivery, work);
     }
 }
 
@@ -906,31 +907,31 @@ impl<I: StableInterface> Work<I> for CarryOut<I> {
     }
 }
 
-fn carry_out<I: StableInterface>(core: &Arc<InterfaceCore<I>>, token: WakeToken) {
-    if let Wake::Message(message) = token.wake() {
-        let work = CarryOut { message: message.clone(), woken: woken(core, &token) };
-        hand_over(core, token, work);
+fn carry_out<I: StableInterface>(core: &Arc<InterfaceCore<I>>, delivery: Delivery) {
+    if let Wake::Message(message) = delivery.wake() {
+        let work = CarryOut { message: message.clone(), woken: woken(core, &delivery) };
+        hand_over(core, delivery, work);
     }
 }
 
-fn woken<I: StableInterface>(core: &Arc<InterfaceCore<I>>, token: &WakeToken) -> Woken<I> {
-    Woken { wake: token.wake().clone(), must_mark: token.must_mark, core: AsCore(core.clone()) }
+fn woken<I: StableInterface>(core: &Arc<InterfaceCore<I>>, delivery: &Delivery) -> Woken<I> {
+    Woken { wake: delivery.wake().clone(), must_mark: delivery.must_mark, core: AsCore(core.clone()) }
 }
 
-fn hand_over<I: StableInterface>(core: &Arc<InterfaceCore<I>>, token: WakeToken, work: impl Work<I>) {
-    let id = token.wake().name().instance.clone();
-    let (hash, (shard, epoch)) = (hash_id(&id), token.shard());
-    let span = span_of::<I>(&id, shard, Some(&token));
+fn hand_over<I: StableInterface>(core: &Arc<InterfaceCore<I>>, delivery: Delivery, work: impl Work<I>) {
+    let id = delivery.wake().name().instance.clone();
+    let (hash, (shard, epoch)) = (hash_id(&id), delivery.shard());
+    let span = span_of::<I>(&id, shard, Some(&delivery));
     let job = Waiting {
         work: Quiet::new(work),
         callers: None,
         patience: Patience::Endless,
         limit: core.options.handler_timeout,
         span,
-        woken_by: Some(token),
+        woken_by: Some(delivery),
         reply: None,
     };
-    // Refused for a limit, the token is dropped with the job, and what it stands for waits a moment.
+    // Refused for a limit, the delivery is dropped with the job, and what it stands for waits a moment.
     let Ok(slot) = core.slot(&id, hash, shard) else { return };
     let taken = slot.take(epoch);
     if let Err(error) = core.queue(slot, taken, Box::new(job), &id, hash, shard, epoch) {

@@ -91,6 +91,8 @@ pub mod metrics;
 mod quiet;
 #[cfg(all(test, shuttle))]
 mod schedules;
+mod setting;
+mod shards;
 mod shared;
 pub mod store;
 mod sync;

@@ -6,7 +6,6 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::future::Future;
-use std::ops::Deref;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -14,8 +13,11 @@ use crate::clock::{Clock, Random};
 use crate::committer::Committer;
 use crate::error::{ContextError, RequestError};
 use crate::fleet::Fleet;
-use crate::host::shards::{Limits, Shards};
-use crate::host::wake::{Wake, WakeToken};
+use crate::setting::Setting;
+use crate::shards::Shards;
+use crate::shards::delivery::Delivery;
+use crate::shards::firing::Limits;
+use crate::shards::wake::Wake;
 use crate::store::client::{CommitOptions, StoreClient};
 use crate::store::{
     Addressed, Grant, Held, Incarnation, Loaded, NewMessage, Page, Posted, Read, ReadRows, ShardId, Store, StoreError,
@@ -119,39 +121,6 @@ impl HostOptions {
     }
 }
 
-/// A setting that is given once, when the host starts. Interfaces are registered before that, and share the host with it, so that
-/// it does not matter what was set first.
-#[derive(Debug)]
-pub(crate) struct Setting<T: ?Sized>(OnceLock<Arc<T>>);
-
-impl<T: ?Sized> Setting<T> {
-    pub(crate) fn open() -> Setting<T> {
-        Setting(OnceLock::new())
-    }
-
-    /// Sets it, for good.
-    pub(crate) fn give(&self, value: Arc<T>) {
-        // A host is started once: `start` consumes the builder.
-        drop(self.0.set(value));
-    }
-
-    /// Another reference to what it was set to.
-    pub(crate) fn share(&self) -> Arc<T> {
-        self.0.get().expect(GIVEN).clone()
-    }
-}
-
-const GIVEN: &str = "a host has its settings before anything of it runs";
-
-impl<T: ?Sized> Deref for Setting<T> {
-    type Target = T;
-
-    #[inline]
-    fn deref(&self) -> &T {
-        self.0.get().expect(GIVEN)
-    }
-}
-
 /// Something to run on a task of the host.
 pub(crate) type Deferred = Box<dyn FnOnce() + Send>;
 
@@ -207,7 +176,7 @@ pub(crate) trait AnyInterface: Debug + Send + Sync {
     /// Says whether it was registered with what this needs.
     fn handles(&self, wake: &Wake) -> bool;
     /// Hands something due to its instance.
-    fn wake(self: Arc<Self>, token: WakeToken);
+    fn wake(self: Arc<Self>, delivery: Delivery);
     /// Stops every instance in good order; completes through the host's tasks.
     fn stop_all(self: Arc<Self>);
     /// Drops idle instances that this host may not run any more. Those that are busy go when their turn ends.

@@ -18,8 +18,8 @@ use tokio::runtime::Runtime;
 use super::*;
 use crate::Timestamp;
 use crate::cases::{self, Checked, Subject};
-use crate::host::shards::Limits;
 use crate::instance::gate::Gate;
+use crate::shards::firing::Limits;
 use crate::store::{
     AlarmRow, Attempts, Claim, Claimed, Hints, InstanceName, Loaded, NewMessage, Page, Posted, Read, ReadRows, Renewed,
     Revision,

@@ -5,8 +5,8 @@ use bytes::Bytes;
 use super::*;
 use crate::Timestamp;
 use crate::fleet::HASH_VERSION;
-use crate::host::shards::Limits;
 use crate::instance::gate::Gate;
+use crate::shards::firing::Limits;
 use crate::store::{Claim, ClaimKind, InstanceName, MemoryStore};
 use crate::testing::{Fault, FaultStore, Method, SeededRandom, SimClock};
 

@@ -23,10 +23,10 @@ use crate::committer::Commit;
 use crate::connection::{AnyLink, Closed, ConnectionId};
 use crate::directive::Needs;
 use crate::error::{ContextError, Outcome, RequestError};
-use crate::host::wake::Wake;
 use crate::id::{InvalidId, MAX_VALUE_BYTES, check_key, own_bytes};
 use crate::json;
 use crate::quiet::{Quiet, drop_quietly, shown};
+use crate::shards::wake::Wake;
 use crate::shared::{HostCore, Place};
 use crate::store::{
     AlarmRow, Attempts, DeadKey, DeadLetter, Epoch, InboxRow, InstanceName, NewMessage, Op, Posted, Read, ReadRange,

@@ -16,7 +16,8 @@ use super::context::{Context, Rides};
 use super::effects::Mark;
 use super::gate::Failure;
 use crate::error::ContextError;
-use crate::host::wake::{Wake, WakeToken};
+use crate::shards::delivery::Delivery;
+use crate::shards::wake::Wake;
 use crate::store::{Batch, Incarnation, Store, StoreError};
 use crate::sync::{Arc, Mutex};
 
@@ -183,7 +184,7 @@ struct RidingState {
     /// Whether the handler still waits, and will put right what a refusal means.
     is_awaited: bool,
     /// What woke the handler, once its turn has ended before the ride did.
-    woken_by: Option<WakeToken>,
+    woken_by: Option<Delivery>,
 }
 
 impl Riding {
@@ -213,33 +214,33 @@ impl Riding {
             Fate::Open => Err(Failure::Unknown),
             Fate::Landed | Fate::Refused(_) => Ok(()),
         };
-        let token = state.woken_by.take();
+        let delivery = state.woken_by.take();
         let has_landed = matches!(fate, Fate::Landed);
         state.fate = fate;
         drop(state);
-        if let Some(token) = token.filter(|_| has_landed) {
-            token.resolve();
+        if let Some(delivery) = delivery.filter(|_| has_landed) {
+            delivery.ack();
         }
         outcome
     }
 
     /// The turn has ended. Gives back what woke it if the ride does not answer for that; and says whether it may have happened.
-    pub(crate) fn end_turn(&self, woken_by: Option<WakeToken>) -> (Option<WakeToken>, bool) {
+    pub(crate) fn end_turn(&self, woken_by: Option<Delivery>) -> (Option<Delivery>, bool) {
         let mut state = self.state.lock();
         state.is_awaited = false;
         let (is_open, is_refused) = (matches!(state.fate, Fate::Open), matches!(state.fate, Fate::Refused(_)));
         if is_refused || !self.completes {
             return (woken_by, !is_refused);
         }
-        let Some(token) = woken_by else { return (None, true) };
+        let Some(delivery) = woken_by else { return (None, true) };
         let has_landed = matches!(state.fate, Fate::Landed);
         if is_open {
-            state.woken_by = Some(token);
+            state.woken_by = Some(delivery);
             return (None, true);
         }
         drop(state);
         if has_landed {
-            token.resolve();
+            delivery.ack();
         }
         (None, true)
     }

@@ -26,9 +26,10 @@ use crate::committer::{Commit, Queued, host_has_stopped};
 use crate::connection::{AnyLink, Closed, ConnectionId, Wakers};
 use crate::directive::Needs;
 use crate::error::{ContextError, RequestError, WithCauses};
-use crate::host::wake::{Failed, Wake, WakeToken};
 use crate::interface::{InterfaceCore, stop_job};
 use crate::quiet::{self, Quiet, guarded};
+use crate::shards::delivery::Delivery;
+use crate::shards::wake::{Failed, Wake};
 use crate::shared::{Forget, Health, HostCore, Place};
 use crate::store::{BoxError, Epoch, InstanceName, Op, ShardId};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -76,7 +77,7 @@ struct Extra<I: StableInterface> {
     /// Commits that may not be durable yet, oldest first: what reads must see beside the store.
     unsettled: VecDeque<Unsettled>,
     /// Alarms that handlers left unacknowledged; they fire again when this incarnation ends.
-    held: Vec<WakeToken>,
+    held: Vec<Delivery>,
     /// Known to what belongs to this incarnation, once there is anything.
     life: Option<Arc<Life>>,
     tasks: Vec<TaskHandle>,
@@ -378,7 +379,7 @@ impl<I: StableInterface> Slot<I> {
         self: &Arc<Self>,
         epoch: Epoch,
         mut ending: Ending<I, R>,
-        woken_by: Option<WakeToken>,
+        woken_by: Option<Delivery>,
     ) -> (Answer<R, I::Error>, Next<I>) {
         // The application's code, so before the lock is taken.
         let failure = match &mut ending {
@@ -427,7 +428,7 @@ impl<I: StableInterface> Slot<I> {
         mut inner: MutexGuard<'_, Inner<I>>,
         epoch: Epoch,
         ending: Ending<I, R>,
-        woken_by: Option<WakeToken>,
+        woken_by: Option<Delivery>,
         failure: Option<String>,
     ) -> (Answer<R, I::Error>, Next<I>) {
         let mut left = Left::default();
@@ -464,8 +465,8 @@ impl<I: StableInterface> Slot<I> {
                         recorded.take_end()
                     }
                     Err(_) => {
-                        if let (Some(token), Some(error)) = (woken_by, &failure) {
-                            self.push_failure(&mut inner, &mut left, epoch, token, error);
+                        if let (Some(delivery), Some(error)) = (woken_by, &failure) {
+                            self.push_failure(&mut inner, &mut left, epoch, delivery, error);
                         }
                         let ends = recorded.take_end().or((is_cut || failed_start.is_some()).then_some(Closed::Reset));
                         if ends.is_none() {
@@ -482,8 +483,8 @@ impl<I: StableInterface> Slot<I> {
                 (result, ends)
             }
             Ending::Panicked(text) => {
-                if let (Some(token), Some(error)) = (woken_by, &failure) {
-                    self.push_failure(&mut inner, &mut left, epoch, token, error);
+                if let (Some(delivery), Some(error)) = (woken_by, &failure) {
+                    self.push_failure(&mut inner, &mut left, epoch, delivery, error);
                 }
                 (Err(RequestError::Panicked(text).into()), Some(Closed::Reset))
             }
@@ -496,8 +497,8 @@ impl<I: StableInterface> Slot<I> {
                 (Err(RequestError::TimedOut { after, waited_for }.into()), Some(reason))
             }
             Ending::TimedOut(after) => {
-                if let (Some(token), Some(error)) = (woken_by, &failure) {
-                    self.push_failure(&mut inner, &mut left, epoch, token, error);
+                if let (Some(delivery), Some(error)) = (woken_by, &failure) {
+                    self.push_failure(&mut inner, &mut left, epoch, delivery, error);
                 }
                 let waited_for = chain::Described(&**self).to_string();
                 (Err(RequestError::TimedOut { after, waited_for }.into()), Some(Closed::Reset))
@@ -557,15 +558,15 @@ impl<I: StableInterface> Slot<I> {
         left: &mut Left<I>,
         epoch: Epoch,
         recorded: &mut Recorded,
-        woken_by: Option<WakeToken>,
+        woken_by: Option<Delivery>,
     ) -> Vec<Output> {
         let ops = recorded.take_ops();
         let touches_alarms = ops.iter().any(|op| matches!(op, Op::PutAlarm(_) | Op::RemoveAlarm { .. }));
         match woken_by {
-            Some(token) if recorded.holds_alarm() => {
+            Some(delivery) if recorded.holds_alarm() => {
                 // The mark that it was started, if there is one, goes with the commit that holds it.
-                let ops = match token.wake() {
-                    Wake::Alarm(alarm) if token.must_mark && !self.is_replaced(inner, epoch, &token) => {
+                let ops = match delivery.wake() {
+                    Wake::Alarm(alarm) if delivery.must_mark && !self.is_replaced(inner, epoch, &delivery) => {
                         let attempts = alarm.attempts.unmarked();
                         let unmarked = Op::PutAlarm(crate::store::AlarmRow { attempts, ..(**alarm).clone() });
                         self.push(inner, left, epoch, vec![unmarked], None, Shown::Hidden);
@@ -576,7 +577,7 @@ impl<I: StableInterface> Slot<I> {
                 if !ops.is_empty() {
                     self.push(inner, left, epoch, ops, None, Shown::ToWindow);
                 }
-                inner.extra.get_or_insert_default().held.push(token.hold());
+                inner.extra.get_or_insert_default().held.push(delivery.hold());
             }
             None if ops.is_empty() => {}
             woken_by => drop(self.push(inner, left, epoch, ops, woken_by, Shown::ToWindow)),
@@ -584,10 +585,10 @@ impl<I: StableInterface> Slot<I> {
         if touches_alarms && let Some(extra) = &mut inner.extra {
             let Extra { held, unsettled, .. } = &mut **extra;
             let unsettled: Vec<_> = unsettled.iter().filter_map(Unsettled::commit).collect();
-            held.retain(|token| {
+            held.retain(|delivery| {
                 let ops = unsettled.iter().flat_map(|commit| &commit.ops);
                 // Set or cancelled meanwhile: nothing is held any more.
-                effects::find_alarm(ops, token.wake().id()).is_none_or(|found| token.is_setting(found))
+                effects::find_alarm(ops, delivery.wake().id()).is_none_or(|found| delivery.is_setting(found))
             });
         }
         recorded.take_outputs()
@@ -897,7 +898,7 @@ impl<I: StableInterface> Slot<I> {
         left: &mut Left<I>,
         epoch: Epoch,
         ops: Vec<Op>,
-        woken_by: Option<WakeToken>,
+        woken_by: Option<Delivery>,
         shown: Shown,
     ) -> Option<Ticket> {
         let committer = self.interface.host.committer()?;
@@ -925,12 +926,12 @@ impl<I: StableInterface> Slot<I> {
     }
 
     /// Whether the handler has committed another setting of the alarm that woke it, or cancelled it.
-    fn is_replaced(&self, inner: &Inner<I>, epoch: Epoch, token: &WakeToken) -> bool {
-        let Wake::Alarm(alarm) = token.wake() else { return false };
+    fn is_replaced(&self, inner: &Inner<I>, epoch: Epoch, delivery: &Delivery) -> bool {
+        let Wake::Alarm(alarm) = delivery.wake() else { return false };
         let unsettled = inner.extra.iter().flat_map(|extra| &extra.unsettled);
         let unsettled: Vec<_> = unsettled.filter_map(Unsettled::commit).collect();
         let ops = unsettled.iter().flat_map(|commit| &commit.ops);
-        effects::find_alarm(ops, &alarm.id).is_some_and(|found| !token.is_setting(found))
+        effects::find_alarm(ops, &alarm.id).is_some_and(|found| !delivery.is_setting(found))
             || !self.interface.host.shards.is_firing(self.shard, epoch, alarm)
     }
 
@@ -938,10 +939,10 @@ impl<I: StableInterface> Slot<I> {
     ///
     /// It goes through the gate of the incarnation that failed, so the next one begins after it. If that gate has failed
     /// already nothing can follow it, and the alarm fires again as it is.
-    fn push_failure(&self, inner: &mut Inner<I>, left: &mut Left<I>, epoch: Epoch, token: WakeToken, error: &str) {
+    fn push_failure(&self, inner: &mut Inner<I>, left: &mut Left<I>, epoch: Epoch, delivery: Delivery, error: &str) {
         let host = &self.interface.host;
-        let wake = token.wake();
-        let ops = if self.is_replaced(inner, epoch, &token) {
+        let wake = delivery.wake();
+        let ops = if self.is_replaced(inner, epoch, &delivery) {
             Vec::new()
         } else {
             let error: Arc<str> = truncate(error).into();
@@ -953,7 +954,7 @@ impl<I: StableInterface> Slot<I> {
             left.failure = Some(Failure { wake: wake.clone(), error, wait });
             ops
         };
-        self.push(inner, left, epoch, ops, Some(token), Shown::ToWindow);
+        self.push(inner, left, epoch, ops, Some(delivery), Shown::ToWindow);
     }
 }
 

@@ -22,8 +22,8 @@ use super::gate::Ticket;
 use super::queue::Waiter;
 use super::slot::{Next, Slot};
 use crate::error::{ContextError, Outcome, RequestError};
-use crate::host::wake::WakeToken;
 use crate::quiet::{Quiet, drop_quietly, guarded, text_of};
+use crate::shards::delivery::Delivery;
 use crate::store::{Epoch, ShardId, StoreError};
 use crate::sync::{Arc, Notify, oneshot};
 
@@ -127,7 +127,7 @@ pub(crate) struct Around<I: StableInterface> {
     /// The time that it may take.
     pub(crate) limit: Duration,
     /// What woke the instance, if nobody waits for a reply.
-    pub(crate) woken_by: Option<WakeToken>,
+    pub(crate) woken_by: Option<Delivery>,
     /// Says whether it is `on_stop` that runs.
     pub(crate) is_stop: bool,
     pub(crate) span: Span,
@@ -135,7 +135,7 @@ pub(crate) struct Around<I: StableInterface> {
 
 /// The span of one message, entered around each poll of its handler; inside the one it is sent from. Where nobody listens it
 /// costs one look at a static.
-pub(crate) fn span_of<I: StableInterface>(id: &str, shard: ShardId, woken_by: Option<&WakeToken>) -> Span {
+pub(crate) fn span_of<I: StableInterface>(id: &str, shard: ShardId, woken_by: Option<&Delivery>) -> Span {
     let span = tracing::debug_span!(
         "handle",
         interface = I::NAME,
@@ -145,7 +145,7 @@ pub(crate) fn span_of<I: StableInterface>(id: &str, shard: ShardId, woken_by: Op
         message = Empty,
         attempt = Empty,
     );
-    if let Some(wake) = woken_by.map(WakeToken::wake)
+    if let Some(wake) = woken_by.map(Delivery::wake)
         && !span.is_disabled()
     {
         span.record(wake.kind(), &**wake.id());
@@ -225,8 +225,8 @@ impl<I: StableInterface, R, F> Running<I, R, F> {
     fn finish(&mut self, ending: Ending<I, R>) -> Next<I> {
         let Around { slot, epoch, woken_by, .. } = &mut self.around;
         let mut woken_by = woken_by.take();
-        if let Some(token) = &mut woken_by {
-            token.handler_ended();
+        if let Some(delivery) = &mut woken_by {
+            delivery.handler_ended();
         }
         let (answer, next) = slot.finish(*epoch, ending, woken_by);
         match self.reply.take() {
@@ -279,8 +279,8 @@ impl<I: StableInterface, R: Send + 'static, F: Future<Output = Ending<I, R>> + S
     }
 
     fn stays(&mut self) {
-        if let Some(token) = &mut self.around.woken_by {
-            token.lead();
+        if let Some(delivery) = &mut self.around.woken_by {
+            delivery.lead();
         }
     }
 
@@ -356,7 +356,7 @@ pub(crate) struct Waiting<I: StableInterface, W: Work<I>> {
     pub(crate) patience: Patience,
     /// The time that its handler may take.
     pub(crate) limit: Duration,
-    pub(crate) woken_by: Option<WakeToken>,
+    pub(crate) woken_by: Option<Delivery>,
     pub(crate) span: Span,
     pub(crate) reply: Option<ReplyTo<W::Reply, I::Error>>,
 }
@@ -393,7 +393,7 @@ impl<I: StableInterface, W: Work<I>> Job<I> for Waiting<I, W> {
     }
 
     fn may_queue(&mut self) -> bool {
-        self.woken_by.as_mut().is_none_or(WakeToken::lead_or_turn_back)
+        self.woken_by.as_mut().is_none_or(Delivery::lead_or_turn_back)
     }
 }
 

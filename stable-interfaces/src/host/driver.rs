@@ -7,17 +7,20 @@
 //! alarms go through one firing task, so their handlers are started in that order too, and a handler that blocks its thread
 //! holds up a part of the shards only.
 
+mod portion;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
 
-use super::portion::Portion;
+use self::portion::Portion;
 use crate::clock::{Moment, within};
 use crate::error::WithCauses;
-use crate::host::shards::{BegunAfter, BegunPage};
-use crate::host::wake::{Wake, WakeToken};
 use crate::id::interface_of;
+use crate::shards::delivery::Delivery;
+use crate::shards::wake::Wake;
+use crate::shards::{BegunAfter, BegunPage};
 use crate::shared::{AnyInterface, Health, HostCore};
 use crate::store::client::backoff;
 use crate::store::{After, AlarmRow, Damaged, InboxRow, Incarnation, Loaded, Page, Rows, Sequence, ShardId, Store};
@@ -32,7 +35,7 @@ const MAX_DAMAGED: usize = 1_000;
 
 /// Hands out what is due, until the host stops working.
 pub(crate) async fn run(host: Arc<HostCore>) {
-    let lanes: Vec<_> = (0..FIRING_TASKS)
+    let firing: Vec<_> = (0..FIRING_TASKS)
         .map(|_| {
             // As large as what may be in flight, so that sending never has to wait.
             let (send, receive) = mpsc::channel(host.options.limits.max_firing);
@@ -47,10 +50,10 @@ pub(crate) async fn run(host: Arc<HostCore>) {
         let now = Moment::of(&*host.clock);
         let may_act = host.lease_holds();
         if may_act {
-            while let Some(token) = host.shards.pop_due(now) {
-                let lane = token.shard().0.0 as usize % FIRING_TASKS;
-                // A full or closed lane drops the token, and the alarm waits again.
-                drop(lanes[lane].try_send(token));
+            while let Some(delivery) = host.shards.pop_due(now) {
+                let task = delivery.shard().0.0 as usize % FIRING_TASKS;
+                // A full or closed channel drops the delivery, and the alarm waits again.
+                drop(firing[task].try_send(delivery));
             }
         }
         // While too much is being handled, the end of one wakes this task.
@@ -84,42 +87,42 @@ pub(crate) async fn run(host: Arc<HostCore>) {
 }
 
 /// Starts handlers of what is due, in the order in which it comes.
-async fn fire(host: Arc<HostCore>, mut due: mpsc::Receiver<WakeToken>) {
+async fn fire(host: Arc<HostCore>, mut due: mpsc::Receiver<Delivery>) {
     let interfaces: Vec<Arc<dyn AnyInterface>> = host.interfaces.lock().clone();
-    while let Some(token) = due.recv().await {
+    while let Some(delivery) = due.recv().await {
         // A host that drains starts nothing more by itself, and one that stood still may have lost its lease meanwhile: what was
         // handed out already goes back.
         if host.health() > Health::Running || !host.lease_holds() {
             continue;
         }
-        let name = token.wake().name();
+        let name = delivery.wake().name();
         // Anyone may post, also who has another shard count in mind: handled here, it would be in two places.
-        if host.fleet.shard_of(&name.instance) != Ok(token.shard().0) {
-            let (kind, id) = (token.wake().kind(), token.wake().id());
-            tracing::error!(instance = %name, kind, %id, shard = %token.shard().0,
+        if host.fleet.shard_of(&name.instance) != Ok(delivery.shard().0) {
+            let (kind, id) = (delivery.wake().kind(), delivery.wake().id());
+            tracing::error!(instance = %name, kind, %id, shard = %delivery.shard().0,
                 "it is in a shard that is not its instance's; it is left in the store");
             metrics::counter!(crate::metrics::SET_ASIDE).increment(1);
-            token.set_aside();
+            delivery.set_aside();
             continue;
         }
         let interface = interface_of(&name.interface).0;
         match interfaces.iter().find(|known| known.name() == interface) {
-            Some(interface) if interface.handles(token.wake()) => {
-                if let Wake::Alarm(alarm) = token.wake()
+            Some(interface) if interface.handles(delivery.wake()) => {
+                if let Wake::Alarm(alarm) = delivery.wake()
                     && alarm.attempts.failed == 0
                 {
                     let late = host.clock.now().since(alarm.due);
                     metrics::histogram!(crate::metrics::ALARM_LATENESS).record(late.as_secs_f64());
                 }
-                metrics::counter!(crate::metrics::WOKEN, "kind" => token.wake().kind()).increment(1);
-                interface.clone().wake(token);
+                metrics::counter!(crate::metrics::WOKEN, "kind" => delivery.wake().kind()).increment(1);
+                interface.clone().wake(delivery);
             }
             _ => {
-                let (kind, id) = (token.wake().kind(), token.wake().id());
-                tracing::error!(instance = %token.wake().name(), kind, %id,
+                let (kind, id) = (delivery.wake().kind(), delivery.wake().id());
+                tracing::error!(instance = %delivery.wake().name(), kind, %id,
                     "this program has not registered what it takes to handle it; it is left in the store");
                 metrics::counter!(crate::metrics::SET_ASIDE).increment(1);
-                token.set_aside();
+                delivery.set_aside();
             }
         }
         // Each of these handlers ran on this task: let others have their turn.

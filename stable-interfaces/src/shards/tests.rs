@@ -42,23 +42,22 @@ fn alarm(due: Timestamp) -> AlarmRow {
 
 #[tokio::test(start_paused = true)]
 async fn what_is_handled_is_counted_until_it_has_ended_whichever_way_it_ends() {
-    let ends: [fn(WakeToken); 6] = [
+    let ends: [fn(Delivery); 6] = [
         drop,
-        WakeToken::resolve,
-        WakeToken::set_aside,
-        |token| token.postpone(Duration::from_secs(5)),
-        |token| drop(token.hold()),
-        |mut token| assert!(token.lead_or_turn_back()),
+        Delivery::ack,
+        Delivery::set_aside,
+        |delivery| delivery.nack(Duration::from_secs(5)),
+        |delivery| drop(delivery.hold()),
+        |mut delivery| assert!(delivery.lead_or_turn_back()),
     ];
     for end in ends {
         let clock = SimClock::new(Timestamp::from_millis(1_000));
         let shards = owned(&clock, true);
         load(&shards, vec![alarm(clock.now())], true);
-        let counted =
-            |shards: &Shards| (shards.firing.load(Ordering::Acquire), shards.firing_bytes.load(Ordering::Acquire));
-        let token = shards.pop_due(Moment::of(&clock)).expect("it is due");
+        let counted = |shards: &Shards| shards.firing.counted();
+        let delivery = shards.pop_due(Moment::of(&clock)).expect("it is due");
         assert!(matches!(counted(&shards), (1, 1_000..)), "{:?}", counted(&shards));
-        end(token);
+        end(delivery);
         assert_eq!(counted(&shards), (0, 0));
     }
 }
@@ -89,9 +88,9 @@ async fn a_message_that_comes_later_does_not_end_the_marking_of_what_was_overdue
         AlarmRow { name, ..alarm(Timestamp::from_millis(due)) }
     };
     let is_marked_when_handled = || {
-        let token = shards.pop_due(Moment::of(&clock)).expect("it is due");
-        let (is_marked, done) = (token.must_mark, token.wake().done());
-        token.resolve();
+        let delivery = shards.pop_due(Moment::of(&clock)).expect("it is due");
+        let (is_marked, done) = (delivery.must_mark, delivery.wake().done());
+        delivery.ack();
         shards.apply(SHARD, EPOCH, &[done]);
         is_marked
     };

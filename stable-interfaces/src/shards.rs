@@ -11,36 +11,29 @@
 //! that is found with a mark was running when a process died: it is handled with nothing else beside it, and given up after
 //! [`max_crashes`](Limits::max_crashes).
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::wake::{Wake, WakeToken};
+use self::delivery::Delivery;
+use self::firing::{Firing, Limits};
+use self::wake::Wake;
 use crate::alarm::window::AlarmWindow;
 use crate::clock::{Clock, Moment, Timestamp};
 use crate::inbox::window::InboxWindow;
-use crate::shared::Setting;
+use crate::setting::Setting;
 use crate::store::{AlarmKey, AlarmRow, Epoch, InboxKey, InboxRow, InstanceName, Op, Revision, ShardId};
-use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Arc, Mutex, Notify};
+
+pub(crate) mod delivery;
+pub(crate) mod firing;
+pub(crate) mod wake;
 
 #[cfg(test)]
 mod tests;
 
 /// The most inbox messages of one shard in memory, waiting or being handled.
 const INBOX_CAP: usize = 64;
-
-/// What bounds the waking of instances.
-#[derive(Debug, Clone)]
-pub(crate) struct Limits {
-    /// Alarms and messages being handled or committed at once.
-    pub(crate) max_firing: usize,
-    /// How often the alarms of one instance may fire within a second before they are slowed down.
-    pub(crate) max_fires_per_second: u32,
-    /// How many processes an alarm or message may have been running in when they died, before it is given up.
-    pub(crate) max_crashes: u32,
-    /// About how many bytes of alarms and messages may be in memory: half of it those that wait, half those being handled.
-    pub(crate) window_bytes: usize,
-}
 
 /// All shards of the fleet.
 #[derive(Debug)]
@@ -60,17 +53,10 @@ pub(crate) struct Shards {
     behind: Mutex<BTreeSet<(Duration, ShardId)>>,
     /// Asks for a renewal at once: a write found a shard lost, or messages may have come unheard.
     pub(crate) lost: Notify,
-    /// Alarms and messages being handled or committed now, and how many bytes they have.
-    firing: AtomicUsize,
-    firing_bytes: AtomicUsize,
+    /// What is being handled or committed now.
+    firing: Firing,
     /// Wakes the task that loads pages when less is being handled.
     pub(crate) room: Notify,
-    /// Set while a suspected killer is handled.
-    is_alone: AtomicBool,
-    /// Set while one waits for all others to end.
-    is_alone_wanted: AtomicBool,
-    /// How often each instance's alarms fired in the second that began then, by the lease clock.
-    storms: Mutex<(Duration, HashMap<InstanceName, u32>)>,
     /// Stored rows that cannot be used, met since the start.
     pub(crate) damaged: Mutex<Vec<crate::store::Damaged>>,
     pub(crate) limits: Setting<Limits>,
@@ -214,12 +200,8 @@ impl Shards {
             pages_wanted: Notify::new(),
             behind: Mutex::default(),
             lost: Notify::new(),
-            firing: AtomicUsize::new(0),
-            firing_bytes: AtomicUsize::new(0),
+            firing: Firing::default(),
             room: Notify::new(),
-            is_alone: AtomicBool::new(false),
-            is_alone_wanted: AtomicBool::new(false),
-            storms: Mutex::default(),
             damaged: Mutex::default(),
             limits: Setting::open(),
             clock: Setting::open(),
@@ -404,7 +386,7 @@ impl Shards {
     }
 
     /// The next due alarm or message, to be handled now; `None` if there is none, or too many are being handled.
-    pub(crate) fn pop_due(self: &Arc<Self>, now: Moment) -> Option<WakeToken> {
+    pub(crate) fn pop_due(self: &Arc<Self>, now: Moment) -> Option<Delivery> {
         loop {
             if !self.may_fire() {
                 return None;
@@ -426,68 +408,33 @@ impl Shards {
             // The deadline may have changed since it was read: then nothing was popped, and the next turn sees the new one.
             let Some(Some((wake, is_marked, is_head))) = popped else { continue };
             let is_suspect = is_marked && wake.attempts().started;
-            if is_suspect && self.firing.load(Ordering::Acquire) > 0 {
+            if !self.firing.begin(wake.bytes(), is_suspect) {
                 // It stays the first, and nothing is begun before it: the last one to end wakes the driver.
-                self.is_alone_wanted.store(true, Ordering::Release);
                 self.wait_again(shard, epoch, &wake, None);
                 if is_head {
                     self.head_ended(shard, epoch, &wake);
                 }
                 return None;
             }
-            self.is_alone_wanted.store(false, Ordering::Release);
-            self.firing.fetch_add(1, Ordering::AcqRel);
-            self.firing_bytes.fetch_add(wake.bytes(), Ordering::AcqRel);
-            self.is_alone.store(is_suspect, Ordering::Release);
-            let token = WakeToken::new(self.clone(), shard, epoch, wake, is_marked, is_head);
-            match self.check_storm(token.wake(), now.elapsed) {
-                Some(until) => token.postpone(until),
-                None => return Some(token),
+            let delivery = Delivery::new(self.clone(), shard, epoch, wake, is_marked, is_head);
+            match self.firing.check_storm(delivery.wake(), now.elapsed, self.limits.max_fires_per_second) {
+                Some(until) => delivery.nack(until),
+                None => return Some(delivery),
             }
         }
     }
 
-    /// Whether one more may be handled now.
+    /// Says whether one more may be handled now.
     pub(crate) fn may_fire(&self) -> bool {
-        let firing = self.firing.load(Ordering::Acquire);
-        firing < self.limits.max_firing
-            && (firing == 0 || self.has_room())
-            && !self.is_alone.load(Ordering::Acquire)
-            && !(firing > 0 && self.is_alone_wanted.load(Ordering::Acquire))
+        self.firing.may_begin(&self.limits)
     }
 
     /// Says whether what is being handled leaves room for more.
     pub(crate) fn has_room(&self) -> bool {
-        self.firing_bytes.load(Ordering::Acquire) <= self.limits.window_bytes / 2
+        self.firing.has_room(&self.limits)
     }
 
-    /// If the alarms of this instance fire too often, until when they are to wait.
-    fn check_storm(&self, wake: &Wake, now: Duration) -> Option<Duration> {
-        const SECOND: Duration = Duration::from_secs(1);
-        let Wake::Alarm(alarm) = wake else { return None };
-        let (over, until) = {
-            let mut storms = self.storms.lock();
-            let (began, counts) = &mut *storms;
-            if now >= began.saturating_add(SECOND) {
-                *began = now;
-                counts.clear();
-            }
-            let count = counts.entry(alarm.name.clone()).or_default();
-            *count = count.saturating_add(1);
-            (count.saturating_sub(self.limits.max_fires_per_second), began.saturating_add(SECOND))
-        };
-        if over == 0 {
-            return None;
-        }
-        if over == 1 {
-            tracing::error!(instance = %alarm.name, alarm = %alarm.id, limit = self.limits.max_fires_per_second,
-                "an instance's alarms fire too often; they are slowed down");
-        }
-        metrics::counter!(crate::metrics::ALARMS_SLOWED).increment(1);
-        Some(until)
-    }
-
-    /// A handling ended without changing anything durable: it waits again, in its old place, first until the lease clock shows `at` if
+    /// Puts back an alarm or message whose handling changed nothing durable: to its old place, due when the lease clock shows `at` if
     /// that is given.
     pub(super) fn wait_again(&self, shard: ShardId, epoch: Epoch, wake: &Wake, at: Option<Duration>) {
         self.with_owned(shard, epoch, |owned| match wake {
@@ -523,16 +470,13 @@ impl Shards {
         self.with_owned(shard, epoch, |owned| owned.head_ended(wake.name()));
     }
 
-    /// A token of so many bytes has gone: one more may be handled.
+    /// Counts a delivery of so many bytes no more: another may be handled.
     pub(super) fn fire_ended(&self, bytes: usize) {
-        let had_room = self.has_room();
-        self.firing_bytes.fetch_sub(bytes, Ordering::AcqRel);
-        let before = self.firing.fetch_sub(1, Ordering::AcqRel);
-        let was_alone = before == 1 && self.is_alone.swap(false, Ordering::AcqRel);
-        if before == self.limits.max_firing || before == 1 || was_alone || !had_room {
+        let ended = self.firing.end(bytes, &self.limits);
+        if ended.lets_next_begin {
             self.changed.notify_one();
         }
-        if !had_room {
+        if ended.makes_room {
             self.room.notify_one();
         }
     }
