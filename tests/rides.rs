@@ -1,4 +1,4 @@
-//! Effects that ride on the commit of a transaction of the application: all of it or nothing, whatever becomes of the answer
+//! Effects enlisted in a transaction of the application: all of it or nothing, whatever becomes of the answer
 //! and of the handler.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use stable_interfaces::store::{Batch, Carrier, Incarnation, Lane, Part, Write};
+use stable_interfaces::store::{Batch, ExternalTransaction, Incarnation, Lane, Write};
 use stable_interfaces::{Context, ContextError, NewPost, RequestError, Store, StoreError};
 use system_tests::{Failed, Site, World, act, get, life, on_each_store, put, spawn};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// What becomes of a carrier's commit.
+/// What becomes of a transaction's commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Course {
     Lands,
@@ -26,6 +26,13 @@ enum Course {
     Hangs(Duration, bool),
 }
 
+/// Which of a handler's commits it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Last,
+    Interim,
+}
+
 /// A transaction on the world's store, with nothing but the effects in it.
 struct Bare {
     world: Arc<Shared>,
@@ -34,7 +41,7 @@ struct Bare {
     write: Option<Write>,
 }
 
-/// What the carriers of a world share.
+/// What the transactions of a world share.
 struct Shared {
     store: stable_interfaces::testing::FaultStore,
     clock: stable_interfaces::testing::SimClock,
@@ -49,7 +56,7 @@ impl Shared {
         Arc::new(Shared { store, clock, seq: AtomicU64::new(0), known_from: Mutex::new(0) })
     }
 
-    fn carrier(self: &Arc<Shared>, course: Course) -> Box<dyn Carrier> {
+    fn transaction(self: &Arc<Shared>, course: Course) -> Box<dyn ExternalTransaction> {
         let seq = self.seq.fetch_add(1, Ordering::SeqCst) + 1;
         Box::new(Bare { world: self.clone(), course, seq, write: None })
     }
@@ -63,7 +70,7 @@ impl Bare {
 }
 
 #[async_trait]
-impl Carrier for Bare {
+impl ExternalTransaction for Bare {
     async fn commit(&mut self, incarnation: Incarnation, batch: &Batch) -> Result<(), StoreError> {
         self.write = Some(Write { incarnation, lane: Lane(9_999), seq: self.seq, batches: vec![batch.clone()] });
         match self.course {
@@ -92,19 +99,22 @@ impl Carrier for Bare {
     }
 }
 
-/// Records something before and in the ride.
-async fn ride(cx: &mut Context, shared: &Arc<Shared>, course: Course, part: Part) -> Result<(), ContextError> {
+/// Records something before and in the enlistment.
+async fn enlist(cx: &mut Context, shared: &Arc<Shared>, course: Course, part: Part) -> Result<(), ContextError> {
     cx.put("before", &1)?;
-    let mut ride = cx.ride().await?;
-    ride.context().put("inside", &1)?;
-    ride.commit(shared.carrier(course), part).await
+    let mut enlistment = cx.enlist().await?;
+    enlistment.context().put("inside", &1)?;
+    match part {
+        Part::Last => enlistment.commit_last(shared.transaction(course)).await,
+        Part::Interim => enlistment.commit_interim(shared.transaction(course)).await,
+    }
 }
 
 async fn ask(site: &Site, shared: &Arc<Shared>, course: Course) -> Result<i64, RequestError<Failed>> {
     let shared = shared.clone();
     let handler = act(move |_, cx| {
         Box::pin(async move {
-            ride(cx, &shared, course, Part::Last).await?;
+            enlist(cx, &shared, course, Part::Last).await?;
             cx.put("after", &1)?;
             Ok(7)
         })
@@ -134,7 +144,7 @@ on_each_store! {
             let shared = shared.clone();
             let handler = act(move |_, cx| {
                 Box::pin(async move {
-                    let refused = ride(cx, &shared, course, Part::Last).await;
+                    let refused = enlist(cx, &shared, course, Part::Last).await;
                     assert!(matches!(refused, Err(ContextError::Store(_))), "{refused:?}");
                     cx.put("after", &1)?;
                     Ok(7)
@@ -161,11 +171,11 @@ on_each_store! {
             let handler = act(move |_, cx| {
                 Box::pin(async move {
                     cx.after_commit(before);
-                    let mut ride = cx.ride().await?;
-                    ride.context().after_commit(inside);
+                    let mut enlistment = cx.enlist().await?;
+                    enlistment.context().after_commit(inside);
                     match course {
-                        Some(course) => drop(ride.commit(its.carrier(course), Part::Last).await),
-                        None => drop(ride),
+                        Some(course) => drop(enlistment.commit_last(its.transaction(course)).await),
+                        None => drop(enlistment),
                     }
                     cx.after_commit(after);
                     Ok(7)
@@ -208,7 +218,7 @@ on_each_store! {
                 let soon = me.sleep(SECOND);
                 Box::pin(async move {
                     tokio::select! { biased;
-                        done = ride(cx, &its, hangs, Part::Last) => done?,
+                        done = enlist(cx, &its, hangs, Part::Last) => done?,
                         () = soon => {}
                     }
                     assert!(matches!(cx.put("after", &1), Err(ContextError::Unknown)));
@@ -226,9 +236,9 @@ on_each_store! {
         let handler = act(move |_, cx| {
             Box::pin(async move {
                 cx.put("before", &2)?;
-                let mut ride = cx.ride().await?;
-                ride.context().put("inside", &2)?;
-                drop(ride);
+                let mut enlistment = cx.enlist().await?;
+                enlistment.context().put("inside", &2)?;
+                drop(enlistment);
                 drop(its);
                 Ok(7)
             })
@@ -267,7 +277,7 @@ on_each_store! {
                     world.script.on_alarm(move |_, cx, _| {
                         let (its, failures) = run();
                         Box::pin(async move {
-                            ride(cx, &its, Course::Lands, part).await?;
+                            enlist(cx, &its, Course::Lands, part).await?;
                             if fails && failures.fetch_add(1, Ordering::SeqCst) == 0 {
                                 return Err(Failed::Told("after it"));
                             }
@@ -279,7 +289,7 @@ on_each_store! {
                     world.script.on_message(move |_, cx, _| {
                         let (its, failures) = run();
                         Box::pin(async move {
-                            ride(cx, &its, Course::Lands, part).await?;
+                            enlist(cx, &its, Course::Lands, part).await?;
                             if fails && failures.fetch_add(1, Ordering::SeqCst) == 0 {
                                 return Err(Failed::Told("after it"));
                             }
@@ -305,7 +315,7 @@ on_each_store! {
         let courses = Arc::new(Mutex::new(vec![Course::Hangs(SECOND, true), Course::Lands, Course::Hangs(SECOND, false)]));
         world.script.on_alarm(move |_, cx, _| {
             let (its, course) = (its.clone(), courses.lock().pop().unwrap());
-            Box::pin(async move { Ok(ride(cx, &its, course, Part::Last).await?) })
+            Box::pin(async move { Ok(enlist(cx, &its, course, Part::Last).await?) })
         });
         // The first try does not land and the second does.
         site.probes.set_alarm("a", "alarm", world.at(0), &()).await.unwrap();

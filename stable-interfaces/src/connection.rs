@@ -10,15 +10,15 @@ use std::fmt;
 use std::future::poll_fn;
 use std::task::{Poll, Waker};
 
+use crate::commit::gate::Ticket;
 use crate::error::{ContextError, Outcome, RequestError};
 use crate::instance::OnConnect;
 use crate::instance::context::{Context, Output, Release};
-use crate::instance::gate::Ticket;
 use crate::interface::{InterfaceCore, disconnect, receive};
 use crate::quiet::{self, Quiet};
-use crate::shared::{Health, Place};
+use crate::shared::Health;
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::sync::{Arc, Mutex};
+use crate::sync::{Arc, Mutex, OwnedSemaphorePermit};
 
 /// How many messages each direction of a connection holds: those that the receiver could take.
 pub const CONNECTION_BUFFER: usize = 64;
@@ -488,9 +488,9 @@ impl<I: OnConnect> Connection<I> {
                 Err(Err(ticket)) => self.link.end_behind(&ticket).await,
             }
         }
-        let room = Room { link: self.link.clone(), is_handled: false };
+        let incoming = Incoming { link: self.link.clone(), is_handled: false };
         let message = message.into_inner().expect("the message is there until it is sent");
-        match receive(&self.core, &self.id, room, message) {
+        match receive(&self.core, &self.id, incoming, message) {
             Ok(()) => Ok(()),
             Err(_) => {
                 // The instance is not here any more: its shard moved, or the host is ending.
@@ -577,14 +577,14 @@ impl<I: OnConnect> Drop for Connection<I> {
     }
 }
 
-/// The place of one message on its way to the instance. Dropped unhandled, it closes the connection: no message goes missing
+/// The permit of one message on its way to the instance. Dropped unhandled, it closes the connection: no message goes missing
 /// between two others.
-pub(crate) struct Room<Out> {
+pub(crate) struct Incoming<Out> {
     link: Arc<Link<Out>>,
     is_handled: bool,
 }
 
-impl<Out> Room<Out> {
+impl<Out> Incoming<Out> {
     pub(crate) fn id(&self) -> ConnectionId {
         self.link.id
     }
@@ -596,7 +596,7 @@ impl<Out> Room<Out> {
     }
 }
 
-impl<Out> Drop for Room<Out> {
+impl<Out> Drop for Incoming<Out> {
     fn drop(&mut self) {
         self.link.change(|state| {
             state.incoming -= 1;
@@ -613,7 +613,7 @@ pub(crate) async fn connect<I: OnConnect>(
     instance: &mut I,
     cx: &mut Context,
     core: Arc<InterfaceCore<I>>,
-    place: Place,
+    permit: OwnedSemaphorePermit,
     meta: I::Meta,
 ) -> Outcome<Connection<I>, I::Error> {
     let link = Arc::new(Link::new());
@@ -621,7 +621,7 @@ pub(crate) async fn connect<I: OnConnect>(
     let handled = instance.on_connect(cx, &mut connecting, meta).await;
     let refusal = match (handled, connecting.answer) {
         (Ok(()), Answered::Accepted) => {
-            cx.output(Output::Connect(Some((link.clone(), place))));
+            cx.output(Output::Connect(Some((link.clone(), permit))));
             return Ok(Connection { link, core, id: cx.id().into() });
         }
         (Ok(()), Answered::Rejected(reason)) => RequestError::Rejected(reason),

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::alarm::RetryPolicy;
 use crate::clock::{Clock, Random, SystemClock, SystemRandom, within};
-use crate::committer::Committer;
+use crate::commit::committer::Committer;
 use crate::error::WithCauses;
 use crate::fleet::Fleet;
 use crate::id::{InvalidId, is_interface_name};
@@ -260,7 +260,7 @@ impl Host {
     /// How many connections are open.
     #[must_use]
     pub fn connections(&self) -> usize {
-        self.core.connections.taken()
+        self.core.connections()
     }
 
     /// Stored rows that could not be used and were left alone, as far as this host has met any since it started; at most 1,000.

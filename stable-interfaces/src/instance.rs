@@ -2,10 +2,8 @@
 
 pub(crate) mod chain;
 pub(crate) mod context;
-pub(crate) mod effects;
-pub(crate) mod gate;
+pub(crate) mod enlist;
 pub(crate) mod queue;
-pub(crate) mod ride;
 pub(crate) mod slot;
 pub(crate) mod table;
 pub(crate) mod task;
@@ -15,11 +13,12 @@ use std::error::Error;
 use std::fmt::{Debug, Display};
 use std::future::Future;
 
+use context::Context;
+
 use crate::alarm::Alarm;
 use crate::connection::{Closed, Connecting, ConnectionId};
 use crate::error::ContextError;
 use crate::inbox::Message;
-use context::Context;
 
 /// A kind of durable object: the type of its instances, which live one per ID.
 ///

@@ -11,7 +11,7 @@ use tracing::Instrument as _;
 use self::outside::{AsWork, CancelAlarm, Discard, FireNow, ListAlarms, Requeue, SetAlarm, SetAlarmIfAbsent};
 use crate::alarm::{Alarm, RetryPolicy, encode_meta};
 use crate::clock::Timestamp;
-use crate::connection::{self, Closed, Connection, ConnectionId, Room};
+use crate::connection::{self, Closed, Connection, ConnectionId, Incoming};
 use crate::dead::Dead;
 use crate::directive::{Directive, DirectiveError, Needs};
 use crate::error::{ContextError, Outcome, RequestError};
@@ -30,9 +30,9 @@ use crate::instance::{Handle, OnAlarm, OnConnect, OnMessage, StableInterface};
 use crate::quiet::{Quiet, drop_quietly};
 use crate::shards::delivery::Delivery;
 use crate::shards::wake::Wake;
-use crate::shared::{AnyInterface, Forget, Health, HostCore, Place, SHORTEST};
+use crate::shared::{AnyInterface, Forget, Health, HostCore, SHORTEST};
 use crate::store::{Addressed, AlarmRow, Epoch, InboxRow, Posted, ShardId};
-use crate::sync::{Arc, oneshot};
+use crate::sync::{Arc, OwnedSemaphorePermit, oneshot};
 
 /// Limits and times of one interface, with their defaults.
 #[derive(Debug, Clone)]
@@ -501,12 +501,16 @@ impl<I: StableInterface> Interface<I> {
     where
         I: OnConnect,
     {
-        let Some(place) = self.core.host.connections.take() else {
+        if let Err(error) = self.core.require_started() {
+            drop_quietly(meta);
+            return Err(error);
+        }
+        let Some(permit) = self.core.host.permit_connection() else {
             metrics::counter!(crate::metrics::OVERLOADED, "interface" => I::NAME).increment(1);
             drop_quietly(meta);
             return Err(RequestError::Overloaded("connections"));
         };
-        self.core.ask(id, Connect { meta, place, core: AsCore(self.core.clone()) }).await
+        self.core.ask(id, Connect { meta, permit, core: AsCore(self.core.clone()) }).await
     }
 
     /// Posts a message to the inbox of the instance `id`, wherever that lives: any host may, and when this returns the message
@@ -708,7 +712,7 @@ fn stop_job_of<I: StableInterface>(reason: Closed) -> Box<dyn Job<I>> {
 /// Connects a client.
 struct Connect<I: OnConnect> {
     meta: I::Meta,
-    place: Place,
+    permit: OwnedSemaphorePermit,
     core: AsCore<I>,
 }
 
@@ -716,17 +720,17 @@ impl<I: OnConnect> Work<I> for Connect<I> {
     type Reply = Connection<I>;
 
     async fn run(self, state: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<Connection<I>, I::Error> {
-        let Connect { meta, place, core } = self;
+        let Connect { meta, permit, core } = self;
         let meta = Quiet::new(meta);
         let instance = awaken(state, cx).await?;
         let meta = meta.into_inner().expect("the meta is there until it is handled");
-        connection::connect(instance, cx, core.0, place, meta).await
+        connection::connect(instance, cx, core.0, permit, meta).await
     }
 }
 
 /// Handles a client's message.
 struct Receive<I: OnConnect> {
-    room: Room<I::Outgoing>,
+    incoming: Incoming<I::Outgoing>,
     message: I::Incoming,
 }
 
@@ -734,10 +738,10 @@ impl<I: OnConnect> Work<I> for Receive<I> {
     type Reply = ();
 
     async fn run(mut self, state: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<(), I::Error> {
-        let is_attached = self.room.begin();
+        let is_attached = self.incoming.begin();
         match state {
             Some(instance) if is_attached => {
-                Ok(instance.on_receive(cx, self.room.id(), self.message).await.map_err(RequestError::handler)?)
+                Ok(instance.on_receive(cx, self.incoming.id(), self.message).await.map_err(RequestError::handler)?)
             }
             // The connection ended with the incarnation it belonged to.
             _ => Ok(()),
@@ -745,14 +749,14 @@ impl<I: OnConnect> Work<I> for Receive<I> {
     }
 }
 
-/// Sends a client's message to the instance. The room in its buffer is its place in the queue.
+/// Sends a client's message to the instance. Its room in the buffer is its permit for the queue.
 pub(crate) fn receive<I: OnConnect>(
     core: &Arc<InterfaceCore<I>>,
     id: &str,
-    room: Room<I::Outgoing>,
+    incoming: Incoming<I::Outgoing>,
     message: I::Incoming,
 ) -> Outcome<(), I::Error> {
-    core.tell(id, Receive { room, message })
+    core.tell(id, Receive { incoming, message })
 }
 
 /// Tells the instance that a client has left.

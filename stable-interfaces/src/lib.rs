@@ -69,7 +69,7 @@ mod alarm;
 #[cfg(test)]
 mod cases;
 pub mod clock;
-mod committer;
+mod commit;
 mod connection;
 mod crowds;
 mod dead;

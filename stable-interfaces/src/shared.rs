@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use crate::clock::{Clock, Random};
-use crate::committer::Committer;
+use crate::commit::committer::Committer;
 use crate::error::{ContextError, RequestError};
 use crate::fleet::Fleet;
 use crate::setting::Setting;
@@ -23,7 +23,7 @@ use crate::store::{
     Addressed, Grant, Held, Incarnation, Loaded, NewMessage, Page, Posted, Read, ReadRows, ShardId, Store, StoreError,
 };
 use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use crate::sync::{Arc, MAX_CHANNEL, Mutex, Notify, mpsc};
+use crate::sync::{Arc, MAX_PERMITS, Mutex, Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use crate::tasks::{TaskHandle, Tasks};
 
 /// How a host is doing.
@@ -115,7 +115,8 @@ impl HostOptions {
     /// As they are, but no more than there can be of anything.
     pub(crate) fn within_reach(mut self, shards: u32) -> HostOptions {
         self.lease = self.lease.min(FOREVER);
-        self.limits.max_firing = self.limits.max_firing.min(MAX_CHANNEL);
+        self.limits.max_firing = self.limits.max_firing.min(MAX_PERMITS);
+        self.max_connections = self.max_connections.min(MAX_PERMITS);
         self.commit.lanes = self.commit.lanes.min(u16::try_from(shards).unwrap_or(u16::MAX));
         self
     }
@@ -123,41 +124,6 @@ impl HostOptions {
 
 /// Something to run on a task of the host.
 pub(crate) type Deferred = Box<dyn FnOnce() + Send>;
-
-/// A number of places, and how many are taken.
-#[derive(Debug)]
-pub(crate) struct Places {
-    taken: AtomicUsize,
-    max: AtomicUsize,
-}
-
-impl Places {
-    fn new(max: usize) -> Places {
-        Places { taken: AtomicUsize::new(0), max: AtomicUsize::new(max) }
-    }
-
-    pub(crate) fn take(self: &Arc<Places>) -> Option<Place> {
-        if self.taken.fetch_add(1, Ordering::AcqRel) >= self.max.load(Ordering::Relaxed) {
-            self.taken.fetch_sub(1, Ordering::AcqRel);
-            return None;
-        }
-        Some(Place(self.clone()))
-    }
-
-    pub(crate) fn taken(&self) -> usize {
-        self.taken.load(Ordering::Acquire)
-    }
-}
-
-/// A taken place, free again when dropped.
-#[derive(Debug)]
-pub(crate) struct Place(Arc<Places>);
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.taken.fetch_sub(1, Ordering::AcqRel);
-    }
-}
 
 /// The instances that a host forgets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -208,8 +174,8 @@ pub(crate) struct HostCore {
     lease_until: AtomicU64,
     /// Who was found to hold a shard that the fleet gives to this host.
     holders: Mutex<BTreeMap<ShardId, Arc<str>>>,
-    /// Bounds the connections of all interfaces.
-    pub(crate) connections: Arc<Places>,
+    /// Bounds the connections of all interfaces. Without permits until the host has its settings.
+    connections: Arc<Semaphore>,
     /// Told when the health changes, and when it has stopped.
     health_changed: Notify,
     /// Set once it owns nothing any more and runs nothing.
@@ -244,7 +210,6 @@ impl HostCore {
     /// A host that waits for its settings.
     pub(crate) fn new(name: Arc<str>, fleet: Fleet) -> HostCore {
         let shards = Arc::new(Shards::open(fleet.shards()));
-        let connections = Arc::new(Places::new(HostOptions::default().max_connections));
         HostCore {
             name,
             fleet,
@@ -256,7 +221,7 @@ impl HostCore {
             health: AtomicU8::new(Health::NotStarted as u8),
             lease_until: AtomicU64::new(u64::MAX),
             holders: Mutex::default(),
-            connections,
+            connections: Arc::new(Semaphore::new(0)),
             health_changed: Notify::new(),
             has_stopped: AtomicBool::new(false),
             instance_left: Notify::new(),
@@ -279,7 +244,7 @@ impl HostCore {
             drop(self.store.set(store));
         }
         self.shards.give(options.limits.clone(), clock.clone());
-        self.connections.max.store(options.max_connections, Ordering::Relaxed);
+        self.connections.add_permits(options.max_connections);
         self.clock.give(clock);
         self.random.give(random);
         self.options.give(Arc::new(options));
@@ -378,6 +343,16 @@ impl HostCore {
             holders.remove(&grant.shard);
         }
         holders.extend(held.iter().map(|held| (held.shard, held.holder.clone())));
+    }
+
+    /// A permit for one more connection, if there may be one.
+    pub(crate) fn permit_connection(&self) -> Option<OwnedSemaphorePermit> {
+        self.connections.clone().try_acquire_owned().ok()
+    }
+
+    /// The number of connections.
+    pub(crate) fn connections(&self) -> usize {
+        self.options.max_connections.saturating_sub(self.connections.available_permits())
     }
 
     pub(crate) fn set_started(&self, started: Started) {

@@ -15,18 +15,20 @@
 mod address;
 pub(crate) mod client;
 mod contract;
+mod external;
 mod hints;
 mod memory;
 mod row;
 
 pub use crate::fleet::HASH_VERSION;
 pub use crate::id::{MAX_ID_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, check_id, check_key};
-pub use crate::instance::ride::{Carrier, Part, Ride};
+pub use crate::instance::enlist::Enlistment;
 pub use address::Addressed;
 pub use contract::{
     After, BoxError, Claim, ClaimKind, Claimed, DamageReason, Damaged, Epoch, Grant, Held, Incarnation, Lane, Loaded,
     Page, Posted, Read, ReadRange, ReadRows, Renewed, Rows, Sequence, ShardId, Store, StoreError, Write,
 };
+pub use external::ExternalTransaction;
 pub use hints::{HintSender, Hints};
 pub use memory::MemoryStore;
 pub use row::{

@@ -1,7 +1,7 @@
 //! Every lock, atomic, channel and task of this crate comes through here.
 //!
 //! One place, so that a schedule explorer can stand in for them without touching the code that uses them: under
-//! `--cfg shuttle` it does (`tests/run schedules`). Notifications and the channels of tokio stay: they never block a thread,
+//! `--cfg shuttle` it does (`tests/run schedules`). Notifications, semaphores and the channels of tokio stay: they never block a thread,
 //! so each call of one is a single step of a schedule, and they wake whatever waits.
 
 #[cfg(shuttle)]
@@ -23,10 +23,10 @@ use std::task::Poll;
 pub(crate) use std::{sync::atomic, thread_local};
 #[cfg(not(shuttle))]
 pub(crate) use tokio::runtime::Handle as Runtime;
-pub(crate) use tokio::sync::{Notify, mpsc, oneshot, watch};
+pub(crate) use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
-/// The most that a channel can be made for.
-pub(crate) const MAX_CHANNEL: usize = tokio::sync::Semaphore::MAX_PERMITS;
+/// The most permits that a semaphore can have, and the most that a channel can be made for.
+pub(crate) const MAX_PERMITS: usize = Semaphore::MAX_PERMITS;
 
 #[cfg(not(shuttle))]
 pub(crate) use tokio::task::{AbortHandle, try_id};

@@ -14,7 +14,7 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 
-use stable_interfaces::store::{Part, Ride};
+use stable_interfaces::store::Enlistment;
 use stable_interfaces::{Context, ContextError};
 use tokio_postgres::Client;
 
@@ -113,7 +113,7 @@ impl PostgresContext for Context {
         F: AsyncFnOnce(&mut Transaction<'_>) -> Result<T, E>,
         E: From<ContextError>,
     {
-        transact(self, Part::Last, work).await
+        transact(self, true, work).await
     }
 
     async fn interim_transaction<T, E, F>(&mut self, work: F) -> Result<T, E>
@@ -121,11 +121,11 @@ impl PostgresContext for Context {
         F: AsyncFnOnce(&mut Transaction<'_>) -> Result<T, E>,
         E: From<ContextError>,
     {
-        transact(self, Part::Interim, work).await
+        transact(self, false, work).await
     }
 }
 
-async fn transact<T, E, F>(cx: &mut Context, part: Part, work: F) -> Result<T, E>
+async fn transact<T, E, F>(cx: &mut Context, is_last: bool, work: F) -> Result<T, E>
 where
     F: AsyncFnOnce(&mut Transaction<'_>) -> Result<T, E>,
     E: From<ContextError>,
@@ -133,14 +133,18 @@ where
     let store = cx.store().ok_or(ContextError::NoStore)? as &dyn Any;
     let store = store.downcast_ref::<PostgresStore>();
     let transactions = store.ok_or(ContextError::NotHere("the host's store is not Postgres"))?.transactions.clone();
-    let ride = cx.ride().await?;
-    let open = transactions.begin(ride.incarnation()).await.map_err(|error| ContextError::Store(Arc::new(error)))?;
-    let mut transaction = Transaction { open, ride };
+    let enlistment = cx.enlist().await?;
+    let open =
+        transactions.begin(enlistment.incarnation()).await.map_err(|error| ContextError::Store(Arc::new(error)))?;
+    let mut transaction = Transaction { open, enlistment };
     let done = work(&mut transaction).await;
-    let Transaction { open, ride } = transaction;
+    let Transaction { open, enlistment } = transaction;
     match done {
         Ok(value) => {
-            ride.commit(Box::new(open), part).await?;
+            match is_last {
+                true => enlistment.commit_last(Box::new(open)).await?,
+                false => enlistment.commit_interim(Box::new(open)).await?,
+            }
             Ok(value)
         }
         Err(error) => {
@@ -154,13 +158,13 @@ where
 pub struct Transaction<'c> {
     // Rolled back before the effects are taken back.
     open: Open,
-    ride: Ride<'c>,
+    enlistment: Enlistment<'c>,
 }
 
 impl Transaction<'_> {
     /// The handler's context. What is recorded on it is part of the transaction.
     pub fn context(&mut self) -> &mut Context {
-        self.ride.context()
+        self.enlistment.context()
     }
 }
 
@@ -174,6 +178,6 @@ impl Deref for Transaction<'_> {
 
 impl fmt::Debug for Transaction<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Transaction").field("open", &self.open).field("ride", &self.ride).finish()
+        f.debug_struct("Transaction").field("open", &self.open).field("enlistment", &self.enlistment).finish()
     }
 }

@@ -12,14 +12,14 @@ use serde::de::DeserializeOwned;
 
 use super::StableInterface;
 use super::chain::Link;
-use super::effects::{Effects, Mark, find_alarm, find_value};
-use super::gate::Ticket;
-use super::ride::{Carrier, Riding};
 use super::slot::Slot;
 use super::task::{InstanceRef, Member};
 use crate::alarm::{Alarm, check_alarm_id, encode_meta};
 use crate::clock::Timestamp;
-use crate::committer::Commit;
+use crate::commit::committer::Commit;
+use crate::commit::effects::{Effects, Mark, find_alarm, find_value};
+use crate::commit::gate::Ticket;
+use crate::commit::in_doubt::InDoubt;
 use crate::connection::{AnyLink, Closed, ConnectionId};
 use crate::directive::Needs;
 use crate::error::{ContextError, Outcome, RequestError};
@@ -27,12 +27,12 @@ use crate::id::{InvalidId, MAX_VALUE_BYTES, check_key, own_bytes};
 use crate::json;
 use crate::quiet::{Quiet, drop_quietly, shown};
 use crate::shards::wake::Wake;
-use crate::shared::{HostCore, Place};
+use crate::shared::HostCore;
 use crate::store::{
-    AlarmRow, Attempts, DeadKey, DeadLetter, Epoch, InboxRow, InstanceName, NewMessage, Op, Posted, Read, ReadRange,
-    ReadRows, Revision, ShardId, StoreError,
+    AlarmRow, Attempts, DeadKey, DeadLetter, Epoch, ExternalTransaction, InboxRow, InstanceName, NewMessage, Op,
+    Posted, Read, ReadRange, ReadRows, Revision, ShardId, StoreError,
 };
-use crate::sync::{Arc, Mutex};
+use crate::sync::{Arc, Mutex, OwnedSemaphorePermit};
 
 /// How many rows a read asks the store for at once.
 const READ_PAGE: usize = 512;
@@ -52,14 +52,14 @@ pub(crate) trait Instance: Link {
     fn commit_mark(&self, epoch: Epoch, mark: Op) -> Result<Ticket, ContextError>;
     /// The last commit of this incarnation that may not be durable yet.
     fn pending(&self) -> Option<Ticket>;
-    /// Commits in the middle of a handler, by a carrier; `completes` if what woke it is completed by that.
-    fn carry(
+    /// Commits in the middle of a handler, with a transaction of somebody else; `completes` if what woke it is completed by that.
+    fn commit_externally(
         self: Arc<Self>,
         epoch: Epoch,
         ops: Vec<Op>,
         completes: bool,
-        carrier: Box<dyn Carrier>,
-    ) -> Result<(Arc<Commit>, Ticket, Arc<Riding>), ContextError>;
+        transaction: Box<dyn ExternalTransaction>,
+    ) -> Result<(Arc<Commit>, Ticket, Arc<InDoubt>), ContextError>;
     /// Notes that something of the turn under way is durable, or may be, beside its commits.
     fn note_durable(&self);
     /// Releases outputs whose effects are durable.
@@ -72,7 +72,7 @@ pub(crate) enum Output {
     /// Something for a client.
     Release(Box<dyn Release>),
     /// A new connection of the instance, until the instance has it.
-    Connect(Option<(Arc<dyn AnyLink>, Place)>),
+    Connect(Option<(Arc<dyn AnyLink>, OwnedSemaphorePermit)>),
     /// The instance closes a connection.
     Disconnect(ConnectionId),
     /// Runs once everything is durable.
@@ -123,8 +123,8 @@ struct Rare {
     holds_alarm: bool,
     /// Whether the instance asked to leave memory.
     wants_passivation: bool,
-    /// How it is with rides.
-    riding: Rides,
+    /// The state of its enlistments in transactions.
+    enlisted: Enlisted,
     /// What its handler is to complete, until that is recorded or done.
     wake: Option<Wake>,
     effects: Effects,
@@ -142,14 +142,14 @@ struct Rare {
     has_committed: bool,
 }
 
-/// How it is with the rides of a handler.
+/// The state of a handler's enlistments in transactions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum Rides {
+pub(crate) enum Enlisted {
     /// None is under way.
     #[default]
     None,
-    /// The effects are on their way to a carrier.
-    Riding,
+    /// The effects are on their way into a transaction.
+    UnderWay,
     /// One was the last commit, and has completed what woke the handler.
     Completed,
     /// The handler has turned away from one whose outcome it does not know: it must not succeed.
@@ -217,24 +217,24 @@ impl Recorded {
         self.0.get_or_insert_default()
     }
 
-    pub(crate) fn rides(&self) -> Rides {
-        self.0.as_ref().map_or(Rides::None, |rare| rare.riding)
+    pub(crate) fn enlisted(&self) -> Enlisted {
+        self.0.as_ref().map_or(Enlisted::None, |rare| rare.enlisted)
     }
 
-    pub(crate) fn set_rides(&mut self, riding: Rides) {
+    pub(crate) fn set_enlisted(&mut self, enlisted: Enlisted) {
         let rare = self.rare();
-        rare.riding = riding;
-        rare.has_recorded |= riding == Rides::Cut;
+        rare.enlisted = enlisted;
+        rare.has_recorded |= enlisted == Enlisted::Cut;
     }
 
     /// Whether more may be recorded.
     pub(crate) fn require_open(&self) -> Result<(), ContextError> {
-        match self.rides() {
-            Rides::None | Rides::Riding => Ok(()),
-            Rides::Completed => {
+        match self.enlisted() {
+            Enlisted::None | Enlisted::UnderWay => Ok(()),
+            Enlisted::Completed => {
                 Err(ContextError::NotHere("an effect after the transaction that completed what woke the handler"))
             }
-            Rides::Cut => Err(ContextError::Unknown),
+            Enlisted::Cut => Err(ContextError::Unknown),
         }
     }
 
@@ -267,9 +267,9 @@ impl Debug for Context {
 
 impl Context {
     /// The most effects a handler may record between two commits.
-    pub const MAX_EFFECTS: usize = super::effects::MAX_EFFECTS;
+    pub const MAX_EFFECTS: usize = crate::commit::effects::MAX_EFFECTS;
     /// The most bytes those effects may add up to.
-    pub const MAX_EFFECT_BYTES: usize = super::effects::MAX_EFFECT_BYTES;
+    pub const MAX_EFFECT_BYTES: usize = crate::commit::effects::MAX_EFFECT_BYTES;
 
     pub(crate) fn new(instance: Arc<dyn Instance>, epoch: Epoch) -> Context {
         Context { instance, epoch, alarm: None, recorded: Recorded::default() }
@@ -547,7 +547,7 @@ impl Context {
     /// [`ContextError::Fenced`], [`ContextError::Store`] or [`ContextError::Unknown`] if this commit failed, or any before it:
     /// return it with `?`; the instance is reset when the handler ends.
     pub async fn commit(&mut self) -> Result<(), ContextError> {
-        if self.recorded.rides() == Rides::Riding {
+        if self.recorded.enlisted() == Enlisted::UnderWay {
             return Err(ContextError::NotHere("a commit inside a transaction"));
         }
         if self.recorded.ops().is_empty() {
@@ -693,7 +693,7 @@ impl Context {
             return false;
         }
         match error {
-            RequestError::Handler(error, _) if self.recorded.rides() != Rides::Cut => {
+            RequestError::Handler(error, _) if self.recorded.enlisted() != Enlisted::Cut => {
                 let refuses_client = self.recorded.0.as_ref().is_some_and(|rare| rare.refuses_client);
                 (self.recorded.has_recorded() || !refuses_client) && !I::keeps_memory(error)
             }
@@ -794,7 +794,7 @@ impl Context {
             && self.instance.host().shards.is_firing(self.shard(), self.epoch, alarm)
     }
 
-    /// The handler of what woke the instance has succeeded: records its completion, unless a ride was that. A newer setting of
+    /// The handler of what woke the instance has succeeded: records its completion, unless an enlistment was that. A newer setting of
     /// an alarm, by this handler or while it ran, has a greater revision and outlives it.
     pub(crate) fn complete(&mut self) {
         if let Some(wake) = self.completion() {
@@ -813,28 +813,28 @@ impl Context {
         self.recorded.rare().wake = Some(wake);
     }
 
-    /// A ride has become durable; `completed` if what woke the handler is completed by it.
-    pub(crate) fn landed(&mut self, completed: bool) {
+    /// An enlistment has become durable; `completed` if what woke the handler is completed by it.
+    pub(crate) fn enlistment_committed(&mut self, completed: bool) {
         let rare = self.recorded.rare();
         rare.has_recorded = true;
         rare.has_committed = true;
-        rare.riding = Rides::None;
+        rare.enlisted = Enlisted::None;
         if completed {
             rare.wake = None;
-            rare.riding = Rides::Completed;
+            rare.enlisted = Enlisted::Completed;
         }
         let outputs = self.recorded.take_outputs();
         self.instance.clone().let_out(outputs);
     }
 
-    /// Commits by a carrier.
-    pub(crate) fn carry(
+    /// Commits with a transaction of somebody else.
+    pub(crate) fn commit_externally(
         &self,
         ops: Vec<Op>,
         completes: bool,
-        carrier: Box<dyn Carrier>,
-    ) -> Result<(Arc<Commit>, Ticket, Arc<Riding>), ContextError> {
-        self.instance.clone().carry(self.epoch, ops, completes, carrier)
+        transaction: Box<dyn ExternalTransaction>,
+    ) -> Result<(Arc<Commit>, Ticket, Arc<InDoubt>), ContextError> {
+        self.instance.clone().commit_externally(self.epoch, ops, completes, transaction)
     }
 
     /// The last commit of this incarnation that may not be durable yet.

@@ -13,8 +13,8 @@ pub(crate) trait Waiter {
     /// The moment until which it waits for its turn, by the lease clock; `Duration::MAX` if it waits for as long as that takes.
     fn waits_until(&self) -> Duration;
 
-    /// True if its place is bounded by something else than the queue's own limit.
-    fn has_place(&self) -> bool;
+    /// True if a permit bounds it already, and not the queue's own limit.
+    fn holds_permit(&self) -> bool;
 }
 
 impl<W: Waiter + ?Sized> Waiter for Box<W> {
@@ -22,8 +22,8 @@ impl<W: Waiter + ?Sized> Waiter for Box<W> {
         (**self).waits_until()
     }
 
-    fn has_place(&self) -> bool {
-        (**self).has_place()
+    fn holds_permit(&self) -> bool {
+        (**self).holds_permit()
     }
 }
 
@@ -46,10 +46,10 @@ impl<W: Waiter> Queue<W> {
         self.waiting.is_empty()
     }
 
-    /// Adds a message at the end, or gives it back if as many as may wait already. One that has a place elsewhere is always
+    /// Adds a message at the end, or gives it back if as many as may wait already. One that holds a permit is always
     /// taken.
     pub(crate) fn push(&mut self, message: W, limit: usize) -> Result<(), W> {
-        if !message.has_place() {
+        if !message.holds_permit() {
             if self.bounded >= limit {
                 return Err(message);
             }
@@ -63,7 +63,7 @@ impl<W: Waiter> Queue<W> {
     /// Takes the first message, late or not.
     pub(crate) fn pop(&mut self) -> Option<W> {
         let message = self.waiting.pop_front()?;
-        self.bounded -= usize::from(!message.has_place());
+        self.bounded -= usize::from(!message.holds_permit());
         if self.waiting.is_empty() {
             self.earliest = Duration::MAX;
         }
@@ -81,7 +81,7 @@ impl<W: Waiter> Queue<W> {
         }
         let is_late = |message: &W| message.waits_until() <= now && message.waits_until() < Duration::MAX;
         let (late, waiting): (VecDeque<_>, VecDeque<_>) = self.waiting.drain(..).partition(is_late);
-        self.bounded -= late.iter().filter(|message| !message.has_place()).count();
+        self.bounded -= late.iter().filter(|message| !message.holds_permit()).count();
         self.earliest = waiting.iter().map(Waiter::waits_until).min().unwrap_or(Duration::MAX);
         self.waiting = waiting;
         late
@@ -106,7 +106,7 @@ mod tests {
     struct Message {
         name: char,
         until: Duration,
-        has_place: bool,
+        holds_permit: bool,
     }
 
     impl Waiter for Message {
@@ -114,17 +114,17 @@ mod tests {
             self.until
         }
 
-        fn has_place(&self) -> bool {
-            self.has_place
+        fn holds_permit(&self) -> bool {
+            self.holds_permit
         }
     }
 
     fn until(name: char, seconds: u64) -> Message {
-        Message { name, until: Duration::from_secs(seconds), has_place: false }
+        Message { name, until: Duration::from_secs(seconds), holds_permit: false }
     }
 
     fn for_ever(name: char) -> Message {
-        Message { name, until: Duration::MAX, has_place: true }
+        Message { name, until: Duration::MAX, holds_permit: true }
     }
 
     fn queue(messages: &[Message]) -> Queue<Message> {
@@ -176,7 +176,7 @@ mod tests {
             leave(&mut queue);
             queue.push(until('f', 9), 2).expect("there is room again");
             while queue.push(until('g', 9), 2).is_ok() {}
-            assert_eq!(queue.waiting.iter().filter(|message| !message.has_place).count(), 2, "and for no more");
+            assert_eq!(queue.waiting.iter().filter(|message| !message.holds_permit).count(), 2, "and for no more");
         }
     }
 

@@ -13,16 +13,17 @@ use std::fmt;
 use std::sync::Weak;
 use std::time::Duration;
 
+use super::StableInterface;
 use super::chain::{self, Deadline, Link};
-use super::context::{HandedOver, Instance, Output, Recorded, Rides, TaskFuture};
-use super::gate::{Gate, Ticket};
+use super::context::{Enlisted, HandedOver, Instance, Output, Recorded, TaskFuture};
 use super::queue::{Queue, Waiter as _};
-use super::ride::{Carrier, Riding};
 use super::table::Entry;
 use super::task::{Life, Member, Membership};
 use super::turn::{Answer, Ending, Job, NO_COMMIT, Refusal, State};
-use super::{StableInterface, effects};
-use crate::committer::{Commit, Queued, host_has_stopped};
+use crate::commit::committer::{Commit, Queued, host_has_stopped};
+use crate::commit::effects;
+use crate::commit::gate::{Gate, Ticket};
+use crate::commit::in_doubt::InDoubt;
 use crate::connection::{AnyLink, Closed, ConnectionId, Wakers};
 use crate::directive::Needs;
 use crate::error::{ContextError, RequestError, WithCauses};
@@ -30,10 +31,10 @@ use crate::interface::{InterfaceCore, stop_job};
 use crate::quiet::{self, Quiet, guarded};
 use crate::shards::delivery::Delivery;
 use crate::shards::wake::{Failed, Wake};
-use crate::shared::{Forget, Health, HostCore, Place};
-use crate::store::{BoxError, Epoch, InstanceName, Op, ShardId};
+use crate::shared::{Forget, Health, HostCore};
+use crate::store::{BoxError, Epoch, ExternalTransaction, InstanceName, Op, ShardId};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use crate::sync::{Arc, Mutex, MutexGuard, Notify};
+use crate::sync::{Arc, Mutex, MutexGuard, Notify, OwnedSemaphorePermit};
 use crate::tasks::TaskHandle;
 
 #[cfg(all(test, not(shuttle)))]
@@ -81,9 +82,9 @@ struct Extra<I: StableInterface> {
     /// Known to what belongs to this incarnation, once there is anything.
     life: Option<Arc<Life>>,
     tasks: Vec<TaskHandle>,
-    connections: BTreeMap<ConnectionId, (Arc<dyn AnyLink>, Place)>,
-    /// The last ride that the turn under way has begun, with the number of its ticket.
-    riding: Option<(Arc<Riding>, u64)>,
+    connections: BTreeMap<ConnectionId, (Arc<dyn AnyLink>, OwnedSemaphorePermit)>,
+    /// The last enlistment that the turn under way has begun, with the number of its ticket.
+    in_doubt: Option<(Arc<InDoubt>, u64)>,
     /// The first commit that the turn under way has made before its end, or [`NO_COMMIT`].
     interim: u64,
     /// Set when the incarnation of the turn under way may not go on: it ends with that turn.
@@ -118,7 +119,7 @@ impl<I: StableInterface> Default for Extra<I> {
             life: None,
             tasks: Vec::new(),
             connections: BTreeMap::new(),
-            riding: None,
+            in_doubt: None,
             is_over: false,
             interim: NO_COMMIT,
             watch: None,
@@ -435,22 +436,22 @@ impl<I: StableInterface> Slot<I> {
         let mut failed_start = None;
         // A reply that is not given, until the lock is free.
         let mut replaced = Quiet::none();
-        let (riding, mut interim) = match &mut inner.extra {
-            Some(extra) => (extra.riding.take(), std::mem::replace(&mut extra.interim, NO_COMMIT)),
+        let (in_doubt, mut interim) = match &mut inner.extra {
+            Some(extra) => (extra.in_doubt.take(), std::mem::replace(&mut extra.interim, NO_COMMIT)),
             None => (None, NO_COMMIT),
         };
-        let (woken_by, has_ridden) = match &riding {
-            Some((riding, _)) => riding.end_turn(woken_by),
+        let (woken_by, may_have_committed) = match &in_doubt {
+            Some((in_doubt, _)) => in_doubt.end_turn(woken_by),
             None => (woken_by, false),
         };
-        if let Some((_, number)) = riding.filter(|_| has_ridden) {
+        if let Some((_, number)) = in_doubt.filter(|_| may_have_committed) {
             interim = interim.min(number);
         }
         let (result, ends) = match ending {
             Ending::Returned { state, mut recorded, result } => {
                 inner.state = state;
                 inner.epoch = epoch;
-                let is_cut = recorded.rides() == Rides::Cut;
+                let is_cut = recorded.enlisted() == Enlisted::Cut;
                 let result = match result {
                     Ok(reply) if is_cut => {
                         replaced = Quiet::new(reply);
@@ -477,7 +478,7 @@ impl<I: StableInterface> Slot<I> {
                 };
                 if recorded.wants_passivation() && ends.is_none() {
                     let is_queued = inner.extra.get_or_insert_default().queue.push(stop_job(), 0);
-                    debug_assert!(is_queued.is_ok(), "it has a place of its own");
+                    debug_assert!(is_queued.is_ok(), "it needs none of the queue's places");
                 }
                 left.recorded = recorded;
                 (result, ends)
@@ -609,8 +610,8 @@ impl<I: StableInterface> Slot<I> {
                 Output::Release(release) => release.release(behind.cloned()),
                 Output::Connect(connection) => {
                     // The handler that accepted it may have closed it.
-                    if let Some((link, place)) = connection.take_if(|(link, _)| link.is_attached()) {
-                        extra.connections.insert(link.id(), (link, place));
+                    if let Some((link, permit)) = connection.take_if(|(link, _)| link.is_attached()) {
+                        extra.connections.insert(link.id(), (link, permit));
                     }
                 }
                 Output::Disconnect(id) => {
@@ -1103,28 +1104,28 @@ impl<I: StableInterface> Instance for Slot<I> {
         self.inner.lock().extra.as_ref()?.gate.as_ref()?.pending()
     }
 
-    fn carry(
+    fn commit_externally(
         self: Arc<Self>,
         epoch: Epoch,
         ops: Vec<Op>,
         completes: bool,
-        carrier: Box<dyn Carrier>,
-    ) -> Result<(Arc<Commit>, Ticket, Arc<Riding>), ContextError> {
+        transaction: Box<dyn ExternalTransaction>,
+    ) -> Result<(Arc<Commit>, Ticket, Arc<InDoubt>), ContextError> {
         let host = &self.interface.host;
         let committer = host.committer().ok_or(ContextError::NoStore)?.clone();
-        let riding = Arc::new(Riding::new(completes));
+        let in_doubt = Arc::new(InDoubt::new(completes));
         let mut inner = self.inner.lock();
         let (ticket, commit) = self.enlist(&mut inner, epoch, ops, Shown::ToWindow);
         let extra = inner.extra.get_or_insert_default();
-        let before = extra.riding.replace((riding.clone(), ticket.number()));
-        if let Some((_, number)) = before.filter(|(before, _)| before.has_landed()) {
+        let before = extra.in_doubt.replace((in_doubt.clone(), ticket.number()));
+        if let Some((_, number)) = before.filter(|(before, _)| before.has_committed()) {
             extra.interim = extra.interim.min(number);
         }
         drop(inner);
         let queued = Queued::new(commit.clone(), ticket.clone(), None);
-        let fate = riding.clone();
-        host.spawn_turn(async move { committer.carry(queued, &fate, carrier).await });
-        Ok((commit, ticket, riding))
+        let outcome = in_doubt.clone();
+        host.spawn_turn(async move { committer.commit_externally(queued, &outcome, transaction).await });
+        Ok((commit, ticket, in_doubt))
     }
 
     fn note_durable(&self) {

@@ -18,9 +18,9 @@ use tracing::field::Empty;
 use super::StableInterface;
 use super::chain::{self, Chain, Deadline};
 use super::context::{Context, Recorded};
-use super::gate::Ticket;
 use super::queue::Waiter;
 use super::slot::{Next, Slot};
+use crate::commit::gate::Ticket;
 use crate::error::{ContextError, Outcome, RequestError};
 use crate::quiet::{Quiet, drop_quietly, guarded, text_of};
 use crate::shards::delivery::Delivery;
@@ -405,7 +405,7 @@ impl<I: StableInterface, W: Work<I>> Waiter for Waiting<I, W> {
         }
     }
 
-    fn has_place(&self) -> bool {
+    fn holds_permit(&self) -> bool {
         matches!(self.patience, Patience::Endless)
     }
 }

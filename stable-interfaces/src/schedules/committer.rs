@@ -7,9 +7,9 @@ use bytes::Bytes;
 use shuttle::future::{self, block_on};
 
 use super::{Fate, Log, ScenarioClock, ScenarioRandom, SlowStore, WriteEvent, below, explore, pause, puts};
-use crate::committer::{Commit, Committer, Queued, host_has_stopped};
+use crate::commit::committer::{Commit, Committer, Queued, host_has_stopped};
+use crate::commit::gate::{Failure, Gate};
 use crate::fleet::HASH_VERSION;
-use crate::instance::gate::{Failure, Gate};
 use crate::shards::Shards;
 use crate::shards::firing::Limits;
 use crate::store::client::CommitOptions;

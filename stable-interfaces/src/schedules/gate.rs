@@ -3,7 +3,7 @@
 use shuttle::future::{self, block_on};
 
 use super::{Log, below, explore, pause};
-use crate::instance::gate::{Failure, Gate, Ticket};
+use crate::commit::gate::{Failure, Gate, Ticket};
 use crate::store::StoreError;
 use crate::sync::Arc;
 

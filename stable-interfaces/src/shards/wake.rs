@@ -53,7 +53,7 @@ impl Wake {
         self.common().attempts
     }
 
-    pub(super) fn due(&self) -> Timestamp {
+    pub(crate) fn due(&self) -> Timestamp {
         self.common().due
     }
 

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use stable_interfaces::StoreError;
-use stable_interfaces::store::{Batch, Carrier, Incarnation, Lane, Write};
+use stable_interfaces::store::{Batch, ExternalTransaction, Incarnation, Lane, Write};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_postgres::Client;
@@ -252,7 +252,7 @@ impl Open {
 }
 
 #[async_trait]
-impl Carrier for Open {
+impl ExternalTransaction for Open {
     async fn commit(&mut self, incarnation: Incarnation, batch: &Batch) -> Result<(), StoreError> {
         let State::Begun(conn, seat) = &self.state else { return Err(over()) };
         let (server, Numbers { lane, seq, .. }) = (seat.transactions.server.clone(), seat.numbers);

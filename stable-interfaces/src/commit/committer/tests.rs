@@ -4,8 +4,8 @@ use bytes::Bytes;
 
 use super::*;
 use crate::Timestamp;
+use crate::commit::gate::Gate;
 use crate::fleet::HASH_VERSION;
-use crate::instance::gate::Gate;
 use crate::shards::firing::Limits;
 use crate::store::{Claim, ClaimKind, InstanceName, MemoryStore};
 use crate::testing::{Fault, FaultStore, Method, SeededRandom, SimClock};
@@ -140,7 +140,7 @@ async fn a_call_that_is_not_answered_holds_up_its_own_shards_after_a_moment() {
     tokio::task::yield_now().await;
     let behind = world.push(0, b"b");
     let beside = world.push(1, b"a");
-    let limit = STORE_TIMEOUT / PATIENCE + Duration::from_millis(1);
+    let limit = STORE_TIMEOUT / lane::PATIENCE + Duration::from_millis(1);
     assert!(matches!(world.told_within(&beside, limit).await, Some(Ok(()))));
     assert!(world.told_within(&behind, limit).await.is_none(), "the order of a shard is kept");
     assert!(world.told(&hanging).await.is_ok() && world.told(&behind).await.is_ok());

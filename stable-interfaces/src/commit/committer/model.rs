@@ -18,11 +18,11 @@ use tokio::runtime::Runtime;
 use super::*;
 use crate::Timestamp;
 use crate::cases::{self, Checked, Subject};
-use crate::instance::gate::Gate;
+use crate::commit::gate::Gate;
 use crate::shards::firing::Limits;
 use crate::store::{
     AlarmRow, Attempts, Claim, Claimed, Hints, InstanceName, Loaded, NewMessage, Page, Posted, Read, ReadRows, Renewed,
-    Revision,
+    Revision, Write,
 };
 use crate::testing::{SeededRandom, SimClock};
 

@@ -1,0 +1,366 @@
+//! Writes what handlers decided, many at a time, each exactly once.
+//!
+//! A lane has one write under way. What is queued meanwhile is the next one (natural batching: no delay window, and a lone
+//! caller waits for one commit and no more). Commits of a shard always go through the same lane, in the order they were
+//! queued. What is known of a write is answered; what is unknown is repeated under the same sequence number, until it is known or
+//! its shard is lost, and meanwhile its callers are told [`Failure::Unknown`]. Until then nothing later is sent of whatever shares
+//! that number in the store ([`Sequence`]): of the lane; or of its shard alone, and then the other shards of the lane go on beside it.
+//! What was never sent for too long is withdrawn and fails for certain.
+
+mod lane;
+#[cfg(test)]
+#[cfg(feature = "testing")]
+mod model;
+#[cfg(test)]
+#[cfg(feature = "testing")]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use crate::clock::{Clock, Random, within};
+use crate::commit::committer::lane::{LaneWriter, or_never};
+use crate::commit::effects::fold;
+use crate::commit::gate::{Failure, Ticket};
+use crate::commit::in_doubt::{CommitOutcome, InDoubt};
+use crate::error::WithCauses;
+use crate::shards::Shards;
+use crate::shards::delivery::Delivery;
+use crate::store::client::{CommitOptions, backoff};
+use crate::store::{Batch, Epoch, ExternalTransaction, Incarnation, Lane, Op, Sequence, ShardId, Store, StoreError};
+use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::{Arc, Mutex, Notify, first_ready};
+
+/// The most operations of one shard in a write, unless a single commit has more. Redis scripts stay short this way.
+const MAX_SHARD_OPS: usize = 1_000;
+/// The most operations in a write, and the most bytes, roughly.
+const MAX_WRITE_OPS: usize = 8_000;
+const MAX_WRITE_BYTES: usize = 8 * 1024 * 1024;
+
+/// What one handler decided between two commits.
+#[derive(Debug)]
+pub(crate) struct Commit {
+    pub(crate) shard: ShardId,
+    pub(crate) epoch: Epoch,
+    /// In the order they were decided. May be empty: then it only waits for its turn.
+    pub(crate) ops: Vec<Op>,
+    /// Whether the shard's windows follow it when it is durable.
+    pub(crate) is_shown: bool,
+}
+
+/// A commit on its way. Its gate learns the outcome in any case: dropped without one, the outcome is unknown.
+#[derive(Debug)]
+pub(crate) struct Queued {
+    commit: Arc<Commit>,
+    ticket: Ticket,
+    /// The alarm or message that this commit completes, retries or gives up.
+    woken_by: Option<Delivery>,
+    /// Its part of a lane's depth, from when it is queued until it is gone.
+    counted: Option<Counted>,
+    is_settled: bool,
+}
+
+impl Queued {
+    pub(crate) fn new(commit: Arc<Commit>, ticket: Ticket, woken_by: Option<Delivery>) -> Queued {
+        Queued { commit, ticket, woken_by, counted: None, is_settled: false }
+    }
+
+    fn bytes(&self) -> usize {
+        self.counted.as_ref().map_or(0, |counted| counted.bytes)
+    }
+
+    fn settle(mut self, outcome: Result<(), Failure>) {
+        self.is_settled = true;
+        self.ticket.settle(outcome);
+    }
+
+    /// Nothing of it was sent, and nothing will be.
+    pub(crate) fn withdraw(self, error: &Arc<StoreError>) {
+        self.settle(Err(Failure::Store(error.clone())));
+    }
+}
+
+impl Drop for Queued {
+    fn drop(&mut self) {
+        if !self.is_settled {
+            self.ticket.settle(Err(Failure::Unknown));
+        }
+    }
+}
+
+pub(crate) fn host_has_stopped() -> Arc<StoreError> {
+    Arc::new(StoreError::NotApplied("the host has stopped".into()))
+}
+
+#[derive(Debug)]
+pub(crate) struct Committer {
+    lanes: Box<[LaneQueue]>,
+    incarnation: Incarnation,
+    store: Arc<dyn Store>,
+    shards: Arc<Shards>,
+    clock: Arc<dyn Clock>,
+    random: Arc<dyn Random>,
+    options: CommitOptions,
+}
+
+#[derive(Debug, Default)]
+struct LaneQueue {
+    state: Mutex<LaneState>,
+    /// Wakes the lane's task.
+    wake: Notify,
+    depth: Arc<Depth>,
+}
+
+/// Commits of a lane that are queued or under way, and their bytes; read without the lock before a handler starts.
+#[derive(Debug, Default)]
+struct Depth {
+    commits: AtomicUsize,
+    bytes: AtomicUsize,
+}
+
+/// The part of one commit in its lane's depth, for as long as this exists.
+#[derive(Debug)]
+struct Counted {
+    depth: Arc<Depth>,
+    bytes: usize,
+}
+
+impl Counted {
+    fn add(depth: &Arc<Depth>, commit: &Commit) -> Counted {
+        let bytes = commit.ops.iter().map(Op::bytes).sum();
+        depth.commits.fetch_add(1, Ordering::Relaxed);
+        depth.bytes.fetch_add(bytes, Ordering::Relaxed);
+        Counted { depth: depth.clone(), bytes }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.depth.commits.fetch_sub(1, Ordering::Relaxed);
+        self.depth.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+#[derive(Debug, Default)]
+struct LaneState {
+    /// With the time each was queued.
+    queue: VecDeque<(Duration, Queued)>,
+    /// The shards that something under way holds up while the lane goes on, and what was queued for them since; all of it is older
+    /// than what is in the queue.
+    held: BTreeMap<ShardId, VecDeque<(Duration, Queued)>>,
+    /// Set when the host stops: nothing is taken any more.
+    closed: bool,
+}
+
+impl Committer {
+    pub(crate) fn new(
+        incarnation: Incarnation,
+        store: Arc<dyn Store>,
+        shards: Arc<Shards>,
+        clock: Arc<dyn Clock>,
+        random: Arc<dyn Random>,
+        options: CommitOptions,
+    ) -> Committer {
+        let lanes = (0..options.lanes.max(1)).map(|_| LaneQueue::default()).collect();
+        Committer { lanes, incarnation, store, shards, clock, random, options }
+    }
+
+    fn lane(&self, shard: ShardId) -> &LaneQueue {
+        &self.lanes[shard.0 as usize % self.lanes.len()]
+    }
+
+    pub(crate) fn lanes(&self) -> impl Iterator<Item = Lane> + use<> {
+        (0..self.options.lanes.max(1)).map(Lane)
+    }
+
+    /// Whether so much waits already that no handler should begin.
+    pub(crate) fn is_full(&self, shard: ShardId) -> bool {
+        let depth = &self.lane(shard).depth;
+        depth.commits.load(Ordering::Relaxed) >= self.options.max_queued
+            || depth.bytes.load(Ordering::Relaxed) >= self.options.max_queued_bytes
+    }
+
+    /// Queues a commit. Its gate learns the outcome. Given back if the host has stopped, to be
+    /// [withdrawn](Queued::withdraw) when no lock is held.
+    #[must_use]
+    pub(crate) fn push(&self, mut queued: Queued) -> Option<Queued> {
+        let lane = self.lane(queued.commit.shard);
+        let now = self.clock.elapsed();
+        queued.counted = Some(Counted::add(&lane.depth, &queued.commit));
+        let mut state = lane.state.lock();
+        if state.closed {
+            return Some(queued);
+        }
+        state.queue.push_back((now, queued));
+        drop(state);
+        lane.wake.notify_one();
+        None
+    }
+
+    /// Stops taking commits and fails what was not sent.
+    pub(crate) fn close(&self) {
+        for lane in &self.lanes {
+            let (held, queue) = {
+                let mut state = lane.state.lock();
+                state.closed = true;
+                (std::mem::take(&mut state.held), std::mem::take(&mut state.queue))
+            };
+            for (_, queued) in held.into_values().flatten().chain(queue) {
+                queued.withdraw(&host_has_stopped());
+            }
+        }
+    }
+
+    /// Lets a transaction of somebody else take a commit along, and finds out what became of it. Nothing of the same
+    /// incarnation is under way meanwhile, and no other instance writes what it writes, so it needs no lane.
+    pub(crate) async fn commit_externally(
+        &self,
+        queued: Queued,
+        in_doubt: &InDoubt,
+        mut transaction: Box<dyn ExternalTransaction>,
+    ) {
+        let commit = queued.commit.clone();
+        let (shard, epoch) = (commit.shard, commit.epoch);
+        let batch = Batch { shard, epoch, ops: fold(commit.ops.clone()) };
+        let began = self.clock.elapsed();
+        let limit = self.options.store_timeout;
+        let late = || StoreError::Unavailable(format!("no answer within {limit:?}").into());
+        let is_owned = || self.shards.epoch(shard) == Some(epoch);
+        let mut answer = if is_owned() {
+            within(&*self.clock, limit, transaction.commit(self.incarnation, &batch))
+                .await
+                .unwrap_or_else(|| Err(late()))
+        } else {
+            Err(StoreError::Replaced)
+        };
+        let (mut was_ambiguous, mut failures) = (false, 0_u32);
+        let outcome = loop {
+            let error = match answer {
+                Ok(()) => break CommitOutcome::Committed,
+                Err(StoreError::Unavailable(error)) => StoreError::Unavailable(error),
+                Err(error @ (StoreError::Fenced { .. } | StoreError::Replaced)) => {
+                    self.lose(shard, epoch, &error);
+                    break CommitOutcome::Lost(if was_ambiguous { Failure::Unknown } else { Failure::Fenced });
+                }
+                Err(error @ (StoreError::Lost(_) | StoreError::Stopped(_))) => {
+                    self.report_ended(&error);
+                    break CommitOutcome::Lost(Failure::Unknown);
+                }
+                Err(error) => break CommitOutcome::Refused(Arc::new(error)),
+            };
+            if !was_ambiguous {
+                tracing::warn!(%shard, error = %WithCauses(&error), "it is not known whether a transaction was committed; asking");
+                was_ambiguous = true;
+            }
+            answer = loop {
+                if self.clock.elapsed().saturating_sub(began) >= self.options.commit_timeout {
+                    queued.ticket.leave_unanswered();
+                }
+                if !is_owned() {
+                    break Err(StoreError::Replaced);
+                }
+                metrics::counter!(crate::metrics::COMMIT_REPEATS).increment(1);
+                match within(&*self.clock, limit, transaction.was_committed()).await {
+                    Some(Ok(true)) => break Ok(()),
+                    Some(Ok(false)) => break Err(StoreError::NotApplied(Box::new(error))),
+                    Some(Err(error @ StoreError::Replaced)) => break Err(error),
+                    Some(Err(_)) | None => {}
+                }
+                self.clock.sleep(backoff(&*self.random, failures)).await;
+                failures += 1;
+            };
+        };
+        let has_committed = matches!(outcome, CommitOutcome::Committed);
+        let told = in_doubt.decide(outcome);
+        if has_committed {
+            self.shards.apply(shard, epoch, &commit.ops);
+        }
+        queued.settle(told);
+    }
+
+    /// The store has said that a shard is not this host's any more.
+    fn lose(&self, shard: ShardId, epoch: Epoch, error: &StoreError) {
+        if self.shards.lose(shard, epoch) {
+            tracing::warn!(%shard, %error, "lost the shard");
+            metrics::counter!(crate::metrics::SHARDS_LOST).increment(1);
+        }
+        // Whoever keeps the lease finds out at once what else is lost.
+        self.shards.lost.notify_one();
+    }
+
+    /// The store takes no more of this host's writes.
+    fn report_ended(&self, error: &StoreError) {
+        tracing::error!(error = %WithCauses(error), "the store takes no more writes of this host");
+        if matches!(error, StoreError::Lost(_)) {
+            // Whoever keeps the lease hears of it too, and saves what is in memory.
+            self.shards.lost.notify_one();
+        }
+    }
+
+    /// The task of one lane, on a store that keeps the numbers of writes so. Never ends by itself.
+    pub(crate) async fn run(self: Arc<Committer>, lane: Lane, sequence: Sequence) {
+        let mut writer = LaneWriter::new(self.clone(), lane, sequence);
+        let wake = &self.lanes[usize::from(lane.0)].wake;
+        loop {
+            writer.begin();
+            let may_take = writer.may_take();
+            tokio::select! { biased;
+                ended = first_ready(&mut writer.running) => writer.end(ended),
+                () = wake.notified(), if may_take => {}
+                () = or_never(&mut writer.patience) => writer.leave_behind(),
+            }
+        }
+    }
+
+    /// Takes the next write's worth of commits out of the queue.
+    fn next_group(&self, lane: Lane) -> Vec<Queued> {
+        let mut state = self.lanes[usize::from(lane.0)].state.lock();
+        let LaneState { queue, held, .. } = &mut *state;
+        let mut group = Vec::with_capacity(queue.len().min(MAX_WRITE_OPS));
+        let (mut ops, mut bytes) = (0, 0);
+        let mut shard_ops = hashbrown::HashMap::<ShardId, usize, std::hash::RandomState>::default();
+        while let Some((_, queued)) = queue.front() {
+            let commit = &queued.commit;
+            if let Some(waiting) = held.get_mut(&commit.shard) {
+                waiting.extend(queue.pop_front());
+                continue;
+            }
+            let of_shard = shard_ops.entry(commit.shard).or_default();
+            *of_shard += commit.ops.len();
+            ops += commit.ops.len();
+            bytes += queued.bytes();
+            if !group.is_empty() && (ops > MAX_WRITE_OPS || bytes > MAX_WRITE_BYTES || *of_shard > MAX_SHARD_OPS) {
+                break;
+            }
+            group.extend(queue.pop_front().map(|(_, queued)| queued));
+        }
+        group
+    }
+
+    /// Fails what has waited for longer than the commit timeout, in the queue or behind one of `shards`: it was never sent.
+    fn withdraw_late(&self, lane: Lane, sequence: Sequence, shards: &BTreeSet<ShardId>, error: &Arc<StoreError>) {
+        let now = self.clock.elapsed();
+        let mut late = Vec::new();
+        let mut state = self.lanes[usize::from(lane.0)].state.lock();
+        let LaneState { queue, held, .. } = &mut *state;
+        let mut take_late = |queue: &mut VecDeque<(Duration, Queued)>| {
+            while let Some((since, _)) = queue.front()
+                && now.saturating_sub(*since) >= self.options.commit_timeout
+            {
+                late.extend(queue.pop_front().map(|(_, queued)| queued));
+            }
+        };
+        match sequence {
+            Sequence::OfLane => take_late(queue),
+            Sequence::OfShard => {
+                for (_, waiting) in held.iter_mut().filter(|(shard, _)| shards.contains(shard)) {
+                    take_late(waiting);
+                }
+            }
+        }
+        drop(state);
+        for queued in late {
+            queued.withdraw(error);
+        }
+    }
+}
