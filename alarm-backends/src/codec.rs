@@ -77,7 +77,7 @@ pub(crate) fn decode_dead(
     })
 }
 
-/// Where an alarm's row is, and which setting of it is there.
+/// The place of an alarm's row, and the setting of it that is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct AlarmPlace {
     pub(crate) due: Timestamp,
@@ -100,7 +100,7 @@ pub(crate) fn decode_alarm_place(bytes: &[u8]) -> Result<AlarmPlace, DamageReaso
     })
 }
 
-/// Where a message's row is: at its time of arrival.
+/// The place of a message's row: its time of arrival.
 pub(crate) fn encode_arrival(arrived: Timestamp) -> Vec<u8> {
     let mut out = value(9);
     put_time(&mut out, arrived);
@@ -148,7 +148,7 @@ pub(crate) fn decode_shard(bytes: &[u8]) -> Result<ShardRow, DamageReason> {
     })
 }
 
-/// What a fleet must agree on: its shard count and hash version.
+/// The numbers that a fleet must agree on: its shard count and hash version.
 pub(crate) fn encode_fleet(shard_count: u32, hash_version: u32) -> Vec<u8> {
     let mut out = value(12);
     put_number(&mut out, shard_count.into());
@@ -218,7 +218,7 @@ fn put_message(out: &mut Vec<u8>, message: &InboxRow) {
     put_bytes(out, &message.body);
 }
 
-/// What is wrong with a value, in words.
+/// The fault of a value, in words.
 type Wrong = &'static str;
 
 fn decode<T>(bytes: &[u8], fields: impl FnOnce(&mut Input<'_>) -> Result<T, Wrong>) -> Result<T, DamageReason> {
@@ -453,7 +453,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// Whether any row decoder takes these bytes.
+    /// Tells that some row decoder takes these bytes.
     fn is_decodable(bytes: &[u8]) -> [bool; 6] {
         [
             decode_alarm(name(), "a".into(), bytes).is_ok(),

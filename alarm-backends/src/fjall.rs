@@ -45,7 +45,7 @@ const FLEET_KEY: &str = "fleet";
 const SHARD_PREFIX: &[u8] = b"shard/";
 /// A store in a directory of the local disk, on [`fjall`], for the hosts of one process.
 ///
-/// What a method has acknowledged survives `kill -9` of the process at any moment and, as far as the disk keeps what
+/// Whatever a method has acknowledged survives `kill -9` of the process at any moment and, as far as the disk keeps what
 /// `fdatasync` promised, the end of the machine. The first write that fails stops the store: from then on everything that
 /// writes or owns is refused with [`StoreError::Stopped`], reading goes on, and opening the directory in a new process shows
 /// all that was acknowledged.
@@ -83,7 +83,7 @@ pub struct FjallStore {
     threads: Arc<Threads>,
 }
 
-/// How a [`FjallStore`] is to be opened. Made by [`FjallStore::builder`].
+/// Options for opening a [`FjallStore`]. Made by [`FjallStore::builder`].
 #[derive(Debug)]
 #[must_use]
 pub struct FjallStoreBuilder {
@@ -96,7 +96,7 @@ pub struct FjallStoreBuilder {
 struct Inner {
     /// Held around every change, from the reads it depends on until the disk has it.
     state: Mutex<State>,
-    /// Why nothing is written any more. Set once.
+    /// The reason why nothing is written any more. Set once.
     stopped: OnceLock<String>,
     clock: Arc<dyn Clock>,
     path: PathBuf,
@@ -181,13 +181,13 @@ impl fmt::Debug for FjallStore {
 }
 
 impl FjallStoreBuilder {
-    /// Where the store reads the time. Default: [`SystemClock`].
+    /// Sets the clock that the store reads. Default: [`SystemClock`].
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = Some(clock);
         self
     }
 
-    /// How many bytes of the files to keep in memory; write buffers come on top. Default: 8 MiB.
+    /// Limits the bytes of the files that are kept in memory; write buffers come on top. Default: 8 MiB.
     pub fn cache_bytes(mut self, bytes: u64) -> Self {
         self.cache_bytes = bytes;
         self
@@ -229,7 +229,7 @@ impl FjallStoreBuilder {
 }
 
 impl State {
-    /// What the directory says of its fleet.
+    /// The state that the directory was left in.
     fn restored(directory: &Directory, path: &Path) -> Result<State, StoreError> {
         let unreadable = |error: fjall::Error| {
             StoreError::Open(format!("{}: the store there cannot be read", path.display()), Some(error.into()))

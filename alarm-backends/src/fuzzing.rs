@@ -1,4 +1,4 @@
-//! What the fuzz targets of this crate try on any bytes: each decodes what a store may hold. It gives a row or a reason, and a
+//! The functions that the fuzz targets of this crate try on any bytes: each decodes what a store may hold. It gives a row or a reason, and a
 //! row that is written again reads the same. The functions panic where that does not hold, and tell whether there was a row.
 //!
 //! `tests/run fuzz` feeds them what a fuzzer makes up; the test below, on every run, what is in `fuzz/corpus`.
@@ -60,7 +60,7 @@ pub fn values(data: &[u8]) -> bool {
     }
 }
 
-/// What `decode` takes, it takes again from what `encode` makes of it, as the same.
+/// Checks that `decode` takes what `encode` makes of a row that it took, and that the row is the same.
 #[cfg(any(feature = "fjall", feature = "redis"))]
 fn same<T: PartialEq + std::fmt::Debug, E: std::fmt::Debug>(
     bytes: &[u8],

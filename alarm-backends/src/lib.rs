@@ -8,7 +8,7 @@
 mod codec;
 #[cfg(feature = "fjall")]
 mod fjall;
-/// What the fuzz targets try. Not there but for them and the tests.
+/// Functions that the fuzz targets try; there for the targets and the tests alone.
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;

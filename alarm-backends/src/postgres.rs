@@ -1,6 +1,6 @@
 //! A fleet's store in Postgres 13 or newer.
 //!
-//! What a host was told is written is on the server's disk, and a host that lost a shard writes nothing there, whatever any
+//! Whatever a host was told is written is on the server's disk, and a host that lost a shard writes nothing there, whatever any
 //! clock says: each group commit is one transaction that first changes its lane's *fence row*, and a claim changes the fence
 //! rows of those who lose by it, so the two wait for each other and the later one sees what the earlier one did.
 //!
@@ -94,7 +94,7 @@ impl fmt::Debug for PostgresStore {
     }
 }
 
-/// How to connect; see [`PostgresStore::builder`].
+/// Options for connecting; see [`PostgresStore::builder`].
 #[derive(Debug)]
 #[must_use]
 pub struct PostgresStoreBuilder {
@@ -181,7 +181,7 @@ impl PostgresStoreBuilder {
         self
     }
 
-    /// How many connections are for [transactions](PostgresContext) of the application, so how many of those run at once; at
+    /// Sets the number of connections for [transactions](PostgresContext) of the application, so how many of those run at once; at
     /// least 1, at most 1,024. Each is opened when it is first needed. Default: 4.
     pub fn transactions(mut self, transactions: u16) -> PostgresStoreBuilder {
         self.transactions = transactions.clamp(1, 1024);
@@ -395,7 +395,7 @@ fn claimed(watermarks: &Watermarks, claim: &Claim, row: &Row) -> Result<Claimed,
     Ok(Claimed { granted, held, sequence: Sequence::OfLane, now })
 }
 
-/// What became of a write, of whose lane `acknowledged` was the last that was done before.
+/// The outcome of a write, of whose lane `acknowledged` was the last that was done before.
 fn committed(
     watermarks: &Watermarks,
     write: &Write,

@@ -101,10 +101,10 @@ use self::watermarks::Watermarks;
 /// | 2 | the record of steps in the fleet's hash: `step`, `needs`, `release` |
 const STEP: u32 = 2;
 
-/// How often a connection that listens is seen to be alive.
+/// The interval at which a connection that listens is seen to be alive.
 const LISTENER_PING: Duration = Duration::from_secs(3);
 
-/// What a shard's keys are called behind their hash tag.
+/// The names of a shard's keys behind their hash tag.
 mod keys_of {
     pub(super) const OWN: &str = "own";
     pub(super) const ALARMS: &str = "alarms";
@@ -143,7 +143,7 @@ mod keys_of {
 #[derive(Clone)]
 pub struct RedisStore(Arc<Inner>);
 
-/// How a [`RedisStore`] is to be used. Made by [`RedisStore::builder`] or [`RedisStore::cluster`].
+/// Options of a [`RedisStore`]. Made by [`RedisStore::builder`] or [`RedisStore::cluster`].
 #[must_use]
 pub struct RedisStoreBuilder {
     urls: Vec<String>,
@@ -192,7 +192,7 @@ impl RedisStore {
         RedisStoreBuilder::new(urls.into_iter().map(Into::into).collect(), true)
     }
 
-    /// What can be lost with the settings of the servers connected to so far, one sentence each. They have also been logged.
+    /// Losses that the settings of the servers connected to so far allow, one sentence each. Each has also been logged.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
         self.0.target.warnings()
@@ -214,14 +214,14 @@ impl RedisStoreBuilder {
         RedisStoreBuilder { urls, is_cluster, prefix, timeout, replicas: 0, must_exist: false, clock: None, tls: None }
     }
 
-    /// What all keys begin with, so that several fleets can share a server: 1 to 64 letters, digits or any of `-_./`.
+    /// Sets the text that all keys begin with, so that several fleets can share a server: 1 to 64 letters, digits or any of `-_./`.
     /// Default: `stable`.
     pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
         self.prefix = prefix.into();
         self
     }
 
-    /// How long servers may take to answer a question, connecting included. A claim asks twice, a large page several times. In a
+    /// Limits the time that servers may take to answer a question, connecting included. A claim asks twice, a large page several times. In a
     /// cluster claims and renewals wait half as long for each server, so that those which answer are heard in time. At least
     /// 1 ms. Default: 5 s.
     pub fn timeout(mut self, timeout: Duration) -> Self {
@@ -229,14 +229,14 @@ impl RedisStoreBuilder {
         self
     }
 
-    /// How many replicas must have a write before it is acknowledged (`WAIT`); until they do, its outcome is unknown. A failover may
+    /// Sets the number of replicas that must have a write before it is acknowledged (`WAIT`); until they do, its outcome is unknown. A failover may
     /// still choose a replica without it. At most 1,000. Default: 0.
     pub fn replicas(mut self, replicas: u32) -> Self {
         self.replicas = replicas;
         self
     }
 
-    /// Whether a claim is refused when there is no store under this prefix, so that a server that came back empty is never taken for a
+    /// Refuses a claim when there is no store under this prefix, so that a server that came back empty is never taken for a
     /// new one. Default: no, the first claim makes the store.
     pub fn must_exist(mut self, must_exist: bool) -> Self {
         self.must_exist = must_exist;
@@ -249,7 +249,7 @@ impl RedisStoreBuilder {
         self
     }
 
-    /// What measures timeouts. Leases and arrival times follow the servers' clocks. Default: [`SystemClock`].
+    /// Sets the clock that measures timeouts. Leases and arrival times follow the servers' clocks. Default: [`SystemClock`].
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = Some(clock);
         self

@@ -27,7 +27,7 @@ pub(crate) struct Record {
     pub(crate) release: Option<String>,
 }
 
-/// Why a program may not use a store.
+/// The reason why a program may not use a store.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refused {
     /// The store is more than one step ahead.

@@ -72,7 +72,7 @@ impl Table {
     const ALL: [Table; 7] =
         [Table::Alarms, Table::AlarmIds, Table::Inbox, Table::InboxIds, Table::Dead, Table::Storage, Table::Meta];
 
-    /// How its tree is kept. Fixed when a directory is made.
+    /// The options of the table's tree. Fixed when a directory is made.
     fn options(self) -> KeyspaceCreateOptions {
         let options = KeyspaceCreateOptions::default().max_memtable_size(WRITE_BUFFER_BYTES);
         match self {
@@ -109,7 +109,7 @@ pub(super) struct Directory {
     pub(super) database: Database,
     /// The number of bytes written since the tables' files were counted. As if many when it is opened: that leaves small files, too.
     written: AtomicU64,
-    /// How each write was made durable.
+    /// The way in which each write was made durable.
     #[cfg(test)]
     pub(super) persisted: parking_lot::Mutex<Vec<PersistMode>>,
     /// Dropped last: the next to open must find the database closed.

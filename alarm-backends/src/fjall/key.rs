@@ -34,7 +34,7 @@ pub(super) fn timed(identity: &[u8], time: Timestamp) -> Vec<u8> {
     key
 }
 
-/// Whether `key` is [`timed`] of `identity` and some time.
+/// Tells that `key` is [`timed`] of `identity` and some time.
 pub(super) fn is_timed_of(key: &[u8], identity: &[u8]) -> bool {
     key.len() == identity.len() + TIME && key[..SHARD] == identity[..SHARD] && key[SHARD + TIME..] == identity[SHARD..]
 }
@@ -52,17 +52,17 @@ pub(super) fn successor(mut key: Vec<u8>) -> Vec<u8> {
     key
 }
 
-/// Where the keys of `shard` begin.
+/// The first key that `shard` can have.
 pub(super) fn first_of(shard: ShardId) -> Vec<u8> {
     shard.0.to_be_bytes().to_vec()
 }
 
-/// Where the keys of `shard` end.
+/// The end of the keys of `shard`.
 pub(super) fn end_of(shard: ShardId) -> Bound<Vec<u8>> {
     shard.0.checked_add(1).map_or(Bound::Unbounded, |next| Bound::Excluded(first_of(ShardId(next))))
 }
 
-/// Where the keys of one instance end.
+/// The end of the keys of one instance.
 pub(super) fn end_of_instance(shard: ShardId, name: &InstanceName) -> Vec<u8> {
     let mut key = identity(shard, name, "");
     // The last byte is the zero behind the instance's ID.

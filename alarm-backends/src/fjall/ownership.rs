@@ -1,4 +1,4 @@
-//! Who owns which shard, and which writes a lane has had.
+//! The owners of the shards, and the writes that each lane has had.
 //!
 //! All of it is decided here, in memory, by the one process that holds the directory. On disk is only what must outlive that
 //! process: per shard its epoch and whether it has an owner. Leases, incarnations and sequence numbers end with the process, since
@@ -30,7 +30,7 @@ struct Shard {
 #[derive(Debug)]
 struct Life {
     host: Arc<str>,
-    /// When its lease runs out, by the lease clock.
+    /// The time at which its lease runs out, by the lease clock.
     until: Duration,
     /// Replaced by a newer life of its host: it owns nothing and never will.
     ended: bool,
@@ -38,7 +38,7 @@ struct Life {
     taken: HashMap<Lane, u64>,
 }
 
-/// What a claim will do, before it is durable.
+/// The outcome of a claim, before it is durable.
 #[derive(Debug)]
 pub(super) struct Decision {
     pub(super) granted: Vec<Grant>,
@@ -47,7 +47,7 @@ pub(super) struct Decision {
     pub(super) new: Vec<(ShardId, ShardRow)>,
 }
 
-/// How a write's number compares with those its lane has had.
+/// The number of a write, compared with those that its lane has had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Numbered {
     New,
@@ -55,7 +55,7 @@ pub(super) enum Numbered {
 }
 
 impl Ownership {
-    /// What the directory holds when it is opened.
+    /// The ownership that a directory holds when it is opened.
     pub(super) fn restored(rows: impl IntoIterator<Item = (ShardId, ShardRow)>) -> Ownership {
         let shards =
             rows.into_iter().map(|(shard, row)| (shard, Shard { epoch: row.epoch, owner: None, clean: !row.owned }));
@@ -150,7 +150,7 @@ impl Ownership {
         }
     }
 
-    /// Whether `incarnation` may write to `shard` under `epoch`.
+    /// Checks that `incarnation` may write to `shard` under `epoch`.
     pub(super) fn check(&self, incarnation: Incarnation, shard: ShardId, epoch: Epoch) -> Result<(), StoreError> {
         match self.shards.get(&shard) {
             Some(known) if known.owner == Some(incarnation) && known.epoch == epoch => Ok(()),
@@ -179,7 +179,7 @@ impl Ownership {
 }
 
 impl Life {
-    /// Whether its shards are out of reach for `claim`.
+    /// Tells that its shards are out of reach for `claim`.
     fn holds_against(&self, claim: &Claim, now: Duration) -> bool {
         let is_succeeded = claim.kind == ClaimKind::Start && self.host == claim.host;
         !self.ended && !is_succeeded && now < self.until

@@ -14,7 +14,7 @@ use super::key::{self, Reader};
 use super::write::place;
 use crate::codec;
 
-/// What a walk through a page has met beside its rows.
+/// Things that a walk through a page has met beside its rows.
 struct Found {
     damaged: Vec<Damaged>,
     /// Says whether it came to the end of the shard.

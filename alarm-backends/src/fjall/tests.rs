@@ -1,4 +1,4 @@
-//! What only a store that has its tables at hand can test: damaged rows, and what a directory keeps.
+//! Tests for which the store's tables must be at hand: damaged rows, and what a directory keeps.
 
 use bytes::Bytes;
 use stable_interfaces::store::{

@@ -1,4 +1,4 @@
-//! What a group commit and a post write, worked out before anything is written.
+//! Group commits and posts, worked out before anything is written.
 //!
 //! [`Prepared`] is a batch whose rows are encoded: pure, done outside the store's lock. [`Changes`] are the keys and values it comes
 //! to, given what the tables hold: made under the lock, at most one lookup for an operation, and either all of a batch or nothing.
@@ -97,7 +97,7 @@ fn checked(texts: &[&str], key: impl FnOnce() -> Vec<u8>) -> Result<Vec<u8>, Sto
     Ok(key)
 }
 
-/// What one durable write is to change.
+/// The changes of one durable write.
 pub(super) struct Changes<'a> {
     directory: &'a Directory,
     changes: Vec<(Table, UserKey, Option<UserValue>)>,
@@ -222,7 +222,7 @@ impl<'a> Changes<'a> {
         batch.commit()
     }
 
-    /// Where the rows of an alarm are: none or one, unless its entry is damaged.
+    /// The places of an alarm's rows: none or one, unless its entry is damaged.
     fn alarm_places(&self, identity: &[u8]) -> Result<Vec<AlarmPlace>, StoreError> {
         self.places(Table::AlarmIds, Table::Alarms, identity, codec::decode_alarm_place, |due| AlarmPlace {
             due,
@@ -230,7 +230,7 @@ impl<'a> Changes<'a> {
         })
     }
 
-    /// When the rows of a message arrived: none or one, unless its entry is damaged.
+    /// The arrival times of a message's rows: none or one, unless its entry is damaged.
     fn arrivals(&self, identity: &[u8]) -> Result<Vec<Timestamp>, StoreError> {
         self.places(Table::InboxIds, Table::Inbox, identity, codec::decode_arrival, |arrived| arrived)
     }

@@ -1,4 +1,4 @@
-//! What a failure of Postgres means for the caller: was it refused, surely not done, or is the outcome unknown?
+//! Failures of Postgres by their meaning for the caller: refused, surely not done, or of unknown outcome.
 //!
 //! Only an error that the server itself answers with and survives (severity `ERROR`) says that the transaction is gone.
 //! Anything else that ends a call under way leaves its outcome unknown, a lost connection and a dying server alike.
@@ -9,7 +9,7 @@ use stable_interfaces::StoreError;
 use stable_interfaces::store::BoxError;
 use tokio_postgres::error::{DbError, Severity, SqlState};
 
-/// What became of a call, and whether its connection can serve the next one.
+/// The outcome of a call that failed, and whether its connection can serve the next one.
 pub(super) struct Verdict {
     pub(super) error: StoreError,
     pub(super) reusable: bool,
@@ -39,7 +39,7 @@ fn survived(error: &DbError) -> bool {
     error.parsed_severity() == Some(Severity::Error)
 }
 
-/// Whether a notice says that a commit was answered before it was as durable as configured: somebody cancelled its wait for
+/// Tells that a notice speaks of a commit that was answered before it was as durable as configured: somebody cancelled its wait for
 /// a synchronous replica.
 pub(super) fn casts_doubt(notice: &DbError) -> bool {
     notice.parsed_severity() == Some(Severity::Warning)

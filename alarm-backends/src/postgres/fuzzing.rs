@@ -66,7 +66,7 @@ const DEAD: &[(&str, Type)] = &[
 ];
 const STORAGE: &[(&str, Type)] = &[("key", Type::TEXT), ("value", Type::BYTEA), ("format", Type::INT2)];
 
-/// What the composite types of `tables.sql` have, in their order.
+/// The fields of the composite types of `tables.sql`, in their order.
 const ALARM_PUT: &[&str] = &[
     "shard",
     "interface",
@@ -219,7 +219,7 @@ pub fn rows(data: &[u8]) -> bool {
     true
 }
 
-/// What the fuzzer is to begin with, of a row that is stored by an operation.
+/// The inputs that the fuzzer is to begin with, of a row that an operation stores.
 #[cfg(test)]
 pub(crate) fn seed(op: &Op) -> Vec<u8> {
     let (table, columns) = match op {

@@ -37,15 +37,15 @@ const SETTINGS: &str = "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEV
 /// No post waits for a row for longer than it takes to see that it is held.
 const WAIT_FOR_NO_ROW: &str = "SET lock_timeout = 20";
 
-/// How often a connection that listens is seen to be alive.
+/// The interval at which a connection that listens is seen to be alive.
 const LISTENER_PING: Duration = Duration::from_secs(3);
 
-/// How a connection is made, and what is true of each.
+/// The settings with which connections are made, and what is true of each.
 pub(super) struct Server {
     pub(super) config: Config,
     pub(super) tls: MakeRustlsConnect,
     pub(super) schema: Schema,
-    /// How long one operation may take, with getting its connection.
+    /// The time that one operation may take, with getting its connection.
     pub(super) timeout: Duration,
     pub(super) watermarks: Watermarks,
     /// Until the first connection has been made.
@@ -68,7 +68,7 @@ pub(super) struct Conn {
     schema: Schema,
     /// Prepared when first needed, by [`Query`].
     statements: [OnceCell<Statement>; Query::COUNT],
-    /// How many notices have cast doubt on a commit. They are counted before the answer they belong to is handed on.
+    /// The number of notices that have cast doubt on a commit. Each is counted before the answer it belongs to is handed on.
     doubts: Arc<AtomicU64>,
     /// A call failed in a way that leaves its state unknown.
     spent: AtomicBool,
@@ -120,7 +120,7 @@ impl Conn {
         self.spent.store(true, Ordering::Relaxed);
     }
 
-    /// How many notices have cast doubt on a commit, by the answer that was read last.
+    /// The number of notices that have cast doubt on a commit, by the answer that was read last.
     pub(super) fn doubts(&self) -> u64 {
         self.doubts.load(Ordering::Acquire)
     }
@@ -375,7 +375,7 @@ impl Server {
     }
 }
 
-/// What a connection is for.
+/// The purpose of a connection.
 enum Purpose {
     Store,
     /// For posts, which wait for no row.

@@ -15,7 +15,7 @@ use super::link::{Link, Params, Server};
 use super::schema::Query;
 use super::{rows, wire};
 
-/// Where a page of one of the three tables starts: the columns of its order, of which alarms and inbox have no `is_message`.
+/// The start of a page of one of the three tables: the columns of its order, of which alarms and inbox have no `is_message`.
 struct Start<'a> {
     at: i64,
     interface: &'a str,
@@ -46,7 +46,7 @@ struct Filling<'a, T> {
     page: &'a Page,
     rows: Vec<T>,
     damaged: Vec<Damaged>,
-    /// How many rows the last query was to bring at most, and how many bytes.
+    /// The most rows that the last query was to bring, and the most bytes.
     asked: usize,
     asked_bytes: usize,
     /// Says whether it found that many rows, so that there may be more.
@@ -61,7 +61,7 @@ impl<T> Filling<'_, T> {
     }
 }
 
-/// What [`Store::load`](stable_interfaces::Store::load) promises.
+/// Loads as [`Store::load`](stable_interfaces::Store::load) promises.
 pub(super) async fn load(server: &Server, link: &Link, pages: &[Page]) -> Result<Vec<Loaded>, StoreError> {
     let mut loaded: Vec<Option<Loaded>> = pages.iter().map(|_| None).collect();
     let of_kind =
@@ -180,7 +180,7 @@ fn limit(rows: usize) -> i64 {
     i64::try_from(rows).unwrap_or(i64::MAX)
 }
 
-/// What [`Store::read`](stable_interfaces::Store::read) promises.
+/// Reads as [`Store::read`](stable_interfaces::Store::read) promises.
 pub(super) async fn read(server: &Server, link: &Link, read: &Read) -> Result<ReadRows, StoreError> {
     match &read.range {
         ReadRange::Storage(from, to) => {

@@ -16,7 +16,7 @@ use super::wire;
 
 /// Posts to a fleet's inboxes in the caller's own transactions.
 ///
-/// What is posted is handled if and only if the transaction commits, and from then on as if posted by
+/// A message is handled if and only if the transaction commits, and from then on as if posted by
 /// [`Interface::post`](stable_interfaces::Interface::post).
 ///
 /// ```no_run

@@ -80,7 +80,7 @@ impl Posts {
         Posts { link: Link::for_posts(), apart: Link::for_posts(), queue: Mutex::default() }
     }
 
-    /// What [`Store::post`](stable_interfaces::Store::post) promises.
+    /// Posts as [`Store::post`](stable_interfaces::Store::post) promises.
     pub(super) async fn post(self: &Arc<Posts>, server: &Arc<Server>, messages: &[NewMessage]) -> Answer {
         if messages.is_empty() {
             return Ok(Vec::new());

@@ -1,4 +1,4 @@
-//! What comes back from Postgres: rows into the types of the contract, each with the reason why it could not be.
+//! Rows of Postgres turned into the types of the contract, each or the reason why it could not be.
 //!
 //! A row whose `format` is newer than [`FORMAT`] is not looked at any further.
 

@@ -201,7 +201,7 @@ impl Schema {
     }
 }
 
-/// Why [`Schema::make`] failed.
+/// The reason why [`Schema::make`] failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum MakeError {
     #[error(transparent)]

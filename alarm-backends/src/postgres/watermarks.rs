@@ -1,4 +1,4 @@
-//! What this process knows that the store must hold, to notice a store that has lost it.
+//! Watermarks: the least that the store must hold, as this process knows, to notice a store that has lost it.
 //!
 //! A server that was restored from a copy, or a standby that was promoted before it had received everything, knows less than was
 //! acknowledged: a smaller number in the fence row of a lane, no trace of a life that claimed, a smaller epoch than was granted. What
@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use stable_interfaces::StoreError;
 use stable_interfaces::store::{Epoch, Grant, Incarnation, Lane, ShardId};
 
-/// See the [module](self). Its lock is held for a lookup at a time.
+/// The lives that have claimed through this store, and what they were told is stored. The lock is held for a lookup at a time.
 #[derive(Debug, Default)]
 pub(super) struct Watermarks(Mutex<BTreeMap<Incarnation, Life>>);
 
@@ -21,7 +21,7 @@ struct Life {
     granted: BTreeMap<ShardId, Epoch>,
     /// The last write of each lane that was answered as done.
     acknowledged: BTreeMap<Lane, u64>,
-    /// What was found lost.
+    /// The loss that was found.
     lost: Option<Arc<str>>,
 }
 
@@ -35,7 +35,7 @@ impl Watermarks {
         }
     }
 
-    /// Whether this life has claimed.
+    /// Tells that this life has claimed.
     pub(super) fn has(&self, incarnation: Incarnation) -> bool {
         self.lock().contains_key(&incarnation)
     }
@@ -46,7 +46,7 @@ impl Watermarks {
         life.granted.extend(granted.iter().map(|grant| (grant.shard, grant.epoch)));
     }
 
-    /// Whether this was the last epoch of the shard that the life was granted.
+    /// Tells that this was the last epoch of the shard that the life was granted.
     pub(super) fn was_granted(&self, incarnation: Incarnation, shard: ShardId, epoch: Epoch) -> bool {
         self.lock().get(&incarnation).is_some_and(|life| life.granted.get(&shard) == Some(&epoch))
     }

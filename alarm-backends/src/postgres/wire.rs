@@ -1,4 +1,4 @@
-//! What is sent to Postgres: the operations of a write, sorted by kind, as arrays of the composite types in `tables.sql`.
+//! The arguments sent to Postgres: the operations of a write, sorted by kind, as arrays of the composite types in `tables.sql`.
 //!
 //! Within an array, rows are in ascending order of their keys, so that any two transactions take their locks in one order.
 
@@ -157,7 +157,7 @@ pub(super) struct ValueRemove<'a> {
     key: &'a str,
 }
 
-/// Where a write stands among those of its lane.
+/// The place of a write among those of its lane.
 pub(super) struct Place {
     incarnation: i64,
     lane: i32,
@@ -291,7 +291,7 @@ impl<'a> MessageNew<'a> {
         })
     }
 
-    /// What makes it the same message as another.
+    /// The names that make it the same message as another.
     pub(super) fn identity(&self) -> (i32, &'a str, &'a str, &'a str) {
         (self.shard, self.interface, self.instance, self.id)
     }

@@ -1,4 +1,4 @@
-//! Why a call of the server did not succeed, sorted by whether it may have happened.
+//! Failures of calls of the server, sorted by whether the call may have happened.
 
 use std::error::Error;
 use std::io;
@@ -8,7 +8,7 @@ use redis::{ErrorKind, RedisError, ServerError};
 use stable_interfaces::StoreError;
 use stable_interfaces::store::BoxError;
 
-/// Why a call did not succeed.
+/// The failure of a call.
 #[derive(Debug, Clone)]
 pub(super) enum Failure {
     /// It did not reach a server.
@@ -78,7 +78,7 @@ impl Failure {
         Failure::Unknown(format!("unexpected answer {text}"))
     }
 
-    /// What it means for a call that may be repeated.
+    /// The meaning of the failure for a call that may be repeated.
     pub(super) fn into_store_error(self) -> StoreError {
         match self {
             Failure::NotSent(text) | Failure::Unfit(text) => StoreError::NotApplied(text.into()),
@@ -109,7 +109,7 @@ impl Failure {
     }
 }
 
-/// Why an encrypted connection was refused by either side: a certificate that nobody vouches for, or no TLS at all.
+/// The reason why either side refused an encrypted connection: a certificate that nobody vouches for, or no TLS at all.
 fn refused_tls(error: &RedisError) -> Option<&rustls::Error> {
     let source = error.source()?;
     // The client keeps it behind a pointer, and gives that pointer as the source.

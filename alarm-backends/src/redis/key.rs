@@ -19,7 +19,7 @@ pub(super) struct Keys {
 
 impl Keys {
     /// # Errors
-    /// What is wrong with the prefix.
+    /// A text that says what the prefix has and may not have.
     pub(super) fn new(prefix: &str) -> Result<Keys, String> {
         let is_fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/');
         if prefix.is_empty() || prefix.len() > 64 || !prefix.chars().all(is_fine) {
@@ -38,7 +38,7 @@ impl Keys {
         suffixes.map(|suffix| format!("{{{}:{shard}}}:{suffix}", self.prefix))
     }
 
-    /// Where nudges are published.
+    /// The channel on which nudges are published.
     pub(super) fn channel(&self) -> String {
         format!("{}:inbox", self.prefix)
     }
@@ -81,7 +81,7 @@ pub(super) fn dead(key: &DeadKey) -> Result<Vec<u8>, BoxError> {
     Ok(member)
 }
 
-/// What the members of one instance begin with.
+/// The bytes that the members of one instance begin with.
 ///
 /// # Errors
 /// As [`identity`].

@@ -17,11 +17,11 @@ use super::node::Node;
 use super::script::Call;
 use super::target::{Target, split};
 
-/// How often a call may be sent elsewhere: a redirection, another after the map was stale, a missing script, and one to spare.
+/// The number of times a call may be sent elsewhere: a redirection, another after the map was stale, a missing script, and one to spare.
 const TRIES: usize = 4;
-/// How old the map of the cluster may be when a call has failed for want of a server.
+/// The age that the map of the cluster may have when a call has failed for want of a server.
 const MAP_AGE: Duration = Duration::from_millis(100);
-/// How long one server may take to tell the map.
+/// The time that one server has to tell the map.
 const MAP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Connections to all servers of a store; each has one. Made without contacting any.
@@ -29,7 +29,7 @@ const MAP_TIMEOUT: Duration = Duration::from_secs(1);
 pub(super) struct Link {
     target: Arc<Target>,
     map: Mutex<Map>,
-    /// When the map was last asked for, and why no server told it. Held while asking, so that one caller asks for all.
+    /// The time at which the map was last asked for, and why no server told it. Held while asking, so that one caller asks for all.
     refreshed: tokio::sync::Mutex<(Option<Duration>, Option<Failure>)>,
 }
 
@@ -40,7 +40,7 @@ struct Map {
     slots: BTreeMap<u16, (u16, String)>,
 }
 
-/// Where a call goes next.
+/// The next way of a call.
 #[derive(Debug, Clone)]
 struct Route {
     index: usize,
@@ -179,7 +179,7 @@ impl Link {
         routes.into_iter().zip(answers).map(|(route, answer)| (route, address.clone(), answer)).collect()
     }
 
-    /// Where to send a call again that surely did nothing.
+    /// Finds the next way of a call that surely did nothing.
     async fn next_route(
         &self,
         route: &Route,

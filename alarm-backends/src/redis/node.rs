@@ -39,13 +39,13 @@ pub(super) struct Node {
 #[derive(Default)]
 struct State {
     connection: Option<MultiplexedConnection>,
-    /// How many connections there have been: names the present one.
+    /// The number of connections there have been: it names the present one.
     generation: u64,
     /// Attempts that failed since the last connection, the time of the next, and why the last one failed.
     failures: u32,
     retry_at: Duration,
     last_failure: String,
-    /// Which life of the server the last connection was to.
+    /// The life of the server that the last connection was to.
     run_id: Option<String>,
 }
 

@@ -24,7 +24,7 @@ const SHARDS_PER_CALL: usize = 100;
 /// Leases are compared as doubles, which hold this many milliseconds and the present exactly: 30,000 years.
 const MAX_LEASE_MILLIS: u128 = 1_000_000_000_000_000;
 
-/// Who extends leases and claims shards.
+/// The life of a host that extends leases and claims shards.
 struct Claimant<'a> {
     incarnation: Incarnation,
     host: &'a str,
@@ -33,7 +33,7 @@ struct Claimant<'a> {
     lease: Duration,
 }
 
-/// What the lease script says of one shard.
+/// One shard, as the lease script describes it.
 #[derive(Debug)]
 struct Leased {
     state: State,
@@ -355,7 +355,7 @@ impl Inner {
     }
 }
 
-/// What the lease scripts answered: the shards that could be asked, the latest of the servers' clocks, and why some could not.
+/// Reads the answers of the lease scripts: the shards that could be asked, the latest of the servers' clocks, and why some could not.
 #[allow(clippy::type_complexity, reason = "taken apart where it is called")]
 fn read_leases(
     answers: Vec<Result<Value, Failure>>,
@@ -401,7 +401,7 @@ fn read_leased(answer: Value) -> Result<Leased, Failure> {
     Ok(Leased { state, epoch, is_clean, owner: owner.map(Incarnation), holder, remaining, has_inbox, taken })
 }
 
-/// What the store knows of a life.
+/// A life of a host, as the store knows it.
 struct Alive {
     store: String,
     /// Birth and host, if it is known.

@@ -1,4 +1,4 @@
-//! What scripts answer: lists of texts.
+//! Answers of scripts: lists of texts.
 
 use redis::Value;
 
@@ -59,7 +59,7 @@ impl Texts {
         text.parse().map_err(|_| Failure::Unknown(format!("an answer has {text:?} for a number")))
     }
 
-    /// What `TIME` answered: seconds and microseconds.
+    /// An answer of `TIME`: seconds and microseconds.
     pub(super) fn time(&mut self) -> Result<stable_interfaces::Timestamp, Failure> {
         let (seconds, micros): (i64, i64) = (self.number()?, self.number()?);
         Ok(stable_interfaces::Timestamp::from_millis(seconds.saturating_mul(1_000).saturating_add(micros / 1_000)))

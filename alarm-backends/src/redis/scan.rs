@@ -73,7 +73,7 @@ impl Table {
         }
     }
 
-    /// How many bytes of a member stand in front of its row's field.
+    /// The number of bytes of a member that stand in front of its row's field.
     fn strip(self) -> usize {
         match self {
             Table::Due | Table::Inbox | Table::InboxKeys => TIME,

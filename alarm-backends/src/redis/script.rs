@@ -13,7 +13,7 @@ use super::key;
 #[derive(Debug)]
 pub(super) struct Script {
     pub(super) source: String,
-    /// What the server calls it by, once it has it.
+    /// The name by which the server calls a script that it has.
     pub(super) sha1: String,
 }
 
@@ -52,7 +52,7 @@ pub(super) struct Call {
     pub(super) command: Cmd,
     /// The cluster slot of its keys.
     pub(super) slot: u16,
-    /// Whether a second time does no harm and answers as the first.
+    /// Says that a second call does no harm and answers as the first.
     pub(super) is_repeatable: bool,
 }
 

@@ -1,4 +1,4 @@
-//! What a server says of itself, and what that means for a store that is to lose nothing.
+//! The facts that a server tells of itself, and their meaning for a store that is to lose nothing.
 //!
 //! Facts come from `INFO`, since `CONFIG` is often forbidden; only what `INFO` lacks is asked of `CONFIG`, and may stay unknown.
 
@@ -30,7 +30,7 @@ impl Facts {
         self.get("run_id")
     }
 
-    /// Why this server cannot be used, and what to change.
+    /// The reason why this server cannot be used, and what to change.
     pub(super) fn unfit(&self, for_cluster: bool) -> Option<String> {
         let version = self.get("redis_version");
         if version.split('.').next().and_then(|major| major.parse().ok()).is_none_or(|major: u32| major < OLDEST) {
@@ -54,7 +54,7 @@ impl Facts {
         }
     }
 
-    /// What can be lost with this server's settings, one sentence each; none if an acknowledged write survives power loss.
+    /// Losses that this server's settings allow, one sentence each; none if an acknowledged write survives power loss.
     pub(super) fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         if self.get("aof_enabled") != "1" {

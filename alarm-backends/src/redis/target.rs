@@ -1,4 +1,4 @@
-//! Where the servers are and how they are to be used: what all connections of a store share.
+//! The addresses of the servers and the settings that all connections of a store share.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -27,18 +27,18 @@ struct NoConnection {
     source: Option<StoreError>,
 }
 
-/// What all connections of a store share.
+/// Addresses and settings, shared by all connections of a store.
 #[derive(Clone)]
 pub(super) struct Target {
     /// The server, or some servers of the cluster. At least one.
     seeds: Vec<ConnectionInfo>,
     pub(super) is_cluster: bool,
-    /// How long servers may take to answer a question.
+    /// The time that servers have to answer a question.
     pub(super) timeout: Duration,
-    /// How many replicas must have a write before it is acknowledged.
+    /// The number of replicas that must have a write before it is acknowledged.
     pub(super) replicas: u32,
     pub(super) clock: Arc<dyn Clock>,
-    /// What has been said of the servers' settings, so that it is said once.
+    /// Warnings about the servers' settings that have been given, so that each is given once.
     warnings: Arc<Mutex<BTreeSet<String>>>,
 }
 

@@ -1,4 +1,4 @@
-//! What this process knows that the store must hold, to notice a store that has lost it.
+//! Watermarks: the least that the store must hold, as this process knows, to notice a store that has lost it.
 //!
 //! A server that comes back empty, from an old file, or as a replica that lagged behind knows less than it acknowledged: another
 //! store ID, a smaller epoch than it granted, an owner under an epoch that it gave to us, or a smaller sequence number than it answered. Each
@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use stable_interfaces::StoreError;
 use stable_interfaces::store::{Epoch, Incarnation, Lane, ShardId};
 
-/// What this process knows. Its lock is held for a lookup at a time.
+/// The lives that this process leads and what they were told is stored. The lock is held for a lookup at a time.
 #[derive(Debug, Default)]
 pub(super) struct Watermarks {
     state: Mutex<State>,
@@ -32,12 +32,12 @@ struct State {
 #[derive(Debug, Clone)]
 pub(super) struct Life {
     pub(super) host: String,
-    /// Which start it was, over the whole fleet.
+    /// The number of its start, over the whole fleet.
     pub(super) birth: u64,
     pub(super) shards: BTreeMap<ShardId, Shard>,
 }
 
-/// What was granted and acknowledged.
+/// A shard as it was granted, and the writes to it that were acknowledged.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Shard {
     pub(super) epoch: Epoch,
@@ -127,7 +127,7 @@ impl Watermarks {
 }
 
 impl Shard {
-    /// What of this a shard lacks that is at `epoch`, has `owner`, and last took `taken` of its owner's writes.
+    /// Names something of this that a shard lacks which is at `epoch`, has `owner`, and last took `taken` of its owner's writes.
     pub(super) fn lost(
         &self,
         me: Incarnation,

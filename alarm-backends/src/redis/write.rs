@@ -12,7 +12,7 @@ use super::{Inner, key, keys_of};
 use crate::codec;
 use crate::ordered::{TIME, time_bytes};
 
-/// How an alarm is laid out in front of its row: this byte, the revision, the due time. The commit script reads them.
+/// The first byte of a stored alarm; the revision and the due time follow, then the row. The commit script reads all three.
 pub(super) const LAYOUT: u8 = 1;
 /// Bytes in front of an alarm's row.
 pub(super) const ALARM_HEADER: usize = 1 + 16 + TIME;
@@ -28,7 +28,7 @@ struct Arguments {
     kinds: [Vec<Vec<u8>>; 8],
 }
 
-/// How many arguments an operation of each kind has.
+/// The number of arguments that an operation of each kind has.
 const WIDTHS: [usize; 8] = [2, 2, 2, 1, 2, 1, 2, 1];
 
 impl Arguments {
@@ -43,7 +43,7 @@ impl Arguments {
         Ok(arguments)
     }
 
-    /// Whether it only takes memory away, so that it is to be done when memory is full.
+    /// Tells that the operations only take memory away, so that they are to be done when memory is full.
     fn only_removes(&self) -> bool {
         [0, 2, 4, 6].iter().all(|kind| self.kinds[*kind].is_empty())
     }
@@ -80,7 +80,7 @@ pub(super) fn encoded(op: &Op) -> Result<(usize, Vec<Vec<u8>>), BoxError> {
     })
 }
 
-/// What a script said of a batch.
+/// The answer of a script to a batch.
 enum Answer {
     Of(Result<(), StoreError>),
     /// The store has lost something that it had acknowledged.

@@ -28,7 +28,7 @@ pub use postgres::{Postgres, PostgresOptions};
 pub use redis::{Redis, RedisCluster, RedisOptions};
 pub use server::Server;
 
-/// What goes before a command so that its process is killed when the thread that started it ends, however that is; nothing where
+/// The words that go before a command so that its process is killed when the thread that started it ends, however that is; nothing where
 /// there is no `setpriv`.
 #[must_use]
 pub fn dies_with_parent() -> Vec<String> {

@@ -111,7 +111,7 @@ async fn a_commit_that_waits_for_a_missing_replica_is_unknown_until_the_replica_
 async fn a_commit_whose_wait_for_a_replica_is_cancelled_is_not_acknowledged() {
     let (server, _) = server_with(PostgresOptions::new()).await;
     // A deadline that is never reached: what is answered is the server's answer.
-    let store = PostgresStore::builder(&server.url("postgres")).expect("a URL").deadline(2 * PATIENCE);
+    let store = PostgresStore::builder(&server.url("postgres")).expect("a URL").timeout(2 * PATIENCE);
     let store = Arc::new(store.connect().await.expect("the store can be opened"));
     own(&store, 1).await;
     let raw = raw(&server.url("postgres")).await;

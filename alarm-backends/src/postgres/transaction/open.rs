@@ -21,11 +21,11 @@ use super::super::link::{Conn, Link, Server, real_time};
 use super::super::schema::Query;
 use super::super::wire::{self, Place, WireWrite};
 
-/// How long a transaction may stay open without a statement. For when its host is gone without a word: a handler that runs out
+/// The time that a transaction may stay open without a statement. For when its host is gone without a word: a handler that runs out
 /// of time ends its own.
 const IDLE_MILLIS: u32 = 300_000;
 
-/// What makes a connection as new.
+/// The statements that make a connection as new.
 const RESET: &str = "SET SESSION AUTHORIZATION DEFAULT; RESET ALL; CLOSE ALL; UNLISTEN *; SELECT pg_advisory_unlock_all(); \
     DISCARD TEMP; DISCARD SEQUENCES";
 

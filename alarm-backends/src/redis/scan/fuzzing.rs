@@ -58,7 +58,7 @@ pub fn rows(data: &[u8]) -> bool {
 #[cfg(test)]
 pub(crate) type Seed = (u8, Vec<u8>, Option<Vec<u8>>, Vec<u8>);
 
-/// What an operation stores, for each way in which it is found.
+/// The rows that an operation stores, for each way in which they are found.
 #[cfg(test)]
 pub(crate) fn seeds(op: &Op) -> Vec<Seed> {
     let (_, mut items) = encoded(op).unwrap();

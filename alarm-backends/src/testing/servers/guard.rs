@@ -34,7 +34,7 @@ impl Guard {
         &self.dir
     }
 
-    /// What the server wrote to its standard output and error, for a message.
+    /// The text that the server wrote to its standard output and error, for a message.
     pub(super) fn log(&self) -> String {
         std::fs::read_to_string(self.dir.join("log")).unwrap_or_default()
     }
@@ -44,7 +44,7 @@ impl Guard {
         self.order("start");
     }
 
-    /// Whether the server's process is there.
+    /// Tells that the server's process is there.
     pub(super) fn is_alive(&self) -> bool {
         self.order("alive") == "yes"
     }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use super::server::{Server, directory};
 use super::{dies_with_parent, free_port};
 
-/// What to type where there is none.
+/// The line to type where there is none.
 const INSTALL: &str = "Postgres is not installed here. On Debian or Ubuntu: apt-get install -y postgresql";
 
 /// A Postgres server of one's own; dropping it ends it and removes its data.
@@ -16,7 +16,7 @@ const INSTALL: &str = "Postgres is not installed here. On Debian or Ubuntu: apt-
 pub struct Postgres {
     server: Server,
     bin: PathBuf,
-    /// How many databases were made.
+    /// The number of databases that were made.
     databases: AtomicU32,
 }
 
@@ -179,7 +179,7 @@ fn write_private(dir: &Path, name: &str, text: &str) {
         .expect("a file can be written");
 }
 
-/// Where the newest Postgres is.
+/// The directory of the newest Postgres.
 fn binaries() -> Option<PathBuf> {
     let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let debian = versions.filter_map(|entry| {
@@ -194,7 +194,7 @@ fn binaries() -> Option<PathBuf> {
     newest.or_else(on_path)
 }
 
-/// What goes before a command so that it does not run as root, which Postgres refuses; gives the directory to that user.
+/// The words that go before a command so that it does not run as root, which Postgres refuses; gives the directory to that user.
 #[allow(clippy::panic, reason = "a test without its server fails")]
 pub(super) fn switch_user(dir: &Path) -> Vec<String> {
     let id = |args: &[&str]| {

@@ -6,10 +6,10 @@ use std::process::{Command, Output};
 use super::server::{Server, directory};
 use super::{dies_with_parent, free_port, wait_for};
 
-/// What to type where there is none.
+/// The line to type where there is none.
 const INSTALL: &str = "Redis is not installed here. On Debian or Ubuntu: apt-get install -y redis-server";
 
-/// Where a server with TLS has its certificate, in its directory.
+/// The file of a server's certificate, in its directory.
 const CERTIFICATE: &str = "tls.crt";
 
 /// A Redis server of one's own; dropping it ends it and removes its data.
