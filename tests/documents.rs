@@ -162,6 +162,70 @@ fn what_is_to_be_copied_is_short() {
     }
 }
 
+/// What an application meets first, as it is declared.
+const MAIN_ITEMS: [&str; 19] = [
+    "pub struct Host {",
+    "pub struct HostBuilder {",
+    "pub struct Interface<",
+    "pub struct Context {",
+    "pub trait Handle<",
+    "pub trait OnAlarm:",
+    "pub trait OnMessage:",
+    "pub trait OnConnect:",
+    "pub struct Connection<",
+    "pub struct RetryPolicy {",
+    "pub enum RequestError<",
+    "pub struct FleetClient {",
+    "pub struct Directive {",
+    "pub struct PostgresStore",
+    "pub struct RedisStore(",
+    "pub struct FjallStore {",
+    "pub trait PostgresContext {",
+    "pub struct Poster {",
+    "pub struct Simulation {",
+];
+
+/// The sources of a directory and all in it.
+fn sources(directory: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    entries
+        .flat_map(|path| match path.extension() {
+            None => sources(&path),
+            Some(rs) if rs == "rs" => vec![std::fs::read_to_string(path).unwrap()],
+            Some(_) => vec![],
+        })
+        .collect()
+}
+
+#[test]
+fn each_of_the_main_items_has_an_example() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let sources: Vec<_> =
+        ["stable-interfaces/src", "alarm-backends/src"].iter().flat_map(|part| sources(&root.join(part))).collect();
+    for item in MAIN_ITEMS {
+        let declared = format!("\n{item}");
+        let mut found = sources.iter().filter_map(|source| source.split_once(&declared));
+        let (before, _) = found.next().unwrap_or_else(|| panic!("there is no {item:?}"));
+        assert!(found.next().is_none(), "{item:?} is there twice");
+        // Between the comment and the item are its attributes.
+        let comment = before.lines().rev().skip_while(|line| !line.starts_with("///"));
+        let comment: Vec<_> = comment.take_while(|line| line.starts_with("///")).collect();
+        assert!(comment.iter().filter(|line| line.starts_with("/// ```")).count() >= 2, "{item:?} has no example");
+        assert!(!comment.iter().any(|line| line.contains("```ignore")), "the example of {item:?} is not compiled");
+    }
+}
+
+#[test]
+fn the_glossary_has_its_words_in_order_and_is_found() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let glossary = std::fs::read_to_string(root.join("docs/glossary.md")).unwrap();
+    let words: Vec<_> = glossary.lines().filter_map(|line| line.strip_prefix("- **")?.split("**: ").next()).collect();
+    assert!(words.len() >= 30 && words.is_sorted(), "{words:?}");
+    for document in ["README.md", "ARCHITECTURE.md"] {
+        assert!(std::fs::read_to_string(root.join(document)).unwrap().contains("(docs/glossary.md)"), "{document}");
+    }
+}
+
 /// What a hard look has found, by the letter of its section and how many faults that has.
 const FOUND: [(char, usize); 5] = [('A', 8), ('B', 7), ('C', 9), ('D', 14), ('E', 9)];
 

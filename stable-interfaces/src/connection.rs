@@ -447,6 +447,42 @@ impl<Out: Send + 'static> Connecting<Out> {
 /// The client's end of a connection to an instance, made by [`Interface::connect`](crate::Interface::connect).
 ///
 /// Dropped, it closes the connection and the instance is told.
+///
+/// ```
+/// # use stable_interfaces::{Connecting, ConnectionId, Context, ContextError, OnConnect, Peer, StableInterface};
+/// # struct Echo(Option<Peer<String>>);
+/// # impl StableInterface for Echo {
+/// #     const NAME: &'static str = "echo";
+/// #     type Error = ContextError;
+/// # }
+/// # impl OnConnect for Echo {
+/// #     type Meta = &'static str;
+/// #     type Incoming = String;
+/// #     type Outgoing = String;
+/// #     async fn on_connect(&mut self, _: &mut Context, client: &mut Connecting<String>, _: &'static str) -> Result<(), ContextError> {
+/// #         self.0 = Some(client.accept());
+/// #         Ok(())
+/// #     }
+/// #     async fn on_receive(&mut self, cx: &mut Context, _: ConnectionId, text: String) -> Result<(), ContextError> {
+/// #         if let Some(peer) = &self.0 {
+/// #             let _ = peer.send(cx, text).await;
+/// #         }
+/// #         Ok(())
+/// #     }
+/// # }
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// # use stable_interfaces::{Host, MemoryStore};
+/// # let mut host = Host::local(MemoryStore::new());
+/// # let echoes = host.interface(|_id| Echo(None)).register()?;
+/// # let _host = host.start().await?;
+/// let connection = echoes.connect("hall", "ann").await?; // With what `on_connect` is told of the client.
+/// connection.send("hello".to_owned()).await?;
+/// assert_eq!(connection.recv().await?, "hello");
+/// connection.close();
+/// # Ok(())
+/// # }
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(example()).unwrap();
+/// ```
 pub struct Connection<I: OnConnect> {
     link: Arc<Link<I::Outgoing>>,
     core: Arc<InterfaceCore<I>>,

@@ -15,6 +15,22 @@ use crate::sync::Arc;
 ///
 /// `E` is the interface's own error. Each variant says whether the request may have happened;
 /// [`may_have_happened`](Self::may_have_happened) and [`is_retryable`](Self::is_retryable) sum it up.
+///
+/// ```
+/// use stable_interfaces::{ContextError, RequestError};
+///
+/// /// The status of an HTTP answer.
+/// fn status(error: &RequestError<ContextError>) -> u16 {
+///     match error {
+///         RequestError::NotOwner { .. } => 307,               // To the host it names.
+///         RequestError::InvalidId { .. } => 400,
+///         error if error.is_retryable() => 503,               // Nothing happened: the client may repeat it.
+///         error if error.may_have_happened() => 504,          // Unknown: to be asked about.
+///         _ => 500,
+///     }
+/// }
+/// assert_eq!(status(&RequestError::Draining), 503);
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RequestError<E> {

@@ -27,10 +27,10 @@ const PAGE_BYTES: usize = 4 * 1024 * 1024;
 /// # async fn example(store: std::sync::Arc<dyn stable_interfaces::Store>) -> Result<(), Box<dyn std::error::Error>> {
 /// use stable_interfaces::{Directive, Fleet, FleetClient};
 ///
-/// let outside = FleetClient::new(store, Fleet::expand("host-{0..1}", 1024)?);
-/// for dead in outside.dead_letters("order", None, 100).await? {
+/// let client = FleetClient::new(store, Fleet::expand("host-{0..1}", 1024)?);
+/// for dead in client.dead_letters("order", None, 100).await? {
 ///     println!("{} of {}: {}", dead.id(), dead.instance(), dead.reason());
-///     outside.direct("order", dead.instance(), Directive::requeue(&dead)).await?;
+///     client.direct("order", dead.instance(), Directive::requeue(&dead)).await?;
 /// }
 /// # Ok(())
 /// # }

@@ -77,6 +77,24 @@ pub enum RegisterError {
 }
 
 /// A host that has not been started: its place in the fleet, its store, its interfaces and its limits.
+///
+/// ```
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+/// use stable_interfaces::{Fleet, Host, MemoryStore};
+///
+/// let fleet = Fleet::expand("host-{0..2}", 1_024)?; // The same on all hosts.
+/// let host = Host::builder("host-1", fleet)
+///     .store(MemoryStore::new())
+///     .lease(Duration::from_secs(10))
+///     .max_firing(500)
+///     .start()
+///     .await?;
+/// assert_eq!(host.name(), "host-1");
+/// # Ok(())
+/// # }
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(example()).unwrap();
+/// ```
 #[derive(Debug)]
 pub struct HostBuilder {
     store: Option<Arc<dyn Store>>,
@@ -88,6 +106,29 @@ pub struct HostBuilder {
 }
 
 /// A started host. Dropped, it stops at once and loses nothing; [`drain`](Self::drain) lets it finish first.
+///
+/// ```
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// # use stable_interfaces::{ContextError, StableInterface};
+/// # struct Order;
+/// # impl StableInterface for Order {
+/// #     const NAME: &'static str = "order";
+/// #     type Error = ContextError;
+/// # }
+/// use std::time::Duration;
+/// use stable_interfaces::{Host, MemoryStore};
+///
+/// let mut host = Host::local(MemoryStore::new());
+/// let orders = host.interface(|_id| Order).register()?;
+/// let host = host.start().await?;
+/// assert!(host.owns("order-17")?);
+///
+/// let drained = host.drain(Duration::from_secs(10)).await;
+/// assert_eq!(drained.unfinished, 0);
+/// # Ok(())
+/// # }
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(example()).unwrap();
+/// ```
 #[derive(Debug)]
 pub struct Host {
     core: Arc<HostCore>,

@@ -164,6 +164,29 @@ pub trait StableInterface: Sized + Send + 'static {
 }
 
 /// Says that an interface's instances handle messages of type `M`, sent with [`Interface::request`](crate::Interface::request).
+///
+/// ```
+/// use stable_interfaces::{Context, ContextError, Handle, StableInterface};
+///
+/// struct Room;
+///
+/// impl StableInterface for Room {
+///     const NAME: &'static str = "room";
+///     type Error = ContextError;
+/// }
+///
+/// struct Rename { title: String }
+///
+/// impl Handle<Rename> for Room {
+///     type Reply = Option<String>; // The title it had.
+///
+///     async fn handle(&mut self, cx: &mut Context, Rename { title }: Rename) -> Result<Option<String>, ContextError> {
+///         let before = cx.get("title").await?;
+///         cx.put("title", &title)?;
+///         Ok(before)
+///     }
+/// }
+/// ```
 #[diagnostic::on_unimplemented(
     message = "instances of `{Self}` do not handle `{M}`",
     note = "implement `Handle<{M}>` for `{Self}`"
@@ -185,6 +208,27 @@ pub trait Handle<M>: StableInterface {
 }
 
 /// Says that an interface's instances wake up by alarms, set with [`Context::set_alarm`].
+///
+/// ```
+/// use std::time::Duration;
+/// use stable_interfaces::{Alarm, Context, ContextError, OnAlarm, StableInterface};
+///
+/// struct Subscription;
+///
+/// impl StableInterface for Subscription {
+///     const NAME: &'static str = "subscription";
+///     type Error = ContextError;
+/// }
+///
+/// impl OnAlarm for Subscription {
+///     async fn on_alarm(&mut self, cx: &mut Context, alarm: &Alarm) -> Result<(), ContextError> {
+///         let renewals: u32 = cx.get("renewals").await?.unwrap_or(0);
+///         cx.put("renewals", &(renewals + 1))?;
+///         // Again after a day, counted from when it was due.
+///         cx.set_alarm(alarm.id(), alarm.scheduled_at() + Duration::from_secs(86_400), &())
+///     }
+/// }
+/// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not handle alarms",
     note = "implement `OnAlarm` for `{Self}`, or leave out `with_alarms()`"
@@ -203,6 +247,25 @@ pub trait OnAlarm: StableInterface {
 
 /// Says that an interface's instances take messages from their inbox, posted with
 /// [`Interface::post`](crate::Interface::post) from any host.
+///
+/// ```
+/// use stable_interfaces::{Context, ContextError, Message, OnMessage, StableInterface};
+///
+/// struct Stock;
+///
+/// impl StableInterface for Stock {
+///     const NAME: &'static str = "stock";
+///     type Error = ContextError;
+/// }
+///
+/// impl OnMessage for Stock {
+///     async fn on_message(&mut self, cx: &mut Context, message: &Message) -> Result<(), ContextError> {
+///         let arrived: i64 = message.json()?; // Posted with `NewPost::json(&12)`.
+///         let pieces = cx.get("pieces").await?.unwrap_or(0) + arrived;
+///         cx.put("pieces", &pieces)
+///     }
+/// }
+/// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not take messages from an inbox",
     note = "implement `OnMessage` for `{Self}`, or leave out `with_inbox()`"
@@ -226,6 +289,39 @@ pub trait OnMessage: StableInterface {
 /// A connection belongs to one incarnation: it closes when the instance is reset, stopped or moves, and so when it is rebuilt
 /// because any handler of it failed with an error that does not [keep its memory](StableInterface::keeps_memory). While it is
 /// open the instance is not passivated, unless it asks for it.
+///
+/// ```
+/// use stable_interfaces::{Connecting, ConnectionId, Context, ContextError, OnConnect, Peer, StableInterface};
+///
+/// #[derive(Default)]
+/// struct Room { clients: Vec<Peer<String>> }
+///
+/// impl StableInterface for Room {
+///     const NAME: &'static str = "room";
+///     type Error = ContextError;
+/// }
+///
+/// impl OnConnect for Room {
+///     type Meta = ();
+///     type Incoming = String;
+///     type Outgoing = String;
+///
+///     async fn on_connect(&mut self, _: &mut Context, client: &mut Connecting<String>, _: ()) -> Result<(), ContextError> {
+///         self.clients.push(client.accept());
+///         Ok(())
+///     }
+///
+///     async fn on_receive(&mut self, cx: &mut Context, _: ConnectionId, text: String) -> Result<(), ContextError> {
+///         cx.put("last", &text)?;
+///         // Nobody sees the text before it is durable. A client without room for it misses it.
+///         self.clients.retain(|client| !client.is_closed());
+///         for client in &self.clients {
+///             let _ = client.try_send(cx, text.clone());
+///         }
+///         Ok(())
+///     }
+/// }
+/// ```
 #[diagnostic::on_unimplemented(
     message = "clients cannot connect to `{Self}`",
     note = "implement `OnConnect` for `{Self}`"

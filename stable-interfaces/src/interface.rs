@@ -455,6 +455,38 @@ impl<I: StableInterface> AnyInterface for InterfaceCore<I> {
 /// Made by [`InterfaceBuilder::register`](crate::InterfaceBuilder::register). Its requests may be dropped at any time: a
 /// handler that has begun runs to its end all the same. They are made from within a tokio runtime, for handlers are first
 /// polled where the request is.
+///
+/// ```
+/// # use stable_interfaces::{Context, ContextError, Handle, StableInterface};
+/// # struct Counter;
+/// # impl StableInterface for Counter {
+/// #     const NAME: &'static str = "counter";
+/// #     type Error = ContextError;
+/// # }
+/// # struct Add(u64);
+/// # impl Handle<Add> for Counter {
+/// #     type Reply = u64;
+/// #     async fn handle(&mut self, cx: &mut Context, Add(n): Add) -> Result<u64, ContextError> {
+/// #         let sum = cx.get("sum").await?.unwrap_or(0) + n;
+/// #         cx.put("sum", &sum)?;
+/// #         Ok(sum)
+/// #     }
+/// # }
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// use stable_interfaces::{Host, MemoryStore};
+///
+/// let mut host = Host::local(MemoryStore::new());
+/// let counters = host.interface(|_id| Counter).register()?;
+/// let _host = host.start().await?;
+///
+/// let of_a_task = counters.clone();
+/// let task = tokio::spawn(async move { of_a_task.request("visits", Add(2)).await });
+/// assert_eq!(task.await??, 2);
+/// assert_eq!(counters.request("visits", Add(3)).await?, 5); // Durable by now.
+/// # Ok(())
+/// # }
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(example()).unwrap();
+/// ```
 pub struct Interface<I: StableInterface> {
     pub(crate) core: Arc<InterfaceCore<I>>,
 }

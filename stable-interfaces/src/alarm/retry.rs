@@ -8,6 +8,15 @@ use crate::clock::Random;
 ///
 /// The wait doubles from `first` up to `longest`, counted from the moment of the failure, plus up to a fifth of it at random,
 /// so that what failed together does not come back together. After `attempts` failures the alarm becomes a dead letter.
+///
+/// ```
+/// use std::time::Duration;
+/// use stable_interfaces::RetryPolicy;
+///
+/// // After 100 ms, 200 ms, 400 ms and so on, up to a minute; a dead letter after ten failures. For `InterfaceBuilder::retry`.
+/// let policy = RetryPolicy::new().first(Duration::from_millis(100)).longest(Duration::from_secs(60)).attempts(10);
+/// assert_ne!(policy, RetryPolicy::default()); // Forty attempts, over more than a day.
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RetryPolicy {
     first: Duration,

@@ -103,6 +103,17 @@ pub(crate) type TaskFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// arguments. When the handler returns `Ok`, all of it is committed as one, together with the completion of the alarm that
 /// woke the instance, and then the reply is released. Reads see what this handler has recorded and everything that earlier
 /// handlers of the instance committed.
+///
+/// ```
+/// use std::time::Duration;
+/// use stable_interfaces::{Context, ContextError};
+///
+/// async fn reserve(cx: &mut Context, item: &str) -> Result<usize, ContextError> {
+///     cx.put(&format!("item/{item}"), &cx.now())?;
+///     cx.set_alarm("release", cx.now() + Duration::from_secs(900), &item)?; // Recorded, like the item.
+///     Ok(cx.list("item/").await?.len()) // Counts the item just recorded.
+/// }
+/// ```
 pub struct Context {
     instance: Arc<dyn Instance>,
     epoch: Epoch,
