@@ -226,6 +226,36 @@ fn the_glossary_has_its_words_in_order_and_is_found() {
     }
 }
 
+#[test]
+fn every_promise_is_the_readmes_and_the_file_that_keeps_it_exists_and_has_a_header() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let words = |path: &str| std::fs::read_to_string(root.join(path)).unwrap().replace('\n', " ");
+    let readme = words("README.md").split_whitespace().collect::<Vec<_>>().join(" ");
+    let text = std::fs::read_to_string(root.join("ARCHITECTURE.md")).unwrap();
+    let section = text.split("\n## ").find(|section| section.starts_with("The promises\n")).unwrap();
+    let rows: Vec<_> = section.lines().filter_map(|line| line.strip_prefix("| ")?.split_once(" | `")).collect();
+    assert!(rows.len() >= 20, "only {rows:?}");
+    for (promise, path) in &rows {
+        if let Some(said) = promise.strip_prefix('"') {
+            assert!(readme.contains(said.trim_end_matches('"')), "the README does not say {promise}");
+        }
+        let path = path.trim_end_matches("` |");
+        let source = ["stable-interfaces/src", "."]
+            .iter()
+            .find_map(|part| std::fs::read_to_string(root.join(part).join(path)).ok());
+        let source = source.unwrap_or_else(|| panic!("there is no {path}"));
+        assert!(source.starts_with("//! "), "{path} does not begin with what it keeps");
+    }
+    // Each bold word of that section of the README is a promise.
+    let guaranteed = readme.split("## What is guaranteed").nth(1).unwrap().split("What is *not*").next().unwrap();
+    let promises: Vec<_> = guaranteed.split("- **").skip(1).collect();
+    assert!(promises.len() >= 5, "only {promises:?}");
+    for promise in promises {
+        let kept = |(said, _): &(&str, &str)| promise.contains(said.trim_matches('"').trim_start_matches("**"));
+        assert!(rows.iter().any(kept), "no file keeps {promise:?}");
+    }
+}
+
 /// What a hard look has found, by the letter of its section and how many faults that has.
 const FOUND: [(char, usize); 5] = [('A', 8), ('B', 7), ('C', 9), ('D', 14), ('E', 9)];
 

@@ -2,6 +2,12 @@
 //!
 //! An alarm is a row in the store from the commit that sets it to the commit that completes, cancels or gives it up. Memory
 //! only holds copies of the soonest ([`window`]); the [`driver`] fires them.
+//!
+//! *Why exactly once.* A handler's effects and the removal of the alarm that woke it are one batch: both land or neither does. The
+//! batch carries the epoch of its shard, so of two hosts that run the handler only the shard's owner can commit. A write whose outcome is
+//! unknown is repeated under its number, and the store recognises it. The removal names the revision that fired: a setting made meanwhile
+//! stays, and fires for itself. And an alarm that is lost on its way to that commit (`shards/delivery.rs`) is due again, so its handler runs
+//! at least once; when the commit has landed, there is nothing left to run again.
 
 mod retry;
 pub(crate) mod window;

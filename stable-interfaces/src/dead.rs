@@ -1,4 +1,7 @@
 //! Dead letters: alarms that were given up, kept until somebody decides about them.
+//!
+//! Nothing is deleted but by its own handler's success or on somebody's word: the commit that gives up an alarm or message moves its row
+//! here, and from here only a requeue or a discard removes it. No age and no number of dead letters does.
 
 use std::collections::VecDeque;
 

@@ -2,6 +2,12 @@
 //!
 //! Anyone may post; only the owner reads, and the order in which it takes messages is their order. [`window`] holds what a
 //! shard's owner has taken into memory.
+//!
+//! *Why exactly once.* A message is a row from the post that the store acknowledged to the batch that removes it, together with the effects
+//! of its handler and under the epoch of its shard: all of that lands, once, or none of it. A message that is lost on its way to that
+//! commit (`shards/delivery.rs`) is due again; a committed one is gone, and no later message has its key of arrival, name and ID. What the
+//! sender must know: a second post under the ID of one that still waits is a duplicate, and one that comes later is a new message.
+//! So no post whose outcome is unknown is repeated here; the sender is told, and decides.
 
 pub(crate) mod window;
 

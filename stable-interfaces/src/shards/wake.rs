@@ -1,6 +1,9 @@
 //! An alarm or message that is due, and the rows that say what becomes of it.
 //!
 //! Plain data: what it is, its completion, its mark, its next attempt, its dead letter. Alarms and messages go the same way.
+//!
+//! *A killer*, an alarm or message whose handler ends the process, is found by the mark that it left in the store, and becomes a dead letter
+//! after [`max_crashes`](super::firing::Limits::max_crashes) such ends; [`shards`](super) says when marks are written.
 
 use std::time::Duration;
 
