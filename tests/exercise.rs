@@ -20,7 +20,7 @@ mod scout;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::ops::Deref;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
@@ -165,6 +165,8 @@ pub struct Exercise {
     incarnations: Arc<AtomicU64>,
     /// How many hosts have been configured.
     hosts: AtomicU64,
+    /// Whether the last of them has almost no room.
+    is_cramped: AtomicBool,
     flaw: Option<Flaw>,
 }
 
@@ -184,9 +186,16 @@ impl Workload for Exercise {
         let number = |all: &[usize]| random.pick(all).copied().unwrap_or(1);
         let millis = |all: &[u64]| Duration::from_millis(random.pick(all).copied().unwrap_or(0));
         let host = host.max_firing(number(&[2, 8, 32, usize::MAX])).alarm_window(number(&[0, 16, usize::MAX]));
-        let host = host.alarm_window_bytes(number(&[0, 1, 200, 4_096, usize::MAX]));
-        let host = host.max_queued_commits(number(&[1, 256, usize::MAX]));
-        let host = host.max_queued_bytes(number(&[1, 4_099, usize::MAX])).max_connections(number(&[1, 9, usize::MAX]));
+        // Every second has almost no room, for what it has in memory or for what it writes.
+        let is_cramped = random.chance(0.5);
+        self.is_cramped.store(is_cramped, Ordering::Relaxed);
+        let host = host.max_connections(number(&[1, 9, usize::MAX]));
+        let host = if is_cramped {
+            let host = host.alarm_window_bytes(number(&[0, 1, 200, 4_096])).max_queued_commits(number(&[1, 256]));
+            host.max_queued_bytes(number(&[1, 4_099]))
+        } else {
+            host.alarm_window_bytes(usize::MAX).max_queued_commits(usize::MAX).max_queued_bytes(usize::MAX)
+        };
         let host = host.max_fires_per_second(random.pick(&[3, 1_000, u32::MAX]).copied().unwrap_or(1_000));
         let host = host.max_crashes(random.pick(&[1, 3, u32::MAX]).copied().unwrap_or(3));
         // Odd ones: nothing may depend on which of two that are equal is over first.
@@ -195,6 +204,9 @@ impl Workload for Exercise {
     }
 
     fn register(&self, host: &mut HostBuilder, life: &Life) -> App {
+        if self.is_cramped.load(Ordering::Relaxed) {
+            life.history().no_order_in(life.number());
+        }
         let shared = Arc::new(Shared { life: life.clone(), running: Mutex::default(), handles: OnceLock::new() });
         let incarnations = self.incarnations.clone();
         let (all, scouting) = (shared.clone(), shared.clone());

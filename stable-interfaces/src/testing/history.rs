@@ -188,6 +188,8 @@ struct Record {
     began: Vec<(u64, Began)>,
     /// When lives of hosts began.
     lives: BTreeMap<u64, u64>,
+    /// Those in which there is not always room for an alarm.
+    unordered: BTreeSet<u64>,
     /// Of each effect: how often it was asked for, and how often that was acknowledged or refused.
     counts: BTreeMap<String, Count>,
     /// How often each message was inserted.
@@ -337,6 +339,11 @@ impl History {
         let mut record = self.0.lock();
         let at = record.step(4, &life.to_string());
         record.lives.insert(life, at);
+    }
+
+    /// In this life of a host alarms may start in another order: it has not always room for one that is due.
+    pub fn no_order_in(&self, life: u64) {
+        self.0.lock().unordered.insert(life);
     }
 
     /// Anything else that is to repeat with the seed.
@@ -569,7 +576,7 @@ impl Checker<'_> {
         let mut seen = BTreeSet::new();
         // What has started, by life and shard.
         let mut started = BTreeMap::<_, Vec<_>>::new();
-        for (_, start) in &record.began {
+        for (_, start) in record.began.iter().filter(|(_, start)| !record.unordered.contains(&start.life)) {
             let Some((shard, key, told)) = settings.get(start.effect.as_str()) else { continue };
             if start.attempt > 0 || !seen.insert(start.effect.as_str()) || start.due != key.0 {
                 continue;

@@ -414,10 +414,10 @@ impl Simulation {
     async fn simulate<W: Workload>(&self, workload: Arc<W>) -> Run {
         let clock = SimClock::new(START);
         let history = History::default();
-        // Every second fleet has a store that is spread over machines, of which some may be away. In every fifth a lease does not run
+        // Every second fleet has a store that is spread over machines, of which some may be away. In two of five a lease does not run
         // out, as that of the only host on an embedded store.
         let is_spread = self.wrap.is_none() && self.seed % 2 == 1;
-        let lease = if self.seed % 5 == 3 { Duration::MAX } else { Duration::from_secs(6) };
+        let lease = if matches!(self.seed % 5, 1 | 3) { Duration::MAX } else { Duration::from_secs(6) };
         let shape = Shape { hosts: self.hosts, shards: self.shards, calls: self.faults.calls, is_spread, lease };
         let make = if is_spread { MemoryStore::spread } else { MemoryStore::with_clock };
         let memory = make(Arc::new(clock.clone()));

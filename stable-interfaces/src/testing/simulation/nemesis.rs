@@ -25,7 +25,7 @@ const EVENTS: [(Event, u64); 16] = [
     (Event::Step, 8),
     (Event::Twin, 8),
     (Event::Roll, 2),
-    (Event::LoseHints, 4),
+    (Event::LoseHints, 9),
     (Event::HoldHints, 2),
     (Event::CutWatches, 2),
 ];
@@ -233,7 +233,9 @@ fn happen<A: Clone + Send + Sync + 'static>(world: &Arc<World<A>>, event: Event,
         Event::LoseHints => {
             common.fault("hints lost");
             world.with(&name, |running| running.link.faults.lose_hints(true));
-            for_a_while(lasting, undo(|running| running.link.faults.lose_hints(false)));
+            // What is lost at the end of it is not lost for good only because something else happens soon.
+            let most = Duration::from_secs(*random.pick(&[10, 60]).unwrap_or(&10));
+            lasts(lasting, random.up_to(most), undo(|running| running.link.faults.lose_hints(false)));
         }
         Event::HoldHints => {
             common.fault("hints held up");
