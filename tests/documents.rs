@@ -280,3 +280,73 @@ fn every_fault_that_a_hard_look_has_found_has_its_row_and_its_test() {
     rows.dedup();
     assert_eq!(rows, all.collect::<Vec<_>>());
 }
+
+/// The words that no doc comment begins with: a question is explained by no riddle.
+const QUESTION_WORDS: [&str; 10] = ["What", "How", "Whether", "Which", "When", "Where", "Why", "Who", "Whose", "Whom"];
+
+/// Sources whose comments are still to be mended.
+const UNREAD: [&str; 6] = [
+    "stable-interfaces/src/instance",
+    "stable-interfaces/src/instance.rs",
+    "stable-interfaces/src/interface",
+    "stable-interfaces/src/interface.rs",
+    "stable-interfaces/src/connection.rs",
+    "stable-interfaces/src/directive.rs",
+];
+
+/// The lines of a source on which a doc comment opens with such a word, by their numbers.
+fn riddles(source: &str) -> Vec<(usize, &str)> {
+    let (mut found, mut is_inside) = (Vec::new(), false);
+    for (number, line) in (1..).zip(source.lines().map(str::trim_start)) {
+        let comment = ["///", "//!"].iter().find_map(|mark| line.strip_prefix(mark));
+        if let Some(text) = comment
+            && !is_inside
+        {
+            let word = text.trim_start().split(|c: char| !c.is_alphanumeric()).next().unwrap();
+            if QUESTION_WORDS.contains(&word) {
+                found.push((number, line));
+            }
+        }
+        is_inside = comment.is_some();
+    }
+    found
+}
+
+/// Calls `look` with each Rust file under `folder`.
+fn for_each_source(folder: &Path, look: &mut impl FnMut(&Path, &str)) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            for_each_source(&path, look);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            look(&path, &std::fs::read_to_string(&path).unwrap());
+        }
+    }
+}
+
+#[test]
+fn no_doc_comment_opens_with_a_question_word() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let (mut sources, mut found) = (0, Vec::new());
+    for folder in ["stable-interfaces/src", "alarm-backends/src"] {
+        for_each_source(&root.join(folder), &mut |path, source| {
+            sources += 1;
+            let path = path.strip_prefix(root).unwrap();
+            if UNREAD.iter().any(|unread| path.starts_with(unread)) {
+                return;
+            }
+            let line = |(number, line): (usize, &str)| format!("{}:{number}: {line}", path.display());
+            found.extend(riddles(source).into_iter().map(line));
+        });
+    }
+    assert!(sources > 100, "only {sources} sources were found");
+    assert!(found.is_empty(), "begin with a verb or a noun:\n{}", found.join("\n"));
+}
+
+#[test]
+fn a_doc_comment_that_opens_with_a_question_word_is_found_with_its_line() {
+    let source = "//! Whether it is found.\n//! What follows is no opening.\n\n/// A noun.\n/// How it goes on.\nfn f() {\n    \
+                  /// Why: a reason.\n    x: u8,\n    // What a plain comment says.\n    /// Whoever asks.\n}\n";
+    let lines: Vec<_> = riddles(source).into_iter().map(|(number, _)| number).collect();
+    assert_eq!(lines, [1, 7]);
+}

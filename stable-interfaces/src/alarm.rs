@@ -69,32 +69,32 @@ impl Alarm {
         self.0.scheduled_at
     }
 
-    /// When it is to fire next: [`scheduled_at`](Self::scheduled_at), or later after a failed attempt.
+    /// The time at which it is to fire next: [`scheduled_at`](Self::scheduled_at), or later after a failed attempt.
     #[must_use]
     pub fn due(&self) -> Timestamp {
         self.0.due
     }
 
-    /// How many attempts have failed since it was set: 0 the first time.
+    /// The number of attempts that have failed since it was set: 0 the first time.
     #[must_use]
     pub fn attempt(&self) -> u32 {
         self.0.attempts.failed
     }
 
-    /// Why the last attempt failed.
+    /// The reason why the last attempt failed.
     #[must_use]
     pub fn last_error(&self) -> Option<&str> {
         self.0.attempts.last_error.as_deref()
     }
 
-    /// Which setting of which alarm this is: the same over all attempts, another each time the alarm is set. An idempotency
+    /// The setting of the alarm that this is: the same over all attempts, another each time the alarm is set. An idempotency
     /// key for effects outside the store.
     #[must_use]
     pub fn fire_id(&self) -> FireId {
         FireId { name: self.0.name.clone(), id: self.0.id.clone(), revision: self.0.revision }
     }
 
-    /// What was attached when it was set.
+    /// The meta attached when it was set.
     ///
     /// # Errors
     /// [`ContextError::Json`] if it is not a `T`.
@@ -103,7 +103,7 @@ impl Alarm {
         serde_json::from_slice(&self.0.meta).map_err(|error| ContextError::not_a::<T>(what(), error))
     }
 
-    /// What was attached when it was set, as JSON text.
+    /// The meta attached when it was set, as JSON text.
     #[must_use]
     pub fn meta_json(&self) -> &[u8] {
         &self.0.meta

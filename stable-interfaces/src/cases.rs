@@ -1,4 +1,4 @@
-//! How tests against a model run: case after case, each from a seed of its own, the first that fails made as small as it gets.
+//! The run of tests against a model: case after case, each from a seed of its own, the first that fails made as small as it gets.
 //!
 //! A failing case is repeated alone by `SEED=n CASES=1`, as its message says. `CASES=n` alone runs more or fewer of every model.
 //! `tests/models.rs` takes this file in as well.
@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use proptest::test_runner::{Config, RngSeed, TestCaseError, TestError, TestRunner};
 use proptest_state_machine::ReferenceStateMachine;
 
-/// What a check returns; made by proptest's `prop_assert!`.
+/// The result of a check; made by proptest's `prop_assert!`.
 pub(crate) type Checked = Result<(), TestCaseError>;
 
 /// Something under test, beside the model that it is compared with.

@@ -97,7 +97,7 @@ impl Sub<Duration> for Timestamp {
     }
 }
 
-/// Where a host reads the time and how it sleeps.
+/// The clock by which a host reads the time and sleeps.
 pub trait Clock: Debug + Send + Sync + 'static {
     /// The wall clock. It may step in either direction.
     fn now(&self) -> Timestamp;
@@ -112,7 +112,7 @@ pub trait Clock: Debug + Send + Sync + 'static {
     /// make it: within a fraction of a millisecond. Alarms wait with this one, one wait at a time per host.
     fn sleep_exact(&self, until: Timestamp) -> Sleep;
 
-    /// Whether time passes only as a test lets it. A host then runs no thread of its own.
+    /// Tells whether time passes only as a test lets it. A host then runs no thread of its own.
     fn is_simulated(&self) -> bool;
 }
 
@@ -130,7 +130,7 @@ impl Moment {
     }
 }
 
-/// Where a host draws random numbers: incarnations and jitter.
+/// The source of a host's random numbers: incarnations and jitter.
 pub trait Random: Debug + Send + Sync + 'static {
     /// A number uniform over all of `u64`.
     fn next_u64(&self) -> u64;

@@ -1,4 +1,4 @@
-//! What is due for instances that are busy.
+//! Alarms and messages that are due for instances that are busy.
 //!
 //! Of what is due for one instance one is its *head*: on its way to the instance, waiting for it, or being handled. It takes a
 //! place among all that is handled at once. The others, the instance's *crowd*, wait here in their order and take nobody's. A

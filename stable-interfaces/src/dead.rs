@@ -25,7 +25,7 @@ pub struct Dead {
     pub(crate) letter: DeadLetter,
 }
 
-/// What died.
+/// The alarm or message that died.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DeadKind {
@@ -71,20 +71,20 @@ impl Dead {
         }
     }
 
-    /// When it was given up.
+    /// The time at which it was given up.
     #[must_use]
     pub fn died_at(&self) -> Timestamp {
         self.letter.died_at
     }
 
-    /// Why: the last error.
+    /// The reason: the last error.
     #[must_use]
     pub fn reason(&self) -> &str {
         &self.letter.reason
     }
 }
 
-/// How many dead letters are read of one shard at once, of how many shards, and about how many bytes in all.
+/// The number of dead letters read of one shard at once, of shards, and about how many bytes in all.
 const PAGE: usize = 128;
 const PAGES: usize = 256;
 const PAGE_BYTES: usize = 4 * 1024 * 1024;
@@ -128,7 +128,7 @@ pub(crate) async fn list(
     Ok(found.into_iter().map(|letter| Dead { letter }).collect())
 }
 
-/// Whether a dead letter under this name is one of `interface`: an alarm, a message or a directive.
+/// Tells whether a dead letter under this name is one of `interface`: an alarm, a message or a directive.
 fn is_of(name: &InstanceName, interface: &str) -> bool {
     interface_of(&name.interface).0 == interface
 }

@@ -1,4 +1,4 @@
-//! What can go wrong, sorted by what the caller does next.
+//! Errors, sorted by what the caller does next.
 
 use std::borrow::Cow;
 use std::convert::Infallible;
@@ -11,7 +11,7 @@ use crate::quiet::Quiet;
 use crate::store::{BoxError, StoreError};
 use crate::sync::Arc;
 
-/// Why a request to an instance, or any other operation on it from outside, has no result.
+/// The reason why a request to an instance, or any other operation on it from outside, has no result.
 ///
 /// `E` is the interface's own error. Each variant says whether the request may have happened;
 /// [`may_have_happened`](Self::may_have_happened) and [`is_retryable`](Self::is_retryable) sum it up.
@@ -52,7 +52,7 @@ pub enum RequestError<E> {
     /// its handler took too long and its instance has been reset. The text says whom it waited for.
     #[error("timed out after {after:?} waiting for {waited_for}")]
     TimedOut {
-        /// How long it was given.
+        /// The time it was given.
         after: Duration,
         /// The instance it waited for.
         waited_for: String,
@@ -93,11 +93,11 @@ pub enum RequestError<E> {
     /// The text given as an ID cannot be one. Nothing happened.
     #[error("invalid {what} ID {text:?}: {reason}")]
     InvalidId {
-        /// Whose ID it is: `"instance"`, `"alarm"`, `"message"`, ..
+        /// The kind of ID: `"instance"`, `"alarm"`, `"message"`, ..
         what: &'static str,
         /// The text, or its beginning.
         text: Arc<str>,
-        /// What is wrong with it.
+        /// The fault in it.
         reason: InvalidId,
     },
     /// The host has not been started. Nothing happened.
@@ -109,7 +109,7 @@ pub enum RequestError<E> {
     /// A limit was exceeded (size of a value, number of effects). Nothing happened.
     #[error("too large: {0}")]
     TooLarge(String),
-    /// What was given could not be turned to or from JSON. Nothing happened.
+    /// The value could not be turned to or from JSON. Nothing happened.
     #[error(transparent)]
     Json(Arc<JsonError>),
     /// The store did not do it: none of the effects happened. Also where it could not be read, and the handler passed that on with
@@ -128,11 +128,11 @@ pub enum RequestError<E> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Interim(bool);
 
-/// What became of a request, inside the library: it is moved from hand to hand, so the rare error is kept small.
+/// The outcome of a request, inside the library: it is moved from hand to hand, so the rare error is kept small.
 pub(crate) type Outcome<R, E> = Result<R, Box<RequestError<E>>>;
 
 impl<E> RequestError<E> {
-    /// Whether the same request may succeed later, and repeating it cannot do it twice.
+    /// Tells whether the same request may succeed later, and repeating it cannot do it twice.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
@@ -150,7 +150,7 @@ impl<E> RequestError<E> {
         }
     }
 
-    /// Whether it may have taken effect although this error came back.
+    /// Tells whether it may have taken effect although this error came back.
     #[must_use]
     pub fn may_have_happened(&self) -> bool {
         matches!(self, RequestError::Unknown(_) | RequestError::Handler(_, Interim(true)))
@@ -237,7 +237,7 @@ impl fmt::Display for JsonError {
 
 impl Error for JsonError {}
 
-/// Why an operation of a [`Context`](crate::Context) failed.
+/// The reason why an operation of a [`Context`](crate::Context) failed.
 ///
 /// After [`Store`](Self::Store), [`Fenced`](Self::Fenced) and [`Unknown`](Self::Unknown) of a commit the instance is reset
 /// when its handler ends; pass the error on with `?`.
@@ -247,11 +247,11 @@ pub enum ContextError {
     /// The text given as an ID or key cannot be one. Nothing was recorded.
     #[error("invalid {what} {text:?}: {reason}")]
     InvalidId {
-        /// What it was to be: `"alarm ID"`, `"storage key"`, ..
+        /// The kind of text it was to be: `"alarm ID"`, `"storage key"`, ..
         what: &'static str,
         /// The text, or its beginning.
         text: Arc<str>,
-        /// What is wrong with it.
+        /// The fault in it.
         reason: InvalidId,
     },
     /// A limit was exceeded. Nothing was recorded.

@@ -1,4 +1,4 @@
-//! Where an instance lives: ID → shard → host.
+//! The place of an instance: ID → shard → host.
 //!
 //! Pure functions of the ID, the shard count and the host list, so every host of a fleet computes the same answer without
 //! asking anyone. The numbers are frozen: a store full of alarms was written under them, and [`HASH_VERSION`] names them.
@@ -14,7 +14,7 @@ use crate::id::{InvalidId, check_id};
 use crate::store::ShardId;
 use crate::sync::Arc;
 
-/// Which functions map IDs to shards and shards to hosts. A store records it at the first claim and refuses hosts with another.
+/// The version of the functions that map IDs to shards and shards to hosts. A store records it at the first claim and refuses hosts with another.
 pub const HASH_VERSION: u32 = 1;
 /// See [`Fleet::MAX_SHARDS`].
 pub(crate) const MAX_SHARDS: u32 = 1 << 20;
@@ -49,7 +49,7 @@ struct Inner {
     owners: Box<[u16]>,
 }
 
-/// Where an instance lives, as [`Fleet::locate`] returns it.
+/// The place of an instance, as [`Fleet::locate`] returns it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Location<'a> {
     /// Its shard.
@@ -189,7 +189,7 @@ impl Fleet {
     }
 }
 
-/// Why there can be no such fleet.
+/// The reason why there can be no such fleet.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FleetError {
@@ -207,7 +207,7 @@ pub enum FleetError {
     HostName {
         /// The name.
         name: String,
-        /// What is wrong with it.
+        /// The fault in it.
         problem: &'static str,
     },
     /// The shard count is zero.
@@ -232,7 +232,7 @@ pub enum FleetError {
     Pattern {
         /// The pattern, whole.
         pattern: String,
-        /// What is wrong with it, and where.
+        /// The fault in it, and its place.
         problem: String,
     },
 }
@@ -252,7 +252,7 @@ fn mix(shard: u32) -> u64 {
     z ^ (z >> 31)
 }
 
-/// Which of `hosts` hosts is to own `shard`.
+/// The one of `hosts` hosts that is to own `shard`.
 ///
 /// The crate adds 1 unchecked and would overflow on one key in 2^64; only mixed shard numbers reach it, and a test walks them all.
 fn owner(shard: u32, hosts: usize) -> u16 {

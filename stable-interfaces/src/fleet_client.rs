@@ -17,7 +17,7 @@ use crate::store::{
 };
 use crate::sync::Arc;
 
-/// How many rows are asked for at once, and about how many bytes.
+/// The number of rows asked for at once, and roughly the number of bytes.
 const PAGE: usize = 512;
 const PAGE_BYTES: usize = 4 * 1024 * 1024;
 
@@ -58,7 +58,7 @@ impl FleetClient {
         }
     }
 
-    /// Where time comes from, for deadlines and pauses. Default: [`SystemClock`].
+    /// Sets the clock, for deadlines and pauses. Default: [`SystemClock`].
     #[must_use]
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> FleetClient {
         self.clock = clock;

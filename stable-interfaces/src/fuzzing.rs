@@ -1,4 +1,4 @@
-//! What the fuzz targets of this crate try on any bytes. Each function panics where something does not hold, and tells whether the
+//! The functions that the fuzz targets of this crate try on any bytes. Each function panics where something does not hold, and tells whether the
 //! bytes were of any use: a fleet, an ID, a meta, a directive.
 //!
 //! `tests/run fuzz` feeds them what a fuzzer makes up; the test below, on every run, what is in `fuzz/corpus`.
@@ -26,7 +26,7 @@ use crate::sync::Arc;
 /// Above this a fleet is not built here: it takes milliseconds, and a test builds the largest.
 const MOST_HOSTS: usize = 40;
 
-/// What a host pattern stands for, found out in another way than [`Fleet::expand`] does.
+/// The hosts that a pattern stands for, found out in another way than [`Fleet::expand`] does.
 enum Pattern {
     Malformed,
     Names(u128, Vec<Range>, String),

@@ -1,4 +1,4 @@
-//! What an application starts and drains: one process's part in the fleet.
+//! The host, which an application starts and drains: one process's part in the fleet.
 
 mod driver;
 mod keeper;
@@ -30,7 +30,7 @@ pub use crate::shared::Health;
 const LOCAL_HOST: &str = "local";
 const LOCAL_SHARDS: u32 = 1_024;
 
-/// Why a host did not start.
+/// The reason why a host did not start.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
@@ -64,7 +64,7 @@ pub enum StartError {
     Store(#[source] StoreError),
 }
 
-/// Why an interface was not registered.
+/// The reason why an interface was not registered.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RegisterError {
@@ -144,7 +144,7 @@ struct Drain {
     task: AbortHandle,
 }
 
-/// What [`Host::drain`] left behind.
+/// The rest that [`Host::drain`] left behind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Drained {
     /// Handlers and `on_stop`s that were still running at the deadline, and `on_stop`s that ran into their own
@@ -152,7 +152,7 @@ pub struct Drained {
     pub unfinished: usize,
     /// Instances that were still in memory at the deadline, those of the unfinished handlers among them.
     pub instances: usize,
-    /// Whether the shards were released, so that their next owner need not wait for the lease to run out.
+    /// Tells whether the shards were released, so that their next owner need not wait for the lease to run out.
     pub released: bool,
 }
 
@@ -161,7 +161,7 @@ impl Drained {
     const NOTHING: Drained = Drained { unfinished: 0, instances: 0, released: false };
 }
 
-/// Why a host has ended by itself: what [`Host::run_until`] says when it returns before its signal.
+/// The reason why a host has ended by itself: what [`Host::run_until`] says when it returns before its signal.
 ///
 /// The host is of no use any more, and neither is its process: let it end with a failure, as `main` does that passes this on
 /// with `?`, so that its supervisor starts it anew.
@@ -209,7 +209,7 @@ impl Host {
         &self.core.name
     }
 
-    /// How it is doing.
+    /// The health of the host.
     #[must_use]
     pub fn health(&self) -> Health {
         self.core.health()
@@ -223,7 +223,7 @@ impl Host {
         Ok(self.core.fleet.locate(id)?.host)
     }
 
-    /// Whether this host owns the instance `id` now: claimed, and neither lost nor released.
+    /// Tells whether this host owns the instance `id` now: claimed, and neither lost nor released.
     ///
     /// # Errors
     /// [`InvalidId`] if `id` cannot be an ID.
@@ -275,7 +275,7 @@ impl Host {
         async move { core.wait_for(Health::Draining).await }
     }
 
-    /// Whether this host should be sent work: it runs, its lease holds, it owns all the shards that the fleet gives to it, and
+    /// Tells whether this host should be sent work: it runs, its lease holds, it owns all the shards that the fleet gives to it, and
     /// none of its alarms or messages has been due for longer than `max_overdue`.
     #[must_use]
     pub fn is_ready(&self, max_overdue: Duration) -> bool {
@@ -298,7 +298,7 @@ impl Host {
         self.core.shards.owned().map(|(shard, _)| shard).collect()
     }
 
-    /// How many connections are open.
+    /// The number of open connections.
     #[must_use]
     pub fn connections(&self) -> usize {
         self.core.connections()
@@ -417,7 +417,7 @@ async fn drain(core: &HostCore, deadline: Duration) -> Drained {
 }
 
 impl HostBuilder {
-    /// Where alarms and storage are kept.
+    /// Sets the store of alarms and storage.
     #[must_use]
     pub fn store(self, store: impl Store) -> HostBuilder {
         self.shared_store(Arc::new(store))
@@ -430,21 +430,21 @@ impl HostBuilder {
         self
     }
 
-    /// Where time comes from. Default: [`SystemClock`].
+    /// Sets the clock. Default: [`SystemClock`].
     #[must_use]
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> HostBuilder {
         self.clock = clock;
         self
     }
 
-    /// Where random numbers come from. Default: [`SystemRandom`].
+    /// Sets the source of random numbers. Default: [`SystemRandom`].
     #[must_use]
     pub fn random(mut self, random: Arc<dyn Random>) -> HostBuilder {
         self.random = random;
         self
     }
 
-    /// How long this host's shards stay its own after its last renewal: others take over no sooner when it dies. It renews three
+    /// Sets the time that this host's shards stay its own after its last renewal: others take over no sooner when it dies. It renews three
     /// times in that time. At least 100 ms; 100 years or more are for ever. Default: 15 s.
     #[must_use]
     pub fn lease(mut self, lease: Duration) -> HostBuilder {
@@ -452,14 +452,14 @@ impl HostBuilder {
         self
     }
 
-    /// How long [`start`](Self::start) tries to reach the store. Default: 30 s.
+    /// Limits the time for which [`start`](Self::start) tries to reach the store. Default: 30 s.
     #[must_use]
     pub fn start_timeout(mut self, timeout: Duration) -> HostBuilder {
         self.options.start_timeout = timeout;
         self
     }
 
-    /// How long [`run_until`](Host::run_until) lets handlers finish. Default: 30 s.
+    /// Limits the time that [`run_until`](Host::run_until) lets handlers finish. Default: 30 s.
     #[must_use]
     pub fn drain_timeout(mut self, timeout: Duration) -> HostBuilder {
         self.options.drain_timeout = timeout;
@@ -480,7 +480,7 @@ impl HostBuilder {
         self
     }
 
-    /// How many group commits may be under way at once; each has a fixed part of the shards, so more than there are shards are no
+    /// Sets the number of group commits that may be under way at once; each has a fixed part of the shards, so more than there are shards are no
     /// more. At least 1. Default: 2.
     #[must_use]
     pub fn lanes(mut self, lanes: u16) -> HostBuilder {
@@ -510,7 +510,7 @@ impl HostBuilder {
         self
     }
 
-    /// How often the alarms of one instance may fire within a second before they are slowed down to that: what stops an alarm
+    /// Limits the number of times that alarms of one instance fire within a second; past it they are slowed down to that: what stops an alarm
     /// that sets itself again and again at once. At least 1. Default: 1,000.
     #[must_use]
     pub fn max_fires_per_second(mut self, fires: u32) -> HostBuilder {
@@ -540,7 +540,7 @@ impl HostBuilder {
         self
     }
 
-    /// How many alarms all windows of this host together hold in memory, roughly; at least 16 per shard. Default: 65,536.
+    /// Limits the number of alarms that all windows of this host together hold in memory, roughly; at least 16 per shard. Default: 65,536.
     #[must_use]
     pub fn alarm_window(mut self, alarms: usize) -> HostBuilder {
         self.options.window = alarms;
@@ -758,7 +758,7 @@ impl<I: StableInterface> InterfaceBuilder<'_, I> {
         self
     }
 
-    /// How long a handler may run before it counts as failed and its instance is reset, counted from when it begins. At least 1 ms.
+    /// Limits the time that a handler may run before it counts as failed and its instance is reset, counted from when it begins. At least 1 ms.
     /// Default: 30 s.
     ///
     /// A request waits in its instance's queue for as long at most, and then for its handler as long again. One whose turn has
@@ -771,7 +771,7 @@ impl<I: StableInterface> InterfaceBuilder<'_, I> {
         self
     }
 
-    /// How long [`on_stop`](StableInterface::on_stop) may run before it is cut off, and the instance leaves memory without it; whoever
+    /// Limits the time that [`on_stop`](StableInterface::on_stop) may run before it is cut off, and the instance leaves memory without it; whoever
     /// asked for it is told [`TimedOut`](crate::RequestError::TimedOut). Default: 30 s.
     pub fn stop_timeout(mut self, timeout: Duration) -> Self {
         self.options.stop_timeout = timeout;
@@ -791,7 +791,7 @@ impl<I: StableInterface> InterfaceBuilder<'_, I> {
         self
     }
 
-    /// When failed alarms and messages are tried again, and when they are given up. Default: [`RetryPolicy::default`].
+    /// Sets the policy by which failed alarms and messages are tried again and given up. Default: [`RetryPolicy::default`].
     pub fn retry(mut self, policy: RetryPolicy) -> Self {
         self.options.retry = policy;
         self

@@ -82,13 +82,13 @@ impl Message {
         &self.0.name.instance
     }
 
-    /// When the store took it, by the store's clock.
+    /// The time at which the store took it, by the store's clock.
     #[must_use]
     pub fn arrived(&self) -> Timestamp {
         self.0.arrived
     }
 
-    /// How many attempts to handle it have failed: 0 the first time.
+    /// The number of attempts to handle it that have failed: 0 the first time.
     #[must_use]
     pub fn attempt(&self) -> u32 {
         self.0.attempts.failed

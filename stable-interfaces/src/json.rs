@@ -10,7 +10,7 @@ use std::io;
 use serde::ser::{self, Error as _, Serialize};
 use serde_json::ser::Formatter;
 
-/// How deep lists and objects may be nested: one more, and `serde_json` refuses to read it.
+/// The depth to which lists and objects may be nested: one more, and `serde_json` refuses to read it.
 const MAX_DEPTH: u32 = 127;
 
 /// The value as JSON.
@@ -35,7 +35,7 @@ pub(crate) fn to_vec(value: &(impl Serialize + ?Sized)) -> Result<Vec<u8>, serde
 const TOO_DEEP: &str = "nested deeper than 127 lists and objects, which could not be read again; store it flat";
 const NOT_FINITE: &str = "a number that is not finite (NaN or infinite) has no JSON; store an `Option`, or a text";
 
-/// What has been written.
+/// The text that has been written.
 #[derive(Debug, Default)]
 struct Seen {
     depth: Cell<u32>,

@@ -77,7 +77,7 @@ mod directive;
 mod error;
 mod fleet;
 mod fleet_client;
-/// What the fuzz targets try. Not there but for them and the tests.
+/// Functions that the fuzz targets try; there for the targets and the tests alone.
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;

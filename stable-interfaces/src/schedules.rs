@@ -79,7 +79,7 @@ fn explore<F: Fn() + Copy + Send + Sync + 'static>(scenario: F) {
     }
 }
 
-/// Where schedules that failed are kept: beside this program.
+/// The place of schedules that failed: beside this program.
 fn failed_schedules() -> PathBuf {
     let program = std::env::current_exe().expect("a program has a path");
     program.parent().expect("it is in a directory").join("schedules")
@@ -102,7 +102,7 @@ fn step() {
     shuttle::thread::sleep(Duration::ZERO);
 }
 
-/// What happened, in order. Its lock is never held across a step, so it is no step itself.
+/// The events, in order. Its lock is never held across a step, so it is no step itself.
 #[derive(Debug)]
 struct Log<T>(Arc<StaticMutex<Vec<T>>>);
 
@@ -224,7 +224,7 @@ impl Random for ScenarioRandom {
     }
 }
 
-/// What a store did with a write.
+/// The fate of a write in a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
     Done,
@@ -250,7 +250,7 @@ struct SlowStore {
     sequence: Sequence,
     /// With [`Sequence::OfShard`] a write for each batch.
     writes: Log<WriteEvent>,
-    /// How many writes may still fail.
+    /// The number of writes that may still fail.
     faults: StaticMutex<u32>,
 }
 

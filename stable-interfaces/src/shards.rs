@@ -39,7 +39,7 @@ const INBOX_CAP: usize = 64;
 #[derive(Debug)]
 pub(crate) struct Shards {
     shards: Box<[Shard]>,
-    /// Which shard has something due at what time: one entry per shard whose windows have a deadline.
+    /// Shards by the time at which something is due: one entry per shard whose windows have a deadline.
     deadlines: Mutex<BTreeSet<(Timestamp, ShardId)>>,
     /// In which shard something has been ready since when, or waits again until then, by the lease clock.
     waits: Mutex<BTreeSet<(Duration, ShardId)>>,
@@ -49,11 +49,11 @@ pub(crate) struct Shards {
     pages: Mutex<(BTreeSet<ShardId>, ShardId)>,
     /// Wakes the task that loads pages.
     pub(crate) pages_wanted: Notify,
-    /// Which shards may have something due in the store that is not in memory, and since when, by the lease clock.
+    /// Shards that may have something due in the store that is not in memory, and since when, by the lease clock.
     behind: Mutex<BTreeSet<(Duration, ShardId)>>,
     /// Asks for a renewal at once: a write found a shard lost, or messages may have come unheard.
     pub(crate) lost: Notify,
-    /// What is being handled or committed now.
+    /// Alarms and messages that are being handled or committed now.
     firing: Firing,
     /// Wakes the task that loads pages when less is being handled.
     pub(crate) room: Notify,
@@ -351,12 +351,12 @@ impl Shards {
         }
     }
 
-    /// When the next alarm or failed message is due; `None` if none waits for its time.
+    /// The time at which the next alarm or failed message is due; `None` if none waits for its time.
     pub(crate) fn next_deadline(&self) -> Option<Timestamp> {
         self.deadlines.lock().first().map(|(time, _)| *time)
     }
 
-    /// When the next one that waits in memory alone is to be handed out, or since when one could be, by the lease clock.
+    /// The time at which the next one that waits in memory alone is to be handed out, or since when one could be, by the lease clock.
     pub(crate) fn next_wait(&self) -> Option<Duration> {
         self.waits.lock().first().map(|(time, _)| *time)
     }
@@ -489,7 +489,7 @@ impl Shards {
         });
     }
 
-    /// Whether this setting and attempt of the alarm is being fired and nothing durable has changed it since.
+    /// Tells whether this setting and attempt of the alarm is being fired and nothing durable has changed it since.
     pub(crate) fn is_firing(&self, shard: ShardId, epoch: Epoch, alarm: &AlarmRow) -> bool {
         let this = self.shard(shard);
         let owned = this.owned.lock();

@@ -26,7 +26,7 @@ use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering
 use crate::sync::{Arc, MAX_PERMITS, Mutex, Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use crate::tasks::{TaskHandle, Tasks};
 
-/// How a host is doing.
+/// The health of a host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Health {
@@ -170,9 +170,9 @@ pub(crate) struct HostCore {
     pub(crate) options: Setting<HostOptions>,
     pub(crate) shards: Arc<Shards>,
     health: AtomicU8,
-    /// When the lease runs out, in milliseconds by the lease clock; `u64::MAX` if there is none to run out.
+    /// The time at which the lease runs out, in milliseconds by the lease clock; `u64::MAX` if there is none to run out.
     lease_until: AtomicU64,
-    /// Who was found to hold a shard that the fleet gives to this host.
+    /// The host that was found to hold a shard that the fleet gives to this host.
     holders: Mutex<BTreeMap<ShardId, Arc<str>>>,
     /// Bounds the connections of all interfaces. Without permits until the host has its settings.
     connections: Arc<Semaphore>,
@@ -182,9 +182,9 @@ pub(crate) struct HostCore {
     has_stopped: AtomicBool,
     /// Told when an instance leaves memory while the host drains.
     pub(crate) instance_left: Notify,
-    /// What exists once the host has started.
+    /// The parts that exist once the host has started.
     started: OnceLock<Started>,
-    /// How many `on_stop` were cut off since the host began to drain.
+    /// The number of `on_stop` that were cut off since the host began to drain.
     pub(crate) stops_cut: AtomicUsize,
     /// Set when the store has lost data: what is in memory is being saved, and the host ends when it is.
     is_rescuing: AtomicBool,
@@ -250,7 +250,7 @@ impl HostCore {
         self.options.give(Arc::new(options));
     }
 
-    /// Where alarms and storage are kept, if anywhere.
+    /// The store of alarms and storage, if there is one.
     pub(crate) fn store(&self) -> Option<&Arc<dyn Store>> {
         self.store.get()
     }
@@ -326,7 +326,7 @@ impl HostCore {
         self.is_rescuing.store(true, Ordering::Release);
     }
 
-    /// Whether what is in memory is being saved, or has been.
+    /// Tells whether what is in memory is being saved, or has been.
     pub(crate) fn is_rescuing(&self) -> bool {
         self.is_rescuing.load(Ordering::Acquire)
     }
@@ -395,7 +395,7 @@ impl HostCore {
         self.lease_until.store(millis, Ordering::Release);
     }
 
-    /// When the lease runs out, by the lease clock.
+    /// The time at which the lease runs out, by the lease clock.
     pub(crate) fn lease_until(&self) -> Duration {
         match self.lease_until.load(Ordering::Acquire) {
             u64::MAX => Duration::MAX,
@@ -403,7 +403,7 @@ impl HostCore {
         }
     }
 
-    /// Whether this host may still act as the owner of its shards. Only a host with a lease reads a clock here.
+    /// Tells whether this host may still act as the owner of its shards. Only a host with a lease reads a clock here.
     #[inline]
     pub(crate) fn lease_holds(&self) -> bool {
         let until = self.lease_until.load(Ordering::Acquire);

@@ -29,7 +29,7 @@ struct Shared {
 #[derive(Default)]
 struct State {
     tasks: Vec<Entry>,
-    /// Which entries are free.
+    /// The entries that are free.
     free: Vec<usize>,
     running: usize,
     is_closed: bool,
@@ -89,7 +89,7 @@ impl TaskHandle {
         self.abort.is_finished()
     }
 
-    /// Whether it is the task that asks.
+    /// Tells whether it is the task that asks.
     pub(crate) fn is_current(&self) -> bool {
         try_id() == Some(self.abort.id())
     }

@@ -1,10 +1,10 @@
-//! When a failed alarm is tried again, and when it is given up.
+//! Policies of trying a failed alarm again, and of giving it up.
 
 use std::time::Duration;
 
 use crate::clock::Random;
 
-/// When a handler that failed on an alarm or message is run again.
+/// The waits before a handler that failed on an alarm or message is run again.
 ///
 /// The wait doubles from `first` up to `longest`, counted from the moment of the failure, plus up to a fifth of it at random,
 /// so that what failed together does not come back together. After `attempts` failures the alarm becomes a dead letter.
@@ -52,14 +52,14 @@ impl RetryPolicy {
         self
     }
 
-    /// How many attempts there are in all, at least one. Default: 40.
+    /// Sets the number of attempts in all, at least one. Default: 40.
     #[must_use]
     pub fn attempts(mut self, attempts: u32) -> RetryPolicy {
         self.attempts = attempts.max(1);
         self
     }
 
-    /// How long to wait after the `failed`th failure in a row (from 1); `None` to give up.
+    /// The wait after the `failed`th failure in a row (from 1); `None` to give up.
     pub(crate) fn wait_after(&self, failed: u32, random: &dyn Random) -> Option<Duration> {
         if failed >= self.attempts {
             return None;

@@ -33,9 +33,9 @@ use crate::crowds::Crowds;
 use crate::store::{AlarmKey, AlarmRow, InstanceName, Revision};
 use crate::sync::Arc;
 
-/// What is known to come later than that is loaded later.
+/// Alarms that are known to come later than that are loaded later.
 const SOON: Duration = Duration::from_secs(2);
-/// What an alarm in memory takes beside its texts and its meta, roughly.
+/// The bytes that an alarm in memory takes beside its texts and its meta, roughly.
 const OVERHEAD: usize = 256;
 /// While postponed alarms have more bytes than that, no others are loaded beside them.
 const MAX_POSTPONED_BYTES: usize = 1024 * 1024;
@@ -66,7 +66,7 @@ pub(crate) struct AlarmWindow {
     postponed_bytes: usize,
     /// The bytes of the alarms in `crowds`.
     crowd_bytes: usize,
-    /// When the first alarm beyond the horizon is due, or earlier; `None` if nothing is known of it.
+    /// The time at which the first alarm beyond the horizon is due, or earlier; `None` if nothing is known of it.
     beyond: Option<Timestamp>,
     /// Says whether the last page had more bytes than there was room for: then there is no use in another before all that waits is gone.
     was_cut: bool,
@@ -274,13 +274,13 @@ impl AlarmWindow {
         self.find_mut(hash, &row.name, &row.id).expect("each alarm of an order is an entry")
     }
 
-    /// When [`pop_due`](Self::pop_due) will have something, if nothing is put or merged before; `None` if never.
+    /// The time at which [`pop_due`](Self::pop_due) will have something, if nothing is put or merged before; `None` if never.
     pub(crate) fn next_deadline(&self) -> Option<Timestamp> {
         let first = self.waiting.first().into_iter().chain(self.crowds.first()).min();
         first.map(|key| key.0.due)
     }
 
-    /// When the next postponement ends, by the lease clock.
+    /// The time at which the next postponement ends, by the lease clock.
     pub(crate) fn next_wait(&self) -> Option<Duration> {
         self.postponed.first().map(|(at, _)| *at)
     }
@@ -341,13 +341,13 @@ impl AlarmWindow {
         self.entries.iter().map(|entry| &entry.row)
     }
 
-    /// Whether this alarm has been popped and is not known to have ended.
+    /// Tells whether this alarm has been popped and is not known to have ended.
     #[cfg(test)]
     pub(crate) fn is_firing(&self, name: &InstanceName, id: &str) -> bool {
         self.find(self.hash(name, id), name, id).is_some_and(|entry| entry.state == State::Firing)
     }
 
-    /// Whether it is time to load a page: there is more in the store, less than half the cap is waiting here, and none is
+    /// Tells whether it is time to load a page: there is more in the store, less than half the cap is waiting here, and none is
     /// being loaded.
     pub(crate) fn wants_page(&self) -> bool {
         matches!(self.page, Page::Idle) && self.behind().is_some()
@@ -363,7 +363,7 @@ impl AlarmWindow {
         (self.has_room() && self.beyond.is_none_or(|due| self.is_soon(due))).then_some(all_up_to)
     }
 
-    /// When a page will be wanted, if that is later.
+    /// The time at which a page will be wanted, if that is later.
     pub(crate) fn page_deadline(&self) -> Option<Timestamp> {
         let due = self.beyond.filter(|due| self.has_room() && !self.is_soon(*due) && self.horizon != Horizon::End)?;
         matches!(self.page, Page::Idle).then(|| due - SOON)
@@ -442,24 +442,24 @@ impl AlarmWindow {
         self.page = Page::Idle;
     }
 
-    /// How many alarms are in memory.
+    /// The number of alarms in memory.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// How many of them wait, postponed ones among them.
+    /// The number of alarms that wait, postponed ones among them.
     pub(crate) fn waiting(&self) -> usize {
         self.waiting.len() + self.postponed.len()
     }
 
-    /// How many of them are firing.
+    /// The number of alarms that are firing.
     #[cfg(test)]
     pub(crate) fn firing(&self) -> usize {
         self.len() - self.waiting() - self.crowds.waiting()
     }
 
-    /// Whether the store has no live alarm that is not in memory, apart from those set aside.
+    /// Tells whether the store has no live alarm that is not in memory, apart from those set aside.
     #[cfg(test)]
     pub(crate) fn is_complete(&self) -> bool {
         self.horizon == Horizon::End

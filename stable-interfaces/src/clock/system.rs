@@ -84,7 +84,7 @@ fn boot_time() -> rustix::time::Timespec {
 
 /// The thread that sleeps until the earliest of a few deadlines.
 struct Timer {
-    /// Who waits until when. Written by sleeps, read by the thread after each unpark; the number tells equal times apart.
+    /// Sleepers by the time they wait for. Written by sleeps, read by the thread after each unpark; the number tells equal times apart.
     waiting: Mutex<BTreeMap<(Instant, u64), Waker>>,
     /// The number of the next sleep.
     sleeps: AtomicU64,

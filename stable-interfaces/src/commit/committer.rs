@@ -37,14 +37,14 @@ const MAX_SHARD_OPS: usize = 1_000;
 const MAX_WRITE_OPS: usize = 8_000;
 const MAX_WRITE_BYTES: usize = 8 * 1024 * 1024;
 
-/// What one handler decided between two commits.
+/// The operations that one handler decided on between two commits.
 #[derive(Debug)]
 pub(crate) struct Commit {
     pub(crate) shard: ShardId,
     pub(crate) epoch: Epoch,
     /// In the order they were decided. May be empty: then it only waits for its turn.
     pub(crate) ops: Vec<Op>,
-    /// Whether the shard's windows follow it when it is durable.
+    /// Tells whether the shard's windows follow it when it is durable.
     pub(crate) is_shown: bool,
 }
 
@@ -173,7 +173,7 @@ impl Committer {
         (0..self.options.lanes.max(1)).map(Lane)
     }
 
-    /// Whether so much waits already that no handler should begin.
+    /// Tells whether so much waits already that no handler should begin.
     pub(crate) fn is_full(&self, shard: ShardId) -> bool {
         let depth = &self.lane(shard).depth;
         depth.commits.load(Ordering::Relaxed) >= self.options.max_queued

@@ -1,4 +1,4 @@
-//! What handlers record, and how recorded changes fold into one.
+//! Changes that handlers record, and their folding into one.
 //!
 //! Effects are plain data: recording never waits and never fails for anything but size. Of several operations on one target
 //! the last counts, except that an alarm's greater revision outlives a smaller one, in whichever order they come; so folding
@@ -64,7 +64,7 @@ impl Effects {
     }
 }
 
-/// How much a handler had recorded at one moment.
+/// The amount that a handler had recorded at one moment.
 #[derive(Debug)]
 pub(crate) struct Mark {
     pub(crate) ops: usize,
@@ -160,7 +160,7 @@ pub(crate) fn fold(mut ops: Vec<Op>) -> Vec<Op> {
     ops
 }
 
-/// What unsettled operations say about one target, newest last: `None` if nothing.
+/// The word of unsettled operations about one target, newest last: `None` if nothing.
 pub(crate) fn find_value<'a>(ops: impl DoubleEndedIterator<Item = &'a Op>, wanted: &str) -> Option<Option<Bytes>> {
     ops.rev().find_map(|op| match op {
         Op::Put { key, value, .. } if **key == *wanted => Some(Some(value.clone())),
@@ -169,7 +169,7 @@ pub(crate) fn find_value<'a>(ops: impl DoubleEndedIterator<Item = &'a Op>, wante
     })
 }
 
-/// What unsettled operations say about an alarm: `Some(None)` if it is removed, `None` if they do not touch it.
+/// The word of unsettled operations about an alarm: `Some(None)` if it is removed, `None` if they do not touch it.
 pub(crate) fn find_alarm<'a>(ops: impl Iterator<Item = &'a Op>, wanted: &str) -> Option<Option<&'a AlarmRow>> {
     let touching = ops.filter(|op| match op {
         Op::PutAlarm(row) => *row.id == *wanted,

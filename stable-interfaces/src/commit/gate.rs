@@ -13,7 +13,7 @@ use crate::store::StoreError;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Arc, Mutex, MutexGuard};
 
-/// Why a commit did not happen, or is not known to have happened.
+/// The reason why a commit did not happen, or is not known to have happened.
 #[derive(Debug, Clone)]
 pub(crate) enum Failure {
     /// The shard has another owner. It did not happen.
@@ -72,17 +72,17 @@ impl Ticket {
         self.gate.leave_unanswered(self.number);
     }
 
-    /// Whether a commit of the incarnation has failed, so that none behind it may be sent.
+    /// Tells whether a commit of the incarnation has failed, so that none behind it may be sent.
     pub(crate) fn is_behind_failure(&self) -> bool {
         self.gate.has_failed()
     }
 
-    /// Whether its outcome is known.
+    /// Tells whether its outcome is known.
     pub(crate) fn is_settled(&self) -> bool {
         self.is_within(self.gate.settled())
     }
 
-    /// Whether it is settled, given how far its gate is.
+    /// Tells whether it is settled, given how far its gate is.
     pub(crate) fn is_within(&self, settled: u64) -> bool {
         self.number <= settled
     }
@@ -108,7 +108,7 @@ struct State {
     unanswered: u64,
     /// The first ticket that failed, and why. All later ones fail.
     failed: Option<(u64, Failure)>,
-    /// Who waits for which ticket, and whether for its settlement rather than for an answer.
+    /// Those who wait for a ticket, and whether for its settlement rather than for an answer.
     waiting: Vec<(u64, Wait, Waker)>,
 }
 
@@ -135,7 +135,7 @@ impl Gate {
         is_pending.then(|| Ticket { gate: self.clone(), number: state.queued })
     }
 
-    /// Whether a commit failed, so that this incarnation must not go on.
+    /// Tells whether a commit failed, so that this incarnation must not go on.
     pub(crate) fn has_failed(&self) -> bool {
         self.has_failed.load(Ordering::Acquire)
     }

@@ -28,7 +28,7 @@ use crate::sync::{Arc, first_ready, mpsc};
 
 /// While an alarm waits, the wall clock is looked at this often at least.
 const CLOCK_CHECK: Duration = Duration::from_secs(5);
-/// How many tasks start handlers of alarms.
+/// The number of tasks that start handlers of alarms.
 const FIRING_TASKS: usize = 4;
 /// The most damaged rows listed.
 const MAX_DAMAGED: usize = 1_000;
@@ -202,7 +202,7 @@ pub(crate) async fn load(host: Arc<HostCore>, sequence: Sequence) {
     }
 }
 
-/// What became of a call for pages.
+/// The outcome of a call for pages.
 struct Asked {
     begun: Vec<BegunPage>,
     /// Says whether it was the one for all that is not troubled.

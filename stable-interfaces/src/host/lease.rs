@@ -25,7 +25,7 @@ use crate::sync::Arc;
 /// lease is.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-/// How far the store's clock and this host's may be apart before it is worth a warning.
+/// The difference that the store's clock and this host's may have before it is worth a warning.
 const SKEW_WARNING: Duration = Duration::from_secs(5);
 
 /// The shards the fleet gives to this host.
@@ -33,7 +33,7 @@ pub(crate) fn assigned(host: &HostCore) -> Vec<ShardId> {
     (0..host.fleet.shards()).map(ShardId).filter(|shard| *host.fleet.host_of(*shard) == host.name).collect()
 }
 
-/// How many bytes of alarms that wait the window of one shard may have.
+/// The most bytes of waiting alarms that the window of one shard may have.
 fn window_bytes(host: &HostCore, assigned: usize) -> usize {
     host.options.limits.window_bytes / 2 / assigned.max(1)
 }
@@ -181,7 +181,7 @@ fn forget_unowned(host: &HostCore) {
     }
 }
 
-/// What is known of the lease.
+/// The knowledge of the lease.
 struct Keeper<'a> {
     host: &'a Arc<HostCore>,
     store: &'a dyn Store,
@@ -198,7 +198,7 @@ struct Keeper<'a> {
 type Claiming<'a> = Pin<Box<dyn Future<Output = (Duration, Result<Claimed, StoreError>)> + Send + 'a>>;
 
 impl Keeper<'_> {
-    /// How long the lease of what was renewed lasts yet; zero if it is over.
+    /// The time that the lease of what was renewed still lasts; zero if it is over.
     fn left(&self) -> Duration {
         self.renewed.saturating_sub(self.host.clock.elapsed())
     }
@@ -228,7 +228,7 @@ impl Keeper<'_> {
         }
     }
 
-    /// When the first of the doubtful shards is to be given up: a little before its lease ends, for the lease of all waits for that.
+    /// The time at which the first of the doubtful shards is to be given up: a little before its lease ends, for the lease of all waits for that.
     fn first_doubt(&self) -> Option<Duration> {
         let margin = self.host.options.lease / 20;
         self.doubts.values().map(|(_, end)| end.saturating_sub(margin)).min().filter(|_| self.renewed < Duration::MAX)

@@ -1,4 +1,4 @@
-//! What a host does when its store has lost what it had acknowledged: it saves the alarms that are still in memory, and ends.
+//! The rescue of a host whose store has lost what it had acknowledged: it saves the alarms that are still in memory, and ends.
 //!
 //! Memory and store differ then, so nothing here may go on as if they did not, and nothing is written as an owner: other processes
 //! may own the shards by now. Instead each alarm is posted to its instance as a directive to set it again, for the next owner,
@@ -18,11 +18,11 @@ use crate::sync::Arc;
 const MAX_ALARMS: usize = 256;
 const MAX_BYTES: usize = 1024 * 1024;
 
-/// What a host knew when its lease ran out is worth saving for this long. An outage and a restored copy take hours; a machine that was
+/// The time for which the alarms that a host knew when its lease ran out are worth saving. An outage and a restored copy take hours; a machine that was
 /// suspended for a week knows nothing that is of use.
 const MAX_AGE: Duration = Duration::from_secs(24 * 3600);
 
-/// What is to be saved.
+/// The alarms that are to be saved.
 #[derive(Debug)]
 pub(crate) struct Rescue {
     alarms: Vec<Arc<AlarmRow>>,

@@ -38,9 +38,9 @@ pub(crate) struct InboxWindow {
     next_number: u64,
     /// Those that failed and were left to the store, as far as there is room for their names, and until when.
     left: HashMap<Identity, Timestamp>,
-    /// When the first of those is due that failed and were left to the store.
+    /// The time at which the first of those is due that failed and were left to the store.
     left_until: Option<Timestamp>,
-    /// When the first of those that rested and were left to the store is to be looked for, by the lease clock.
+    /// The time at which the first of those that rested and were left to the store is to be looked for, by the lease clock.
     left_resting_until: Option<Duration>,
     /// Waiting behind another message of their instance, which is busy; and how many bytes they have.
     crowds: Crowds<InCrowd>,
@@ -49,19 +49,19 @@ pub(crate) struct InboxWindow {
     first_until: Timestamp,
     /// Those that were to wait there and were left to the store, because so many do, as far as there is room for their names.
     left_behind: HashSet<Identity>,
-    /// How many of `taken` nobody here can handle.
+    /// The number of `taken` that nobody here can handle.
     aside: usize,
     pass: Pass,
-    /// Whether messages may have come that the pass under way does not see.
+    /// Tells whether messages may have come that the pass under way does not see.
     is_hinted: bool,
-    /// Whether all that a first pass found has been handed out: until then the shard's alarms wait.
+    /// Tells whether all that a first pass found has been handed out: until then the shard's alarms wait.
     lets_alarms_fire: bool,
     cap: usize,
 }
 
 type Identity = (InstanceName, Arc<str>);
 
-/// What is known of a message in memory.
+/// The state of a message in memory.
 #[derive(Debug, Default)]
 struct Taken {
     /// Says whether it has been handed out: then it may have left the store already.
@@ -70,7 +70,7 @@ struct Taken {
     is_shown_again: bool,
 }
 
-/// Why a message is not to be taken from the page that is being loaded.
+/// The reason why a message is not to be taken from the page that is being loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Gone {
     /// It has left the inbox. Another may be there under its ID.
@@ -107,7 +107,7 @@ impl PartialEq for InCrowd {
 
 impl Eq for InCrowd {}
 
-/// How many messages may be postponed in memory for each that may be there to be handled.
+/// The number of messages that may be postponed in memory for each that may be there to be handled.
 const POSTPONED_PER_CAP: usize = 16;
 /// The most messages behind others of their instances, for each that may be there to be handled.
 const CROWD_PER_CAP: usize = 16;
@@ -197,13 +197,13 @@ impl InboxWindow {
         }
     }
 
-    /// Where a pass begins; with keys if so many messages are known.
+    /// The start of a pass; with keys if so many messages are known.
     fn first_page(&self, many: usize) -> Pass {
         let is_known = self.taken.len() + self.left.len() + self.left_behind.len() >= many;
         Pass::At(Next::first(if is_known { Part::Keys } else { Part::Rows }))
     }
 
-    /// Whether a first pass is over and all it found has been handed out.
+    /// Tells whether a first pass is over and all it found has been handed out.
     pub(crate) fn lets_alarms_fire(&self) -> bool {
         self.lets_alarms_fire
     }
@@ -341,7 +341,7 @@ impl InboxWindow {
         }
     }
 
-    /// When the next failed message is due.
+    /// The time at which the next failed message is due.
     pub(crate) fn next_deadline(&self) -> Option<Timestamp> {
         let postponed = self.postponed.keys().next().map(|(due, _)| *due);
         postponed.into_iter().chain(self.left_until).min()

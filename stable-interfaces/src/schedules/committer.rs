@@ -20,7 +20,7 @@ const SHARDS: u32 = 3;
 const COMMITS: u32 = 3;
 const WRITER: Incarnation = Incarnation(7);
 
-/// What the sender of a commit heard.
+/// The answer that the sender of a commit heard.
 type Heard = (ShardId, u32, Result<(), bool>);
 
 /// Some shards on two lanes, each with one instance that commits numbers in order.

@@ -28,7 +28,7 @@ fn failure() -> Failure {
     Failure::Store(Arc::new(StoreError::NotApplied("refused".into())))
 }
 
-/// What an output behind ticket `n` may hear, by what was settled before it heard.
+/// The answers that an output behind ticket `n` may hear, by what was settled before it heard.
 fn check(log: &[Event], n: u64, heard: Heard) {
     let is_settled = |m: u64| log.iter().any(|event| matches!(event, Event::Settling(of, _) if *of == m));
     let has_failed = log.iter().any(|event| matches!(event, Event::Settling(m, false) if *m <= n));

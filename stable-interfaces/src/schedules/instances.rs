@@ -13,7 +13,7 @@ use crate::shared::AnyInterface;
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicU32, Ordering};
 
-/// What happened to the instances, in order. A life is one incarnation of an instance.
+/// The events of the instances, in order. A life is one incarnation of an instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Event {
     /// A request is about to be made, and has been submitted.
@@ -50,13 +50,13 @@ pub(super) struct Counter {
 /// Adds one to the count.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Add {
-    /// Which request this is.
+    /// The number of the request.
     pub(super) request: u32,
-    /// How often its handler waits.
+    /// The number of times its handler waits.
     pub(super) waits: u32,
-    /// Whether the count is stored.
+    /// Tells whether the count is stored.
     pub(super) durable: bool,
-    /// Whether the instance is to leave memory after it.
+    /// Tells whether the instance is to leave memory after it.
     pub(super) passivate: bool,
 }
 

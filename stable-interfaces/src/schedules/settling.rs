@@ -14,7 +14,7 @@ fn counted(event: &WriteEvent) -> Option<(u32, u32)> {
     puts(write).map(|(.., value)| serde_json::from_slice(value).expect("a life and a count")).last()
 }
 
-/// When a life begins nothing of the ones before is under way, and nothing of them is sent any more.
+/// Checks that when a life begins nothing of the ones before is under way, and nothing of them is sent any more.
 fn check_settled(log: &[Event], writes: &[WriteEvent]) {
     for event in log {
         let Event::Built { life, writes: until, .. } = event else { continue };

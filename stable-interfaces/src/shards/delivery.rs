@@ -11,7 +11,7 @@ use super::wake::Wake;
 use crate::store::{AlarmRow, Epoch, ShardId};
 use crate::sync::Arc;
 
-/// What could not be handed to its instance waits this long before it is tried again.
+/// The wait of what could not be handed to its instance before it is tried again.
 const RETRY_DELAY: Duration = Duration::from_millis(250);
 
 /// One alarm or message being handled.
@@ -21,11 +21,11 @@ pub(crate) struct Delivery {
     shard: ShardId,
     epoch: Epoch,
     wake: Wake,
-    /// Whether it must be marked in the store before its handler starts.
+    /// Tells whether it must be marked in the store before its handler starts.
     pub(crate) must_mark: bool,
-    /// When it is due again if this is dropped; `None` if something durable says what becomes of it.
+    /// The time at which it is due again if this is dropped; `None` if something durable says what becomes of it.
     due_again: Option<DueAgain>,
-    /// Whether it counts as being handled: a held alarm does not.
+    /// Tells whether it counts as being handled: a held alarm does not.
     is_counted: bool,
     /// True while others of its kind wait for its instance behind it.
     is_head: bool,
@@ -99,7 +99,7 @@ impl Delivery {
         self
     }
 
-    /// Whether `found` is this setting of the alarm.
+    /// Tells whether `found` is this setting of the alarm.
     pub(crate) fn is_setting(&self, found: Option<&AlarmRow>) -> bool {
         matches!((&self.wake, found), (Wake::Alarm(alarm), Some(row)) if alarm.revision == row.revision)
     }

@@ -17,9 +17,9 @@ use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 pub(crate) struct Limits {
     /// Alarms and messages being handled or committed at once.
     pub(crate) max_firing: usize,
-    /// How often the alarms of one instance may fire within a second before they are slowed down.
+    /// The number of times that alarms of one instance may fire within a second before they are slowed down.
     pub(crate) max_fires_per_second: u32,
-    /// How many processes an alarm or message may have been running in when they died, before it is given up.
+    /// The number of processes in which an alarm or message may have been running when they died, before it is given up.
     pub(crate) max_crashes: u32,
     /// About how many bytes of alarms and messages may be in memory: half of it those that wait, half those being handled.
     pub(crate) window_bytes: usize,

@@ -107,7 +107,7 @@ impl Wake {
     }
 }
 
-/// What becomes of an alarm or message whose handler failed.
+/// The fate of an alarm or message whose handler failed.
 pub(crate) enum Failed {
     Retry(Duration, Op),
     Dead([Op; 2]),

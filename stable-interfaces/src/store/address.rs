@@ -16,13 +16,13 @@ use crate::sync::Arc;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Addressed {
-    /// Whose inbox it is for.
+    /// The instance whose inbox it is for.
     pub name: InstanceName,
-    /// What [`Fleet::shard_of`](crate::Fleet::shard_of) scales onto the shards, by the hash of [`HASH_VERSION`](crate::store::HASH_VERSION).
+    /// The number that [`Fleet::shard_of`](crate::Fleet::shard_of) scales onto the shards, by the hash of [`HASH_VERSION`](crate::store::HASH_VERSION).
     pub hash: u64,
     /// Its ID, if the sender gave it one; else it is to get a random one.
     pub id: Option<Arc<str>>,
-    /// What goes beside the body.
+    /// The headers that go beside the body.
     pub headers: MessageHeaders,
     /// The body.
     pub body: Bytes,

@@ -23,7 +23,7 @@ impl fmt::Display for ShardId {
     }
 }
 
-/// Which ownership of a shard: raised by one at each change of owner, from 1. Sent along with a write, it is the fencing token.
+/// The number of an ownership of a shard: raised by one at each change of owner, from 1. Sent along with a write, it is the fencing token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Epoch(pub u64);
 
@@ -33,15 +33,15 @@ impl fmt::Display for Epoch {
     }
 }
 
-/// Which life of a host process: a random number from 1 to `i64::MAX`, drawn when it starts.
+/// A life of a host process: a random number from 1 to `i64::MAX`, drawn when it starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Incarnation(pub u64);
 
-/// Which of a host's streams of writes. A lane has one write under way at a time.
+/// One of a host's streams of writes. A lane has one write under way at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Lane(pub u16);
 
-/// Where alarms, inboxes and instance storage live: an ordered store with one writer per shard.
+/// The store of alarms, inboxes and instance storage: an ordered store with one writer per shard.
 ///
 /// Times are whole milliseconds since the Unix epoch. Text (IDs, keys) is UTF-8 without NUL, ordered by its bytes.
 /// Every method may be called from many tasks at once and must not block the thread it is polled on. A call whose future is
@@ -147,10 +147,10 @@ pub trait Store: Any + Debug + Send + Sync + 'static {
     async fn read(&self, read: &Read) -> Result<ReadRows, StoreError>;
 }
 
-/// What a host asks for in [`Store::claim`].
+/// The request of a host in [`Store::claim`].
 #[derive(Debug, Clone)]
 pub struct Claim {
-    /// Who asks.
+    /// The incarnation that asks.
     pub incarnation: Incarnation,
     /// The name of its host.
     pub host: Arc<str>,
@@ -159,17 +159,17 @@ pub struct Claim {
     /// Those of them that this incarnation has owned and acts as an owner of no more, each with the last epoch it had: they are granted
     /// under a greater one only, so that nothing it sent before can land after it has read them again.
     pub given_up: Vec<(ShardId, Epoch)>,
-    /// How many shards its fleet has; recorded by the first claim and compared by all others.
+    /// The number of shards that its fleet has; recorded by the first claim and compared by all others.
     pub shard_count: u32,
-    /// Which function maps IDs to shards; recorded and compared likewise.
+    /// The version of the function that maps IDs to shards; recorded and compared likewise.
     pub hash_version: u32,
-    /// How long the lease is to last, by the store's clock.
+    /// The time that the lease is to last, by the store's clock.
     pub lease: Duration,
-    /// Whether shards of the same host name may be taken from a living lease.
+    /// Tells whether shards of the same host name may be taken from a living lease.
     pub kind: ClaimKind,
 }
 
-/// Whether a claim may take shards from an earlier life of its own host.
+/// The right of a claim to take shards from an earlier life of its own host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClaimKind {
     /// The host is starting: earlier incarnations of the same name are ended at once, whatever their lease says.
@@ -178,7 +178,7 @@ pub enum ClaimKind {
     Running,
 }
 
-/// What [`Store::claim`] gave.
+/// The answer of [`Store::claim`].
 #[derive(Debug, Clone)]
 pub struct Claimed {
     /// The shards that are now the claimer's, in the order asked for.
@@ -209,7 +209,7 @@ pub struct Grant {
     pub shard: ShardId,
     /// The epoch under which to write.
     pub epoch: Epoch,
-    /// Whether the last owner released it, or there never was one. If not, handlers may have been running when it ended.
+    /// Tells whether the last owner released it, or there never was one. If not, handlers may have been running when it ended.
     pub clean: bool,
 }
 
@@ -220,11 +220,11 @@ pub struct Held {
     pub shard: ShardId,
     /// The name of the host that holds it.
     pub holder: Arc<str>,
-    /// How long its lease still runs, unless renewed.
+    /// The time that its lease still runs, unless renewed.
     pub remaining: Duration,
 }
 
-/// What [`Store::renew`] found.
+/// The answer of [`Store::renew`].
 #[derive(Debug, Clone)]
 pub struct Renewed {
     /// The shards the incarnation owns, ascending. Whatever it thought to own beside these and the unknown was taken.
@@ -240,17 +240,17 @@ pub struct Renewed {
 /// One group commit of a lane.
 #[derive(Debug, Clone)]
 pub struct Write {
-    /// Who writes.
+    /// The incarnation that writes.
     pub incarnation: Incarnation,
-    /// Which of its lanes.
+    /// The lane of that incarnation.
     pub lane: Lane,
     /// Rises with each write of the lane, from 1; equal for a repeat of the same write or of a part of it.
     pub seq: u64,
-    /// What to write, ascending by shard, each shard once.
+    /// The batches to write, ascending by shard, each shard once.
     pub batches: Vec<Batch>,
 }
 
-/// What [`Store::post`] did with a message.
+/// The outcome of a message of [`Store::post`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Posted {
     /// It is in the inbox.
@@ -264,7 +264,7 @@ pub enum Posted {
 pub struct Page {
     /// The shard.
     pub shard: ShardId,
-    /// Which rows, and after which key.
+    /// The kind of rows, and the key after which they start.
     pub after: After,
     /// At most this many rows; at least 1.
     pub limit: usize,
@@ -282,7 +282,7 @@ impl Page {
     }
 }
 
-/// Which rows of a shard a page starts after; `None` starts with the first.
+/// The key of a shard's rows after which a page starts; `None` starts with the first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum After {
     /// Alarms, in the order in which they fire.
@@ -293,7 +293,7 @@ pub enum After {
     Dead(Option<DeadKey>),
 }
 
-/// What [`Store::load`] found for one page.
+/// The answer of [`Store::load`] for one page.
 #[derive(Debug, Clone)]
 pub struct Loaded {
     /// The rows, of the kind that was asked for.
@@ -320,13 +320,13 @@ pub enum Rows {
 pub struct Damaged {
     /// Its shard.
     pub shard: ShardId,
-    /// Where it is, for a person who looks for it in the store.
+    /// The place of the row, for a person who looks for it in the store.
     pub place: String,
-    /// What is wrong with it.
+    /// The fault in it.
     pub reason: DamageReason,
 }
 
-/// Why a row cannot be used.
+/// The reason why a row cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DamageReason {
     /// Its bytes are not a row; the text says where that shows.
@@ -344,14 +344,14 @@ impl fmt::Display for DamageReason {
     }
 }
 
-/// What [`Store::read`] is asked for.
+/// The question of [`Store::read`].
 #[derive(Debug, Clone)]
 pub struct Read {
     /// The shard of the instance.
     pub shard: ShardId,
     /// The instance.
     pub name: InstanceName,
-    /// What of it.
+    /// The part of the instance that is wanted.
     pub range: ReadRange,
     /// At most this many; at least 1.
     pub limit: usize,
@@ -366,7 +366,7 @@ pub enum ReadRange {
     Alarms(Arc<str>, Option<Arc<str>>),
 }
 
-/// What [`Store::read`] found.
+/// The answer of [`Store::read`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ReadRows {
     /// Keys and values.
@@ -375,7 +375,7 @@ pub enum ReadRows {
     Alarms(Vec<AlarmRow>),
 }
 
-/// Why a [`Store`] did not do what was asked.
+/// The reason why a [`Store`] did not do what was asked.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
@@ -446,13 +446,13 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether the same call may succeed later.
+    /// Tells whether the same call may succeed later.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         matches!(self, StoreError::Unavailable(_) | StoreError::NotApplied(_) | StoreError::Full(_))
     }
 
-    /// Whether the call may have taken effect all the same.
+    /// Tells whether the call may have taken effect all the same.
     #[must_use]
     pub fn may_have_happened(&self) -> bool {
         matches!(self, StoreError::Unavailable(_) | StoreError::Stopped(_) | StoreError::Lost(_))

@@ -45,7 +45,7 @@ struct State {
     /// Every incarnation that ever claimed, ended ones too: they must be told.
     lives: BTreeMap<Incarnation, Life>,
     shards: BTreeMap<ShardId, Shard>,
-    /// Who hears of new inbox rows.
+    /// Those who hear of new inbox rows.
     watchers: Vec<HintSender>,
 }
 
@@ -54,13 +54,13 @@ struct Life {
     host: Arc<str>,
     /// By the lease clock; the lease has run out once that time is reached.
     lease_until: Duration,
-    /// Whether a later life of the same host name has started.
+    /// Tells whether a later life of the same host name has started.
     ended: bool,
     /// The greatest sequence number taken, by lane; with [`Sequence::OfLane`].
     lanes: BTreeMap<Lane, u64>,
 }
 
-/// Which item of an instance: the identity of an alarm or message, or the place of a storage value.
+/// The name of an item of an instance: the identity of an alarm or message, or the place of a storage value.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Item {
     name: InstanceName,
@@ -78,7 +78,7 @@ struct Shard {
     /// Zero until the first claim.
     epoch: Epoch,
     owner: Option<Incarnation>,
-    /// Whether the present owner got it clean.
+    /// Tells whether the present owner got it clean.
     clean: bool,
     /// The greatest sequence number taken from its owner, by lane; with [`Sequence::OfShard`].
     lanes: BTreeMap<Lane, u64>,
@@ -86,7 +86,7 @@ struct Shard {
     /// The keys of `alarms`, in the order of firing.
     alarm_order: BTreeSet<AlarmKey>,
     inbox: BTreeMap<InboxKey, InboxRow>,
-    /// When each row of `inbox` arrived, by its identity.
+    /// The arrival times of the rows of `inbox`, by the identity of each.
     arrivals: BTreeMap<Item, Timestamp>,
     dead: BTreeMap<DeadKey, DeadLetter>,
     storage: BTreeMap<Item, Bytes>,
@@ -140,7 +140,7 @@ impl MemoryStore {
 
 #[cfg(feature = "testing")]
 impl MemoryStore {
-    /// What a host whose wall shows `wall` has to handle of a shard: alarms, messages that came first, and those whose retry is due.
+    /// The work that a host whose wall shows `wall` has to handle of a shard: alarms, messages that came first, and those whose retry is due.
     pub(crate) fn due(&self, shard: ShardId, wall: Timestamp) -> (Vec<AlarmRow>, Vec<InboxRow>) {
         let state = self.inner.state.lock();
         let Some(shard) = state.shards.get(&shard) else { return (Vec::new(), Vec::new()) };

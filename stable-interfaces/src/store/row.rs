@@ -1,4 +1,4 @@
-//! What a store keeps: alarms, inbox messages, dead letters and instance storage, and the operations on them.
+//! Rows of a store: alarms, inbox messages, dead letters and instance storage, and the operations on them.
 //!
 //! The order of each kind of row is the derived order of its key type: fields from first to last, text by its bytes.
 
@@ -10,7 +10,7 @@ use super::{Epoch, ShardId};
 use crate::clock::Timestamp;
 use crate::sync::Arc;
 
-/// Which instance: the name of its interface and its own ID.
+/// The full name of an instance: the name of its interface and its own ID.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InstanceName {
     /// The interface's `NAME`.
@@ -25,7 +25,7 @@ impl fmt::Display for InstanceName {
     }
 }
 
-/// Which setting of an alarm. Given by the owner without asking the store: the epoch makes it rise over owners, the counter
+/// The number of a setting of an alarm. Given by the owner without asking the store: the epoch makes it rise over owners, the counter
 /// within one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Revision {
@@ -89,9 +89,9 @@ impl Attempts {
 /// The order in which a shard's alarms fire.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AlarmKey {
-    /// When it is due.
+    /// The time at which it is due.
     pub due: Timestamp,
-    /// Whose alarm it is.
+    /// The instance whose alarm it is.
     pub name: InstanceName,
     /// Its ID, unique within the instance.
     pub id: Arc<str>,
@@ -100,24 +100,24 @@ pub struct AlarmKey {
 /// An alarm as it is stored. `(name, id)` is its identity: there is at most one row of each.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AlarmRow {
-    /// Whose alarm it is.
+    /// The instance whose alarm it is.
     pub name: InstanceName,
     /// Its ID, unique within the instance.
     pub id: Arc<str>,
-    /// When it is to fire next.
+    /// The time at which it is to fire next.
     pub due: Timestamp,
     /// The time it was set for; `due` moves away from it with each retry.
     pub scheduled_at: Timestamp,
-    /// Which setting this is.
+    /// The number of this setting.
     pub revision: Revision,
     /// The attempts at it since it was set.
     pub attempts: Attempts,
-    /// What the application attached: JSON.
+    /// The JSON that the application attached.
     pub meta: Bytes,
 }
 
 impl AlarmRow {
-    /// How many bytes the application put into it.
+    /// The number of bytes that the application put into it.
     pub(crate) fn bytes(&self) -> usize {
         self.meta.len() + self.attempts.bytes()
     }
@@ -132,31 +132,31 @@ impl AlarmRow {
 /// The order in which a shard's inbox is read.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InboxKey {
-    /// When the store took it.
+    /// The time at which the store took it.
     pub arrived: Timestamp,
-    /// Whose message it is.
+    /// The instance whose message it is.
     pub name: InstanceName,
     /// Its ID, unique within the instance.
     pub id: Arc<str>,
 }
 
-/// What travels beside a message's body: names and values as they came, in order.
+/// Headers beside a message's body: names and values as they came, in order.
 pub type MessageHeaders = Vec<(String, String)>;
 
 /// A message as it is stored. `(name, id)` is its identity: there is at most one row of each.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InboxRow {
-    /// Whose message it is.
+    /// The instance whose message it is.
     pub name: InstanceName,
     /// Its ID, unique within the instance's inbox.
     pub id: Arc<str>,
-    /// When the store took it, by the store's clock.
+    /// The time at which the store took it, by the store's clock.
     pub arrived: Timestamp,
-    /// When it is to be handled: `arrived` at first, later with each retry.
+    /// The time at which it is to be handled: `arrived` at first, later with each retry.
     pub due: Timestamp,
     /// The attempts at it since it arrived.
     pub attempts: Attempts,
-    /// What came beside the body.
+    /// The headers that came beside the body.
     pub headers: MessageHeaders,
     /// The message: opaque.
     pub body: Bytes,
@@ -180,7 +180,7 @@ impl InboxKey {
 }
 
 impl InboxRow {
-    /// How many bytes the application put into it.
+    /// The number of bytes that the application put into it.
     pub(crate) fn bytes(&self) -> usize {
         let headers: usize = self.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
         self.body.len() + headers + self.attempts.bytes()
@@ -202,7 +202,7 @@ pub struct NewMessage {
     pub name: InstanceName,
     /// Its ID: a second message with the same one is dropped while the first is unread.
     pub id: Arc<str>,
-    /// What goes beside the body.
+    /// The headers that go beside the body.
     pub headers: MessageHeaders,
     /// At most [`MAX_VALUE_BYTES`](crate::store::MAX_VALUE_BYTES).
     pub body: Bytes,
@@ -227,9 +227,9 @@ impl NewMessage {
 /// The order of dead letters: oldest first.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DeadKey {
-    /// When it was given up.
+    /// The time at which it was given up.
     pub died_at: Timestamp,
-    /// Whose alarm or message it was.
+    /// The instance whose alarm or message it was.
     pub name: InstanceName,
     /// `true` for a message, `false` for an alarm: the two have separate IDs.
     pub is_message: bool,
@@ -240,15 +240,15 @@ pub struct DeadKey {
 /// An alarm or message that was given up: kept until somebody requeues or discards it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetter {
-    /// When it was given up, by the owner's clock.
+    /// The time at which it was given up, by the owner's clock.
     pub died_at: Timestamp,
-    /// Why: usually the last error.
+    /// The reason: usually the last error.
     pub reason: Arc<str>,
     /// The row as it was.
     pub row: DeadRow,
 }
 
-/// What died.
+/// The alarm or message that died.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DeadRow {
     /// An alarm.
@@ -268,7 +268,7 @@ impl DeadRow {
 }
 
 impl DeadLetter {
-    /// How many bytes the application put into it.
+    /// The number of bytes that the application put into it.
     pub(crate) fn bytes(&self) -> usize {
         let row = match &self.row {
             DeadRow::Alarm(row) => row.bytes(),
@@ -306,7 +306,7 @@ pub enum Op {
     PutAlarm(AlarmRow),
     /// Removes an alarm if it exists with this revision or a smaller one.
     RemoveAlarm {
-        /// Whose alarm.
+        /// The instance whose alarm it is.
         name: InstanceName,
         /// Its ID.
         id: Arc<str>,
@@ -323,7 +323,7 @@ pub enum Op {
     RemoveDead(DeadKey),
     /// Writes a storage value.
     Put {
-        /// Whose storage.
+        /// The instance whose storage it is.
         name: InstanceName,
         /// The key.
         key: Arc<str>,
@@ -332,7 +332,7 @@ pub enum Op {
     },
     /// Removes a storage value, if it exists.
     Delete {
-        /// Whose storage.
+        /// The instance whose storage it is.
         name: InstanceName,
         /// The key.
         key: Arc<str>,

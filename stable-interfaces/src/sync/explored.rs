@@ -46,7 +46,7 @@ impl<T> DerefMut for MutexGuard<'_, T> {
     }
 }
 
-/// Where tasks are spawned: in the schedule that is being explored.
+/// The place where tasks are spawned: in the schedule that is being explored.
 #[derive(Debug, Clone)]
 pub(crate) struct Runtime;
 
@@ -56,7 +56,7 @@ impl Runtime {
     }
 }
 
-/// Which task, of all that this process has spawned.
+/// The number of a task, of all that this process has spawned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TaskId(u64);
 

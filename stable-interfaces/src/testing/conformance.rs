@@ -31,13 +31,13 @@ use std::time::Duration;
 use crate::store::Store;
 use crate::sync::Arc;
 
-/// How long one case may take before it counts as hanging. Slow servers need a few seconds for the largest.
+/// The time that one case may take before it counts as hanging. Slow servers need a few seconds for the largest.
 const CASE_LIMIT: Duration = Duration::from_secs(120);
 
-/// What the argument of [`store_tests!`](crate::testing::store_tests) may give: a store, or a tuple of something that
+/// The result that the argument of [`store_tests!`](crate::testing::store_tests) may give: a store, or a tuple of something that
 /// must live as long as the test (a directory, a server) and a store.
 pub trait Fixture {
-    /// What is kept until the case has ended.
+    /// The value that is kept until the case has ended.
     type Guard;
 
     /// The guard and the store.
@@ -83,7 +83,7 @@ pub type CaseRun = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// One thing a store must do.
 #[derive(Clone, Copy)]
 pub struct Case {
-    /// What the store must do, as a sentence in the form of an identifier.
+    /// The demand on the store, as a sentence in the form of an identifier.
     pub name: &'static str,
     /// Tries it on an empty store.
     pub run: fn(Arc<dyn Store>) -> CaseRun,

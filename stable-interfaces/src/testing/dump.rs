@@ -1,4 +1,4 @@
-//! What a store holds, laid open for checkers.
+//! The contents of a store, laid open for checkers.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ pub struct StoreDump {
 pub struct ShardDump {
     /// Its newest epoch; zero if it was never claimed.
     pub epoch: Epoch,
-    /// Who owns it; `None` if it was released or never claimed. An owner whose lease ran out is still named.
+    /// The owner; `None` if it was released or never claimed. An owner whose lease ran out is still named.
     pub owner: Option<Incarnation>,
     /// In the order of firing.
     pub alarms: Vec<AlarmRow>,

@@ -25,7 +25,7 @@ use crate::store::{
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Arc, Mutex, Notify};
 
-/// How many calls the log remembers.
+/// The number of calls that the log remembers.
 const LOG_LIMIT: usize = 100_000;
 /// A method of [`Store`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -62,7 +62,7 @@ impl Method {
     ];
 }
 
-/// What happens to one call.
+/// The fate of one call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// The store is not asked: [`StoreError::NotApplied`].
@@ -93,19 +93,19 @@ pub enum Fault {
 pub struct Call {
     /// Its number among all calls, from zero.
     pub index: u64,
-    /// What was called.
+    /// The method that was called.
     pub method: Method,
-    /// How many things it was about: shards, batches, messages or pages; 1 for the others.
+    /// The number of things it was about: shards, batches, messages or pages; 1 for the others.
     pub size: usize,
-    /// What happened to it.
+    /// The faults that happened to it.
     pub fault: Option<Fault>,
-    /// Whether the store has done it, which may be after its end.
+    /// Tells whether the store has done it, which may be after its end.
     pub is_done: bool,
-    /// How it ended.
+    /// The end of the call.
     pub answer: Answer,
 }
 
-/// How a call ended for its caller.
+/// The end of a call for its caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
     /// It has not ended.
@@ -149,15 +149,15 @@ struct Shared {
     released: Notify,
     /// Woken when a call begins.
     begun: Notify,
-    /// What happens to hints. Apart from `state`, because forwarders hold it and must not keep the whole alive.
+    /// The treatment of hints. Apart from `state`, because forwarders hold it and must not keep the whole alive.
     hints: Arc<HintFaults>,
 }
 
 #[derive(Default)]
 struct HintFaults {
-    /// Whether they are swallowed.
+    /// Tells whether they are swallowed.
     are_lost: AtomicBool,
-    /// Whether they wait.
+    /// Tells whether they wait.
     are_held: AtomicBool,
     /// Woken when they wait no longer.
     released: Notify,
@@ -171,7 +171,7 @@ struct State {
     at: BTreeMap<u64, Fault>,
     next: BTreeMap<Method, VecDeque<Fault>>,
     chances: BTreeMap<Method, Vec<(Fault, f64)>>,
-    /// How often hanging calls were released: those of an earlier count are free.
+    /// The number of times hanging calls were released: those of an earlier count are free.
     releases: u64,
     begun: u64,
     calls: HashMap<Method, u64>,
@@ -326,7 +326,7 @@ impl FaultStore {
         }
     }
 
-    /// Whether anything is set to go wrong for all calls, or for one to come.
+    /// Tells whether anything is set to go wrong for all calls, or for one to come.
     pub(crate) fn is_troubled(&self) -> bool {
         let state = self.shared.state.lock();
         let is_scripted = !state.at.is_empty() || state.next.values().any(|next| !next.is_empty());
@@ -335,7 +335,7 @@ impl FaultStore {
         is_shut || is_scripted || self.shared.inner.is_any_away()
     }
 
-    /// How many calls of all methods have begun; also the number of the next one.
+    /// The number of calls of all methods that have begun; also the number of the next one.
     #[must_use]
     pub fn begun(&self) -> u64 {
         self.shared.state.lock().begun
@@ -347,13 +347,13 @@ impl FaultStore {
         wait_until(&self.shared.begun, begun).await;
     }
 
-    /// How many calls of `method` have begun.
+    /// The number of calls of `method` that have begun.
     #[must_use]
     pub fn calls(&self, method: Method) -> u64 {
         self.shared.state.lock().calls.get(&method).copied().unwrap_or(0)
     }
 
-    /// How many calls of `method` met a fault of this kind, whatever its duration.
+    /// The number of calls of `method` that met a fault of this kind, whatever its duration.
     #[must_use]
     pub fn injected(&self, method: Method, like: Fault) -> u64 {
         self.shared.state.lock().injected.get(&(method, discriminant(&like))).copied().unwrap_or(0)

@@ -1,4 +1,4 @@
-//! What a run asked for, was told and did, and whether that may be.
+//! The record of a run: what it asked for, was told and did, and whether that may be.
 //!
 //! A run writes each thing down when it happens, in one order; [`check`](History::check) then compares that with what is left
 //! in the end, by the [`Invariant`]s that hold whatever failed in between. It knows nothing of how the run was made, so every
@@ -34,7 +34,7 @@ pub enum Invariant {
     NothingLeft,
     /// One handler of an instance at a time, and none of an incarnation that has ended.
     OneAtATime,
-    /// What is read is what was acknowledged.
+    /// Checks that what is read is what was acknowledged.
     Read,
     /// The same seed gives the same run.
     Repeats,
@@ -61,9 +61,9 @@ impl fmt::Display for Invariant {
 /// A promise that was not kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violation {
-    /// Which promise.
+    /// The promise.
     pub invariant: Invariant,
-    /// What happened instead.
+    /// The event that happened instead.
     pub what: String,
 }
 
@@ -73,7 +73,7 @@ impl fmt::Display for Violation {
     }
 }
 
-/// What is known of something that was asked for.
+/// The knowledge of something that was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     /// It was acknowledged.
@@ -85,7 +85,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// What the answer to a request says of what its handler made durable, in the middle or at its end. `is_unknown` tells whether
+    /// The word of the answer to a request about what its handler made durable, in the middle or at its end. `is_unknown` tells whether
     /// the handler's own error stands for an unknown outcome.
     pub fn of<R, E>(answer: &Result<R, RequestError<E>>, is_unknown: impl FnOnce(&E) -> bool) -> Outcome {
         match answer {
@@ -118,7 +118,7 @@ pub enum What {
     /// A message, whose effect is to happen once for each time it was [inserted](History::inserted) into the inbox, and once at
     /// least if that was acknowledged.
     Post {
-        /// Which message.
+        /// The message.
         message: String,
         /// Its effect.
         effect: String,
@@ -138,11 +138,11 @@ pub enum What {
 /// One setting of an alarm.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Setting {
-    /// Which alarm, the same for all its settings: what one replaces.
+    /// The alarm, the same for all its settings: what one replaces.
     pub alarm: String,
     /// The name of this setting's effect, unique.
     pub effect: String,
-    /// When it is to fire.
+    /// The time at which it is to fire.
     pub due: Timestamp,
     /// The least and the most often that its effect is to happen.
     pub times: (i64, i64),
@@ -155,22 +155,22 @@ pub struct Setting {
 pub struct Began {
     /// The setting, by its effect.
     pub effect: String,
-    /// Which life of which host it is on.
+    /// The life of a host that it is on.
     pub life: u64,
     /// The latest time that this host's wall clock has shown.
     pub at: Timestamp,
-    /// When it was due.
+    /// The time at which it was due.
     pub due: Timestamp,
-    /// Which attempt it is.
+    /// The number of the attempt.
     pub attempt: u32,
-    /// Whether its host is the last of its name that was started. Another may fire from memory until it learns of that.
+    /// Tells whether its host is the last of its name that was started. Another may fire from memory until it learns of that.
     pub is_current: bool,
 }
 
-/// What was left when everything had had its time.
+/// The state that was left when everything had had its time.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct End {
-    /// How often each effect happened.
+    /// The number of times each effect happened.
     pub effects: BTreeMap<String, i64>,
     /// The effects of alarms, messages and dead letters that are still there.
     pub waiting: BTreeSet<String>,
@@ -182,17 +182,17 @@ pub struct History(Arc<Mutex<Record>>);
 
 #[derive(Debug, Default)]
 struct Record {
-    /// How many things have been written down: the place of the next one.
+    /// The number of things that have been written down: the place of the next one.
     place: u64,
     asked: Vec<Asked>,
     began: Vec<(u64, Began)>,
-    /// When lives of hosts began.
+    /// The times at which lives of hosts began.
     lives: BTreeMap<u64, u64>,
     /// Those in which there is not always room for an alarm.
     unordered: BTreeSet<u64>,
     /// Of each effect: how often it was asked for, and how often that was acknowledged or refused.
     counts: BTreeMap<String, Count>,
-    /// How often each message was inserted.
+    /// The number of times each message was inserted.
     inserted: BTreeMap<String, i64>,
     /// Effects of requests of which it was said that nothing happened.
     denied: BTreeSet<String>,
@@ -223,7 +223,7 @@ struct Told {
 }
 
 impl Asked {
-    /// Whether it may have happened.
+    /// Tells whether it may have happened.
     fn may_have_happened(&self) -> bool {
         self.told.is_none_or(|told| told.outcome != Outcome::Not)
     }
@@ -356,13 +356,13 @@ impl History {
         self.0.lock().violations.push(Violation { invariant, what: what.into() });
     }
 
-    /// How many things have been written down.
+    /// The number of things that have been written down.
     #[must_use]
     pub fn len(&self) -> u64 {
         self.0.lock().place
     }
 
-    /// Whether nothing has been written down.
+    /// Tells whether nothing has been written down.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0

@@ -31,9 +31,9 @@ use crate::sync::{Arc, Mutex};
 /// ```
 #[derive(Debug, Clone)]
 pub struct SimClock {
-    /// Where the lease clock begins.
+    /// The beginning of the lease clock.
     start: Instant,
-    /// What the wall showed at `start`, in milliseconds, as set and stepped since.
+    /// The time of the wall at `start`, in milliseconds, as set and stepped since.
     wall: Arc<AtomicI64>,
 }
 

@@ -33,14 +33,14 @@ use crate::sync::{Arc, Mutex};
 
 pub use self::fleet::{Life, Site};
 
-/// When the wall of a simulation begins.
+/// The time at which the wall of a simulation begins.
 const START: Timestamp = Timestamp::from_millis(1_700_000_000_000);
 /// A client that has not come to its end after this waits for an answer that never comes.
 const PATIENCE: Duration = Duration::from_secs(1_800);
 /// A retry that was set by a wall that was ahead waits for as long as that.
 const LONGEST_DELAY: Duration = Duration::from_secs(2 * 3_600);
 
-/// What is simulated: an application, and what its clients do with it.
+/// The subject of a simulation: an application, and what its clients do with it.
 pub trait Workload: Send + Sync + 'static {
     /// The handles that the application has on its interfaces, on one host.
     type App: Clone + Send + Sync + 'static;
@@ -53,30 +53,30 @@ pub trait Workload: Send + Sync + 'static {
     /// Registers the application's interfaces on a host.
     fn register(&self, host: &mut HostBuilder, life: &Life) -> Self::App;
 
-    /// What one client does, until [`Client::is_over`]. It writes down in the history what it asks for and is told.
+    /// The life of one client, until [`Client::is_over`]. It writes down in the history what it asks for and is told.
     fn client(self: Arc<Self>, client: Client<Self::App>) -> impl Future<Output = ()> + Send;
 
-    /// What remains to be done when nothing fails any more, so that all comes to its end.
+    /// The end of a run, when nothing fails any more, so that all comes to its end.
     fn finish(self: Arc<Self>, client: Client<Self::App>) -> impl Future<Output = ()> + Send;
 
-    /// Whether the handler of this alarm [holds](crate::Context::hold_alarm) it once it has run: then it may stay due for as long
+    /// Tells whether the handler of this alarm [holds](crate::Context::hold_alarm) it once it has run: then it may stay due for as long
     /// as it likes.
     fn rests(&self, _alarm: &AlarmRow) -> bool {
         false
     }
 
-    /// What the store says in the end about what the history speaks of.
+    /// The word of the store in the end about what the history speaks of.
     ///
     /// What is wrong in it by itself is written down as [violated](History::violated).
     fn end(&self, store: &StoreDump, history: &History) -> End;
 }
 
-/// What fails in a simulation, and how often.
+/// The faults of a simulation, and their frequency.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Faults {
     /// The mean time between two events: a crash, a pause, a store that is down.
     pub(crate) between: Option<Duration>,
-    /// How likely a call of the store meets a fault.
+    /// The likelihood that a call of the store meets a fault.
     pub(crate) calls: f64,
 }
 
@@ -87,7 +87,7 @@ impl Faults {
     pub const ALL: Faults = Faults { between: Some(Duration::from_secs(12)), calls: 0.1 };
 }
 
-/// How often things happened, by name.
+/// The number of times that things happened, by name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Counts(BTreeMap<String, u64>);
 
@@ -107,7 +107,7 @@ impl Counts {
         }
     }
 
-    /// How often it happened.
+    /// The number of times it happened.
     #[must_use]
     pub fn get(&self, name: &str) -> u64 {
         self.0.get(name).copied().unwrap_or(0)
@@ -125,7 +125,7 @@ impl Counts {
     }
 }
 
-/// What all parts of one simulation share.
+/// The state that all parts of one simulation share.
 #[derive(Debug)]
 pub(crate) struct Common {
     /// The true time, by which the store and the clients live.
@@ -134,7 +134,7 @@ pub(crate) struct Common {
     pub(crate) random: SeededRandom,
     /// Operations that were acknowledged.
     pub(crate) operations: Mutex<Counts>,
-    /// What failed.
+    /// The failure.
     pub(crate) faults: Mutex<Counts>,
     pub(crate) is_over: AtomicBool,
     pub(crate) is_healed: AtomicBool,
@@ -178,13 +178,13 @@ impl<A: Clone + Send + Sync + 'static> Client<A> {
         &self.random
     }
 
-    /// Where it writes down what it asks for.
+    /// The history in which it writes down what it asks for.
     #[must_use]
     pub fn history(&self) -> &History {
         &self.world.common.history
     }
 
-    /// Whether it is to come to its end.
+    /// Tells whether it is to come to its end.
     #[must_use]
     pub fn is_over(&self) -> bool {
         self.world.common.is_over.load(Ordering::SeqCst)
@@ -241,24 +241,24 @@ impl<A: Clone + Send + Sync + 'static> Client<A> {
     }
 }
 
-/// How a simulation went.
+/// The report of a simulation.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Run {
-    /// What it was made from.
+    /// The seed and options it was made from.
     pub seed: u64,
     /// The promises that were not kept.
     pub violations: Vec<Violation>,
     /// Equal for equal runs.
     pub trace: u64,
-    /// How long its hosts lived, together.
+    /// The time that its hosts lived, together.
     pub host_time: Duration,
     /// Operations that were acknowledged, by kind.
     pub operations: Counts,
-    /// What failed, by kind and place.
+    /// The faults that happened, by kind and place.
     pub faults: Counts,
-    /// How many hosts crashed.
+    /// The number of hosts that crashed.
     pub crashes: u64,
-    /// How many commits were carried out and their writer never heard.
+    /// The number of commits that were carried out and their writer never heard.
     pub ambiguous_commits: u64,
 }
 
@@ -341,21 +341,21 @@ impl Simulation {
         Simulation { seed, hosts: 3, shards: 32, clients: 6, length, faults: Faults::NONE, wrap: None }
     }
 
-    /// How many hosts there are at first.
+    /// The number of hosts there are at first.
     #[must_use]
     pub fn hosts(mut self, hosts: u64) -> Simulation {
         self.hosts = hosts.max(1);
         self
     }
 
-    /// How many shards there are.
+    /// The number of shards.
     #[must_use]
     pub fn shards(mut self, shards: u32) -> Simulation {
         self.shards = shards;
         self
     }
 
-    /// How many clients there are.
+    /// The number of clients.
     #[must_use]
     pub fn clients(mut self, clients: u64) -> Simulation {
         self.clients = clients;
@@ -369,7 +369,7 @@ impl Simulation {
         self
     }
 
-    /// What fails.
+    /// The faults.
     #[must_use]
     pub fn faults(mut self, faults: Faults) -> Simulation {
         self.faults = faults;

@@ -18,7 +18,7 @@ use crate::cases::{self, Checked, Subject};
 use crate::store::Attempts;
 use crate::store::Epoch;
 
-/// How many alarms there may be.
+/// The number of alarms there may be.
 const ALARMS: usize = 24;
 
 type Identity = (InstanceName, Arc<str>);
@@ -42,7 +42,7 @@ fn row(alarm: usize, due: Timestamp, revision: Revision) -> AlarmRow {
     }
 }
 
-/// Where a case begins.
+/// The beginning of a case.
 #[derive(Debug, Clone)]
 struct Start {
     cap: usize,
@@ -51,7 +51,7 @@ struct Start {
     stored: BTreeMap<usize, i64>,
 }
 
-/// What happens next. What is not possible where it stands does nothing, so that anything may be left out of a case.
+/// The next step. A step that is not possible where it stands does nothing, so that anything may be left out of a case.
 #[derive(Debug, Clone)]
 enum Step {
     /// An alarm is set or moved, to so many milliseconds from now.
@@ -92,7 +92,7 @@ enum Step {
     Clock(i64),
 }
 
-/// How a fire ends.
+/// The end of a fire.
 #[derive(Debug, Clone)]
 enum Ending {
     /// Its handler has done it.
@@ -168,7 +168,7 @@ struct Reading {
     rows: Vec<AlarmRow>,
 }
 
-/// What the schedules must have met for the test to mean anything.
+/// Events that the schedules must have met for the test to mean anything.
 #[derive(Default, Debug)]
 struct Met {
     pops: usize,
@@ -184,20 +184,20 @@ struct Met {
     checks: usize,
 }
 
-/// What a window should do, kept the simple way, and the window.
+/// The model of a window, kept the simple way, and the window.
 struct Model<'a> {
     window: AlarmWindow,
     store: BTreeMap<Identity, AlarmRow>,
     under_way: VecDeque<Commit>,
-    /// What was popped and has not ended.
+    /// Alarms that were popped and have not ended.
     tokens: Vec<AlarmRow>,
-    /// What the window has to hold as firing.
+    /// Alarms that the window has to hold as firing.
     firing: BTreeMap<Identity, AlarmRow>,
     postponed: BTreeMap<Identity, (Duration, Revision)>,
     aside: BTreeMap<Identity, Revision>,
     reading: Option<Reading>,
     now: Timestamp,
-    /// What the lease clock shows: it does not step back.
+    /// The time of the lease clock: it does not step back.
     elapsed: Duration,
     counter: u64,
     met: &'a RefCell<Met>,
@@ -339,7 +339,7 @@ impl<'a> Model<'a> {
         self.met.borrow_mut().cuts += usize::from(self.window.was_cut);
     }
 
-    /// When an alarm is to fire, if it is one that the window can know of and that is not firing.
+    /// The time at which an alarm is to fire, if it is one that the window can know of and that is not firing.
     fn wakes(&self, identity: &Identity, row: &AlarmRow) -> Option<Timestamp> {
         let is_elsewhere = self.firing.contains_key(identity)
             || self.aside.contains_key(identity)

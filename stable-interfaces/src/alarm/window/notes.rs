@@ -1,4 +1,4 @@
-//! What happened to a window's alarms while a page of it was loading.
+//! Notes of changes to a window's alarms while a page of it was loading.
 //!
 //! The page may have been read before or after any of it, so for every alarm that was put or removed since the page was
 //! begun the notes, not the page, say what is true; unless the page has a greater revision than the notes, whose commit is
@@ -18,7 +18,7 @@ use crate::sync::Arc;
 pub(super) struct Notes {
     /// One for each alarm that was put or removed.
     notes: HashTable<Note>,
-    /// What was put beyond the horizon and is still so, all of it below the ceiling.
+    /// Alarms that were put beyond the horizon and are still there, all of them below the ceiling.
     late: BTreeMap<AlarmKey, Arc<AlarmRow>>,
     /// The least key of which the row was not kept for want of room. From here on there may be alarms that nobody noted.
     ceiling: Option<AlarmKey>,
@@ -80,7 +80,7 @@ impl Notes {
         }
     }
 
-    /// Whether a row of the page is not to be used.
+    /// Tells whether a row of the page is not to be used.
     pub(super) fn supersede(&self, hash: u64, row: &AlarmRow) -> bool {
         self.notes.find(hash, |note| note.is(&row.name, &row.id)).is_some_and(|note| note.newest >= row.revision)
             || self.is_above(row)

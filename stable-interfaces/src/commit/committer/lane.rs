@@ -18,7 +18,7 @@ use crate::error::WithCauses;
 use crate::store::client::backoff;
 use crate::store::{Batch, BoxError, Epoch, Lane, Sequence, ShardId, Write};
 
-/// Where a store keeps the number of a write for each shard, a write that is not answered within this part of the store timeout
+/// In a store that keeps the number of a write for each shard, a write that is not answered within this part of the store timeout
 /// holds up its own shards only.
 pub(super) const PATIENCE: u32 = 10;
 
@@ -34,7 +34,7 @@ pub(super) struct LaneWriter {
     waiting: VecDeque<Work>,
     pub(super) running: Vec<Pin<Box<dyn Future<Output = Ended> + Send>>>,
     foremost: Option<Foremost>,
-    /// How long the queue waits for that one yet; `None` if it does for ever.
+    /// The time that the queue still waits for that one; `None` if it does for ever.
     pub(super) patience: Option<Sleep>,
     /// The shards that are held up while the lane goes on.
     held: BTreeSet<ShardId>,
@@ -62,7 +62,7 @@ struct Sending {
     /// Commits of its only shard that are sent one by one after it.
     then: VecDeque<Queued>,
     first_sent: Duration,
-    /// How often it was sent and not wholly answered.
+    /// The number of times it was sent and not wholly answered.
     failures: u32,
 }
 
@@ -75,7 +75,7 @@ struct ShardGroup {
     was_ambiguous: bool,
 }
 
-/// What came of sending a write once.
+/// The outcome of sending a write once.
 pub(super) struct Ended {
     seq: u64,
     shards: BTreeSet<ShardId>,
@@ -229,7 +229,7 @@ impl LaneWriter {
         }
     }
 
-    /// What is queued for these shards waits from now on, and the queue goes on without it.
+    /// Sets aside the commits queued for these shards: they wait from now on, and the queue goes on without them.
     fn hold(&mut self, shards: &BTreeSet<ShardId>) {
         let new: Vec<_> = shards.difference(&self.held).copied().collect();
         if !new.is_empty() {
@@ -239,7 +239,7 @@ impl LaneWriter {
         }
     }
 
-    /// What waited for these shards is the first in the queue.
+    /// Puts the commits that waited for these shards first in the queue.
     fn release(&mut self, shards: &BTreeSet<ShardId>) {
         let free: Vec<_> = shards.intersection(&self.held).copied().collect();
         if !free.is_empty() {
@@ -418,7 +418,7 @@ impl Committer {
     }
 }
 
-/// What the store said of the whole write, as the answer to each of its batches.
+/// The store's answer to the whole write, as the answer to each of its batches.
 fn for_all(batches: usize, error: StoreError) -> Vec<Result<(), StoreError>> {
     match error {
         StoreError::Unavailable(error) => for_each(batches, error, StoreError::Unavailable),

@@ -31,15 +31,15 @@ const SHARDS: u32 = 3;
 const INSTANCES: usize = 6;
 const STORE_TIMEOUT: Duration = Duration::from_secs(1);
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(5);
-/// What a commit writes that the store refuses.
+/// The operation of a commit that the store refuses.
 const GUILTY: &[u8] = b"guilty";
 
-/// What happens next.
+/// The next step.
 #[derive(Debug, Clone)]
 enum Step {
     /// Instances queue commits, before anything else happens.
     Commit(Vec<(usize, Kind)>),
-    /// How the store answers the next call of a lane that no such step speaks of yet.
+    /// The store's answer to the next call of a lane that no such step speaks of yet.
     Answer {
         lane: u16,
         how: Answer,
@@ -87,7 +87,7 @@ enum Answer {
     Mixed([Part; SHARDS as usize]),
 }
 
-/// What becomes of one batch, and is said of it.
+/// The fate of one batch, and the answer to it.
 #[derive(Debug, Clone, Copy)]
 enum Part {
     Done,
@@ -99,7 +99,7 @@ enum Part {
     Full,
 }
 
-/// How the store of a case is made.
+/// The kind of store of a case.
 #[derive(Debug, Clone, Copy)]
 enum Make {
     /// Numbers for lanes, and it says which batch it refuses.
@@ -227,11 +227,11 @@ struct State {
     /// Commits that were sent in a call without an answer, and those for which there was no room.
     unanswered: BTreeSet<u64>,
     without_room: BTreeSet<u64>,
-    /// How the committer broke its promises to the store.
+    /// A way in which the committer broke its promises to the store.
     broken: Vec<String>,
 }
 
-/// What a number is kept for.
+/// The thing that a number is kept for.
 type Key = (Lane, Option<ShardId>);
 
 /// The calls for which one number counts.
@@ -348,7 +348,7 @@ struct UnderWay {
     state: Arc<Mutex<State>>,
     make: Make,
     write: Write,
-    /// What is known of each shard: the batch is done or refused for good, or surely was not applied.
+    /// The knowledge of each shard: the batch is done or refused for good, or surely was not applied.
     known: BTreeMap<ShardId, Option<bool>>,
 }
 
@@ -496,7 +496,7 @@ impl Store for Scripted {
     }
 }
 
-/// What an instance was told of a commit, and when.
+/// The answer to an instance about a commit, and its time.
 type Told = (Result<(), Failure>, Duration);
 
 /// A commit, and what its instance was told.
@@ -521,7 +521,7 @@ struct Model {
     committer: Arc<Committer>,
     gates: Vec<Arc<Gate>>,
     records: Vec<Record>,
-    /// What the store should hold: each commit that landed, applied by itself.
+    /// The rows that the store should hold: each commit that landed, applied by itself.
     tables: BTreeMap<ShardId, Table>,
     /// The commits that landed, and how many of the store's log have been looked at.
     landed: BTreeSet<u64>,
@@ -646,7 +646,7 @@ impl Model {
         Ok(())
     }
 
-    /// What an instance was told of a commit is true, and there was a reason for it.
+    /// Checks that what an instance was told of a commit is true, and there was a reason for it.
     fn check_told(&mut self, at: usize, unanswered: &BTreeSet<u64>, without_room: &BTreeSet<u64>) -> Checked {
         let record = &self.records[at];
         let Some((told, when)) = record.told.lock().clone() else { return Ok(()) };
@@ -690,7 +690,7 @@ impl Model {
     }
 }
 
-/// What commit `number` writes.
+/// The operation that commit `number` writes.
 fn ops(number: u64, kind: &Kind) -> Vec<Op> {
     let name = || InstanceName { interface: "order".into(), instance: "shared".into() };
     let put = |key: &str, value: String| Op::Put { name: name(), key: key.into(), value: value.into() };

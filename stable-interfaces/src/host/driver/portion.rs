@@ -15,13 +15,13 @@ const MAX_HALVINGS: u32 = MAX_ROWS.ilog2();
 /// The most answers that must come before a larger question is tried.
 const MAX_PATIENCE: u32 = 1_024;
 
-/// How much to ask for at once.
+/// The amount to ask for at once.
 #[derive(Debug, Clone)]
 pub(crate) struct Portion {
     halvings: u32,
-    /// How many answers have come to questions of this size.
+    /// The number of answers that have come to questions of this size.
     answers: u32,
-    /// How many must come before a larger one is tried.
+    /// The number of answers that must come before a larger one is tried.
     patience: u32,
     /// Says whether the size before this one was smaller.
     has_grown: bool,
@@ -36,7 +36,7 @@ impl Default for Portion {
 }
 
 impl Portion {
-    /// What is asked for after so many halvings.
+    /// The amount asked for after so many halvings.
     pub(crate) fn halved(halvings: u32) -> Portion {
         Portion { halvings: halvings.min(MAX_HALVINGS), ..Portion::default() }
     }

@@ -1,4 +1,4 @@
-//! Who owns what: `claim`, `renew` and `release`.
+//! Ownership: `claim`, `renew` and `release`.
 
 use super::given::*;
 use crate::store::{Claim, Epoch, ShardId, StoreError};

@@ -1,4 +1,4 @@
-//! What `commit` writes, and what it refuses: fencing by epoch, repeats by sequence, atomic batches.
+//! Writes of `commit`, and its refusals: fencing by epoch, repeats by sequence, atomic batches.
 
 use bytes::Bytes;
 

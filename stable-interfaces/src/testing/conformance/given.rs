@@ -1,4 +1,4 @@
-//! What the cases are told with: owners, rows, and ways to look at all that is stored.
+//! The words that the cases are told with: owners, rows, and ways to look at all that is stored.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -154,7 +154,7 @@ pub(super) fn one(mut answers: Answers) -> Result<(), StoreError> {
     answers.pop().expect("its length was just checked")
 }
 
-/// What became of a write with one batch, said of the batch or of the whole.
+/// The outcome of a write with one batch, said of the batch or of the whole.
 pub(super) fn said(answer: Result<Answers, StoreError>) -> Result<(), StoreError> {
     answer.and_then(one)
 }

@@ -41,7 +41,7 @@ pub(super) async fn many_lanes_may_commit_at_once(store: AnyStore) {
     assert_eq!(u64::try_from(rows), Ok(u64::from(LANES) * WRITES), "no lane undoes what another wrote");
 }
 
-/// What one claimer saw. The texts that it wrote begin with the epoch and go on with a count, so they rise with both.
+/// The observations of one claimer. The texts that it wrote begin with the epoch and go on with a count, so they rise with both.
 #[derive(Default)]
 struct Seen {
     done: Vec<String>,

@@ -90,7 +90,7 @@ pub(super) async fn a_page_has_no_more_bytes_than_it_may_and_one_row_at_least(st
     }
 }
 
-/// How many rows each page of `bytes` has, up to the last; together all that are there.
+/// The number of rows that each page of `bytes` has, up to the last; together all that are there.
 async fn by_bytes<R: Paged>(store: &AnyStore, bytes: usize) -> Vec<usize> {
     let (mut sizes, mut after) = (Vec::new(), None);
     loop {

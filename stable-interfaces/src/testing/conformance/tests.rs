@@ -232,7 +232,7 @@ impl Flawed {
         InstanceName { interface: name.interface.clone(), instance: self.text(&name.instance) }
     }
 
-    /// Where a storage value goes.
+    /// The place of a storage value.
     fn place(&self, name: &InstanceName, key: &str) -> (InstanceName, Arc<str>) {
         match self.flaw {
             Flaw::KeysAreJoinedByColons => {
@@ -305,7 +305,7 @@ impl Flawed {
         }
     }
 
-    /// What is wrong before a write reaches the store.
+    /// The fault before a write reaches the store.
     async fn flawed_write(&self, write: &Write) -> Write {
         let mut write = write.clone();
         for batch in &mut write.batches {
@@ -544,7 +544,7 @@ impl Store for Flawed {
     }
 }
 
-/// Whether the case passes on a store with `flaw`, under a paused clock: how it failed, if not.
+/// Runs the case on a store with `flaw`, under a paused clock: how it failed, if it did.
 fn try_out(case: &Case, flaw: Flaw) -> Result<(), String> {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = runtime.enable_time().start_paused(true).build().unwrap();

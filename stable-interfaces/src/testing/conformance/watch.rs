@@ -5,11 +5,11 @@ use std::time::Duration;
 use super::given::*;
 use crate::store::{Hints, ShardId};
 
-/// How often a case posts before it gives up, and how long it listens after each.
+/// The number of times a case posts before it gives up, and the time it listens after each.
 const POSTS: u32 = 200;
 const LISTEN: Duration = Duration::from_millis(50);
 
-/// Whether a hint for `shard` comes within a short time.
+/// Tells whether a hint for `shard` comes within a short time.
 #[allow(clippy::disallowed_methods, reason = "the clock of a real store cannot be set")]
 async fn hears(hints: &mut Hints, shard: u32) -> bool {
     let listen = async {

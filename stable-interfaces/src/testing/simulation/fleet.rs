@@ -25,7 +25,7 @@ struct LifeState {
     name: Arc<str>,
     clock: Arc<HostClock>,
     common: Arc<Common>,
-    /// Whether it is the last of its name that was started.
+    /// Tells whether it is the last of its name that was started.
     is_current: AtomicBool,
 }
 
@@ -36,7 +36,7 @@ impl fmt::Debug for Life {
 }
 
 impl Life {
-    /// Which of all lives of all hosts it is.
+    /// The number of the life, of all lives of all hosts.
     #[must_use]
     pub fn number(&self) -> u64 {
         self.0.number
@@ -71,19 +71,19 @@ impl Life {
         self.0.clock.pause.passed().await;
     }
 
-    /// Whether no other life of the same host has been started since.
+    /// Tells whether no other life of the same host has been started since.
     #[must_use]
     pub fn is_current(&self) -> bool {
         self.0.is_current.load(Ordering::SeqCst)
     }
 
-    /// Whether nothing fails any more.
+    /// Tells whether nothing fails any more.
     #[must_use]
     pub fn is_healed(&self) -> bool {
         self.0.common.is_healed.load(Ordering::SeqCst)
     }
 
-    /// Where what happens is written down.
+    /// The history in which all that happens is written down.
     #[must_use]
     pub fn history(&self) -> &History {
         &self.0.common.history
@@ -126,7 +126,7 @@ impl<A> Site<A> {
         &self.app
     }
 
-    /// Which life of which host it is.
+    /// The life of a host that it is.
     #[must_use]
     pub fn life(&self) -> &Life {
         &self.life
@@ -206,13 +206,13 @@ pub(super) struct World<A> {
     state: Mutex<State<A>>,
 }
 
-/// What a simulation has drawn for all its hosts.
+/// The options that a simulation has drawn for all its hosts.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Shape {
-    /// How many hosts there are at first, and shards.
+    /// The number of hosts there are at first, and of shards.
     pub(super) hosts: u64,
     pub(super) shards: u32,
-    /// How likely a call of the store meets a fault.
+    /// The likelihood that a call of the store meets a fault.
     pub(super) calls: f64,
     /// Says whether the store may be away in part.
     pub(super) is_spread: bool,
@@ -583,7 +583,7 @@ impl<A: Clone + Send + Sync + 'static> World<A> {
         within(&clock, Duration::from_secs(600), healthy).await.is_some()
     }
 
-    /// Whether every host that is to be there is ready and says that nothing waits.
+    /// Tells whether every host that is to be there is ready and says that nothing waits.
     pub(super) fn is_idle(&self) -> bool {
         let state = self.state.lock();
         let is_idle = |running: &Running<A>| {
@@ -593,7 +593,7 @@ impl<A: Clone + Send + Sync + 'static> World<A> {
         state.fleet.hosts().iter().all(|name| state.living.get(name).is_some_and(is_idle))
     }
 
-    /// Whether every shard is owned by the host it belongs to.
+    /// Tells whether every shard is owned by the host it belongs to.
     fn is_whole(&self) -> bool {
         let state = self.state.lock();
         state.fleet.hosts().iter().all(|name| {
@@ -645,7 +645,7 @@ fn described(fault: Fault) -> &'static str {
     }
 }
 
-/// What happens to calls by chance, `calls` of them all.
+/// The faults that calls meet by chance, `calls` of them all.
 fn set_chances(faults: &FaultStore, calls: f64) {
     let seconds = Duration::from_secs;
     for method in Method::ALL {

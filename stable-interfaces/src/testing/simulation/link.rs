@@ -1,4 +1,4 @@
-//! What a host of a simulation sees the world through: a clock that stops for it, and a way to its store that ends with it.
+//! The world as a host of a simulation sees it: a clock that stops for it, and a way to its store that ends with it.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use crate::sync::{Arc, Notify};
 use crate::testing::{FaultStore, SimClock};
 
-/// Whether a host stands still, as a process does that is stopped by a signal or a hypervisor.
+/// Tells whether a host stands still, as a process does that is stopped by a signal or a hypervisor.
 #[derive(Debug, Default)]
 pub(super) struct Pause {
     is_on: AtomicBool,

@@ -1,4 +1,4 @@
-//! What happens to the hosts of a simulation.
+//! The fate of the hosts of a simulation.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::store::ShardId;
 use crate::sync::Arc;
 use crate::testing::{Fault, Method};
 
-/// What can happen, and how often of a hundred.
+/// The events that can happen, and how often of a hundred.
 const EVENTS: [(Event, u64); 16] = [
     (Event::Crash, 36),
     (Event::CrashAll, 2),
@@ -108,7 +108,7 @@ pub(super) async fn run<A: Clone + Send + Sync + 'static>(world: &Arc<World<A>>,
     while rolling.join_next().await.is_some() {}
 }
 
-/// How long something lasts: mostly less than a lease, sometimes much more.
+/// The time that something lasts: mostly less than a lease, sometimes much more.
 fn a_while<A>(world: &World<A>) -> Duration {
     let random = &world.common.random;
     let most = *random.pick(&[1, 4, 10, 40]).unwrap_or(&1);

@@ -27,7 +27,7 @@ struct Due {
     what: String,
 }
 
-/// What is due in a shard, as far as a host with this wall can know; `rests` tells which alarms their handlers hold.
+/// The alarms and messages that are due in a shard, as far as a host with this wall can know; `rests` tells which alarms their handlers hold.
 fn due(
     memory: &MemoryStore,
     shard: ShardId,
@@ -41,7 +41,7 @@ fn due(
     alarms.map(alarm).chain(messages.iter().map(message)).collect()
 }
 
-/// Whether nothing keeps this host from its work, as far as its surroundings go.
+/// Tells whether nothing keeps this host from its work, as far as its surroundings go.
 fn is_free<A>(running: &Running<A>) -> bool {
     running.site.life().is_current() && !running.is_paused() && !running.link.faults.is_troubled()
 }
