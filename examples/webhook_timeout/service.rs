@@ -58,7 +58,8 @@ pub(crate) struct Decision {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct View {
     pub(crate) due: Timestamp,
-    pub(crate) callback: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) callback: Option<String>, // for whoever places the order, and nobody else
     pub(crate) decisions: Vec<Decision>,
 }
 
@@ -99,7 +100,9 @@ impl Handle<Place> for Order {
                 cx.cancel_alarm("tell")?;
             }
         }
-        self.handle(cx, Look).await
+        let view = self.handle(cx, Look).await?;
+        let callback = self.record.as_ref().map(|order| self.partner.callback(cx.id(), &order.token));
+        Ok(View { callback, ..view })
     }
 }
 
@@ -108,9 +111,8 @@ struct Look;
 impl Handle<Look> for Order {
     type Reply = View;
     async fn handle(&mut self, cx: &mut Context, Look: Look) -> Result<View> {
-        let Record { due, token } = self.record.as_ref().ok_or(NoSuchOrder)?;
-        let callback = self.partner.callback(cx.id(), token);
-        Ok(View { due: *due, callback, decisions: decisions(cx).await? })
+        let due = self.record.as_ref().ok_or(NoSuchOrder)?.due;
+        Ok(View { due, callback: None, decisions: decisions(cx).await? })
     }
 }
 

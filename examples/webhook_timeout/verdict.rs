@@ -285,7 +285,7 @@ mod tests {
 
     fn view(decisions: &[(Outcome, i64)]) -> View {
         let decisions = decisions.iter().map(|&(outcome, millis)| Decision { outcome, at: at(millis) }).collect();
-        View { due: at(DUE), callback: String::new(), decisions }
+        View { due: at(DUE), callback: None, decisions }
     }
 
     fn finding(answers: &[Answer], decisions: &[(Outcome, i64)]) -> Finding {

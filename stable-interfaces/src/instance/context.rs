@@ -1,4 +1,7 @@
-//! What a handler may do besides changing its own memory: record effects, and read what is stored.
+//! The operations of a handler besides changing its own memory: recording effects, and reading what is stored.
+//!
+//! *Memory is never ahead of the store.* With a handler's error everything that it recorded is dropped, and what it did to memory nobody
+//! can undo; so the incarnation ends and the next one is built from what is stored, unless `Context::judge` finds that nothing was changed.
 
 use std::any::Any;
 use std::fmt::{self, Debug, Display};
