@@ -8,9 +8,9 @@ use std::time::Duration;
 use stable_interfaces::store::{Incarnation, InstanceName, NewMessage, ShardId};
 use stable_interfaces::testing::{Fault, Method};
 use stable_interfaces::{
-    ContextError, DeadKind, Directive, Fleet, FleetClient, NewPost, Posted, RequestError, RetryPolicy, Store,
+    ContextError, DeadKind, Directive, Fleet, FleetClient, KeyRange, NewPost, Posted, RequestError, RetryPolicy, Store,
 };
-use system_tests::{Failed, Site, World, on_each_store, wait};
+use system_tests::{Failed, Site, World, on_each_store, put, wait};
 
 const SECOND: Duration = Duration::from_secs(1);
 const LEASE: Duration = Duration::from_secs(15);
@@ -243,5 +243,60 @@ on_each_store! {
         world.pass(SECOND).await;
         assert_eq!(outside.alarms("probe", &id).await.unwrap(), []);
         assert_eq!(outside.dead_letters("probe", None, 10).await.unwrap(), []);
+    }
+}
+
+on_each_store! {
+    async fn what_is_stored_of_an_instance_is_read_by_who_does_not_own_it(world: World) {
+        let (zero, one) = (start(&world, "zero").await, start(&world, "one").await);
+        let (id, outside) = (id_of("one"), outside(&world));
+        for key in ["a/1", "a/2", "a/3", "b"] {
+            one.probes.request(&id, put(key, 7)).await.unwrap();
+        }
+        for range in [KeyRange::all(), KeyRange::prefix("a/"), KeyRange::from("a/").limit(2), KeyRange::from("a/2".."c")] {
+            let read = zero.probes.stored(&id, range.clone()).await.unwrap();
+            assert_eq!(outside.stored("probe", &id, range.clone()).await.unwrap(), read);
+            let keys: Vec<_> = read.iter().map(|(key, _)| &**key).collect();
+            let all = ["a/1", "a/2", "a/3", "b"];
+            let expected = match range {
+                range if range == KeyRange::all() => &all[..],
+                range if range == KeyRange::prefix("a/") => &all[..3],
+                range if range == KeyRange::prefix("a/").limit(2) => &all[..2],
+                _ => &all[1..],
+            };
+            assert_eq!(keys, expected);
+        }
+        assert_eq!(outside.stored("other", &id, KeyRange::all()).await.unwrap(), []);
+        assert!(matches!(zero.probes.stored("", KeyRange::all()).await, Err(RequestError::InvalidId { .. })));
+        assert!(!zero.probes.is_running(&id));
+    }
+}
+
+on_each_store! {
+    async fn all_alarms_of_an_interface_are_read_page_by_page(world: World) {
+        let (zero, one) = (start(&world, "zero").await, start(&world, "one").await);
+        let mut expected = Vec::new();
+        for n in 0..25 {
+            let id = format!("id-{n}");
+            let site = if zero.host.owns(&id).unwrap() { &zero } else { &one };
+            site.probes.set_alarm(&id, "a", world.at(3_600_000 + n), &()).await.unwrap();
+            site.probes.set_alarm(&id, "b", world.at(3_600_000 - n), &()).await.unwrap();
+            expected.extend([(id.clone(), "a".to_owned()), (id, "b".to_owned())]);
+        }
+        let outside = outside(&world);
+        let mut found = Vec::new();
+        let mut after = None;
+        loop {
+            let page = outside.all_alarms("probe", after.as_ref(), 7).await.unwrap();
+            found.extend(page.iter().map(|alarm| (alarm.instance().to_owned(), alarm.id().to_owned())));
+            after = page.last().cloned();
+            if page.len() < 7 {
+                break;
+            }
+        }
+        found.sort();
+        expected.sort();
+        assert_eq!(found, expected);
+        assert!(outside.all_alarms("other", None, 10).await.unwrap().is_empty());
     }
 }

@@ -2,13 +2,16 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+use std::future::{Future as _, poll_fn};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use stable_interfaces::testing::{Fault, Method, SimClock};
 use stable_interfaces::{
     Context, ContextError, Fleet, Handle, Health, Host, Interface, RequestError, StableInterface, StartError,
+    outside_of_handlers,
 };
 use system_tests::{Failed, Probe, START, World, act, count, get, in_time, life, now_or_never, put, spawn, wait};
 
@@ -427,6 +430,33 @@ async fn a_call_cycle_is_refused_at_once_and_named() {
         Box::pin(async move { Ok(probes.request("a", life()).await.unwrap_err().to_string()) })
     });
     assert_eq!(site.probes.request("a", to_itself).await.unwrap(), "call cycle: probe/a -> probe/a");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_polled_outside_of_handlers_may_ask_the_instance_that_polls_it() {
+    let world = World::in_memory();
+    let site = world.start().await;
+    let probes = site.probes.clone();
+    let polls = act(move |_: &mut Probe, cx| {
+        Box::pin(async move {
+            assert!(cx.is_settled());
+            cx.put("k", &1)?;
+            let mut work = Box::pin(outside_of_handlers(async move { probes.request("a", get("k")).await }));
+            // It waits for its turn behind this handler, which does not wait for it.
+            assert!(poll_fn(|task| Poll::Ready(work.as_mut().poll(task))).await.is_pending());
+            Ok(work)
+        })
+    });
+    let work = site.probes.request("a", polls).await.unwrap();
+    assert_eq!(work.await.unwrap(), Some(1));
+    let clocks = act(|_: &mut Probe, cx: &mut Context| {
+        let (clock, random) = (cx.clock(), cx.random());
+        Box::pin(async move {
+            clock.sleep(SECOND).await;
+            Ok((clock.now(), random.next_u64() != random.next_u64()))
+        })
+    });
+    assert_eq!(site.probes.request("a", clocks).await.unwrap(), (world.at(1_000), true));
 }
 
 #[tokio::test(start_paused = true)]

@@ -22,7 +22,7 @@ use crate::clock::Timestamp;
 use crate::error::ContextError;
 use crate::id::{MAX_VALUE_BYTES, check_id};
 use crate::json;
-use crate::store::{AlarmRow, InstanceName, Revision};
+use crate::store::{AlarmKey, AlarmRow, InstanceName, Revision};
 use crate::sync::Arc;
 
 pub use retry::RetryPolicy;
@@ -47,6 +47,11 @@ pub(crate) fn encode_meta(id: &str, meta: &(impl Serialize + ?Sized)) -> Result<
 pub struct Alarm(Arc<AlarmRow>);
 
 impl Alarm {
+    /// Its place in the order in which its shard's alarms fire.
+    pub(crate) fn key(&self) -> AlarmKey {
+        self.0.key()
+    }
+
     pub(crate) fn new(row: Arc<AlarmRow>) -> Alarm {
         Alarm(row)
     }

@@ -3,6 +3,8 @@
 //! Looking reads the store as it is. Nothing is changed but by a message to the owner, so no write here is fenced, and none
 //! needs to be.
 
+use bytes::Bytes;
+
 use crate::alarm::Alarm;
 use crate::clock::{Clock, Random, SystemClock, SystemRandom};
 use crate::dead::{self, Dead};
@@ -10,6 +12,7 @@ use crate::directive::Directive;
 use crate::error::ContextError;
 use crate::fleet::Fleet;
 use crate::inbox::{Message, NewPost};
+use crate::instance::context::KeyRange;
 use crate::shared::HostOptions;
 use crate::store::client::{CommitOptions, StoreClient};
 use crate::store::{
@@ -87,6 +90,53 @@ impl FleetClient {
                 _ => return Ok(alarms),
             }
         }
+    }
+
+    /// Keys and values of the storage of the instance `id` within a range, ascending by key, as far as they are durable.
+    ///
+    /// # Errors
+    /// As [`alarms`](Self::alarms).
+    pub async fn stored(
+        &self,
+        interface: &str,
+        id: &str,
+        range: impl Into<KeyRange>,
+    ) -> Result<Vec<(Arc<str>, Bytes)>, ContextError> {
+        let name = InstanceName { interface: interface.into(), instance: id.into() };
+        range.into().read(&self.store_client(), self.shard_of(id)?, &name).await
+    }
+
+    /// At most `limit` alarms of all instances of an interface, after the one named by `after`: shard by shard, and within one in the
+    /// order in which they fire. An alarm that is moved meanwhile may be seen twice, or not at all.
+    ///
+    /// # Errors
+    /// [`ContextError::Store`] if the store could not be read.
+    pub async fn all_alarms(
+        &self,
+        interface: &str,
+        after: Option<&Alarm>,
+        limit: usize,
+    ) -> Result<Vec<Alarm>, ContextError> {
+        let (mut shard, mut after) = match after {
+            Some(alarm) => (self.shard_of(alarm.instance())?.0, Some(alarm.key())),
+            None => (0, None),
+        };
+        let mut found = Vec::new();
+        while shard < self.fleet.shards() && found.len() < limit {
+            let after_key = After::Alarms(after.take());
+            let page =
+                Page { shard: ShardId(shard), after: after_key, limit: PAGE, bytes: PAGE_BYTES, keys_only: false };
+            let mut loaded = self.store_client().load(&[page]).await.map_err(ContextError::store)?;
+            let Some(Loaded { rows: Rows::Alarms(rows), is_last, .. }) = loaded.pop() else { return Ok(found) };
+            after = rows.last().map(|row| row.key());
+            if is_last {
+                (shard, after) = (shard + 1, None);
+            }
+            let wanted = rows.into_iter().filter(|row| *row.name.interface == *interface);
+            found.extend(wanted.map(|row| Alarm::new(Arc::new(row))));
+        }
+        found.truncate(limit);
+        Ok(found)
     }
 
     /// The messages that wait in the inbox of the instance `id`, in the order of their arrival. Reads the inboxes of its shard.

@@ -5,12 +5,13 @@ mod outside;
 use std::fmt;
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde::Serialize;
 use tracing::Instrument as _;
 
 use self::outside::{AsWork, CancelAlarm, Discard, FireNow, ListAlarms, Requeue, SetAlarm, SetAlarmIfAbsent};
 use crate::alarm::{Alarm, RetryPolicy, encode_meta};
-use crate::clock::Timestamp;
+use crate::clock::{Clock, Timestamp};
 use crate::connection::{self, Closed, Connection, ConnectionId, Incoming};
 use crate::dead::Dead;
 use crate::directive::{Directive, DirectiveError, Needs};
@@ -19,7 +20,7 @@ use crate::fleet::hash_id;
 use crate::id::{check_id, interface_of};
 use crate::inbox::{Message, NewPost};
 use crate::instance::chain::{self, Deadline, Origin};
-use crate::instance::context::Context;
+use crate::instance::context::{Context, KeyRange};
 use crate::instance::slot::{Enqueue, Next, Slot, Taken};
 use crate::instance::table::{Full, Table};
 use crate::instance::turn::{
@@ -31,7 +32,7 @@ use crate::quiet::{Quiet, drop_quietly};
 use crate::shards::delivery::Delivery;
 use crate::shards::wake::Wake;
 use crate::shared::{AnyInterface, Forget, Health, HostCore, SHORTEST};
-use crate::store::{Addressed, AlarmRow, Epoch, InboxRow, Posted, ShardId};
+use crate::store::{Addressed, AlarmRow, Epoch, InboxRow, InstanceName, Posted, ShardId};
 use crate::sync::{Arc, OwnedSemaphorePermit, oneshot};
 
 /// Limits and times of one interface, with their defaults.
@@ -573,6 +574,25 @@ impl<I: StableInterface> Interface<I> {
         self.core.host.post(Addressed::directive(I::NAME, id, directive)?).await
     }
 
+    /// Keys and values of the storage of the instance `id` within a range, ascending by key, as far as they are durable, wherever that
+    /// instance lives. The instance is not asked: its owner may be about to change them.
+    ///
+    /// # Errors
+    /// [`RequestError::Store`] if the store could not be read, [`RequestError::InvalidId`], [`RequestError::NoStore`],
+    /// [`RequestError::NotStarted`].
+    pub async fn stored(
+        &self,
+        id: &str,
+        range: impl Into<KeyRange>,
+    ) -> Result<Vec<(Arc<str>, Bytes)>, RequestError<I::Error>> {
+        self.core.require_started()?;
+        let host = &self.core.host;
+        let shard = host.fleet.shard_of(id).map_err(|reason| ContextError::invalid("instance ID", id, reason))?;
+        let client = host.store_client().ok_or(ContextError::NoStore)?;
+        let name = InstanceName { interface: I::NAME.into(), instance: id.into() };
+        Ok(range.into().read(&client, shard, &name).await?)
+    }
+
     /// Sets an alarm of the instance `id`, as [`Context::set_alarm`] does from inside. The instance is not built for it.
     ///
     /// # Errors
@@ -665,6 +685,12 @@ impl<I: StableInterface> Interface<I> {
     /// As [`request`](Self::request).
     pub async fn stop(&self, id: &str) -> Result<(), RequestError<I::Error>> {
         self.core.ask(id, Stop(Closed::Stopped)).await
+    }
+
+    /// The host's clock; `None` before it is started.
+    #[must_use]
+    pub fn clock(&self) -> Option<Arc<dyn Clock>> {
+        self.core.host.clock.get()
     }
 
     /// Whether the instance `id` is in memory on this host.

@@ -111,6 +111,7 @@ pub use fleet_client::FleetClient;
 pub use host::{Drained, Ended, Health, Host, HostBuilder, InterfaceBuilder, RegisterError, StartError};
 pub use id::InvalidId;
 pub use inbox::{Message, NewPost};
+pub use instance::chain::outside_of_handlers;
 pub use instance::context::{Context, KeyRange};
 pub use instance::task::{InstanceRef, Parked};
 pub use instance::{Handle, OnAlarm, OnConnect, OnMessage, StableInterface};

@@ -23,6 +23,11 @@ impl<T: ?Sized> Setting<T> {
         drop(self.0.set(value));
     }
 
+    /// Another reference to what it was set to; `None` before that.
+    pub(crate) fn get(&self) -> Option<Arc<T>> {
+        self.0.get().cloned()
+    }
+
     /// Another reference to what it was set to.
     pub(crate) fn share(&self) -> Arc<T> {
         self.0.get().expect(GIVEN).clone()

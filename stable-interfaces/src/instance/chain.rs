@@ -6,9 +6,11 @@
 //! chain gives up first and can say whom it waited for. A caller that gives up takes no time from a handler that has begun.
 
 use std::any::Any;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fmt::{self, Debug};
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Weak;
 use std::time::Duration;
@@ -101,6 +103,8 @@ static THREADS: StaticMutex<Vec<Weak<Shown>>> = StaticMutex::new(Vec::new());
 struct Thread {
     /// The polls that are nested in each other, the innermost last.
     frames: RefCell<Vec<Frame>>,
+    /// How many of them are out of sight of what is polled [outside of handlers](outside_of_handlers).
+    hidden: Cell<usize>,
     shown: Arc<Shown>,
 }
 
@@ -110,7 +114,7 @@ thread_local! {
         let mut threads = THREADS.lock();
         threads.retain(|thread| thread.strong_count() > 0);
         threads.push(Arc::downgrade(&shown));
-        Rc::new(Thread { frames: RefCell::default(), shown })
+        Rc::new(Thread { frames: RefCell::default(), hidden: Cell::new(0), shown })
     };
 }
 
@@ -198,6 +202,49 @@ pub(crate) struct Origin {
     pub(crate) may_nest: bool,
 }
 
+/// The frames that were hidden, put back when this is dropped.
+struct Hidden(Rc<Thread>, Vec<Frame>);
+
+impl Hidden {
+    fn hide() -> Hidden {
+        let thread = CURRENT.with(Rc::clone);
+        let frames = std::mem::take(&mut *thread.frames.borrow_mut());
+        thread.hidden.set(thread.hidden.get() + frames.len());
+        Hidden(thread, frames)
+    }
+}
+
+impl Drop for Hidden {
+    fn drop(&mut self) {
+        let Hidden(thread, frames) = self;
+        thread.hidden.set(thread.hidden.get() - frames.len());
+        *thread.frames.borrow_mut() = std::mem::take(frames);
+    }
+}
+
+/// Polls a future as if no handler were polling it: what it asks of other instances is no part of the handler around it.
+///
+/// For work that an instance polls in its turns and that belongs to none of them. Without this, a request in it that comes back to
+/// the instance is refused as a [`Cycle`](crate::RequestError::Cycle), although no handler waits for it, and each is bounded by the
+/// time of the handler that polls it. A handler must not await it: a cycle would then be a deadlock until it times out.
+///
+/// ```
+/// # use std::pin::Pin;
+/// # use std::task::{Context, Poll, Waker};
+/// use stable_interfaces::outside_of_handlers;
+///
+/// let mut work = Box::pin(outside_of_handlers(async { 1 + 1 }));
+/// assert_eq!(work.as_mut().poll(&mut Context::from_waker(Waker::noop())), Poll::Ready(2));
+/// ```
+pub async fn outside_of_handlers<F: Future>(future: F) -> F::Output {
+    let mut future = pin!(future);
+    poll_fn(|task| {
+        let _hidden = Hidden::hide();
+        future.as_mut().poll(task)
+    })
+    .await
+}
+
 /// Whether a handler is being polled on this thread.
 pub(crate) fn in_handler() -> bool {
     CURRENT.with(|thread| !thread.frames.borrow().is_empty())
@@ -208,9 +255,10 @@ pub(crate) fn in_handler() -> bool {
 pub(crate) fn origin(now: impl FnOnce() -> Duration, timeout: Duration) -> Origin {
     CURRENT.with(|thread| {
         let mut frames = thread.frames.borrow_mut();
-        let depth = frames.len();
+        let depth = frames.len() + thread.hidden.get();
         let Some(frame) = frames.last_mut() else {
-            return Origin { callers: None, waits_until: Deadline::NONE, given: timeout, may_nest: true };
+            let may_nest = depth < MAX_DEPTH;
+            return Origin { callers: None, waits_until: Deadline::NONE, given: timeout, may_nest };
         };
         let now = now();
         let deadline = frame.deadline.get_or_insert_with(|| now.saturating_add(frame.instance.handler_timeout()));

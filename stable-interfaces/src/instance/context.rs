@@ -18,7 +18,7 @@ use super::chain::Link;
 use super::slot::Slot;
 use super::task::{InstanceRef, Member};
 use crate::alarm::{Alarm, check_alarm_id, encode_meta};
-use crate::clock::Timestamp;
+use crate::clock::{Clock, Random, Timestamp};
 use crate::commit::committer::Commit;
 use crate::commit::effects::{Effects, Mark, find_alarm, find_value};
 use crate::commit::gate::Ticket;
@@ -31,6 +31,7 @@ use crate::json;
 use crate::quiet::{Quiet, drop_quietly, shown};
 use crate::shards::wake::Wake;
 use crate::shared::HostCore;
+use crate::store::client::StoreClient;
 use crate::store::{
     AlarmRow, Attempts, DeadKey, DeadLetter, Epoch, ExternalTransaction, InboxRow, InstanceName, NewMessage, Op,
     Posted, Read, ReadRange, ReadRows, Revision, ShardId, StoreError,
@@ -316,6 +317,24 @@ impl Context {
     #[must_use]
     pub fn now(&self) -> Timestamp {
         self.instance.host().clock.now()
+    }
+
+    /// The host's clock, for what an instance does beside its handlers.
+    #[must_use]
+    pub fn clock(&self) -> Arc<dyn Clock> {
+        self.instance.host().clock.share()
+    }
+
+    /// The host's source of random numbers.
+    #[must_use]
+    pub fn random(&self) -> Arc<dyn Random> {
+        self.instance.host().random.share()
+    }
+
+    /// Tells whether all that this incarnation has committed before this turn is durable. What was there when it was built is in any case.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.instance.pending().is_none()
     }
 
     /// Sets the alarm `id` of this instance to fire at `at`, in place of any alarm with that ID.
@@ -942,6 +961,30 @@ impl KeyRange {
     pub fn limit(mut self, limit: usize) -> KeyRange {
         self.limit = limit;
         self
+    }
+
+    /// Reads what is stored under these keys of an instance, in pages.
+    pub(crate) async fn read(
+        &self,
+        client: &StoreClient<'_>,
+        shard: ShardId,
+        name: &InstanceName,
+    ) -> Result<Vec<(Arc<str>, Bytes)>, ContextError> {
+        let (mut found, mut from) = (Vec::new(), self.from.clone());
+        while found.len() < self.limit {
+            let limit = READ_PAGE.min(self.limit - found.len());
+            let read = Read { shard, name: name.clone(), range: ReadRange::Storage(from, self.to.clone()), limit };
+            let ReadRows::Storage(rows) = client.read(&read).await.map_err(ContextError::store)? else {
+                return Err(wrong_rows());
+            };
+            let is_last = rows.len() < limit;
+            found.extend(rows);
+            match found.last() {
+                Some((last, _)) if !is_last => from = just_after(last),
+                _ => break,
+            }
+        }
+        Ok(found)
     }
 
     fn contains(&self, key: &str) -> bool {
