@@ -487,3 +487,57 @@ fn a_process_killed_while_it_drains_leaves_everything_to_the_next_owner() {
         host.drain(SECOND).await;
     });
 }
+
+on_each_store! {
+    async fn a_task_that_is_not_parked_is_waited_for_and_takes_turns_while_the_host_drains(world: World) {
+        let site = Arc::new(world.start().await);
+        let (asked, idle) = (world.clock.clone(), world.clock.clone());
+        let work = act(move |_: &mut Probe, cx: &mut Context| {
+            Box::pin(async move {
+                cx.spawn(move |me: InstanceRef<Probe>| async move {
+                    me.leaving().await;
+                    asked.sleep(3 * SECOND).await;
+                    me.turn(|_, cx| Ok(cx.put("k", &7)?)).await.unwrap();
+                })?;
+                Ok(())
+            })
+        });
+        site.probes.request("a", work).await.unwrap();
+        let waits = act(move |_: &mut Probe, cx: &mut Context| {
+            Box::pin(async move {
+                cx.spawn(move |me: InstanceRef<Probe>| async move {
+                    let _parked = me.park();
+                    idle.sleep(3_600 * SECOND).await;
+                })?;
+                Ok(())
+            })
+        });
+        site.probes.request("b", waits).await.unwrap();
+        world.settle().await;
+        let draining = drain(&site, 10 * SECOND);
+        world.pass(SECOND).await;
+        assert!(matches!(site.probes.request("c", life()).await, Err(RequestError::Draining)));
+        let drained = draining.await.unwrap();
+        assert_eq!((drained.unfinished, drained.instances, drained.tasks, drained.released), (0, 0, 0, true));
+        assert_eq!(world.now() / 1_000, 3, "as soon as the task was done");
+        let site = world.start().await;
+        assert_eq!(site.probes.request("a", get("k")).await.unwrap(), Some(7));
+    }
+}
+
+on_each_store! {
+    async fn a_task_that_does_not_end_is_cancelled_at_half_the_deadline_of_a_drain(world: World) {
+        let site = Arc::new(world.start().await);
+        let work = act(move |_: &mut Probe, cx: &mut Context| {
+            Box::pin(async move {
+                cx.spawn(move |_me: InstanceRef<Probe>| std::future::pending())?;
+                Ok(())
+            })
+        });
+        site.probes.request("a", work).await.unwrap();
+        world.settle().await;
+        let drained = drain(&site, 10 * SECOND).await.unwrap();
+        assert_eq!((drained.unfinished, drained.instances, drained.tasks, drained.released), (0, 0, 1, true));
+        assert_eq!(world.now() / 1_000, 5);
+    }
+}

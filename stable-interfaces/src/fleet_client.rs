@@ -11,7 +11,7 @@ use crate::dead::{self, Dead};
 use crate::directive::Directive;
 use crate::error::ContextError;
 use crate::fleet::Fleet;
-use crate::inbox::{Message, NewPost};
+use crate::inbox::{self, Message, NewPost};
 use crate::instance::context::KeyRange;
 use crate::shared::HostOptions;
 use crate::store::client::{CommitOptions, StoreClient};
@@ -144,21 +144,8 @@ impl FleetClient {
     /// # Errors
     /// As [`alarms`](Self::alarms).
     pub async fn inbox(&self, interface: &str, id: &str) -> Result<Vec<Message>, ContextError> {
-        let shard = self.shard_of(id)?;
-        let mut messages = Vec::new();
-        let mut after = None;
-        loop {
-            let page = Page { shard, after: After::Inbox(after), limit: PAGE, bytes: PAGE_BYTES, keys_only: false };
-            let mut loaded = self.store_client().load(&[page]).await.map_err(ContextError::store)?;
-            let Some(Loaded { rows: Rows::Inbox(rows), is_last, .. }) = loaded.pop() else { return Ok(messages) };
-            after = rows.last().map(|row| row.key());
-            let is_wanted = |name: &InstanceName| *name.interface == *interface && *name.instance == *id;
-            let wanted = rows.into_iter().filter(|row| is_wanted(&row.name));
-            messages.extend(wanted.map(|row| Message::new(Arc::new(row))));
-            if is_last {
-                return Ok(messages);
-            }
-        }
+        let name = InstanceName { interface: interface.into(), instance: id.into() };
+        inbox::waiting(&self.store_client(), self.shard_of(id)?, &name).await
     }
 
     /// The alarms, messages and directives of an interface that were given up, oldest first, at most `limit`, after the one named

@@ -152,13 +152,15 @@ pub struct Drained {
     pub unfinished: usize,
     /// Instances that were still in memory at the deadline, those of the unfinished handlers among them.
     pub instances: usize,
+    /// Instances with tasks that were neither done nor parked at half the deadline: those tasks were cancelled.
+    pub tasks: usize,
     /// Tells whether the shards were released, so that their next owner need not wait for the lease to run out.
     pub released: bool,
 }
 
 impl Drained {
     /// Of a host that had ended before, or ended meanwhile in another way.
-    const NOTHING: Drained = Drained { unfinished: 0, instances: 0, released: false };
+    const NOTHING: Drained = Drained { unfinished: 0, instances: 0, tasks: 0, released: false };
 }
 
 /// The reason why a host has ended by itself: what [`Host::run_until`] says when it returns before its signal.
@@ -311,7 +313,8 @@ impl Host {
     }
 
     /// Ends this host's part in good order: alarms stop firing, new work from outside is refused, handlers that run are waited
-    /// for (and what they request is served), instances are stopped, everything is committed, the shards are released. After
+    /// for (and what they request is served), tasks of instances that are not [parked](crate::InstanceRef::park) are waited for, for
+    /// half of `deadline` at most (and what they [take turns](crate::InstanceRef::turn) for is served), instances are stopped, everything is committed, the shards are released. After
     /// `deadline` what still runs is cut off.
     ///
     /// It goes on by itself: dropped, this future takes nothing back. Whoever asks again waits for the same drain, under the
@@ -374,7 +377,19 @@ impl Drop for Host {
 /// Drains a host, see [`Host::drain`].
 async fn drain(core: &HostCore, deadline: Duration) -> Drained {
     let Some(started) = core.started() else { return Drained::NOTHING };
+    let began = core.clock.elapsed();
     let interfaces = core.interfaces.lock().clone();
+    let with_busy_tasks = || interfaces.iter().map(|interface| interface.with_busy_tasks()).sum::<usize>();
+    // Tasks that are not parked have something to bring to an end, and their instances go on until they have.
+    let rest = async {
+        while with_busy_tasks() > 0 {
+            core.task_rested.notified().await;
+        }
+    };
+    let rested = within(&*core.clock, deadline / 2, rest).await.is_some();
+    let tasks = if rested { 0 } else { with_busy_tasks() };
+    core.serves_tasks.store(false, Ordering::Release);
+    let deadline = deadline.saturating_sub(core.clock.elapsed().saturating_sub(began));
     let finish = async {
         loop {
             for interface in &interfaces {
@@ -413,7 +428,7 @@ async fn drain(core: &HostCore, deadline: Duration) -> Drained {
     core.stop(Health::Stopped);
     let unfinished = running + core.stops_cut.load(Ordering::Acquire);
     tracing::info!(host = %core.name, unfinished, released, "drained");
-    Drained { unfinished, instances, released }
+    Drained { unfinished, instances, tasks, released }
 }
 
 impl HostBuilder {

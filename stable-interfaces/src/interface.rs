@@ -33,6 +33,7 @@ use crate::shards::delivery::Delivery;
 use crate::shards::wake::Wake;
 use crate::shared::{AnyInterface, Forget, Health, HostCore, SHORTEST};
 use crate::store::{Addressed, AlarmRow, Epoch, InboxRow, InstanceName, Posted, ShardId};
+use crate::sync::atomic::Ordering;
 use crate::sync::{Arc, OwnedSemaphorePermit, oneshot};
 
 /// Limits and times of one interface, with their defaults.
@@ -159,7 +160,7 @@ impl<I: StableInterface> InterfaceCore<I> {
     /// place already, and it has as long in the queue as it takes.
     fn tell<W: Work<I>>(self: &Arc<Self>, id: &str, work: W) -> Outcome<(), I::Error> {
         let work = Quiet::new(work);
-        let (hash, shard, epoch) = self.locate(id)?;
+        let (hash, shard, epoch) = self.locate(id, W::IS_OF_TASK)?;
         let Some(slot) = self.table.get(id, hash) else { return Err(RequestError::Closed.into()) };
         let job = Waiting {
             work,
@@ -175,8 +176,8 @@ impl<I: StableInterface> InterfaceCore<I> {
     }
 
     /// Finds the shard of `id` and checks that this host may act for it now and has room for what that brings.
-    fn route(&self, id: &str) -> Outcome<(u64, ShardId, Epoch), I::Error> {
-        let located = self.locate(id)?;
+    fn route(&self, id: &str, is_of_task: bool) -> Outcome<(u64, ShardId, Epoch), I::Error> {
+        let located = self.locate(id, is_of_task)?;
         if self.host.committer().is_some_and(|committer| committer.is_full(located.1)) {
             return Err(RequestError::Overloaded("writes to the store").into());
         }
@@ -184,12 +185,14 @@ impl<I: StableInterface> InterfaceCore<I> {
     }
 
     /// Finds the shard of `id` and checks that this host may act for it now.
-    fn locate(&self, id: &str) -> Outcome<(u64, ShardId, Epoch), I::Error> {
+    fn locate(&self, id: &str, is_of_task: bool) -> Outcome<(u64, ShardId, Epoch), I::Error> {
         match self.host.health() {
             Health::Running => {}
             Health::NotStarted => return Err(RequestError::NotStarted.into()),
             // What handlers that still run ask for is served.
             Health::Draining if chain::in_handler() => {}
+            // And what tasks ask for that it waits for.
+            Health::Draining if is_of_task && self.host.serves_tasks.load(Ordering::Acquire) => {}
             Health::Draining => return Err(RequestError::Draining.into()),
             _ => return Err(self.host.ended().unwrap_or(RequestError::Draining).into()),
         }
@@ -255,7 +258,7 @@ impl<I: StableInterface> InterfaceCore<I> {
 
     /// Starts `work` on the instance, or queues it there. Everything a request does before its first wait.
     fn submit<W: Work<I>>(self: &Arc<Self>, id: &str, work: Quiet<W>) -> Outcome<Submitted<I, W>, I::Error> {
-        let (hash, shard, epoch) = self.route(id)?;
+        let (hash, shard, epoch) = self.route(id, W::IS_OF_TASK)?;
         let origin = chain::origin(|| self.host.clock.elapsed(), self.options.handler_timeout);
         loop {
             let slot = self.slot(id, hash, shard)?;
@@ -437,6 +440,10 @@ impl<I: StableInterface> AnyInterface for InterfaceCore<I> {
 
     fn busy(&self) -> usize {
         self.table.slots().iter().filter(|slot| slot.is_busy()).count()
+    }
+
+    fn with_busy_tasks(&self) -> usize {
+        self.table.slots().iter().filter(|slot| slot.has_busy_tasks()).count()
     }
 
     fn name_instance(&self, address: usize) -> Option<String> {

@@ -153,6 +153,8 @@ pub(crate) trait AnyInterface: Debug + Send + Sync {
     fn running(&self) -> usize;
     /// The number of them that are busy.
     fn busy(&self) -> usize;
+    /// The number of instances with a task that is not parked.
+    fn with_busy_tasks(&self) -> usize;
     /// Names the instance at this address of memory, if it is one of these.
     fn name_instance(&self, address: usize) -> Option<String>;
     /// Forgets every instance at once.
@@ -182,6 +184,10 @@ pub(crate) struct HostCore {
     has_stopped: AtomicBool,
     /// Told when an instance leaves memory while the host drains.
     pub(crate) instance_left: Notify,
+    /// Told when a task of an instance has ended or is parked.
+    pub(crate) task_rested: Notify,
+    /// Turns of tasks are served while the host drains: it waits for those that are not parked.
+    pub(crate) serves_tasks: AtomicBool,
     /// The parts that exist once the host has started.
     started: OnceLock<Started>,
     /// The number of `on_stop` that were cut off since the host began to drain.
@@ -225,6 +231,8 @@ impl HostCore {
             health_changed: Notify::new(),
             has_stopped: AtomicBool::new(false),
             instance_left: Notify::new(),
+            task_rested: Notify::new(),
+            serves_tasks: AtomicBool::new(true),
             started: OnceLock::new(),
             stops_cut: AtomicUsize::new(0),
             is_rescuing: AtomicBool::new(false),

@@ -27,6 +27,7 @@ use crate::connection::{AnyLink, Closed, ConnectionId};
 use crate::directive::Needs;
 use crate::error::{ContextError, Outcome, RequestError};
 use crate::id::{InvalidId, MAX_VALUE_BYTES, check_key, own_bytes};
+use crate::inbox::Message;
 use crate::json;
 use crate::quiet::{Quiet, drop_quietly, shown};
 use crate::shards::wake::Wake;
@@ -567,6 +568,18 @@ impl Context {
             }
         }
         Ok(rows.into_iter().take(range.limit).collect())
+    }
+
+    /// The messages that wait in this instance's inbox, as the store has them: in the order of their arrival, and those among them
+    /// that are on their way to it. Reads the inboxes of its shard.
+    ///
+    /// For an alarm that must not outrun a message: one that was acknowledged before this is called is in here, or has been handled.
+    ///
+    /// # Errors
+    /// [`ContextError::Store`] if the store could not be read, [`ContextError::NoStore`] if there is none.
+    pub async fn inbox(&mut self) -> Result<Vec<Message>, ContextError> {
+        let client = self.instance.host().store_client().ok_or(ContextError::NoStore)?;
+        crate::inbox::waiting(&client, self.instance.shard(), &self.instance.name()).await
     }
 
     /// Makes what was recorded so far durable now, in the middle of the handler, with everything that earlier handlers of this

@@ -671,8 +671,15 @@ impl<I: StableInterface> Slot<I> {
         left.is_some()
     }
 
+    /// Whether a task of it is not parked.
+    pub(crate) fn has_busy_tasks(&self) -> bool {
+        let inner = self.inner.lock();
+        inner.extra.as_ref().and_then(|extra| extra.life.as_ref()).is_some_and(|life| life.is_busy())
+    }
+
     /// A task has ended by itself: nothing of it is kept.
     fn task_ended(&self, life: &Arc<Life>) {
+        self.interface.host.task_rested.notify_one();
         if let Some(extra) = &mut self.inner.lock().extra
             && extra.life.as_ref().is_some_and(|current| Arc::ptr_eq(current, life))
         {
@@ -698,6 +705,7 @@ impl<I: StableInterface> Slot<I> {
 
     /// What the incarnation that ended had left is done.
     pub(crate) fn settled(self: &Arc<Self>) -> Next<I> {
+        self.interface.host.task_rested.notify_one();
         let mut left = Left::default();
         let mut inner = self.inner.lock();
         let next = match Self::end(&mut inner, &mut left, &Closed::Reset) {

@@ -5,6 +5,7 @@
 //! message and is refused once the incarnation has ended.
 
 use std::fmt;
+use std::future::Future;
 
 use super::StableInterface;
 use super::chain::Described;
@@ -12,6 +13,7 @@ use super::context::Context;
 use super::slot::Slot;
 use super::turn::Work;
 use crate::error::{Outcome, RequestError};
+use crate::shared::Health;
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::sync::{Arc, Mutex};
 
@@ -139,7 +141,15 @@ impl<I: StableInterface> InstanceRef<I> {
     #[must_use = "the task counts as busy again when this is dropped"]
     pub fn park(&self) -> Parked {
         self.member.change(|state| state.parks += 1);
+        self.slot.interface.host.task_rested.notify_one();
         Parked(self.member.clone())
+    }
+
+    /// Completes when the host begins to drain; at once, if that has happened. From then on there is time to come to an end: a
+    /// task that is not parked goes on, and its turns are served, for half of the drain's deadline at most.
+    pub fn leaving(&self) -> impl Future<Output = ()> + Send + 'static + use<I> {
+        let host = self.slot.interface.host.clone();
+        async move { host.wait_for(Health::Draining).await }
     }
 }
 
@@ -169,6 +179,7 @@ where
     F: FnOnce(&mut I, &mut Context) -> Result<R, I::Error> + Send + 'static,
 {
     type Reply = R;
+    const IS_OF_TASK: bool = true;
 
     async fn run(self, state: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<R, I::Error> {
         // Asked again here: the incarnation may have ended while this waited for its turn.

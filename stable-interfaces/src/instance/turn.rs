@@ -37,6 +37,9 @@ pub(crate) trait Work<I: StableInterface>: Send + 'static {
     /// Says whether it lets the instance leave memory: then the limit of `on_stop` is its own, and not that of handlers.
     const IS_STOP: bool = false;
 
+    /// Says whether a task of the instance asks for it: a host that drains serves that while it waits for such tasks.
+    const IS_OF_TASK: bool = false;
+
     /// Says whether it does so because the host drains: one at a time waits for that.
     fn is_drain(&self) -> bool {
         false
