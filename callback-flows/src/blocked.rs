@@ -55,6 +55,8 @@ pub enum BlockedKind {
     StepFailed,
     /// Processes died while a step ran.
     StepKilled,
+    /// It asks for something that was not configured.
+    NotConfigured,
     /// No code of the flow's version is registered, or its journal was written by a newer version of this crate.
     UnknownVersion,
 }

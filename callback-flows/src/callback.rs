@@ -77,6 +77,16 @@ impl<T> Callback<T> {
         Callback { ticket, of: PhantomData }
     }
 
+    /// The URL at which this callback is to be called: below what [`callbacks`](crate::FlowsBuilder::callbacks) was given, ended by a
+    /// token that only this application can make. Whoever has it may send to this callback, and to nothing else.
+    ///
+    /// It is the same for as long as the key is that signs it. What serves that URL hands its last part and the body of a call to
+    /// [`Flows::deliver`](crate::Flows::deliver).
+    #[must_use]
+    pub fn url(&self) -> String {
+        self.ticket.shared().url(self.ticket.key())
+    }
+
     /// The full name of this callback within its flow, which messages for it are addressed to.
     #[must_use]
     pub fn address(&self) -> &str {

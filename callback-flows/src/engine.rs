@@ -40,6 +40,8 @@ pub(crate) use self::shared::{Item, Life, Limits, Shared, Ticket};
 
 /// How often the code may wake itself before it has to wait for something.
 const MAX_SELF_WAKES: usize = 10_000;
+/// About how many bytes of steps' results go into one commit: a few of the largest.
+const MAX_HANDED_IN: usize = 2 * 1024 * 1024;
 
 pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 /// The code of a flow: makes its future from the input.
@@ -232,15 +234,38 @@ impl Engine {
         !has_begun(&state.named, callback) || state.by_key.contains_key(callback)
     }
 
-    /// Tells whether steps have asked to be polled.
-    pub(crate) fn wants_steps_polled(&self) -> bool {
-        matches!(self.phase, Phase::Going) && !self.shared.woken.lock().is_empty()
+    /// Tells whether the code holds a callback.
+    pub(crate) fn has_callbacks(&self) -> bool {
+        self.shared.state.lock().ops.iter().flatten().any(|op| op.kind == Kind::Callback)
     }
 
-    /// Tells whether steps are under way, or may start.
+    /// Tells whether steps have asked to be polled.
+    pub(crate) fn wants_steps_polled(&self) -> bool {
+        let is_wanted = || !self.shared.state.lock().handed_in.is_empty() || !self.shared.woken.lock().is_empty();
+        matches!(self.phase, Phase::Going) && is_wanted()
+    }
+
+    /// Tells whether steps are under way, or about to start.
     pub(crate) fn has_running_steps(&self) -> bool {
+        self.shared.state.lock().ops.iter().flatten().any(is_running)
+    }
+
+    /// Tells whether steps are to end before the flow may leave memory; on a host that is about to leave, only those that have begun.
+    pub(crate) fn has_steps_to_end(&self) -> bool {
+        let is_draining = self.shared.is_draining.load(Ordering::Relaxed);
         let state = self.shared.state.lock();
-        state.ops.iter().flatten().any(|op| op.kind == Kind::Step && !op.is_over && op.due.is_none())
+        state.ops.iter().flatten().any(|op| is_running(op) && (op.has_started || !is_draining))
+    }
+
+    /// Begins no more steps: the host is about to leave.
+    pub(crate) fn drain(&mut self) {
+        self.shared.is_draining.store(true, Ordering::Relaxed);
+    }
+
+    /// The names of the steps that are under way, or about to start.
+    pub(crate) fn running_steps(&self) -> Vec<Key> {
+        let state = self.shared.state.lock();
+        state.ops.iter().flatten().filter(|op| is_running(op)).map(|op| op.key.clone()).collect()
     }
 
     /// Adds to the journal. The code sees it in [`settle`](Self::settle).
@@ -674,6 +699,9 @@ impl Engine {
         if self.current.is_some() || !self.pending.is_empty() {
             return;
         }
+        if !self.shared.state.lock().handed_in.is_empty() {
+            return self.take_handed_in(now);
+        }
         let woken = std::mem::take(&mut *self.shared.woken.lock());
         let mut wakers = Vec::new();
         let mut state = self.shared.state.lock();
@@ -698,8 +726,15 @@ impl Engine {
             Ok(Poll::Ready(_)) => return self.block(beside_the_journal("ended")),
             Err(why) => return self.block(why),
         }
-        let handed_in = std::mem::take(&mut self.shared.state.lock().handed_in);
-        for event in handed_in {
+        self.take_handed_in(now);
+    }
+
+    /// Adds what steps have handed in to the journal, as much as fits into one commit. The rest follows.
+    fn take_handed_in(&mut self, now: Timestamp) {
+        let mut bytes = 0;
+        while bytes < MAX_HANDED_IN {
+            let Some(event) = self.shared.state.lock().handed_in.pop_front() else { return };
+            bytes += event.size();
             self.append(now, event);
         }
     }
@@ -709,6 +744,11 @@ impl Drop for Engine {
     fn drop(&mut self) {
         self.leave();
     }
+}
+
+/// Tells whether an operation is a step that somebody waits for and that has not ended.
+fn is_running(op: &Op) -> bool {
+    op.kind == Kind::Step && op.waker.is_some() && !op.is_over && op.due.is_none()
 }
 
 async fn undo_all(flow: &Flow) {

@@ -665,7 +665,7 @@ impl Run {
 
 fn engine(hand: &Arc<Hand>, code: &Code, pages: Vec<Page>, sabotage: Option<Sabotage>) -> Engine {
     let (clock, random) = (Arc::new(HandClock(hand.clone())), Arc::new(Half));
-    let shared = Shared::new("program/1".into(), clock, random, Limits::default(), Box::new(|| {}));
+    let shared = Shared::new("program/1".into(), clock, random, Limits::default(), None, Box::new(|| {}));
     Engine::new(shared, code.clone(), pages).sabotaged(sabotage)
 }
 

@@ -1,9 +1,49 @@
-//! Flows: `async` functions that wait for calls from outside and for time, and survive whatever runs them.
+//! Flows: `async` functions that hand out URLs, wait for calls there and for time, run steps, and outlive their process.
 //!
-//! So far there is their engine: it keeps a journal of what has happened to a flow and replays its code exactly, whatever that is
-//! made of.
-
-#![allow(dead_code, reason = "the engine is complete before what runs it on a host is")]
+//! ```no_run
+//! use std::time::Duration;
+//!
+//! use callback_flows::{Call, Flow, FlowResult, Flows, UrlKeys};
+//! use stable_interfaces::{Host, MemoryStore};
+//!
+//! /// Waits five seconds for an order to be accepted.
+//! async fn order(flow: Flow, order: String) -> FlowResult<String> {
+//!     let mut accepted = flow.callback::<String>("accepted");
+//!     flow.step("offer").run(|_| offer(&order, accepted.url())).await?;
+//!     tokio::select! {
+//!         by = accepted.next() => Ok(format!("accepted by {}", by?)),
+//!         () = flow.sleep(Duration::from_secs(5)) => Ok("nobody".into()),
+//!     }
+//! }
+//!
+//! async fn offer(order: &str, call_me_at: String) -> Result<(), std::io::Error> {
+//!     println!("{order}: to be accepted at {call_me_at}");
+//!     Ok(())
+//! }
+//!
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! let mut host = Host::local(MemoryStore::new());
+//! let flows = Flows::builder()
+//!     .flow("order", 1, order)
+//!     .callbacks("https://broker.example/callbacks", UrlKeys::new("k1", "a secret of 32 random bytes ....")?)
+//!     .register(&mut host)?;
+//! let host = host.start().await?;
+//! flows.start("order", "17", "a pizza").await?;
+//! # let token = "";
+//! flows.deliver(token, Call::new("\"ada\"")).await?; // by what serves those URLs
+//! println!("{:?}", flows.ended("order", "17").await?);
+//! # host.drain(Duration::from_secs(1)).await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! | to | look at |
+//! | --- | --- |
+//! | register, start, call, cancel and look at flows | [`Flows`] |
+//! | write one | [`Flow`] |
+//! | do something outside of it | [`Step`] |
+//! | be called from outside | [`Callback`] |
+//! | know how it is with one | [`Status`], [`Blocked`] |
 
 mod blocked;
 mod callback;
@@ -11,12 +51,19 @@ mod engine;
 mod flow;
 #[cfg(test)]
 mod flow_schedules;
+mod flows;
+mod instance;
 mod journal;
+mod status;
 mod step;
 mod timer;
+mod token;
 
 pub use blocked::{Blocked, BlockedKind};
 pub use callback::{Callback, CallbackError, Received};
 pub use flow::{Flow, FlowError, FlowResult};
+pub use flows::{Call, Delivered, Flows, FlowsBuilder, FlowsError, Started};
+pub use status::{Outcome, State, Status, Waiting};
 pub use step::{Fatal, Retry, Step, StepCx, StepError};
 pub use timer::{Elapsed, Sleep};
+pub use token::{KeyError, UrlKeys};

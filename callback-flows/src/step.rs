@@ -12,8 +12,8 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
-use stable_interfaces::Timestamp;
 use stable_interfaces::clock::{Clock, Random, Sleep};
+use stable_interfaces::{Timestamp, outside_of_handlers};
 
 use crate::blocked::{Blocked, BlockedKind};
 use crate::engine::{Kind, Life, Shared, Ticket};
@@ -227,6 +227,8 @@ impl<'a> Step<'a> {
         let ticket = flow.shared().claim(flow.scope(), Kind::Step, name, key, detail);
         let since = flow.now();
         let retry = if is_at_most_once { Retry::never() } else { retry };
+        // What a step asks of another instance is no part of the turn that polls it.
+        let run = move |cx| outside_of_handlers(run(cx));
         let mut attempts = Attempts { retry, timeout, blocks, is_at_most_once, since, failed: 0, stage: Stage::Idle };
         async move {
             let waker = ticket.step_waker();

@@ -17,8 +17,9 @@ use stable_interfaces::clock::{Clock, Random};
 use super::Undo;
 use super::faults::{beside_the_journal, out_of_place, two_at_once};
 use super::names::{Kind, base_of};
-use crate::blocked::Blocked;
+use crate::blocked::{Blocked, BlockedKind};
 use crate::journal::{Begun, Detail, Event, Key};
+use crate::token::Urls;
 
 /// What may be in a flow's journal, at most.
 #[derive(Debug, Clone, Copy)]
@@ -81,6 +82,8 @@ pub(super) struct Op {
     pub(super) is_over: bool,
     /// A step is to be polled now.
     pub(super) must_poll: bool,
+    /// An attempt of a step has begun in this life.
+    pub(super) has_started: bool,
     /// Failed attempts of a step, as journaled.
     pub(super) attempts: u32,
     pub(super) last_error: Option<Arc<str>>,
@@ -113,6 +116,8 @@ pub(crate) struct Shared {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) random: Arc<dyn Random>,
     pub(crate) limits: Limits,
+    /// What callback URLs are made with.
+    pub(crate) urls: Option<Arc<Urls>>,
     /// The host is about to leave.
     pub(crate) is_draining: AtomicBool,
     /// The flow's waker was woken by the engine, an operation, or the code itself.
@@ -156,7 +161,7 @@ pub(super) struct State {
     pub(super) patched: HashSet<Key>,
     pub(super) patches: HashMap<Key, bool>,
     /// What steps have handed over.
-    pub(super) handed_in: Vec<Event>,
+    pub(super) handed_in: VecDeque<Event>,
     pub(super) undo: Vec<Undo>,
     pub(super) fault: Option<Blocked>,
 }
@@ -226,6 +231,7 @@ impl Shared {
         clock: Arc<dyn Clock>,
         random: Arc<dyn Random>,
         limits: Limits,
+        urls: Option<Arc<Urls>>,
         nudge: Box<dyn Fn() + Send + Sync>,
     ) -> Arc<Shared> {
         let state = State {
@@ -247,7 +253,7 @@ impl Shared {
             expected: None,
             patched: HashSet::new(),
             patches: HashMap::new(),
-            handed_in: Vec::new(),
+            handed_in: VecDeque::new(),
             undo: Vec::new(),
             fault: None,
         };
@@ -256,6 +262,7 @@ impl Shared {
             clock,
             random,
             limits,
+            urls,
             is_draining: AtomicBool::new(false),
             self_woken: AtomicBool::new(false),
             foreign_woken: AtomicBool::new(false),
@@ -331,6 +338,17 @@ impl Shared {
         })
     }
 
+    /// The URL of a callback.
+    pub(crate) fn url(&self, callback: &str) -> String {
+        let Some(urls) = &self.urls else {
+            let message = "it asks for the URL of a callback, and there is none: set `Flows::builder().callbacks(..)`";
+            self.fail(Blocked::new(BlockedKind::NotConfigured, message.into()));
+            return String::new();
+        };
+        let run = self.state.lock().run;
+        urls.of(&self.identity, run, callback)
+    }
+
     /// Tells whether code of a version before or after a change runs.
     pub(crate) fn is_patched(self: &Arc<Self>, scope: &str, name: &str) -> bool {
         let key: Key = format!("{}#0", base_of(scope, Kind::Patch, name, None)).into();
@@ -395,6 +413,7 @@ impl Shared {
             due,
             is_over: false,
             must_poll: false,
+            has_started: false,
             attempts: 0,
             last_error: None,
             intent: None,
@@ -548,10 +567,18 @@ impl Ticket {
     pub(crate) fn may_run(&self) -> Option<(u32, Option<Life>)> {
         let mut state = self.shared.state.lock();
         let (mode, open_to) = (state.mode, state.open_to);
+        // A host that is about to leave lets steps end, and begins none.
+        let is_draining = self.shared.is_draining.load(Ordering::Relaxed);
         let op = state.op(self.index)?;
-        let may_run = mode == Mode::Steps && op.must_poll && !op.is_over && op.opens_at < open_to && op.due.is_none();
+        let may_run = mode == Mode::Steps
+            && (op.has_started || !is_draining)
+            && op.must_poll
+            && !op.is_over
+            && op.opens_at < open_to
+            && op.due.is_none();
         may_run.then(|| {
             op.must_poll = false;
+            op.has_started = true;
             (op.attempts, op.intent)
         })
     }
@@ -561,7 +588,7 @@ impl Ticket {
         let mut state = self.shared.state.lock();
         let Some(op) = state.op(self.index) else { return };
         op.is_over = true;
-        state.handed_in.push(event);
+        state.handed_in.push_back(event);
     }
 
     /// An attempt has failed, and the next one follows in this process.

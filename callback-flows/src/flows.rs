@@ -1,0 +1,505 @@
+//! Flows as an application has them: what is registered, and the handle through which they are started and called.
+
+use std::collections::{BTreeMap, HashMap};
+use std::future::Future;
+use std::hash::{BuildHasher as _, RandomState};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+use sha2::{Digest as _, Sha256};
+use stable_interfaces::{HostBuilder, Interface, KeyRange, NewPost, RegisterError, RequestError, RetryPolicy};
+
+use crate::engine::{Code, Limits};
+use crate::flow::{Flow, FlowError, FlowResult};
+use crate::instance::{Answer, Command, FlowInstance, RUN, TurnError, Watch, Watched, hash_of};
+use crate::journal::{Event, Message};
+use crate::status::{Outcome, RESULT_KEY, STATUS_KEY, State, Status};
+use crate::token::{UrlKeys, Urls};
+
+/// The largest body that is posted, in bytes: there has to be room for its headers.
+const MAX_POSTED_BYTES: usize = 192 * 1024;
+/// How soon a flow that another host has is looked at again by who waits for its end.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// The code of one version of a flow.
+struct Version {
+    code: Code,
+    /// Refuses an input that is none.
+    check: fn(&[u8]) -> Result<(), serde_json::Error>,
+}
+
+/// All that is registered.
+pub(crate) struct Registry {
+    flows: HashMap<String, BTreeMap<u32, Version>>,
+    pub(crate) urls: Option<Arc<Urls>>,
+    pub(crate) limits: Limits,
+    pub(crate) retention: Duration,
+    pub(crate) tombstone: Duration,
+    pub(crate) expiry: Duration,
+    /// Tells this process from others.
+    pub(crate) process: u64,
+}
+
+impl Registry {
+    pub(crate) fn code(&self, name: &str, version: u32) -> Option<Code> {
+        Some(self.flows.get(name)?.get(&version)?.code.clone())
+    }
+}
+
+/// Flows on their way into a host.
+#[must_use = "flows are registered by `register`"]
+pub struct FlowsBuilder {
+    registry: Registry,
+    invalid: Option<String>,
+}
+
+impl std::fmt::Debug for FlowsBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FlowsBuilder").field("flows", &self.registry.flows.keys()).finish_non_exhaustive()
+    }
+}
+
+impl FlowsBuilder {
+    /// Registers a version of a flow: its name (1 to 64 of `a-z`, `0-9`, `_`, `-`), its version, and its code.
+    ///
+    /// New flows begin with the newest version, and each stays on the one that it began with: register that for as long as there are
+    /// any. A flow whose version is not there is blocked until it is.
+    pub fn flow<I, O, F, Fut>(mut self, name: &str, version: u32, code: F) -> FlowsBuilder
+    where
+        F: Fn(Flow, I) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = FlowResult<O>> + Send + 'static,
+        I: DeserializeOwned + Send + 'static,
+        O: Serialize + 'static,
+    {
+        let is_name = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'_' | b'-');
+        if name.is_empty() || name.len() > 64 || !name.bytes().all(is_name) {
+            self.invalid.get_or_insert(format!("{name:?} cannot be the name of a flow"));
+        }
+        let (code, limit) = (Arc::new(code), self.registry.limits.value_bytes);
+        let code: Code = Arc::new(move |flow, input| {
+            let code = code.clone();
+            Box::pin(async move {
+                let input = serde_json::from_slice(&input);
+                let input = input.map_err(|error| Arc::from(format!("its input is of another type: {error}")))?;
+                let result = code(flow, input).await.map_err(FlowError::into_text)?;
+                let result =
+                    serde_json::to_vec(&result).map_err(|error| format!("its result cannot be JSON: {error}"))?;
+                if result.len() > limit {
+                    return Err(format!("its result has {} bytes, and may have {limit}", result.len()).into());
+                }
+                Ok(result.into())
+            })
+        });
+        let check = |input: &[u8]| serde_json::from_slice::<I>(input).map(drop);
+        let versions = self.registry.flows.entry(name.to_owned()).or_default();
+        if versions.insert(version, Version { code, check }).is_some() {
+            self.invalid.get_or_insert(format!("version {version} of the flow {name:?} is there twice"));
+        }
+        self
+    }
+
+    /// Below which URL callbacks are called, such as `https://broker.example/callbacks`, and the keys that sign them. Needed where a
+    /// flow asks for [`Callback::url`](crate::Callback::url).
+    pub fn callbacks(mut self, base: &str, keys: UrlKeys) -> FlowsBuilder {
+        self.registry.urls = Some(Arc::new(Urls::new(base, keys)));
+        self
+    }
+
+    /// The most entries of a flow's journal, and the most bytes; a flow with more is blocked. Default: 10,000 and 16 MiB.
+    pub fn max_journal(mut self, entries: u64, bytes: usize) -> FlowsBuilder {
+        (self.registry.limits.entries, self.registry.limits.bytes) = (entries, bytes);
+        self
+    }
+
+    /// How long a flow is kept when it is over, and then its ID alone. Default: 7 days, then 30.
+    pub fn retention(mut self, flow: Duration, id: Duration) -> FlowsBuilder {
+        (self.registry.retention, self.registry.tombstone) = (flow, id);
+        self
+    }
+
+    /// Registers all of it with a host, as the interface `flow`.
+    ///
+    /// # Errors
+    /// [`FlowsError::Invalid`] names what cannot be, [`FlowsError::Register`] if the host has such an interface already.
+    pub fn register(self, host: &mut HostBuilder) -> Result<Flows, FlowsError> {
+        if let Some(invalid) = self.invalid {
+            return Err(FlowsError::Invalid(invalid));
+        }
+        let registry = Arc::new(self.registry);
+        let built = registry.clone();
+        let interface = host.interface(move |id| FlowInstance::new(id, built.clone())).with_alarms().with_inbox();
+        // A timer or a message of a flow is never given up.
+        let retry = RetryPolicy::new().longest(Duration::from_secs(60)).attempts(u32::MAX);
+        let interface = interface.retry(retry).register().map_err(FlowsError::Register)?;
+        Ok(Flows { registry, interface })
+    }
+}
+
+/// An application's handle on its flows: cheap to clone, for any task of the process, on every host.
+///
+/// What it asks goes to the flow at once where this host owns it, and else into the flow's inbox, from where its owner takes it.
+#[derive(Clone)]
+pub struct Flows {
+    registry: Arc<Registry>,
+    interface: Interface<FlowInstance>,
+}
+
+impl std::fmt::Debug for Flows {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Flows").field("flows", &self.registry.flows.keys()).finish_non_exhaustive()
+    }
+}
+
+/// The answer to [`Flows::start`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Started {
+    /// It is durable, and has begun.
+    New,
+    /// It was started before, with the same input.
+    Already,
+    /// It is durable, and its owner will begin it.
+    Posted,
+}
+
+/// The answer to [`Flows::deliver`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Delivered {
+    /// The flow has it.
+    Taken,
+    /// The flow had it before.
+    Already,
+    /// It is durable, and the flow's owner will take it.
+    Posted,
+}
+
+/// A call of a callback.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Call {
+    id: Option<String>,
+    headers: Vec<(Arc<str>, Arc<str>)>,
+    body: Bytes,
+}
+
+impl Call {
+    /// A call with this body: at most 192 KiB.
+    #[must_use]
+    pub fn new(body: impl Into<Bytes>) -> Call {
+        Call { body: body.into(), ..Call::default() }
+    }
+
+    /// The sender's ID for it: the flow takes one call of an ID for a callback, for as long as it is going. Default: none, and each
+    /// call counts.
+    #[must_use]
+    pub fn id(mut self, id: impl Into<String>) -> Call {
+        self.id = Some(id.into());
+        self
+    }
+
+    /// Keeps a header for the flow's code.
+    #[must_use]
+    pub fn header(mut self, name: &str, value: &str) -> Call {
+        self.headers.push((name.into(), value.into()));
+        self
+    }
+
+    fn size(&self) -> usize {
+        let headers = self.headers.iter().map(|(name, value)| name.len() + value.len() + 4).sum::<usize>();
+        self.body.len() + headers + self.id.as_ref().map_or(0, String::len)
+    }
+}
+
+/// Why something asked of flows was not done. Nothing happened, but where that is said.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FlowsError {
+    /// No flow of that name is registered.
+    #[error("no flow `{0}` is registered")]
+    UnknownFlow(String),
+    /// The names, versions or IDs that were given cannot be.
+    #[error("{0}")]
+    Invalid(String),
+    /// The input is not what the flow takes.
+    #[error("the input is not what `{flow}` takes")]
+    Input {
+        /// The name of the flow.
+        flow: String,
+        /// The reason.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// Something is too large.
+    #[error("{what} has {bytes} bytes, and may have {limit}")]
+    TooLarge {
+        /// What it is.
+        what: &'static str,
+        /// Its size.
+        bytes: usize,
+        /// The largest that it may have.
+        limit: usize,
+    },
+    /// A flow of that ID was started with another input.
+    #[error("the flow was started with another input")]
+    Conflict,
+    /// There is no such flow, or the token is none of ours.
+    #[error("there is no such flow")]
+    NotFound,
+    /// The flow, or the callback, is over.
+    #[error("the flow or its callback is over")]
+    Gone,
+    /// The flow has more messages than it may. Try again later.
+    #[error("too many messages wait for the flow")]
+    Full,
+    /// The host has an interface of this name.
+    #[error("flows cannot be registered")]
+    Register(#[source] RegisterError),
+    /// The flow or the store could not be reached, or its answer is not known. Try again: an ID keeps it from happening twice.
+    #[error("the flow cannot be reached; try again")]
+    Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// What is stored of the flow cannot be read.
+    #[error("what is stored of the flow cannot be read")]
+    Unreadable(#[source] serde_json::Error),
+}
+
+impl FlowsError {
+    /// Tells whether the same may succeed later.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, FlowsError::Unavailable(_) | FlowsError::Full)
+    }
+}
+
+fn unavailable(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> FlowsError {
+    FlowsError::Unavailable(error.into())
+}
+
+impl Flows {
+    /// Flows to register.
+    pub fn builder() -> FlowsBuilder {
+        let day = Duration::from_secs(24 * 3_600);
+        let registry = Registry {
+            flows: HashMap::new(),
+            urls: None,
+            limits: Limits::default(),
+            retention: 7 * day,
+            tombstone: 30 * day,
+            expiry: 365 * day,
+            // Keyed at random.
+            process: RandomState::new().hash_one(0_u8),
+        };
+        FlowsBuilder { registry, invalid: None }
+    }
+
+    /// Starts a flow under an ID of the caller's choice. When this returns, it is durable.
+    ///
+    /// The same ID and input again are [`Started::Already`], so it may be repeated.
+    ///
+    /// # Errors
+    /// [`FlowsError`]: an unknown name, an ID that cannot be one, an input that does not fit or is over 192 KiB, another input under
+    /// this ID, or a store that cannot be reached.
+    pub async fn start(&self, name: &str, id: &str, input: &(impl Serialize + ?Sized)) -> Result<Started, FlowsError> {
+        let versions = self.registry.flows.get(name).ok_or_else(|| FlowsError::UnknownFlow(name.into()))?;
+        let flow = identity(name, id)?;
+        let as_input = |source| FlowsError::Input { flow: name.into(), source };
+        let input = serde_json::to_vec(input).map_err(as_input)?;
+        if input.len() > MAX_POSTED_BYTES {
+            return Err(FlowsError::TooLarge { what: "the input", bytes: input.len(), limit: MAX_POSTED_BYTES });
+        }
+        let (version, newest) = versions.last_key_value().ok_or_else(|| FlowsError::UnknownFlow(name.into()))?;
+        (newest.check)(&input).map_err(as_input)?;
+        let hash = hash_of(&input);
+        let event = Event::Start { version: *version, run: RUN, seed: 0, input: input.into() };
+        match self.ask(&flow, Command::Add(event.clone())).await? {
+            Some(Answer::Done) => return Ok(Started::New),
+            Some(Answer::Already) => return Ok(Started::Already),
+            Some(_) => return Err(FlowsError::Conflict),
+            None => {}
+        }
+        // Its owner may have it already.
+        match self.status(&flow).await? {
+            Some(status) if status.input == hash => return Ok(Started::Already),
+            Some(_) => return Err(FlowsError::Conflict),
+            None => {}
+        }
+        self.post(&flow, Some("start".into()), Command::Add(event)).await?;
+        Ok(Started::Posted)
+    }
+
+    /// Hands a call of a callback to its flow: `token` is the last part of the [URL](crate::Callback::url), or all of it. When this
+    /// returns, the call is durable.
+    ///
+    /// A token is checked without a look at the store. The owner of a flow knows whether it takes the call. Other hosts store it, whatever
+    /// becomes of it: a call that is too late is dropped by the owner.
+    ///
+    /// # Errors
+    /// [`FlowsError::NotFound`] for a token that is none of ours, [`FlowsError::Gone`] where the flow or the callback is over,
+    /// [`FlowsError::Full`], [`FlowsError::TooLarge`], [`FlowsError::Unavailable`].
+    pub async fn deliver(&self, token: &str, call: Call) -> Result<Delivered, FlowsError> {
+        let token = token.rsplit('/').next().unwrap_or(token);
+        let target = self.registry.urls.as_ref().and_then(|urls| urls.keys.check(token)).ok_or(FlowsError::NotFound)?;
+        if target.run != RUN {
+            return Err(FlowsError::Gone);
+        }
+        if call.size() > MAX_POSTED_BYTES {
+            return Err(FlowsError::TooLarge { what: "the call", bytes: call.size(), limit: MAX_POSTED_BYTES });
+        }
+        let Call { id, headers, body } = call;
+        // The post of a call has the ID of that call, so that a second one does not even lie in the inbox.
+        let post = id.as_ref().map(|id| format!("call-{}", hex(&format!("{}\0{id}", target.callback))));
+        let message = Message { id: id.unwrap_or_default().into(), headers, body };
+        let command = Command::Add(Event::Message { callback: target.callback, message });
+        match self.ask(&target.flow, command.clone()).await? {
+            Some(Answer::Done) => Ok(Delivered::Taken),
+            Some(Answer::Already) => Ok(Delivered::Already),
+            Some(Answer::Gone) => Err(FlowsError::Gone),
+            Some(Answer::Full) => Err(FlowsError::Full),
+            Some(Answer::NotFound | Answer::Conflict) => Err(FlowsError::NotFound),
+            None => self.post(&target.flow, post, command).await.map(|()| Delivered::Posted),
+        }
+    }
+
+    /// Cancels a flow: its code is dropped where it waits, and what it has registered to [undo](Flow::undo) is undone.
+    ///
+    /// # Errors
+    /// [`FlowsError::NotFound`] and [`FlowsError::Gone`] where this host owns the flow, [`FlowsError::Unavailable`].
+    pub async fn cancel(&self, name: &str, id: &str) -> Result<(), FlowsError> {
+        self.command(name, id, "cancel", Command::Add(Event::Cancel)).await
+    }
+
+    /// Lets a blocked flow try again, with the code and the world as they are now. Does nothing to one that is not blocked.
+    ///
+    /// # Errors
+    /// As [`cancel`](Self::cancel).
+    pub async fn resume(&self, name: &str, id: &str) -> Result<(), FlowsError> {
+        self.command(name, id, "resume", Command::Resume).await
+    }
+
+    async fn command(&self, name: &str, id: &str, post: &str, command: Command) -> Result<(), FlowsError> {
+        let flow = identity(name, id)?;
+        match self.ask(&flow, command.clone()).await? {
+            Some(Answer::NotFound) => Err(FlowsError::NotFound),
+            Some(Answer::Gone) => Err(FlowsError::Gone),
+            Some(_) => Ok(()),
+            None => self.post(&flow, Some(post.into()), command).await,
+        }
+    }
+
+    /// How it is with a flow, as far as that is durable, from any host; `None` if there is none of this ID.
+    ///
+    /// # Errors
+    /// [`FlowsError::Unavailable`], [`FlowsError::Unreadable`].
+    pub async fn get(&self, name: &str, id: &str) -> Result<Option<Status>, FlowsError> {
+        self.status(&identity(name, id)?).await
+    }
+
+    /// How a flow ended, from any host; `None` while it is going.
+    ///
+    /// # Errors
+    /// [`FlowsError::NotFound`], and as [`get`](Self::get).
+    pub async fn result(&self, name: &str, id: &str) -> Result<Option<Outcome>, FlowsError> {
+        let flow = identity(name, id)?;
+        let status = self.status(&flow).await?.ok_or(FlowsError::NotFound)?;
+        Ok(Some(match status.state {
+            State::Failed { error } => Outcome::Failed(error),
+            State::Cancelled => Outcome::Cancelled,
+            State::Purged => Outcome::Purged,
+            State::Done => {
+                let rows = self.stored(&flow, KeyRange::prefix(RESULT_KEY)).await?;
+                if rows.is_empty() {
+                    // Purged between the two reads.
+                    return Ok(Some(Outcome::Purged));
+                }
+                let json: Vec<u8> = rows.iter().flat_map(|(_, chunk)| chunk.iter().copied()).collect();
+                let json: Box<RawValue> = serde_json::from_slice(&json).map_err(FlowsError::Unreadable)?;
+                Outcome::Done(json)
+            }
+            _ => return Ok(None),
+        }))
+    }
+
+    /// Waits for a flow to end, and says how. A flow that another host owns is looked at once a second.
+    ///
+    /// # Errors
+    /// As [`result`](Self::result).
+    pub async fn ended(&self, name: &str, id: &str) -> Result<Outcome, FlowsError> {
+        let flow = identity(name, id)?;
+        loop {
+            match self.interface.request(&flow, Watch).await {
+                Ok(Watched::NotFound) => return Err(FlowsError::NotFound),
+                // Told, or its incarnation has ended.
+                Ok(Watched::Later(told)) => drop(told.await),
+                Ok(Watched::Over) => {}
+                Err(error) if is_elsewhere(&error) => {
+                    let clock =
+                        self.interface.clock().ok_or_else(|| unavailable(RequestError::NotStarted::<TurnError>))?;
+                    clock.sleep(LOOK_AGAIN).await;
+                }
+                Err(error) => return Err(unavailable(error)),
+            }
+            if let Some(outcome) = self.result(name, id).await? {
+                return Ok(outcome);
+            }
+        }
+    }
+
+    /// Asks the flow itself; `None` if another host has it, or may have it soon.
+    async fn ask(&self, flow: &str, command: Command) -> Result<Option<Answer>, FlowsError> {
+        match self.interface.request(flow, command).await {
+            Ok(answer) => Ok(Some(answer)),
+            Err(error) if is_elsewhere(&error) => Ok(None),
+            Err(error) => Err(unavailable(error)),
+        }
+    }
+
+    async fn post(&self, flow: &str, id: Option<String>, command: Command) -> Result<(), FlowsError> {
+        let mut post = NewPost::new(command.encode());
+        if let Some(id) = id {
+            post = post.id(id);
+        }
+        self.interface.post(flow, post).await.map(drop).map_err(unavailable)
+    }
+
+    async fn status(&self, flow: &str) -> Result<Option<Status>, FlowsError> {
+        let rows = self.stored(flow, KeyRange::from(STATUS_KEY).limit(1)).await?;
+        let status = rows.first().map(|(_, status)| Status::from_stored(status));
+        status.transpose().map_err(FlowsError::Unreadable)
+    }
+
+    async fn stored(&self, flow: &str, range: KeyRange) -> Result<Vec<(Arc<str>, Bytes)>, FlowsError> {
+        self.interface.stored(flow, range).await.map_err(unavailable)
+    }
+}
+
+/// Tells whether nothing has happened because this host may not act for the flow.
+fn is_elsewhere<E>(error: &RequestError<E>) -> bool {
+    matches!(
+        error,
+        RequestError::NotOwner { .. }
+            | RequestError::LeaseLost
+            | RequestError::Fenced
+            | RequestError::Draining
+            | RequestError::Replaced
+            | RequestError::StoreLost
+    )
+}
+
+/// The ID of a flow's instance.
+fn identity(name: &str, id: &str) -> Result<String, FlowsError> {
+    let flow = format!("{name}/{id}");
+    if id.is_empty() {
+        return Err(FlowsError::Invalid("the ID of a flow is empty".into()));
+    }
+    match stable_interfaces::store::check_id(&flow) {
+        Ok(()) => Ok(flow),
+        Err(reason) => Err(FlowsError::Invalid(format!("{id:?} cannot be the ID of a flow: {reason}"))),
+    }
+}
+
+fn hex(text: &str) -> String {
+    Sha256::digest(text.as_bytes())[..16].iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,697 @@
+//! A flow as an instance: its journal is its storage, and its code is polled in its turns.
+//!
+//! A turn takes one thing in (a start, a message, a timer, what a step has come to), polls the code for as long as that leads
+//! anywhere, and is one commit of all that was decided. Steps start when the commit that they began in is durable: `after_commit`
+//! rings the [`Bell`], and the [`pump`], a task of the incarnation, brings the next turn. If a commit fails, the instance is built
+//! anew and its code replayed.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use stable_interfaces::clock::Clock;
+use stable_interfaces::{
+    Alarm, Context, ContextError, Handle, InstanceRef, KeyRange, Message as Posted, OnAlarm, OnMessage, RequestError,
+    StableInterface, Timestamp,
+};
+use tokio::sync::{Notify, oneshot};
+
+use crate::blocked::{Blocked, BlockedKind};
+use crate::engine::{Code, Engine, Phase, Shared};
+use crate::flows::Registry;
+use crate::journal::{Ended, Entry, Event, Message, Page, Unreadable};
+use crate::status::{MAX_WAITS, RESULT_KEY, STATUS_KEY, State, Status, Waiting, short};
+
+/// The run of a flow that has not been continued under its ID.
+pub(crate) const RUN: u32 = 1;
+/// How much the code is given in one turn.
+const RELEASES: usize = 1_000;
+/// The most bytes of one row of the journal.
+const ROW_BYTES: usize = 250 * 1_024;
+/// The most rows that one turn removes.
+const PURGED_AT_ONCE: usize = 500;
+/// The most messages that wait for one flow's code.
+const MAX_UNREAD: usize = 10_000;
+/// The alarm that finds what was running when a process died, and flows that are blocked.
+const RUNNING: &str = "run";
+/// How soon it fires.
+const RUNNING_AFTER: Duration = Duration::from_secs(1);
+/// The alarm for a flow's next timer, for its expiry, and for its purge.
+const NEXT: &str = "next";
+/// No process.
+const LEFT: u64 = 0;
+/// In so many processes that died a step may have run, and no more.
+const MAX_DEATHS: u32 = 2;
+/// How soon a timer asks again whether it may fire, after a call that came before it.
+const CALLS_FIRST: Duration = Duration::from_millis(10);
+/// How soon a turn that the host refused is asked for again.
+const AGAIN: Duration = Duration::from_millis(50);
+
+/// Something that is asked of a flow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Command {
+    /// To add this to its journal.
+    Add(Event),
+    /// To look once more whether its code fits.
+    Resume,
+}
+
+impl Command {
+    /// As it is posted: a page of a journal, so that a host of another version can tell.
+    pub(crate) fn encode(&self) -> Bytes {
+        let entries = match self {
+            Command::Add(event) => vec![Entry { seq: 0, at: Timestamp::UNIX_EPOCH, event: event.clone() }],
+            Command::Resume => Vec::new(),
+        };
+        Page { entries, ..Page::default() }.encode()
+    }
+
+    fn decode(body: &Bytes) -> Result<Command, Unreadable> {
+        let entry = Page::decode(body)?.entries.pop();
+        Ok(entry.map_or(Command::Resume, |entry| Command::Add(entry.event)))
+    }
+}
+
+/// The answer to a [`Command`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Answer {
+    Done,
+    /// It had been done before.
+    Already,
+    /// A flow of this ID was started with another input.
+    Conflict,
+    /// There is no such flow.
+    NotFound,
+    /// The flow, or its callback, is over.
+    Gone,
+    /// Too many messages wait.
+    Full,
+}
+
+/// Asks to be told when a flow is over.
+pub(crate) struct Watch;
+
+/// The answer to [`Watch`].
+pub(crate) enum Watched {
+    NotFound,
+    Over,
+    /// It will be told, or the sender dropped.
+    Later(oneshot::Receiver<()>),
+}
+
+/// Why a turn failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TurnError {
+    #[error(transparent)]
+    Context(#[from] ContextError),
+    #[error("{0}")]
+    Unreadable(Unreadable),
+    #[error("its status cannot be read")]
+    Status(#[source] serde_json::Error),
+}
+
+/// Wakes the pump of a flow, from any thread.
+#[derive(Debug, Default)]
+struct Bell {
+    notify: Notify,
+    /// Steps that began before this mark may start.
+    open_to: AtomicU64,
+    /// Steps run: the flow is to stay in memory.
+    is_busy: AtomicBool,
+    /// The host is about to leave: steps end, and none begins.
+    is_leaving: AtomicBool,
+}
+
+/// A flow in memory.
+pub(crate) struct FlowInstance {
+    id: Arc<str>,
+    registry: Arc<Registry>,
+    loaded: Loaded,
+    /// Who wants to know when it is over.
+    watchers: Vec<oneshot::Sender<()>>,
+    /// What the alarm `next` is set to, and what the alarm `run` was, if it is set or held.
+    next: Option<Timestamp>,
+    runs: Option<Timestamp>,
+    /// It is noted that this process leaves in good order.
+    has_left: bool,
+}
+
+/// What the alarm `run` knows of the processes that steps ran in.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Lives {
+    /// The last of them; [`LEFT`] if it left in good order.
+    process: u64,
+    /// How many of those before it died while the same steps ran.
+    died: u32,
+    /// Those steps.
+    steps: Vec<String>,
+}
+
+enum Loaded {
+    /// It was never started.
+    Absent,
+    Going(Box<Going>),
+    Over(Status),
+}
+
+struct Going {
+    engine: Engine,
+    bell: Arc<Bell>,
+    version: u32,
+    started_at: Timestamp,
+    input: u64,
+    /// The number of the journal's next page.
+    pages: u64,
+    /// Messages that were taken, by callback and ID.
+    seen: HashSet<String>,
+    /// The mark up to which steps were let start.
+    opened: u64,
+    /// The status as it was last written.
+    status: Option<Status>,
+}
+
+impl fmt::Debug for FlowInstance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FlowInstance").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// A hash that two inputs share if they are the same.
+pub(crate) fn hash_of(input: &[u8]) -> u64 {
+    u64::from_le_bytes(Sha256::digest(input)[..8].try_into().expect("32 bytes are more than 8"))
+}
+
+impl FlowInstance {
+    pub(crate) fn new(id: &str, registry: Arc<Registry>) -> FlowInstance {
+        let loaded = Loaded::Absent;
+        FlowInstance { id: id.into(), registry, loaded, watchers: Vec::new(), next: None, runs: None, has_left: false }
+    }
+
+    /// Reads what is stored, and replays the code to where it was.
+    async fn load(&mut self, cx: &mut Context, resumes: bool) -> Result<(), TurnError> {
+        let Some(status) = cx.get_bytes(STATUS_KEY).await? else { return Ok(()) };
+        let stored = Status::from_stored(&status).map_err(TurnError::Status)?;
+        let mut before: Option<Lives> = None;
+        for alarm in cx.alarms().await? {
+            match alarm.id() {
+                NEXT => self.next = Some(alarm.due()),
+                RUNNING => {
+                    self.runs = Some(alarm.scheduled_at());
+                    before = alarm.meta().ok();
+                }
+                _ => {}
+            }
+        }
+        if stored.state.is_over() {
+            self.loaded = Loaded::Over(stored);
+            return Ok(());
+        }
+        let mut pages: Vec<(u64, BytesMut)> = Vec::new();
+        for (key, chunk) in cx.list(KeyRange::prefix("page/")).await? {
+            let number = key.split('/').nth(1).and_then(|number| number.parse().ok()).unwrap_or_default();
+            match pages.last_mut() {
+                Some((last, page)) if *last == number => page.extend_from_slice(&chunk),
+                _ => pages.push((number, BytesMut::from(chunk))),
+            }
+        }
+        let next_page = pages.last().map_or(0, |(number, _)| number + 1);
+        let pages = pages.into_iter().map(|(_, page)| Page::decode(&page.freeze()));
+        let pages: Vec<Page> = pages.collect::<Result<_, _>>().map_err(TurnError::Unreadable)?;
+        let entries = pages.iter().flat_map(|page| &page.entries);
+        let seen = entries.filter_map(|entry| match &entry.event {
+            Event::Message { callback, message } => Some(seen_as(callback, &message.id)),
+            _ => None,
+        });
+        let seen = seen.collect();
+        let going = self.begin(cx, stored.version, pages)?;
+        (going.started_at, going.input) = (stored.started_at, stored.input);
+        if let State::Blocked { why } = &stored.state
+            && matches!(why.kind(), BlockedKind::StepFailed | BlockedKind::StepKilled)
+            && !resumes
+        {
+            // It is for somebody to say that the step may be tried again.
+            going.engine.block(why.clone());
+        }
+        going.pages = next_page;
+        going.seen = seen;
+        going.status = Some(stored);
+        going.engine.settle(usize::MAX);
+        if let Some(before) = before {
+            self.look_for_killers(cx, &before)?;
+        }
+        self.write(cx)
+    }
+
+    /// An engine for this flow, and the task that brings its turns.
+    fn begin(&mut self, cx: &mut Context, version: u32, pages: Vec<Page>) -> Result<&mut Going, TurnError> {
+        let bell = Arc::<Bell>::default();
+        let ring = bell.clone();
+        let shared = Shared::new(
+            self.id.clone(),
+            cx.clock(),
+            cx.random(),
+            self.registry.limits,
+            self.registry.urls.clone(),
+            Box::new(move || ring.notify.notify_one()),
+        );
+        let name = self.id.split('/').next().unwrap_or_default();
+        let code = self.registry.code(name, version);
+        let is_known = code.is_some();
+        let nothing: Code = Arc::new(|_, _| Box::pin(std::future::pending()));
+        let mut engine = Engine::new(shared, code.unwrap_or(nothing), pages);
+        if !is_known {
+            let message = format!("version {version} of `{name}`, with which it began, is not in this program");
+            engine.block(Blocked::new(BlockedKind::UnknownVersion, message));
+        }
+        let pumped = bell.clone();
+        let clock = cx.clock();
+        cx.spawn(move |me: InstanceRef<FlowInstance>| pump(me, pumped, clock))?;
+        self.loaded = Loaded::Going(Box::new(Going {
+            engine,
+            bell,
+            version,
+            started_at: cx.now(),
+            input: 0,
+            pages: 0,
+            seen: HashSet::new(),
+            opened: 0,
+            status: None,
+        }));
+        match &mut self.loaded {
+            Loaded::Going(going) => Ok(going),
+            _ => unreachable!("it has just been set"),
+        }
+    }
+
+    /// Takes something in, and goes on with what comes of it. `arrived` is the moment that counts.
+    async fn take(&mut self, cx: &mut Context, command: Command, arrived: Timestamp) -> Result<Answer, TurnError> {
+        let event = match command {
+            Command::Resume => return self.resume(cx).await,
+            Command::Add(event) => event,
+        };
+        let answer = match event {
+            Event::Start { version, input, .. } => self.start(cx, version, input)?,
+            Event::Message { callback, message } => self.deliver(cx, callback, message, arrived),
+            Event::Cancel => match &mut self.loaded {
+                Loaded::Absent => Answer::NotFound,
+                Loaded::Over(_) => Answer::Gone,
+                Loaded::Going(going) => {
+                    going.engine.append(arrived, Event::Cancel);
+                    Answer::Done
+                }
+            },
+            // Nobody but a flow itself adds those.
+            _ => Answer::NotFound,
+        };
+        self.advance(cx)?;
+        Ok(answer)
+    }
+
+    fn start(&mut self, cx: &mut Context, version: u32, input: Bytes) -> Result<Answer, TurnError> {
+        let hash = hash_of(&input);
+        let known = match &self.loaded {
+            Loaded::Absent => None,
+            Loaded::Going(going) => Some(going.input),
+            Loaded::Over(status) => Some(status.input),
+        };
+        if let Some(known) = known {
+            return Ok(if known == hash { Answer::Already } else { Answer::Conflict });
+        }
+        let (now, seed) = (cx.now(), cx.random().next_u64());
+        let going = self.begin(cx, version, Vec::new())?;
+        going.input = hash;
+        going.engine.append(now, Event::Start { version, run: RUN, seed, input });
+        Ok(Answer::Done)
+    }
+
+    fn deliver(&mut self, cx: &Context, callback: Arc<str>, mut message: Message, arrived: Timestamp) -> Answer {
+        let going = match &mut self.loaded {
+            Loaded::Absent => return Answer::NotFound,
+            Loaded::Over(_) => return Answer::Gone,
+            Loaded::Going(going) => going,
+        };
+        if message.id.is_empty() {
+            message.id = format!("{:016x}", cx.random().next_u64()).into();
+        }
+        if going.seen.contains(&seen_as(&callback, &message.id)) {
+            return Answer::Already;
+        }
+        // What was due before the message came has happened before it.
+        let before = arrived - Duration::from_millis(1);
+        while going.engine.fire_due(before, None) > 0 {
+            going.engine.settle(usize::MAX);
+        }
+        if matches!(going.engine.phase(), Phase::Ended(_)) || !going.engine.takes_messages(&callback) {
+            return Answer::Gone;
+        }
+        if going.engine.unread() >= MAX_UNREAD {
+            return Answer::Full;
+        }
+        going.seen.insert(seen_as(&callback, &message.id));
+        going.engine.append(arrived, Event::Message { callback, message });
+        Answer::Done
+    }
+
+    async fn resume(&mut self, cx: &mut Context) -> Result<Answer, TurnError> {
+        match &self.loaded {
+            Loaded::Absent => return Ok(Answer::NotFound),
+            Loaded::Over(_) => return Ok(Answer::Gone),
+            Loaded::Going(going) if matches!(going.engine.phase(), Phase::Blocked(_)) => {}
+            Loaded::Going(_) => return Ok(Answer::Already),
+        }
+        // Set anew, it has killed nothing.
+        cx.cancel_alarm(RUNNING)?;
+        self.runs = None;
+        self.load(cx, true).await?;
+        self.advance(cx)?;
+        Ok(Answer::Done)
+    }
+
+    /// Polls the code for as long as that leads anywhere, and records what was decided.
+    fn advance(&mut self, cx: &mut Context) -> Result<(), TurnError> {
+        let Loaded::Going(going) = &mut self.loaded else { return Ok(()) };
+        let mut has_more = going.engine.settle(RELEASES);
+        if !has_more && going.engine.wants_steps_polled() {
+            going.engine.poll_steps(cx.now());
+            has_more = going.engine.settle(RELEASES);
+        }
+        if has_more || going.engine.wants_steps_polled() {
+            going.bell.notify.notify_one();
+        }
+        self.write(cx)
+    }
+
+    /// Records what is new.
+    fn write(&mut self, cx: &mut Context) -> Result<(), TurnError> {
+        let Loaded::Going(going) = &mut self.loaded else { return Ok(()) };
+        let (page, mark) = going.engine.take_page();
+        if !page.is_empty() {
+            let page = page.encode();
+            for (n, at) in (0..page.len()).step_by(ROW_BYTES).enumerate() {
+                let chunk = page.slice(at..page.len().min(at + ROW_BYTES));
+                cx.put_bytes(&format!("page/{:010}/{n:04}", going.pages), chunk)?;
+            }
+            going.pages += 1;
+        }
+        let is_over = matches!(going.engine.phase(), Phase::Ended(_));
+        if let Phase::Ended(Ended::Done(value)) = going.engine.phase() {
+            let value = value.clone();
+            for (n, at) in (0..value.len()).step_by(ROW_BYTES).enumerate() {
+                let chunk = value.slice(at..value.len().min(at + ROW_BYTES));
+                cx.put_bytes(&format!("{RESULT_KEY}/{n:04}"), chunk)?;
+            }
+        }
+        let mut status = going.status_at(cx.now());
+        // The time alone is no news.
+        let is_new =
+            going.status.as_ref().is_none_or(|old| *old != Status { changed_at: old.changed_at, ..status.clone() });
+        if is_new {
+            cx.put(STATUS_KEY, &status)?;
+            going.status = Some(status.clone());
+        }
+        let is_blocked = matches!(going.engine.phase(), Phase::Blocked(_));
+        let has_steps = !is_over && !is_blocked && going.engine.has_running_steps();
+        let is_busy = !is_over && !is_blocked && going.engine.has_steps_to_end();
+        going.bell.is_busy.store(is_busy, Ordering::Release);
+        let next = match going.engine.phase() {
+            Phase::Ended(_) => cx.now() + self.registry.retention,
+            _ => going.engine.next_due().unwrap_or(going.started_at + self.registry.expiry),
+        };
+        if mark > going.opened {
+            going.opened = mark;
+            let bell = going.bell.clone();
+            cx.after_commit(move || {
+                bell.open_to.fetch_max(mark, Ordering::AcqRel);
+                bell.notify.notify_one();
+            });
+        }
+        if !has_steps && !is_blocked && self.runs.take().is_some() {
+            cx.cancel_alarm(RUNNING)?;
+        }
+        let must_run = (has_steps || is_blocked) && self.runs.is_none();
+        if self.next != Some(next) {
+            cx.set_alarm(NEXT, next, &())?;
+            self.next = Some(next);
+        }
+        if must_run {
+            let lives = Lives { process: self.registry.process, died: 0, steps: Vec::new() };
+            return self.set_running(cx, lives);
+        }
+        if is_over {
+            // The pump ends by itself.
+            going.bell.notify.notify_one();
+            status.waits.clear();
+            self.loaded = Loaded::Over(status);
+            let watchers = std::mem::take(&mut self.watchers);
+            cx.after_commit(move || {
+                for watcher in watchers {
+                    let _ = watcher.send(());
+                }
+            });
+        }
+        Ok(())
+    }
+
+    /// Asked for by the pump. Says whether there is anything left to pump for.
+    fn nudged(&mut self, cx: &mut Context, bell: &Arc<Bell>) -> Result<bool, TurnError> {
+        let Loaded::Going(going) = &mut self.loaded else { return Ok(false) };
+        // It was resumed meanwhile, and has another one.
+        if !Arc::ptr_eq(&going.bell, bell) {
+            return Ok(false);
+        }
+        let is_leaving = going.bell.is_leaving.load(Ordering::Acquire);
+        if is_leaving {
+            going.engine.drain();
+        }
+        going.engine.open(going.bell.open_to.load(Ordering::Acquire));
+        self.advance(cx)?;
+        if is_leaving && self.runs.is_some() && !std::mem::replace(&mut self.has_left, true) {
+            // What is cut off now has killed nothing.
+            self.set_running(cx, Lives { process: LEFT, died: 0, steps: Vec::new() })?;
+        }
+        Ok(matches!(self.loaded, Loaded::Going(_)))
+    }
+
+    /// Counts the processes that died while steps ran which are still to be run, and blocks the flow rather than let them end a
+    /// third. `before` is what the last process has noted.
+    fn look_for_killers(&mut self, cx: &mut Context, before: &Lives) -> Result<(), TurnError> {
+        let Loaded::Going(going) = &mut self.loaded else { return Ok(()) };
+        let running = going.engine.running_steps();
+        // Rebuilt in the same process, nothing has died.
+        if running.is_empty() || before.process == self.registry.process {
+            return Ok(());
+        }
+        let running: Vec<String> = running.iter().map(ToString::to_string).collect();
+        let again: Vec<_> =
+            running.iter().filter(|step| before.steps.contains(step)).map(|s| format!("`{s}`")).collect();
+        let died = match before.process {
+            LEFT => 0,
+            _ if again.is_empty() => 1,
+            _ => before.died + 1,
+        };
+        if died >= MAX_DEATHS {
+            let what = if again.len() == 1 { "step" } else { "steps" };
+            let message = format!("its {what} {} ran in {died} processes that died", again.join(", "));
+            going.engine.block(Blocked::new(BlockedKind::StepKilled, message));
+        }
+        let steps = running.into_iter().take(MAX_WAITS).collect();
+        self.set_running(cx, Lives { process: self.registry.process, died, steps })
+    }
+
+    /// Sets the alarm `run`. It is committed before any step starts that began in this turn.
+    fn set_running(&mut self, cx: &mut Context, lives: Lives) -> Result<(), TurnError> {
+        let at = cx.now() + RUNNING_AFTER;
+        cx.set_alarm(RUNNING, at, &lives)?;
+        self.runs = Some(at);
+        Ok(())
+    }
+
+    /// Removes a part of what is kept of a flow that is over, and in the end its ID.
+    async fn purge(&mut self, cx: &mut Context, mut status: Status) -> Result<(), TurnError> {
+        if status.state == State::Purged {
+            cx.delete(STATUS_KEY)?;
+            self.loaded = Loaded::Absent;
+            return Ok(());
+        }
+        let rows = cx.list(KeyRange::all().limit(PURGED_AT_ONCE)).await?;
+        let is_last = rows.len() < PURGED_AT_ONCE;
+        for (key, _) in rows.iter().filter(|(key, _)| **key != *STATUS_KEY) {
+            cx.delete(key)?;
+        }
+        let next = if is_last { cx.now() + self.registry.tombstone } else { cx.now() };
+        if is_last {
+            status.state = State::Purged;
+            status.changed_at = cx.now();
+            cx.put(STATUS_KEY, &status)?;
+        }
+        cx.set_alarm(NEXT, next, &())?;
+        self.next = Some(next);
+        self.loaded = Loaded::Over(status);
+        Ok(())
+    }
+}
+
+impl Going {
+    fn status_at(&self, now: Timestamp) -> Status {
+        let state = match self.engine.phase() {
+            Phase::Going => State::Going,
+            Phase::Blocked(why) => State::Blocked { why: why.clone() },
+            Phase::Ended(Ended::Done(_)) => State::Done,
+            Phase::Ended(Ended::Failed(error)) => State::Failed { error: short(error) },
+            Phase::Ended(Ended::Cancelled) => State::Cancelled,
+        };
+        let waits = self.engine.waits().into_iter().take(MAX_WAITS).map(|wait| Waiting {
+            name: short(&wait.key),
+            since: wait.since,
+            until: wait.until,
+            attempts: wait.attempts,
+            last_error: wait.last_error.as_deref().map(short),
+        });
+        Status {
+            state,
+            version: self.version,
+            started_at: self.started_at,
+            changed_at: now,
+            waits: waits.collect(),
+            unread: self.engine.unread() as u64,
+            entries: self.engine.entries(),
+            bytes: self.engine.bytes() as u64,
+            input: self.input,
+        }
+    }
+}
+
+fn seen_as(callback: &str, id: &str) -> String {
+    format!("{callback}\0{id}")
+}
+
+/// Brings a turn whenever the bell rings. While no step runs it does not keep the flow in memory.
+async fn pump(me: InstanceRef<FlowInstance>, bell: Arc<Bell>, clock: Arc<dyn Clock>) {
+    let mut leaving = pin!(me.leaving());
+    let mut is_leaving = false;
+    loop {
+        let is_busy = bell.is_busy.load(Ordering::Acquire);
+        let parked = (!is_busy).then(|| me.park());
+        tokio::select! { biased;
+            () = bell.notify.notified() => {}
+            () = &mut leaving, if !is_leaving => {
+                is_leaving = true;
+                bell.is_leaving.store(true, Ordering::Release);
+                if !is_busy {
+                    continue;
+                }
+            }
+        }
+        drop(parked);
+        loop {
+            let rung = bell.clone();
+            match me.turn(move |flow, cx| flow.nudged(cx, &rung)).await {
+                Ok(true) => break,
+                Ok(false) | Err(RequestError::Closed) => return,
+                Err(error) => {
+                    tracing::debug!(flow = me.id(), %error, "a turn of a flow was refused; asking again");
+                    clock.sleep(AGAIN).await;
+                }
+            }
+        }
+    }
+}
+
+impl StableInterface for FlowInstance {
+    const NAME: &'static str = "flow";
+    type Error = TurnError;
+
+    async fn on_start(&mut self, cx: &mut Context) -> Result<(), TurnError> {
+        self.load(cx, false).await
+    }
+}
+
+impl Handle<Command> for FlowInstance {
+    type Reply = Answer;
+
+    async fn handle(&mut self, cx: &mut Context, command: Command) -> Result<Answer, TurnError> {
+        let now = cx.now();
+        self.take(cx, command, now).await
+    }
+}
+
+impl Handle<Watch> for FlowInstance {
+    type Reply = Watched;
+
+    async fn handle(&mut self, _: &mut Context, _: Watch) -> Result<Watched, TurnError> {
+        Ok(match &self.loaded {
+            Loaded::Absent => Watched::NotFound,
+            Loaded::Over(_) => Watched::Over,
+            Loaded::Going(_) => {
+                self.watchers.retain(|watcher| !watcher.is_closed());
+                let (tell, told) = oneshot::channel();
+                self.watchers.push(tell);
+                Watched::Later(told)
+            }
+        })
+    }
+}
+
+impl OnMessage for FlowInstance {
+    async fn on_message(&mut self, cx: &mut Context, posted: &Posted) -> Result<(), TurnError> {
+        let mut command = Command::decode(posted.body()).map_err(TurnError::Unreadable)?;
+        if let Command::Add(Event::Message { message, .. }) = &mut command
+            && message.id.is_empty()
+        {
+            message.id = posted.id().into();
+        }
+        // By the store's clock, which may be ahead.
+        let arrived = posted.arrived().min(cx.now());
+        let answer = self.take(cx, command, arrived).await?;
+        if matches!(answer, Answer::NotFound | Answer::Gone | Answer::Full | Answer::Conflict) {
+            tracing::warn!(flow = &*self.id, posted = posted.id(), ?answer, "a message for a flow was dropped");
+        }
+        Ok(())
+    }
+}
+
+impl OnAlarm for FlowInstance {
+    async fn on_alarm(&mut self, cx: &mut Context, alarm: &Alarm) -> Result<(), TurnError> {
+        if alarm.id() == RUNNING {
+            self.advance(cx)?;
+            // It may have been set anew in this turn.
+            if self.runs == Some(alarm.scheduled_at()) {
+                cx.hold_alarm();
+            }
+            return Ok(());
+        }
+        // It is completed with this turn, unless it is set again.
+        self.next = None;
+        match &mut self.loaded {
+            Loaded::Absent => Ok(()),
+            Loaded::Over(status) => {
+                let status = status.clone();
+                self.purge(cx, status).await
+            }
+            Loaded::Going(going) => {
+                let now = cx.now();
+                let due = going.engine.next_due().filter(|due| *due <= now && going.engine.has_callbacks());
+                // A call that another host has stored by the deadline comes first, and is on its way.
+                if let Some(due) = due
+                    && cx.inbox().await?.iter().any(|message| message.arrived() <= due)
+                {
+                    let again = now + CALLS_FIRST;
+                    cx.set_alarm(NEXT, again, &())?;
+                    self.next = Some(again);
+                    return Ok(());
+                }
+                if going.engine.fire_due(now, Some(now)) == 0 && going.started_at + self.registry.expiry <= now {
+                    tracing::warn!(flow = &*self.id, "a flow has been waiting for longer than it is expected to");
+                    going.started_at = now;
+                }
+                self.advance(cx)
+            }
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! The URLs of callbacks: capabilities that any host checks without looking anything up.
+//!
+//! `<base>/<key ID>.<run>.<payload>.<code>`: the payload names the flow and the callback, and the code is the first half of an
+//! HMAC-SHA256 over all that is before it. Nothing is registered anywhere.
+
+use std::fmt;
+use std::sync::Arc;
+
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use sha2::Sha256;
+
+/// How many bytes of the code are in a URL.
+const CODE_BYTES: usize = 16;
+/// The longest token that is looked at, in bytes.
+const MAX_TOKEN: usize = 4_096;
+
+/// The secrets that callback URLs are signed with.
+///
+/// ```
+/// use callback_flows::UrlKeys;
+///
+/// let keys = UrlKeys::new("k2", b"a secret of 32 random bytes ....")?.and_old("k1", b"the one before it, until all is gone")?;
+/// # Ok::<(), callback_flows::KeyError>(())
+/// ```
+#[derive(Clone)]
+pub struct UrlKeys {
+    /// The first one signs.
+    keys: Vec<(Arc<str>, Hmac<Sha256>)>,
+}
+
+impl fmt::Debug for UrlKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.keys.iter().map(|(id, _)| id)).finish()
+    }
+}
+
+/// Why a key for URLs was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum KeyError {
+    /// It is too short to be secret.
+    #[error("the secret of key {0:?} has fewer than 16 bytes")]
+    Short(String),
+    /// It would not be a part of a URL.
+    #[error("{0:?} cannot be the ID of a key: 1 to 32 of a-z, A-Z, 0-9, - and _")]
+    Id(String),
+    /// There are two of this ID.
+    #[error("there are two keys with the ID {0:?}")]
+    Twice(String),
+}
+
+impl UrlKeys {
+    /// The key that new URLs are signed with: its ID, which is in each URL, and at least 16 secret bytes.
+    ///
+    /// # Errors
+    /// [`KeyError`] says what is wrong with it.
+    pub fn new(id: &str, secret: impl AsRef<[u8]>) -> Result<UrlKeys, KeyError> {
+        UrlKeys { keys: Vec::new() }.and_old(id, secret)
+    }
+
+    /// A key whose URLs are still good, while a new one signs.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn and_old(mut self, id: &str, secret: impl AsRef<[u8]>) -> Result<UrlKeys, KeyError> {
+        let is_part = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+        if id.is_empty() || id.len() > 32 || !id.bytes().all(is_part) {
+            return Err(KeyError::Id(id.into()));
+        }
+        if secret.as_ref().len() < 16 {
+            return Err(KeyError::Short(id.into()));
+        }
+        if self.keys.iter().any(|(known, _)| **known == *id) {
+            return Err(KeyError::Twice(id.into()));
+        }
+        let secret = Hmac::new_from_slice(secret.as_ref()).expect("HMAC takes a key of any length");
+        self.keys.push((id.into(), secret));
+        Ok(self)
+    }
+
+    /// The token of a callback.
+    pub(crate) fn sign(&self, flow: &str, run: u32, callback: &str) -> String {
+        let (id, secret) = &self.keys[0];
+        // Neither an ID nor a name of an operation has a NUL.
+        let payload = encode(format!("{flow}\0{callback}").as_bytes());
+        let signed = format!("{id}.{run}.{payload}");
+        let code = secret.clone().chain_update(signed.as_bytes()).finalize().into_bytes();
+        format!("{signed}.{}", encode(&code[..CODE_BYTES]))
+    }
+
+    /// The callback of a token that one of these keys has signed.
+    pub(crate) fn check(&self, token: &str) -> Option<Target> {
+        if token.len() > MAX_TOKEN {
+            return None;
+        }
+        let (signed, code) = token.rsplit_once('.')?;
+        let code = decode(code).filter(|code| code.len() == CODE_BYTES)?;
+        let (id, rest) = signed.split_once('.')?;
+        let (_, secret) = self.keys.iter().find(|(known, _)| **known == *id)?;
+        // In constant time.
+        secret.clone().chain_update(signed.as_bytes()).verify_truncated_left(&code).ok()?;
+        let (run, payload) = rest.split_once('.')?;
+        let payload = String::from_utf8(decode(payload)?).ok()?;
+        let (flow, callback) = payload.split_once('\0')?;
+        Some(Target { flow: flow.into(), run: run.parse().ok()?, callback: callback.into() })
+    }
+}
+
+/// What callback URLs are made with, and checked.
+#[derive(Debug)]
+pub(crate) struct Urls {
+    /// Without a slash at its end.
+    base: String,
+    pub(crate) keys: UrlKeys,
+}
+
+impl Urls {
+    pub(crate) fn new(base: &str, keys: UrlKeys) -> Urls {
+        Urls { base: base.trim_end_matches('/').to_owned(), keys }
+    }
+
+    pub(crate) fn of(&self, flow: &str, run: u32, callback: &str) -> String {
+        format!("{}/{}", self.base, self.keys.sign(flow, run, callback))
+    }
+}
+
+/// The address of a callback.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Target {
+    /// `name/id`.
+    pub(crate) flow: String,
+    pub(crate) run: u32,
+    pub(crate) callback: Arc<str>,
+}
+
+const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+
+/// Base64 for URLs, without padding (RFC 4648, section 5).
+fn encode(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for chunk in bytes.chunks(3) {
+        let byte = |at: usize| u32::from(chunk.get(at).copied().unwrap_or(0));
+        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
+        for digit in 0..=chunk.len() {
+            text.push(char::from(DIGITS[(bits >> (18 - 6 * digit) & 63) as usize]));
+        }
+    }
+    text
+}
+
+fn decode(text: &str) -> Option<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(text.len() / 4 * 3 + 2);
+    for chunk in text.as_bytes().chunks(4) {
+        let mut bits = 0_u32;
+        for (at, digit) in chunk.iter().enumerate() {
+            let value = DIGITS.iter().position(|known| known == digit)?;
+            bits |= u32::try_from(value).ok()? << (18 - 6 * at);
+        }
+        let [_, whole @ ..] = bits.to_be_bytes();
+        let length = chunk.len().checked_sub(1).filter(|length| *length > 0)?;
+        // What is left over has to be nothing: there is one text for each sequence of bytes.
+        if whole[length..].iter().any(|byte| *byte != 0) {
+            return None;
+        }
+        bytes.extend(&whole[..length]);
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys() -> UrlKeys {
+        UrlKeys::new("k2", [2; 32]).unwrap().and_old("k1", [1; 16]).unwrap()
+    }
+
+    #[test]
+    fn a_token_names_its_callback_and_old_keys_still_count() {
+        let token = keys().sign("order/ä 17", 3, "customer/callback:accept#0");
+        let target = Target { flow: "order/ä 17".into(), run: 3, callback: "customer/callback:accept#0".into() };
+        assert_eq!(keys().check(&token), Some(target.clone()));
+        assert!(token.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte)), "{token}");
+        let old = UrlKeys::new("k1", [1; 16]).unwrap().sign("order/ä 17", 3, "customer/callback:accept#0");
+        assert_eq!(keys().check(&old), Some(target));
+        assert_eq!(UrlKeys::new("k3", [2; 32]).unwrap().check(&token), None);
+    }
+
+    #[test]
+    fn a_token_with_any_other_character_is_none() {
+        let token = keys().sign("order/17", 1, "callback:accept#0");
+        for at in 0..token.len() {
+            for other in ['A', 'b', '7', '.', '-'] {
+                let mut changed: Vec<_> = token.chars().collect();
+                changed[at] = other;
+                let changed: String = changed.into_iter().collect();
+                assert!(changed == token || keys().check(&changed).is_none(), "{changed}");
+            }
+            assert_eq!(keys().check(&token[..at]), None);
+        }
+        assert_eq!(keys().check(&(token + "A")), None);
+        assert_eq!(keys().check(&"a".repeat(MAX_TOKEN + 1)), None);
+    }
+
+    #[test]
+    fn base64_is_that_of_the_rfc() {
+        for (bytes, text) in
+            [("", ""), ("f", "Zg"), ("fo", "Zm8"), ("foo", "Zm9v"), ("foob", "Zm9vYg"), ("fooba", "Zm9vYmE")]
+        {
+            assert_eq!(encode(bytes.as_bytes()), text);
+            assert_eq!(decode(text).as_deref(), Some(bytes.as_bytes()));
+        }
+        assert_eq!(decode("Zh"), None, "bits that are not of a byte");
+        assert_eq!(decode("Z"), None);
+    }
+
+    #[test]
+    fn keys_that_cannot_be_are_refused_by_name() {
+        assert_eq!(UrlKeys::new("k1", [1; 15]).unwrap_err(), KeyError::Short("k1".into()));
+        assert_eq!(UrlKeys::new("k.1", [1; 16]).unwrap_err(), KeyError::Id("k.1".into()));
+        assert_eq!(keys().and_old("k1", [1; 16]).unwrap_err(), KeyError::Twice("k1".into()));
+        assert_eq!(format!("{:?}", keys()), "[\"k2\", \"k1\"]", "no secret");
+    }
+}
