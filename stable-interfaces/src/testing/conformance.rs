@@ -115,6 +115,7 @@ macro_rules! __store_cases {
             claims::an_expired_lease_can_be_taken_and_is_not_clean,
             claims::a_claim_grants_what_is_free_and_names_what_is_held,
             claims::clean_speaks_of_the_last_owner_only,
+            claims::a_shard_of_an_ended_life_is_not_clean_whenever_it_is_claimed,
             claims::a_claim_starts_the_lease_of_all_shards_anew,
             claims::a_replaced_incarnation_cannot_claim,
             claims::another_shard_count_is_refused_with_both_numbers,

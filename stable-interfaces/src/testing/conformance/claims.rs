@@ -139,6 +139,16 @@ pub(super) async fn clean_speaks_of_the_last_owner_only(store: AnyStore) {
     assert_eq!(grants(&third), [(0, 3, false)], "the last owner did not, whatever the one before it did");
 }
 
+pub(super) async fn a_shard_of_an_ended_life_is_not_clean_whenever_it_is_claimed(store: AnyStore) {
+    claim(&store, &with_lease(TINY, start(1, "host-a", &[0, 1, 2]))).await;
+    // Nobody has released the others, though the life that owned them is over.
+    assert_eq!(grants(&claim(&store, &start(2, "host-a", &[0])).await), [(0, 2, false)]);
+    let third = claim(&store, &start(3, "host-a", &[0, 1])).await;
+    assert_eq!(grants(&third), [(0, 3, false), (1, 2, false)], "by a later life of its host");
+    let other = claim_when_free(&store, &running(4, "host-b", &[2])).await;
+    assert_eq!(grants(&other), [(2, 2, false)], "by another host");
+}
+
 pub(super) async fn a_claim_starts_the_lease_of_all_shards_anew(store: AnyStore) {
     claim(&store, &with_lease(TINY, start(1, "host-a", &[0]))).await;
     claim(&store, &with_lease(LONG, running(1, "host-a", &[1]))).await;

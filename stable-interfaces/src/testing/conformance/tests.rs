@@ -1,5 +1,6 @@
 //! The suite tried out: the reference store passes every case, and each of a list of small flaws fails the case named for it.
 
+use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ enum Flaw {
     None,
     // Claims, renewals, releases.
     EverythingIsClean,
+    EndedLifeHadReleased,
     RepeatedClaimRaisesTheEpoch,
     GivenUpKeepsItsEpoch,
     EverythingIsUnknown,
@@ -89,6 +91,7 @@ const CAUGHT: &[(Flaw, &[&str])] = {
     use Flaw::*;
     &[
         (EverythingIsClean, &["an_expired_lease_can_be_taken_and_is_not_clean", "clean_speaks_of_the_last_owner_only"]),
+        (EndedLifeHadReleased, &["a_shard_of_an_ended_life_is_not_clean_whenever_it_is_claimed"]),
         (RepeatedClaimRaisesTheEpoch, &["repeating_a_claim_keeps_epoch_and_clean_mark"]),
         (GivenUpKeepsItsEpoch, &["a_shard_given_up_and_claimed_again_has_a_greater_epoch"]),
         (EverythingIsUnknown, &["renew_lists_owned_shards_ascending"]),
@@ -189,9 +192,21 @@ struct Flawed {
     put: Mutex<Vec<AlarmRow>>,
     /// Keeps streams open that never say anything.
     silent: Mutex<Vec<HintSender>>,
+    /// The life of each host that was started last.
+    lives: Mutex<BTreeMap<Arc<str>, Incarnation>>,
 }
 
 impl Flawed {
+    /// Releases what an earlier life of the host owns and this one does not ask for.
+    async fn release_the_rest(&self, claim: &Claim) {
+        let earlier = self.lives.lock().insert(claim.host.clone(), claim.incarnation);
+        if let Some(earlier) = earlier.filter(|earlier| *earlier != claim.incarnation) {
+            let shards = self.inner.dump().shards.into_keys();
+            let rest: Vec<_> = shards.filter(|shard| !claim.shards.contains(shard)).collect();
+            self.inner.release(earlier, &rest).await.unwrap();
+        }
+    }
+
     fn is(&self, flaw: Flaw) -> bool {
         self.flaw == flaw
     }
@@ -350,6 +365,7 @@ impl Store for Flawed {
             Flaw::RunningTakesLikeAStart => claim.kind = ClaimKind::Start,
             Flaw::ConfigurationIsForgotten => (claim.shard_count, claim.hash_version) = (1, 1),
             Flaw::GivenUpKeepsItsEpoch => claim.given_up.clear(),
+            Flaw::EndedLifeHadReleased if claim.kind == ClaimKind::Start => self.release_the_rest(&claim).await,
             Flaw::LeaseNeverRunsOut => claim.lease = Duration::MAX,
             Flaw::RepeatedClaimRaisesTheEpoch => self.inner.release(claim.incarnation, &claim.shards).await?,
             _ => {}
@@ -443,7 +459,7 @@ impl Store for Flawed {
                 NewMessage { name: self.name(&message.name), id: self.text(&message.id), ..message.clone() };
             match self.flaw {
                 Flaw::HeadersAreAMap => {
-                    let headers: std::collections::BTreeMap<_, _> = message.headers.into_iter().collect();
+                    let headers: BTreeMap<_, _> = message.headers.into_iter().collect();
                     message.headers = headers.into_iter().collect();
                 }
                 Flaw::BodiesAreText => message.body = String::from_utf8_lossy(&message.body).into_owned().into(),
@@ -553,7 +569,7 @@ fn try_out(case: &Case, flaw: Flaw) -> Result<(), String> {
         let clock = SimClock::new(Timestamp::from_millis(1_700_000_000_000));
         let inner = MemoryStore::with_clock(Arc::new(clock));
         let (put, silent) = (Mutex::default(), Mutex::default());
-        let store = Flawed { inner, flaw, counter: AtomicU64::new(1), put, silent };
+        let store = Flawed { inner, flaw, counter: AtomicU64::new(1), put, silent, lives: Mutex::default() };
         (case.run)(Arc::new(store)).await;
     };
     let done = std::panic::catch_unwind(AssertUnwindSafe(|| runtime.block_on(run)));
@@ -597,7 +613,14 @@ fn a_case_that_fails_in_a_runtime_of_its_own_fails_the_test() {
     let fixture = async {
         let store = MemoryStore::new();
         let (put, silent) = (Mutex::default(), Mutex::default());
-        Flawed { inner: store, flaw: Flaw::MovedAlarmStaysAtItsOldTime, counter: AtomicU64::new(1), put, silent }
+        Flawed {
+            inner: store,
+            flaw: Flaw::MovedAlarmStaysAtItsOldTime,
+            counter: AtomicU64::new(1),
+            put,
+            silent,
+            lives: Mutex::default(),
+        }
     };
     super::run("a_moved_alarm_leaves_no_row_at_its_old_time", || fixture);
 }
