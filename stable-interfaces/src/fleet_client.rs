@@ -15,6 +15,7 @@ use crate::inbox::{self, Message, NewPost};
 use crate::instance::context::KeyRange;
 use crate::shared::HostOptions;
 use crate::store::client::{CommitOptions, StoreClient};
+use crate::store::deadlines::Deadlines;
 use crate::store::{
     Addressed, After, InstanceName, Loaded, Page, Posted, Read, ReadRange, ReadRows, Rows, ShardId, Store,
 };
@@ -184,7 +185,8 @@ impl FleetClient {
     }
 
     fn store_client(&self) -> StoreClient<'_> {
-        StoreClient { store: &*self.store, clock: &*self.clock, random: &*self.random, options: &self.options }
+        let store = Deadlines::new(self.store.clone(), self.clock.clone(), self.options.store_timeout);
+        StoreClient { store, clock: &*self.clock, random: &*self.random, options: &self.options }
     }
 
     fn shard_of(&self, id: &str) -> Result<ShardId, ContextError> {

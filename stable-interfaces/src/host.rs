@@ -18,7 +18,8 @@ use crate::instance::{OnAlarm, OnMessage, StableInterface};
 use crate::interface::{Interface, InterfaceCore, InterfaceOptions, WakeFn, fire_alarm, take_message};
 use crate::quiet;
 use crate::shared::{Deferred, EndsWithRuntime, FOREVER, HostCore, HostOptions, Started};
-use crate::store::client::backoff;
+use crate::store::client::Backoff;
+use crate::store::deadlines::Deadlines;
 use crate::store::{ClaimKind, Damaged, Epoch, Incarnation, Sequence, ShardId, Store, StoreError};
 use crate::sync::atomic::Ordering;
 use crate::sync::{AbortHandle, Arc, Mutex, Runtime, mpsc, spawn_on, watch};
@@ -411,17 +412,16 @@ async fn drain(core: &HostCore, deadline: Duration) -> Drained {
     let busy = || interfaces.iter().map(|interface| interface.busy()).sum::<usize>();
     let running = if in_time { 0 } else { started.turns.running().max(busy()) };
     let instances = interfaces.iter().map(|interface| interface.running()).sum();
-    let mut released = core.store().is_none();
-    if let Some(store) = core.store() {
+    let store = core.timely_store();
+    let mut released = store.is_none();
+    if let Some(store) = store {
         let shards: Vec<_> = core.shards.owned().map(|(shard, _)| shard).collect();
         core.stop(Health::Stopped);
         // A handler that was cut off may have left an alarm that kills its process: such a shard is not clean.
         if running == 0 {
-            let release = store.release(started.incarnation, &shards);
-            match within(&*core.clock, core.options.commit.store_timeout, release).await {
-                Some(Ok(())) => released = true,
-                Some(Err(error)) => tracing::warn!(error = %WithCauses(&error), "the shards could not be released"),
-                None => tracing::warn!("the shards could not be released: no answer from the store"),
+            match store.release(started.incarnation, &shards).await {
+                Ok(()) => released = true,
+                Err(error) => tracing::warn!(error = %WithCauses(&error), "the shards could not be released"),
             }
         }
     }
@@ -635,9 +635,9 @@ impl HostBuilder {
         });
         let Some(started) = core.started() else { return Err(StartError::NoRuntime) };
         let assigned = lease::assigned(&core);
-        match (core.store(), committer) {
+        match (core.timely_store(), committer) {
             (Some(store), Some(committer)) => {
-                let sequence = claim_all(&core, &**store, incarnation).await?;
+                let sequence = claim_all(&core, &store, incarnation).await?;
                 for lane in committer.lanes() {
                     started.system.spawn(committer.clone().run(lane, sequence));
                 }
@@ -647,8 +647,8 @@ impl HostBuilder {
                 started.system.spawn(driver::watch(core.clone(), store.clone(), incarnation));
                 let owned = core.shards.owned().count();
                 metrics::gauge!(crate::metrics::SHARDS_OWNED).set(u32::try_from(owned).unwrap_or(u32::MAX));
-                tracing::info!(host = %core.name, shards = owned, waiting_for = assigned.len() - owned, ?store, "started");
-                keeper::start(&core, Some((store.clone(), incarnation)));
+                tracing::info!(host = %core.name, shards = owned, waiting_for = assigned.len() - owned, store = ?core.store(), "started");
+                keeper::start(&core, Some((store, incarnation)));
             }
             _ => {
                 for shard in &assigned {
@@ -680,9 +680,8 @@ impl Drop for HostBuilder {
 }
 
 /// The first claim, repeated while the store cannot be reached. Returns for what the store keeps the numbers of writes.
-async fn claim_all(core: &HostCore, store: &dyn Store, incarnation: Incarnation) -> Result<Sequence, StartError> {
-    let began = core.clock.elapsed();
-    let mut failures = 0;
+async fn claim_all(core: &HostCore, store: &Deadlines, incarnation: Incarnation) -> Result<Sequence, StartError> {
+    let mut backoff = Backoff::new(&*core.clock, &*core.random);
     loop {
         match lease::claim(core, store, incarnation, lease::assigned(core), ClaimKind::Start).await {
             Ok(claimed) => {
@@ -690,14 +689,11 @@ async fn claim_all(core: &HostCore, store: &dyn Store, incarnation: Incarnation)
                 let (skew, limit) = (now.since(claimed.now).max(claimed.now.since(now)), core.options.max_clock_skew);
                 return if skew > limit { Err(StartError::ClockSkew { skew, limit }) } else { Ok(claimed.sequence) };
             }
-            Err(error)
-                if error.is_retryable() && core.clock.elapsed().saturating_sub(began) < core.options.start_timeout =>
-            {
-                if failures == 0 {
+            Err(error) if error.is_retryable() && !backoff.over(core.options.start_timeout) => {
+                if backoff.is_first() {
                     tracing::warn!(error = %WithCauses(&error), "the store cannot be reached yet; trying again");
                 }
-                core.clock.sleep(backoff(&*core.random, failures)).await;
-                failures += 1;
+                backoff.pause().await;
             }
             Err(error) => return Err(StartError::Store(error)),
         }

@@ -19,6 +19,7 @@ use crate::shards::delivery::Delivery;
 use crate::shards::firing::Limits;
 use crate::shards::wake::Wake;
 use crate::store::client::{CommitOptions, StoreClient};
+use crate::store::deadlines::Deadlines;
 use crate::store::{
     Addressed, Grant, Held, Incarnation, Loaded, NewMessage, Page, Posted, Read, ReadRows, ShardId, Store, StoreError,
 };
@@ -263,6 +264,12 @@ impl HostCore {
         self.store.get()
     }
 
+    /// The store with a deadline on each call, if there is one.
+    pub(crate) fn timely_store(&self) -> Option<Deadlines> {
+        let store = self.store()?.clone();
+        Some(Deadlines::new(store, self.clock.share(), self.options.commit.store_timeout))
+    }
+
     pub(crate) fn health(&self) -> Health {
         match self.health.load(Ordering::Acquire) {
             0 => Health::NotStarted,
@@ -445,7 +452,7 @@ impl HostCore {
 
     /// The store with its deadlines and repeats, if there is one.
     pub(crate) fn store_client(&self) -> Option<StoreClient<'_>> {
-        let store = &**self.store()?;
+        let store = self.timely_store()?;
         Some(StoreClient { store, clock: &*self.clock, random: &*self.random, options: &self.options.commit })
     }
 

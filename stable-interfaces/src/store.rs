@@ -15,6 +15,7 @@
 mod address;
 pub(crate) mod client;
 mod contract;
+pub(crate) mod deadlines;
 mod external;
 mod hints;
 mod memory;

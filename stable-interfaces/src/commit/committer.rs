@@ -18,7 +18,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use crate::clock::{Clock, Random, within};
+use crate::clock::{Clock, Random};
 use crate::commit::committer::lane::{LaneWriter, or_never};
 use crate::commit::effects::fold;
 use crate::commit::gate::{Failure, Ticket};
@@ -26,7 +26,8 @@ use crate::commit::in_doubt::{CommitOutcome, InDoubt};
 use crate::error::WithCauses;
 use crate::shards::Shards;
 use crate::shards::delivery::Delivery;
-use crate::store::client::{CommitOptions, backoff};
+use crate::store::client::{Backoff, CommitOptions};
+use crate::store::deadlines::{Deadlines, answered};
 use crate::store::{Batch, Epoch, ExternalTransaction, Incarnation, Lane, Op, Sequence, ShardId, Store, StoreError};
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Arc, Mutex, Notify, first_ready};
@@ -96,7 +97,7 @@ pub(crate) fn host_has_stopped() -> Arc<StoreError> {
 pub(crate) struct Committer {
     lanes: Box<[LaneQueue]>,
     incarnation: Incarnation,
-    store: Arc<dyn Store>,
+    store: Deadlines,
     shards: Arc<Shards>,
     clock: Arc<dyn Clock>,
     random: Arc<dyn Random>,
@@ -161,6 +162,7 @@ impl Committer {
         random: Arc<dyn Random>,
         options: CommitOptions,
     ) -> Committer {
+        let store = Deadlines::new(store, clock.clone(), options.store_timeout);
         let lanes = (0..options.lanes.max(1)).map(|_| LaneQueue::default()).collect();
         Committer { lanes, incarnation, store, shards, clock, random, options }
     }
@@ -222,18 +224,16 @@ impl Committer {
         let commit = queued.commit.clone();
         let (shard, epoch) = (commit.shard, commit.epoch);
         let batch = Batch { shard, epoch, ops: fold(commit.ops.clone()) };
-        let began = self.clock.elapsed();
+        let mut backoff = Backoff::new(&*self.clock, &*self.random);
         let limit = self.options.store_timeout;
-        let late = || StoreError::Unavailable(format!("no answer within {limit:?}").into());
         let is_owned = || self.shards.epoch(shard) == Some(epoch);
         let mut answer = if is_owned() {
-            within(&*self.clock, limit, transaction.commit(self.incarnation, &batch))
-                .await
-                .unwrap_or_else(|| Err(late()))
+            let work = transaction.commit(self.incarnation, &batch);
+            answered(&*self.clock, limit, StoreError::Unavailable, work).await
         } else {
             Err(StoreError::Replaced)
         };
-        let (mut was_ambiguous, mut failures) = (false, 0_u32);
+        let mut was_ambiguous = false;
         let outcome = loop {
             let error = match answer {
                 Ok(()) => break CommitOutcome::Committed,
@@ -253,21 +253,20 @@ impl Committer {
                 was_ambiguous = true;
             }
             answer = loop {
-                if self.clock.elapsed().saturating_sub(began) >= self.options.commit_timeout {
+                if backoff.over(self.options.commit_timeout) {
                     queued.ticket.leave_unanswered();
                 }
                 if !is_owned() {
                     break Err(StoreError::Replaced);
                 }
                 metrics::counter!(crate::metrics::COMMIT_REPEATS).increment(1);
-                match within(&*self.clock, limit, transaction.was_committed()).await {
-                    Some(Ok(true)) => break Ok(()),
-                    Some(Ok(false)) => break Err(StoreError::NotApplied(Box::new(error))),
-                    Some(Err(error @ StoreError::Replaced)) => break Err(error),
-                    Some(Err(_)) | None => {}
+                match answered(&*self.clock, limit, StoreError::NotApplied, transaction.was_committed()).await {
+                    Ok(true) => break Ok(()),
+                    Ok(false) => break Err(StoreError::NotApplied(Box::new(error))),
+                    Err(error @ StoreError::Replaced) => break Err(error),
+                    Err(_) => {}
                 }
-                self.clock.sleep(backoff(&*self.random, failures)).await;
-                failures += 1;
+                backoff.pause().await;
             };
         };
         let has_committed = matches!(outcome, CommitOutcome::Committed);

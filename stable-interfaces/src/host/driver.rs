@@ -15,14 +15,15 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use self::portion::Portion;
-use crate::clock::{Moment, within};
+use crate::clock::Moment;
 use crate::error::WithCauses;
 use crate::id::interface_of;
 use crate::shards::delivery::Delivery;
 use crate::shards::wake::Wake;
 use crate::shards::{BegunAfter, BegunPage};
 use crate::shared::{AnyInterface, Health, HostCore};
-use crate::store::client::backoff;
+use crate::store::client::{Backoff, backoff};
+use crate::store::deadlines::Deadlines;
 use crate::store::{After, AlarmRow, Damaged, InboxRow, Incarnation, Loaded, Page, Rows, Sequence, ShardId, Store};
 use crate::sync::{Arc, first_ready, mpsc};
 
@@ -261,15 +262,14 @@ fn note_damaged(host: &HostCore, rows: Vec<Damaged>) {
 }
 
 /// Follows the store's hints about new messages. Never ends by itself.
-pub(crate) async fn watch(host: Arc<HostCore>, store: Arc<dyn Store>, incarnation: Incarnation) {
-    let mut failures = 0_u32;
+pub(crate) async fn watch(host: Arc<HostCore>, store: Deadlines, incarnation: Incarnation) {
+    let mut backoff = Backoff::new(&*host.clock, &*host.random);
     loop {
-        let timeout = host.options.commit.store_timeout;
-        match within(&*host.clock, timeout, store.watch(incarnation)).await {
-            Some(Ok(mut hints)) => {
+        match store.watch(incarnation).await {
+            Ok(mut hints) => {
                 // What was posted before it began has gone unheard: a renewal says where.
                 host.shards.lost.notify_one();
-                failures = 0;
+                backoff.reset();
                 while let Some(shard) = hints.next().await {
                     if shard.0 < host.fleet.shards() {
                         host.shards.hint(shard);
@@ -277,19 +277,12 @@ pub(crate) async fn watch(host: Arc<HostCore>, store: Arc<dyn Store>, incarnatio
                 }
                 tracing::warn!("the store's hints about new messages have ended; they are asked for again");
             }
-            Some(Err(error)) if failures == 0 => {
+            Err(error) if backoff.is_first() => {
                 tracing::warn!(error = %WithCauses(&error), "the store gives no hints about new messages; trying again");
             }
-            None if failures == 0 => {
-                tracing::warn!(
-                    ?timeout,
-                    "the store did not answer when asked for hints about new messages; trying again"
-                );
-            }
-            _ => {}
+            Err(_) => {}
         }
         metrics::counter!(crate::metrics::WATCHES_LOST).increment(1);
-        host.clock.sleep(backoff(&*host.random, failures)).await;
-        failures = failures.saturating_add(1);
+        backoff.pause().await;
     }
 }

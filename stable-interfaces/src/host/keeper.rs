@@ -10,20 +10,21 @@ use super::lease;
 use crate::instance::chain::Blocked;
 use crate::quiet::guarded;
 use crate::shared::HostCore;
-use crate::store::{Incarnation, Store};
+use crate::store::Incarnation;
+use crate::store::deadlines::Deadlines;
 use crate::sync::Arc;
 
 /// Threads are looked at this often; a handler seen twice in the same poll is blocking.
 const LOOK_EVERY: Duration = Duration::from_millis(400);
 
 /// Starts what keeps the host's lease, and the look-out for blocking handlers where that is possible.
-pub(crate) fn start(host: &Arc<HostCore>, store: Option<(Arc<dyn Store>, Incarnation)>) {
+pub(crate) fn start(host: &Arc<HostCore>, store: Option<(Deadlines, Incarnation)>) {
     if host.clock.is_simulated() {
         if let (Some((store, incarnation)), Some(started)) = (store, host.started()) {
             let host = host.clone();
             started.system.spawn(async move {
-                if let Some(rescue) = lease::keep(&host, &*store, incarnation).await {
-                    rescue.finish(&host, &*store).await;
+                if let Some(rescue) = lease::keep(&host, &store, incarnation).await {
+                    rescue.finish(&host, &store).await;
                 }
             });
         }
@@ -41,7 +42,7 @@ pub(crate) fn start(host: &Arc<HostCore>, store: Option<(Arc<dyn Store>, Incarna
         runtime.block_on(async {
             let keep = async {
                 match &store {
-                    Some((store, incarnation)) => lease::keep(&core, &**store, *incarnation).await,
+                    Some((store, incarnation)) => lease::keep(&core, store, *incarnation).await,
                     None => std::future::pending().await,
                 }
             };
@@ -51,7 +52,7 @@ pub(crate) fn start(host: &Arc<HostCore>, store: Option<(Arc<dyn Store>, Incarna
                 () = look_out(&core) => None,
             };
             if let (Some(rescue), Some((store, _))) = (rescue, &store) {
-                rescue.finish(&core, &**store).await;
+                rescue.finish(&core, store).await;
             }
         });
     };

@@ -13,11 +13,11 @@ use std::pin::{Pin, pin};
 use std::time::Duration;
 
 use super::rescue::Rescue;
-use crate::clock::within;
 use crate::error::WithCauses;
 use crate::fleet::HASH_VERSION;
 use crate::shared::{FOREVER, Forget, Health, HostCore};
 use crate::store::client::backoff;
+use crate::store::deadlines::Deadlines;
 use crate::store::{Claim, ClaimKind, Claimed, Epoch, Incarnation, Renewed, ShardId, Store, StoreError};
 use crate::sync::Arc;
 
@@ -46,7 +46,7 @@ fn window_cap(host: &HostCore, assigned: usize) -> usize {
 /// this host begins with it; later its renewals say how long it lasts.
 pub(crate) async fn claim(
     host: &HostCore,
-    store: &dyn Store,
+    store: &Deadlines,
     incarnation: Incarnation,
     shards: Vec<ShardId>,
     kind: ClaimKind,
@@ -64,15 +64,12 @@ pub(crate) async fn claim(
         kind,
     };
     let sent_at = host.clock.elapsed();
-    let timeout = match kind {
-        ClaimKind::Start => host.options.commit.store_timeout,
+    let store = match kind {
+        ClaimKind::Start => store.clone(),
         // A claim that hangs must not keep the next renewal waiting.
-        ClaimKind::Running => host.options.commit.store_timeout.min(lease / 3),
+        ClaimKind::Running => store.at_most(lease / 3),
     };
-    let claimed = match within(&*host.clock, timeout, store.claim(&claim)).await {
-        Some(result) => result?,
-        None => return Err(StoreError::Unavailable(format!("no answer within {timeout:?}").into())),
-    };
+    let claimed = store.claim(&claim).await?;
     if kind == ClaimKind::Start {
         host.set_lease(lease_end(host, sent_at));
     }
@@ -100,7 +97,7 @@ fn lease_end(host: &HostCore, sent_at: Duration) -> Duration {
 
 /// Renews the lease, looks for messages that nobody hinted at, and claims what others still held, until the host stops or is
 /// replaced; or until the store is found to have lost what it had acknowledged, and then returns what is to be saved.
-pub(crate) async fn keep(host: &Arc<HostCore>, store: &dyn Store, incarnation: Incarnation) -> Option<Rescue> {
+pub(crate) async fn keep(host: &Arc<HostCore>, store: &Deadlines, incarnation: Incarnation) -> Option<Rescue> {
     let pause = (host.options.lease / 3).min(LOOK_EVERY);
     let mut keeper =
         Keeper { host, store, incarnation, renewed: host.lease_until(), doubts: BTreeMap::new(), claiming: None };
@@ -125,31 +122,25 @@ pub(crate) async fn keep(host: &Arc<HostCore>, store: &dyn Store, incarnation: I
             forget_unowned(host);
         }
         let sent_at = host.clock.elapsed();
-        let timeout = match keeper.left() {
-            Duration::ZERO => host.options.commit.store_timeout,
+        let store = match keeper.left() {
+            Duration::ZERO => store.clone(),
             // No longer than the lease lasts: what belongs to instances ends with it.
-            left => host.options.commit.store_timeout.min(left),
+            left => store.at_most(left),
         };
         // A claim that ends meanwhile is nothing that the renewal can speak of.
         let asked: Vec<_> = host.shards.owned().collect();
-        let renewing = within(&*host.clock, timeout, store.renew(incarnation, host.options.lease));
+        let renewing = store.renew(incarnation, host.options.lease);
         let renewed = match keeper.beside(renewing).await {
-            Some(Ok(renewed)) => renewed,
-            Some(Err(StoreError::Replaced)) => {
+            Ok(renewed) => renewed,
+            Err(StoreError::Replaced) => {
                 tracing::error!(host = %host.name, "another process with this host's name has started; this one stops");
                 host.stop(Health::Replaced);
                 return None;
             }
-            Some(Err(error @ StoreError::Lost(_))) => return Some(Rescue::begin(host, &error)),
-            failed => {
-                match failed {
-                    Some(Err(error)) if failures == 0 => {
-                        tracing::warn!(error = %WithCauses(&error), "the lease could not be renewed; trying again");
-                    }
-                    None if failures == 0 => {
-                        tracing::warn!(?timeout, "the store did not answer a renewal; trying again");
-                    }
-                    _ => {}
+            Err(error @ StoreError::Lost(_)) => return Some(Rescue::begin(host, &error)),
+            Err(error) => {
+                if failures == 0 {
+                    tracing::warn!(error = %WithCauses(&error), "the lease could not be renewed; trying again");
                 }
                 failures = failures.saturating_add(1);
                 if !host.lease_holds() {
@@ -184,7 +175,7 @@ fn forget_unowned(host: &HostCore) {
 /// The knowledge of the lease.
 struct Keeper<'a> {
     host: &'a Arc<HostCore>,
-    store: &'a dyn Store,
+    store: &'a Deadlines,
     incarnation: Incarnation,
     /// The end of the lease by the last renewal that was answered.
     renewed: Duration,

@@ -6,11 +6,10 @@
 
 use std::time::Duration;
 
-use crate::clock::within;
 use crate::directive::Directive;
 use crate::error::WithCauses;
 use crate::shared::{Forget, Health, HostCore};
-use crate::store::client::backoff;
+use crate::store::client::Backoff;
 use crate::store::{Addressed, AlarmRow, NewMessage, Store, StoreError};
 use crate::sync::Arc;
 
@@ -53,24 +52,18 @@ impl Rescue {
 
     /// Posts it all, trying for as long as a host tries to start, and stops the host.
     pub(crate) async fn finish(self, host: &HostCore, store: &dyn Store) {
-        let began = host.clock.elapsed();
+        let mut backoff = Backoff::new(&*host.clock, &*host.random);
         let count = self.alarms.len();
-        let (mut saved, mut failures) = (0, 0);
+        let mut saved = 0;
         'all: for chunk in chunks(host, &self.alarms) {
             loop {
-                let error = match within(&*host.clock, host.options.commit.store_timeout, store.post(&chunk)).await {
-                    Some(Ok(_)) => break,
-                    Some(Err(error)) => error,
-                    None => StoreError::Unavailable("no answer".into()),
-                };
+                let Err(error) = store.post(&chunk).await else { break };
                 // Repeated also where it may have got through: better set twice than lost.
-                let is_over = host.clock.elapsed().saturating_sub(began) >= host.options.start_timeout;
-                if is_over || !error.is_retryable() {
+                if backoff.over(host.options.start_timeout) || !error.is_retryable() {
                     tracing::error!(host = %host.name, error = %WithCauses(&error), "alarms in memory could not be saved");
                     break 'all;
                 }
-                host.clock.sleep(backoff(&*host.random, failures)).await;
-                failures += 1;
+                backoff.pause().await;
             }
             saved += chunk.len();
             metrics::counter!(crate::metrics::ALARMS_SAVED).increment(u64::try_from(chunk.len()).unwrap_or(u64::MAX));

@@ -1,10 +1,10 @@
 //! Calls of a store that need no ownership: with a deadline each, and repeated where that is safe.
 
-use std::future::Future;
 use std::time::Duration;
 
+use super::deadlines::Deadlines;
 use super::{Addressed, Loaded, NewMessage, Page, Posted, Read, ReadRows, Store, StoreError};
-use crate::clock::{Clock, Random, within};
+use crate::clock::{Clock, Random};
 use crate::error::ContextError;
 use crate::fleet::Fleet;
 
@@ -23,7 +23,7 @@ pub(crate) struct CommitOptions {
 
 /// A store with deadlines and repeats, for calls that need no epoch.
 pub(crate) struct StoreClient<'a> {
-    pub(crate) store: &'a dyn Store,
+    pub(crate) store: Deadlines,
     pub(crate) clock: &'a dyn Clock,
     pub(crate) random: &'a dyn Random,
     pub(crate) options: &'a CommitOptions,
@@ -32,7 +32,7 @@ pub(crate) struct StoreClient<'a> {
 impl StoreClient<'_> {
     /// Loads pages, within the deadline of one call. There are as many as were asked for.
     pub(crate) async fn load(&self, pages: &[Page]) -> Result<Vec<Loaded>, StoreError> {
-        let loaded = self.in_time(self.store.load(pages)).await?;
+        let loaded = self.store.load(pages).await?;
         if loaded.len() != pages.len() {
             return Err(StoreError::NotApplied("a page is missing in the store's answer".into()));
         }
@@ -41,14 +41,7 @@ impl StoreClient<'_> {
 
     /// Reads of one instance, within the deadline of one call.
     pub(crate) async fn read(&self, read: &Read) -> Result<ReadRows, StoreError> {
-        self.in_time(self.store.read(read)).await
-    }
-
-    /// Waits for the store to answer a question, within the deadline of one call.
-    async fn in_time<T>(&self, work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
-        let limit = self.options.store_timeout;
-        let late = || Err(StoreError::NotApplied(format!("no answer within {limit:?}").into()));
-        within(self.clock, limit, work).await.unwrap_or_else(late)
+        self.store.read(read).await
     }
 
     /// Posts to an inbox of `fleet`.
@@ -61,25 +54,58 @@ impl StoreClient<'_> {
     /// What may have been inserted is not repeated: by the time the store answers again its owner may have handled the message
     /// and taken it out, and then a second one would not be recognised.
     pub(crate) async fn post(&self, message: NewMessage) -> Result<Posted, ContextError> {
-        let StoreClient { store, clock, random, options } = *self;
         let messages = [message];
-        let began = clock.elapsed();
-        let mut failures = 0;
+        let mut backoff = Backoff::new(self.clock, self.random);
         loop {
-            let error = match within(clock, options.store_timeout, store.post(&messages)).await {
-                Some(Ok(posted)) => return Ok(posted.first().copied().unwrap_or(Posted::Inserted)),
-                Some(Err(error)) => error,
-                None => return Err(ContextError::Unknown),
+            let error = match self.store.post(&messages).await {
+                Ok(posted) => return Ok(posted.first().copied().unwrap_or(Posted::Inserted)),
+                Err(error) => error,
             };
             if error.may_have_happened() {
                 return Err(ContextError::Unknown);
             }
-            if !error.is_retryable() || clock.elapsed().saturating_sub(began) >= options.commit_timeout {
+            if !error.is_retryable() || backoff.over(self.options.commit_timeout) {
                 return Err(ContextError::store(error));
             }
-            clock.sleep(backoff(random, failures)).await;
-            failures += 1;
+            backoff.pause().await;
         }
+    }
+}
+
+/// The pauses of a loop that tries again what has failed.
+pub(crate) struct Backoff<'a> {
+    clock: &'a dyn Clock,
+    random: &'a dyn Random,
+    /// The time at which the loop began, by the lease clock.
+    began: Duration,
+    failures: u32,
+}
+
+impl<'a> Backoff<'a> {
+    pub(crate) fn new(clock: &'a dyn Clock, random: &'a dyn Random) -> Backoff<'a> {
+        Backoff { clock, random, began: clock.elapsed(), failures: 0 }
+    }
+
+    /// Tells that nothing has failed since the loop began or was [reset](Self::reset).
+    pub(crate) fn is_first(&self) -> bool {
+        self.failures == 0
+    }
+
+    /// Tells that the loop has gone on for so long.
+    pub(crate) fn over(&self, limit: Duration) -> bool {
+        self.clock.elapsed().saturating_sub(self.began) >= limit
+    }
+
+    /// Notes a failure, and waits before another try.
+    pub(crate) async fn pause(&mut self) {
+        let pause = backoff(self.random, self.failures);
+        self.failures = self.failures.saturating_add(1);
+        self.clock.sleep(pause).await;
+    }
+
+    /// Forgets the failures: the next pause is the shortest again.
+    pub(crate) fn reset(&mut self) {
+        self.failures = 0;
     }
 }
 

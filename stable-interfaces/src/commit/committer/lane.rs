@@ -11,12 +11,11 @@ use std::time::Duration;
 use super::{Committer, Queued};
 use crate::StoreError;
 use crate::clock::Sleep;
-use crate::commit::committer::within;
 use crate::commit::effects::fold;
 use crate::commit::gate::Failure;
 use crate::error::WithCauses;
 use crate::store::client::backoff;
-use crate::store::{Batch, BoxError, Epoch, Lane, Sequence, ShardId, Write};
+use crate::store::{Batch, BoxError, Epoch, Lane, Sequence, ShardId, Store, Write};
 
 /// In a store that keeps the number of a write for each shard, a write that is not answered within this part of the store timeout
 /// holds up its own shards only.
@@ -329,17 +328,13 @@ impl Committer {
             metrics::counter!(crate::metrics::COMMIT_REPEATS).increment(1);
         }
         let batches = sending.write.batches.len();
-        let (answers, is_whole) = match within(&**clock, options.store_timeout, store.commit(&sending.write)).await {
-            Some(Ok(answers)) if answers.len() == batches => (answers, false),
-            Some(Ok(answers)) => {
+        let (answers, is_whole) = match store.commit(&sending.write).await {
+            Ok(answers) if answers.len() == batches => (answers, false),
+            Ok(answers) => {
                 let text = format!("{} answers to {batches} batches", answers.len());
                 (for_each(batches, text.into(), StoreError::Unavailable), true)
             }
-            Some(Err(error)) => (for_all(batches, error), true),
-            None => {
-                let text = format!("no answer within {:?}", options.store_timeout);
-                (for_each(batches, text.into(), StoreError::Unavailable), true)
-            }
+            Err(error) => (for_all(batches, error), true),
         };
         let Sending { write, groups, then, first_sent, failures } = sending;
         let (mut unknown, mut why) = (Vec::new(), None);

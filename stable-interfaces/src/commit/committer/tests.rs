@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::Timestamp;
+use crate::clock::within;
 use crate::commit::gate::Gate;
 use crate::fleet::HASH_VERSION;
 use crate::shards::firing::Limits;
