@@ -1,4 +1,4 @@
-//! Dead letters: alarms that were given up, kept until somebody decides about them.
+//! Dead letters: alarms and messages that were given up, kept until somebody decides about them.
 //!
 //! Nothing is deleted but by its own handler's success or on somebody's word: the commit that gives up an alarm or message moves its row
 //! here, and from here only a requeue or a discard removes it. No age and no number of dead letters does.
@@ -7,16 +7,11 @@ use std::collections::VecDeque;
 
 use crate::alarm::Alarm;
 use crate::clock::Timestamp;
-use crate::directive::Needs;
 use crate::error::ContextError;
 use crate::id::interface_of;
 use crate::inbox::Message;
-use crate::instance::context::Context;
-use crate::shared::HostCore;
 use crate::store::client::StoreClient;
-use crate::store::{
-    After, AlarmRow, Attempts, DeadKey, DeadLetter, DeadRow, InstanceName, Loaded, Op, Page, Rows, ShardId,
-};
+use crate::store::{After, DeadKey, DeadLetter, DeadRow, InstanceName, Loaded, Page, Rows, ShardId};
 use crate::sync::Arc;
 
 /// An alarm or message that was given up after its last attempt.
@@ -133,37 +128,17 @@ fn is_of(name: &InstanceName, interface: &str) -> bool {
     interface_of(&name.interface).0 == interface
 }
 
-/// Brings a dead letter back: an alarm in the commit that removes the letter, a message by posting it just before that, so that
-/// a crash between the two leaves it twice rather than not at all. Says whether that was done.
-pub(crate) async fn requeue(cx: &mut Context, key: &DeadKey) -> Result<bool, ContextError> {
-    cx.require(Needs::of(key))?;
-    let Some(letter) = cx.find_dead(key).await? else { return Ok(false) };
-    match &letter.row {
-        DeadRow::Alarm(row) => {
-            if cx.find_alarm(&key.id).await?.is_some() {
-                return Ok(false);
-            }
-            let alarm =
-                AlarmRow { due: cx.now(), revision: cx.next_revision(), attempts: Attempts::default(), ..row.clone() };
-            cx.record_own(Op::PutAlarm(alarm));
-        }
-        DeadRow::Message(row) => {
-            if !cx.post_again(row).await? {
-                return Ok(false);
-            }
-        }
-    }
-    cx.record_own(Op::RemoveDead(key.clone()));
-    Ok(true)
-}
-
 /// The dead letter with this very key, if it is in the store.
-pub(crate) async fn find(host: &HostCore, shard: ShardId, key: &DeadKey) -> Result<Option<DeadLetter>, ContextError> {
+pub(crate) async fn find(
+    client: &StoreClient<'_>,
+    shard: ShardId,
+    key: &DeadKey,
+) -> Result<Option<DeadLetter>, ContextError> {
     // Pages start strictly after a key, and no ID is empty.
     let mut after = DeadKey { id: "".into(), ..key.clone() };
     loop {
         let page = Page { shard, after: After::Dead(Some(after)), limit: PAGE, bytes: PAGE_BYTES, keys_only: false };
-        let mut loaded = host.load(&[page]).await.map_err(ContextError::store)?;
+        let mut loaded = client.load(&[page]).await.map_err(ContextError::store)?;
         let Some(Loaded { rows: Rows::Dead(letters), is_last, .. }) = loaded.pop() else { return Ok(None) };
         let last = letters.last().map(DeadLetter::key).filter(|last| !is_last && last < key);
         if let Some(letter) = letters.into_iter().find(|letter| letter.key() == *key) {

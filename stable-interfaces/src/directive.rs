@@ -11,14 +11,13 @@ use serde::Serialize;
 
 use crate::alarm::{check_alarm_id, encode_meta};
 use crate::clock::Timestamp;
-use crate::dead::{self, Dead};
+use crate::dead::Dead;
 use crate::error::ContextError;
 use crate::id::{inbox_of, interface_of};
 use crate::inbox::NewPost;
-use crate::instance::context::Context;
-use crate::store::{Addressed, AlarmRow, DeadKey, InboxRow, InstanceName, Op, Revision};
+use crate::store::{Addressed, AlarmRow, DeadKey, InboxRow, InstanceName, Revision};
 
-/// What an interface must have been registered with so that something is ever handled.
+/// Order an interface must have been registered with so that something is ever handled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Needs {
     Nothing,
@@ -66,11 +65,12 @@ impl Needs {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Directive {
     id: Option<String>,
-    what: What,
+    order: Order,
 }
 
+/// The thing that a directive asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum What {
+pub(crate) enum Order {
     SetAlarm {
         alarm: String,
         at: Timestamp,
@@ -105,7 +105,7 @@ impl Directive {
         meta: &(impl Serialize + ?Sized),
     ) -> Result<Directive, ContextError> {
         let id = checked(alarm)?;
-        Ok(Directive::of(What::SetAlarm { alarm: id, at: at.into(), meta: encode_meta(alarm, meta)? }))
+        Ok(Directive::of(Order::SetAlarm { alarm: id, at: at.into(), meta: encode_meta(alarm, meta)? }))
     }
 
     /// Cancels an alarm, if it exists.
@@ -113,7 +113,7 @@ impl Directive {
     /// # Errors
     /// [`ContextError::InvalidId`] for an ID that cannot be one.
     pub fn cancel_alarm(alarm: &str) -> Result<Directive, ContextError> {
-        Ok(Directive::of(What::CancelAlarm { alarm: checked(alarm)? }))
+        Ok(Directive::of(Order::CancelAlarm { alarm: checked(alarm)? }))
     }
 
     /// Makes an alarm due at once, if it exists.
@@ -121,19 +121,19 @@ impl Directive {
     /// # Errors
     /// [`ContextError::InvalidId`] for an ID that cannot be one.
     pub fn fire_now(alarm: &str) -> Result<Directive, ContextError> {
-        Ok(Directive::of(What::FireNow { alarm: checked(alarm)? }))
+        Ok(Directive::of(Order::FireNow { alarm: checked(alarm)? }))
     }
 
     /// Brings a dead letter back, as [`Interface::requeue`](crate::Interface::requeue) does. For the instance it belonged to.
     #[must_use]
     pub fn requeue(dead: &Dead) -> Directive {
-        Directive::of(What::Requeue(dead.letter.key()))
+        Directive::of(Order::Requeue(dead.letter.key()))
     }
 
     /// Removes a dead letter for good. For the instance it belonged to.
     #[must_use]
     pub fn discard(dead: &Dead) -> Directive {
-        Directive::of(What::Discard(dead.letter.key()))
+        Directive::of(Order::Discard(dead.letter.key()))
     }
 
     /// Its ID as a message: while a directive with the same one waits, a second is dropped as a duplicate. Default: a random one.
@@ -143,19 +143,19 @@ impl Directive {
         self
     }
 
-    /// What the interface must have been registered with for this to be of any use. An alarm that a store lost is set again in any
+    /// Order the interface must have been registered with for this to be of any use. An alarm that a store lost is set again in any
     /// case: it is then left in the store as it was before.
     pub(crate) fn needs(&self) -> Needs {
-        match &self.what {
-            What::SetAlarm { .. } | What::FireNow { .. } => Needs::Alarms,
-            What::Requeue(key) => Needs::of(key),
-            What::CancelAlarm { .. } | What::Discard(_) | What::Restore { .. } => Needs::Nothing,
+        match &self.order {
+            Order::SetAlarm { .. } | Order::FireNow { .. } => Needs::Alarms,
+            Order::Requeue(key) => Needs::of(key),
+            Order::CancelAlarm { .. } | Order::Discard(_) | Order::Restore { .. } => Needs::Nothing,
         }
     }
 
     /// Sets an alarm again as it was when a store lost it, unless it has been set since.
     pub(crate) fn restore(row: &AlarmRow) -> Directive {
-        let what = What::Restore {
+        let order = Order::Restore {
             alarm: row.id.to_string(),
             due: row.due,
             scheduled_at: row.scheduled_at,
@@ -163,11 +163,16 @@ impl Directive {
             meta: row.meta.clone(),
         };
         let Revision { epoch, counter } = row.revision;
-        Directive::of(what).id(format!("restore {epoch}.{counter}"))
+        Directive::of(order).id(format!("restore {epoch}.{counter}"))
     }
 
-    fn of(what: What) -> Directive {
-        Directive { id: None, what }
+    /// Does this, as its parts say it, without a message.
+    pub(crate) fn into_order(self) -> Order {
+        self.order
+    }
+
+    fn of(order: Order) -> Directive {
+        Directive { id: None, order }
     }
 
     /// The directive as a message: what to do in its headers, an alarm's meta as its body.
@@ -180,16 +185,16 @@ impl Directive {
                 .header("kind", if key.is_message { "message" } else { "alarm" })
                 .header("id", &*key.id)
         };
-        let mut post = match self.what {
-            What::SetAlarm { alarm, at, meta } => NewPost::new(meta)
+        let mut post = match self.order {
+            Order::SetAlarm { alarm, at, meta } => NewPost::new(meta)
                 .header("do", "set-alarm")
                 .header("alarm", alarm)
                 .header("at", at.as_millis().to_string()),
-            What::CancelAlarm { alarm } => NewPost::default().header("do", "cancel-alarm").header("alarm", alarm),
-            What::FireNow { alarm } => NewPost::default().header("do", "fire-now").header("alarm", alarm),
-            What::Requeue(key) => letter("requeue", key),
-            What::Discard(key) => letter("discard", key),
-            What::Restore { alarm, due, scheduled_at, attempt, meta } => NewPost::new(meta)
+            Order::CancelAlarm { alarm } => NewPost::default().header("do", "cancel-alarm").header("alarm", alarm),
+            Order::FireNow { alarm } => NewPost::default().header("do", "fire-now").header("alarm", alarm),
+            Order::Requeue(key) => letter("requeue", key),
+            Order::Discard(key) => letter("discard", key),
+            Order::Restore { alarm, due, scheduled_at, attempt, meta } => NewPost::new(meta)
                 .header("do", "restore-alarm")
                 .header("alarm", alarm)
                 .header("at", due.as_millis().to_string())
@@ -204,7 +209,7 @@ impl Directive {
     ///
     /// # Errors
     /// The text says what cannot be understood.
-    fn read(row: &InboxRow) -> Result<What, String> {
+    pub(crate) fn read(row: &InboxRow) -> Result<Order, String> {
         let header = |name: &str| {
             let found = row.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
             found.ok_or_else(|| format!("a directive without {name:?}"))
@@ -219,12 +224,12 @@ impl Directive {
             Ok::<_, String>(DeadKey { died_at: time("died-at")?, name, is_message, id: header("id")?.into() })
         };
         Ok(match &*header("do")? {
-            "set-alarm" => What::SetAlarm { alarm: header("alarm")?, at: time("at")?, meta: row.body.clone() },
-            "cancel-alarm" => What::CancelAlarm { alarm: header("alarm")? },
-            "fire-now" => What::FireNow { alarm: header("alarm")? },
-            "requeue" => What::Requeue(letter()?),
-            "discard" => What::Discard(letter()?),
-            "restore-alarm" => What::Restore {
+            "set-alarm" => Order::SetAlarm { alarm: header("alarm")?, at: time("at")?, meta: row.body.clone() },
+            "cancel-alarm" => Order::CancelAlarm { alarm: header("alarm")? },
+            "fire-now" => Order::FireNow { alarm: header("alarm")? },
+            "requeue" => Order::Requeue(letter()?),
+            "discard" => Order::Discard(letter()?),
+            "restore-alarm" => Order::Restore {
                 alarm: header("alarm")?,
                 due: time("at")?,
                 scheduled_at: time("scheduled-at")?,
@@ -239,42 +244,11 @@ impl Directive {
     /// Whether a message is a directive; if so, it reads the same when it is written again.
     #[cfg(any(test, fuzzing))]
     pub(crate) fn try_out(row: &InboxRow) -> bool {
-        let Ok(what) = Directive::read(row) else { return false };
-        let post = Directive::of(what.clone()).into_post();
+        let Ok(order) = Directive::read(row) else { return false };
+        let post = Directive::of(order.clone()).into_post();
         let again = InboxRow { headers: post.headers, body: post.body, ..row.clone() };
-        assert_eq!(Directive::read(&again), Ok(what));
+        assert_eq!(Directive::read(&again), Ok(order));
         true
-    }
-
-    /// Does what a message says. Its effects, like a handler's, are recorded only.
-    pub(crate) async fn carry_out(row: &InboxRow, cx: &mut Context) -> Result<(), DirectiveError> {
-        let done = match Directive::read(row).map_err(DirectiveError::Unknown)? {
-            What::SetAlarm { alarm, at, meta } => {
-                let meta = serde_json::from_slice::<&serde_json::value::RawValue>(&meta).map_err(ContextError::from)?;
-                cx.set_alarm(&alarm, at, meta)?;
-                true
-            }
-            What::CancelAlarm { alarm } => {
-                cx.cancel_alarm(&alarm)?;
-                true
-            }
-            What::FireNow { alarm } => cx.fire_now(&alarm).await?,
-            What::Requeue(key) => dead::requeue(cx, &key).await?,
-            What::Discard(key) => {
-                let exists = cx.find_dead(&key).await?.is_some();
-                if exists {
-                    cx.record_own(Op::RemoveDead(key));
-                }
-                exists
-            }
-            What::Restore { alarm, due, scheduled_at, attempt, meta } => {
-                cx.restore_alarm(&alarm, due, scheduled_at, attempt, meta).await?
-            }
-        };
-        if !done {
-            tracing::info!(instance = %row.name, id = %row.id, "a directive had nothing to do, or something newer was in its way");
-        }
-        Ok(())
     }
 }
 
@@ -287,15 +261,6 @@ impl Addressed {
         let NewPost { id: message_id, headers, body } = directive.into_post();
         Addressed::new(interface, inbox_of(interface), id, message_id, headers, body)
     }
-}
-
-/// Why a directive could not be carried out.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum DirectiveError {
-    #[error("{0}")]
-    Unknown(String),
-    #[error(transparent)]
-    Context(#[from] ContextError),
 }
 
 fn checked(alarm: &str) -> Result<String, ContextError> {
@@ -328,9 +293,9 @@ mod tests {
             Directive::set_alarm("a", at, &serde_json::json!({ "n": 1.5 })).expect("it is within the limits"),
             Directive::cancel_alarm("a").expect("a good ID"),
             Directive::fire_now("a").expect("a good ID"),
-            Directive::of(What::Requeue(key.clone())),
-            Directive::of(What::Discard(DeadKey { is_message: false, ..key })),
-            Directive::of(What::Restore {
+            Directive::of(Order::Requeue(key.clone())),
+            Directive::of(Order::Discard(DeadKey { is_message: false, ..key })),
+            Directive::of(Order::Restore {
                 alarm: "a".into(),
                 due: at,
                 scheduled_at: Timestamp::from_millis(-1),
@@ -338,7 +303,7 @@ mod tests {
                 meta: bytes::Bytes::from_static(b"{}"),
             }),
         ] {
-            assert_eq!(Directive::read(&row(directive.clone())).as_ref(), Ok(&directive.what));
+            assert_eq!(Directive::read(&row(directive.clone())).as_ref(), Ok(&directive.order));
         }
     }
 

@@ -12,7 +12,7 @@ use crate::directive::Directive;
 use crate::error::ContextError;
 use crate::fleet::Fleet;
 use crate::inbox::{self, Message, NewPost};
-use crate::instance::context::KeyRange;
+use crate::instance::range::KeyRange;
 use crate::shared::HostOptions;
 use crate::store::client::{CommitOptions, StoreClient};
 use crate::store::deadlines::Deadlines;
@@ -87,7 +87,7 @@ impl FleetClient {
             let last = rows.last().map(|row| row.id.clone());
             alarms.extend(rows.into_iter().map(|row| Alarm::new(Arc::new(row))));
             match last {
-                Some(last) if !is_last => from = crate::instance::context::just_after(&last),
+                Some(last) if !is_last => from = crate::instance::range::just_after(&last),
                 _ => return Ok(alarms),
             }
         }

@@ -14,8 +14,10 @@ use crate::commit::committer::Committer;
 use crate::error::WithCauses;
 use crate::fleet::Fleet;
 use crate::id::{InvalidId, is_interface_name};
+use crate::instance::kind::{InterfaceCore, InterfaceOptions, WakeFn};
+use crate::instance::stop::stop_job;
 use crate::instance::{OnAlarm, OnMessage, StableInterface};
-use crate::interface::{Interface, InterfaceCore, InterfaceOptions, WakeFn, fire_alarm, take_message};
+use crate::interface::{Interface, fire_alarm, take_message};
 use crate::quiet;
 use crate::shared::{Deferred, EndsWithRuntime, FOREVER, HostCore, HostOptions, Started};
 use crate::store::client::Backoff;
@@ -817,7 +819,8 @@ impl<I: StableInterface> InterfaceBuilder<'_, I> {
             return Err(RegisterError::InvalidName(I::NAME));
         }
         let host = self.host.core();
-        let core = Arc::new(InterfaceCore::new(host.clone(), self.options, self.factory, self.fire, self.take));
+        let core =
+            Arc::new(InterfaceCore::new(host.clone(), self.options, self.factory, self.fire, self.take, stop_job));
         let mut interfaces = host.interfaces.lock();
         if interfaces.iter().any(|interface| interface.name() == I::NAME) {
             return Err(RegisterError::Duplicate(I::NAME));

@@ -1,10 +1,20 @@
 //! Instances: what an application implements, and what runs it one message at a time.
 
+pub(crate) mod admin;
 pub(crate) mod chain;
 pub(crate) mod context;
+pub(crate) mod drive;
 pub(crate) mod enlist;
+pub(crate) mod job;
+pub(crate) mod kind;
+pub(crate) mod life;
+pub(crate) mod peer;
 pub(crate) mod queue;
+pub(crate) mod range;
+pub(crate) mod recorded;
 pub(crate) mod slot;
+pub(crate) mod stop;
+pub(crate) mod submit;
 pub(crate) mod table;
 pub(crate) mod task;
 pub(crate) mod turn;
@@ -13,10 +23,10 @@ use std::error::Error;
 use std::fmt::{Debug, Display};
 use std::future::Future;
 
-use context::Context;
-
+use self::context::Context;
+use self::peer::Connecting;
 use crate::alarm::Alarm;
-use crate::connection::{Closed, Connecting, ConnectionId};
+use crate::connection::{Closed, ConnectionId};
 use crate::error::ContextError;
 use crate::inbox::Message;
 

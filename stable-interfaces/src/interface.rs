@@ -1,462 +1,37 @@
 //! The typed handle through which an application talks to its instances.
 
-mod outside;
+mod connect;
+mod hosted;
+mod wake;
+
+pub use self::connect::Connection;
+pub(crate) use self::wake::{fire_alarm, take_message};
 
 use std::fmt;
-use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Serialize;
-use tracing::Instrument as _;
 
-use self::outside::{AsWork, CancelAlarm, Discard, FireNow, ListAlarms, Requeue, SetAlarm, SetAlarmIfAbsent};
-use crate::alarm::{Alarm, RetryPolicy, encode_meta};
+use self::connect::Connect;
+use crate::KeyRange;
+use crate::alarm::{Alarm, encode_meta};
 use crate::clock::{Clock, Timestamp};
-use crate::connection::{self, Closed, Connection, ConnectionId, Incoming};
-use crate::dead::Dead;
-use crate::directive::{Directive, DirectiveError, Needs};
+use crate::connection::Closed;
+use crate::dead::{self, Dead};
+use crate::directive::{Directive, Needs};
 use crate::error::{ContextError, Outcome, RequestError};
 use crate::fleet::hash_id;
-use crate::id::{check_id, interface_of};
-use crate::inbox::{Message, NewPost};
-use crate::instance::chain::{self, Deadline, Origin};
-use crate::instance::context::{Context, KeyRange};
-use crate::instance::slot::{Enqueue, Next, Slot, Taken};
-use crate::instance::table::{Full, Table};
-use crate::instance::turn::{
-    Answer, AnswerOf, Around, Job, NO_COMMIT, Patience, Running, Step, Waiting, Work, awaken, drive, first_poll,
-    handler, poll_handler, run_inline, span_of,
-};
-use crate::instance::{Handle, OnAlarm, OnConnect, OnMessage, StableInterface};
+use crate::inbox::NewPost;
+use crate::instance::admin::{CarryOut, ListAlarms, SetAlarmIfAbsent};
+use crate::instance::context::Context;
+use crate::instance::job::Work;
+use crate::instance::kind::InterfaceCore;
+use crate::instance::stop::Stop;
+use crate::instance::turn::awaken;
+use crate::instance::{Handle, OnConnect, OnMessage, StableInterface};
 use crate::quiet::{Quiet, drop_quietly};
-use crate::shards::delivery::Delivery;
-use crate::shards::wake::Wake;
-use crate::shared::{AnyInterface, Forget, Health, HostCore, SHORTEST};
-use crate::store::{Addressed, AlarmRow, Epoch, InboxRow, InstanceName, Posted, ShardId};
-use crate::sync::atomic::Ordering;
-use crate::sync::{Arc, OwnedSemaphorePermit, oneshot};
-
-/// Limits and times of one interface, with their defaults.
-#[derive(Debug, Clone)]
-pub(crate) struct InterfaceOptions {
-    pub(crate) handler_timeout: Duration,
-    pub(crate) stop_timeout: Duration,
-    pub(crate) max_waiting: usize,
-    pub(crate) max_instances: usize,
-    pub(crate) idle_timeout: Duration,
-    pub(crate) retry: RetryPolicy,
-}
-
-impl Default for InterfaceOptions {
-    fn default() -> InterfaceOptions {
-        InterfaceOptions {
-            handler_timeout: Duration::from_secs(30),
-            stop_timeout: Duration::from_secs(30),
-            max_waiting: 4_096,
-            max_instances: 4_000_000,
-            idle_timeout: Duration::from_secs(600),
-            retry: RetryPolicy::default(),
-        }
-    }
-}
-
-type Factory<I> = Box<dyn Fn(&str) -> I + Send + Sync>;
-/// Hands something due to its instance. Captured where the interface's traits are known.
-pub(crate) type WakeFn<I> = fn(&Arc<InterfaceCore<I>>, Delivery);
-
-/// Into how many steps the idle timeout is divided.
-const IDLE_STEPS: u32 = 4;
-
-/// One registered interface on one host.
-pub(crate) struct InterfaceCore<I: StableInterface> {
-    pub(crate) name: Arc<str>,
-    pub(crate) host: Arc<HostCore>,
-    pub(crate) table: Table<Slot<I>>,
-    pub(crate) options: InterfaceOptions,
-    factory: Quiet<Factory<I>>,
-    /// Handles an alarm, if the interface was registered with alarms.
-    pub(crate) fire: Option<WakeFn<I>>,
-    /// Handles a message, if the interface was registered with an inbox.
-    pub(crate) take: Option<WakeFn<I>>,
-}
-
-impl<I: StableInterface> fmt::Debug for InterfaceCore<I> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("InterfaceCore").field("name", &self.name).field("table", &self.table).finish_non_exhaustive()
-    }
-}
-
-/// A message on its way.
-enum Submitted<I: StableInterface, W: Work<I>> {
-    /// Its handler is done.
-    Done(AnswerOf<I, W>),
-    /// The answer will come.
-    Waiting(oneshot::Receiver<Quiet<AnswerOf<I, W>>>),
-}
-
-impl<I: StableInterface> InterfaceCore<I> {
-    pub(crate) fn new(
-        host: Arc<HostCore>,
-        options: InterfaceOptions,
-        factory: Factory<I>,
-        fire: Option<WakeFn<I>>,
-        take: Option<WakeFn<I>>,
-    ) -> Self {
-        InterfaceCore {
-            name: I::NAME.into(),
-            table: Table::new(options.max_instances),
-            host,
-            options,
-            factory: Quiet::new(factory),
-            fire,
-            take,
-        }
-    }
-
-    /// A new instance.
-    pub(crate) fn build(&self, id: &str) -> I {
-        let factory = self.factory.as_ref().expect("the factory is there as long as its interface");
-        factory(id)
-    }
-
-    /// Sends `work` to the instance and waits for its released answer.
-    pub(crate) async fn ask<W: Work<I>>(
-        self: &Arc<Self>,
-        id: &str,
-        work: W,
-    ) -> Result<W::Reply, RequestError<I::Error>> {
-        let outcome = match self.submit(id, Quiet::new(work)) {
-            Ok(Submitted::Done(Answer { result, behind: None, .. })) => result,
-            Ok(Submitted::Done(answer)) => answer.release().await,
-            Ok(Submitted::Waiting(answer)) => {
-                // Without an answer the host ended while the handler ran, or before.
-                let answer = answer.await.ok().and_then(Quiet::into_inner);
-                let answer = answer.ok_or_else(|| self.host.explain(RequestError::unknown(RequestError::Draining)))?;
-                // What was committed is proved by the store, and what is not known stays unknown; anything else is worth as much
-                // as the lease.
-                let is_proved =
-                    answer.behind.is_some() || answer.result.as_ref().is_err_and(|error| error.may_have_happened());
-                let interim = answer.interim;
-                let result = answer.release().await;
-                if is_proved || self.host.lease_holds() {
-                    result
-                } else {
-                    drop_quietly(result);
-                    let error = self.host.explain(RequestError::LeaseLost);
-                    Err(Box::new(if interim == NO_COMMIT { error } else { error.in_doubt() }))
-                }
-            }
-            Err(error) => {
-                if matches!(*error, RequestError::Overloaded(_)) {
-                    metrics::counter!(crate::metrics::OVERLOADED, "interface" => I::NAME).increment(1);
-                }
-                Err(error)
-            }
-        };
-        outcome.map_err(|error| self.host.explain(*error))
-    }
-
-    /// Sends `work` to an instance in memory, if it still is, without waiting for it. Whatever bounds its sender has given it a
-    /// place already, and it has as long in the queue as it takes.
-    fn tell<W: Work<I>>(self: &Arc<Self>, id: &str, work: W) -> Outcome<(), I::Error> {
-        let work = Quiet::new(work);
-        let (hash, shard, epoch) = self.locate(id, W::IS_OF_TASK)?;
-        let Some(slot) = self.table.get(id, hash) else { return Err(RequestError::Closed.into()) };
-        let job = Waiting {
-            work,
-            callers: None,
-            patience: Patience::Endless,
-            limit: self.options.handler_timeout,
-            woken_by: None,
-            span: span_of::<I>(id, shard, None),
-            reply: None,
-        };
-        let taken = slot.take(epoch);
-        self.queue(slot, taken, Box::new(job), id, hash, shard, epoch)
-    }
-
-    /// Finds the shard of `id` and checks that this host may act for it now and has room for what that brings.
-    fn route(&self, id: &str, is_of_task: bool) -> Outcome<(u64, ShardId, Epoch), I::Error> {
-        let located = self.locate(id, is_of_task)?;
-        if self.host.committer().is_some_and(|committer| committer.is_full(located.1)) {
-            return Err(RequestError::Overloaded("writes to the store").into());
-        }
-        Ok(located)
-    }
-
-    /// Finds the shard of `id` and checks that this host may act for it now.
-    fn locate(&self, id: &str, is_of_task: bool) -> Outcome<(u64, ShardId, Epoch), I::Error> {
-        match self.host.health() {
-            Health::Running => {}
-            Health::NotStarted => return Err(RequestError::NotStarted.into()),
-            // What handlers that still run ask for is served.
-            Health::Draining if chain::in_handler() => {}
-            // And what tasks ask for that it waits for.
-            Health::Draining if is_of_task && self.host.serves_tasks.load(Ordering::Acquire) => {}
-            Health::Draining => return Err(RequestError::Draining.into()),
-            _ => return Err(self.host.ended().unwrap_or(RequestError::Draining).into()),
-        }
-        check_id(id).map_err(|reason| RequestError::from(ContextError::invalid("instance ID", id, reason)))?;
-        let hash = hash_id(id);
-        let shard = self.host.fleet.shard_of_hash(hash);
-        let Some(epoch) = self.host.shards.epoch(shard) else {
-            let holder = self.host.holder(shard);
-            // Nobody else is known to have what this host gave up, so there is nobody else to ask.
-            let is_own = *holder == *self.host.name;
-            return Err(if is_own { RequestError::LeaseLost } else { RequestError::NotOwner { holder } }.into());
-        };
-        if !self.host.lease_holds() {
-            return Err(RequestError::LeaseLost.into());
-        }
-        Ok((hash, shard, epoch))
-    }
-
-    /// Refuses what this interface was registered without: it would be stored, and never handled.
-    pub(crate) fn require(&self, needs: Needs) -> Result<(), ContextError> {
-        needs.check(I::NAME, self.fire.is_some(), self.take.is_some())
-    }
-
-    /// Refuses what needs the host's settings, before it has them.
-    fn require_started(&self) -> Result<(), RequestError<I::Error>> {
-        if self.host.health() == Health::NotStarted { Err(RequestError::NotStarted) } else { Ok(()) }
-    }
-
-    /// Who handles this, if anyone does.
-    fn way(&self, wake: &Wake) -> Option<WakeFn<I>> {
-        match wake {
-            Wake::Alarm(_) => self.fire,
-            Wake::Message(message) if interface_of(&message.name.interface).1 => Some(carry_out::<I>),
-            Wake::Message(_) => self.take,
-        }
-    }
-
-    fn slot(self: &Arc<Self>, id: &str, hash: u64, shard: ShardId) -> Outcome<Arc<Slot<I>>, I::Error> {
-        let make = || Slot::new(id, shard, self.clone());
-        match self.table.get_or_insert(id, hash, false, make) {
-            Ok(slot) => Ok(slot),
-            Err(Full) if self.make_room() => {
-                let slot = self.table.get_or_insert(id, hash, true, make);
-                Ok(slot.expect("a table that may be exceeded takes every slot"))
-            }
-            Err(Full) => Err(RequestError::Overloaded("instances in memory").into()),
-        }
-    }
-
-    /// Passivates the least recently used instances; says whether there was any that could leave.
-    fn make_room(self: &Arc<Self>) -> bool {
-        // Those that hold alarms go last: their alarms fire again.
-        self.table.make_room(|| self.host.clock.elapsed(), |slot, even_held| self.passivate(slot, even_held))
-    }
-
-    fn passivate(&self, slot: &Arc<Slot<I>>, even_held: bool) -> bool {
-        let Some(epoch) = self.host.shards.epoch(slot.shard) else { return false };
-        let Some(next) = slot.take_idle(epoch, even_held) else { return false };
-        run_inline(slot, next);
-        metrics::counter!(crate::metrics::PASSIVATED, "interface" => I::NAME).increment(1);
-        true
-    }
-
-    /// Starts `work` on the instance, or queues it there. Everything a request does before its first wait.
-    fn submit<W: Work<I>>(self: &Arc<Self>, id: &str, work: Quiet<W>) -> Outcome<Submitted<I, W>, I::Error> {
-        let (hash, shard, epoch) = self.route(id, W::IS_OF_TASK)?;
-        let origin = chain::origin(|| self.host.clock.elapsed(), self.options.handler_timeout);
-        loop {
-            let slot = self.slot(id, hash, shard)?;
-            if origin.callers.is_some()
-                && let Some(cycle) = chain::find_cycle(origin.callers.as_ref(), &*slot)
-            {
-                return Err(RequestError::Cycle(cycle).into());
-            }
-            let mut taken = slot.take(epoch);
-            if matches!(taken, Taken::Busy) {
-                slot.spin();
-                taken = slot.take(epoch);
-            }
-            let state = match taken {
-                Taken::Free(state) => state,
-                Taken::Gone => continue,
-                taken @ (Taken::Busy | Taken::Unsettled(_)) => {
-                    let (job, answer) = self.waiting(work, origin, &slot, id);
-                    self.queue(slot, taken, job, id, hash, shard, epoch)?;
-                    return Ok(Submitted::Waiting(answer));
-                }
-            };
-            if !origin.may_nest {
-                let (job, answer) = self.waiting(work, origin, &slot, id);
-                drive(&slot, Step::Next(Next::Run(job, state, epoch)));
-                return Ok(Submitted::Waiting(answer));
-            }
-            let mut future = Box::pin(handler(slot.clone(), epoch, state, work));
-            let mut callers = origin.callers;
-            let (mut deadline, limit) = match W::IS_STOP {
-                true => (slot.stop_deadline(), self.options.stop_timeout),
-                false => (Deadline::NONE, self.options.handler_timeout),
-            };
-            let span = span_of::<I>(id, shard, None);
-            let (slot, polled) =
-                first_poll(|task| poll_handler(future.as_mut(), slot, &mut callers, &mut deadline, &span, task));
-            if let std::task::Poll::Ready(ending) = polled {
-                drop_quietly(future);
-                let (answer, next) = slot.finish(epoch, ending, None);
-                if !matches!(next, Next::Idle) {
-                    run_inline(&slot, next);
-                }
-                return Ok(Submitted::Done(answer));
-            }
-            let (reply, answer) = oneshot::channel();
-            let is_stop = W::IS_STOP;
-            let around = Around { slot: slot.clone(), epoch, callers, deadline, limit, woken_by: None, is_stop, span };
-            drive(&slot, Step::Turn(Box::new(Running { around, future: Quiet::new(future), reply: Some(reply) })));
-            return Ok(Submitted::Waiting(answer));
-        }
-    }
-
-    /// A request that does not begin here, and where its answer will come.
-    #[allow(clippy::type_complexity, reason = "a job and its answer")]
-    fn waiting<W: Work<I>>(
-        &self,
-        work: Quiet<W>,
-        origin: Origin,
-        slot: &Slot<I>,
-        id: &str,
-    ) -> (Box<dyn Job<I>>, oneshot::Receiver<Quiet<AnswerOf<I, W>>>) {
-        let (reply, answer) = oneshot::channel();
-        let waits_until = origin.waits_until.get().unwrap_or_else(|| slot.moment_in(origin.given));
-        let job = Waiting {
-            work,
-            callers: origin.callers,
-            patience: Patience::Until(waits_until, origin.given),
-            limit: self.options.handler_timeout,
-            woken_by: None,
-            span: span_of::<I>(id, slot.shard, None),
-            reply: Some(reply),
-        };
-        (Box::new(job), answer)
-    }
-
-    /// Queues a message at a slot that was not free, or runs it if the slot has become free meanwhile.
-    #[allow(clippy::too_many_arguments, reason = "a slot that has gone must be looked up again by all of these")]
-    fn queue(
-        self: &Arc<Self>,
-        mut slot: Arc<Slot<I>>,
-        mut taken: Taken<I>,
-        mut job: Box<dyn Job<I>>,
-        id: &str,
-        hash: u64,
-        shard: ShardId,
-        epoch: Epoch,
-    ) -> Outcome<(), I::Error> {
-        loop {
-            match taken {
-                Taken::Free(state) => {
-                    run_inline(&slot, Next::Run(job, state, epoch));
-                    return Ok(());
-                }
-                Taken::Gone => slot = self.slot(id, hash, shard)?,
-                Taken::Busy | Taken::Unsettled(_) if !job.may_queue() => {
-                    if let Taken::Unsettled(next) = taken {
-                        drive(&slot, Step::Next(next));
-                    }
-                    return Ok(());
-                }
-                Taken::Busy | Taken::Unsettled(_) => match slot.enqueue(job) {
-                    Ok(()) => {
-                        if let Taken::Unsettled(next) = taken {
-                            drive(&slot, Step::Next(next));
-                        }
-                        return Ok(());
-                    }
-                    Err(Enqueue::Full(_refused)) => {
-                        return Err(RequestError::Overloaded("messages waiting for the instance").into());
-                    }
-                    Err(Enqueue::Gone(back) | Enqueue::Free(back)) => job = back,
-                },
-            }
-            taken = slot.take(epoch);
-        }
-    }
-}
-
-impl<I: StableInterface> AnyInterface for InterfaceCore<I> {
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn check_options(&self) -> Result<(), &'static str> {
-        if self.options.handler_timeout < SHORTEST {
-            return Err("handler_timeout must be at least 1 ms");
-        }
-        if self.options.max_instances == 0 { Err("max_instances must be at least 1") } else { Ok(()) }
-    }
-
-    fn handles(&self, wake: &Wake) -> bool {
-        self.way(wake).is_some()
-    }
-
-    fn wake(self: Arc<Self>, delivery: Delivery) {
-        let wake = self.way(delivery.wake());
-        if let Some(wake) = wake {
-            wake(&self, delivery);
-        }
-    }
-
-    fn stop_all(self: Arc<Self>) {
-        for slot in self.table.slots() {
-            let Some(epoch) = self.host.shards.epoch(slot.shard) else {
-                if let Some(next) = slot.forget(Forget::Lost) {
-                    run_inline(&slot, next);
-                }
-                continue;
-            };
-            let (id, hash, shard) = (slot.id.clone(), hash_id(&slot.id), slot.shard);
-            let taken = slot.take(epoch);
-            if matches!(taken, Taken::Gone) {
-                continue;
-            }
-            if let Err(error) = self.queue(slot, taken, stop_job_of(Closed::Draining), &id, hash, shard, epoch) {
-                tracing::warn!(interface = I::NAME, %id, %error, "an instance could not be stopped");
-            }
-        }
-    }
-
-    fn forget(self: Arc<Self>, which: Forget) {
-        for slot in self.table.slots() {
-            if let Some(next) = slot.forget(which) {
-                run_inline(&slot, next);
-            }
-        }
-    }
-
-    fn sweep(self: Arc<Self>) -> Duration {
-        for slot in self.table.grow_older(IDLE_STEPS) {
-            self.passivate(&slot, false);
-        }
-        self.options.idle_timeout / IDLE_STEPS
-    }
-
-    fn running(&self) -> usize {
-        self.table.len()
-    }
-
-    fn busy(&self) -> usize {
-        self.table.slots().iter().filter(|slot| slot.is_busy()).count()
-    }
-
-    fn with_busy_tasks(&self) -> usize {
-        self.table.slots().iter().filter(|slot| slot.has_busy_tasks()).count()
-    }
-
-    fn name_instance(&self, address: usize) -> Option<String> {
-        let slot = self.table.slots().into_iter().find(|slot| Arc::as_ptr(slot).addr() == address)?;
-        Some(chain::Described(&*slot).to_string())
-    }
-
-    fn abandon(&self) {
-        for slot in self.table.clear() {
-            slot.abandon();
-        }
-    }
-}
+use crate::store::{Addressed, InstanceName, Posted};
+use crate::sync::Arc;
 
 /// An application's handle on one of its interfaces: cheap to clone, for any task of the process.
 ///
@@ -550,7 +125,7 @@ impl<I: StableInterface> Interface<I> {
             drop_quietly(meta);
             return Err(RequestError::Overloaded("connections"));
         };
-        self.core.ask(id, Connect { meta, permit, core: AsCore(self.core.clone()) }).await
+        self.core.ask(id, Connect { meta, permit, core: self.core.clone() }).await
     }
 
     /// Posts a message to the inbox of the instance `id`, wherever that lives: any host may, and when this returns the message
@@ -611,7 +186,7 @@ impl<I: StableInterface> Interface<I> {
         at: impl Into<Timestamp>,
         meta: &(impl Serialize + ?Sized),
     ) -> Result<(), RequestError<I::Error>> {
-        self.core.ask(id, AsWork(set_alarm(alarm, at.into(), meta)?)).await
+        self.order(id, Directive::set_alarm(alarm, at, meta)?).await.map(drop)
     }
 
     /// As [`set_alarm`](Self::set_alarm), unless an alarm with that ID exists. Says whether it was set.
@@ -625,7 +200,8 @@ impl<I: StableInterface> Interface<I> {
         at: impl Into<Timestamp>,
         meta: &(impl Serialize + ?Sized),
     ) -> Result<bool, RequestError<I::Error>> {
-        self.core.ask(id, AsWork(SetAlarmIfAbsent(set_alarm(alarm, at.into(), meta)?))).await
+        let set = SetAlarmIfAbsent { alarm: alarm.to_owned(), at: at.into(), meta: encode_meta(alarm, meta)? };
+        self.core.ask(id, set).await
     }
 
     /// Cancels an alarm of the instance `id`, if it exists. It does not fire after this has returned `Ok`, except that a handler
@@ -634,7 +210,7 @@ impl<I: StableInterface> Interface<I> {
     /// # Errors
     /// As [`request`](Self::request).
     pub async fn cancel_alarm(&self, id: &str, alarm: &str) -> Result<(), RequestError<I::Error>> {
-        self.core.ask(id, AsWork(CancelAlarm(alarm.to_owned()))).await
+        self.order(id, Directive::cancel_alarm(alarm)?).await.map(drop)
     }
 
     /// All alarms of the instance `id`, by alarm ID.
@@ -642,7 +218,7 @@ impl<I: StableInterface> Interface<I> {
     /// # Errors
     /// As [`request`](Self::request).
     pub async fn alarms(&self, id: &str) -> Result<Vec<Alarm>, RequestError<I::Error>> {
-        self.core.ask(id, AsWork(ListAlarms)).await
+        self.core.ask(id, ListAlarms).await
     }
 
     /// Makes an alarm of the instance `id` due at once. Says whether there is one with that ID.
@@ -652,7 +228,7 @@ impl<I: StableInterface> Interface<I> {
     /// # Errors
     /// As [`request`](Self::request).
     pub async fn fire_now(&self, id: &str, alarm: &str) -> Result<bool, RequestError<I::Error>> {
-        self.core.ask(id, AsWork(FireNow(alarm.to_owned()))).await
+        self.order(id, Directive::fire_now(alarm)?).await
     }
 
     /// The alarms and messages of this interface that were given up, oldest first, at most `limit`, after the one named by
@@ -664,7 +240,7 @@ impl<I: StableInterface> Interface<I> {
         self.core.require_started()?;
         let host = &self.core.host;
         let owned = host.shards.owned().map(|(shard, _)| shard).collect();
-        Ok(crate::dead::list(&host.store_client().ok_or(ContextError::NoStore)?, owned, I::NAME, after, limit).await?)
+        Ok(dead::list(&host.store_client().ok_or(ContextError::NoStore)?, owned, I::NAME, after, limit).await?)
     }
 
     /// Brings a dead letter back, due at once and with no failed attempts. Says whether that was done: not if it is no longer
@@ -674,7 +250,7 @@ impl<I: StableInterface> Interface<I> {
     /// As [`request`](Self::request), and [`RequestError::Unhandled`] for an alarm or a message if the interface was registered
     /// without alarms or without an inbox.
     pub async fn requeue(&self, dead: &Dead) -> Result<bool, RequestError<I::Error>> {
-        self.core.ask(dead.instance(), AsWork(Requeue(dead.letter.key()))).await
+        self.order(dead.instance(), Directive::requeue(dead)).await
     }
 
     /// Removes a dead letter for good. Says whether it was still there.
@@ -682,7 +258,7 @@ impl<I: StableInterface> Interface<I> {
     /// # Errors
     /// As [`request`](Self::request).
     pub async fn discard(&self, dead: &Dead) -> Result<bool, RequestError<I::Error>> {
-        self.core.ask(dead.instance(), AsWork(Discard(dead.letter.key()))).await
+        self.order(dead.instance(), Directive::discard(dead)).await
     }
 
     /// Lets the instance `id` leave memory in good order: waits for its handler and the messages before this one, runs its
@@ -700,7 +276,12 @@ impl<I: StableInterface> Interface<I> {
         self.core.host.clock.get()
     }
 
-    /// Whether the instance `id` is in memory on this host.
+    /// Has the instance carry out a directive in its turn; `false` if there was nothing to do.
+    async fn order(&self, id: &str, directive: Directive) -> Result<bool, RequestError<I::Error>> {
+        self.core.ask(id, CarryOut(directive.into_order())).await
+    }
+
+    /// Says whether the instance `id` is in memory on this host.
     #[must_use]
     pub fn is_running(&self, id: &str) -> bool {
         self.core.table.get(id, hash_id(id)).is_some_and(|slot| slot.is_running())
@@ -712,13 +293,6 @@ impl<I: StableInterface> Interface<I> {
         self.core.table.len()
     }
 }
-
-fn set_alarm<E>(alarm: &str, at: Timestamp, meta: &(impl Serialize + ?Sized)) -> Result<SetAlarm, RequestError<E>> {
-    Ok(SetAlarm { alarm: alarm.to_owned(), at, meta: encode_meta(alarm, meta)? })
-}
-
-/// Gives a message's work the interface, to build the instance with.
-pub(crate) struct AsCore<I: StableInterface>(pub(crate) Arc<InterfaceCore<I>>);
 
 /// Handles a message.
 struct Ask<M>(M);
@@ -732,278 +306,5 @@ impl<I: Handle<M>, M: Send + 'static> Work<I> for Ask<M> {
         let instance = awaken(state, cx).await?;
         let message = message.into_inner().expect("the message is there until it is handled");
         instance.handle(cx, message).await.map_err(|error| RequestError::handler(error).into())
-    }
-}
-
-/// Lets an instance leave memory.
-struct Stop(Closed);
-
-impl<I: StableInterface> Work<I> for Stop {
-    type Reply = ();
-    const IS_STOP: bool = true;
-
-    fn is_drain(&self) -> bool {
-        self.0 == Closed::Draining
-    }
-
-    async fn run(self, state: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<(), I::Error> {
-        if let Some(instance) = state {
-            let span = tracing::debug_span!("stop", interface = I::NAME, instance = cx.id(), shard = cx.shard().0);
-            instance.on_stop().instrument(span).await;
-        }
-        drop_quietly(state.take());
-        cx.end(self.0);
-        Ok(())
-    }
-}
-
-/// A message that lets an instance leave memory.
-pub(crate) fn stop_job<I: StableInterface>() -> Box<dyn Job<I>> {
-    stop_job_of(Closed::Stopped)
-}
-
-fn stop_job_of<I: StableInterface>(reason: Closed) -> Box<dyn Job<I>> {
-    Box::new(Waiting {
-        work: Quiet::new(Stop(reason)),
-        callers: None,
-        patience: Patience::Endless,
-        limit: Duration::MAX,
-        woken_by: None,
-        span: tracing::Span::none(),
-        reply: None,
-    })
-}
-
-/// Connects a client.
-struct Connect<I: OnConnect> {
-    meta: I::Meta,
-    permit: OwnedSemaphorePermit,
-    core: AsCore<I>,
-}
-
-impl<I: OnConnect> Work<I> for Connect<I> {
-    type Reply = Connection<I>;
-
-    async fn run(self, state: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<Connection<I>, I::Error> {
-        let Connect { meta, permit, core } = self;
-        let meta = Quiet::new(meta);
-        let instance = awaken(state, cx).await?;
-        let meta = meta.into_inner().expect("the meta is there until it is handled");
-        connection::connect(instance, cx, core.0, permit, meta).await
-    }
-}
-
-/// Handles a client's message.
-struct Receive<I: OnConnect> {
-    incoming: Incoming<I::Outgoing>,
-    message: I::Incoming,
-}
-
-impl<I: OnConnect> Work<I> for Receive<I> {
-    type Reply = ();
-
-    async fn run(mut self, state: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<(), I::Error> {
-        let is_attached = self.incoming.begin();
-        match state {
-            Some(instance) if is_attached => {
-                Ok(instance.on_receive(cx, self.incoming.id(), self.message).await.map_err(RequestError::handler)?)
-            }
-            // The connection ended with the incarnation it belonged to.
-            _ => Ok(()),
-        }
-    }
-}
-
-/// Sends a client's message to the instance. Its room in the buffer is its permit for the queue.
-pub(crate) fn receive<I: OnConnect>(
-    core: &Arc<InterfaceCore<I>>,
-    id: &str,
-    incoming: Incoming<I::Outgoing>,
-    message: I::Incoming,
-) -> Outcome<(), I::Error> {
-    core.tell(id, Receive { incoming, message })
-}
-
-/// Tells the instance that a client has left.
-struct Disconnect(ConnectionId);
-
-impl<I: OnConnect> Work<I> for Disconnect {
-    type Reply = ();
-
-    async fn run(self, state: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<(), I::Error> {
-        let is_news = cx.slot::<I>().is_some_and(|slot| slot.client_left(self.0));
-        match state {
-            Some(instance) if is_news => {
-                Ok(instance.on_disconnect(cx, self.0, Closed::ByClient).await.map_err(RequestError::handler)?)
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-/// How soon an instance is told again that a client has left, while its host may not act.
-const DISCONNECT_AGAIN: Duration = Duration::from_millis(100);
-
-pub(crate) fn disconnect<I: OnConnect>(core: &Arc<InterfaceCore<I>>, id: &Arc<str>, connection: ConnectionId) {
-    match core.tell(id, Disconnect(connection)) {
-        // The lease may come back, and then the instance with all its connections is still there.
-        Err(error)
-            if matches!(*error, RequestError::Fenced | RequestError::LeaseLost)
-                && core.host.health() == Health::Running
-                && core.host.fleet.shard_of(id).is_ok_and(|shard| core.host.shards.epoch(shard).is_some()) =>
-        {
-            let (again, id) = (core.clone(), id.clone());
-            core.host.spawn_turn(async move {
-                again.host.clock.sleep(DISCONNECT_AGAIN).await;
-                disconnect(&again, &id, connection);
-            });
-        }
-        // In any other case the incarnation that had the connection is at its end.
-        Ok(()) | Err(_) => {}
-    }
-}
-
-/// Handles an alarm.
-struct Fire<I: StableInterface> {
-    woken: Woken<I>,
-    alarm: Arc<AlarmRow>,
-}
-
-/// What is common to alarms and messages.
-struct Woken<I: StableInterface> {
-    wake: Wake,
-    must_mark: bool,
-    core: AsCore<I>,
-}
-
-impl<I: StableInterface> Woken<I> {
-    /// What comes before the handler; `false` if it must not run.
-    async fn begin(&self, cx: &mut Context) -> Outcome<bool, I::Error> {
-        if !self.must_mark {
-            return Ok(true);
-        }
-        let limit = self.core.0.host.options.limits.max_crashes;
-        let crashes = self.wake.attempts().all_crashes();
-        if crashes >= limit {
-            let reason: Arc<str> = format!("{crashes} processes died while it was being handled").into();
-            tracing::error!(instance = %self.wake.name(), kind = self.wake.kind(), id = %self.wake.id(), %reason,
-                "given up; it is a dead letter now");
-            metrics::counter!(crate::metrics::DEAD_LETTERS, "interface" => I::NAME).increment(1);
-            for op in self.wake.dead(self.wake.attempts().given_up(&reason), &reason, cx.now()) {
-                cx.record_own(op);
-            }
-            return Ok(false);
-        }
-        cx.mark_started(&self.wake).await?;
-        cx.require_lease()?;
-        Ok(true)
-    }
-}
-
-impl<I: OnAlarm> Work<I> for Fire<I> {
-    type Reply = ();
-
-    async fn run(self, state: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<(), I::Error> {
-        if !cx.is_live(&self.alarm) || !self.woken.begin(cx).await? {
-            return Ok(());
-        }
-        cx.alarm = Some(self.alarm.clone());
-        let instance = awaken(state, cx).await?;
-        cx.begin_handler_of(self.woken.wake);
-        instance.on_alarm(cx, &Alarm::new(self.alarm)).await.map_err(RequestError::handler)?;
-        cx.complete();
-        Ok(())
-    }
-}
-
-/// Handles a message from the inbox.
-struct Take<I: StableInterface> {
-    woken: Woken<I>,
-    message: Arc<InboxRow>,
-}
-
-impl<I: OnMessage> Work<I> for Take<I> {
-    type Reply = ();
-
-    async fn run(self, state: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<(), I::Error> {
-        if !self.woken.begin(cx).await? {
-            return Ok(());
-        }
-        let instance = awaken(state, cx).await?;
-        cx.begin_handler_of(self.woken.wake);
-        instance.on_message(cx, &Message::new(self.message)).await.map_err(RequestError::handler)?;
-        cx.complete();
-        Ok(())
-    }
-}
-
-/// What [`InterfaceBuilder::with_alarms`](crate::InterfaceBuilder::with_alarms) captures.
-pub(crate) fn fire_alarm<I: OnAlarm>(core: &Arc<InterfaceCore<I>>, delivery: Delivery) {
-    if let Wake::Alarm(alarm) = delivery.wake() {
-        let work = Fire { alarm: alarm.clone(), woken: woken(core, &delivery) };
-        hand_over(core, delivery, work);
-    }
-}
-
-/// What [`InterfaceBuilder::with_inbox`](crate::InterfaceBuilder::with_inbox) captures.
-pub(crate) fn take_message<I: OnMessage>(core: &Arc<InterfaceCore<I>>, delivery: Delivery) {
-    if let Wake::Message(message) = delivery.wake() {
-        let work = Take { message: message.clone(), woken: woken(core, &delivery) };
-        hand_over(core, delivery, work);
-    }
-}
-
-/// Carries out a directive.
-struct CarryOut<I: StableInterface> {
-    woken: Woken<I>,
-    message: Arc<InboxRow>,
-}
-
-impl<I: StableInterface> Work<I> for CarryOut<I> {
-    type Reply = ();
-
-    async fn run(self, _: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<(), I::Error> {
-        if !self.woken.begin(cx).await? {
-            return Ok(());
-        }
-        Directive::carry_out(&self.message, cx).await.map_err(|error| match error {
-            DirectiveError::Context(error) => RequestError::from(error),
-            DirectiveError::Unknown(what) => RequestError::Rejected(what),
-        })?;
-        cx.begin_handler_of(self.woken.wake);
-        cx.complete();
-        Ok(())
-    }
-}
-
-fn carry_out<I: StableInterface>(core: &Arc<InterfaceCore<I>>, delivery: Delivery) {
-    if let Wake::Message(message) = delivery.wake() {
-        let work = CarryOut { message: message.clone(), woken: woken(core, &delivery) };
-        hand_over(core, delivery, work);
-    }
-}
-
-fn woken<I: StableInterface>(core: &Arc<InterfaceCore<I>>, delivery: &Delivery) -> Woken<I> {
-    Woken { wake: delivery.wake().clone(), must_mark: delivery.must_mark, core: AsCore(core.clone()) }
-}
-
-fn hand_over<I: StableInterface>(core: &Arc<InterfaceCore<I>>, delivery: Delivery, work: impl Work<I>) {
-    let id = delivery.wake().name().instance.clone();
-    let (hash, (shard, epoch)) = (hash_id(&id), delivery.shard());
-    let span = span_of::<I>(&id, shard, Some(&delivery));
-    let job = Waiting {
-        work: Quiet::new(work),
-        callers: None,
-        patience: Patience::Endless,
-        limit: core.options.handler_timeout,
-        span,
-        woken_by: Some(delivery),
-        reply: None,
-    };
-    // Refused for a limit, the delivery is dropped with the job, and what it stands for waits a moment.
-    let Ok(slot) = core.slot(&id, hash, shard) else { return };
-    let taken = slot.take(epoch);
-    if let Err(error) = core.queue(slot, taken, Box::new(job), &id, hash, shard, epoch) {
-        tracing::debug!(interface = I::NAME, %id, %error, "what is due could not be handed to its instance yet");
     }
 }

@@ -102,7 +102,7 @@ pub mod testing;
 
 pub use alarm::{Alarm, FireId, RetryPolicy};
 pub use clock::Timestamp;
-pub use connection::{CONNECTION_BUFFER, Closed, Connecting, Connection, ConnectionId, Peer, SendError};
+pub use connection::{CONNECTION_BUFFER, Closed, ConnectionId};
 pub use dead::{Dead, DeadKind};
 pub use directive::Directive;
 pub use error::{ContextError, Interim, JsonError, RequestError};
@@ -112,8 +112,10 @@ pub use host::{Drained, Ended, Health, Host, HostBuilder, InterfaceBuilder, Regi
 pub use id::InvalidId;
 pub use inbox::{Message, NewPost};
 pub use instance::chain::outside_of_handlers;
-pub use instance::context::{Context, KeyRange};
+pub use instance::context::Context;
+pub use instance::peer::{Connecting, Peer, SendError};
+pub use instance::range::KeyRange;
 pub use instance::task::{InstanceRef, Parked};
 pub use instance::{Handle, OnAlarm, OnConnect, OnMessage, StableInterface};
-pub use interface::Interface;
+pub use interface::{Connection, Interface};
 pub use store::{MemoryStore, Posted, Store, StoreError};

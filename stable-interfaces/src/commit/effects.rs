@@ -187,8 +187,7 @@ pub(crate) fn find_alarm<'a>(ops: impl Iterator<Item = &'a Op>, wanted: &str) ->
 mod tests {
     use super::*;
     use crate::Timestamp;
-    use crate::store::Attempts;
-    use crate::store::Epoch;
+    use crate::store::{Attempts, Epoch};
 
     fn name() -> InstanceName {
         InstanceName { interface: "order".into(), instance: "1".into() }

@@ -3,44 +3,32 @@
 //! *Memory is never ahead of the store.* With a handler's error everything that it recorded is dropped, and what it did to memory nobody
 //! can undo; so the incarnation ends and the next one is built from what is stored, unless `Context::judge` finds that nothing was changed.
 
-use std::any::Any;
+mod reads;
+
 use std::fmt::{self, Debug, Display};
-use std::future::Future;
-use std::ops::Range;
-use std::pin::Pin;
 
 use bytes::Bytes;
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 
 use super::StableInterface;
 use super::chain::Link;
-use super::slot::Slot;
-use super::task::{InstanceRef, Member};
-use crate::alarm::{Alarm, check_alarm_id, encode_meta};
+use crate::alarm::{check_alarm_id, encode_meta};
 use crate::clock::{Clock, Random, Timestamp};
 use crate::commit::committer::Commit;
-use crate::commit::effects::{Effects, Mark, find_alarm, find_value};
 use crate::commit::gate::Ticket;
 use crate::commit::in_doubt::InDoubt;
-use crate::connection::{AnyLink, Closed, ConnectionId};
+use crate::connection::Closed;
 use crate::directive::Needs;
 use crate::error::{ContextError, Outcome, RequestError};
 use crate::id::{InvalidId, MAX_VALUE_BYTES, check_key, own_bytes};
 use crate::inbox::Message;
+use crate::instance::recorded::{Enlisted, Output, Recorded, hand_over};
 use crate::json;
 use crate::quiet::{Quiet, drop_quietly, shown};
 use crate::shards::wake::Wake;
 use crate::shared::HostCore;
-use crate::store::client::StoreClient;
-use crate::store::{
-    AlarmRow, Attempts, DeadKey, DeadLetter, Epoch, ExternalTransaction, InboxRow, InstanceName, NewMessage, Op,
-    Posted, Read, ReadRange, ReadRows, Revision, ShardId, StoreError,
-};
-use crate::sync::{Arc, Mutex, OwnedSemaphorePermit};
-
-/// How many rows a read asks the store for at once.
-const READ_PAGE: usize = 512;
+use crate::store::{AlarmRow, Attempts, Epoch, ExternalTransaction, InstanceName, Op, Revision, ShardId};
+use crate::sync::Arc;
 
 /// The instance a context belongs to, whatever its type.
 pub(crate) trait Instance: Link {
@@ -71,37 +59,6 @@ pub(crate) trait Instance: Link {
     fn let_out(self: Arc<Self>, outputs: Vec<Output>);
 }
 
-/// What a handler lets out besides its reply, in the order in which it did. It takes effect when the handler's effects are
-/// queued for their commit, and reaches others when they are durable.
-pub(crate) enum Output {
-    /// Something for a client.
-    Release(Box<dyn Release>),
-    /// A new connection of the instance, until the instance has it.
-    Connect(Option<(Arc<dyn AnyLink>, OwnedSemaphorePermit)>),
-    /// The instance closes a connection.
-    Disconnect(ConnectionId),
-    /// Runs once everything is durable.
-    AfterCommit(HandedOver<Box<dyn FnOnce() + Send>>),
-    /// A task of the incarnation, started once everything is durable.
-    Spawn(HandedOver<Box<dyn FnOnce(Arc<Member>) -> TaskFuture + Send>>),
-}
-
-/// Something for a client, on its way to it.
-pub(crate) trait Release: Send {
-    /// Hands it over, to be taken once what it depends on is durable. Called under the slot's lock, so whatever must be dropped or
-    /// woken now stays in here.
-    fn release(&mut self, behind: Option<Ticket>);
-
-    /// Wakes whoever waits for it.
-    fn wake(&mut self);
-}
-
-/// Something of the application that a task takes. Whoever has handed it over keeps it too, until no lock is held: should the
-/// task be dropped at once, that does not drop the application's.
-pub(crate) type HandedOver<T> = Arc<Mutex<Quiet<T>>>;
-
-pub(crate) type TaskFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
-
 /// What a handler is given beside its message.
 ///
 /// Operations that change something only *record* it: they return at once, and fail only for what is wrong with their
@@ -127,154 +84,6 @@ pub struct Context {
     pub(crate) recorded: Recorded,
 }
 
-/// What a handler leaves behind. Small, for it is moved around with the result of each handler.
-#[derive(Default)]
-pub(crate) struct Recorded(Option<Box<Rare>>);
-
-/// What handlers that only change their memory do not need.
-#[derive(Default)]
-struct Rare {
-    /// Whether anything was recorded, committed or not.
-    has_recorded: bool,
-    holds_alarm: bool,
-    /// Whether the instance asked to leave memory.
-    wants_passivation: bool,
-    /// The state of its enlistments in transactions.
-    enlisted: Enlisted,
-    /// What its handler is to complete, until that is recorded or done.
-    wake: Option<Wake>,
-    effects: Effects,
-    /// Never locked, only reached through `&mut`: outputs need not be `Sync`, and a shared `Context` must be.
-    outputs: Mutex<Vec<Output>>,
-    /// Why this incarnation ends with this turn, whatever comes of it.
-    ends: Option<Closed>,
-    /// Why `on_start` failed.
-    failed_start: Option<String>,
-    /// The error of the handler refuses one client that asked to be connected, and nobody else.
-    refuses_client: bool,
-    /// What the last read of the store failed with.
-    failed_read: Option<Arc<StoreError>>,
-    /// Whether the handler has made a part of its effects durable before its end.
-    has_committed: bool,
-}
-
-/// The state of a handler's enlistments in transactions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum Enlisted {
-    /// None is under way.
-    #[default]
-    None,
-    /// The effects are on their way into a transaction.
-    UnderWay,
-    /// One was the last commit, and has completed what woke the handler.
-    Completed,
-    /// The handler has turned away from one whose outcome it does not know: it must not succeed.
-    Cut,
-}
-
-impl Recorded {
-    /// Whether the handler did nothing but change its memory.
-    #[inline]
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_none()
-    }
-
-    /// Whether anything was recorded, committed or not.
-    pub(crate) fn has_recorded(&self) -> bool {
-        self.0.as_ref().is_some_and(|rare| rare.has_recorded)
-    }
-
-    pub(crate) fn holds_alarm(&self) -> bool {
-        self.0.as_ref().is_some_and(|rare| rare.holds_alarm)
-    }
-
-    /// Whether the instance asked to leave memory.
-    pub(crate) fn wants_passivation(&self) -> bool {
-        self.0.as_ref().is_some_and(|rare| rare.wants_passivation)
-    }
-
-    /// The operations recorded since the last commit.
-    fn ops(&self) -> &[Op] {
-        self.0.as_ref().map_or(&[], |rare| rare.effects.ops())
-    }
-
-    pub(crate) fn take_ops(&mut self) -> Vec<Op> {
-        self.0.as_mut().map(|rare| rare.effects.take()).unwrap_or_default()
-    }
-
-    /// What the handler would let out, in order.
-    pub(crate) fn outputs(&mut self) -> &[Output] {
-        self.0.as_mut().map_or(&[], |rare| rare.outputs.get_mut().as_slice())
-    }
-
-    /// What the handler lets out, in order.
-    pub(crate) fn take_outputs(&mut self) -> Vec<Output> {
-        self.0.as_mut().map(|rare| std::mem::take(rare.outputs.get_mut())).unwrap_or_default()
-    }
-
-    /// Why this incarnation ends with this turn.
-    pub(crate) fn take_end(&mut self) -> Option<Closed> {
-        self.0.as_mut()?.ends.take()
-    }
-
-    /// Why `on_start` failed.
-    pub(crate) fn take_failed_start(&mut self) -> Option<String> {
-        self.0.as_mut()?.failed_start.take()
-    }
-
-    /// What the store refused the handler, if that is what the handler fails with, and nothing of it has happened: its error holds
-    /// the store's own, which nobody else does but this.
-    fn take_cause(&mut self) -> Option<Arc<StoreError>> {
-        let rare = self.0.as_mut().filter(|rare| !rare.has_committed)?;
-        rare.failed_read.take().filter(|error| Arc::strong_count(error) > 1)
-    }
-
-    fn rare(&mut self) -> &mut Rare {
-        self.0.get_or_insert_default()
-    }
-
-    pub(crate) fn enlisted(&self) -> Enlisted {
-        self.0.as_ref().map_or(Enlisted::None, |rare| rare.enlisted)
-    }
-
-    pub(crate) fn set_enlisted(&mut self, enlisted: Enlisted) {
-        let rare = self.rare();
-        rare.enlisted = enlisted;
-        rare.has_recorded |= enlisted == Enlisted::Cut;
-    }
-
-    /// Whether more may be recorded.
-    pub(crate) fn require_open(&self) -> Result<(), ContextError> {
-        match self.enlisted() {
-            Enlisted::None | Enlisted::UnderWay => Ok(()),
-            Enlisted::Completed => {
-                Err(ContextError::NotHere("an effect after the transaction that completed what woke the handler"))
-            }
-            Enlisted::Cut => Err(ContextError::Unknown),
-        }
-    }
-
-    pub(crate) fn mark(&mut self) -> Mark {
-        let rare = self.rare();
-        Mark { ops: rare.effects.ops().len(), outputs: rare.outputs.get_mut().len(), has_recorded: rare.has_recorded }
-    }
-
-    /// Takes back what was recorded since.
-    pub(crate) fn undo_to(&mut self, mark: &Mark) {
-        let rare = self.rare();
-        rare.has_recorded = mark.has_recorded;
-        rare.effects.truncate(mark.ops);
-        rare.outputs.get_mut().truncate(mark.outputs);
-    }
-
-    /// Puts operations back that were taken, and did not happen.
-    pub(crate) fn restore(&mut self, ops: impl Iterator<Item = Op>) {
-        for op in ops {
-            self.rare().effects.record_own(op);
-        }
-    }
-}
-
 impl Debug for Context {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Context").field("instance", &self.instance).field("epoch", &self.epoch).finish_non_exhaustive()
@@ -293,7 +102,7 @@ impl Context {
 
     /// Ends this incarnation with this turn, whatever comes of it.
     pub(crate) fn end(&mut self, reason: Closed) {
-        self.recorded.rare().ends = Some(reason);
+        self.recorded.cold().ends = Some(reason);
     }
 
     /// The ID of this instance.
@@ -417,7 +226,7 @@ impl Context {
     }
 
     /// An alarm that has never fired.
-    fn fresh_alarm(&self, id: &str, due: Timestamp, meta: Bytes) -> AlarmRow {
+    pub(crate) fn fresh_alarm(&self, id: &str, due: Timestamp, meta: Bytes) -> AlarmRow {
         AlarmRow {
             name: self.instance.name(),
             id: id.into(),
@@ -439,21 +248,12 @@ impl Context {
         self.record(Op::RemoveAlarm { name: self.instance.name(), id: id.into(), revision })
     }
 
-    /// All alarms of this instance, by ID.
-    ///
-    /// # Errors
-    /// [`ContextError::Store`] if the store could not be read.
-    pub async fn alarms(&mut self) -> Result<Vec<Alarm>, ContextError> {
-        let rows = self.read_alarms(&KeyRange::all()).await?;
-        Ok(rows.into_iter().map(|row| Alarm::new(Arc::new(row))).collect())
-    }
-
     /// The alarm that woke this instance stays as it is although its handler succeeds, until the instance sets or cancels it.
     ///
     /// It fires again when this incarnation of the instance ends in any way before that. Does nothing outside
     /// [`OnAlarm::on_alarm`](crate::OnAlarm::on_alarm).
     pub fn hold_alarm(&mut self) {
-        self.recorded.rare().holds_alarm = self.alarm.is_some();
+        self.recorded.cold().holds_alarm = self.alarm.is_some();
     }
 
     /// Stores `value` as JSON under `key` in this instance's storage.
@@ -489,87 +289,6 @@ impl Context {
         self.record(Op::Delete { name: self.instance.name(), key: key.into() })
     }
 
-    /// The value under `key` in this instance's storage, from JSON.
-    ///
-    /// # Errors
-    /// [`ContextError::Json`] if it is not a `T`, [`ContextError::Store`] if the store could not be read, and as
-    /// [`delete`](Self::delete).
-    pub async fn get<T: DeserializeOwned>(&mut self, key: &str) -> Result<Option<T>, ContextError> {
-        match self.get_bytes(key).await? {
-            Some(value) => {
-                let value = serde_json::from_slice(&value);
-                Ok(Some(value.map_err(|error| ContextError::not_a::<T>(self.value_under(key), error))?))
-            }
-            None => Ok(None),
-        }
-    }
-
-    /// Names a value for a person.
-    fn value_under(&self, key: &str) -> String {
-        format!("the value of {} under {key:?}", self.instance.name())
-    }
-
-    /// The bytes under `key` in this instance's storage.
-    ///
-    /// # Errors
-    /// As [`get`](Self::get), without [`ContextError::Json`].
-    pub async fn get_bytes(&mut self, key: &str) -> Result<Option<Bytes>, ContextError> {
-        check_key(key).map_err(|reason| invalid_key(key, reason))?;
-        self.require_store()?;
-        if let Some(found) = find_value(self.recorded.ops().iter(), key) {
-            return Ok(found);
-        }
-        let unsettled = self.instance.unsettled();
-        if let Some(found) = find_value(unsettled.iter().flat_map(|commit| &commit.ops), key) {
-            return Ok(found);
-        }
-        let rows = self.read(ReadRange::Storage(key.into(), Some(just_after(key))), 1).await?;
-        match rows {
-            ReadRows::Storage(rows) => Ok(rows.into_iter().next().map(|(_, value)| value)),
-            ReadRows::Alarms(_) => Err(wrong_rows()),
-        }
-    }
-
-    /// Keys and values of this instance's storage within a range, ascending by key: `cx.list("item/")` lists by prefix,
-    /// [`KeyRange`] does the rest.
-    ///
-    /// # Errors
-    /// [`ContextError::Store`] if the store could not be read, [`ContextError::NoStore`] if there is none.
-    pub async fn list(&mut self, range: impl Into<KeyRange> + Send) -> Result<Vec<(Arc<str>, Bytes)>, ContextError> {
-        self.require_store()?;
-        let range = range.into();
-        // Taken before the read begins: what is durable by then is read, what is not is in here.
-        let unsettled = self.instance.unsettled();
-        let mut rows = std::collections::BTreeMap::new();
-        let mut from = range.from.clone();
-        // Each key deleted since may be one of those read.
-        let is_deletion = |op: &&Op| matches!(op, Op::Delete { key, .. } if range.contains(key));
-        let deleted = unsettled.iter().flat_map(|commit| &commit.ops).filter(is_deletion).count()
-            + self.recorded.ops().iter().filter(is_deletion).count();
-        let most = range.limit.saturating_add(deleted);
-        while rows.len() < most && range.limit > 0 {
-            let page = ReadRange::Storage(from.clone(), range.to.clone());
-            let asked = READ_PAGE.min(most - rows.len());
-            let ReadRows::Storage(page) = self.read(page, asked).await? else { return Err(wrong_rows()) };
-            let is_last = page.len() < asked;
-            if let Some((last, _)) = page.last() {
-                from = just_after(last);
-            }
-            rows.extend(page);
-            if is_last {
-                break;
-            }
-        }
-        for op in unsettled.iter().flat_map(|commit| &commit.ops).chain(self.recorded.ops()) {
-            match op {
-                Op::Put { key, value, .. } if range.contains(key) => drop(rows.insert(key.clone(), value.clone())),
-                Op::Delete { key, .. } => drop(rows.remove(key)),
-                _ => {}
-            }
-        }
-        Ok(rows.into_iter().take(range.limit).collect())
-    }
-
     /// The messages that wait in this instance's inbox, as the store has them: in the order of their arrival, and those among them
     /// that are on their way to it. Reads the inboxes of its shard.
     ///
@@ -602,7 +321,7 @@ impl Context {
                 None => Ok(()),
             };
         }
-        self.recorded.rare().has_committed = true;
+        self.recorded.cold().has_committed = true;
         let outputs = self.recorded.take_outputs();
         let ticket = self.instance.clone().commit(self.epoch, self.recorded.take_ops(), outputs)?;
         Ok(ticket.wait().await?)
@@ -611,7 +330,7 @@ impl Context {
     /// Asks for this instance to leave memory when the messages that wait already are handled. Its connections are closed, its
     /// tasks cancelled, its [`on_stop`](crate::StableInterface::on_stop) is run; the next message builds it anew.
     pub fn passivate(&mut self) {
-        self.recorded.rare().wants_passivation = true;
+        self.recorded.cold().wants_passivation = true;
     }
 
     /// Runs `notify` when this handler's effects are durable; never if they do not become so.
@@ -621,62 +340,16 @@ impl Context {
         self.output(Output::AfterCommit(hand_over(Box::new(notify))));
     }
 
-    /// Starts a task that belongs to this incarnation of the instance: cancelled, and waited for, before the next one is built
-    /// and when the instance leaves memory or its host. It starts when this handler's effects are durable.
-    ///
-    /// ```
-    /// # use stable_interfaces::{Context, ContextError, Handle, InstanceRef, StableInterface};
-    /// # struct Feed { seen: u64 }
-    /// # impl StableInterface for Feed { const NAME: &'static str = "feed"; type Error = ContextError; }
-    /// # struct Follow;
-    /// # async fn next_event() -> u64 { 1 }
-    /// impl Handle<Follow> for Feed {
-    ///     type Reply = ();
-    ///     async fn handle(&mut self, cx: &mut Context, _: Follow) -> Result<(), ContextError> {
-    ///         cx.spawn(|me: InstanceRef<Feed>| async move {
-    ///             loop {
-    ///                 let event = next_event().await;
-    ///                 let handled = me.turn(move |feed, cx| {
-    ///                     cx.put("seen", &(feed.seen + event))?;
-    ///                     feed.seen += event;
-    ///                     Ok(())
-    ///                 });
-    ///                 if handled.await.is_err() {
-    ///                     return;
-    ///                 }
-    ///             }
-    ///         })
-    ///     }
-    /// }
-    /// ```
-    ///
-    /// # Errors
-    /// [`ContextError::Unhandled`] if `I` is not the interface this context belongs to.
-    pub fn spawn<I, F>(&mut self, task: impl FnOnce(InstanceRef<I>) -> F + Send + 'static) -> Result<(), ContextError>
-    where
-        I: StableInterface,
-        F: Future<Output = ()> + Send + 'static,
-    {
-        let slot = self.slot::<I>().ok_or(ContextError::Unhandled("tasks of another interface".into()))?;
-        self.output(Output::Spawn(hand_over(Box::new(move |member| Box::pin(task(InstanceRef::new(slot, member)))))));
-        Ok(())
-    }
-
-    /// The slot of this instance, if it is an `I`.
-    pub(crate) fn slot<I: StableInterface>(&self) -> Option<Arc<Slot<I>>> {
-        (self.instance.clone() as Arc<dyn Any + Send + Sync>).downcast().ok()
-    }
-
     pub(crate) fn output(&mut self, output: Output) {
-        self.recorded.rare().outputs.get_mut().push(output);
-        self.recorded.rare().has_recorded = true;
+        self.recorded.cold().outputs.get_mut().push(output);
+        self.recorded.cold().has_recorded = true;
     }
 
-    fn record(&mut self, op: Op) -> Result<(), ContextError> {
+    pub(crate) fn record(&mut self, op: Op) -> Result<(), ContextError> {
         self.require_store()?;
         self.recorded.require_open()?;
-        self.recorded.rare().effects.record(op)?;
-        self.recorded.rare().has_recorded = true;
+        self.recorded.cold().effects.record(op)?;
+        self.recorded.cold().has_recorded = true;
         Ok(())
     }
 
@@ -690,21 +363,12 @@ impl Context {
     }
 
     pub(crate) fn note_failed_start(&mut self, error: &impl Display) {
-        self.recorded.rare().failed_start = Some(shown(error));
-    }
-
-    async fn read(&mut self, range: ReadRange, limit: usize) -> Result<ReadRows, ContextError> {
-        let read = Read { shard: self.shard(), name: self.instance.name(), range, limit };
-        self.instance.host().read(&read).await.map_err(|error| {
-            let error = Arc::new(error);
-            self.recorded.rare().failed_read = Some(error.clone());
-            ContextError::Store(error)
-        })
+        self.recorded.cold().failed_start = Some(shown(error));
     }
 
     /// Notes that an error of the handler under way refuses the client that asks to be connected.
     pub(crate) fn note_refusal(&mut self) {
-        self.recorded.rare().refuses_client = true;
+        self.recorded.cold().refuses_client = true;
     }
 
     /// Decides about a handler that failed, or was refused: the instance is rebuilt from what is stored unless its memory is as it
@@ -718,7 +382,7 @@ impl Context {
         if let Some(Err(error)) = asked.as_ref()
             && self.must_rebuild::<I>(error)
         {
-            self.recorded.rare().ends.get_or_insert(Closed::Reset);
+            self.recorded.cold().ends.get_or_insert(Closed::Reset);
         }
         match asked.into_inner().expect("the outcome is there until it is returned") {
             Err(error) if matches!(*error, RequestError::Handler(..)) => match self.recorded.take_cause() {
@@ -740,53 +404,11 @@ impl Context {
         }
         match error {
             RequestError::Handler(error, _) if self.recorded.enlisted() != Enlisted::Cut => {
-                let refuses_client = self.recorded.0.as_ref().is_some_and(|rare| rare.refuses_client);
+                let refuses_client = self.recorded.0.as_ref().is_some_and(|cold| cold.refuses_client);
                 (self.recorded.has_recorded() || !refuses_client) && !I::keeps_memory(error)
             }
             _ => self.recorded.has_recorded(),
         }
-    }
-
-    async fn read_alarms(&mut self, range: &KeyRange) -> Result<Vec<AlarmRow>, ContextError> {
-        self.require_store()?;
-        let unsettled = self.instance.unsettled();
-        let mut rows = std::collections::BTreeMap::new();
-        let mut from = range.from.clone();
-        loop {
-            let page = ReadRange::Alarms(from.clone(), range.to.clone());
-            let ReadRows::Alarms(page) = self.read(page, READ_PAGE).await? else { return Err(wrong_rows()) };
-            let is_last = page.len() < READ_PAGE;
-            if let Some(last) = page.last() {
-                from = just_after(&last.id);
-            }
-            rows.extend(page.into_iter().map(|row| (row.id.clone(), row)));
-            if is_last {
-                break;
-            }
-        }
-        for op in unsettled.iter().flat_map(|commit| &commit.ops).chain(self.recorded.ops()) {
-            match op {
-                // The read may have seen a later commit than this one, of which it is the overlay.
-                Op::PutAlarm(row)
-                    if range.contains(&row.id)
-                        && rows.get(&row.id).is_none_or(|found| found.revision <= row.revision) =>
-                {
-                    rows.insert(row.id.clone(), row.clone());
-                }
-                Op::RemoveAlarm { id, revision, .. }
-                    if rows.get(id).is_some_and(|found| found.revision <= *revision) =>
-                {
-                    rows.remove(id);
-                }
-                _ => {}
-            }
-        }
-        Ok(rows.into_values().collect())
-    }
-
-    pub(crate) async fn find_alarm(&mut self, id: &str) -> Result<Option<AlarmRow>, ContextError> {
-        let range = KeyRange { from: id.into(), to: Some(just_after(id)), limit: 1 };
-        Ok(self.read_alarms(&range).await?.into_iter().next())
     }
 
     /// Refuses what the interface was registered without: it would be stored, and never handled.
@@ -811,63 +433,34 @@ impl Context {
         Ok(true)
     }
 
-    /// Sets the alarm `id` as it was when a store lost it, unless a setting under this epoch is newer. Says whether it did.
-    pub(crate) async fn restore_alarm(
-        &mut self,
-        id: &str,
-        due: Timestamp,
-        scheduled_at: Timestamp,
-        attempt: u32,
-        meta: Bytes,
-    ) -> Result<bool, ContextError> {
-        let found = self.find_alarm(id).await?;
-        if found.is_some_and(|row| row.revision.epoch == self.epoch) {
-            return Ok(false);
-        }
-        let attempts = Attempts { failed: attempt, ..Attempts::default() };
-        let row = AlarmRow { scheduled_at, attempts, ..self.fresh_alarm(id, due, meta) };
-        self.record(Op::PutAlarm(row))?;
-        Ok(true)
-    }
-
-    /// Whether this setting of the alarm is still the live one: not moved, cancelled or completed since it was taken to fire.
-    pub(crate) fn is_live(&self, alarm: &AlarmRow) -> bool {
-        // Unsettled commits first: what settles meanwhile has reached the window before it leaves this list.
-        let unsettled = self.instance.unsettled();
-        let ops = unsettled.iter().flat_map(|commit| &commit.ops);
-        let is_this = |row: &AlarmRow| row.revision == alarm.revision && row.attempts.failed == alarm.attempts.failed;
-        find_alarm(ops, &alarm.id).is_none_or(|found| found.is_some_and(is_this))
-            && self.instance.host().shards.is_firing(self.shard(), self.epoch, alarm)
-    }
-
     /// The handler of what woke the instance has succeeded: records its completion, unless an enlistment was that. A newer setting of
     /// an alarm, by this handler or while it ran, has a greater revision and outlives it.
     pub(crate) fn complete(&mut self) {
         if let Some(wake) = self.completion() {
-            self.recorded.rare().effects.record_own(wake.done());
+            self.recorded.cold().effects.record_own(wake.done());
         }
     }
 
     /// What this handler is to complete, if it is not done and not held.
     pub(crate) fn completion(&self) -> Option<Wake> {
-        let rare = self.recorded.0.as_ref()?;
-        rare.wake.clone().filter(|_| !rare.holds_alarm)
+        let cold = self.recorded.0.as_ref()?;
+        cold.wake.clone().filter(|_| !cold.holds_alarm)
     }
 
     /// The handler of what woke the instance begins, and is to complete it. Not before: nothing that `on_start` does completes it.
     pub(crate) fn begin_handler_of(&mut self, wake: Wake) {
-        self.recorded.rare().wake = Some(wake);
+        self.recorded.cold().wake = Some(wake);
     }
 
     /// An enlistment has become durable; `completed` if what woke the handler is completed by it.
     pub(crate) fn enlistment_committed(&mut self, completed: bool) {
-        let rare = self.recorded.rare();
-        rare.has_recorded = true;
-        rare.has_committed = true;
-        rare.enlisted = Enlisted::None;
+        let cold = self.recorded.cold();
+        cold.has_recorded = true;
+        cold.has_committed = true;
+        cold.enlisted = Enlisted::None;
         if completed {
-            rare.wake = None;
-            rare.enlisted = Enlisted::Completed;
+            cold.wake = None;
+            cold.enlisted = Enlisted::Completed;
         }
         let outputs = self.recorded.take_outputs();
         self.instance.clone().let_out(outputs);
@@ -888,6 +481,26 @@ impl Context {
         self.instance.pending()
     }
 
+    /// The instance it belongs to.
+    pub(crate) fn instance(&self) -> &Arc<dyn Instance> {
+        &self.instance
+    }
+
+    /// The epoch of the instance's shard under which it was made.
+    pub(crate) fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// Commits of this incarnation that may not be durable yet, oldest first.
+    pub(crate) fn unsettled(&self) -> Vec<Arc<Commit>> {
+        self.instance.unsettled()
+    }
+
+    /// Notes that something of the turn under way is durable, or may be, beside its commits.
+    pub(crate) fn note_durable(&self) {
+        self.instance.note_durable();
+    }
+
     pub(crate) fn host_core(&self) -> &HostCore {
         self.instance.host()
     }
@@ -903,153 +516,13 @@ impl Context {
         self.instance.host().shards.next_revision(self.shard(), self.epoch)
     }
 
-    /// The dead letter with this very key, if it is still there.
-    pub(crate) async fn find_dead(&self, key: &DeadKey) -> Result<Option<DeadLetter>, ContextError> {
-        let is_removed = |op: &Op| matches!(op, Op::RemoveDead(removed) if removed == key);
-        if self.instance.unsettled().iter().flat_map(|commit| &commit.ops).any(is_removed) {
-            return Ok(None);
-        }
-        crate::dead::find(self.instance.host(), self.shard(), key).await
-    }
-
-    /// Posts a message of this instance's dead letters to its inbox again. Says whether that was done: not while another with its
-    /// ID is there.
-    pub(crate) async fn post_again(&self, row: &InboxRow) -> Result<bool, ContextError> {
-        let message = NewMessage {
-            shard: self.shard(),
-            name: row.name.clone(),
-            id: row.id.clone(),
-            headers: row.headers.clone(),
-            body: row.body.clone(),
-        };
-        // From here on it may be there, whatever becomes of the commit that takes the dead letter away.
-        self.instance.note_durable();
-        let posted = self.instance.host().post_row(message).await?;
-        Ok(posted == Posted::Inserted)
-    }
-
     /// Records an operation that the library itself decided.
     pub(crate) fn record_own(&mut self, op: Op) {
-        self.recorded.rare().effects.record_own(op);
-        self.recorded.rare().has_recorded = true;
+        self.recorded.cold().effects.record_own(op);
+        self.recorded.cold().has_recorded = true;
     }
-}
-
-/// A range of storage keys, and how many of them at most.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KeyRange {
-    from: Arc<str>,
-    to: Option<Arc<str>>,
-    limit: usize,
-}
-
-impl KeyRange {
-    /// Every key.
-    #[must_use]
-    pub fn all() -> KeyRange {
-        KeyRange { from: "".into(), to: None, limit: usize::MAX }
-    }
-
-    /// Every key that starts with `prefix`.
-    #[must_use]
-    pub fn prefix(prefix: &str) -> KeyRange {
-        // The next text after all with this prefix: its last character that can be raised is.
-        let mut end = prefix.to_owned();
-        let to = loop {
-            match end.pop() {
-                None => break None,
-                Some(last) => {
-                    if let Some(raised) = (u32::from(last) + 1..=u32::from(char::MAX)).find_map(char::from_u32) {
-                        end.push(raised);
-                        break Some(end.into());
-                    }
-                }
-            }
-        };
-        KeyRange { from: prefix.into(), to, limit: usize::MAX }
-    }
-
-    /// At most `limit` keys, the first ones.
-    #[must_use]
-    pub fn limit(mut self, limit: usize) -> KeyRange {
-        self.limit = limit;
-        self
-    }
-
-    /// Reads what is stored under these keys of an instance, in pages.
-    pub(crate) async fn read(
-        &self,
-        client: &StoreClient<'_>,
-        shard: ShardId,
-        name: &InstanceName,
-    ) -> Result<Vec<(Arc<str>, Bytes)>, ContextError> {
-        let (mut found, mut from) = (Vec::new(), self.from.clone());
-        while found.len() < self.limit {
-            let limit = READ_PAGE.min(self.limit - found.len());
-            let read = Read { shard, name: name.clone(), range: ReadRange::Storage(from, self.to.clone()), limit };
-            let ReadRows::Storage(rows) = client.read(&read).await.map_err(ContextError::store)? else {
-                return Err(wrong_rows());
-            };
-            let is_last = rows.len() < limit;
-            found.extend(rows);
-            match found.last() {
-                Some((last, _)) if !is_last => from = just_after(last),
-                _ => break,
-            }
-        }
-        Ok(found)
-    }
-
-    fn contains(&self, key: &str) -> bool {
-        *self.from <= *key && self.to.as_deref().is_none_or(|to| key < to)
-    }
-}
-
-impl From<&str> for KeyRange {
-    /// By prefix.
-    fn from(prefix: &str) -> KeyRange {
-        KeyRange::prefix(prefix)
-    }
-}
-
-impl From<Range<&str>> for KeyRange {
-    fn from(range: Range<&str>) -> KeyRange {
-        KeyRange { from: range.start.into(), to: Some(range.end.into()), limit: usize::MAX }
-    }
-}
-
-/// The smallest text greater than this one, given that NUL is in none.
-pub(crate) fn just_after(text: &str) -> Arc<str> {
-    format!("{text}\u{1}").into()
-}
-
-fn hand_over<T>(value: T) -> HandedOver<T> {
-    Arc::new(Mutex::new(Quiet::new(value)))
 }
 
 fn invalid_key(key: &str, reason: InvalidId) -> ContextError {
     ContextError::invalid("storage key", key, reason)
-}
-
-fn wrong_rows() -> ContextError {
-    ContextError::store(StoreError::Rejected("the store answered with rows of another kind".into()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_prefix_range_holds_exactly_the_keys_with_that_prefix() {
-        let range = KeyRange::prefix("item/");
-        assert!(range.contains("item/") && range.contains("item/\u{10ffff}x"));
-        assert!(!range.contains("item") && !range.contains("item0"));
-        assert_eq!(KeyRange::prefix("\u{10ffff}").to, None);
-        assert_eq!(KeyRange::prefix("a\u{d7ff}").to.as_deref(), Some("a\u{e000}"));
-    }
-
-    #[test]
-    fn just_after_is_the_very_next_key() {
-        assert!("a" < &*just_after("a") && *just_after("a") < *"a\u{1}a");
-    }
 }

@@ -11,10 +11,11 @@
 
 use std::fmt;
 
-use super::context::{Context, Enlisted};
+use super::context::Context;
 use crate::commit::effects::Mark;
 use crate::commit::in_doubt::CommitOutcome;
 use crate::error::ContextError;
+use crate::instance::recorded::Enlisted;
 use crate::shards::wake::Wake;
 use crate::store::{ExternalTransaction, Incarnation, Store};
 

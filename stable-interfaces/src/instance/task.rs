@@ -10,87 +10,16 @@ use std::future::Future;
 use super::StableInterface;
 use super::chain::Described;
 use super::context::Context;
+use super::job::Work;
+use super::life::{Life, Member};
+use super::recorded::{Output, hand_over};
 use super::slot::Slot;
-use super::turn::Work;
-use crate::error::{Outcome, RequestError};
-use crate::shared::Health;
-use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use crate::sync::{Arc, Mutex};
+use super::turn::slot_of;
+use crate::Health;
+use crate::error::{ContextError, Outcome, RequestError};
+use crate::sync::Arc;
 
-/// One incarnation, as what belongs to it sees it.
-#[derive(Debug, Default)]
-pub(crate) struct Life {
-    has_ended: AtomicBool,
-    /// Tasks that are not parked: while there are any, the instance is not idle.
-    busy: AtomicUsize,
-}
-
-impl Life {
-    pub(crate) fn end(&self) {
-        self.has_ended.store(true, Ordering::Release);
-    }
-
-    pub(crate) fn has_ended(&self) -> bool {
-        self.has_ended.load(Ordering::Acquire)
-    }
-
-    pub(crate) fn is_busy(&self) -> bool {
-        self.busy.load(Ordering::Acquire) > 0
-    }
-}
-
-/// One task of an incarnation: busy while it exists and is not parked.
-#[derive(Debug)]
-pub(crate) struct Member {
-    life: Arc<Life>,
-    state: Mutex<MemberState>,
-}
-
-#[derive(Debug, Default)]
-struct MemberState {
-    /// How many guards keep it parked.
-    parks: usize,
-    has_ended: bool,
-}
-
-impl MemberState {
-    fn is_busy(&self) -> bool {
-        self.parks == 0 && !self.has_ended
-    }
-}
-
-impl Member {
-    pub(crate) fn new(life: Arc<Life>) -> Member {
-        life.busy.fetch_add(1, Ordering::AcqRel);
-        Member { life, state: Mutex::default() }
-    }
-
-    pub(crate) fn life(&self) -> &Arc<Life> {
-        &self.life
-    }
-
-    fn change(&self, change: impl FnOnce(&mut MemberState)) {
-        let mut state = self.state.lock();
-        let was_busy = state.is_busy();
-        change(&mut state);
-        match (was_busy, state.is_busy()) {
-            (true, false) => drop(self.life.busy.fetch_sub(1, Ordering::AcqRel)),
-            (false, true) => drop(self.life.busy.fetch_add(1, Ordering::AcqRel)),
-            _ => {}
-        }
-    }
-}
-
-/// Ends a task's part in its incarnation when the task is dropped, whoever may still hold its [`InstanceRef`].
-pub(crate) struct Membership(pub(crate) Arc<Member>);
-
-impl Drop for Membership {
-    fn drop(&mut self) {
-        self.0.change(|state| state.has_ended = true);
-    }
-}
-
-/// What a task of an instance, spawned with [`Context::spawn`], has of that instance.
+/// The handle that a task of an instance, spawned with [`Context::spawn`], has of that instance.
 pub struct InstanceRef<I: StableInterface> {
     slot: Arc<Slot<I>>,
     member: Arc<Member>,
@@ -129,11 +58,11 @@ impl<I: StableInterface> InstanceRef<I> {
         &self,
         turn: impl FnOnce(&mut I, &mut Context) -> Result<R, I::Error> + Send + 'static,
     ) -> Result<R, RequestError<I::Error>> {
-        let life = self.member.life.clone();
+        let life = self.member.life().clone();
         if life.has_ended() {
             return Err(RequestError::Closed);
         }
-        self.slot.interface.ask(&self.slot.id, Turn { turn, life }).await
+        self.slot.interface.ask(&self.slot.id, TaskTurn { turn, life }).await
     }
 
     /// Lets the instance count as idle, in spite of this task, until this guard and all others of the task are dropped.
@@ -169,12 +98,12 @@ impl Drop for Parked {
 }
 
 /// A synchronous turn of a task.
-struct Turn<F> {
+struct TaskTurn<F> {
     turn: F,
     life: Arc<Life>,
 }
 
-impl<I: StableInterface, R: Send + 'static, F> Work<I> for Turn<F>
+impl<I: StableInterface, R: Send + 'static, F> Work<I> for TaskTurn<F>
 where
     F: FnOnce(&mut I, &mut Context) -> Result<R, I::Error> + Send + 'static,
 {
@@ -187,5 +116,48 @@ where
             Some(instance) if !self.life.has_ended() => Ok((self.turn)(instance, cx).map_err(RequestError::handler)?),
             _ => Err(RequestError::Closed.into()),
         }
+    }
+}
+
+impl Context {
+    /// Starts a task that belongs to this incarnation of the instance: cancelled, and waited for, before the next one is built
+    /// and when the instance leaves memory or its host. It starts when this handler's effects are durable.
+    ///
+    /// ```
+    /// # use stable_interfaces::{Context, ContextError, Handle, InstanceRef, StableInterface};
+    /// # struct Feed { seen: u64 }
+    /// # impl StableInterface for Feed { const NAME: &'static str = "feed"; type Error = ContextError; }
+    /// # struct Follow;
+    /// # async fn next_event() -> u64 { 1 }
+    /// impl Handle<Follow> for Feed {
+    ///     type Reply = ();
+    ///     async fn handle(&mut self, cx: &mut Context, _: Follow) -> Result<(), ContextError> {
+    ///         cx.spawn(|me: InstanceRef<Feed>| async move {
+    ///             loop {
+    ///                 let event = next_event().await;
+    ///                 let handled = me.turn(move |feed, cx| {
+    ///                     cx.put("seen", &(feed.seen + event))?;
+    ///                     feed.seen += event;
+    ///                     Ok(())
+    ///                 });
+    ///                 if handled.await.is_err() {
+    ///                     return;
+    ///                 }
+    ///             }
+    ///         })
+    ///     }
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// [`ContextError::Unhandled`] if `I` is not the interface this context belongs to.
+    pub fn spawn<I, F>(&mut self, task: impl FnOnce(InstanceRef<I>) -> F + Send + 'static) -> Result<(), ContextError>
+    where
+        I: StableInterface,
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let slot = slot_of::<I>(self).ok_or(ContextError::Unhandled("tasks of another interface".into()))?;
+        self.output(Output::Spawn(hand_over(Box::new(move |member| Box::pin(task(InstanceRef::new(slot, member)))))));
+        Ok(())
     }
 }

@@ -9,7 +9,7 @@
 use std::any::Any;
 use std::future::Future;
 use std::pin::Pin;
-use std::task::{Context as TaskContext, Poll, Waker};
+use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
 use tracing::Span;
@@ -17,40 +17,19 @@ use tracing::field::Empty;
 
 use super::StableInterface;
 use super::chain::{self, Chain, Deadline};
-use super::context::{Context, Recorded};
+use super::context::Context;
+use super::job::{Answer, Ending, Job, NO_COMMIT, Patience, Refusal, ReplyTo, State, Turn, Work};
 use super::queue::Waiter;
 use super::slot::{Next, Slot};
-use crate::commit::gate::Ticket;
-use crate::error::{ContextError, Outcome, RequestError};
+use crate::error::{Outcome, RequestError};
 use crate::quiet::{Quiet, drop_quietly, guarded, text_of};
 use crate::shards::delivery::Delivery;
-use crate::store::{Epoch, ShardId, StoreError};
-use crate::sync::{Arc, Notify, oneshot};
+use crate::store::{Epoch, ShardId};
+use crate::sync::Arc;
 
-/// An instance, if there is one in memory.
-pub(crate) type State<I> = Quiet<Box<I>>;
-
-/// What a message asks of an instance.
-pub(crate) trait Work<I: StableInterface>: Send + 'static {
-    type Reply: Send + 'static;
-
-    /// Says whether it lets the instance leave memory: then the limit of `on_stop` is its own, and not that of handlers.
-    const IS_STOP: bool = false;
-
-    /// Says whether a task of the instance asks for it: a host that drains serves that while it waits for such tasks.
-    const IS_OF_TASK: bool = false;
-
-    /// Says whether it does so because the host drains: one at a time waits for that.
-    fn is_drain(&self) -> bool {
-        false
-    }
-
-    /// Does it. `state` is the instance if it is in memory; [`awaken`] builds it where it is needed.
-    fn run(
-        self,
-        state: &mut Option<Box<I>>,
-        cx: &mut Context,
-    ) -> impl Future<Output = Outcome<Self::Reply, I::Error>> + Send;
+/// The slot of the instance that a context belongs to, if it is an `I`.
+pub(crate) fn slot_of<I: StableInterface>(cx: &Context) -> Option<Arc<Slot<I>>> {
+    (cx.instance().clone() as Arc<dyn Any + Send + Sync>).downcast().ok()
 }
 
 /// The instance, built and started if it is not in memory yet.
@@ -59,7 +38,7 @@ pub(crate) async fn awaken<'a, I: StableInterface>(
     cx: &mut Context,
 ) -> Outcome<&'a mut I, I::Error> {
     if state.is_none() {
-        let slot = cx.slot::<I>().expect("a message is handled by an instance of the interface it was sent to");
+        let slot = slot_of::<I>(cx).expect("a message is handled by an instance of the interface it was sent to");
         let fresh = state.insert(Box::new(slot.interface.build(&slot.id)));
         drop(slot);
         if let Err(error) = fresh.on_start(cx).await {
@@ -75,51 +54,7 @@ pub(crate) async fn awaken<'a, I: StableInterface>(
     Ok(state.as_mut().expect("it was there or has just been put there"))
 }
 
-/// A reply on its way out, and what it still waits for.
-#[derive(Debug)]
-pub(crate) struct Answer<R, E> {
-    pub(crate) result: Outcome<R, E>,
-    /// The last of the commits it must not outrun.
-    pub(crate) behind: Option<Ticket>,
-    /// The first commit of the turn before its end: of a failure behind that, a part has happened. [`NO_COMMIT`] if there was
-    /// none.
-    pub(crate) interim: u64,
-}
-
-/// A number that no commit has.
-pub(crate) const NO_COMMIT: u64 = u64::MAX;
-
-impl<R, E> Answer<R, E> {
-    /// Waits for the gate; a failed commit takes the reply's place, whatever the reply was.
-    pub(crate) async fn release(self) -> Outcome<R, E> {
-        let Answer { result, behind, interim } = self;
-        let Some(ticket) = behind else { return result };
-        let result = Quiet::new(result);
-        if let Err((failed, failure)) = ticket.wait_for_which().await {
-            let error = RequestError::from(ContextError::from(failure));
-            return Err(Box::new(if interim < failed { error.in_doubt() } else { error }));
-        }
-        result.into_inner().expect("the reply is there until it is released")
-    }
-}
-
-pub(crate) type AnswerOf<I, W> = Answer<<W as Work<I>>::Reply, <I as StableInterface>::Error>;
-pub(crate) type ReplyTo<R, E> = oneshot::Sender<Quiet<Answer<R, E>>>;
-
-/// How a handler's future ended.
-pub(crate) enum Ending<I: StableInterface, R> {
-    Returned {
-        state: State<I>,
-        recorded: Recorded,
-        result: Outcome<R, I::Error>,
-    },
-    Panicked(String),
-    TimedOut(Duration),
-    /// As [`TimedOut`](Self::TimedOut), while the instance was being stopped.
-    StopCut(Duration),
-}
-
-/// What surrounds a handler: all that is not inside its future.
+/// The header of a running message: its slot, callers, deadline, delivery and span.
 pub(crate) struct Around<I: StableInterface> {
     pub(crate) slot: Arc<Slot<I>>,
     pub(crate) epoch: Epoch,
@@ -193,27 +128,6 @@ pub(crate) fn poll_handler<I: StableInterface, R>(
         }
     });
     (instance.downcast().expect("the chain gives back the instance it was given"), polled)
-}
-
-/// A turn under way, whatever its message.
-pub(crate) trait Turn<I: StableInterface>: Send {
-    /// Polls the handler. When it has ended the turn is finished and answered, and this says what comes next.
-    fn poll(&mut self, task: &mut TaskContext<'_>) -> Poll<Next<I>>;
-
-    /// By when it must be done.
-    fn deadline(&mut self) -> Duration;
-
-    /// The moment until which its caller waits, if that is a handler which still does; else `Duration::MAX`.
-    fn caller_waits_until(&self) -> Duration;
-
-    /// Tells its caller, which waits no longer, that the handler runs on.
-    fn leave_caller(&mut self);
-
-    /// Its first poll was not enough: it will take a while.
-    fn stays(&mut self);
-
-    /// Ends it for running out of time.
-    fn time_out(self: Box<Self>) -> Next<I>;
 }
 
 /// A turn under way with a handler of type `F`.
@@ -295,63 +209,6 @@ impl<I: StableInterface, R: Send + 'static, F: Future<Output = Ending<I, R>> + S
     }
 }
 
-/// A message that waits for its turn.
-pub(crate) trait Job<I: StableInterface>: Waiter + Send {
-    /// Its turn has come.
-    fn start(self: Box<Self>, slot: Arc<Slot<I>>, state: State<I>, epoch: Epoch) -> Box<dyn Turn<I>>;
-
-    /// It will not have one.
-    fn refuse(self: Box<Self>, error: Refusal);
-
-    /// The time for which it was to wait.
-    fn given(&self) -> Duration;
-
-    /// As [`Work::is_drain`].
-    fn is_drain(&self) -> bool;
-
-    /// Asks for a place in the queue of a busy instance. If it was woken and another of its kind has that place, it waits in its
-    /// shard's window, and is to be dropped: `false` says that.
-    fn may_queue(&mut self) -> bool;
-}
-
-/// Why a waiting message never had its turn.
-#[derive(Debug, Clone)]
-pub(crate) enum Refusal {
-    TimedOut {
-        after: Duration,
-        waited_for: String,
-    },
-    /// `on_start` failed for the message before it.
-    NotStarted(String),
-    /// The same, because of the store.
-    Store(Arc<StoreError>),
-    Fenced,
-    LeaseLost,
-    Stopped,
-}
-
-impl<E> From<Refusal> for RequestError<E> {
-    fn from(refusal: Refusal) -> RequestError<E> {
-        match refusal {
-            Refusal::TimedOut { after, waited_for } => RequestError::TimedOut { after, waited_for },
-            Refusal::NotStarted(reason) => RequestError::Rejected(format!("the instance could not start: {reason}")),
-            Refusal::Store(error) => RequestError::Store(error),
-            Refusal::Fenced => RequestError::Fenced,
-            Refusal::LeaseLost => RequestError::LeaseLost,
-            Refusal::Stopped => RequestError::Draining,
-        }
-    }
-}
-
-/// The time for which a message waits for its turn.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Patience {
-    /// Ends at a moment of the lease clock, so long after the message was sent. The queue's own limit bounds its place.
-    Until(Duration, Duration),
-    /// Does not end. Its place in the queue is bounded by something else than the queue's own limit.
-    Endless,
-}
-
 /// A waiting message that asks for `W`.
 pub(crate) struct Waiting<I: StableInterface, W: Work<I>> {
     pub(crate) work: Quiet<W>,
@@ -411,125 +268,6 @@ impl<I: StableInterface, W: Work<I>> Waiter for Waiting<I, W> {
     fn holds_permit(&self) -> bool {
         matches!(self.patience, Patience::Endless)
     }
-}
-
-/// At most this many queued messages are handled by the task of another message's sender.
-const MAX_INLINE: usize = 64;
-
-/// Runs queued messages on the caller's task, one poll each; the first that needs more moves to a task of the host, with the
-/// rest of the queue.
-pub(crate) fn run_inline<I: StableInterface>(slot: &Arc<Slot<I>>, mut next: Next<I>) {
-    for _ in 0..MAX_INLINE {
-        match next {
-            Next::Idle => return,
-            Next::Settle(_) => break,
-            Next::Run(job, state, epoch) => {
-                let mut turn = job.start(slot.clone(), state, epoch);
-                match first_poll(|task| turn.poll(task)) {
-                    Poll::Ready(after) => next = after,
-                    Poll::Pending => {
-                        turn.stays();
-                        return drive(slot, Step::Turn(turn));
-                    }
-                }
-            }
-        }
-    }
-    drive(slot, Step::Next(next));
-}
-
-/// Where a task of the host takes over.
-pub(crate) enum Step<I: StableInterface> {
-    /// With a turn that was not done at once.
-    Turn(Box<dyn Turn<I>>),
-    /// Between turns.
-    Next(Next<I>),
-}
-
-/// Hands a busy slot to a task of the host, which runs until the slot is idle.
-pub(crate) fn drive<I: StableInterface>(slot: &Arc<Slot<I>>, mut step: Step<I>) {
-    if matches!(step, Step::Next(Next::Idle)) {
-        return;
-    }
-    slot.stays_busy();
-    let slot = slot.clone();
-    let host = slot.interface.host.clone();
-    host.spawn_turn(async move {
-        let sooner = Arc::new(Notify::new());
-        step = match step {
-            // The lease was asked where the message came from, and that may have been long ago.
-            Step::Next(Next::Run(job, state, _)) if !slot.interface.host.lease_holds() => {
-                Step::Next(slot.refuse_next(job, state))
-            }
-            step => step,
-        };
-        loop {
-            let next = match step {
-                Step::Turn(turn) => run_turn(&slot, turn, &sooner).await,
-                Step::Next(next) => next,
-            };
-            step = match next {
-                Next::Idle => return,
-                Next::Run(job, state, epoch) => Step::Turn(job.start(slot.clone(), state, epoch)),
-                Next::Settle(ended) => {
-                    while_watching(&slot, &sooner, Duration::MAX, ended.wait()).await;
-                    Step::Next(slot.settled())
-                }
-            };
-        }
-    });
-}
-
-/// Runs one turn to its end or its deadline.
-async fn run_turn<I: StableInterface>(
-    slot: &Arc<Slot<I>>,
-    mut turn: Box<dyn Turn<I>>,
-    sooner: &Arc<Notify>,
-) -> Next<I> {
-    if let Poll::Ready(next) = std::future::poll_fn(|task| Poll::Ready(turn.poll(task))).await {
-        return next;
-    }
-    let deadline = turn.deadline();
-    loop {
-        let until = deadline.min(turn.caller_waits_until());
-        let ended = std::future::poll_fn(|task| turn.poll(task));
-        match while_watching(slot, sooner, until, ended).await {
-            Some(next) => return next,
-            None if until < deadline => turn.leave_caller(),
-            None => return turn.time_out(),
-        }
-    }
-}
-
-/// Waits for `work` until `deadline`, and refuses queued messages whose own deadlines pass meanwhile.
-async fn while_watching<I: StableInterface, T>(
-    slot: &Arc<Slot<I>>,
-    sooner: &Arc<Notify>,
-    deadline: Duration,
-    work: impl Future<Output = T>,
-) -> Option<T> {
-    let clock = &slot.interface.host.clock;
-    let mut work = std::pin::pin!(work);
-    let result = loop {
-        let now = clock.elapsed();
-        if now >= deadline {
-            break None;
-        }
-        let next_look = slot.expire_queued(now, sooner).min(deadline);
-        tokio::select! { biased;
-            done = &mut work => break Some(done),
-            () = sooner.notified() => {}
-            () = clock.sleep(next_look.saturating_sub(now)) => {}
-        }
-    };
-    slot.stop_watching();
-    result
-}
-
-/// Polls a handler for the first time, with nobody to wake: if it is not done, a task of the host polls it again at once.
-#[inline]
-pub(crate) fn first_poll<T>(poll: impl FnOnce(&mut TaskContext<'_>) -> T) -> T {
-    poll(&mut TaskContext::from_waker(Waker::noop()))
 }
 
 /// Answers a sender. One that has gone away does not change what happened.

@@ -15,8 +15,7 @@ use proptest_state_machine::ReferenceStateMachine;
 
 use super::*;
 use crate::cases::{self, Checked, Subject};
-use crate::store::Attempts;
-use crate::store::Epoch;
+use crate::store::{Attempts, Epoch};
 
 /// The number of alarms there may be.
 const ALARMS: usize = 24;

@@ -1,8 +1,7 @@
 use bytes::Bytes;
 
 use super::*;
-use crate::store::Attempts;
-use crate::store::Epoch;
+use crate::store::{Attempts, Epoch};
 
 fn at(millis: i64) -> Timestamp {
     Timestamp::from_millis(millis)

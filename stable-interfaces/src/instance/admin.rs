@@ -1,0 +1,174 @@
+//! Operations on an instance that do not build it: its alarms and dead letters.
+//!
+//! One executor carries out an [`Order`], whether it came by a request to this host or as a directive from anywhere. Each takes its
+//! turn like a message, so it sees everything handled before it and nothing changes under its hands.
+
+use bytes::Bytes;
+
+use super::StableInterface;
+use super::context::Context;
+use super::job::Work;
+use crate::alarm::{Alarm, encode_meta};
+use crate::clock::Timestamp;
+use crate::dead;
+use crate::directive::{Directive, Needs, Order};
+use crate::error::{ContextError, Outcome};
+use crate::store::{AlarmRow, Attempts, DeadKey, DeadLetter, DeadRow, InboxRow, NewMessage, Op, Posted};
+
+/// Carries out an order, and says whether there was anything to do.
+pub(crate) struct CarryOut(pub(crate) Order);
+
+impl<I: StableInterface> Work<I> for CarryOut {
+    type Reply = bool;
+
+    async fn run(self, _: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<bool, I::Error> {
+        carry_out(self.0, cx).await.map_err(Box::from)
+    }
+}
+
+/// Sets an alarm, unless one with its ID exists. Says whether it was set.
+pub(crate) struct SetAlarmIfAbsent {
+    pub(crate) alarm: String,
+    pub(crate) at: Timestamp,
+    /// As it is stored.
+    pub(crate) meta: Bytes,
+}
+
+impl<I: StableInterface> Work<I> for SetAlarmIfAbsent {
+    type Reply = bool;
+
+    async fn run(self, _: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<bool, I::Error> {
+        cx.set_encoded_alarm_if_absent(&self.alarm, self.at, self.meta).await.map_err(Box::from)
+    }
+}
+
+/// Lists the alarms of an instance.
+pub(crate) struct ListAlarms;
+
+impl<I: StableInterface> Work<I> for ListAlarms {
+    type Reply = Vec<Alarm>;
+
+    async fn run(self, _: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<Vec<Alarm>, I::Error> {
+        cx.alarms().await.map_err(Box::from)
+    }
+}
+
+/// Why a directive could not be carried out.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DirectiveError {
+    #[error("{0}")]
+    Unknown(String),
+    #[error(transparent)]
+    Context(#[from] ContextError),
+}
+
+/// Carries out the directive that a message is.
+pub(crate) async fn carry_out_message(row: &InboxRow, cx: &mut Context) -> Result<(), DirectiveError> {
+    let mut order = Directive::read(row).map_err(DirectiveError::Unknown)?;
+    if let Order::SetAlarm { alarm, meta, .. } = &mut order {
+        // Anyone may have written it.
+        let json = serde_json::from_slice::<&serde_json::value::RawValue>(meta).map_err(ContextError::from)?;
+        *meta = encode_meta(alarm, json)?;
+    }
+    if !carry_out(order, cx).await? {
+        tracing::info!(instance = %row.name, id = %row.id, "a directive had nothing to do, or something newer was in its way");
+    }
+    Ok(())
+}
+
+/// Does what an order says; `false` if there was nothing to do. Its effects, like a handler's, are recorded only.
+async fn carry_out(order: Order, cx: &mut Context) -> Result<bool, ContextError> {
+    match order {
+        Order::SetAlarm { alarm, at, meta } => {
+            cx.set_encoded_alarm(&alarm, at, meta)?;
+            Ok(true)
+        }
+        Order::CancelAlarm { alarm } => {
+            cx.cancel_alarm(&alarm)?;
+            Ok(true)
+        }
+        Order::FireNow { alarm } => cx.fire_now(&alarm).await,
+        Order::Requeue(key) => requeue(cx, &key).await,
+        Order::Discard(key) => {
+            let exists = cx.find_dead(&key).await?.is_some();
+            if exists {
+                cx.record_own(Op::RemoveDead(key));
+            }
+            Ok(exists)
+        }
+        Order::Restore { alarm, due, scheduled_at, attempt, meta } => {
+            cx.restore_alarm(&alarm, due, scheduled_at, attempt, meta).await
+        }
+    }
+}
+
+/// Brings a dead letter back: an alarm in the commit that removes the letter, a message by posting it just before that, so that
+/// a crash between the two leaves it twice rather than not at all. Says whether that was done.
+async fn requeue(cx: &mut Context, key: &DeadKey) -> Result<bool, ContextError> {
+    cx.require(Needs::of(key))?;
+    let Some(letter) = cx.find_dead(key).await? else { return Ok(false) };
+    match &letter.row {
+        DeadRow::Alarm(row) => {
+            if cx.find_alarm(&key.id).await?.is_some() {
+                return Ok(false);
+            }
+            let alarm =
+                AlarmRow { due: cx.now(), revision: cx.next_revision(), attempts: Attempts::default(), ..row.clone() };
+            cx.record_own(Op::PutAlarm(alarm));
+        }
+        DeadRow::Message(row) => {
+            if !cx.post_again(row).await? {
+                return Ok(false);
+            }
+        }
+    }
+    cx.record_own(Op::RemoveDead(key.clone()));
+    Ok(true)
+}
+
+impl Context {
+    /// Sets the alarm `id` as it was when a store lost it, unless a setting under this epoch is newer. Says whether it did.
+    async fn restore_alarm(
+        &mut self,
+        id: &str,
+        due: Timestamp,
+        scheduled_at: Timestamp,
+        attempt: u32,
+        meta: Bytes,
+    ) -> Result<bool, ContextError> {
+        let found = self.find_alarm(id).await?;
+        if found.is_some_and(|row| row.revision.epoch == self.epoch()) {
+            return Ok(false);
+        }
+        let attempts = Attempts { failed: attempt, ..Attempts::default() };
+        let row = AlarmRow { scheduled_at, attempts, ..self.fresh_alarm(id, due, meta) };
+        self.record(Op::PutAlarm(row))?;
+        Ok(true)
+    }
+
+    /// The dead letter with this very key, if it is still there.
+    async fn find_dead(&self, key: &DeadKey) -> Result<Option<DeadLetter>, ContextError> {
+        let is_removed = |op: &Op| matches!(op, Op::RemoveDead(removed) if removed == key);
+        if self.unsettled().iter().flat_map(|commit| &commit.ops).any(is_removed) {
+            return Ok(None);
+        }
+        let client = self.host_core().store_client().ok_or(ContextError::NoStore)?;
+        dead::find(&client, self.shard(), key).await
+    }
+
+    /// Posts a message of this instance's dead letters to its inbox again. Says whether that was done: not while another with its
+    /// ID is there.
+    async fn post_again(&self, row: &InboxRow) -> Result<bool, ContextError> {
+        let message = NewMessage {
+            shard: self.shard(),
+            name: row.name.clone(),
+            id: row.id.clone(),
+            headers: row.headers.clone(),
+            body: row.body.clone(),
+        };
+        // From here on it may be there, whatever becomes of the commit that takes the dead letter away.
+        self.note_durable();
+        let posted = self.host_core().post_row(message).await?;
+        Ok(posted == Posted::Inserted)
+    }
+}

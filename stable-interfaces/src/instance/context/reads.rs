@@ -1,0 +1,169 @@
+//! Reads of a handler: the store, and over it what is not durable yet.
+//!
+//! A read sees what its handler has recorded, everything that earlier handlers committed, and then the store. What is not settled is
+//! looked up *before* the store is read: what settles meanwhile is in the store by then.
+
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+
+use super::{Context, invalid_key};
+use crate::alarm::Alarm;
+use crate::commit::effects::{find_alarm, find_value};
+use crate::error::ContextError;
+use crate::id::check_key;
+use crate::instance::range::{KeyRange, READ_PAGE, just_after, wrong_rows};
+use crate::store::{AlarmRow, Op, Read, ReadRange, ReadRows};
+use crate::sync::Arc;
+
+impl Context {
+    /// All alarms of this instance, by ID.
+    ///
+    /// # Errors
+    /// [`ContextError::Store`] if the store could not be read.
+    pub async fn alarms(&mut self) -> Result<Vec<Alarm>, ContextError> {
+        let rows = self.read_alarms(&KeyRange::all()).await?;
+        Ok(rows.into_iter().map(|row| Alarm::new(Arc::new(row))).collect())
+    }
+
+    /// The value under `key` in this instance's storage, from JSON.
+    ///
+    /// # Errors
+    /// [`ContextError::Json`] if it is not a `T`, [`ContextError::Store`] if the store could not be read, and as
+    /// [`delete`](Self::delete).
+    pub async fn get<T: DeserializeOwned>(&mut self, key: &str) -> Result<Option<T>, ContextError> {
+        match self.get_bytes(key).await? {
+            Some(value) => {
+                let value = serde_json::from_slice(&value);
+                Ok(Some(value.map_err(|error| ContextError::not_a::<T>(self.value_under(key), error))?))
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// Names a value for a person.
+    pub(super) fn value_under(&self, key: &str) -> String {
+        format!("the value of {} under {key:?}", self.instance.name())
+    }
+
+    /// The bytes under `key` in this instance's storage.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get), without [`ContextError::Json`].
+    pub async fn get_bytes(&mut self, key: &str) -> Result<Option<Bytes>, ContextError> {
+        check_key(key).map_err(|reason| invalid_key(key, reason))?;
+        self.require_store()?;
+        if let Some(found) = find_value(self.recorded.ops().iter(), key) {
+            return Ok(found);
+        }
+        let unsettled = self.instance.unsettled();
+        if let Some(found) = find_value(unsettled.iter().flat_map(|commit| &commit.ops), key) {
+            return Ok(found);
+        }
+        let rows = self.read(ReadRange::Storage(key.into(), Some(just_after(key))), 1).await?;
+        match rows {
+            ReadRows::Storage(rows) => Ok(rows.into_iter().next().map(|(_, value)| value)),
+            ReadRows::Alarms(_) => Err(wrong_rows()),
+        }
+    }
+
+    /// Keys and values of this instance's storage within a range, ascending by key: `cx.list("item/")` lists by prefix,
+    /// [`KeyRange`] does the rest.
+    ///
+    /// # Errors
+    /// [`ContextError::Store`] if the store could not be read, [`ContextError::NoStore`] if there is none.
+    pub async fn list(&mut self, range: impl Into<KeyRange> + Send) -> Result<Vec<(Arc<str>, Bytes)>, ContextError> {
+        self.require_store()?;
+        let range = range.into();
+        // Taken before the read begins: what is durable by then is read, what is not is in here.
+        let unsettled = self.instance.unsettled();
+        let mut rows = std::collections::BTreeMap::new();
+        let mut from = range.from.clone();
+        // Each key deleted since may be one of those read.
+        let is_deletion = |op: &&Op| matches!(op, Op::Delete { key, .. } if range.contains(key));
+        let deleted = unsettled.iter().flat_map(|commit| &commit.ops).filter(is_deletion).count()
+            + self.recorded.ops().iter().filter(is_deletion).count();
+        let most = range.limit.saturating_add(deleted);
+        while rows.len() < most && range.limit > 0 {
+            let page = ReadRange::Storage(from.clone(), range.to.clone());
+            let asked = READ_PAGE.min(most - rows.len());
+            let ReadRows::Storage(page) = self.read(page, asked).await? else { return Err(wrong_rows()) };
+            let is_last = page.len() < asked;
+            if let Some((last, _)) = page.last() {
+                from = just_after(last);
+            }
+            rows.extend(page);
+            if is_last {
+                break;
+            }
+        }
+        for op in unsettled.iter().flat_map(|commit| &commit.ops).chain(self.recorded.ops()) {
+            match op {
+                Op::Put { key, value, .. } if range.contains(key) => drop(rows.insert(key.clone(), value.clone())),
+                Op::Delete { key, .. } => drop(rows.remove(key)),
+                _ => {}
+            }
+        }
+        Ok(rows.into_iter().take(range.limit).collect())
+    }
+
+    async fn read(&mut self, range: ReadRange, limit: usize) -> Result<ReadRows, ContextError> {
+        let read = Read { shard: self.shard(), name: self.instance.name(), range, limit };
+        self.instance.host().read(&read).await.map_err(|error| {
+            let error = Arc::new(error);
+            self.recorded.cold().failed_read = Some(error.clone());
+            ContextError::Store(error)
+        })
+    }
+
+    async fn read_alarms(&mut self, range: &KeyRange) -> Result<Vec<AlarmRow>, ContextError> {
+        self.require_store()?;
+        let unsettled = self.instance.unsettled();
+        let mut rows = std::collections::BTreeMap::new();
+        let mut from = range.from.clone();
+        loop {
+            let page = ReadRange::Alarms(from.clone(), range.to.clone());
+            let ReadRows::Alarms(page) = self.read(page, READ_PAGE).await? else { return Err(wrong_rows()) };
+            let is_last = page.len() < READ_PAGE;
+            if let Some(last) = page.last() {
+                from = just_after(&last.id);
+            }
+            rows.extend(page.into_iter().map(|row| (row.id.clone(), row)));
+            if is_last {
+                break;
+            }
+        }
+        for op in unsettled.iter().flat_map(|commit| &commit.ops).chain(self.recorded.ops()) {
+            match op {
+                // The read may have seen a later commit than this one, of which it is the overlay.
+                Op::PutAlarm(row)
+                    if range.contains(&row.id)
+                        && rows.get(&row.id).is_none_or(|found| found.revision <= row.revision) =>
+                {
+                    rows.insert(row.id.clone(), row.clone());
+                }
+                Op::RemoveAlarm { id, revision, .. }
+                    if rows.get(id).is_some_and(|found| found.revision <= *revision) =>
+                {
+                    rows.remove(id);
+                }
+                _ => {}
+            }
+        }
+        Ok(rows.into_values().collect())
+    }
+
+    pub(crate) async fn find_alarm(&mut self, id: &str) -> Result<Option<AlarmRow>, ContextError> {
+        let range = KeyRange { from: id.into(), to: Some(just_after(id)), limit: 1 };
+        Ok(self.read_alarms(&range).await?.into_iter().next())
+    }
+
+    /// Whether this setting of the alarm is still the live one: not moved, cancelled or completed since it was taken to fire.
+    pub(crate) fn is_live(&self, alarm: &AlarmRow) -> bool {
+        // Unsettled commits first: what settles meanwhile has reached the window before it leaves this list.
+        let unsettled = self.instance.unsettled();
+        let ops = unsettled.iter().flat_map(|commit| &commit.ops);
+        let is_this = |row: &AlarmRow| row.revision == alarm.revision && row.attempts.failed == alarm.attempts.failed;
+        find_alarm(ops, &alarm.id).is_none_or(|found| found.is_some_and(is_this))
+            && self.instance.host().shards.is_firing(self.shard(), self.epoch, alarm)
+    }
+}

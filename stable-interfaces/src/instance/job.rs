@@ -1,0 +1,165 @@
+//! A message as the slot and its queue know it: something to do, that can start or be refused, and is answered.
+
+use std::future::Future;
+use std::task::{Context as TaskContext, Poll};
+use std::time::Duration;
+
+use super::StableInterface;
+use super::context::Context;
+use super::queue::Waiter;
+use super::recorded::Recorded;
+use super::slot::{Next, Slot};
+use crate::commit::gate::Ticket;
+use crate::error::{ContextError, Outcome, RequestError};
+use crate::quiet::Quiet;
+use crate::store::{Epoch, StoreError};
+use crate::sync::{Arc, oneshot};
+
+/// An instance, if there is one in memory.
+pub(crate) type State<I> = Quiet<Box<I>>;
+
+/// What a message asks of an instance.
+pub(crate) trait Work<I: StableInterface>: Send + 'static {
+    type Reply: Send + 'static;
+
+    /// Says whether it lets the instance leave memory: then the limit of `on_stop` is its own, and not that of handlers.
+    const IS_STOP: bool = false;
+
+    /// Says whether a task of the instance asks for it: a host that drains serves that while it waits for such tasks.
+    const IS_OF_TASK: bool = false;
+
+    /// Says whether it does so because the host drains: one at a time waits for that.
+    fn is_drain(&self) -> bool {
+        false
+    }
+
+    /// Does it. `state` is the instance if it is in memory; [`awaken`] builds it where it is needed.
+    fn run(
+        self,
+        state: &mut Option<Box<I>>,
+        cx: &mut Context,
+    ) -> impl Future<Output = Outcome<Self::Reply, I::Error>> + Send;
+}
+
+/// A reply on its way out, and what it still waits for.
+#[derive(Debug)]
+pub(crate) struct Answer<R, E> {
+    pub(crate) result: Outcome<R, E>,
+    /// The last of the commits it must not outrun.
+    pub(crate) behind: Option<Ticket>,
+    /// The first commit of the turn before its end: of a failure behind that, a part has happened. [`NO_COMMIT`] if there was
+    /// none.
+    pub(crate) interim: u64,
+}
+
+/// A number that no commit has.
+pub(crate) const NO_COMMIT: u64 = u64::MAX;
+
+impl<R, E> Answer<R, E> {
+    /// Waits for the gate; a failed commit takes the reply's place, whatever the reply was.
+    pub(crate) async fn release(self) -> Outcome<R, E> {
+        let Answer { result, behind, interim } = self;
+        let Some(ticket) = behind else { return result };
+        let result = Quiet::new(result);
+        if let Err((failed, failure)) = ticket.wait_for_which().await {
+            let error = RequestError::from(ContextError::from(failure));
+            return Err(Box::new(if interim < failed { error.in_doubt() } else { error }));
+        }
+        result.into_inner().expect("the reply is there until it is released")
+    }
+}
+
+pub(crate) type AnswerOf<I, W> = Answer<<W as Work<I>>::Reply, <I as StableInterface>::Error>;
+
+pub(crate) type ReplyTo<R, E> = oneshot::Sender<Quiet<Answer<R, E>>>;
+
+/// How a handler's future ended.
+pub(crate) enum Ending<I: StableInterface, R> {
+    Returned {
+        state: State<I>,
+        recorded: Recorded,
+        result: Outcome<R, I::Error>,
+    },
+    Panicked(String),
+    TimedOut(Duration),
+    /// As [`TimedOut`](Self::TimedOut), while the instance was being stopped.
+    StopCut(Duration),
+}
+
+/// A turn under way, whatever its message.
+pub(crate) trait Turn<I: StableInterface>: Send {
+    /// Polls the handler. When it has ended the turn is finished and answered, and this says what comes next.
+    fn poll(&mut self, task: &mut TaskContext<'_>) -> Poll<Next<I>>;
+
+    /// By when it must be done.
+    fn deadline(&mut self) -> Duration;
+
+    /// The moment until which its caller waits, if that is a handler which still does; else `Duration::MAX`.
+    fn caller_waits_until(&self) -> Duration;
+
+    /// Tells its caller, which waits no longer, that the handler runs on.
+    fn leave_caller(&mut self);
+
+    /// Its first poll was not enough: it will take a while.
+    fn stays(&mut self);
+
+    /// Ends it for running out of time.
+    fn time_out(self: Box<Self>) -> Next<I>;
+}
+
+/// A message that waits for its turn.
+pub(crate) trait Job<I: StableInterface>: Waiter + Send {
+    /// Its turn has come.
+    fn start(self: Box<Self>, slot: Arc<Slot<I>>, state: State<I>, epoch: Epoch) -> Box<dyn Turn<I>>;
+
+    /// It will not have one.
+    fn refuse(self: Box<Self>, error: Refusal);
+
+    /// The time for which it was to wait.
+    fn given(&self) -> Duration;
+
+    /// As [`Work::is_drain`].
+    fn is_drain(&self) -> bool;
+
+    /// Asks for a place in the queue of a busy instance. If it was woken and another of its kind has that place, it waits in its
+    /// shard's window, and is to be dropped: `false` says that.
+    fn may_queue(&mut self) -> bool;
+}
+
+/// Why a waiting message never had its turn.
+#[derive(Debug, Clone)]
+pub(crate) enum Refusal {
+    TimedOut {
+        after: Duration,
+        waited_for: String,
+    },
+    /// `on_start` failed for the message before it.
+    NotStarted(String),
+    /// The same, because of the store.
+    Store(Arc<StoreError>),
+    Fenced,
+    LeaseLost,
+    Stopped,
+}
+
+impl<E> From<Refusal> for RequestError<E> {
+    fn from(refusal: Refusal) -> RequestError<E> {
+        match refusal {
+            Refusal::TimedOut { after, waited_for } => RequestError::TimedOut { after, waited_for },
+            Refusal::NotStarted(reason) => RequestError::Rejected(format!("the instance could not start: {reason}")),
+            Refusal::Store(error) => RequestError::Store(error),
+            Refusal::Fenced => RequestError::Fenced,
+            Refusal::LeaseLost => RequestError::LeaseLost,
+            Refusal::Stopped => RequestError::Draining,
+        }
+    }
+}
+
+/// The time for which a message waits for its turn.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Patience {
+    /// Ends at a moment of the lease clock, so long after the message was sent. The queue's own limit bounds its place.
+    Until(Duration, Duration),
+    /// Does not end. Its place in the queue is bounded by something else than the queue's own limit.
+    Endless,
+}

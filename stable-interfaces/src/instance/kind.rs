@@ -1,0 +1,106 @@
+//! One registered interface on one host: its limits, its instances, and what was captured where its traits are known.
+//!
+//! Plain data. What is done with it stands above: the request path in [`submit`](super::submit), the host's part in the interface.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::StableInterface;
+use super::job::Job;
+use super::slot::Slot;
+use super::table::Table;
+use crate::alarm::RetryPolicy;
+use crate::directive::Needs;
+use crate::error::{ContextError, RequestError};
+use crate::quiet::Quiet;
+use crate::shards::delivery::Delivery;
+use crate::shared::{Health, HostCore};
+use crate::sync::Arc;
+
+/// Limits and times of one interface, with their defaults.
+#[derive(Debug, Clone)]
+pub(crate) struct InterfaceOptions {
+    pub(crate) handler_timeout: Duration,
+    pub(crate) stop_timeout: Duration,
+    pub(crate) max_waiting: usize,
+    pub(crate) max_instances: usize,
+    pub(crate) idle_timeout: Duration,
+    pub(crate) retry: RetryPolicy,
+}
+
+impl Default for InterfaceOptions {
+    fn default() -> InterfaceOptions {
+        InterfaceOptions {
+            handler_timeout: Duration::from_secs(30),
+            stop_timeout: Duration::from_secs(30),
+            max_waiting: 4_096,
+            max_instances: 4_000_000,
+            idle_timeout: Duration::from_secs(600),
+            retry: RetryPolicy::default(),
+        }
+    }
+}
+
+pub(crate) type Factory<I> = Box<dyn Fn(&str) -> I + Send + Sync>;
+
+/// Hands something due to its instance. Captured where the interface's traits are known.
+pub(crate) type WakeFn<I> = fn(&Arc<InterfaceCore<I>>, Delivery);
+
+/// One registered interface on one host.
+pub(crate) struct InterfaceCore<I: StableInterface> {
+    pub(crate) name: Arc<str>,
+    pub(crate) host: Arc<HostCore>,
+    pub(crate) table: Table<Slot<I>>,
+    pub(crate) options: InterfaceOptions,
+    factory: Quiet<Factory<I>>,
+    /// Makes the message that lets an instance leave memory.
+    pub(crate) stop: fn() -> Box<dyn Job<I>>,
+    /// Handles an alarm, if the interface was registered with alarms.
+    pub(crate) fire: Option<WakeFn<I>>,
+    /// Handles a message, if the interface was registered with an inbox.
+    pub(crate) take: Option<WakeFn<I>>,
+}
+
+impl<I: StableInterface> fmt::Debug for InterfaceCore<I> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("InterfaceCore").field("name", &self.name).field("table", &self.table).finish_non_exhaustive()
+    }
+}
+
+impl<I: StableInterface> InterfaceCore<I> {
+    pub(crate) fn new(
+        host: Arc<HostCore>,
+        options: InterfaceOptions,
+        factory: Factory<I>,
+        fire: Option<WakeFn<I>>,
+        take: Option<WakeFn<I>>,
+        stop: fn() -> Box<dyn Job<I>>,
+    ) -> Self {
+        InterfaceCore {
+            name: I::NAME.into(),
+            table: Table::new(options.max_instances),
+            host,
+            options,
+            factory: Quiet::new(factory),
+            fire,
+            take,
+            stop,
+        }
+    }
+
+    /// A new instance.
+    pub(crate) fn build(&self, id: &str) -> I {
+        let factory = self.factory.as_ref().expect("the factory is there as long as its interface");
+        factory(id)
+    }
+
+    /// Refuses what this interface was registered without: it would be stored, and never handled.
+    pub(crate) fn require(&self, needs: Needs) -> Result<(), ContextError> {
+        needs.check(I::NAME, self.fire.is_some(), self.take.is_some())
+    }
+
+    /// Refuses what needs the host's settings, before it has them.
+    pub(crate) fn require_started(&self) -> Result<(), RequestError<I::Error>> {
+        if self.host.health() == Health::NotStarted { Err(RequestError::NotStarted) } else { Ok(()) }
+    }
+}

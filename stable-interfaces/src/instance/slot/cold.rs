@@ -1,0 +1,119 @@
+//! The part of a slot that most instances do not need most of the time.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Weak;
+use std::time::Duration;
+
+use super::left::Left;
+use crate::commit::committer::Commit;
+use crate::commit::gate::{Gate, Ticket};
+use crate::commit::in_doubt::InDoubt;
+use crate::connection::{AnyLink, Closed, ConnectionId};
+use crate::instance::StableInterface;
+use crate::instance::job::{Job, NO_COMMIT};
+use crate::instance::life::Life;
+use crate::instance::queue::Queue;
+use crate::shards::delivery::Delivery;
+use crate::sync::{Arc, Notify, OwnedSemaphorePermit};
+use crate::tasks::TaskHandle;
+
+pub(super) struct Extra<I: StableInterface> {
+    /// Messages waiting for their turn.
+    pub(super) queue: Queue<Box<dyn Job<I>>>,
+    /// Says whether one of them lets the instance leave memory because its host drains.
+    pub(super) is_draining: bool,
+    /// The output gate of this incarnation, once it has committed anything.
+    pub(super) gate: Option<Arc<Gate>>,
+    /// Commits that may not be durable yet, oldest first: what reads must see beside the store.
+    pub(super) unsettled: VecDeque<Unsettled>,
+    /// Alarms that handlers left unacknowledged; they fire again when this incarnation ends.
+    pub(super) held: Vec<Delivery>,
+    /// Known to what belongs to this incarnation, once there is anything.
+    pub(super) life: Option<Arc<Life>>,
+    pub(super) tasks: Vec<TaskHandle>,
+    pub(super) connections: BTreeMap<ConnectionId, (Arc<dyn AnyLink>, OwnedSemaphorePermit)>,
+    /// The last enlistment that the turn under way has begun, with the number of its ticket.
+    pub(super) in_doubt: Option<(Arc<InDoubt>, u64)>,
+    /// The first commit that the turn under way has made before its end, or [`NO_COMMIT`].
+    pub(super) interim: u64,
+    /// Set when the incarnation of the turn under way may not go on: it ends with that turn.
+    pub(super) is_over: bool,
+    /// Set while a task of the host waits on a turn: when it will look at the queue's deadlines next, and how to make it sooner.
+    pub(super) watch: Option<(Duration, Arc<Notify>)>,
+}
+
+/// A commit that may not be durable yet.
+pub(super) struct Unsettled {
+    pub(super) ticket: Ticket,
+    /// Kept by the committer until it is settled.
+    pub(super) commit: Weak<Commit>,
+    /// Kept here as well until the turn that made it has ended. No longer: an idle instance is to hold no memory for it.
+    pub(super) of_turn: Option<Arc<Commit>>,
+}
+
+impl Unsettled {
+    pub(super) fn commit(&self) -> Option<Arc<Commit>> {
+        self.of_turn.clone().or_else(|| self.commit.upgrade())
+    }
+}
+
+impl<I: StableInterface> Default for Extra<I> {
+    fn default() -> Extra<I> {
+        Extra {
+            queue: Queue::default(),
+            is_draining: false,
+            gate: None,
+            unsettled: VecDeque::new(),
+            held: Vec::new(),
+            life: None,
+            tasks: Vec::new(),
+            connections: BTreeMap::new(),
+            in_doubt: None,
+            is_over: false,
+            interim: NO_COMMIT,
+            watch: None,
+        }
+    }
+}
+
+impl<I: StableInterface> Extra<I> {
+    pub(super) fn pop_queue(&mut self) -> Option<Box<dyn Job<I>>> {
+        let job = self.queue.pop()?;
+        self.is_draining &= !job.is_drain();
+        Some(job)
+    }
+
+    /// Ends what belongs to the incarnation beside its handler: held alarms, tasks, connections. Tasks are still to be waited for.
+    pub(super) fn end_life(&mut self, left: &mut Left<I>, reason: &Closed) {
+        self.held.clear();
+        if let Some(life) = self.life.take() {
+            life.end();
+        }
+        for task in &self.tasks {
+            task.cancel();
+        }
+        for (link, _) in std::mem::take(&mut self.connections).into_values() {
+            // At once: a message of its client may not reach the next incarnation.
+            let waiting = link.close(reason.clone());
+            left.links.push((link, waiting));
+        }
+    }
+
+    /// Whether the instance may not leave memory by itself.
+    pub(super) fn is_needed(&self) -> bool {
+        !self.connections.is_empty() || self.life.as_ref().is_some_and(|life| life.is_busy())
+    }
+
+    /// Whether nothing in here is in use.
+    pub(super) fn is_empty(&self) -> bool {
+        // Whoever knows an incarnation must find out that it has ended.
+        let life_is_known = self.life.as_ref().is_some_and(|life| Arc::strong_count(life) > 1);
+        let gate_is_needed = self.gate.as_ref().is_some_and(|gate| !gate.is_settled() || gate.has_failed());
+        !gate_is_needed
+            && !life_is_known
+            && self.queue.is_empty()
+            && self.held.is_empty()
+            && self.tasks.is_empty()
+            && self.connections.is_empty()
+    }
+}

@@ -1,0 +1,52 @@
+//! The message that lets an instance leave memory in good order.
+
+use std::time::Duration;
+
+use tracing::Instrument as _;
+
+use super::StableInterface;
+use super::context::Context;
+use super::job::{Job, Patience, Work};
+use super::turn::Waiting;
+use crate::connection::Closed;
+use crate::error::Outcome;
+use crate::quiet::{Quiet, drop_quietly};
+
+/// Lets an instance leave memory.
+pub(crate) struct Stop(pub(crate) Closed);
+
+impl<I: StableInterface> Work<I> for Stop {
+    type Reply = ();
+    const IS_STOP: bool = true;
+
+    fn is_drain(&self) -> bool {
+        self.0 == Closed::Draining
+    }
+
+    async fn run(self, state: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<(), I::Error> {
+        if let Some(instance) = state {
+            let span = tracing::debug_span!("stop", interface = I::NAME, instance = cx.id(), shard = cx.shard().0);
+            instance.on_stop().instrument(span).await;
+        }
+        drop_quietly(state.take());
+        cx.end(self.0);
+        Ok(())
+    }
+}
+
+/// A message that lets an instance leave memory.
+pub(crate) fn stop_job<I: StableInterface>() -> Box<dyn Job<I>> {
+    stop_job_of(Closed::Stopped)
+}
+
+pub(crate) fn stop_job_of<I: StableInterface>(reason: Closed) -> Box<dyn Job<I>> {
+    Box::new(Waiting {
+        work: Quiet::new(Stop(reason)),
+        callers: None,
+        patience: Patience::Endless,
+        limit: Duration::MAX,
+        woken_by: None,
+        span: tracing::Span::none(),
+        reply: None,
+    })
+}

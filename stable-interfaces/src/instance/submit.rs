@@ -1,0 +1,269 @@
+//! The path of a request to its instance's slot.
+//!
+//! A request finds its shard and epoch, takes the slot of its ID or queues there, and is polled once where it was sent. In the usual
+//! case that is all: no task, no clock, one allocation.
+
+use super::StableInterface;
+use super::chain::{self, Deadline, Origin};
+use super::drive::{Step, drive, first_poll, run_inline};
+use super::job::{Answer, AnswerOf, Job, NO_COMMIT, Patience, Work};
+use super::kind::InterfaceCore;
+use super::slot::{Enqueue, Next, Slot, Taken};
+use super::table::Full;
+use super::turn::{Around, Running, Waiting, handler, poll_handler, span_of};
+use crate::error::{ContextError, Outcome, RequestError};
+use crate::fleet::hash_id;
+use crate::id::check_id;
+use crate::quiet::{Quiet, drop_quietly};
+use crate::shared::Health;
+use crate::store::{Epoch, ShardId};
+use crate::sync::atomic::Ordering;
+use crate::sync::{Arc, oneshot};
+
+/// A message on its way.
+enum Submitted<I: StableInterface, W: Work<I>> {
+    /// Its handler is done.
+    Done(AnswerOf<I, W>),
+    /// The answer will come.
+    Waiting(oneshot::Receiver<Quiet<AnswerOf<I, W>>>),
+}
+
+impl<I: StableInterface> InterfaceCore<I> {
+    /// Sends `work` to the instance and waits for its released answer.
+    pub(crate) async fn ask<W: Work<I>>(
+        self: &Arc<Self>,
+        id: &str,
+        work: W,
+    ) -> Result<W::Reply, RequestError<I::Error>> {
+        let outcome = match self.submit(id, Quiet::new(work)) {
+            Ok(Submitted::Done(Answer { result, behind: None, .. })) => result,
+            Ok(Submitted::Done(answer)) => answer.release().await,
+            Ok(Submitted::Waiting(answer)) => {
+                // Without an answer the host ended while the handler ran, or before.
+                let answer = answer.await.ok().and_then(Quiet::into_inner);
+                let answer = answer.ok_or_else(|| self.host.explain(RequestError::unknown(RequestError::Draining)))?;
+                // What was committed is proved by the store, and what is not known stays unknown; anything else is worth as much
+                // as the lease.
+                let is_proved =
+                    answer.behind.is_some() || answer.result.as_ref().is_err_and(|error| error.may_have_happened());
+                let interim = answer.interim;
+                let result = answer.release().await;
+                if is_proved || self.host.lease_holds() {
+                    result
+                } else {
+                    drop_quietly(result);
+                    let error = self.host.explain(RequestError::LeaseLost);
+                    Err(Box::new(if interim == NO_COMMIT { error } else { error.in_doubt() }))
+                }
+            }
+            Err(error) => {
+                if matches!(*error, RequestError::Overloaded(_)) {
+                    metrics::counter!(crate::metrics::OVERLOADED, "interface" => I::NAME).increment(1);
+                }
+                Err(error)
+            }
+        };
+        outcome.map_err(|error| self.host.explain(*error))
+    }
+
+    /// Sends `work` to an instance in memory, if it still is, without waiting for it. Whatever bounds its sender has given it a
+    /// place already, and it has as long in the queue as it takes.
+    pub(crate) fn tell<W: Work<I>>(self: &Arc<Self>, id: &str, work: W) -> Outcome<(), I::Error> {
+        let work = Quiet::new(work);
+        let (hash, shard, epoch) = self.locate(id, W::IS_OF_TASK)?;
+        let Some(slot) = self.table.get(id, hash) else { return Err(RequestError::Closed.into()) };
+        let job = Waiting {
+            work,
+            callers: None,
+            patience: Patience::Endless,
+            limit: self.options.handler_timeout,
+            woken_by: None,
+            span: span_of::<I>(id, shard, None),
+            reply: None,
+        };
+        let taken = slot.take(epoch);
+        self.queue(slot, taken, Box::new(job), id, hash, shard, epoch)
+    }
+
+    /// Finds the shard of `id` and checks that this host may act for it now and has room for what that brings.
+    fn route(&self, id: &str, is_of_task: bool) -> Outcome<(u64, ShardId, Epoch), I::Error> {
+        let located = self.locate(id, is_of_task)?;
+        if self.host.committer().is_some_and(|committer| committer.is_full(located.1)) {
+            return Err(RequestError::Overloaded("writes to the store").into());
+        }
+        Ok(located)
+    }
+
+    /// Finds the shard of `id` and checks that this host may act for it now.
+    fn locate(&self, id: &str, is_of_task: bool) -> Outcome<(u64, ShardId, Epoch), I::Error> {
+        match self.host.health() {
+            Health::Running => {}
+            Health::NotStarted => return Err(RequestError::NotStarted.into()),
+            // What handlers that still run ask for is served.
+            Health::Draining if chain::in_handler() => {}
+            // And what tasks ask for that it waits for.
+            Health::Draining if is_of_task && self.host.serves_tasks.load(Ordering::Acquire) => {}
+            Health::Draining => return Err(RequestError::Draining.into()),
+            _ => return Err(self.host.ended().unwrap_or(RequestError::Draining).into()),
+        }
+        check_id(id).map_err(|reason| RequestError::from(ContextError::invalid("instance ID", id, reason)))?;
+        let hash = hash_id(id);
+        let shard = self.host.fleet.shard_of_hash(hash);
+        let Some(epoch) = self.host.shards.epoch(shard) else {
+            let holder = self.host.holder(shard);
+            // Nobody else is known to have what this host gave up, so there is nobody else to ask.
+            let is_own = *holder == *self.host.name;
+            return Err(if is_own { RequestError::LeaseLost } else { RequestError::NotOwner { holder } }.into());
+        };
+        if !self.host.lease_holds() {
+            return Err(RequestError::LeaseLost.into());
+        }
+        Ok((hash, shard, epoch))
+    }
+
+    pub(crate) fn slot(self: &Arc<Self>, id: &str, hash: u64, shard: ShardId) -> Outcome<Arc<Slot<I>>, I::Error> {
+        let make = || Slot::new(id, shard, self.clone());
+        match self.table.get_or_insert(id, hash, false, make) {
+            Ok(slot) => Ok(slot),
+            Err(Full) if self.make_room() => {
+                let slot = self.table.get_or_insert(id, hash, true, make);
+                Ok(slot.expect("a table that may be exceeded takes every slot"))
+            }
+            Err(Full) => Err(RequestError::Overloaded("instances in memory").into()),
+        }
+    }
+
+    /// Passivates the least recently used instances; says whether there was any that could leave.
+    fn make_room(self: &Arc<Self>) -> bool {
+        // Those that hold alarms go last: their alarms fire again.
+        self.table.make_room(|| self.host.clock.elapsed(), |slot, even_held| self.passivate(slot, even_held))
+    }
+
+    pub(crate) fn passivate(&self, slot: &Arc<Slot<I>>, even_held: bool) -> bool {
+        let Some(epoch) = self.host.shards.epoch(slot.shard) else { return false };
+        let Some(next) = slot.take_idle(epoch, even_held) else { return false };
+        run_inline(slot, next);
+        metrics::counter!(crate::metrics::PASSIVATED, "interface" => I::NAME).increment(1);
+        true
+    }
+
+    /// Starts `work` on the instance, or queues it there. Everything a request does before its first wait.
+    fn submit<W: Work<I>>(self: &Arc<Self>, id: &str, work: Quiet<W>) -> Outcome<Submitted<I, W>, I::Error> {
+        let (hash, shard, epoch) = self.route(id, W::IS_OF_TASK)?;
+        let origin = chain::origin(|| self.host.clock.elapsed(), self.options.handler_timeout);
+        loop {
+            let slot = self.slot(id, hash, shard)?;
+            if origin.callers.is_some()
+                && let Some(cycle) = chain::find_cycle(origin.callers.as_ref(), &*slot)
+            {
+                return Err(RequestError::Cycle(cycle).into());
+            }
+            let mut taken = slot.take(epoch);
+            if matches!(taken, Taken::Busy) {
+                slot.spin();
+                taken = slot.take(epoch);
+            }
+            let state = match taken {
+                Taken::Free(state) => state,
+                Taken::Gone => continue,
+                taken @ (Taken::Busy | Taken::Unsettled(_)) => {
+                    let (job, answer) = self.waiting(work, origin, &slot, id);
+                    self.queue(slot, taken, job, id, hash, shard, epoch)?;
+                    return Ok(Submitted::Waiting(answer));
+                }
+            };
+            if !origin.may_nest {
+                let (job, answer) = self.waiting(work, origin, &slot, id);
+                drive(&slot, Step::Next(Next::Run(job, state, epoch)));
+                return Ok(Submitted::Waiting(answer));
+            }
+            let mut future = Box::pin(handler(slot.clone(), epoch, state, work));
+            let mut callers = origin.callers;
+            let (mut deadline, limit) = match W::IS_STOP {
+                true => (slot.stop_deadline(), self.options.stop_timeout),
+                false => (Deadline::NONE, self.options.handler_timeout),
+            };
+            let span = span_of::<I>(id, shard, None);
+            let (slot, polled) =
+                first_poll(|task| poll_handler(future.as_mut(), slot, &mut callers, &mut deadline, &span, task));
+            if let std::task::Poll::Ready(ending) = polled {
+                drop_quietly(future);
+                let (answer, next) = slot.finish(epoch, ending, None);
+                if !matches!(next, Next::Idle) {
+                    run_inline(&slot, next);
+                }
+                return Ok(Submitted::Done(answer));
+            }
+            let (reply, answer) = oneshot::channel();
+            let is_stop = W::IS_STOP;
+            let around = Around { slot: slot.clone(), epoch, callers, deadline, limit, woken_by: None, is_stop, span };
+            drive(&slot, Step::Turn(Box::new(Running { around, future: Quiet::new(future), reply: Some(reply) })));
+            return Ok(Submitted::Waiting(answer));
+        }
+    }
+
+    /// A request that does not begin here, and where its answer will come.
+    #[allow(clippy::type_complexity, reason = "a job and its answer")]
+    fn waiting<W: Work<I>>(
+        &self,
+        work: Quiet<W>,
+        origin: Origin,
+        slot: &Slot<I>,
+        id: &str,
+    ) -> (Box<dyn Job<I>>, oneshot::Receiver<Quiet<AnswerOf<I, W>>>) {
+        let (reply, answer) = oneshot::channel();
+        let waits_until = origin.waits_until.get().unwrap_or_else(|| slot.moment_in(origin.given));
+        let job = Waiting {
+            work,
+            callers: origin.callers,
+            patience: Patience::Until(waits_until, origin.given),
+            limit: self.options.handler_timeout,
+            woken_by: None,
+            span: span_of::<I>(id, slot.shard, None),
+            reply: Some(reply),
+        };
+        (Box::new(job), answer)
+    }
+
+    /// Queues a message at a slot that was not free, or runs it if the slot has become free meanwhile.
+    #[allow(clippy::too_many_arguments, reason = "a slot that has gone must be looked up again by all of these")]
+    pub(crate) fn queue(
+        self: &Arc<Self>,
+        mut slot: Arc<Slot<I>>,
+        mut taken: Taken<I>,
+        mut job: Box<dyn Job<I>>,
+        id: &str,
+        hash: u64,
+        shard: ShardId,
+        epoch: Epoch,
+    ) -> Outcome<(), I::Error> {
+        loop {
+            match taken {
+                Taken::Free(state) => {
+                    run_inline(&slot, Next::Run(job, state, epoch));
+                    return Ok(());
+                }
+                Taken::Gone => slot = self.slot(id, hash, shard)?,
+                Taken::Busy | Taken::Unsettled(_) if !job.may_queue() => {
+                    if let Taken::Unsettled(next) = taken {
+                        drive(&slot, Step::Next(next));
+                    }
+                    return Ok(());
+                }
+                Taken::Busy | Taken::Unsettled(_) => match slot.enqueue(job) {
+                    Ok(()) => {
+                        if let Taken::Unsettled(next) = taken {
+                            drive(&slot, Step::Next(next));
+                        }
+                        return Ok(());
+                    }
+                    Err(Enqueue::Full(_refused)) => {
+                        return Err(RequestError::Overloaded("messages waiting for the instance").into());
+                    }
+                    Err(Enqueue::Gone(back) | Enqueue::Free(back)) => job = back,
+                },
+            }
+            taken = slot.take(epoch);
+        }
+    }
+}

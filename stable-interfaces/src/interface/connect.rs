@@ -1,0 +1,335 @@
+//! The client's end of a connection to an instance, and the three messages it is made of: connect, receive, disconnect.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::commit::gate::Ticket;
+use crate::connection::{AnyLink as _, CONNECTION_BUFFER, Closed, ConnectionId, Link, LinkState};
+use crate::error::{Outcome, RequestError};
+use crate::instance::OnConnect;
+use crate::instance::context::Context;
+use crate::instance::job::Work;
+use crate::instance::kind::InterfaceCore;
+use crate::instance::peer::{Answered, Connecting, Peer};
+use crate::instance::recorded::Output;
+use crate::instance::turn::{awaken, slot_of};
+use crate::quiet::Quiet;
+use crate::shared::Health;
+use crate::sync::{Arc, OwnedSemaphorePermit};
+
+/// The client's end of a connection to an instance, made by [`Interface::connect`](crate::Interface::connect).
+///
+/// Dropped, it closes the connection and the instance is told.
+///
+/// ```
+/// # use stable_interfaces::{Connecting, ConnectionId, Context, ContextError, OnConnect, Peer, StableInterface};
+/// # struct Echo(Option<Peer<String>>);
+/// # impl StableInterface for Echo {
+/// #     const NAME: &'static str = "echo";
+/// #     type Error = ContextError;
+/// # }
+/// # impl OnConnect for Echo {
+/// #     type Meta = &'static str;
+/// #     type Incoming = String;
+/// #     type Outgoing = String;
+/// #     async fn on_connect(&mut self, _: &mut Context, client: &mut Connecting<String>, _: &'static str) -> Result<(), ContextError> {
+/// #         self.0 = Some(client.accept());
+/// #         Ok(())
+/// #     }
+/// #     async fn on_receive(&mut self, cx: &mut Context, _: ConnectionId, text: String) -> Result<(), ContextError> {
+/// #         if let Some(peer) = &self.0 {
+/// #             let _ = peer.send(cx, text).await;
+/// #         }
+/// #         Ok(())
+/// #     }
+/// # }
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// # use stable_interfaces::{Host, MemoryStore};
+/// # let mut host = Host::local(MemoryStore::new());
+/// # let echoes = host.interface(|_id| Echo(None)).register()?;
+/// # let _host = host.start().await?;
+/// let connection = echoes.connect("hall", "ann").await?; // With what `on_connect` is told of the client.
+/// connection.send("hello".to_owned()).await?;
+/// assert_eq!(connection.recv().await?, "hello");
+/// connection.close();
+/// # Ok(())
+/// # }
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(example()).unwrap();
+/// ```
+pub struct Connection<I: OnConnect> {
+    link: Arc<Link<I::Outgoing>>,
+    core: Arc<InterfaceCore<I>>,
+    id: Arc<str>,
+}
+
+impl<I: OnConnect> fmt::Debug for Connection<I> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").field("to", &self.id).field("id", &self.link.id).finish_non_exhaustive()
+    }
+}
+
+impl<I: OnConnect> Connection<I> {
+    /// The connection's number.
+    #[must_use]
+    pub fn id(&self) -> ConnectionId {
+        self.link.id
+    }
+
+    /// Sends to the instance, after waiting for room: at most [`CONNECTION_BUFFER`] messages wait for their handlers.
+    ///
+    /// `Ok` means that it will be handled, in order, unless the instance closes the connection or is reset before.
+    ///
+    /// # Errors
+    /// [`Closed`]: it will not be handled.
+    pub async fn send(&self, message: I::Incoming) -> Result<(), Closed> {
+        let message = Quiet::new(message);
+        loop {
+            let take_room = |state: &mut LinkState<I::Outgoing>| match state.ended() {
+                Some(ended) => Some(Err(ended)),
+                None => (state.incoming < CONNECTION_BUFFER).then(|| {
+                    state.incoming += 1;
+                    Ok(())
+                }),
+            };
+            match self.link.until(take_room).await {
+                Ok(()) => break,
+                Err(Ok(closed)) => return Err(closed),
+                Err(Err(ticket)) => self.link.end_behind(&ticket).await,
+            }
+        }
+        let incoming = Incoming { link: self.link.clone(), is_handled: false };
+        let message = message.into_inner().expect("the message is there until it is sent");
+        match receive(&self.core, &self.id, incoming, message) {
+            Ok(()) => Ok(()),
+            Err(_) => {
+                // The instance is not here any more: its shard moved, or the host is ending.
+                let parting = Closed::parting(self.core.host.health());
+                self.link.close_for_client(parting.clone());
+                Err(self.link.state.lock().closed.clone().unwrap_or(parting))
+            }
+        }
+    }
+
+    /// The next message from the instance, in order, once what it depends on is durable.
+    ///
+    /// Cancel-safe. Of several tasks that wait here each message reaches one.
+    ///
+    /// # Errors
+    /// [`Closed`], after everything that was sent before has been taken.
+    pub async fn recv(&self) -> Result<I::Outgoing, Closed> {
+        loop {
+            // The head stays in place until its gate is open, so that a dropped `recv` loses nothing.
+            let head = self.link.until(|state| match state.outgoing.front() {
+                Some((_, behind)) => Some(Ok(behind.clone())),
+                None => state.ended().map(Err),
+            });
+            let behind = match head.await {
+                Ok(behind) => behind,
+                Err(Ok(closed)) => return Err(closed),
+                Err(Err(ticket)) => {
+                    self.link.end_behind(&ticket).await;
+                    continue;
+                }
+            };
+            if let Some(ticket) = &behind
+                && ticket.wait().await.is_err()
+            {
+                // Dropped once the lock is free.
+                let _untaken = self.link.change(|state| std::mem::take(&mut state.outgoing));
+                self.link.close_for_client(Closed::Reset);
+                continue;
+            }
+            // Another task may have taken that one meanwhile: what is the first now may wait for another commit.
+            let is_open = |other: &Option<Ticket>| match (other, &behind) {
+                (Some(other), Some(waited_for)) => other.is(waited_for),
+                (other, _) => other.is_none(),
+            };
+            let take = |state: &mut LinkState<I::Outgoing>| {
+                let is_first_open = state.outgoing.front().is_some_and(|(_, behind)| is_open(behind));
+                if is_first_open { state.outgoing.pop_front() } else { None }
+            };
+            let taken = self.link.change(take);
+            if let Some(message) = taken.and_then(|(message, _)| message.into_inner()) {
+                return Ok(message);
+            }
+        }
+    }
+
+    /// Waits until the connection is closed, and says why. Messages may still be there to take.
+    pub async fn closed(&self) -> Closed {
+        loop {
+            match self.link.until(|state| state.ended()).await {
+                Ok(closed) => return closed,
+                Err(ticket) => self.link.end_behind(&ticket).await,
+            }
+        }
+    }
+
+    /// Closes the connection and tells the instance, after it has handled what was sent. So does dropping it.
+    pub fn close(self) {
+        drop(self);
+    }
+}
+
+impl<I: OnConnect> Drop for Connection<I> {
+    fn drop(&mut self) {
+        // What nobody will take any more is dropped once the lock is free.
+        let (is_attached, _untaken) = self.link.change(|state| {
+            state.closed.get_or_insert(Closed::ByClient);
+            (state.is_attached, std::mem::take(&mut state.outgoing))
+        });
+        if is_attached {
+            let (core, instance, id) = (self.core.clone(), self.id.clone(), self.link.id);
+            // Not here: this may be any thread, and handlers are polled on the host's tasks.
+            self.core.host.defer(Box::new(move || disconnect(&core, &instance, id)));
+        }
+    }
+}
+
+/// The permit of one message on its way to the instance. Dropped unhandled, it closes the connection: no message goes missing
+/// between two others.
+struct Incoming<Out> {
+    link: Arc<Link<Out>>,
+    is_handled: bool,
+}
+
+impl<Out> Incoming<Out> {
+    fn id(&self) -> ConnectionId {
+        self.link.id
+    }
+
+    /// Its turn has come. Whether it is to be handled: not if the connection ended with an incarnation before this one.
+    fn begin(&mut self) -> bool {
+        self.is_handled = true;
+        self.link.state.lock().is_attached
+    }
+}
+
+impl<Out> Drop for Incoming<Out> {
+    fn drop(&mut self) {
+        self.link.change(|state| {
+            state.incoming -= 1;
+            if !self.is_handled {
+                // A host that stops has closed its connections before; here is what waits when a lease runs out.
+                state.closed.get_or_insert(Closed::Lost);
+            }
+        });
+    }
+}
+
+/// Asks the instance about a new connection. The client's end exists from here on: dropped on the way, it closes.
+async fn connect<I: OnConnect>(
+    instance: &mut I,
+    cx: &mut Context,
+    core: Arc<InterfaceCore<I>>,
+    permit: OwnedSemaphorePermit,
+    meta: I::Meta,
+) -> Outcome<Connection<I>, I::Error> {
+    let link = Arc::new(Link::new());
+    let mut connecting = Connecting { peer: Peer { link: link.clone() }, answer: Answered::No };
+    let handled = instance.on_connect(cx, &mut connecting, meta).await;
+    let refusal = match (handled, connecting.answer) {
+        (Ok(()), Answered::Accepted) => {
+            cx.output(Output::Connect(Some((link.clone(), permit))));
+            return Ok(Connection { link, core, id: cx.id().into() });
+        }
+        (Ok(()), Answered::Rejected(reason)) => RequestError::Rejected(reason),
+        (Ok(()), Answered::No) => RequestError::Unhandled("this connection".into()),
+        (Err(error), _) => {
+            cx.note_refusal();
+            RequestError::handler(error)
+        }
+    };
+    // The instance may have kept a peer all the same.
+    link.close(Closed::ByInstance("the connection was refused".into())).wake();
+    Err(refusal.into())
+}
+
+/// Connects a client.
+pub(super) struct Connect<I: OnConnect> {
+    pub(super) meta: I::Meta,
+    pub(super) permit: OwnedSemaphorePermit,
+    pub(super) core: Arc<InterfaceCore<I>>,
+}
+
+impl<I: OnConnect> Work<I> for Connect<I> {
+    type Reply = Connection<I>;
+
+    async fn run(self, state: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<Connection<I>, I::Error> {
+        let Connect { meta, permit, core } = self;
+        let meta = Quiet::new(meta);
+        let instance = awaken(state, cx).await?;
+        let meta = meta.into_inner().expect("the meta is there until it is handled");
+        connect(instance, cx, core, permit, meta).await
+    }
+}
+
+/// Handles a client's message.
+struct Receive<I: OnConnect> {
+    incoming: Incoming<I::Outgoing>,
+    message: I::Incoming,
+}
+
+impl<I: OnConnect> Work<I> for Receive<I> {
+    type Reply = ();
+
+    async fn run(mut self, state: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<(), I::Error> {
+        let is_attached = self.incoming.begin();
+        match state {
+            Some(instance) if is_attached => {
+                Ok(instance.on_receive(cx, self.incoming.id(), self.message).await.map_err(RequestError::handler)?)
+            }
+            // The connection ended with the incarnation it belonged to.
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Sends a client's message to the instance. Its room in the buffer is its permit for the queue.
+fn receive<I: OnConnect>(
+    core: &Arc<InterfaceCore<I>>,
+    id: &str,
+    incoming: Incoming<I::Outgoing>,
+    message: I::Incoming,
+) -> Outcome<(), I::Error> {
+    core.tell(id, Receive { incoming, message })
+}
+
+/// Tells the instance that a client has left.
+struct Disconnect(ConnectionId);
+
+impl<I: OnConnect> Work<I> for Disconnect {
+    type Reply = ();
+
+    async fn run(self, state: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<(), I::Error> {
+        let is_news = slot_of::<I>(cx).is_some_and(|slot| slot.client_left(self.0));
+        match state {
+            Some(instance) if is_news => {
+                Ok(instance.on_disconnect(cx, self.0, Closed::ByClient).await.map_err(RequestError::handler)?)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// How soon an instance is told again that a client has left, while its host may not act.
+const DISCONNECT_AGAIN: Duration = Duration::from_millis(100);
+
+fn disconnect<I: OnConnect>(core: &Arc<InterfaceCore<I>>, id: &Arc<str>, connection: ConnectionId) {
+    match core.tell(id, Disconnect(connection)) {
+        // The lease may come back, and then the instance with all its connections is still there.
+        Err(error)
+            if matches!(*error, RequestError::Fenced | RequestError::LeaseLost)
+                && core.host.health() == Health::Running
+                && core.host.fleet.shard_of(id).is_ok_and(|shard| core.host.shards.epoch(shard).is_some()) =>
+        {
+            let (again, id) = (core.clone(), id.clone());
+            core.host.spawn_turn(async move {
+                again.host.clock.sleep(DISCONNECT_AGAIN).await;
+                disconnect(&again, &id, connection);
+            });
+        }
+        // In any other case the incarnation that had the connection is at its end.
+        Ok(()) | Err(_) => {}
+    }
+}

@@ -1,0 +1,112 @@
+//! An interface as its host sees it: what the host may do to all instances of it.
+
+use std::time::Duration;
+
+use super::wake::carry_out;
+use crate::connection::Closed;
+use crate::fleet::hash_id;
+use crate::id::interface_of;
+use crate::instance::drive::run_inline;
+use crate::instance::kind::{InterfaceCore, WakeFn};
+use crate::instance::slot::Taken;
+use crate::instance::stop::stop_job_of;
+use crate::instance::{StableInterface, chain};
+use crate::shards::delivery::Delivery;
+use crate::shards::wake::Wake;
+use crate::shared::{AnyInterface, Forget, SHORTEST};
+use crate::sync::Arc;
+
+/// Into how many steps the idle timeout is divided.
+const IDLE_STEPS: u32 = 4;
+
+impl<I: StableInterface> AnyInterface for InterfaceCore<I> {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn check_options(&self) -> Result<(), &'static str> {
+        if self.options.handler_timeout < SHORTEST {
+            return Err("handler_timeout must be at least 1 ms");
+        }
+        if self.options.max_instances == 0 { Err("max_instances must be at least 1") } else { Ok(()) }
+    }
+
+    fn handles(&self, wake: &Wake) -> bool {
+        self.handler_of(wake).is_some()
+    }
+
+    fn wake(self: Arc<Self>, delivery: Delivery) {
+        let wake = self.handler_of(delivery.wake());
+        if let Some(wake) = wake {
+            wake(&self, delivery);
+        }
+    }
+
+    fn stop_all(self: Arc<Self>) {
+        for slot in self.table.slots() {
+            let Some(epoch) = self.host.shards.epoch(slot.shard) else {
+                if let Some(next) = slot.forget(Forget::Lost) {
+                    run_inline(&slot, next);
+                }
+                continue;
+            };
+            let (id, hash, shard) = (slot.id.clone(), hash_id(&slot.id), slot.shard);
+            let taken = slot.take(epoch);
+            if matches!(taken, Taken::Gone) {
+                continue;
+            }
+            if let Err(error) = self.queue(slot, taken, stop_job_of(Closed::Draining), &id, hash, shard, epoch) {
+                tracing::warn!(interface = I::NAME, %id, %error, "an instance could not be stopped");
+            }
+        }
+    }
+
+    fn forget(self: Arc<Self>, which: Forget) {
+        for slot in self.table.slots() {
+            if let Some(next) = slot.forget(which) {
+                run_inline(&slot, next);
+            }
+        }
+    }
+
+    fn sweep(self: Arc<Self>) -> Duration {
+        for slot in self.table.grow_older(IDLE_STEPS) {
+            self.passivate(&slot, false);
+        }
+        self.options.idle_timeout / IDLE_STEPS
+    }
+
+    fn running(&self) -> usize {
+        self.table.len()
+    }
+
+    fn busy(&self) -> usize {
+        self.table.slots().iter().filter(|slot| slot.is_busy()).count()
+    }
+
+    fn with_busy_tasks(&self) -> usize {
+        self.table.slots().iter().filter(|slot| slot.has_busy_tasks()).count()
+    }
+
+    fn name_instance(&self, address: usize) -> Option<String> {
+        let slot = self.table.slots().into_iter().find(|slot| Arc::as_ptr(slot).addr() == address)?;
+        Some(chain::Described(&*slot).to_string())
+    }
+
+    fn abandon(&self) {
+        for slot in self.table.clear() {
+            slot.abandon();
+        }
+    }
+}
+
+impl<I: StableInterface> InterfaceCore<I> {
+    /// The function that handles this, if the interface was registered with one.
+    fn handler_of(&self, wake: &Wake) -> Option<WakeFn<I>> {
+        match wake {
+            Wake::Alarm(_) => self.fire,
+            Wake::Message(message) if interface_of(&message.name.interface).1 => Some(carry_out::<I>),
+            Wake::Message(_) => self.take,
+        }
+    }
+}
