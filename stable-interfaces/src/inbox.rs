@@ -23,7 +23,7 @@ use crate::store::client::StoreClient;
 use crate::store::{Addressed, After, InboxRow, InstanceName, Loaded, MessageHeaders, Page, Rows, ShardId};
 use crate::sync::Arc;
 
-/// How many rows of a shard's inboxes are read at once, and about how many bytes.
+/// The number of rows of a shard's inboxes that are read at once, and roughly the number of bytes.
 const PAGE: usize = 512;
 const PAGE_BYTES: usize = 4 * 1024 * 1024;
 

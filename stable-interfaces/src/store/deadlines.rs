@@ -95,6 +95,7 @@ mod tests {
     use crate::testing::{Fault, FaultStore, Method};
 
     #[tokio::test(start_paused = true)]
+    #[allow(clippy::disallowed_methods, reason = "the runtime's clock is the one that is paused")]
     async fn a_question_without_an_answer_has_not_happened_and_of_a_change_it_is_unknown() {
         let store = FaultStore::new(Arc::new(MemoryStore::new()));
         for method in [Method::Load, Method::Renew] {

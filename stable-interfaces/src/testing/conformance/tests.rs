@@ -266,7 +266,7 @@ impl Flawed {
             Flaw::TimesStartIn1970 => row.due = Timestamp::from_millis(millis.max(0)),
             Flaw::AttemptsAreSigned => row.attempts.failed = row.attempts.failed.min(i32::MAX.unsigned_abs()),
             Flaw::EmptyErrorIsNone => {
-                row.attempts.last_error = row.attempts.last_error.filter(|error| !error.is_empty())
+                row.attempts.last_error = row.attempts.last_error.filter(|error| !error.is_empty());
             }
             Flaw::MetaIsReformatted => {
                 let json = serde_json::from_slice::<serde_json::Value>(&row.meta);
