@@ -1,4 +1,5 @@
-//! The window against a model: the whole store as a map, and beside it a mark for each alarm that is firing, postponed or set aside.
+//! The window against a model: the whole store as a map, and beside it a mark for each alarm that is firing, postponed or set aside,
+//! and for each instance that is busy with something behind which its alarms wait.
 //!
 //! Commits reach the window later than the store, as many at once as the schedule likes, and pages are read row by row while
 //! the store changes. Whenever the window has been told of everything, it must hold each alarm of the store up to its horizon and
@@ -6,7 +7,7 @@
 //! lives has to come, in order and once.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use proptest::collection::vec;
@@ -22,10 +23,13 @@ const ALARMS: usize = 24;
 
 type Identity = (InstanceName, Arc<str>);
 
-fn identity(alarm: usize) -> Identity {
+fn name(alarm: usize) -> InstanceName {
     let interface = if alarm.is_multiple_of(5) { "cart" } else { "order" };
-    let instance = format!("i{}", alarm % 3);
-    (InstanceName { interface: interface.into(), instance: instance.into() }, format!("a{alarm:02}").into())
+    InstanceName { interface: interface.into(), instance: format!("i{}", alarm % 3).into() }
+}
+
+fn identity(alarm: usize) -> Identity {
+    (name(alarm), format!("a{alarm:02}").into())
 }
 
 fn row(alarm: usize, due: Timestamp, revision: Revision) -> AlarmRow {
@@ -81,6 +85,18 @@ enum Step {
     End {
         token: usize,
         how: Ending,
+    },
+    /// The instance of an alarm is on its way to be busy with something else.
+    Lead {
+        alarm: usize,
+    },
+    /// It is done with what its alarms wait behind.
+    EndHead {
+        alarm: usize,
+    },
+    /// One of those firing has met another of its instance.
+    TurnBack {
+        token: usize,
     },
     BeginPage,
     /// So many rows of it are read.
@@ -139,6 +155,9 @@ impl ReferenceStateMachine for Schedules {
             20 => prop_oneof![1 => 1..3_usize, 2 => Just(usize::MAX)].prop_map(Step::Tell),
             16 => Just(Step::Pop),
             12 => (0..4_usize, ending).prop_map(|(token, how)| Step::End { token, how }),
+            5 => (0..ALARMS).prop_map(|alarm| Step::Lead { alarm }),
+            6 => (0..ALARMS).prop_map(|alarm| Step::EndHead { alarm }),
+            3 => (0..4_usize).prop_map(|token| Step::TurnBack { token }),
             9 => Just(Step::BeginPage),
             4 => (1..6_usize).prop_map(Step::ReadPage),
             3 => Just(Step::MergePage),
@@ -180,6 +199,8 @@ struct Met {
     steps_back: usize,
     cuts: usize,
     alone: usize,
+    crowded: usize,
+    let_pass: usize,
     checks: usize,
 }
 
@@ -194,6 +215,8 @@ struct Model<'a> {
     firing: BTreeMap<Identity, AlarmRow>,
     postponed: BTreeMap<Identity, (Duration, Revision)>,
     aside: BTreeMap<Identity, Revision>,
+    /// Instances that are busy with something behind which their alarms wait.
+    heads: BTreeSet<InstanceName>,
     reading: Option<Reading>,
     now: Timestamp,
     /// The time of the lease clock: it does not step back.
@@ -225,6 +248,7 @@ impl<'a> Model<'a> {
             firing: BTreeMap::new(),
             postponed: BTreeMap::new(),
             aside: BTreeMap::new(),
+            heads: BTreeSet::new(),
             reading: None,
             now: Timestamp::UNIX_EPOCH,
             elapsed: Duration::ZERO,
@@ -338,23 +362,48 @@ impl<'a> Model<'a> {
         self.met.borrow_mut().cuts += usize::from(self.window.was_cut);
     }
 
+    /// Says whether an alarm waits behind another of its instance. It does so from when its turn came while the instance was busy,
+    /// and then whatever becomes of the horizon.
+    fn is_crowded(&self, (name, id): &Identity) -> bool {
+        self.window.find(self.window.hash(name, id), name, id).is_some_and(|entry| entry.state == State::Crowded)
+    }
+
+    fn lead(&mut self, name: InstanceName) {
+        assert_eq!(self.window.lead(&name), !self.heads.contains(&name), "one is the first of its instance");
+        self.heads.insert(name);
+    }
+
+    fn end_head(&mut self, name: &InstanceName) {
+        self.window.head_ended(name);
+        self.heads.remove(name);
+    }
+
     /// The time at which an alarm is to fire, if it is one that the window can know of and that is not firing.
     fn wakes(&self, identity: &Identity, row: &AlarmRow) -> Option<Timestamp> {
         let is_elsewhere = self.firing.contains_key(identity)
             || self.aside.contains_key(identity)
             || self.postponed.contains_key(identity);
-        (!is_elsewhere && self.window.horizon.reaches(row)).then_some(row.due)
+        let is_known = self.window.horizon.reaches(row) || self.is_crowded(identity);
+        (!is_elsewhere && is_known).then_some(row.due)
     }
 
-    /// The alarm to fire next, and when.
+    /// The alarms that are to fire, and when, those of busy instances only if `and_busy`.
+    fn waking(&self, and_busy: impl Fn(&Identity) -> bool) -> impl Iterator<Item = (Timestamp, AlarmKey)> {
+        let may_fire = move |identity: &Identity| !self.heads.contains(&identity.0) || and_busy(identity);
+        let waking = self.store.iter().filter(move |(identity, _)| may_fire(identity));
+        waking.filter_map(|(identity, row)| Some((self.wakes(identity, row)?, row.key())))
+    }
+
+    /// The alarm to look at next, and when: one whose instance is busy is looked at once, and waits behind that from then on.
     fn first(&self) -> Option<(Timestamp, AlarmKey)> {
-        self.store.iter().filter_map(|(identity, row)| Some((self.wakes(identity, row)?, row.key()))).min()
+        self.waking(|identity| !self.is_crowded(identity)).min()
     }
 
     fn pop(&mut self) -> Checked {
         self.window.end_waits(self.elapsed);
         self.postponed.retain(|_, (at, _)| *at > self.elapsed);
-        let expected = self.first().filter(|(at, _)| *at <= self.now);
+        let expected = self.waking(|_| false).min().filter(|(at, _)| *at <= self.now);
+        let is_passing = expected.is_some() && self.first() != expected;
         let popped = self.window.pop_due(self.now);
         if self.under_way.is_empty() {
             let popped = popped.as_ref().map(|row| (row.due, row.key()));
@@ -364,7 +413,12 @@ impl<'a> Model<'a> {
             let identity = identity_of(&row);
             prop_assert!(row.due <= self.now, "{row:?} fires before its time");
             prop_assert!(self.firing.get(&identity) != Some(&row), "{row:?} fires while it fires");
+            prop_assert!(!self.heads.contains(&row.name), "{row:?} fires beside what it waits behind");
             self.met.borrow_mut().pops += 1;
+            self.met.borrow_mut().let_pass += usize::from(is_passing);
+            if self.window.is_led(&row.name) {
+                self.heads.insert(row.name.clone());
+            }
             self.firing.insert(identity, row.clone());
             self.tokens.push(row);
         }
@@ -426,6 +480,10 @@ impl<'a> Model<'a> {
         }
         self.met.borrow_mut().checks += 1;
         self.met.borrow_mut().alone += usize::from(bytes > window.cap_bytes);
+        let crowded: Vec<_> = window.entries.iter().filter(|entry| entry.state == State::Crowded).collect();
+        prop_assert_eq!(window.crowd_bytes, crowded.iter().map(|entry| size(&entry.row)).sum::<usize>());
+        prop_assert_eq!(window.crowds.waiting(), crowded.len());
+        self.met.borrow_mut().crowded += crowded.len();
         // It may be back with a page.
         aside.retain(|(name, id), _| window.get(name, id).is_none());
         let (mut held, mut firing) = (0, 0);
@@ -453,11 +511,15 @@ impl<'a> Model<'a> {
         for row in mem::take(&mut self.tokens) {
             self.finish(row, &Ending::Dropped(None));
         }
+        for name in mem::take(&mut self.heads) {
+            self.window.head_ended(&name);
+        }
         (self.now, self.elapsed) = (Timestamp::MAX, Duration::MAX);
         loop {
             self.check()?;
             self.pop()?;
             if let Some(row) = self.tokens.pop() {
+                self.end_head(&row.name);
                 self.finish(row, &Ending::Completed);
                 self.tell_all();
             } else if self.window.is_complete() {
@@ -509,6 +571,18 @@ impl Subject<Schedules> for Model<'_> {
                     self.finish(row, how);
                 }
             }
+            Step::Lead { alarm } => self.lead(name(*alarm)),
+            Step::EndHead { alarm } => self.end_head(&name(*alarm)),
+            Step::TurnBack { token } => {
+                if *token < self.tokens.len() {
+                    let row = self.tokens.remove(*token);
+                    self.window.turn_back(&row.name, &row.id, row.revision);
+                    let identity = identity_of(&row);
+                    if self.firing.get(&identity).is_some_and(|firing| firing.revision == row.revision) {
+                        self.firing.remove(&identity);
+                    }
+                }
+            }
             Step::BeginPage => self.begin_page(),
             Step::ReadPage(rows) => {
                 if let Some(mut reading) = self.reading.take() {
@@ -548,20 +622,21 @@ fn a_window_does_what_a_model_of_the_whole_store_does() {
     if std::env::var_os("CASES").is_some() {
         return;
     }
-    let Met { pops, merged, spoiled, ceilings, dropped_tails, postponed, ahead, steps_back, cuts, alone, checks } =
-        met.take();
+    let met = met.take();
     for (what, times) in [
-        ("pops", pops),
-        ("pages merged", merged),
-        ("pages spoiled", spoiled),
-        ("ceilings", ceilings),
-        ("tails dropped", dropped_tails),
-        ("alarms postponed", postponed),
-        ("pages ahead of commits", ahead),
-        ("steps back of the clock", steps_back),
-        ("pages cut for their bytes", cuts),
-        ("alarms too large for their window", alone),
-        ("full comparisons", checks),
+        ("pops", met.pops),
+        ("pages merged", met.merged),
+        ("pages spoiled", met.spoiled),
+        ("ceilings", met.ceilings),
+        ("tails dropped", met.dropped_tails),
+        ("alarms postponed", met.postponed),
+        ("pages ahead of commits", met.ahead),
+        ("steps back of the clock", met.steps_back),
+        ("pages cut for their bytes", met.cuts),
+        ("alarms too large for their window", met.alone),
+        ("alarms behind others of their instance", met.crowded),
+        ("alarms that passed those of busy instances", met.let_pass),
+        ("full comparisons", met.checks),
     ] {
         assert!(times >= 20, "{what}: only {times}");
     }
