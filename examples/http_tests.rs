@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use crate::http::{BODY, HEADER, PER_CLIENT, serve};
 
-/// How long anything here may take: it is there so that a test that would wait for ever fails.
+/// The limit of anything here: it is there so that a test that would wait for ever fails.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A service that answers and looks at nothing; it ends with the sender.

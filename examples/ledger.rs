@@ -9,7 +9,7 @@ use alarm_backends::postgres::PostgresContext;
 use examples::BoxError;
 use stable_interfaces::{Context, ContextError, Fleet, Handle, Host, RequestError, StableInterface};
 
-/// What an application would have made long ago; a row belongs to one account, whose ID no other run has.
+/// The application's own table, made long ago elsewhere; a row belongs to one account, whose ID no other run has.
 const TABLE: &str = "CREATE TABLE IF NOT EXISTS example_ledger (account text, cents bigint)";
 
 struct Account;

@@ -19,7 +19,7 @@ use std::time::Duration;
 /// Any error that can cross tasks.
 pub type BoxError = Box<dyn Error + Send + Sync>;
 
-/// Why a program cannot do what it was asked to.
+/// The reason for which a program cannot do what it was asked to.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}")]
 pub struct CannotStart {
@@ -29,7 +29,7 @@ pub struct CannotStart {
 }
 
 impl CannotStart {
-    /// What it cannot do, and why.
+    /// Names what it cannot do, and why.
     pub fn new(what: impl Into<String>, why: impl Into<BoxError>) -> CannotStart {
         CannotStart { what: what.into(), why: why.into() }
     }
@@ -42,7 +42,7 @@ impl CannotStart {
     }
 }
 
-/// Why a program that serves did not end as it was asked to.
+/// The reason for which a program that serves did not end as it was asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum Failed {
     /// It never began.
@@ -54,7 +54,7 @@ pub enum Failed {
 }
 
 impl From<anyhow::Error> for Failed {
-    /// What a service ended with: a host that ended by itself, or else what it could not have.
+    /// Tells a host that ended by itself from a service that could not begin.
     fn from(error: anyhow::Error) -> Failed {
         match error.downcast() {
             Ok(ended) => Failed::Host(ended),
@@ -78,7 +78,7 @@ impl Failed {
     }
 }
 
-/// How long a program that ends by itself may take.
+/// The limit of a program that ends by itself.
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// Ends a program with its last line, or with one on standard error that says what went wrong, in the name of `program`: exit

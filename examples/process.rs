@@ -16,7 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-/// How long a host may take to start or to stop.
+/// The limit for a host to start or to stop.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// This very program as a host, running or killed, always at the same address and with the same arguments.
@@ -44,7 +44,7 @@ impl HostProcess {
         self.args.extend(args);
     }
 
-    /// Where it listens while it runs.
+    /// The address at which it listens while it runs.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.listen

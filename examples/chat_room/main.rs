@@ -67,7 +67,7 @@ Whatever cannot be done as asked is one line on standard error, and exit status 
 lost data) has status 1: start it anew.
 ";
 
-/// What the command line asks for.
+/// A command line that was understood.
 #[derive(Debug, PartialEq, Eq)]
 enum Command {
     Help,
@@ -157,7 +157,7 @@ async fn main() -> ExitCode {
     }
 }
 
-/// What `RUST_LOG` says; warnings without it.
+/// The filter of `RUST_LOG`; warnings without it.
 fn log_filter() -> tracing_subscriber::EnvFilter {
     tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into())
 }

@@ -1,4 +1,4 @@
-//! What rooms and their clients say to each other, as JSON.
+//! The words between rooms and their clients, as JSON.
 
 use std::fmt;
 
@@ -7,12 +7,12 @@ use stable_interfaces::Timestamp;
 
 /// The longest text, in bytes.
 pub(crate) const MAX_TEXT: usize = 4_096;
-/// Why a client that reads too slowly is let go.
+/// The reason given to a client that reads too slowly.
 pub(crate) const TOO_SLOW: &str = "you read too slowly; come back for the rest";
-/// Why a member's clients are let go when it has left, by whichever of them.
+/// The reason given to a member's clients when it has left, by whichever of them.
 pub(crate) const LEFT: &str = "you have left";
 
-/// What happened in a room, numbered from 1.
+/// An event in a room, numbered from 1.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Entry {
     pub(crate) number: u64,
@@ -44,7 +44,7 @@ pub(crate) struct Hello {
     pub(crate) after: Option<u64>,
 }
 
-/// What a client sends.
+/// A message from a client.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Request {
@@ -56,7 +56,7 @@ pub(crate) enum Request {
     Leave,
 }
 
-/// What a client is sent, as JSON.
+/// A message to a client, as JSON.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Event {
@@ -67,11 +67,11 @@ pub(crate) enum Event {
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Welcome {
-    /// Who is there, the client included.
+    /// The members who are there, the client included.
     pub(crate) members: Vec<String>,
-    /// What the client has not seen.
+    /// The entries that the client has not seen.
     pub(crate) history: Vec<Entry>,
-    /// How many entries before these it has not seen either, and cannot any more.
+    /// The number of entries before these that it has not seen either, and cannot any more.
     pub(crate) missed: u64,
     /// A client says something, if only that it is here, well within this time.
     pub(crate) gone_after_ms: u64,

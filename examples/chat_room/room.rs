@@ -17,13 +17,13 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::protocol::{Entry, Event, Hello, LEFT, Request, TOO_SLOW, Welcome, What};
 
-/// How many entries a room keeps; older ones are deleted as new ones come.
+/// The entries that a room keeps; older ones are deleted as new ones come.
 pub(crate) const HISTORY: usize = 100;
-/// How many members a room takes.
+/// The most members that a room takes.
 const MEMBERS: usize = 1_000;
 /// The longest name of a member or of a room, in bytes.
 const MAX_NAME: usize = 64;
-/// How long the room waits for those who read too slowly, before it goes on without them.
+/// The time that the room waits for those who read too slowly, before it goes on without them.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A chat room.
@@ -38,7 +38,7 @@ pub(crate) struct Room {
     clients: BTreeMap<ConnectionId, Client>,
 }
 
-/// When a member counts as gone.
+/// The rule by which a member counts as gone.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Presence {
     /// Not heard from for so long.
@@ -73,7 +73,7 @@ impl StableInterface for Room {
         Ok(())
     }
 
-    /// What an operation refuses is found out before memory changes, so one entry that is too large costs nobody the connection.
+    /// Keeps memory where an operation refused its arguments: that is found out before memory changes, so one entry that is too large costs nobody the connection.
     fn keeps_memory(error: &ContextError) -> bool {
         matches!(error, ContextError::InvalidId { .. } | ContextError::TooLarge(_))
     }

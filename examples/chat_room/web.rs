@@ -35,17 +35,17 @@ use crate::room::{Presence, Room};
 const PAGE: &str = include_str!("page.html");
 /// The most clients at once. Each may have up to a room's buffer of messages, and the kernel's below, waiting for it.
 const CLIENTS: usize = 10_000;
-/// How much the kernel keeps for a client that does not read, in bytes; it may round that up.
+/// The bytes that the kernel keeps for a client that does not read; it may round that up.
 const SEND_BUFFER: u32 = 64 * 1024;
 /// The largest message read from a client, in bytes: a text, each of its characters escaped as JSON allows.
 const MAX_MESSAGE: usize = 6 * MAX_TEXT + 1024;
-/// How long a client may take to read one message.
+/// The limit for a client to read one message.
 const STALLED: Duration = Duration::from_secs(30);
-/// How long a client may take to answer that its WebSocket is closed, and to read what it was sent before.
+/// The limit for a client to answer that its WebSocket is closed, and to read what it was sent before.
 const FAREWELL: Duration = Duration::from_secs(10);
-/// How long all clients together may take for that when the program stops.
+/// The limit for all clients together when the program stops.
 const FAREWELL_TO_ALL: Duration = Duration::from_secs(3);
-/// How long a client that has broken the protocol may take to read why.
+/// The time that a client which has broken the protocol has to read why.
 const LAST_LOOK: Duration = Duration::from_secs(1);
 /// The longest reason that fits into a frame of the protocol (RFC 6455, section 5.5), in bytes.
 const MAX_REASON: usize = 123;
@@ -102,7 +102,7 @@ fn routes(chat: Chat) -> Router {
     Router::new().route("/", get(Html(PAGE))).route("/chat", get(enter)).with_state(chat)
 }
 
-/// Which room a client wants. Not in the path: there a room called `..` would not arrive.
+/// The room that a client wants. Not in the path: there a room called `..` would not arrive.
 #[derive(Debug, Deserialize)]
 struct Door {
     room: String,
@@ -168,7 +168,7 @@ async fn talk(socket: WebSocket, rooms: &Interface<Room>, room: &str, hello: Hel
     .await;
 }
 
-/// How a session ends.
+/// The end of a session.
 #[derive(Debug)]
 enum End {
     /// The client is told so.
@@ -219,7 +219,7 @@ async fn read(connection: &Connection<Room>, stream: &mut SplitStream<WebSocket>
     End::NobodyThere
 }
 
-/// How a client is told that it has broken the protocol (RFC 6455, section 7.4.1), if that is what has gone wrong.
+/// Tells a client that it has broken the protocol (RFC 6455, section 7.4.1), if that is what has gone wrong.
 fn breach(error: axum::Error) -> Option<CloseFrame> {
     let error = error.into_inner().downcast::<tungstenite::Error>().ok()?;
     let code = match *error {
@@ -233,7 +233,7 @@ fn breach(error: axum::Error) -> Option<CloseFrame> {
     Some(frame(code, &error.to_string()))
 }
 
-/// Why a client cannot connect. With "policy" there is no use in trying again.
+/// Tells a client why it cannot connect. With "policy" there is no use in trying again.
 fn refusal(error: RequestError<ContextError>) -> CloseFrame {
     match error {
         RequestError::Rejected(reason) => frame(close_code::POLICY, &reason),

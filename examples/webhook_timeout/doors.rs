@@ -1,4 +1,4 @@
-//! Where a request can come in: any host of the fleet, as behind a load balancer.
+//! The ways in for a request: any host of the fleet, as behind a load balancer.
 
 use std::sync::Arc;
 

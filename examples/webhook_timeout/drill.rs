@@ -22,22 +22,22 @@ use crate::service::View;
 use crate::store::Kind;
 use crate::verdict::{Kills, Outage, Report, Victim};
 
-/// How many orders must be waiting for a kill to be worth it.
+/// The orders that must be waiting for a kill to be worth it.
 pub(crate) const WAITING: usize = 20;
-/// How many requests must be under way as well.
+/// The requests that must be under way as well.
 const REQUESTS: usize = 2;
-/// How long an order waits for its callback.
+/// The time that an order waits for its callback.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(2);
 /// From one order to the next.
 const INTERVAL: Duration = Duration::from_millis(35);
-/// How long one request to a host may take.
+/// The limit of one request to a host.
 const REQUEST_LIMIT: Duration = Duration::from_secs(5);
-/// How long a kill and the start after it may take.
+/// The limit of a kill and the start after it.
 const KILL_LIMIT: Duration = Duration::from_secs(5);
-/// How long the last orders may take to settle.
+/// The limit for the last orders to settle.
 const SETTLING: Duration = Duration::from_secs(30);
 
-/// What the drill was asked to do.
+/// The options of the drill.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Options {
     pub(crate) orders: usize,
@@ -51,13 +51,13 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    /// How often what is killed. Of a server that is the drill's own it is every fourth kill.
+    /// The number of kills of each kind. Of a server that is the drill's own it is every fourth kill.
     pub(crate) fn all_kills(&self) -> Kills {
         let own_server = self.store != Kind::Fjall && self.url.is_none();
         Kills { of_hosts: self.kills, of_store: own_server.then_some(self.kills / 3) }
     }
 
-    /// How many orders are needed: they come in while what was killed is down and starts again, and then enough of them wait. A
+    /// The number of orders that is needed: they come in while what was killed is down and starts again, and then enough of them wait. A
     /// fleet is never down as a whole.
     pub(crate) fn orders_needed(&self) -> usize {
         let Kills { of_hosts, of_store } = self.all_kills();
@@ -69,7 +69,7 @@ impl Options {
 /// The hosts, and the server they share if they share one.
 struct Service {
     hosts: Vec<HostProcess>,
-    /// What the drill may kill.
+    /// The server that the drill may kill.
     server: Option<Private>,
 }
 
@@ -253,7 +253,7 @@ async fn place(order: String, ledger: Arc<Ledger>, http: reqwest::Client, doors:
     }
 }
 
-/// What its host says of an order, once it is decided or time is up; `None` if that does not know it.
+/// Asks its host about an order, once it is decided or time is up; `None` if that does not know it.
 async fn look(http: &reqwest::Client, doors: &Doors, order: &str, deadline: Instant) -> Result<Option<View>, BoxError> {
     loop {
         let response = http.get(format!("{}orders/{order}", doors.any())).send().await;

@@ -64,7 +64,7 @@ A host ends with status 0 when it was asked to, 2 if it could not start, and 1 i
 data, another process took its place): start it anew.
 ";
 
-/// What the command line asks for.
+/// A command line that was understood.
 #[derive(Debug, PartialEq, Eq)]
 enum Command {
     Help,
@@ -166,7 +166,7 @@ async fn main() -> ExitCode {
     }
 }
 
-/// What `RUST_LOG` says; `level` without it.
+/// The filter of `RUST_LOG`; `level` without it.
 fn log_filter(level: &str) -> tracing_subscriber::EnvFilter {
     tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| level.into())
 }

@@ -18,7 +18,7 @@ use tokio::time::sleep;
 
 use crate::doors::Doors;
 
-/// How the partner treats one order.
+/// The partner's treatment of one order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Manner {
     InTime,
@@ -27,11 +27,11 @@ pub(crate) enum Manner {
     Never,
 }
 
-/// What the partner will do with one order, settled by the seed before it hears of it.
+/// The partner's part in one order, settled by the seed before it hears of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Plan {
     pub(crate) manner: Manner,
-    /// When it calls back, counted from when it heard of the order.
+    /// The times of its calls, counted from when it heard of the order.
     pub(crate) calls: Vec<Duration>,
 }
 
@@ -61,7 +61,7 @@ pub(crate) fn plans(orders: usize, seed: u64, order_timeout: Duration) -> Vec<Pl
     plans
 }
 
-/// How one attempt to call the host ended.
+/// The end of one attempt to call the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Answer {
     Status(u16),
@@ -80,7 +80,7 @@ impl Answer {
         }
     }
 
-    /// Whether it settles a call; every other answer asks to come again.
+    /// Tells whether it settles a call; every other answer asks to come again.
     pub(crate) fn is_final(self) -> bool {
         matches!(self, Answer::Status(status) if status < 500 && status != 408 && status != 429)
     }
@@ -90,13 +90,13 @@ impl Answer {
 #[derive(Debug, Clone)]
 pub(crate) struct Entry {
     pub(crate) plan: Plan,
-    /// When the host was first asked to place it.
+    /// The time at which the host was first asked to place it.
     pub(crate) posted: Option<Timestamp>,
-    /// What each attempt to place it got.
+    /// The answer to each attempt to place it.
     pub(crate) placing: Vec<Answer>,
     /// The callback URLs the partner was given, one for each time it was told.
     pub(crate) told: Vec<String>,
-    /// What each attempt to call back got, in the order in which they ended.
+    /// The answer to each attempt to call back, in the order in which they ended.
     pub(crate) answers: Vec<Answer>,
 }
 
@@ -105,25 +105,25 @@ impl Entry {
         Entry { plan, posted: None, placing: vec![], told: vec![], answers: vec![] }
     }
 
-    /// Whether the host has said that it is placed.
+    /// Tells whether the host has said that it is placed.
     pub(crate) fn is_acknowledged(&self) -> bool {
         self.placing.iter().any(|answer| matches!(answer, Answer::Status(200)))
     }
 
-    /// Whether everything that was to happen outside the host has happened.
+    /// Tells whether everything that was to happen outside the host has happened.
     fn is_settled(&self) -> bool {
         let calls = self.answers.iter().filter(|answer| answer.is_final()).count();
         self.is_acknowledged() && calls == self.plan.calls.len()
     }
 
-    /// Whether the order is placed and certainly not decided yet.
+    /// Tells whether the order is placed and certainly not decided yet.
     fn is_waiting(&self, now: Timestamp, order_timeout: Duration) -> bool {
         let due = self.posted.is_some_and(|posted| posted + order_timeout <= now);
         self.is_acknowledged() && !due && self.answers.iter().all(|answer| matches!(answer, Answer::Refused))
     }
 }
 
-/// What the world outside the host knows: each order's [`Entry`], and how many requests to the host are under way.
+/// The knowledge of the world outside the host: each order's [`Entry`], and how many requests to the host are under way.
 #[derive(Debug)]
 pub(crate) struct Ledger {
     entries: Mutex<BTreeMap<String, Entry>>,
@@ -146,23 +146,23 @@ impl Ledger {
         self.entries().get_mut(order).map(change)
     }
 
-    /// How many orders are placed and certainly not decided yet.
+    /// Counts the orders that are placed and certainly not decided yet.
     pub(crate) fn waiting(&self) -> usize {
         let now = now();
         self.entries().values().filter(|entry| entry.is_waiting(now, self.order_timeout)).count()
     }
 
-    /// How many orders have been placed.
+    /// Counts the orders that have been placed.
     pub(crate) fn placed(&self) -> usize {
         self.entries().values().filter(|entry| entry.is_acknowledged()).count()
     }
 
-    /// Whether every order is placed and every callback has a final answer.
+    /// Tells whether every order is placed and every callback has a final answer.
     pub(crate) fn is_settled(&self) -> bool {
         self.entries().values().all(Entry::is_settled)
     }
 
-    /// How many requests to the host are under way.
+    /// The number of requests to the host that are under way.
     pub(crate) fn in_flight(&self) -> usize {
         self.in_flight.load(Relaxed)
     }
@@ -181,14 +181,14 @@ pub(crate) fn now() -> Timestamp {
     SystemTime::now().into()
 }
 
-/// What the partner is told of an order.
+/// The notice of an order to the partner.
 #[derive(Debug, Deserialize)]
 struct Notice {
     order: String,
     callback: String,
 }
 
-/// What the partner needs to call back.
+/// All that the partner needs to call back.
 #[derive(Debug, Clone)]
 pub(crate) struct Partner {
     pub(crate) ledger: Arc<Ledger>,

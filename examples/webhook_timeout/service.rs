@@ -54,7 +54,7 @@ pub(crate) struct Decision {
     pub(crate) at: Timestamp,
 }
 
-/// What is told of an order.
+/// An order as clients are told of it.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct View {
     pub(crate) due: Timestamp,

@@ -1,4 +1,4 @@
-//! Where hosts keep their orders: a directory for one host alone, or a server that all hosts of a fleet share.
+//! The stores of hosts: a directory for one host alone, or a server that all hosts of a fleet share.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -7,10 +7,10 @@ use alarm_backends::{FjallStore, PostgresStore, RedisStore};
 use examples::CannotStart;
 use stable_interfaces::{Fleet, Host, HostBuilder};
 
-/// How many shards a fleet divides among its hosts. Written into the store, so it cannot change.
+/// The number of shards that a fleet divides among its hosts. Written into the store, so it cannot change.
 const SHARDS: u32 = 256;
 
-/// What `--store` names.
+/// A kind of store, as `--store` names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Fjall,
@@ -38,7 +38,7 @@ impl FromStr for Kind {
     }
 }
 
-/// Where one host keeps its orders.
+/// The store of one host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Home {
     /// A directory that this process alone can open.
@@ -52,7 +52,7 @@ pub(crate) enum Home {
 pub(crate) struct Server {
     pub(crate) kind: Kind,
     pub(crate) url: String,
-    /// What is this fleet's in the server: a schema of the database, or what all keys begin with.
+    /// The fleet's part of the server: a schema of the database, or what all keys begin with.
     pub(crate) space: String,
     /// The addresses of all hosts, which are their names too: so whoever knows an order's owner knows where to send its requests.
     pub(crate) fleet: Vec<String>,

@@ -12,7 +12,7 @@ use stable_interfaces::Timestamp;
 use crate::partner::{Answer, Entry, Manner};
 use crate::service::{Decision, Outcome, View};
 
-/// What became of one order.
+/// The verdict on one order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Finding {
     Accepted,
@@ -62,14 +62,14 @@ pub(crate) fn judge(entry: &Entry, view: Option<&View>, order_timeout: Duration)
     }
 }
 
-/// What was killed.
+/// The thing that was killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Victim {
     Host,
     Store,
 }
 
-/// How many kills there are to be. More than one host is a fleet, which shares a store that is killed as well.
+/// The kills that there are to be. More than one host is a fleet, which shares a store that is killed as well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Kills {
     pub(crate) of_hosts: usize,
@@ -125,13 +125,13 @@ impl Report {
         self.outages.iter().filter(|outage| outage.victim == victim).count()
     }
 
-    /// Whether everything was killed as often as it was to be.
+    /// Tells whether everything was killed as often as it was to be.
     fn is_killed_enough(&self) -> bool {
         self.killed(Victim::Host) == self.kills.of_hosts
             && self.killed(Victim::Store) == self.kills.of_store.unwrap_or(0)
     }
 
-    /// Whether every order ended as it should, and everything was killed as often as it was to be.
+    /// Tells whether every order ended as it should, and everything was killed as often as it was to be.
     pub(crate) fn is_right(&self) -> bool {
         self.is_killed_enough()
             && self.rows.values().all(|row| matches!(row.finding, Finding::Accepted | Finding::Expired))
@@ -182,7 +182,7 @@ impl Report {
         faults
     }
 
-    /// How the kills looked from outside: requests that were refused, or cut off with their outcome unknown.
+    /// The kills as seen from outside: requests that were refused, or cut off with their outcome unknown.
     pub(crate) fn breakage(&self) -> String {
         let attempts = || self.rows.values().flat_map(|row| row.entry.placing.iter().chain(&row.entry.answers));
         let count = |which| attempts().filter(|answer| **answer == which).count();
@@ -195,7 +195,7 @@ impl Report {
         )
     }
 
-    /// How late timeouts were: those that could be kept, and apart those that came due while a host or the store was down.
+    /// The lateness of timeouts: those that could be kept, and apart those that came due while a host or the store was down.
     pub(crate) fn lateness(&self) -> String {
         let (mut up, mut down) = (Vec::new(), Vec::new());
         for row in self.rows.values() {
@@ -208,7 +208,7 @@ impl Report {
 }
 
 impl Row {
-    /// How long after its time an order expired.
+    /// The time from an order's due time to its expiry.
     fn lateness(&self) -> Option<Duration> {
         let (due, decision) = self.decided.as_ref()?;
         (decision.outcome == Outcome::Expired).then(|| decision.at.since(*due))

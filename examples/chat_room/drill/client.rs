@@ -1,6 +1,6 @@
 //! A member of a room, as a program: joins, comes back whenever it is cut off, and loses nothing on the way.
 //!
-//! What it says is its own until its entry comes back; what has not come back is said again after every return, under the same
+//! A text is its own until the entry comes back; what has not come back is said again after every return, under the same
 //! tag, so that it counts once.
 
 use std::collections::VecDeque;
@@ -17,12 +17,12 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 
 use crate::protocol::{Entry, Event, Request, Welcome, What};
 
-/// How long a host may take to welcome a client.
+/// The limit for a host to welcome a client.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How often a client that was cut off tries to come back.
+/// The time between two attempts to come back.
 const AGAIN: Duration = Duration::from_millis(100);
 
-/// Where a member is, and what it has seen and said.
+/// The place of a member, with what it has seen and said.
 #[derive(Debug)]
 pub(crate) struct Member {
     server: SocketAddr,
@@ -30,7 +30,7 @@ pub(crate) struct Member {
     pub(crate) name: String,
     /// The last entry it has seen.
     last: Option<u64>,
-    /// What it has said and not seen yet, oldest first.
+    /// The texts it has said and not seen yet, oldest first.
     pending: VecDeque<(u64, String)>,
     receive_buffer: Option<u32>,
     link: Option<Link>,
@@ -39,12 +39,12 @@ pub(crate) struct Member {
 #[derive(Debug)]
 struct Link {
     socket: WebSocketStream<TcpStream>,
-    /// When to say that it is still here, and how often.
+    /// The next time to say that it is still here, and the time between.
     here: Instant,
     every: Duration,
 }
 
-/// What a member learns.
+/// Something that a member learns.
 #[derive(Debug)]
 pub(crate) enum News {
     /// It is in the room, with others; it has missed so many entries for ever.
@@ -72,13 +72,13 @@ impl Member {
         }
     }
 
-    /// How much the kernel takes from the host before this member reads it, in bytes.
+    /// Sets how many bytes the kernel takes from the host before this member reads them.
     pub(crate) fn receive_buffer(mut self, bytes: u32) -> Member {
         self.receive_buffer = Some(bytes);
         self
     }
 
-    /// How much it has said that it has not seen come back.
+    /// Counts what it has said and not seen come back.
     pub(crate) fn pending(&self) -> usize {
         self.pending.len()
     }
@@ -202,10 +202,10 @@ impl Member {
     }
 }
 
-/// Why a WebSocket has ended.
+/// The reason for which a WebSocket has ended.
 #[derive(Debug)]
 struct End {
-    /// Whether there is no use in trying again.
+    /// Says that there is no use in trying again.
     refused: bool,
     reason: String,
 }

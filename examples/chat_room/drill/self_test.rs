@@ -26,33 +26,33 @@ use crate::room::HISTORY;
 const ROOMS: usize = 4;
 /// Members of a room that talk; the last of them does not come back.
 const MEMBERS: usize = 5;
-/// How often each says something.
+/// The number of times that each says something.
 const SAYS: usize = 12;
 /// From one thing that a member says to the next, in milliseconds.
 const INTERVAL: std::ops::Range<u64> = 20..80;
 /// One in so many times a member says again at once what has not come back yet.
 const IMPATIENT: u8 = 4;
-/// How much of all this has come back when the host is killed.
+/// The part of all this that has come back when the host is killed.
 const KILL_AT: usize = ROOMS * MEMBERS * SAYS / 3;
-/// How long the host is down: longer than members may be silent, which nobody must be blamed for.
+/// The time that the host is down: longer than members may be silent, which nobody must be blamed for.
 const DOWN: Duration = Duration::from_millis(2_200);
 /// After how long a silent member counts as gone, in seconds for the command line.
 const GONE_AFTER: u32 = 2;
-/// How much later than that it may be announced.
+/// The most by which it may be announced later than that.
 const LATE: Duration = Duration::from_secs(3);
-/// How long any other part may take.
+/// The limit of any other part.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// What is said in the room with a slow reader: more than its buffers hold, and then no more than a history.
+/// The number of texts said in the room with a slow reader: more than its buffers hold, and then no more than a history.
 const FLOOD: usize = 170;
 const FLOOD_TEXT: usize = 4_000;
-/// How many of these may be on their way.
+/// The most of these that may be on their way.
 const FLOOD_PENDING: usize = 16;
 /// The least that the kernel may be asked to receive ahead, in bytes; it makes somewhat more of it.
 const LITTLE: u32 = 4_096;
 
 const _: () = assert!(MEMBERS * (SAYS + 1) + 10 <= HISTORY, "a history holds all that happens in a room");
 
-/// Who has said and seen how much, over all rooms.
+/// The numbers of what was said and seen, over all rooms.
 #[derive(Debug, Default)]
 struct Counts {
     said: AtomicUsize,
@@ -62,7 +62,7 @@ struct Counts {
     gone: AtomicUsize,
 }
 
-/// What members are to do.
+/// The part of the self-test in which members are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Stage {
     Talk,
@@ -72,7 +72,7 @@ enum Stage {
     Finish(Arc<BTreeMap<String, u64>>),
 }
 
-/// How long it may take by all means.
+/// The limit of it all.
 pub(crate) const LIMIT: Duration = Duration::from_secs(28);
 
 /// Runs the self-test with the host's data in `data`.
@@ -144,7 +144,7 @@ async fn until(is_so: impl Fn() -> bool) {
     }
 }
 
-/// Whether everyone who talks and is there has said everything and seen it come back.
+/// Tells whether everyone who talks and is there has said everything and seen it come back.
 fn is_quiet(counts: &Counts) -> bool {
     let (said, acknowledged) = (counts.said.load(Ordering::Relaxed), counts.acknowledged.load(Ordering::Relaxed));
     // What was said by those who stay away may never come back to them.

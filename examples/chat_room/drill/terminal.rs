@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 
 use crate::drill::client::{Member, News};
 
-/// What the program was asked to do.
+/// The options of the client.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Options {
     pub(crate) server: SocketAddr,

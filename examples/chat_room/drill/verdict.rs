@@ -12,12 +12,12 @@ use stable_interfaces::Timestamp;
 use crate::drill::client::News;
 use crate::protocol::{Entry, What};
 
-/// What one member said and learned.
+/// The record of what one member said and learned.
 #[derive(Debug, Clone)]
 pub(crate) struct Log {
     pub(crate) room: String,
     pub(crate) name: String,
-    /// Whether it comes back after the kill.
+    /// Says that it comes back after the kill.
     pub(crate) returns: bool,
     /// The tags of what it said, in its order.
     pub(crate) said: Vec<u64>,
@@ -56,7 +56,7 @@ impl Log {
         self.entries.last().map_or(0, |entry| entry.number)
     }
 
-    /// Whether it has been cut off and is not back.
+    /// Tells whether it has been cut off and is not back.
     pub(crate) fn is_out(&self) -> bool {
         self.is_out
     }
@@ -69,35 +69,35 @@ impl Log {
 /// All that was said and seen.
 #[derive(Debug)]
 pub(crate) struct Transcript {
-    /// What a newcomer is told of each room, in the end.
+    /// The history of each room as a newcomer is told it, in the end.
     pub(crate) histories: BTreeMap<String, Vec<Entry>>,
     pub(crate) logs: Vec<Log>,
 }
 
-/// How the host was killed, and what follows from that for those who stayed away.
+/// The kill of the host, and what follows from that for those who stayed away.
 #[derive(Debug)]
 pub(crate) struct Kill {
-    /// How many messages were under way.
+    /// The number of messages that were under way.
     pub(crate) unacknowledged: usize,
     /// It was started again at some time between these two.
     pub(crate) restarted: Timestamp,
     pub(crate) back: Timestamp,
     pub(crate) gone_after: Duration,
-    /// How much later than that it may be announced.
+    /// The most by which it may be announced later than that.
     pub(crate) late: Duration,
 }
 
-/// What became of one who did not read.
+/// The story of one who did not read.
 #[derive(Debug)]
 pub(crate) struct SlowReader {
-    /// What the one who talked saw.
+    /// The entries that the one who talked saw.
     pub(crate) heard: Vec<Entry>,
-    /// What the slow reader saw until it was let go, and on its return.
+    /// The entries that the slow reader saw until it was let go, and on its return.
     pub(crate) before: Vec<Entry>,
     pub(crate) after: Vec<Entry>,
-    /// How many entries it was told it cannot get any more.
+    /// The number of entries that it was told it cannot get any more.
     pub(crate) missed: u64,
-    /// Why it was let go, and why it should have been.
+    /// The reason for which it was let go, and the one for which it should have been.
     pub(crate) reason: String,
     pub(crate) expected: &'static str,
 }
@@ -110,7 +110,7 @@ pub(crate) struct Report {
     messages: usize,
     unacknowledged: usize,
     away: usize,
-    /// How long after its restart the host announced the last of those who stayed away.
+    /// The time from its restart until the host announced the last of those who stayed away.
     gone_within: Duration,
     slow_before: usize,
     slow_after: usize,
@@ -165,7 +165,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// What is wrong in one room.
+/// Finds what is wrong in one room.
 fn judge(history: &[Entry], logs: &[&Log], kill: &Kill) -> Vec<String> {
     let mut faults = Vec::new();
     if let Some(wrong) = (1..).zip(history).find(|(number, entry)| entry.number != *number) {
