@@ -236,7 +236,7 @@ on_each_store! {
         let began = world.now();
         assert_eq!(result(&flows, "one", "a").await, "paid");
         assert!(world.now() - began <= 1_000, "{}", world.now() - began);
-        let keys = keys.lock();
+        let keys = keys.lock().clone();
         assert!(keys.len() == 2 && keys[0] == keys[1], "{keys:?}");
         host.drain(SECOND).await;
     }
@@ -539,7 +539,7 @@ on_each_store! {
         host.crash();
         let (host, flows) = start(code(), world.local()).await;
         assert_eq!(result(&flows, "one", "a").await, "paid");
-        let attempts = attempts.lock();
+        let attempts = attempts.lock().clone();
         assert_eq!(attempts.iter().map(|(_, attempt)| *attempt).collect::<Vec<_>>(), [1, 2, 3]);
         for pair in attempts.windows(2) {
             assert!((30_000..=60_100).contains(&(pair[1].0 - pair[0].0)), "{attempts:?}");
