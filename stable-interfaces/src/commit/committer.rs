@@ -176,6 +176,7 @@ impl Committer {
     }
 
     /// Tells whether so much waits already that no handler should begin.
+    #[inline]
     pub(crate) fn is_full(&self, shard: ShardId) -> bool {
         let depth = &self.lane(shard).depth;
         depth.commits.load(Ordering::Relaxed) >= self.options.max_queued

@@ -252,30 +252,36 @@ pub(crate) fn in_handler() -> bool {
 
 /// Looks at the current handler, if there is one. If it has no deadline yet, its own interface's limit from `now` on becomes it;
 /// `timeout` is the limit of the interface that it asks.
+#[inline]
 pub(crate) fn origin(now: impl FnOnce() -> Duration, timeout: Duration) -> Origin {
     CURRENT.with(|thread| {
         let mut frames = thread.frames.borrow_mut();
         let depth = frames.len() + thread.hidden.get();
-        let Some(frame) = frames.last_mut() else {
-            let may_nest = depth < MAX_DEPTH;
-            return Origin { callers: None, waits_until: Deadline::NONE, given: timeout, may_nest };
-        };
-        let now = now();
-        let deadline = frame.deadline.get_or_insert_with(|| now.saturating_add(frame.instance.handler_timeout()));
+        match frames.last_mut() {
+            Some(frame) => frame.origin(now(), timeout, depth < MAX_DEPTH),
+            None => Origin { callers: None, waits_until: Deadline::NONE, given: timeout, may_nest: depth < MAX_DEPTH },
+        }
+    })
+}
+
+impl Frame {
+    fn origin(&mut self, now: Duration, timeout: Duration, may_nest: bool) -> Origin {
+        let limit = || now.saturating_add(self.instance.handler_timeout());
+        let deadline = self.deadline.get_or_insert_with(limit);
         // A handler outlasts a caller that has given up. Until then it asks for no longer than that caller waits.
-        let patience = frame.callers.as_ref().map(|caller| caller.waits_until).filter(|until| *until > now);
+        let patience = self.callers.as_ref().map(|caller| caller.waits_until).filter(|until| *until > now);
         let left = patience.map_or(deadline, |until| until.min(deadline)).saturating_sub(now);
         // A tenth less than what is left, so that the inner request fails first and its caller can still answer.
         let left = left - left / 10;
         let given = left.min(timeout);
-        let (link, caller) = (frame.instance.clone(), frame.callers.clone());
+        let (link, caller) = (self.instance.clone(), self.callers.clone());
         Origin {
             callers: Some(Arc::new(Chain { link, caller, waits_until: now.saturating_add(left) })),
             waits_until: Deadline::at(now.saturating_add(given)),
             given,
-            may_nest: depth < MAX_DEPTH,
+            may_nest,
         }
-    })
+    }
 }
 
 /// The cycle that a request to `target` would close, as text: each instance from `target` back to itself.

@@ -180,49 +180,60 @@ impl<I: StableInterface> Slot<I> {
     pub(crate) fn finish<R>(
         self: &Arc<Self>,
         epoch: Epoch,
-        mut ending: Ending<I, R>,
+        ending: Ending<I, R>,
         woken_by: Option<Delivery>,
     ) -> (Answer<R, I::Error>, Next<I>) {
-        // The application's code, so before the lock is taken.
+        let (inner, ending) = match ending {
+            // Most turns record nothing, and nobody waits for their end.
+            Ending::Returned { state, recorded, result }
+                if state.is_some() && recorded.is_empty() && woken_by.is_none() =>
+            {
+                let mut inner = self.inner.lock();
+                if inner.extra.is_none() && self.interface.host.shards.epoch(self.shard) == Some(epoch) {
+                    inner.state = state;
+                    inner.epoch = epoch;
+                    inner.mode = Mode::Idle;
+                    self.is_polled.store(false, Ordering::Relaxed);
+                    return (Answer { result, behind: None, interim: NO_COMMIT }, Next::Idle);
+                }
+                (Some(inner), Ending::Returned { state, recorded, result })
+            }
+            ending => (None, ending),
+        };
+        let (failure, ending) = match inner {
+            // Nobody tries it again: it was no alarm and no message.
+            Some(_) => (None, ending),
+            None => self.failure_of(ending, woken_by.is_some()),
+        };
+        let inner = inner.unwrap_or_else(|| self.inner.lock());
+        self.finish_turn(inner, epoch, ending, woken_by, failure)
+    }
+
+    /// The text of what a turn has failed of, if that is noted with what woke the instance or logged. It runs code of the
+    /// application, so the lock is free.
+    fn failure_of<R>(&self, mut ending: Ending<I, R>, was_woken: bool) -> (Option<String>, Ending<I, R>) {
         let failure = match &mut ending {
             // What ends because the shard is not this host's any more, or may not be, has not been tried.
             Ending::Returned { result: Err(error), .. }
-                if woken_by.is_some() && !matches!(**error, RequestError::Fenced | RequestError::LeaseLost) =>
+                if was_woken && !matches!(**error, RequestError::Fenced | RequestError::LeaseLost) =>
             {
                 Some(explain(error))
             }
             Ending::Returned { .. } => None,
             Ending::Panicked(text) => {
-                tracing::error!(instance = %chain::Described(&**self), panic = %text, "a handler panicked; its instance is reset");
+                tracing::error!(instance = %chain::Described(self), panic = %text, "a handler panicked; its instance is reset");
                 Some(format!("panicked: {text}"))
             }
             Ending::TimedOut(after) => {
-                tracing::error!(instance = %chain::Described(&**self), ?after, "a handler ran out of time; its instance is reset");
+                tracing::error!(instance = %chain::Described(self), ?after, "a handler ran out of time; its instance is reset");
                 Some(format!("timed out after {after:?}"))
             }
             Ending::StopCut(after) => {
-                tracing::error!(instance = %chain::Described(&**self), ?after, "an instance took too long to stop; its `on_stop` was cut off");
+                tracing::error!(instance = %chain::Described(self), ?after, "an instance took too long to stop; its `on_stop` was cut off");
                 None
             }
         };
-        let mut inner = self.inner.lock();
-        match ending {
-            // Most turns record nothing, and nobody waits for their end.
-            Ending::Returned { state, recorded, result }
-                if state.is_some()
-                    && recorded.is_empty()
-                    && woken_by.is_none()
-                    && inner.extra.is_none()
-                    && self.interface.host.shards.epoch(self.shard) == Some(epoch) =>
-            {
-                inner.state = state;
-                inner.epoch = epoch;
-                inner.mode = Mode::Idle;
-                self.is_polled.store(false, Ordering::Relaxed);
-                (Answer { result, behind: None, interim: NO_COMMIT }, Next::Idle)
-            }
-            ending => self.finish_turn(inner, epoch, ending, woken_by, failure),
-        }
+        (failure, ending)
     }
 
     fn finish_turn<R>(
