@@ -297,6 +297,7 @@ on_each_store! {
         found.sort();
         expected.sort();
         assert_eq!(found, expected);
+        assert_eq!(zero.probes.all_alarms(None, 100).await.unwrap().len(), 50, "from any host");
         assert!(outside.all_alarms("other", None, 10).await.unwrap().is_empty());
     }
 }

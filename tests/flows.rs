@@ -674,6 +674,35 @@ on_each_store! {
     }
 }
 
+on_each_store! {
+    async fn flows_are_listed_page_by_page_from_any_host(world: World) {
+        let partner = Arc::<Partner>::default();
+        let member = |name: &str| start(orders(&partner), world.member(name, &fleet()).lease(LEASE));
+        let ((zero, at_zero), (one, at_one)) = (member("zero").await, member("one").await);
+        let mut expected: Vec<_> = (0..20).map(|n| format!("{n}/of 20")).collect();
+        for id in &expected {
+            at_zero.start("order", id, &new_order(id)).await.unwrap();
+        }
+        world.pass(SECOND).await;
+        let mut found = Vec::new();
+        let mut after = None;
+        loop {
+            let page = at_one.list(after.as_ref(), 7).await.unwrap();
+            found.extend(page.iter().map(|listed| listed.id().to_owned()));
+            assert!(page.iter().all(|listed| listed.name() == "order" && listed.next() <= world.at(5_100)));
+            after = page.last().cloned();
+            if page.len() < 7 {
+                break;
+            }
+        }
+        found.sort();
+        expected.sort();
+        assert_eq!(found, expected);
+        zero.drain(SECOND).await;
+        one.drain(SECOND).await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_cannot_be_is_refused_by_name_and_nothing_is_stored() {
     let world = World::in_memory();

@@ -1,4 +1,4 @@
-//! Why a flow cannot go on by itself.
+//! The reasons why a flow cannot go on by itself.
 
 use std::fmt;
 

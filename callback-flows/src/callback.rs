@@ -57,7 +57,7 @@ impl Received {
     }
 }
 
-/// Why a message of a callback could not be had.
+/// The reason why a message of a callback could not be had.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CallbackError {

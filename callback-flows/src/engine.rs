@@ -1,4 +1,4 @@
-//! What runs the code of one flow: pure code, without a clock, I/O or a store.
+//! Runs the code of one flow: pure code, without a clock, I/O or a store.
 //!
 //! Entries of the journal are delivered to the code one at a time, in their order, live exactly as in a replay. After each poll,
 //! of the operations that wait and have something, the one whose entry is the oldest is *released*: its own waker is woken, the
@@ -38,7 +38,7 @@ use crate::journal::{Begun, Ended, Entry, Event, Key, Page, Settled};
 pub(crate) use self::names::{Kind, scope_within, timer_name};
 pub(crate) use self::shared::{Item, Life, Limits, Shared, Ticket};
 
-/// How often the code may wake itself before it has to wait for something.
+/// The number of times that the code may wake itself before it has to wait for something.
 const MAX_SELF_WAKES: usize = 10_000;
 /// About how many bytes of steps' results go into one commit: a few of the largest.
 const MAX_HANDED_IN: usize = 2 * 1024 * 1024;
@@ -49,7 +49,7 @@ pub(crate) type Code = Arc<dyn Fn(Flow, Bytes) -> BoxFuture<Result<Bytes, Arc<st
 /// A step that undoes another.
 pub(crate) type Undo = Box<dyn FnOnce(Flow) -> BoxFuture<()> + Send>;
 
-/// How it is with a flow.
+/// The phase that a flow is in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Phase {
     /// Its code waits, or has something to do.
@@ -109,12 +109,10 @@ pub(crate) struct Engine {
     current: Option<u64>,
     next_seq: u64,
     bytes: usize,
-    /// How many entries the code has taken in in an earlier life, and what it began because of which.
+    /// The number of entries that the code has taken in in an earlier life, and what it began because of which.
     recorded_to: u64,
     recorded: HashMap<u64, Vec<Begun>>,
-    /// Whether the flow was at its end in an earlier life.
-    settled_to: u64,
-    /// What is still to be written.
+    /// The entries and beginnings that are still to be written.
     fresh: Page,
     phase: Phase,
     is_cancelled: bool,
@@ -146,7 +144,6 @@ impl Engine {
             bytes: 0,
             recorded_to: 0,
             recorded: HashMap::new(),
-            settled_to: 0,
             fresh: Page::default(),
             phase: Phase::Going,
             is_cancelled: false,
@@ -185,7 +182,7 @@ impl Engine {
         &self.phase
     }
 
-    /// How many entries the journal has.
+    /// The number of entries of the journal.
     pub(crate) fn entries(&self) -> u64 {
         self.next_seq
     }
@@ -200,7 +197,7 @@ impl Engine {
         self.shared.state.lock().due.first().map(|(due, _)| *due)
     }
 
-    /// How many messages the code has not taken.
+    /// The number of messages that the code has not taken.
     pub(crate) fn unread(&self) -> usize {
         let state = self.shared.state.lock();
         let in_callbacks = state.ops.iter().flatten().filter(|op| op.kind == Kind::Callback);
@@ -592,7 +589,6 @@ impl Engine {
     /// The code has taken an entry in: compares what it began with what it began the first time, or notes it.
     fn settled(&mut self, seq: u64) -> Result<(), Blocked> {
         self.current = None;
-        self.settled_to = seq + 1;
         let mut state = self.shared.state.lock();
         let begun = std::mem::take(&mut state.begun);
         let is_stuck = state.waiting == 0;

@@ -1,4 +1,4 @@
-//! What the code of a flow holds: everything that it may wait for, and everything that it may ask.
+//! The handle that a flow's code holds: everything that it may wait for, and everything that it may ask.
 
 use std::error::Error;
 use std::fmt::{self, Write as _};
@@ -58,7 +58,7 @@ impl fmt::Display for FlowError {
 
 /// A running flow, as its code sees it. Clones are the same flow.
 ///
-/// What its methods return may be joined and raced with anything: tokio's `join!` and `select!`, `FuturesUnordered`, streams. A
+/// The futures that its methods return may be joined and raced with anything: tokio's `join!` and `select!`, `FuturesUnordered`, streams. A
 /// replay sees everything in the order in which it happened first. Each operation has a name, which a replay finds it by, so two
 /// steps or callbacks of one name cannot be under way at once in one [`branch`](Self::branch).
 #[derive(Debug, Clone)]

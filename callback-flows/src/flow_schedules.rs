@@ -178,7 +178,7 @@ type Under = (String, oneshot::Sender<Result<u64, String>>);
 /// All that is outside of the flow.
 #[derive(Debug, Default)]
 struct World {
-    /// What the code has shown in this life.
+    /// The lines that the code has shown in this life.
     log: Mutex<Vec<String>>,
     steps: Mutex<Vec<Under>>,
     wakers: Mutex<Vec<Waker>>,
@@ -193,7 +193,7 @@ impl World {
         self.log.lock().push(text);
     }
 
-    /// What happens in a step: it waits to be told its result.
+    /// Does what happens in a step: it waits to be told its result.
     fn work(self: &Arc<World>, key: String) -> impl Future<Output = Result<u64, String>> + Send + use<> {
         if self.kept.lock().contains(&key) {
             self.wrong.lock().get_or_insert(format!("{key} ran again, although its result is kept"));
@@ -388,7 +388,7 @@ struct Run {
     sabotage: Option<Sabotage>,
     engine: Engine,
     durable: Vec<Bytes>,
-    /// What the code had shown and waited for at the last commit, and whether it had taken in everything.
+    /// The lines that the code had shown at the last commit, its waits, and that it had taken in everything.
     shown: Vec<String>,
     waited: Vec<(String, Option<Timestamp>)>,
     was_calm: bool,
@@ -641,7 +641,7 @@ impl Run {
         }
     }
 
-    /// What a callback has given out is the beginning of what came for it, in that order.
+    /// Checks that what a callback has given out is the beginning of what came for it, in that order.
     fn check_messages(&self) -> Result<(), String> {
         let log = self.world.log.lock();
         for (callback, came) in &self.taken {

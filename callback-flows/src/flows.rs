@@ -11,18 +11,20 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
-use stable_interfaces::{HostBuilder, Interface, KeyRange, NewPost, RegisterError, RequestError, RetryPolicy};
+use stable_interfaces::{
+    Alarm, HostBuilder, Interface, KeyRange, NewPost, RegisterError, RequestError, RetryPolicy, Timestamp,
+};
 
 use crate::engine::{Code, Limits};
 use crate::flow::{Flow, FlowError, FlowResult};
-use crate::instance::{Answer, Command, FlowInstance, RUN, TurnError, Watch, Watched, hash_of};
+use crate::instance::{Answer, Command, FlowInstance, NEXT, RUN, TurnError, Watch, Watched, hash_of};
 use crate::journal::{Event, Message};
 use crate::status::{Outcome, RESULT_KEY, STATUS_KEY, State, Status};
 use crate::token::{UrlKeys, Urls};
 
 /// The largest body that is posted, in bytes: there has to be room for its headers.
 const MAX_POSTED_BYTES: usize = 192 * 1024;
-/// How soon a flow that another host has is looked at again by who waits for its end.
+/// The time after which a flow that another host has is looked at again by who waits for its end.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// The code of one version of a flow.
@@ -115,7 +117,7 @@ impl FlowsBuilder {
         self
     }
 
-    /// How long a flow is kept when it is over, and then its ID alone. Default: 7 days, then 30.
+    /// The time for which a flow is kept when it is over, and then its ID alone. Default: 7 days, then 30.
     pub fn retention(mut self, flow: Duration, id: Duration) -> FlowsBuilder {
         (self.registry.retention, self.registry.tombstone) = (flow, id);
         self
@@ -141,7 +143,7 @@ impl FlowsBuilder {
 
 /// An application's handle on its flows: cheap to clone, for any task of the process, on every host.
 ///
-/// What it asks goes to the flow at once where this host owns it, and else into the flow's inbox, from where its owner takes it.
+/// Each request goes to the flow at once where this host owns it, and else into the flow's inbox, from where its owner takes it.
 #[derive(Clone)]
 pub struct Flows {
     registry: Arc<Registry>,
@@ -151,6 +153,30 @@ pub struct Flows {
 impl std::fmt::Debug for Flows {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Flows").field("flows", &self.registry.flows.keys()).finish_non_exhaustive()
+    }
+}
+
+/// A flow in a list: [`Flows::list`].
+#[derive(Debug, Clone)]
+pub struct Listed(Alarm);
+
+impl Listed {
+    /// The name of its code.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.0.instance().split_once('/').map_or("", |(name, _)| name)
+    }
+
+    /// The ID that it was started under.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        self.0.instance().split_once('/').map_or("", |(_, id)| id)
+    }
+
+    /// The moment at which it is looked at next by itself: its next timer, or the end of the time for which it is kept.
+    #[must_use]
+    pub fn next(&self) -> Timestamp {
+        self.0.due()
     }
 }
 
@@ -214,7 +240,7 @@ impl Call {
     }
 }
 
-/// Why something asked of flows was not done. Nothing happened, but where that is said.
+/// The reason why something asked of flows was not done. Nothing happened, but where that is said.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FlowsError {
@@ -236,7 +262,7 @@ pub enum FlowsError {
     /// Something is too large.
     #[error("{what} has {bytes} bytes, and may have {limit}")]
     TooLarge {
-        /// What it is.
+        /// Its name.
         what: &'static str,
         /// Its size.
         bytes: usize,
@@ -261,7 +287,7 @@ pub enum FlowsError {
     /// The flow or the store could not be reached, or its answer is not known. Try again: an ID keeps it from happening twice.
     #[error("the flow cannot be reached; try again")]
     Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// What is stored of the flow cannot be read.
+    /// The rows that are stored of the flow cannot be read.
     #[error("what is stored of the flow cannot be read")]
     Unreadable(#[source] serde_json::Error),
 }
@@ -389,7 +415,7 @@ impl Flows {
         }
     }
 
-    /// How it is with a flow, as far as that is durable, from any host; `None` if there is none of this ID.
+    /// The status of a flow, as far as that is durable, from any host; `None` if there is none of this ID.
     ///
     /// # Errors
     /// [`FlowsError::Unavailable`], [`FlowsError::Unreadable`].
@@ -397,7 +423,29 @@ impl Flows {
         self.status(&identity(name, id)?).await
     }
 
-    /// How a flow ended, from any host; `None` while it is going.
+    /// Flows that are going or are kept, from any host: at most `limit`, after the one named by `after`, in no order of use. What comes
+    /// or goes meanwhile may be missing, or there twice.
+    ///
+    /// # Errors
+    /// [`FlowsError::Unavailable`].
+    pub async fn list(&self, after: Option<&Listed>, limit: usize) -> Result<Vec<Listed>, FlowsError> {
+        let mut found: Vec<Listed> = Vec::new();
+        let mut after = after.map(|listed| listed.0.clone());
+        while found.len() < limit {
+            let asked = limit - found.len();
+            let page = self.interface.all_alarms(after.as_ref(), asked).await.map_err(unavailable)?;
+            let is_last = page.len() < asked;
+            after = page.last().cloned().or(after);
+            // Every flow has one of this name.
+            found.extend(page.into_iter().filter(|alarm| alarm.id() == NEXT).map(Listed));
+            if is_last {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    /// The outcome of a flow, from any host; `None` while it is going.
     ///
     /// # Errors
     /// [`FlowsError::NotFound`], and as [`get`](Self::get).

@@ -30,7 +30,7 @@ use crate::status::{MAX_WAITS, RESULT_KEY, STATUS_KEY, State, Status, Waiting, s
 
 /// The run of a flow that has not been continued under its ID.
 pub(crate) const RUN: u32 = 1;
-/// How much the code is given in one turn.
+/// The number of things that the code is given in one turn.
 const RELEASES: usize = 1_000;
 /// The most bytes of one row of the journal.
 const ROW_BYTES: usize = 250 * 1_024;
@@ -40,17 +40,17 @@ const PURGED_AT_ONCE: usize = 500;
 const MAX_UNREAD: usize = 10_000;
 /// The alarm that finds what was running when a process died, and flows that are blocked.
 const RUNNING: &str = "run";
-/// How soon it fires.
+/// The time after which it fires.
 const RUNNING_AFTER: Duration = Duration::from_secs(1);
 /// The alarm for a flow's next timer, for its expiry, and for its purge.
-const NEXT: &str = "next";
+pub(crate) const NEXT: &str = "next";
 /// No process.
 const LEFT: u64 = 0;
 /// In so many processes that died a step may have run, and no more.
 const MAX_DEATHS: u32 = 2;
-/// How soon a timer asks again whether it may fire, after a call that came before it.
+/// The time after which a timer asks again whether it may fire, after a call that came before it.
 const CALLS_FIRST: Duration = Duration::from_millis(10);
-/// How soon a turn that the host refused is asked for again.
+/// The time after which a turn that the host refused is asked for again.
 const AGAIN: Duration = Duration::from_millis(50);
 
 /// Something that is asked of a flow.
@@ -105,7 +105,7 @@ pub(crate) enum Watched {
     Later(oneshot::Receiver<()>),
 }
 
-/// Why a turn failed.
+/// The reason why a turn failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TurnError {
     #[error(transparent)]
@@ -133,21 +133,21 @@ pub(crate) struct FlowInstance {
     id: Arc<str>,
     registry: Arc<Registry>,
     loaded: Loaded,
-    /// Who wants to know when it is over.
+    /// Those who want to know when it is over.
     watchers: Vec<oneshot::Sender<()>>,
-    /// What the alarm `next` is set to, and what the alarm `run` was, if it is set or held.
+    /// The times that the alarm `next` is set to, and that `run` was set to, if it is set or held.
     next: Option<Timestamp>,
     runs: Option<Timestamp>,
     /// It is noted that this process leaves in good order.
     has_left: bool,
 }
 
-/// What the alarm `run` knows of the processes that steps ran in.
+/// The processes that steps ran in, as the alarm `run` knows them.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Lives {
     /// The last of them; [`LEFT`] if it left in good order.
     process: u64,
-    /// How many of those before it died while the same steps ran.
+    /// The number of those before it that died while the same steps ran.
     died: u32,
     /// Those steps.
     steps: Vec<String>,
@@ -440,7 +440,9 @@ impl FlowInstance {
             self.next = Some(next);
         }
         if must_run {
-            let lives = Lives { process: self.registry.process, died: 0, steps: Vec::new() };
+            // A flow that is blocked runs no step that could end anything.
+            let process = if is_blocked { LEFT } else { self.registry.process };
+            let lives = Lives { process, died: 0, steps: Vec::new() };
             return self.set_running(cx, lives);
         }
         if is_over {

@@ -45,7 +45,7 @@ pub(crate) enum Event {
     Cancel,
 }
 
-/// How a step ended.
+/// The end of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum StepOutcome {
     /// With this value, as JSON.
@@ -84,7 +84,7 @@ pub(crate) enum Detail {
     Due(Timestamp),
 }
 
-/// How a flow ended.
+/// The end of a flow.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Ended {
     /// With this result, as JSON.
@@ -100,18 +100,18 @@ pub(crate) struct Settled {
     pub(crate) begun: Vec<Begun>,
 }
 
-/// What is written to a journal at once.
+/// A part of a journal that is written at once.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Page {
     pub(crate) entries: Vec<Entry>,
     /// Of entries that made the code begin something.
     pub(crate) settled: Vec<Settled>,
-    /// How many entries, from the first one on, the code has taken in by the end of this page.
+    /// The number of entries, from the first one on, that the code has taken in by the end of this page.
     pub(crate) settled_to: u64,
     pub(crate) ended: Option<Ended>,
 }
 
-/// Why a page cannot be read.
+/// The reason why a page cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unreadable {
     /// Written by a newer version of this crate.

@@ -62,7 +62,7 @@ mod token;
 pub use blocked::{Blocked, BlockedKind};
 pub use callback::{Callback, CallbackError, Received};
 pub use flow::{Flow, FlowError, FlowResult};
-pub use flows::{Call, Delivered, Flows, FlowsBuilder, FlowsError, Started};
+pub use flows::{Call, Delivered, Flows, FlowsBuilder, FlowsError, Listed, Started};
 pub use status::{Outcome, State, Status, Waiting};
 pub use step::{Fatal, Retry, Step, StepCx, StepError};
 pub use timer::{Elapsed, Sleep};

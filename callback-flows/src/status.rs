@@ -75,16 +75,16 @@ fn is_zero(number: &u32) -> bool {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Status {
-    /// How it is with it.
+    /// Its state.
     #[serde(flatten)]
     pub state: State,
     /// The version of its code, fixed at its start.
     pub version: u32,
-    /// When it was started.
+    /// The moment at which it was started.
     pub started_at: Timestamp,
-    /// When it last changed.
+    /// The moment of its last change.
     pub changed_at: Timestamp,
-    /// What it waits for, oldest first; the first 16.
+    /// The operations that it waits for, oldest first; the first 16.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub waits: Vec<Waiting>,
     /// Messages that its code has not taken.
@@ -117,7 +117,7 @@ pub(crate) fn short(text: &str) -> String {
     if end < text.len() { format!("{}…", &text[..end]) } else { text.to_owned() }
 }
 
-/// How a flow ended.
+/// The end of a flow.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Outcome {

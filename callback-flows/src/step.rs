@@ -43,7 +43,7 @@ pub struct Step<'a> {
     blocks: bool,
 }
 
-/// How often, and after how long, a step that has failed is tried again.
+/// The number of attempts of a step that fails, and the waits between them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Retry {
     first: Duration,
@@ -98,7 +98,7 @@ impl Retry {
     }
 }
 
-/// Why a step failed for good. This is recorded: a replay sees the same.
+/// The reason why a step failed for good. This is recorded: a replay sees the same.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum StepError {
@@ -145,7 +145,7 @@ impl Error for Fatal {
     }
 }
 
-/// What one attempt of a step is given.
+/// The context that one attempt of a step is given.
 #[derive(Debug, Clone)]
 pub struct StepCx {
     shared: Arc<Shared>,
@@ -179,13 +179,13 @@ impl<'a> Step<'a> {
         Step { flow, name, key, retry, timeout: None, input: None, is_at_most_once: false, blocks: false }
     }
 
-    /// When it is tried again. Default: [`Retry::default`].
+    /// The rule by which it is tried again. Default: [`Retry::default`].
     pub fn retry(mut self, retry: Retry) -> Step<'a> {
         self.retry = retry;
         self
     }
 
-    /// How long an attempt may take; one that takes longer has failed. Default: no limit.
+    /// The time that an attempt may take; one that takes longer has failed. Default: no limit.
     pub fn timeout(mut self, limit: Duration) -> Step<'a> {
         self.timeout = Some(limit);
         self
@@ -204,7 +204,7 @@ impl<'a> Step<'a> {
         self
     }
 
-    /// What it works on. A replay with another input is found out, and blocks the flow.
+    /// The input that it works on. A replay with another input is found out, and blocks the flow.
     pub fn input(mut self, input: &(impl Serialize + ?Sized)) -> Step<'a> {
         let hash = serde_json::to_vec(input).map(Sha256::digest);
         self.input = hash.ok().map(|hash| u64::from_le_bytes(hash[..8].try_into().expect("32 bytes are more than 8")));

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 
-/// How many bytes of the code are in a URL.
+/// The number of bytes of the code in a URL.
 const CODE_BYTES: usize = 16;
 /// The longest token that is looked at, in bytes.
 const MAX_TOKEN: usize = 4_096;
@@ -34,7 +34,7 @@ impl fmt::Debug for UrlKeys {
     }
 }
 
-/// Why a key for URLs was refused.
+/// The reason why a key for URLs was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum KeyError {
@@ -106,7 +106,7 @@ impl UrlKeys {
     }
 }
 
-/// What callback URLs are made with, and checked.
+/// The base and the keys that callback URLs are made with, and checked.
 #[derive(Debug)]
 pub(crate) struct Urls {
     /// Without a slash at its end.

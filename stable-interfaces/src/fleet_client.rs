@@ -118,26 +118,7 @@ impl FleetClient {
         after: Option<&Alarm>,
         limit: usize,
     ) -> Result<Vec<Alarm>, ContextError> {
-        let (mut shard, mut after) = match after {
-            Some(alarm) => (self.shard_of(alarm.instance())?.0, Some(alarm.key())),
-            None => (0, None),
-        };
-        let mut found = Vec::new();
-        while shard < self.fleet.shards() && found.len() < limit {
-            let after_key = After::Alarms(after.take());
-            let page =
-                Page { shard: ShardId(shard), after: after_key, limit: PAGE, bytes: PAGE_BYTES, keys_only: false };
-            let mut loaded = self.store_client().load(&[page]).await.map_err(ContextError::store)?;
-            let Some(Loaded { rows: Rows::Alarms(rows), is_last, .. }) = loaded.pop() else { return Ok(found) };
-            after = rows.last().map(|row| row.key());
-            if is_last {
-                (shard, after) = (shard + 1, None);
-            }
-            let wanted = rows.into_iter().filter(|row| *row.name.interface == *interface);
-            found.extend(wanted.map(|row| Alarm::new(Arc::new(row))));
-        }
-        found.truncate(limit);
-        Ok(found)
+        list_alarms(&self.store_client(), &self.fleet, interface, after, limit).await
     }
 
     /// The messages that wait in the inbox of the instance `id`, in the order of their arrival. Reads the inboxes of its shard.
@@ -192,4 +173,37 @@ impl FleetClient {
     fn shard_of(&self, id: &str) -> Result<ShardId, ContextError> {
         self.fleet.shard_of(id).map_err(|reason| ContextError::invalid("instance ID", id, reason))
     }
+}
+
+/// Alarms of an interface, shard by shard, at most `limit` after the one named by `after`.
+pub(crate) async fn list_alarms(
+    client: &StoreClient<'_>,
+    fleet: &Fleet,
+    interface: &str,
+    after: Option<&Alarm>,
+    limit: usize,
+) -> Result<Vec<Alarm>, ContextError> {
+    let (mut shard, mut after) = match after {
+        Some(alarm) => {
+            let shard = fleet.shard_of(alarm.instance());
+            let invalid = |reason| ContextError::invalid("instance ID", alarm.instance(), reason);
+            (shard.map_err(invalid)?.0, Some(alarm.key()))
+        }
+        None => (0, None),
+    };
+    let mut found = Vec::new();
+    while shard < fleet.shards() && found.len() < limit {
+        let after_key = After::Alarms(after.take());
+        let page = Page { shard: ShardId(shard), after: after_key, limit: PAGE, bytes: PAGE_BYTES, keys_only: false };
+        let mut loaded = client.load(&[page]).await.map_err(ContextError::store)?;
+        let Some(Loaded { rows: Rows::Alarms(rows), is_last, .. }) = loaded.pop() else { return Ok(found) };
+        after = rows.last().map(|row| row.key());
+        if is_last {
+            (shard, after) = (shard + 1, None);
+        }
+        let wanted = rows.into_iter().filter(|row| *row.name.interface == *interface);
+        found.extend(wanted.map(|row| Alarm::new(Arc::new(row))));
+    }
+    found.truncate(limit);
+    Ok(found)
 }

@@ -175,6 +175,18 @@ impl<I: StableInterface> Interface<I> {
         Ok(range.into().read(&client, shard, &name).await?)
     }
 
+    /// At most `limit` alarms of all instances of this interface, on whatever host, after the one named by `after`: as
+    /// [`FleetClient::all_alarms`](crate::FleetClient::all_alarms).
+    ///
+    /// # Errors
+    /// [`RequestError::Store`] if the store could not be read, [`RequestError::NoStore`], [`RequestError::NotStarted`].
+    pub async fn all_alarms(&self, after: Option<&Alarm>, limit: usize) -> Result<Vec<Alarm>, RequestError<I::Error>> {
+        self.core.require_started()?;
+        let host = &self.core.host;
+        let client = host.store_client().ok_or(ContextError::NoStore)?;
+        Ok(crate::fleet_client::list_alarms(&client, &host.fleet, I::NAME, after, limit).await?)
+    }
+
     /// Sets an alarm of the instance `id`, as [`Context::set_alarm`] does from inside. The instance is not built for it.
     ///
     /// # Errors

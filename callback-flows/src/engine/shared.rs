@@ -1,4 +1,4 @@
-//! What the code of a flow and its engine share: the operations that the code has begun, and who waits for them.
+//! The state that a flow's code and its engine share: the operations that the code has begun, and who waits for them.
 //!
 //! No waker is woken or dropped, and nothing of the application called, while the lock is held.
 
@@ -21,7 +21,7 @@ use crate::blocked::{Blocked, BlockedKind};
 use crate::journal::{Begun, Detail, Event, Key};
 use crate::token::Urls;
 
-/// What may be in a flow's journal, at most.
+/// The most that may be in a flow's journal.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
     pub(crate) entries: u64,
@@ -45,7 +45,7 @@ pub(crate) struct Item {
     pub(crate) event: Event,
 }
 
-/// What polls the code at this moment.
+/// The reason for which the code is polled at this moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mode {
     /// Nobody: the flow waits.
@@ -64,15 +64,15 @@ pub(super) struct Op {
     /// The key without its ordinal.
     pub(super) base: Arc<str>,
     pub(super) kind: Kind,
-    /// Which of the flow's operations it is, by when it began in this life.
+    /// Its number among the flow's operations, in the order in which they began in this life.
     pub(super) number: u64,
     /// A step may start when [`State::open_to`] is greater.
     pub(super) opens_at: u64,
     /// The time of the entry because of which it began.
     pub(super) since: Timestamp,
-    /// What it has to give, oldest first.
+    /// The items that it has to give, oldest first.
     pub(super) queue: VecDeque<Item>,
-    /// Who waits for it: set by a poll that found nothing released, kept until a release or until it is dropped.
+    /// The waker of who waits for it: set by a poll that found nothing released, kept until a release or until it is dropped.
     pub(super) waker: Option<Waker>,
     /// May answer its next poll.
     pub(super) is_released: bool,
@@ -89,12 +89,12 @@ pub(super) struct Op {
     pub(super) last_error: Option<Arc<str>>,
     /// The intent to run it once is in the journal: since this life, or since an earlier one.
     pub(super) intent: Option<Life>,
-    /// What a sabotaged engine has given to whoever waited.
+    /// The item that a sabotaged engine has given to whoever waited.
     #[cfg(test)]
     pub(super) given: Option<Item>,
 }
 
-/// Which life of a flow something belongs to.
+/// The life of a flow that something belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Life {
     This,
@@ -103,20 +103,20 @@ pub(crate) enum Life {
 
 #[derive(Debug, Default)]
 pub(super) struct Named {
-    /// How many have begun.
+    /// The number that have begun.
     pub(super) next: u32,
-    /// How many of them the code holds.
+    /// The number of them that the code holds.
     pub(super) alive: u32,
 }
 
-/// What the code of a flow and its engine share.
+/// The state that a flow's code and its engine share.
 pub(crate) struct Shared {
     /// `name/id`.
     pub(crate) identity: Arc<str>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) random: Arc<dyn Random>,
     pub(crate) limits: Limits,
-    /// What callback URLs are made with.
+    /// The keys that callback URLs are made with.
     pub(crate) urls: Option<Arc<Urls>>,
     /// The host is about to leave.
     pub(crate) is_draining: AtomicBool,
@@ -143,9 +143,9 @@ pub(super) struct State {
     pub(super) ready: BTreeSet<(u64, usize)>,
     /// Deadlines of timers, and of steps that wait for their next attempt.
     pub(super) due: BTreeSet<(Timestamp, usize)>,
-    /// How many operations wait.
+    /// The number of operations that wait.
     pub(super) waiting: usize,
-    /// How many operations began in this life.
+    /// The number of operations that began in this life.
     pub(super) numbers: u64,
     /// Steps with a number below this may start.
     pub(super) open_to: u64,
@@ -153,14 +153,14 @@ pub(super) struct State {
     pub(super) seed: u64,
     /// The time of the newest entry that the code has seen.
     pub(super) now: Timestamp,
-    /// What the code began because of the entry that is being taken in.
+    /// The operations that the code began because of the entry that is being taken in.
     pub(super) begun: Vec<Begun>,
-    /// What it began the first time, if that is known.
+    /// Those that it began the first time, if that is known.
     pub(super) expected: Option<Vec<Begun>>,
     /// The names of all patches in the journal.
     pub(super) patched: HashSet<Key>,
     pub(super) patches: HashMap<Key, bool>,
-    /// What steps have handed over.
+    /// The entries that steps have handed over.
     pub(super) handed_in: VecDeque<Event>,
     pub(super) undo: Vec<Undo>,
     pub(super) fault: Option<Blocked>,

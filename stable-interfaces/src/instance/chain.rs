@@ -103,7 +103,7 @@ static THREADS: StaticMutex<Vec<Weak<Shown>>> = StaticMutex::new(Vec::new());
 struct Thread {
     /// The polls that are nested in each other, the innermost last.
     frames: RefCell<Vec<Frame>>,
-    /// How many of them are out of sight of what is polled [outside of handlers](outside_of_handlers).
+    /// The number of those that are out of sight of what is polled [outside of handlers](outside_of_handlers).
     hidden: Cell<usize>,
     shown: Arc<Shown>,
 }
