@@ -6,12 +6,14 @@
 #![allow(clippy::disallowed_methods, reason = "real servers take real time")]
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use alarm_backends::RedisStore;
 use alarm_backends::testing::servers::{Redis, RedisCluster};
+use parking_lot::Mutex;
 use stable_interfaces::store::{Epoch, ShardId};
 use stable_interfaces::testing::{Fault, Method};
 use stable_interfaces::{
@@ -102,6 +104,40 @@ async fn a_host_that_gave_up_what_is_away_does_not_name_itself_as_the_one_to_ask
         assert_eq!(site.probes.request(&away[0], get("n")).await.unwrap(), Some(1));
     })
     .await;
+}
+
+/// The text of a log. Clones are handles to the same one.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Log {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.lock().write(line)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn shards_that_are_given_up_together_are_one_line_of_the_log_that_says_how_many() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    let _logged = tracing::subscriber::set_default(subscriber);
+    in_time(async {
+        let world = World::spread();
+        let site = start(&world).await;
+        world.store.set_away(a_third());
+        world.pass(3 * LEASE).await;
+        assert_eq!(site.host.shards().len(), 21);
+    })
+    .await;
+    let text = String::from_utf8(log.0.lock().clone()).unwrap();
+    let lines: Vec<_> = text.lines().filter(|line| line.contains("given up")).collect();
+    let [line] = &lines[..] else { panic!("{lines:#?}") };
+    assert!(line.contains("shards=11") && line.contains("first=0"), "{line}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -228,16 +228,24 @@ impl Keeper<'_> {
     fn give_up_doubtful(&mut self) {
         let now = self.host.clock.elapsed() + self.host.options.lease / 20;
         let over: Vec<_> = self.doubts.extract_if(.., |_, (_, end)| *end <= now).collect();
-        for (shard, (epoch, _)) in &over {
-            if self.host.shards.lose(*shard, *epoch) {
-                tracing::warn!(%shard, "the part of the store that has the shard did not answer for as long as its lease lasts; it is given up until it does");
-                metrics::counter!(crate::metrics::SHARDS_LOST).increment(1);
-            }
+        let given_up = self.lose(over.iter().map(|(shard, (epoch, _))| (*shard, *epoch)));
+        if let Some(first) = given_up.first() {
+            tracing::warn!(shards = given_up.len(), %first, "the part of the store that has these shards did not answer for as long as their lease lasts; they are given up until it does");
         }
         if !over.is_empty() {
             forget_unowned(self.host);
         }
         self.extend();
+    }
+
+    /// Loses shards of these epochs; returns those that were this host's, which are often many at once.
+    fn lose(&self, shards: impl Iterator<Item = (ShardId, Epoch)>) -> Vec<ShardId> {
+        let lost = shards.filter(|(shard, epoch)| self.host.shards.lose(*shard, *epoch));
+        let lost: Vec<_> = lost.map(|(shard, _)| shard).collect();
+        if !lost.is_empty() {
+            metrics::counter!(crate::metrics::SHARDS_LOST).increment(lost.len() as u64);
+        }
+        lost
     }
 
     /// The lease lasts for as long as that of every shard that is kept.
@@ -257,12 +265,12 @@ impl Keeper<'_> {
             }
         }
         // First what is lost: under the new lease whatever this host still owns is acted on at once, by other threads too.
-        for (shard, epoch) in asked {
-            let is_taken = renewed.owned.binary_search(shard).is_err() && renewed.unknown.binary_search(shard).is_err();
-            if is_taken && self.host.shards.lose(*shard, *epoch) {
-                tracing::warn!(%shard, "the shard has been taken over by another host");
-                metrics::counter!(crate::metrics::SHARDS_LOST).increment(1);
-            }
+        let is_taken = |shard: &ShardId| {
+            renewed.owned.binary_search(shard).is_err() && renewed.unknown.binary_search(shard).is_err()
+        };
+        let taken = self.lose(asked.iter().copied().filter(|(shard, _)| is_taken(shard)));
+        if let Some(first) = taken.first() {
+            tracing::warn!(shards = taken.len(), %first, "these shards have been taken over by another host");
         }
         self.give_up_doubtful();
         let overdue = self.host.shards.overdue();
