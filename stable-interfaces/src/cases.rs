@@ -30,12 +30,11 @@ fn from_environment<T: FromStr>(name: &str, default: T) -> T {
     })
 }
 
-/// Runs `cases` cases of up to `steps` transitions, a third of them if `QUICK` is set, unless the environment asks for another number.
+/// Runs `cases` cases of up to `steps` transitions, unless the environment asks for another number of cases.
 ///
 /// # Panics
 /// With the smallest failing case, and how to repeat it.
 pub(crate) fn check<M: ReferenceStateMachine, S: Subject<M>>(cases: u64, steps: usize, start: impl Fn(&M::State) -> S) {
-    let cases = if std::env::var_os("QUICK").is_some() { cases.div_ceil(3) } else { cases };
     let (first, cases) = (from_environment("SEED", 1), from_environment("CASES", cases));
     for seed in first..first + cases {
         if let Some(failure) = find::<M, S>(seed, steps, 60_000, &start) {
