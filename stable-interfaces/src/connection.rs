@@ -17,9 +17,9 @@ use crate::shared::Health;
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicU64, Ordering};
 
-/// How many messages each direction of a connection holds: those that the receiver could take.
+/// The number of messages that each direction of a connection holds: those that the receiver could take.
 pub const CONNECTION_BUFFER: usize = 64;
-/// How many messages to a client may wait for their commits at most, with those it could take.
+/// The most messages to a client that may wait for their commits, with those it could take.
 const MAX_UNCOMMITTED: usize = 16 * CONNECTION_BUFFER;
 
 /// The number of a connection, unique in this process.
@@ -39,7 +39,7 @@ impl ConnectionId {
     }
 }
 
-/// Why a connection is closed.
+/// The reason why a connection is closed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Closed {
@@ -77,7 +77,7 @@ impl Closed {
 /// A connection as the instance's slot keeps it.
 pub(crate) trait AnyLink: Send + Sync {
     fn id(&self) -> ConnectionId;
-    /// Whether the instance has not let go of it.
+    /// Tells whether the instance has not let go of it.
     fn is_attached(&self) -> bool;
     /// Closes it, and says who waits for that.
     fn close(&self, reason: Closed) -> Wakers;
@@ -98,7 +98,7 @@ impl Wakers {
     }
 }
 
-/// What both ends of a connection share.
+/// The state that both ends of a connection share.
 pub(crate) struct Link<Out> {
     pub(crate) id: ConnectionId,
     pub(crate) state: Mutex<LinkState<Out>>,
@@ -112,10 +112,10 @@ pub(crate) struct LinkState<Out> {
     pub(crate) closed: Option<Closed>,
     /// The instance has closed it. The client learns that once what it depends on is durable.
     pub(crate) closing: Option<Closing>,
-    /// Whether the instance counts it among its own. Until it lets go it handles what was sent, and has to be told when the
+    /// Tells whether the instance counts it among its own. Until it lets go it handles what was sent, and has to be told when the
     /// client leaves.
     pub(crate) is_attached: bool,
-    /// Who waits for something to change: the client for a message or for room, a handler for room.
+    /// Those who wait for something to change: the client for a message or for room, a handler for room.
     pub(crate) waiting: Vec<Waker>,
 }
 
@@ -126,7 +126,7 @@ pub(crate) struct Closing {
     pub(crate) behind: Behind,
 }
 
-/// What a closing waits for.
+/// The things that a closing waits for.
 #[derive(Debug, Clone)]
 pub(crate) enum Behind {
     /// The handler that decided it.
@@ -136,12 +136,12 @@ pub(crate) enum Behind {
 }
 
 impl<Out> LinkState<Out> {
-    /// Why nothing can be sent to the client any more.
+    /// The reason why nothing can be sent to the client any more.
     pub(crate) fn refuses(&self) -> Option<&Closed> {
         self.closed.as_ref().or(self.closing.as_ref().map(|closing| &closing.reason))
     }
 
-    /// Whether another message for the client may be added. What the client cannot take yet, because it waits for a commit, does
+    /// Tells whether another message for the client may be added. What the client cannot take yet, because it waits for a commit, does
     /// not make it slow.
     pub(crate) fn has_room(&self) -> bool {
         match self.outgoing.get(CONNECTION_BUFFER - 1) {
@@ -151,7 +151,7 @@ impl<Out> LinkState<Out> {
         }
     }
 
-    /// How it ended for the client, or the commits that will tell.
+    /// The end of the connection for the client, or the commits that will tell.
     pub(crate) fn ended(&self) -> Option<Result<Closed, Ticket>> {
         match (&self.closed, &self.closing) {
             (Some(closed), _) => Some(Ok(closed.clone())),

@@ -241,7 +241,7 @@ impl Directive {
         })
     }
 
-    /// Whether a message is a directive; if so, it reads the same when it is written again.
+    /// Tells whether a message is a directive; if so, it reads the same when it is written again.
     #[cfg(any(test, fuzzing))]
     pub(crate) fn try_out(row: &InboxRow) -> bool {
         let Ok(order) = Directive::read(row) else { return false };

@@ -202,7 +202,7 @@ pub trait StableInterface: Sized + Send + 'static {
     note = "implement `Handle<{M}>` for `{Self}`"
 )]
 pub trait Handle<M>: StableInterface {
-    /// What the sender gets back.
+    /// The value that the sender gets back.
     type Reply: Send + 'static;
 
     /// Handles one message. No other message of this instance is handled meanwhile.
@@ -337,11 +337,11 @@ pub trait OnMessage: StableInterface {
     note = "implement `OnConnect` for `{Self}`"
 )]
 pub trait OnConnect: StableInterface {
-    /// What a client says about itself when it connects.
+    /// The words of a client about itself when it connects.
     type Meta: Send + 'static;
-    /// What clients send to the instance.
+    /// The messages of clients to the instance.
     type Incoming: Send + 'static;
-    /// What the instance sends to clients.
+    /// The messages of the instance to clients.
     type Outgoing: Send + 'static;
 
     /// Answers a client that asks to be connected: [`accept`](Connecting::accept) it and keep the peer, or

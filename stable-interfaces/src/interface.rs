@@ -299,7 +299,7 @@ impl<I: StableInterface> Interface<I> {
         self.core.table.get(id, hash_id(id)).is_some_and(|slot| slot.is_running())
     }
 
-    /// How many instances are in memory on this host.
+    /// The number of instances in memory on this host.
     #[must_use]
     pub fn running(&self) -> usize {
         self.core.table.len()

@@ -53,7 +53,7 @@ impl<I: StableInterface> Work<I> for ListAlarms {
     }
 }
 
-/// Why a directive could not be carried out.
+/// The reason why a directive could not be carried out.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DirectiveError {
     #[error("{0}")]

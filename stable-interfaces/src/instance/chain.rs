@@ -1,4 +1,4 @@
-//! Who calls whom: the chain of instances whose handlers wait for the request being made.
+//! Call chains: the chain of instances whose handlers wait for the request being made.
 //!
 //! It rides in a thread-local that is set around each poll of a handler and at no other time, so it follows the handler
 //! wherever it is polled and costs a request from outside one look. It names each link, so a request that would wait for
@@ -47,9 +47,9 @@ impl Chain {
 #[derive(Debug)]
 pub(crate) struct Frame {
     pub(crate) instance: Arc<dyn Link>,
-    /// Who called it, if a handler did.
+    /// The caller, if a handler called it.
     pub(crate) callers: Option<Arc<Chain>>,
-    /// When its time is over; none if nothing has needed to know yet.
+    /// The moment at which its time is over; none if nothing has needed to know yet.
     pub(crate) deadline: Deadline,
 }
 
@@ -78,7 +78,7 @@ impl Deadline {
     }
 }
 
-/// What one thread lets others see of what it polls. Only that thread writes, so no write of it is a locked one.
+/// The handler that one thread polls, as others may see it. Only that thread writes, so no write of it is a locked one.
 #[derive(Debug, Default)]
 struct Shown {
     /// The address of the instance, zero if none.
@@ -98,7 +98,7 @@ impl Shown {
 /// Of every thread that has polled a handler.
 static THREADS: StaticMutex<Vec<Weak<Shown>>> = StaticMutex::new(Vec::new());
 
-/// What one thread polls.
+/// The handler that one thread polls.
 #[derive(Debug)]
 struct Thread {
     /// The polls that are nested in each other, the innermost last.
@@ -189,7 +189,7 @@ impl Blocked {
     }
 }
 
-/// What a new request inherits from the handler that makes it.
+/// The inheritance of a new request from the handler that makes it.
 #[derive(Debug)]
 pub(crate) struct Origin {
     pub(crate) callers: Option<Arc<Chain>>,
@@ -198,7 +198,7 @@ pub(crate) struct Origin {
     pub(crate) waits_until: Deadline,
     /// The time for which it waits for its turn.
     pub(crate) given: Duration,
-    /// Whether the first poll of the new request's handler may happen on this stack.
+    /// Tells whether the first poll of the new request's handler may happen on this stack.
     pub(crate) may_nest: bool,
 }
 
@@ -245,7 +245,7 @@ pub async fn outside_of_handlers<F: Future>(future: F) -> F::Output {
     .await
 }
 
-/// Whether a handler is being polled on this thread.
+/// Tells whether a handler is being polled on this thread.
 pub(crate) fn in_handler() -> bool {
     CURRENT.with(|thread| !thread.frames.borrow().is_empty())
 }

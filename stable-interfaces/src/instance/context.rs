@@ -59,7 +59,7 @@ pub(crate) trait Instance: Link {
     fn let_out(self: Arc<Self>, outputs: Vec<Output>);
 }
 
-/// What a handler is given beside its message.
+/// The context that a handler is given beside its message.
 ///
 /// Operations that change something only *record* it: they return at once, and fail only for what is wrong with their
 /// arguments. When the handler returns `Ok`, all of it is committed as one, together with the completion of the alarm that
@@ -441,7 +441,7 @@ impl Context {
         }
     }
 
-    /// What this handler is to complete, if it is not done and not held.
+    /// The alarm or message that this handler is to complete, if it is not done and not held.
     pub(crate) fn completion(&self) -> Option<Wake> {
         let cold = self.recorded.0.as_ref()?;
         cold.wake.clone().filter(|_| !cold.holds_alarm)

@@ -37,7 +37,7 @@ pub(crate) fn run_inline<I: StableInterface>(slot: &Arc<Slot<I>>, mut next: Next
     drive(slot, Step::Next(next));
 }
 
-/// Where a task of the host takes over.
+/// The point where a task of the host takes over.
 pub(crate) enum Step<I: StableInterface> {
     /// With a turn that was not done at once.
     Turn(Box<dyn Turn<I>>),

@@ -18,7 +18,7 @@ use crate::sync::{Arc, oneshot};
 /// An instance, if there is one in memory.
 pub(crate) type State<I> = Quiet<Box<I>>;
 
-/// What a message asks of an instance.
+/// The work that a message asks of an instance.
 pub(crate) trait Work<I: StableInterface>: Send + 'static {
     type Reply: Send + 'static;
 
@@ -73,7 +73,7 @@ pub(crate) type AnswerOf<I, W> = Answer<<W as Work<I>>::Reply, <I as StableInter
 
 pub(crate) type ReplyTo<R, E> = oneshot::Sender<Quiet<Answer<R, E>>>;
 
-/// How a handler's future ended.
+/// The end of a handler's future.
 pub(crate) enum Ending<I: StableInterface, R> {
     Returned {
         state: State<I>,
@@ -126,7 +126,7 @@ pub(crate) trait Job<I: StableInterface>: Waiter + Send {
     fn may_queue(&mut self) -> bool;
 }
 
-/// Why a waiting message never had its turn.
+/// The reason why a waiting message never had its turn.
 #[derive(Debug, Clone)]
 pub(crate) enum Refusal {
     TimedOut {

@@ -34,7 +34,7 @@ pub(crate) struct Member {
 
 #[derive(Debug, Default)]
 pub(crate) struct MemberState {
-    /// How many guards keep it parked.
+    /// The number of guards that keep it parked.
     pub(crate) parks: usize,
     has_ended: bool,
 }

@@ -37,7 +37,7 @@ impl<Out> fmt::Debug for Peer<Out> {
     }
 }
 
-/// Why a message was not sent to a client.
+/// The reason why a message was not sent to a client.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SendError {
@@ -56,7 +56,7 @@ impl<Out: Send + 'static> Peer<Out> {
         self.link.id
     }
 
-    /// Whether the connection is closed.
+    /// Tells whether the connection is closed.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.link.state.lock().refuses().is_some()

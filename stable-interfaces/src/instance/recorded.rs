@@ -53,27 +53,27 @@ pub(crate) struct Recorded(pub(crate) Option<Box<Cold>>);
 /// Rarely used fields, boxed so that what a handler leaves is small.
 #[derive(Default)]
 pub(crate) struct Cold {
-    /// Whether anything was recorded, committed or not.
+    /// Tells whether anything was recorded, committed or not.
     pub(crate) has_recorded: bool,
     pub(crate) holds_alarm: bool,
-    /// Whether the instance asked to leave memory.
+    /// Tells whether the instance asked to leave memory.
     pub(crate) wants_passivation: bool,
     /// The state of its enlistments in transactions.
     pub(crate) enlisted: Enlisted,
-    /// What its handler is to complete, until that is recorded or done.
+    /// The alarm or message that its handler is to complete, until that is recorded or done.
     pub(crate) wake: Option<Wake>,
     pub(crate) effects: Effects,
     /// Never locked, only reached through `&mut`: outputs need not be `Sync`, and a shared `Context` must be.
     pub(crate) outputs: Mutex<Vec<Output>>,
-    /// Why this incarnation ends with this turn, whatever comes of it.
+    /// The reason why this incarnation ends with this turn, whatever comes of it.
     pub(crate) ends: Option<Closed>,
-    /// Why `on_start` failed.
+    /// The reason why `on_start` failed.
     pub(crate) failed_start: Option<String>,
     /// The error of the handler refuses one client that asked to be connected, and nobody else.
     pub(crate) refuses_client: bool,
-    /// What the last read of the store failed with.
+    /// The failure of the last read of the store.
     pub(crate) failed_read: Option<Arc<StoreError>>,
-    /// Whether the handler has made a part of its effects durable before its end.
+    /// Tells whether the handler has made a part of its effects durable before its end.
     pub(crate) has_committed: bool,
 }
 
@@ -92,13 +92,13 @@ pub(crate) enum Enlisted {
 }
 
 impl Recorded {
-    /// Whether the handler did nothing but change its memory.
+    /// Tells whether the handler did nothing but change its memory.
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_none()
     }
 
-    /// Whether anything was recorded, committed or not.
+    /// Tells whether anything was recorded, committed or not.
     pub(crate) fn has_recorded(&self) -> bool {
         self.0.as_ref().is_some_and(|cold| cold.has_recorded)
     }
@@ -107,7 +107,7 @@ impl Recorded {
         self.0.as_ref().is_some_and(|cold| cold.holds_alarm)
     }
 
-    /// Whether the instance asked to leave memory.
+    /// Tells whether the instance asked to leave memory.
     pub(crate) fn wants_passivation(&self) -> bool {
         self.0.as_ref().is_some_and(|cold| cold.wants_passivation)
     }
@@ -121,27 +121,27 @@ impl Recorded {
         self.0.as_mut().map(|cold| cold.effects.take()).unwrap_or_default()
     }
 
-    /// What the handler would let out, in order.
+    /// The outputs that the handler would have, in order.
     pub(crate) fn outputs(&mut self) -> &[Output] {
         self.0.as_mut().map_or(&[], |cold| cold.outputs.get_mut().as_slice())
     }
 
-    /// What the handler lets out, in order.
+    /// The outputs of the handler, in order.
     pub(crate) fn take_outputs(&mut self) -> Vec<Output> {
         self.0.as_mut().map(|cold| std::mem::take(cold.outputs.get_mut())).unwrap_or_default()
     }
 
-    /// Why this incarnation ends with this turn.
+    /// The reason why this incarnation ends with this turn.
     pub(crate) fn take_end(&mut self) -> Option<Closed> {
         self.0.as_mut()?.ends.take()
     }
 
-    /// Why `on_start` failed.
+    /// The reason why `on_start` failed.
     pub(crate) fn take_failed_start(&mut self) -> Option<String> {
         self.0.as_mut()?.failed_start.take()
     }
 
-    /// What the store refused the handler, if that is what the handler fails with, and nothing of it has happened: its error holds
+    /// The failure with which the store refused the handler, if that is what the handler fails with, and nothing of it has happened: its error holds
     /// the store's own, which nobody else does but this.
     pub(crate) fn take_cause(&mut self) -> Option<Arc<StoreError>> {
         let cold = self.0.as_mut().filter(|cold| !cold.has_committed)?;
@@ -162,7 +162,7 @@ impl Recorded {
         cold.has_recorded |= enlisted == Enlisted::Cut;
     }
 
-    /// Whether more may be recorded.
+    /// Tells whether more may be recorded.
     pub(crate) fn require_open(&self) -> Result<(), ContextError> {
         match self.enlisted() {
             Enlisted::None | Enlisted::UnderWay => Ok(()),

@@ -45,7 +45,7 @@ pub(crate) struct Slot<I: StableInterface> {
     /// The table's time of its last use.
     used: AtomicU64,
     pub(crate) interface: Arc<InterfaceCore<I>>,
-    /// Whether it is busy with a first poll, which is soon over. A hint: read without the lock by who waits for that.
+    /// Tells whether it is busy with a first poll, which is soon over. A hint: read without the lock by who waits for that.
     is_polled: AtomicBool,
     inner: Mutex<Inner<I>>,
 }
@@ -56,7 +56,7 @@ struct Inner<I: StableInterface> {
     state: State<I>,
     /// The epoch of the shard when the instance was built, or its turn under way began.
     epoch: Epoch,
-    /// What most instances do not need most of the time.
+    /// Rarely used fields, boxed so that an idle instance is small.
     extra: Option<Box<Extra<I>>>,
 }
 
@@ -67,7 +67,7 @@ enum Mode {
     Gone,
 }
 
-/// What whoever keeps a slot busy does next.
+/// The next thing to do for whoever keeps a slot busy.
 pub(crate) enum Next<I: StableInterface> {
     /// Nothing: the slot is idle.
     Idle,
@@ -77,7 +77,7 @@ pub(crate) enum Next<I: StableInterface> {
     Settle(Ended),
 }
 
-/// What became of an attempt to take a slot.
+/// The outcome of an attempt to take a slot.
 pub(crate) enum Taken<I: StableInterface> {
     /// It is the caller's now: run a turn with this state.
     Free(State<I>),
@@ -89,7 +89,7 @@ pub(crate) enum Taken<I: StableInterface> {
     Gone,
 }
 
-/// How often a message looks whether an instance has become free before it queues.
+/// The number of times a message looks whether an instance has become free before it queues.
 const SPINS: u32 = if cfg!(shuttle) { 2 } else { 40 };
 
 impl<I: StableInterface> Slot<I> {
@@ -144,7 +144,7 @@ impl<I: StableInterface> Slot<I> {
         }
     }
 
-    /// What the slot is busy with will not be over soon.
+    /// Notes that the handler of the slot will not be over soon.
     pub(crate) fn stays_busy(&self) {
         self.is_polled.store(false, Ordering::Relaxed);
     }
@@ -364,7 +364,7 @@ impl<I: StableInterface> Slot<I> {
         (answer, next)
     }
 
-    /// Whether a task of it is not parked.
+    /// Tells whether a task of it is not parked.
     pub(crate) fn has_busy_tasks(&self) -> bool {
         let inner = self.inner.lock();
         inner.extra.as_ref().and_then(|extra| extra.life.as_ref()).is_some_and(|life| life.is_busy())
@@ -386,7 +386,7 @@ impl<I: StableInterface> Slot<I> {
         None
     }
 
-    /// What the incarnation that ended had left is done.
+    /// Notes that the remains of the incarnation that ended are done.
     pub(crate) fn settled(self: &Arc<Self>) -> Next<I> {
         self.interface.host.task_rested.notify_one();
         let mut left = Left::default();
@@ -523,7 +523,7 @@ impl<I: StableInterface> Slot<I> {
         self.inner.lock().mode == Mode::Busy
     }
 
-    /// Whether the instance is in memory, or about to be.
+    /// Tells whether the instance is in memory, or about to be.
     pub(crate) fn is_running(&self) -> bool {
         let inner = self.inner.lock();
         inner.state.is_some() || inner.mode == Mode::Busy
@@ -584,7 +584,7 @@ impl<I: StableInterface> Slot<I> {
     }
 }
 
-/// Why a message could not be queued.
+/// The reason why a message could not be queued.
 pub(crate) enum Enqueue<I: StableInterface> {
     /// The slot left the table meanwhile.
     Gone(Box<dyn Job<I>>),

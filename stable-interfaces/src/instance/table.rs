@@ -264,9 +264,9 @@ mod tests {
     /// A table whose idle slots leave when room is needed.
     struct Scene {
         table: Table<Place>,
-        /// How many slots were looked at in vain.
+        /// The number of slots that were looked at in vain.
         in_vain: usize,
-        /// How long each look at a slot takes, in nanoseconds.
+        /// The time that each look at a slot takes, in nanoseconds.
         look: u64,
         now: std::cell::Cell<u64>,
     }

@@ -64,7 +64,7 @@ pub(crate) struct Around<I: StableInterface> {
     pub(crate) deadline: Deadline,
     /// The time that it may take.
     pub(crate) limit: Duration,
-    /// What woke the instance, if nobody waits for a reply.
+    /// The alarm or message that woke the instance, if nobody waits for a reply.
     pub(crate) woken_by: Option<Delivery>,
     /// Says whether it is `on_stop` that runs.
     pub(crate) is_stop: bool,

@@ -312,7 +312,7 @@ impl<I: OnConnect> Work<I> for Disconnect {
     }
 }
 
-/// How soon an instance is told again that a client has left, while its host may not act.
+/// The pause before an instance is told again that a client has left, while its host may not act.
 const DISCONNECT_AGAIN: Duration = Duration::from_millis(100);
 
 fn disconnect<I: OnConnect>(core: &Arc<InterfaceCore<I>>, id: &Arc<str>, connection: ConnectionId) {

@@ -24,14 +24,14 @@ struct Fire {
     alarm: Arc<AlarmRow>,
 }
 
-/// What is common to alarms and messages.
+/// The part that alarms and messages have in common.
 struct Woken {
     wake: Wake,
     must_mark: bool,
 }
 
 impl Woken {
-    /// What comes before the handler; `false` if it must not run.
+    /// Does what comes before the handler; `false` if it must not run.
     async fn begin<I: StableInterface>(&self, cx: &mut Context) -> Outcome<bool, I::Error> {
         if !self.must_mark {
             return Ok(true);
@@ -91,7 +91,7 @@ impl<I: OnMessage> Work<I> for Take {
     }
 }
 
-/// What [`InterfaceBuilder::with_alarms`](crate::InterfaceBuilder::with_alarms) captures.
+/// The functions that [`InterfaceBuilder::with_alarms`](crate::InterfaceBuilder::with_alarms) captures.
 pub(crate) fn fire_alarm<I: OnAlarm>(core: &Arc<InterfaceCore<I>>, delivery: Delivery) {
     if let Wake::Alarm(alarm) = delivery.wake() {
         let work = Fire { alarm: alarm.clone(), woken: woken(&delivery) };
@@ -99,7 +99,7 @@ pub(crate) fn fire_alarm<I: OnAlarm>(core: &Arc<InterfaceCore<I>>, delivery: Del
     }
 }
 
-/// What [`InterfaceBuilder::with_inbox`](crate::InterfaceBuilder::with_inbox) captures.
+/// The functions that [`InterfaceBuilder::with_inbox`](crate::InterfaceBuilder::with_inbox) captures.
 pub(crate) fn take_message<I: OnMessage>(core: &Arc<InterfaceCore<I>>, delivery: Delivery) {
     if let Wake::Message(message) = delivery.wake() {
         let work = Take { message: message.clone(), woken: woken(&delivery) };

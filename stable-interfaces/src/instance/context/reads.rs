@@ -157,7 +157,7 @@ impl Context {
         Ok(self.read_alarms(&range).await?.into_iter().next())
     }
 
-    /// Whether this setting of the alarm is still the live one: not moved, cancelled or completed since it was taken to fire.
+    /// Tells whether this setting of the alarm is still the live one: not moved, cancelled or completed since it was taken to fire.
     pub(crate) fn is_live(&self, alarm: &AlarmRow) -> bool {
         // Unsettled commits first: what settles meanwhile has reached the window before it leaves this list.
         let unsettled = self.instance.unsettled();

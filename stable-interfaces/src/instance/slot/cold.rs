@@ -99,12 +99,12 @@ impl<I: StableInterface> Extra<I> {
         }
     }
 
-    /// Whether the instance may not leave memory by itself.
+    /// Tells whether the instance may not leave memory by itself.
     pub(super) fn is_needed(&self) -> bool {
         !self.connections.is_empty() || self.life.as_ref().is_some_and(|life| life.is_busy())
     }
 
-    /// Whether nothing in here is in use.
+    /// Tells whether nothing in here is in use.
     pub(super) fn is_empty(&self) -> bool {
         // Whoever knows an incarnation must find out that it has ended.
         let life_is_known = self.life.as_ref().is_some_and(|life| Arc::strong_count(life) > 1);

@@ -60,7 +60,7 @@ impl<I: StableInterface> Slot<I> {
         (ticket, commit)
     }
 
-    /// Whether the handler has committed another setting of the alarm that woke it, or cancelled it.
+    /// Tells whether the handler has committed another setting of the alarm that woke it, or cancelled it.
     pub(super) fn is_replaced(&self, inner: &Inner<I>, epoch: Epoch, delivery: &Delivery) -> bool {
         let Wake::Alarm(alarm) = delivery.wake() else { return false };
         let unsettled = inner.extra.iter().flat_map(|extra| &extra.unsettled);
@@ -143,7 +143,7 @@ impl<I: StableInterface> Slot<I> {
     }
 }
 
-/// Whether the shard's windows are to follow a commit. A mark changes nothing about what is due when.
+/// Tells whether the shard's windows are to follow a commit. A mark changes nothing about what is due when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Shown {
     ToWindow,

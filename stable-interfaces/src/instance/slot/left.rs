@@ -15,7 +15,7 @@ use crate::shards::wake::Wake;
 use crate::sync::Arc;
 use crate::tasks::TaskHandle;
 
-/// What an incarnation has left when it ended: commits under way, and tasks that have been cancelled.
+/// The remains of an incarnation that ended: commits under way, and tasks that have been cancelled.
 pub(crate) struct Ended {
     pub(super) gate: Option<Arc<Gate>>,
     pub(super) tasks: Vec<TaskHandle>,
@@ -32,19 +32,19 @@ impl Ended {
     }
 }
 
-/// What a slot lets go: dropped, woken and told when its lock is free, because that runs the application's code.
+/// The values that a slot lets go: dropped, woken and told when its lock is free, because that runs the application's code.
 pub(super) struct Left<I: StableInterface> {
     pub(super) state: State<I>,
     pub(super) refused: Vec<(Box<dyn Job<I>>, Refusal)>,
-    /// What a handler had recorded that does not happen.
+    /// The effects of a handler that do not happen.
     pub(super) recorded: Recorded,
-    /// What a handler has let out, with what is left of it.
+    /// The outputs of a handler, with what is left of it.
     pub(super) outputs: Vec<Output>,
     /// Connections that the instance has let go, with those who wait on them.
     pub(super) links: Vec<(Arc<dyn AnyLink>, Wakers)>,
     /// Commits that the committer did not take.
     pub(super) commits: Vec<Queued>,
-    /// What became of the alarm or message whose handler failed.
+    /// The fate of the alarm or message whose handler failed.
     pub(super) failure: Option<Failure>,
 }
 
@@ -86,11 +86,11 @@ impl<I: StableInterface> Left<I> {
     }
 }
 
-/// What became of an alarm or message whose handler failed, to be said when no lock is held.
+/// The fate of an alarm or message whose handler failed, to be said when no lock is held.
 pub(super) struct Failure {
     pub(super) wake: Wake,
     pub(super) error: Arc<str>,
-    /// How long it waits before it is tried again; `None` if it is a dead letter now.
+    /// The wait before it is tried again; `None` if it is a dead letter now.
     pub(super) wait: Option<Duration>,
 }
 

@@ -106,7 +106,7 @@ async fn opens(behind: Option<Ticket>) -> bool {
     }
 }
 
-/// What a task was handed over, if nobody has taken it yet.
+/// The work that a task was handed over, if nobody has taken it yet.
 fn take<T>(handed_over: &HandedOver<T>) -> Option<T> {
     let taken = handed_over.lock().take();
     taken.into_inner()
