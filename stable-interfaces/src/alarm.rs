@@ -20,9 +20,11 @@ use serde::de::DeserializeOwned;
 
 use crate::clock::Timestamp;
 use crate::error::ContextError;
+use crate::fleet::Fleet;
 use crate::id::{MAX_VALUE_BYTES, check_id};
 use crate::json;
-use crate::store::{AlarmKey, AlarmRow, InstanceName, Revision};
+use crate::store::client::StoreClient;
+use crate::store::{After, AlarmKey, AlarmRow, InstanceName, Loaded, Page, Revision, Rows, ShardId};
 use crate::sync::Arc;
 
 pub use retry::RetryPolicy;
@@ -30,6 +32,43 @@ pub use retry::RetryPolicy;
 /// Checks what is to be an alarm's ID.
 pub(crate) fn check_alarm_id(id: &str) -> Result<(), ContextError> {
     check_id(id).map_err(|reason| ContextError::invalid("alarm ID", id, reason))
+}
+
+/// The number of alarms that are read at once, and roughly the number of bytes.
+const PAGE: usize = 512;
+const PAGE_BYTES: usize = 4 * 1024 * 1024;
+
+/// Alarms of an interface, shard by shard, at most `limit` after the one named by `after`.
+pub(crate) async fn list(
+    client: &StoreClient<'_>,
+    fleet: &Fleet,
+    interface: &str,
+    after: Option<&Alarm>,
+    limit: usize,
+) -> Result<Vec<Alarm>, ContextError> {
+    let (mut shard, mut after) = match after {
+        Some(alarm) => {
+            let shard = fleet.shard_of(alarm.instance());
+            let invalid = |reason| ContextError::invalid("instance ID", alarm.instance(), reason);
+            (shard.map_err(invalid)?.0, Some(alarm.key()))
+        }
+        None => (0, None),
+    };
+    let mut found = Vec::new();
+    while shard < fleet.shards() && found.len() < limit {
+        let after_key = After::Alarms(after.take());
+        let page = Page { shard: ShardId(shard), after: after_key, limit: PAGE, bytes: PAGE_BYTES, keys_only: false };
+        let mut loaded = client.load(&[page]).await.map_err(ContextError::store)?;
+        let Some(Loaded { rows: Rows::Alarms(rows), is_last, .. }) = loaded.pop() else { return Ok(found) };
+        after = rows.last().map(|row| row.key());
+        if is_last {
+            (shard, after) = (shard + 1, None);
+        }
+        let wanted = rows.into_iter().filter(|row| *row.name.interface == *interface);
+        found.extend(wanted.map(|row| Alarm::new(Arc::new(row))));
+    }
+    found.truncate(limit);
+    Ok(found)
 }
 
 /// The meta of the alarm `id`, as it is stored.

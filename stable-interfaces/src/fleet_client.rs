@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 
-use crate::alarm::Alarm;
+use crate::alarm::{self, Alarm};
 use crate::clock::{Clock, Random, SystemClock, SystemRandom};
 use crate::dead::{self, Dead};
 use crate::directive::Directive;
@@ -16,14 +16,11 @@ use crate::instance::range::KeyRange;
 use crate::shared::HostOptions;
 use crate::store::client::{CommitOptions, StoreClient};
 use crate::store::deadlines::Deadlines;
-use crate::store::{
-    Addressed, After, InstanceName, Loaded, Page, Posted, Read, ReadRange, ReadRows, Rows, ShardId, Store,
-};
+use crate::store::{Addressed, InstanceName, Posted, Read, ReadRange, ReadRows, ShardId, Store};
 use crate::sync::Arc;
 
 /// The number of rows asked for at once, and roughly the number of bytes.
 const PAGE: usize = 512;
-const PAGE_BYTES: usize = 4 * 1024 * 1024;
 
 /// Looks at what a fleet keeps, and posts to it, without being one of its hosts.
 ///
@@ -118,7 +115,7 @@ impl FleetClient {
         after: Option<&Alarm>,
         limit: usize,
     ) -> Result<Vec<Alarm>, ContextError> {
-        list_alarms(&self.store_client(), &self.fleet, interface, after, limit).await
+        alarm::list(&self.store_client(), &self.fleet, interface, after, limit).await
     }
 
     /// The messages that wait in the inbox of the instance `id`, in the order of their arrival. Reads the inboxes of its shard.
@@ -173,37 +170,4 @@ impl FleetClient {
     fn shard_of(&self, id: &str) -> Result<ShardId, ContextError> {
         self.fleet.shard_of(id).map_err(|reason| ContextError::invalid("instance ID", id, reason))
     }
-}
-
-/// Alarms of an interface, shard by shard, at most `limit` after the one named by `after`.
-pub(crate) async fn list_alarms(
-    client: &StoreClient<'_>,
-    fleet: &Fleet,
-    interface: &str,
-    after: Option<&Alarm>,
-    limit: usize,
-) -> Result<Vec<Alarm>, ContextError> {
-    let (mut shard, mut after) = match after {
-        Some(alarm) => {
-            let shard = fleet.shard_of(alarm.instance());
-            let invalid = |reason| ContextError::invalid("instance ID", alarm.instance(), reason);
-            (shard.map_err(invalid)?.0, Some(alarm.key()))
-        }
-        None => (0, None),
-    };
-    let mut found = Vec::new();
-    while shard < fleet.shards() && found.len() < limit {
-        let after_key = After::Alarms(after.take());
-        let page = Page { shard: ShardId(shard), after: after_key, limit: PAGE, bytes: PAGE_BYTES, keys_only: false };
-        let mut loaded = client.load(&[page]).await.map_err(ContextError::store)?;
-        let Some(Loaded { rows: Rows::Alarms(rows), is_last, .. }) = loaded.pop() else { return Ok(found) };
-        after = rows.last().map(|row| row.key());
-        if is_last {
-            (shard, after) = (shard + 1, None);
-        }
-        let wanted = rows.into_iter().filter(|row| *row.name.interface == *interface);
-        found.extend(wanted.map(|row| Alarm::new(Arc::new(row))));
-    }
-    found.truncate(limit);
-    Ok(found)
 }

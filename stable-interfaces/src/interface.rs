@@ -184,7 +184,7 @@ impl<I: StableInterface> Interface<I> {
         self.core.require_started()?;
         let host = &self.core.host;
         let client = host.store_client().ok_or(ContextError::NoStore)?;
-        Ok(crate::fleet_client::list_alarms(&client, &host.fleet, I::NAME, after, limit).await?)
+        Ok(crate::alarm::list(&client, &host.fleet, I::NAME, after, limit).await?)
     }
 
     /// Sets an alarm of the instance `id`, as [`Context::set_alarm`] does from inside. The instance is not built for it.
