@@ -5,6 +5,7 @@
 //! is doing is unknown, and perhaps nobody is at its other end. Deadlines are the client's own: a `statement_timeout` does not
 //! bound a COMMIT, and a stopped server answers nothing.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::hash::{BuildHasher, RandomState};
@@ -282,14 +283,19 @@ impl Server {
         let first = self.open_for_by(|| Purpose::Probe, deadline).await?;
         let second = self.open_for_by(|| Purpose::Probe, deadline).await?;
         let work = async {
-            // A pooler with one idle session gives it to whoever comes next, one with several gives each in turn. Somebody else may come in
-            // between, so not once only.
+            // A pooler gives the session that was free last to whoever comes next, or each in turn. With the one in a transaction and with the
+            // other, these come apart for any number of sessions. Somebody else may come in between, so not once only.
+            let (mut ours, mut others) = (HashSet::new(), HashSet::new());
             for _ in 0..3 {
-                let alone = backend(&first, "").await?;
-                let beside = backend(&second, "BEGIN; ").await?;
-                let again = backend(&first, "").await?;
+                ours.insert(backend(&first, "").await?);
+                others.insert(backend(&second, "BEGIN; ").await?);
+                ours.insert(backend(&first, "").await?);
                 second.client.batch_execute("ROLLBACK").await?;
-                if alone == beside || alone != again {
+                ours.insert(backend(&first, "BEGIN; ").await?);
+                others.insert(backend(&second, "").await?);
+                first.client.batch_execute("ROLLBACK").await?;
+                ours.insert(backend(&first, "").await?);
+                if ours.len() > 1 || others.len() > 1 || ours == others {
                     return Ok::<_, tokio_postgres::Error>(true);
                 }
             }

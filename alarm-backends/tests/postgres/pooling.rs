@@ -28,12 +28,15 @@ async fn a_pooler_that_shares_sessions_between_transactions_is_refused_with_the_
         let start = move || (PgBouncer::start(&SERVER, mode, is_round_robin), SERVER.fresh_database());
         let (bouncer, url) = tokio::task::spawn_blocking(start).await.expect("the pooler starts");
         let through = bouncer.url(&url);
-        // Sessions that the pool has already, as in a service that has used it.
         let others = [raw(&through).await, raw(&through).await, raw(&through).await];
-        for _ in 0..2 {
-            let answers = [&others[0], &others[1], &others[2]].map(|other| other.simple_query("SELECT pg_sleep(0.05)"));
-            for answer in futures_util::future::join_all(answers).await {
-                answer.expect("the pooler serves it");
+        for sessions in 0..=3 {
+            // So many the pool has at least, as in a service that has used it. Where it pools transactions, exactly so many the first time.
+            for other in &others[..sessions] {
+                let begin = if mode == PoolMode::Statement { "SELECT pg_sleep(0.01)" } else { "BEGIN" };
+                other.batch_execute(begin).await.expect("the pooler serves it");
+            }
+            for other in &others[..sessions] {
+                other.batch_execute("ROLLBACK").await.expect("the pooler serves it");
             }
             let refused = PostgresStore::connect(&through).await;
             let Err(StoreError::Open(text, _)) = &refused else { panic!("{mode:?} {is_round_robin}: {refused:?}") };
