@@ -266,7 +266,7 @@ fn crossings(sources: &BTreeMap<String, String>) -> Vec<String> {
             let (module, rest) = path.split_at(depth);
             match rest.first().and_then(|name| exports.get(&(module.to_vec(), name.as_str()))) {
                 Some(from) if from.as_slice() != &path[..=depth] => {
-                    path = from.iter().chain(&rest[1..]).cloned().collect()
+                    path = from.iter().chain(&rest[1..]).cloned().collect();
                 }
                 _ => return Some(files[module].clone()),
             }
