@@ -95,10 +95,10 @@ pub(crate) enum Order {
 }
 
 impl Directive {
-    /// Sets an alarm, as [`Context::set_alarm`] does.
+    /// Sets an alarm, as [`Context::set_alarm`](crate::Context::set_alarm) does.
     ///
     /// # Errors
-    /// As [`Context::set_alarm`], for an ID that cannot be one and for too large or unserializable `meta`.
+    /// As [`Context::set_alarm`](crate::Context::set_alarm), for an ID that cannot be one and for too large or unserializable `meta`.
     pub fn set_alarm(
         alarm: &str,
         at: impl Into<Timestamp>,

@@ -166,8 +166,8 @@ impl<Out: Send> Release for LastWord<Out> {
     }
 }
 
-/// A client that asks to be connected, as [`OnConnect::on_connect`] is given it. Dropped without an answer, the connection is
-/// refused as [`Unhandled`](RequestError::Unhandled).
+/// A client that asks to be connected, as [`OnConnect::on_connect`](crate::OnConnect::on_connect) is given it. Dropped without an answer, the connection is
+/// refused as [`Unhandled`](crate::RequestError::Unhandled).
 #[derive(Debug)]
 pub struct Connecting<Out> {
     pub(crate) peer: Peer<Out>,
