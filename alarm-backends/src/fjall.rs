@@ -2,7 +2,7 @@
 //!
 //! One process holds the directory's lock, so everything that a database of many clients decides in a transaction is decided
 //! here under one mutex: who owns a shard, whether a write is a repeat, what a row held before. A call that changes something
-//! is one atomic write of the database and one `fdatasync`, and answers after both.
+//! is one atomic write of the database and one `fdatasync`, which posts that wait at the same time share, and answers after both.
 
 mod directory;
 #[cfg(any(test, fuzzing))]

@@ -27,7 +27,7 @@ fn write<'a>(dir: &Path, rows: impl IntoIterator<Item = (&'a [u8], &'a [u8], &'a
     database.persist(PersistMode::SyncAll).expect("it is kept");
 }
 
-/// What the directory says of its steps: step, least step needed, release.
+/// The directory's record of its steps: step, least step needed, release.
 fn record(dir: &Path) -> [String; 3] {
     let database = Database::builder(dir.join("data")).open().expect("the database is opened");
     let meta = database.keyspace("meta", KeyspaceCreateOptions::default).expect("a table is opened");

@@ -24,7 +24,7 @@ use tempfile::TempDir;
 
 const DIR: &str = "FJALL_TEST_DIR";
 const SHARDS: [ShardId; 2] = [ShardId(0), ShardId(1)];
-/// How many batches an alarm outlives the one that set it.
+/// The number of batches that an alarm outlives the one that set it.
 const LIFE: u64 = 5;
 
 /// The directory to work on, if this process is the child.
@@ -39,7 +39,7 @@ fn child(test: &str, dir: &Path) -> Command {
     command
 }
 
-/// What a child says, as it says it: the words behind `said`.
+/// A word of a child, as it says it: the words behind `said`.
 fn words(child: &mut Child) -> impl Iterator<Item = String> + use<> {
     let lines = BufReader::new(child.stdout.take().unwrap()).lines();
     lines.map_while(Result::ok).filter_map(|line| Some(line.split_once("said ")?.1.to_owned()))

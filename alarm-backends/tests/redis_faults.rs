@@ -1,4 +1,4 @@
-//! What the Redis store does when the server fails, is configured badly, loses data, or holds what is not ours.
+//! The Redis store when the server fails, is configured badly, loses data, or holds what is not ours.
 
 #![allow(
     clippy::disallowed_methods,

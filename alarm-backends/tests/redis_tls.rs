@@ -11,7 +11,7 @@ use alarm_backends::{RedisStore, RedisStoreBuilder};
 use redis::TlsCertificates;
 use stable_interfaces::StoreError;
 
-/// What the documentation of the store says a user needs.
+/// The rights that the store's documentation says a user needs.
 const RIGHTS: &str = "~{case* &case*:* +eval +evalsha +script|load +info +wait +subscribe +publish +@hash +@sortedset +@set +@list +del \
     +type +time";
 
@@ -51,7 +51,7 @@ stable_interfaces::testing::store_tests!(|| async {
         .expect("the certificate is trusted and names the host")
 });
 
-/// Why it was refused for good.
+/// The reason why it was refused for good.
 fn refusal(answer: Result<RedisStore, StoreError>) -> String {
     match answer {
         Err(StoreError::Open(text, source)) => format!("{text} {source:?}"),

@@ -1,4 +1,4 @@
-//! What is measured of alarms, on any store.
+//! Measurements of alarms, on any store.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,7 +26,7 @@ pub fn names(number: u64, instances: u64) -> (String, String) {
     (format!("instance-{:08}", number % instances), format!("alarm-{number:08}"))
 }
 
-/// What handlers saw.
+/// Counts of what handlers saw.
 #[derive(Debug, Default)]
 pub struct Seen {
     /// The times between an alarm's time and the first line of its handler, in milliseconds, in the order of firing.
@@ -148,14 +148,14 @@ impl Running {
     }
 }
 
-/// What [`set`] found.
+/// Findings of [`set`].
 #[derive(Debug)]
 pub struct SetRun {
     /// Alarms set per second.
     pub rate: f64,
     /// Alarms per group commit.
     pub mean_batch: f64,
-    /// How long each caller waited, in milliseconds.
+    /// The time that each caller waited, in milliseconds.
     pub waits: Vec<f64>,
 }
 
@@ -236,7 +236,7 @@ pub async fn fill_pending(place: &dyn Place, alarms: u64) {
     fill(&*place.open().await, alarms, |number| future + Duration::from_millis(number), Ended::Released).await;
 }
 
-/// How late something was, in milliseconds.
+/// The lateness of something, in milliseconds.
 #[derive(Debug)]
 pub struct LatenessRun {
     /// Half of them were not later.
@@ -255,7 +255,7 @@ pub fn share(number: u64) -> f64 {
     (random >> 11) as f64 / (1_u64 << 53) as f64
 }
 
-/// How late alarms at random times over a few seconds are. `None` if they could not all be set within `lead`, before the first
+/// Measures the lateness of alarms at random times over a few seconds. `None` if they could not all be set within `lead`, before the first
 /// of them.
 pub async fn lateness(place: &dyn Place, alarms: u64, over: Duration, lead: Duration) -> Option<LatenessRun> {
     let running = Running::start(place).await;
@@ -277,14 +277,14 @@ pub async fn lateness(place: &dyn Place, alarms: u64, over: Duration, lead: Dura
     Some(LatenessRun { p50: percentile(&late, 0.5), p99: percentile(&late, 0.99), max: percentile(&late, 1.0) })
 }
 
-/// What [`burst`] found.
+/// Findings of [`burst`].
 #[derive(Debug)]
 pub struct Burst {
     /// From their time until the first handler began, in milliseconds.
     pub first: f64,
     /// From their time until the last was durably completed, in milliseconds.
     pub all: f64,
-    /// How many never fired.
+    /// The number that never fired.
     pub lost: u64,
 }
 

@@ -8,7 +8,7 @@ use stable_interfaces::{Context, ContextError, Handle, Host, Interface, MemorySt
 use crate::measure::median;
 use crate::runner::{Kind, Runner};
 
-/// How many requests a turn has.
+/// The number of requests in a turn.
 const REQUESTS: u32 = 5_000;
 
 /// Nanoseconds per request, each the median of its turns.

@@ -51,7 +51,7 @@ pub fn cpu_time() -> Duration {
 /// The first argument of a process that measures one thing for the process that started it.
 pub const CHILD: &str = "--child";
 
-/// What this process is to measure, if it is such a process.
+/// Tells what this process is to measure, if it is such a process.
 #[must_use]
 pub fn child_arguments() -> Option<Vec<String>> {
     let mut arguments = std::env::args().skip(1);

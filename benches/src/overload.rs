@@ -6,16 +6,16 @@ use std::time::{Duration, Instant};
 
 use stable_interfaces::{Context, ContextError, Handle, Host, Interface, MemoryStore, StableInterface};
 
-/// What one handler takes.
+/// The time that one handler takes.
 const WORK: Duration = Duration::from_millis(10);
 /// For how long a request waits for its turn, and a handler may run.
 const TIMEOUT: Duration = Duration::from_secs(1);
 /// For how long one task asks alone, which shows what the instance can handle.
 const ALONE: Duration = Duration::from_secs(3);
-/// How many clients repeat what is refused, in the second part.
+/// The number of clients that repeat what is refused, in the second part.
 const CLIENTS: u64 = 500;
 
-/// What came of it.
+/// The outcome of a run.
 #[derive(Debug, Clone, Copy)]
 pub struct Outcome {
     /// Requests per second that one task had answered, which asked nothing before its last was.
@@ -26,13 +26,13 @@ pub struct Outcome {
     pub done: f64,
     /// The fewest that were done in any second but the first and the last.
     pub worst_second: f64,
-    /// How often the instance was built.
+    /// The number of times the instance was built.
     pub lives: u64,
-    /// How many requests of clients that repeat what is refused were answered.
+    /// The number of requests that were answered, of clients that repeat what is refused.
     pub answered: u64,
-    /// How many of them may have been done: their answer said that this is not known.
+    /// The number of requests of such clients that may have been done: their answer said that this is not known.
     pub unknown: u64,
-    /// What the instance has counted of them.
+    /// The number of requests of such clients that the instance has counted.
     pub counted: u64,
 }
 

@@ -25,10 +25,10 @@ pub trait Peer: Clone + Send + Sync + 'static {
     /// Through what an instance is asked.
     type Ref: Clone + Send + Sync + 'static;
 
-    /// What a program must hold on to, so that the instance lives on and can be asked again. Nothing where its ID is enough.
+    /// A value that a program must hold on to, so that the instance lives on and can be asked again. Nothing where its ID is enough.
     type Kept: Send + 'static;
 
-    /// What its tasks run on.
+    /// The runtime of its tasks.
     #[must_use]
     fn runner(kind: Kind) -> Runner {
         Runner::tokio(kind)
@@ -54,12 +54,12 @@ pub trait Peer: Clone + Send + Sync + 'static {
     }
 }
 
-/// What an object of a peer is.
+/// An object of a peer.
 #[derive(Debug)]
 pub struct Counter {
     /// Its ID.
     pub id: Box<str>,
-    /// How often it has been asked.
+    /// The number of times it has been asked.
     pub count: u64,
 }
 

@@ -32,7 +32,7 @@ pub struct Job {
     at: f64,
 }
 
-/// What the handlers of this process have seen. The libraries make their handlers themselves, so it is one place for all.
+/// Counts of what the handlers of this process have seen. The libraries make their handlers themselves, so it is one place for all.
 static DONE: AtomicU64 = AtomicU64::new(0);
 static LATE: Mutex<Vec<f64>> = Mutex::new(Vec::new());
 static CHANGED: Notify = Notify::const_new();
@@ -41,7 +41,7 @@ fn late() -> std::sync::MutexGuard<'static, Vec<f64>> {
     LATE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What every handler does.
+/// The work of every handler.
 fn handle(job: Job) {
     late().push(wall_millis() - job.at);
     DONE.fetch_add(1, Ordering::SeqCst);
@@ -111,7 +111,7 @@ pub async fn due(queue: &dyn Queue, jobs: u64) -> f64 {
     rate
 }
 
-/// How late jobs at random times over a few seconds are, in milliseconds.
+/// Measures the lateness of jobs at random times over a few seconds, in milliseconds.
 pub async fn lateness(queue: &dyn Queue, jobs: u64, over: Duration) -> LatenessRun {
     const CALLERS: usize = 16;
     /// From when jobs are added until the first of them is due.

@@ -1,4 +1,4 @@
-//! What a benchmark prints: tables for people while it runs, and one line of JSON per figure at its end.
+//! The output of a benchmark: tables for people while it runs, and one line of JSON per figure at its end.
 
 use std::fmt::Write;
 

@@ -1,4 +1,4 @@
-//! What the tasks of a side run on.
+//! The runtimes that the tasks of a side run on.
 //!
 //! Everything but actix runs on a tokio runtime. An actix actor lives on an *arbiter*, a thread with a single-threaded runtime of
 //! its own. Beside the multi-threaded runtime it therefore gets as many arbiters for its actors as there are worker threads. On one
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use actix::{Arbiter, ArbiterHandle, System, SystemRunner};
 use tokio::runtime::{self, Runtime};
 
-/// Which runtime a measurement is about.
+/// The runtime that a measurement is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// Two worker threads.
@@ -33,7 +33,7 @@ impl Kind {
     }
 }
 
-/// How many threads [`Kind::Multi`] has.
+/// The number of threads of [`Kind::Multi`].
 const WORKERS: usize = 2;
 
 /// A runtime, whatever its kind.
@@ -54,7 +54,7 @@ impl Runner {
         Runner::Tokio(runtime(kind))
     }
 
-    /// What actix has in its place.
+    /// The runtime that actix has in its place.
     #[must_use]
     pub fn actix(kind: Kind) -> Runner {
         let system = System::new();

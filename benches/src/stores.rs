@@ -63,16 +63,16 @@ pub trait Backend: Send + Sync {
     }
 }
 
-/// Where one store keeps its rows.
+/// The place where one store keeps its rows.
 #[async_trait]
 pub trait Place: Send + Sync {
     /// Opens the store. At most one may be open at a time.
     async fn open(&self) -> Arc<dyn Store>;
 
-    /// Where another process finds it; `None` if none can.
+    /// The address by which another process finds it; `None` if none can.
     fn address(&self) -> Option<String>;
 
-    /// Whether several hosts may share it, so that its owner needs a lease.
+    /// Says whether several hosts may share it, so that its owner needs a lease.
     fn is_shared(&self) -> bool {
         false
     }
@@ -92,7 +92,7 @@ pub trait Place: Send + Sync {
     /// Has the server clear away dead rows as soon as it would by itself if each second were a minute; or no longer.
     async fn tidy_often(&self, _often: bool) {}
 
-    /// How much room its tables and indexes take, if that can be asked for.
+    /// The room that its tables and indexes take, if that can be asked for.
     async fn megabytes(&self) -> Option<f64> {
         None
     }
@@ -165,7 +165,7 @@ async fn commit_all(store: &dyn Store, writes: &[Write]) {
     }
 }
 
-/// How a host that filled a store ends.
+/// The end of a host that filled a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
     /// It released its shards.

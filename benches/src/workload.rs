@@ -1,4 +1,4 @@
-//! What each library is asked to do, and how long it takes.
+//! The work that each library is asked to do, and how long it takes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use crate::measure::resident_bytes;
 use crate::peers::Peer;
 use crate::runner::{Kind, Runner};
 
-/// How many tasks ask at once where several do.
+/// The number of tasks that ask at once where several do.
 const TASKS: u64 = 64;
 /// Over how many instances [`Workload::Spread`] spreads its requests.
 const SPREAD: u64 = 10_000;

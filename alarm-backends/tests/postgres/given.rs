@@ -1,4 +1,4 @@
-//! What the tests beside this one start from.
+//! The beginnings that the tests beside this one share.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -17,10 +17,10 @@ async fn owned() -> (Arc<PostgresStore>, Client) {
     (store, raw)
 }
 
-/// What the store sends for a claim of shard 0 by incarnation 2 of the same host.
+/// The statement that the store sends for a claim of shard 0 by incarnation 2 of the same host.
 const CLAIM: &str = "SELECT stable_interfaces.claim(2, 'host-a', '{0}', 1024, 1, 3600000, true, false)";
 
-/// What the store sends for write 2 of lane 0 by incarnation 1.
+/// The statement that the store sends for write 2 of lane 0 by incarnation 1.
 const WRITE: &str = "SELECT stable_interfaces.write(1, 0, 2, ARRAY[(0, 1)::stable_interfaces.batch], \
     '{}', '{}', '{}', '{}', '{}', '{}', ARRAY[(0, 'order', 'i', 'k', 'second')::stable_interfaces.value_put], '{}', 0)";
 

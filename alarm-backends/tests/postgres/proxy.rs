@@ -7,16 +7,16 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 
-/// What a client sends at once and waits for: one simple query, or everything up to a Sync.
+/// A part that a client sends at once and waits for: one simple query, or everything up to a Sync.
 #[derive(Debug, Clone)]
 pub(crate) struct Statement {
-    /// Which one it is on its connection, counted from the BEGIN of an application's transaction, which is number 1.
+    /// Its place on its connection, counted from the BEGIN of an application's transaction, which is number 1.
     pub(crate) number: usize,
     /// Its text, if it has one.
     pub(crate) text: String,
 }
 
-/// What becomes of a statement.
+/// The fate of a statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Forward,

@@ -35,7 +35,7 @@ pub(crate) enum Failed {
 
 type Hook = Arc<dyn for<'a> Fn(&'a mut Context) -> BoxFuture<'a, Result<(), Failed>> + Send + Sync>;
 
-/// What accounts do when they are woken, and how often they were.
+/// The work of accounts that are woken, and how often they were.
 #[derive(Clone, Default)]
 pub(crate) struct Script {
     on_wake: Arc<Mutex<Option<Hook>>>,
@@ -786,10 +786,10 @@ async fn a_commit_that_waits_for_a_missing_replica_is_unknown_to_its_caller_and_
     assert_eq!(site.state().await, "1/1/k=1/0/0");
 }
 
-/// Where the child finds its database; set for it alone.
+/// The variable that names the child's database; set for it alone.
 const CHILD: &str = "TRANSACTION_CHILD_URL";
 
-/// What the child's account does, and what the next owner does again if it was not done.
+/// The work of the child's account, which the next owner does again if it was not done.
 fn on_due(script: &Script) {
     script.on_wake(|cx| {
         Box::pin(async move {

@@ -32,7 +32,7 @@ Runs two builds of a benchmark in turns, and prints the median of the ratios NEW
 
 A status of 2 says that nothing could be measured.";
 
-/// What is to be done, as the arguments have it.
+/// The work to be done, as the arguments have it.
 #[derive(Debug, PartialEq)]
 struct Plan {
     pairs: usize,

@@ -12,10 +12,10 @@ use benches::queues;
 use benches::report::{Line, print_lines, print_table};
 use benches::stores::{self, Backend, Ended};
 
-/// How much is done of everything.
+/// Amounts of everything that is done.
 struct Effort {
     rounds: usize,
-    /// How long alarms are set in each round.
+    /// The time for which alarms are set in each round.
     set: Duration,
     pending: u64,
     idle: Duration,
@@ -100,7 +100,7 @@ fn main() {
     });
 }
 
-/// What tells a child which store is meant: its name and its mode.
+/// Tells a child which store is meant: its name and its mode.
 fn title(backend: &dyn Backend) -> String {
     backend.mode().map_or_else(|| backend.name().to_owned(), |mode| format!("{} {mode}", backend.name()))
 }
@@ -331,7 +331,7 @@ async fn size(backend: &dyn Backend, effort: &Effort, lines: &mut Vec<Line>) {
 /// A fresh process with a host on a store that holds alarms for later.
 #[allow(clippy::panic, reason = "a child that is started wrongly has nothing to measure")]
 async fn child(arguments: &[String]) {
-    /// How long a host takes to load what it keeps in memory, and the store to put its files in order.
+    /// The time that a host takes to load what it keeps in memory, and the store to put its files in order.
     const SETTLE: Duration = Duration::from_secs(5);
     let [what, store, address, alarms, rest @ ..] = arguments else { panic!("a child needs four arguments") };
     let backend = stores::all().into_iter().find(|backend| title(&**backend) == *store).expect("a store has this name");

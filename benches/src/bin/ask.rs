@@ -53,11 +53,11 @@ fn entries() -> [Entry; 7] {
 #[derive(Debug)]
 struct Effort {
     rounds: usize,
-    /// How long one side runs before the next has its turn.
+    /// The time for which one side runs before the next has its turn.
     turn: Duration,
     /// The most instances a turn of *new* makes.
     new: u64,
-    /// How many instances the memory is measured with.
+    /// The number of instances that the memory is measured with.
     memory: u64,
 }
 
@@ -78,7 +78,7 @@ enum Only {
     Failures,
 }
 
-/// What is to be measured, as the arguments have it.
+/// The measurements to be taken, as the arguments have it.
 #[derive(Debug)]
 struct Plan {
     effort: Effort,
@@ -201,7 +201,7 @@ fn times(kind: Kind, effort: &Effort) -> Vec<Vec<f64>> {
     times
 }
 
-/// How many requests fill a turn.
+/// The number of requests that fill a turn.
 fn calibrate(side: &mut dyn Side, workload: Workload, effort: &Effort) -> u64 {
     let most = if workload == Workload::New { effort.new } else { u64::MAX };
     side.run(workload, 2_000);

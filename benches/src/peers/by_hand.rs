@@ -1,4 +1,4 @@
-//! What one writes by hand: a tokio task per object, a channel to it, and a oneshot for each reply. The limit of all that have
+//! An object written by hand: a tokio task per object, a channel to it, and a oneshot for each reply. The limit of all that have
 //! a task per object.
 
 use tokio::sync::{mpsc, oneshot};
@@ -10,7 +10,7 @@ use crate::runner::Runner;
 #[derive(Debug, Clone)]
 pub struct ByHand;
 
-/// How many requests may wait for one object.
+/// The number of requests that may wait for one object.
 const MAILBOX: usize = 64;
 
 impl Peer for ByHand {

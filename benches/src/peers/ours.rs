@@ -93,13 +93,13 @@ impl OnConnect for Lobby {
     }
 }
 
-/// How many bytes an idle connection takes, both its ends counted. To be run in a fresh process.
+/// Measures the bytes that an idle connection takes, both its ends counted. To be run in a fresh process.
 ///
 /// # Panics
 /// If the host does not take so many connections.
 #[must_use]
 pub fn connection_bytes(connections: u64) -> f64 {
-    /// How many of them each instance has.
+    /// The number of connections of each instance.
     const EACH: u64 = 100;
     let connect = async move {
         let mut host = Host::local(MemoryStore::new());

@@ -32,13 +32,13 @@ impl Metered {
         Metered(Arc::new(Counted { store, writes, put, removed, changed: Notify::new() }))
     }
 
-    /// Whether there are other clones of this one.
+    /// Says whether there are other clones of this one.
     #[must_use]
     pub fn is_shared(&self) -> bool {
         Arc::strong_count(&self.0) > 1
     }
 
-    /// How many alarms a write has put or removed, on average.
+    /// The number of alarms that a write has put or removed, on average.
     #[must_use]
     pub fn mean_batch(&self) -> f64 {
         let [writes, put, removed] =
@@ -46,7 +46,7 @@ impl Metered {
         (put + removed) as f64 / writes.max(1) as f64
     }
 
-    /// How many alarms have been removed.
+    /// The number of alarms that have been removed.
     #[must_use]
     pub fn removed(&self) -> u64 {
         self.0.removed.load(Ordering::SeqCst)

@@ -5,7 +5,7 @@
 //! queued. What is known of a write is answered; what is unknown is repeated under the same sequence number, until it is known or
 //! its shard is lost, and meanwhile its callers are told [`Failure::Unknown`]. Until then nothing later is sent of whatever shares
 //! that number in the store ([`Sequence`]): of the lane; or of its shard alone, and then the other shards of the lane go on beside it.
-//! What was never sent for too long is withdrawn and fails for certain.
+//! A commit that was never sent for too long is withdrawn and fails for certain.
 
 mod lane;
 #[cfg(test)]
