@@ -355,7 +355,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// These bytes are in people's directories: when one of these lines has to change, the format number must as well.
+    /// Bytes that are in people's directories: when one of these lines has to change, the format number must as well.
     #[test]
     fn the_bytes_of_format_1_never_change() {
         let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();

@@ -54,7 +54,7 @@ const SHARD_PREFIX: &[u8] = b"shard/";
 /// are gone. After opening, every shard is free: the lock proves that whoever owned it has ended. Shards it did not
 /// [`release`](Store::release) are granted as not clean.
 ///
-/// It works on threads of its own, named `fjall-store`, which end with it: four, and as many for reading as the machine has processors, at
+/// The store works on threads of its own, named `fjall-store`, which end with it: four, and as many for reading as the machine has processors, at
 /// least four and at most 16. On a simulated [`clock`](FjallStoreBuilder::clock) it works on tokio's blocking threads.
 ///
 /// # Files

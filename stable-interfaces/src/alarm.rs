@@ -86,7 +86,7 @@ pub(crate) fn encode_meta(id: &str, meta: &(impl Serialize + ?Sized)) -> Result<
 pub struct Alarm(Arc<AlarmRow>);
 
 impl Alarm {
-    /// Its place in the order in which its shard's alarms fire.
+    /// The alarm's place in the order in which its shard's alarms fire.
     pub(crate) fn key(&self) -> AlarmKey {
         self.0.key()
     }
@@ -95,7 +95,7 @@ impl Alarm {
         Alarm(row)
     }
 
-    /// Its ID, unique within the instance.
+    /// The alarm's ID, unique within the instance.
     #[must_use]
     pub fn id(&self) -> &str {
         &self.0.id

@@ -124,7 +124,7 @@ pub(crate) struct Moment {
 }
 
 impl Moment {
-    /// This one.
+    /// Reads both times.
     pub(crate) fn of(clock: &dyn Clock) -> Moment {
         Moment { wall: clock.now(), elapsed: clock.elapsed() }
     }

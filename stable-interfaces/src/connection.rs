@@ -17,7 +17,7 @@ use crate::shared::Health;
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicU64, Ordering};
 
-/// The number of messages that each direction of a connection holds: those that the receiver could take.
+/// The number of messages that each direction of a connection holds for its receiver before a sender waits.
 pub const CONNECTION_BUFFER: usize = 64;
 /// The most messages to a client that may wait for their commits, with those it could take.
 const MAX_UNCOMMITTED: usize = 16 * CONNECTION_BUFFER;
@@ -115,7 +115,7 @@ pub(crate) struct LinkState<Out> {
     /// Tells whether the instance counts it among its own. Until it lets go it handles what was sent, and has to be told when the
     /// client leaves.
     pub(crate) is_attached: bool,
-    /// Those who wait for something to change: the client for a message or for room, a handler for room.
+    /// Wakers of what waits for a change: the client for a message or for room, a handler for room.
     pub(crate) waiting: Vec<Waker>,
 }
 

@@ -4,7 +4,7 @@
 //! transaction of the application, and is carried out once in effect: by the owner, in its turn among the instance's messages,
 //! in the commit that removes it. The instance is not built for it.
 //!
-//! Its inbox is not that of the interface but one beside it, under a name that no interface can have: so nothing posted as a
+//! The inbox of directives is not that of the interface but one beside it, under a name that no interface can have: so nothing posted as a
 //! message is ever taken for a directive, no IDs meet, and a program of an older version leaves it alone.
 
 use serde::Serialize;
@@ -52,7 +52,7 @@ impl Needs {
 
 /// Something to do with an instance's alarms or dead letters, that its owner does when it gets the message.
 ///
-/// Those of one instance are carried out in the order of their arrival, to the millisecond: of two within one, or in one
+/// The directives of one instance are carried out in the order of their arrival, to the millisecond: of two within one, or in one
 /// transaction, either may be first.
 ///
 /// ```
@@ -130,13 +130,13 @@ impl Directive {
         Directive::of(Order::Requeue(dead.letter.key()))
     }
 
-    /// Removes a dead letter for good. For the instance it belonged to.
+    /// Removes a dead letter for good. Goes to the instance that the letter belonged to.
     #[must_use]
     pub fn discard(dead: &Dead) -> Directive {
         Directive::of(Order::Discard(dead.letter.key()))
     }
 
-    /// Its ID as a message: while a directive with the same one waits, a second is dropped as a duplicate. Default: a random one.
+    /// Sets the directive's ID as a message: while one with the same ID waits, a second is dropped as a duplicate. Default: a random ID.
     #[must_use]
     pub fn id(mut self, id: impl Into<String>) -> Directive {
         self.id = Some(id.into());

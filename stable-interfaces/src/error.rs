@@ -48,13 +48,13 @@ pub enum RequestError<E> {
     /// Too much is waiting already. Nothing happened; try again later, more slowly.
     #[error("overloaded: {0} already at its limit")]
     Overloaded(&'static str),
-    /// It was not done in time, and none of its effects happened: its turn came too late, so it has not begun and never will, or
+    /// The request was not done in time, and none of its effects happened: its turn came too late, so it has not begun and never will, or
     /// its handler took too long and its instance has been reset. The text says whom it waited for.
     #[error("timed out after {after:?} waiting for {waited_for}")]
     TimedOut {
-        /// The time it was given.
+        /// The time that the request was given.
         after: Duration,
-        /// The instance it waited for.
+        /// The instance that the request waited for.
         waited_for: String,
     },
     /// The handler panicked; none of its effects happened and the instance has been reset.
@@ -278,7 +278,7 @@ pub enum ContextError {
     /// The connection is closed, or the task belongs to an earlier incarnation.
     #[error("closed")]
     Closed,
-    /// This cannot be done here, and never will be; the text says what. Nothing was recorded.
+    /// An operation that cannot be done here, and never will be; the text says what. Nothing was recorded.
     #[error("not possible here: {0}")]
     NotHere(&'static str),
 }

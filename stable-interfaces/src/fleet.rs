@@ -52,7 +52,7 @@ struct Inner {
 /// The place of an instance, as [`Fleet::locate`] returns it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Location<'a> {
-    /// Its shard.
+    /// The instance's shard.
     pub shard: ShardId,
     /// The name of the host that is to own the shard.
     pub host: &'a str,

@@ -71,7 +71,7 @@ pub enum StartError {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RegisterError {
-    /// Its `NAME` is not `[a-z0-9_-]{1,64}`.
+    /// The interface's `NAME` is not `[a-z0-9_-]{1,64}`.
     #[error("{0:?} cannot be the name of an interface: it must be 1 to 64 of a-z, 0-9, _ and -")]
     InvalidName(&'static str),
     /// An interface of that `NAME` is registered already.
@@ -320,8 +320,8 @@ impl Host {
     /// half of `deadline` at most (and what they [take turns](crate::InstanceRef::turn) for is served), instances are stopped, everything is committed, the shards are released. After
     /// `deadline` what still runs is cut off.
     ///
-    /// It goes on by itself: dropped, this future takes nothing back. Whoever asks again waits for the same drain, under the
-    /// deadline it began with, and gets the same result. A handler that blocks its thread cannot be cut off; it counts as
+    /// A drain goes on by itself: dropped, this future takes nothing back. Whoever asks again waits for the same drain, under the
+    /// deadline that the drain began with, and gets the same result. A handler that blocks its thread cannot be cut off; it counts as
     /// unfinished.
     pub async fn drain(&self, deadline: Duration) -> Drained {
         self.core.set_health(Health::Draining);
@@ -483,14 +483,14 @@ impl HostBuilder {
         self
     }
 
-    /// After how long one call of the store counts as unanswered. At least 1 ms. Default: 5 s.
+    /// Sets the time after which one call of the store counts as unanswered. At least 1 ms. Default: 5 s.
     #[must_use]
     pub fn store_timeout(mut self, timeout: Duration) -> HostBuilder {
         self.options.commit.store_timeout = timeout;
         self
     }
 
-    /// After how long a sender is told that its commit did not happen, or that its outcome is unknown. Default: 10 s.
+    /// Sets the time after which a sender is told that its commit did not happen, or that its outcome is unknown. Default: 10 s.
     #[must_use]
     pub fn commit_timeout(mut self, timeout: Duration) -> HostBuilder {
         self.options.commit.commit_timeout = timeout;
@@ -746,7 +746,7 @@ impl<I: StableInterface> std::fmt::Debug for InterfaceBuilder<'_, I> {
 }
 
 impl<I: StableInterface> InterfaceBuilder<'_, I> {
-    /// Its instances handle alarms.
+    /// Lets the instances handle alarms.
     pub fn with_alarms(mut self) -> Self
     where
         I: OnAlarm,
@@ -755,7 +755,7 @@ impl<I: StableInterface> InterfaceBuilder<'_, I> {
         self
     }
 
-    /// Its instances take messages from their inbox.
+    /// Lets the instances take messages from their inbox.
     pub fn with_inbox(mut self) -> Self
     where
         I: OnMessage,
@@ -764,7 +764,7 @@ impl<I: StableInterface> InterfaceBuilder<'_, I> {
         self
     }
 
-    /// After how long without a message an instance leaves memory. It is not counted exactly: up to a quarter more. An instance
+    /// Sets the time without a message after which an instance leaves memory, counted to within a quarter more. An instance
     /// with connections, or with a task that is not parked, stays. Default: 10 min.
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
         self.options.idle_timeout = timeout;

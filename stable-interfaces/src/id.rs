@@ -10,21 +10,21 @@ use crate::sync::Arc;
 /// The reason why a text cannot be an ID or a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidId {
-    /// It is empty.
+    /// Empty.
     #[error("it is empty")]
     Empty,
-    /// It is too long.
+    /// Too long.
     #[error("it is {bytes} bytes long, more than {max}")]
     TooLong {
-        /// Its length in bytes.
+        /// The text's length in bytes.
         bytes: usize,
         /// The greatest length allowed.
         max: usize,
     },
-    /// It contains a NUL character.
+    /// A NUL character in it.
     #[error("it contains a NUL character")]
     Nul,
-    /// It is the name of an interface, and contains something else than `a-z`, `0-9`, `_` and `-`.
+    /// The name of an interface with something else than `a-z`, `0-9`, `_` and `-` in it.
     #[error("it contains something else than a-z, 0-9, _ and -")]
     Characters,
 }

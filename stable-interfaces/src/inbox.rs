@@ -71,8 +71,8 @@ impl NewPost {
         Ok(NewPost::new(json::to_vec(value)?))
     }
 
-    /// Its ID: while a message with the same one waits in the instance's inbox, a second is dropped as a duplicate, so a sender
-    /// that does not know whether it got through can repeat. Default: a random one.
+    /// Sets the message's ID: while a message with the same ID waits in the instance's inbox, a second is dropped as a duplicate, so a sender
+    /// that does not know whether its message got through can repeat it. Default: a random ID.
     #[must_use]
     pub fn id(mut self, id: impl Into<String>) -> NewPost {
         self.id = Some(id.into());

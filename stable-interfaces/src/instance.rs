@@ -246,7 +246,7 @@ pub trait Handle<M>: StableInterface {
 pub trait OnAlarm: StableInterface {
     /// Handles an alarm that is due. It counts as done, and is removed, in the same commit as the effects recorded here.
     ///
-    /// It runs at least once, and its effects happen exactly once. Setting the same alarm again in here is how a recurring
+    /// The handler runs at least once, and its effects happen exactly once. Setting the same alarm again in here is how a recurring
     /// alarm is made.
     ///
     /// # Errors

@@ -235,7 +235,7 @@ impl<I: StableInterface> Interface<I> {
 
     /// Makes an alarm of the instance `id` due at once. Says whether there is one with that ID.
     ///
-    /// Its [`fire_id`](Alarm::fire_id) becomes another one; the time it was set for and its failed attempts stay.
+    /// The alarm's [`fire_id`](Alarm::fire_id) becomes another one; the time it was set for and its failed attempts stay.
     ///
     /// # Errors
     /// As [`request`](Self::request).

@@ -31,13 +31,13 @@ use crate::tasks::{TaskHandle, Tasks};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Health {
-    /// It has not been started.
+    /// The host has not been started.
     NotStarted,
-    /// It works.
+    /// The host works.
     Running,
-    /// It takes no new work and is finishing what it has.
+    /// The host takes no new work and is finishing what it has.
     Draining,
-    /// It has ended in good order, or was dropped.
+    /// The host has ended in good order, or was dropped.
     Stopped,
     /// Another process with the same host name has taken over. This one has stopped and will not claim anything again.
     Replaced,
@@ -129,7 +129,7 @@ pub(crate) type Deferred = Box<dyn FnOnce() + Send>;
 /// The instances that a host forgets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Forget {
-    /// Those of shards that are not its own any more.
+    /// Instances of shards that the host owns no more.
     Lost,
     /// All: its lease has run out.
     All,

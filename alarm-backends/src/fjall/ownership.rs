@@ -134,7 +134,7 @@ impl Ownership {
         Ok(self.shards.iter().filter(|(_, shard)| shard.owner == Some(incarnation)).map(|(id, _)| *id).collect())
     }
 
-    /// Those of `shards` that `incarnation` owns, as they are to be written when it gives them up.
+    /// The rows of the `shards` that `incarnation` owns, as they are to be written when it gives them up.
     pub(super) fn releasable(&self, incarnation: Incarnation, shards: &[ShardId]) -> Vec<(ShardId, ShardRow)> {
         let owned = |id: &ShardId| {
             let shard = self.shards.get(id).filter(|shard| shard.owner == Some(incarnation))?;

@@ -147,7 +147,7 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// Those of `shards` that have inbox rows.
+    /// Selects those of `shards` that have inbox rows.
     pub(super) fn with_inbox(&self, shards: impl IntoIterator<Item = ShardId>) -> Result<Vec<ShardId>, StoreError> {
         let mut found = Vec::new();
         for shard in shards {

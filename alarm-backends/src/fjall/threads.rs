@@ -44,9 +44,9 @@ impl Purpose {
 /// The reason why a call has no result.
 #[derive(Debug)]
 pub(super) enum NoResult {
-    /// It panicked, with this message.
+    /// The call panicked, with this message.
     Panicked(String),
-    /// Its thread has ended.
+    /// The call's thread has ended.
     Gone(BoxError),
 }
 

@@ -116,7 +116,7 @@ impl Conn {
         !self.client.is_closed() && !self.spent.load(Ordering::Relaxed)
     }
 
-    /// It is never used again.
+    /// Lets the connection never be used again.
     pub(super) fn retire(&self) {
         self.spent.store(true, Ordering::Relaxed);
     }

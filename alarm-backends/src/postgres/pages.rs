@@ -41,7 +41,7 @@ impl<'a> Start<'a> {
 
 /// One page while it is being filled.
 struct Filling<'a, T> {
-    /// Its place among the pages asked for.
+    /// The page's place among those asked for.
     index: usize,
     page: &'a Page,
     rows: Vec<T>,

@@ -159,7 +159,7 @@ impl Posts {
 struct Serving {
     posts: Arc<Posts>,
     server: Arc<Server>,
-    /// It has ended by itself, and another may have begun.
+    /// The task has ended by itself, and another may have begun.
     is_over: bool,
 }
 

@@ -11,9 +11,9 @@ use stable_interfaces::store::BoxError;
 /// The failure of a call.
 #[derive(Debug, Clone)]
 pub(super) enum Failure {
-    /// It did not reach a server.
+    /// The call did not reach a server.
     NotSent(String),
-    /// It was sent and not answered.
+    /// The call was sent and not answered.
     Unknown(String),
     /// The server answered with an error.
     Refused(ServerError),

@@ -205,7 +205,7 @@ impl AlarmWindow {
     /// The first alarm that waits and is due at `now`, which from here on is firing. One whose instance is busy with another waits
     /// behind that.
     ///
-    /// It stays in memory until [`put`](Self::put), [`remove`](Self::remove), [`wait_again`](Self::wait_again) or
+    /// The alarm stays in memory until [`put`](Self::put), [`remove`](Self::remove), [`wait_again`](Self::wait_again) or
     /// [`set_aside`](Self::set_aside) says how the firing ended.
     pub(crate) fn pop_due(&mut self, now: Timestamp) -> Option<AlarmRow> {
         self.tell(now);

@@ -19,7 +19,7 @@ use crate::sync::{Arc, Mutex};
 
 /// The machine's clock, and sleeps that wake within a fraction of a millisecond.
 ///
-/// Its timer thread starts with the first exact sleep and ends when the clock and its sleeps are dropped.
+/// The clock's timer thread starts with the first exact sleep and ends when the clock and its sleeps are dropped.
 #[derive(Debug, Default)]
 pub struct SystemClock {
     timer: Mutex<Option<Arc<Timer>>>,

@@ -56,7 +56,7 @@ pub(crate) struct Queued {
     ticket: Ticket,
     /// The alarm or message that this commit completes, retries or gives up.
     woken_by: Option<Delivery>,
-    /// Its part of a lane's depth, from when it is queued until it is gone.
+    /// The commit's part of a lane's depth, from when the commit is queued until it is gone.
     counted: Option<Counted>,
     is_settled: bool,
 }

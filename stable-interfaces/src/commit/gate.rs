@@ -16,11 +16,11 @@ use crate::sync::{Arc, Mutex, MutexGuard};
 /// The reason why a commit did not happen, or is not known to have happened.
 #[derive(Debug, Clone)]
 pub(crate) enum Failure {
-    /// The shard has another owner. It did not happen.
+    /// The shard has another owner. The commit did not happen.
     Fenced,
-    /// The store did not take it. It did not happen.
+    /// The store did not take the commit. It did not happen.
     Store(Arc<StoreError>),
-    /// It was sent and no answer came.
+    /// The commit was sent and no answer came.
     Unknown,
 }
 
@@ -108,7 +108,7 @@ struct State {
     unanswered: u64,
     /// The first ticket that failed, and why. All later ones fail.
     failed: Option<(u64, Failure)>,
-    /// Those who wait for a ticket, and whether for its settlement rather than for an answer.
+    /// Wakers of what waits for a ticket, and whether for its settlement rather than for an answer.
     waiting: Vec<(u64, Wait, Waker)>,
 }
 

@@ -13,9 +13,9 @@ use crate::sync::{Arc, Mutex};
 pub(crate) enum CommitOutcome {
     Open,
     Committed,
-    /// It surely did not happen.
+    /// The commit surely did not happen.
     Refused(Arc<StoreError>),
-    /// It did not happen, or nobody knows, and nothing of this incarnation will.
+    /// The commit did not happen, or nobody knows, and nothing of this incarnation will.
     Lost(Failure),
 }
 

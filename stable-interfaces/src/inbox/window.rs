@@ -36,7 +36,7 @@ pub(crate) struct InboxWindow {
     /// Waiting until a time of the lease clock, because their instance could not take them: nothing stored says until when.
     resting: BTreeMap<(Duration, u64), Arc<InboxRow>>,
     next_number: u64,
-    /// Those that failed and were left to the store, as far as there is room for their names, and until when.
+    /// Messages that failed and were left to the store, as far as there is room for their names, and until when.
     left: HashMap<Identity, Timestamp>,
     /// The time at which the first of those is due that failed and were left to the store.
     left_until: Option<Timestamp>,
@@ -47,7 +47,7 @@ pub(crate) struct InboxWindow {
     crowd_bytes: usize,
     /// The time up to which the first pass has seen what arrived.
     first_until: Timestamp,
-    /// Those that were to wait there and were left to the store, because so many do, as far as there is room for their names.
+    /// Messages that were to wait in a crowd and were left to the store, because so many do, as far as there is room for their names.
     left_behind: HashSet<Identity>,
     /// The number of `taken` that nobody here can handle.
     aside: usize,
@@ -73,9 +73,9 @@ struct Taken {
 /// The reason why a message is not to be taken from the page that is being loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Gone {
-    /// It has left the inbox. Another may be there under its ID.
+    /// The message has left the inbox. Another may be there under its ID.
     Removed,
-    /// It failed, and was left to the store.
+    /// The message failed, and was left to the store.
     Left,
 }
 

@@ -198,7 +198,7 @@ impl<Out> Incoming<Out> {
         self.link.id
     }
 
-    /// Its turn has come. Whether it is to be handled: not if the connection ended with an incarnation before this one.
+    /// Takes its turn. Tells whether the message is to be handled: not if the connection ended with an incarnation before this one.
     fn begin(&mut self) -> bool {
         self.is_handled = true;
         self.link.state.lock().is_attached

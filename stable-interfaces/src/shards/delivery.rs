@@ -69,12 +69,12 @@ impl Delivery {
         self.is_head
     }
 
-    /// Its handler has begun and will take a while: others of its kind wait behind it.
+    /// Notes that the handler has begun and will take a while: others of the same kind wait behind it.
     pub(crate) fn lead(&mut self) {
         self.is_head = self.is_head || self.shards.lead(self.shard, self.epoch, &self.wake);
     }
 
-    /// Its handler has ended, however: the next one may have its turn.
+    /// Notes that the handler has ended, however: the next one may have its turn.
     pub(crate) fn handler_ended(&mut self) {
         if std::mem::take(&mut self.is_head) {
             self.shards.head_ended(self.shard, self.epoch, &self.wake);

@@ -68,7 +68,7 @@ impl Wake {
         }
     }
 
-    /// Its completion.
+    /// The completion of the alarm or message.
     pub(crate) fn done(&self) -> Op {
         match self {
             Wake::Alarm(alarm) => {
@@ -78,12 +78,12 @@ impl Wake {
         }
     }
 
-    /// The mark that its handler is about to start.
+    /// The mark that the handler is about to start.
     pub(crate) fn mark(&self) -> Op {
         self.row(self.due(), self.attempts().begun()).put()
     }
 
-    /// Its row with another time and other attempts.
+    /// The row of the alarm or message, with another time and other attempts.
     fn row(&self, due: Timestamp, attempts: Attempts) -> DeadRow {
         match self {
             Wake::Alarm(alarm) => DeadRow::Alarm(AlarmRow { due, attempts, ..(**alarm).clone() }),
@@ -100,7 +100,7 @@ impl Wake {
         }
     }
 
-    /// Its end as a dead letter, after these attempts.
+    /// The end of the alarm or message as a dead letter, after these attempts.
     pub(crate) fn dead(&self, attempts: Attempts, reason: &Arc<str>, now: Timestamp) -> [Op; 2] {
         let row = self.row(self.due(), attempts);
         [self.done(), Op::PutDead(DeadLetter { died_at: now, reason: reason.clone(), row })]

@@ -1,6 +1,6 @@
 //! A message with its address, for the entrances of stores.
 //!
-//! Its name, its IDs and its size have been checked: whatever takes one may hand it to a store as it is.
+//! The message's name, IDs and size have been checked: whatever takes one may hand it to a store as it is.
 
 use bytes::Bytes;
 
@@ -16,11 +16,11 @@ use crate::sync::Arc;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Addressed {
-    /// The instance whose inbox it is for.
+    /// The instance that the message is for.
     pub name: InstanceName,
     /// The number that [`Fleet::shard_of`](crate::Fleet::shard_of) scales onto the shards, by the hash of [`HASH_VERSION`](crate::store::HASH_VERSION).
     pub hash: u64,
-    /// Its ID, if the sender gave it one; else it is to get a random one.
+    /// The message's ID, if the sender chose one; else the message is to get a random ID.
     pub id: Option<Arc<str>>,
     /// The headers that go beside the body.
     pub headers: MessageHeaders,

@@ -156,8 +156,8 @@ pub struct Claim {
     pub host: Arc<str>,
     /// The shards it wants; each at most once.
     pub shards: Vec<ShardId>,
-    /// Those of them that this incarnation has owned and acts as an owner of no more, each with the last epoch it had: they are granted
-    /// under a greater one only, so that nothing it sent before can land after it has read them again.
+    /// The wanted shards that this incarnation has owned and acts as an owner of no more, each with its last epoch: they are granted
+    /// under a greater epoch only, so that nothing sent before can land after the shards have been read again.
     pub given_up: Vec<(ShardId, Epoch)>,
     /// The number of shards that its fleet has; recorded by the first claim and compared by all others.
     pub shard_count: u32,
@@ -231,7 +231,7 @@ pub struct Renewed {
     pub owned: Vec<ShardId>,
     /// The shards that did not answer and that it may own, ascending: their lease lasts for as long as it did before this call.
     pub unknown: Vec<ShardId>,
-    /// Those of them that have rows in their inbox, ascending.
+    /// The owned shards that have rows in their inbox, ascending.
     pub inbox: Vec<ShardId>,
     /// The store's wall clock at the renewal.
     pub now: Timestamp,
@@ -253,7 +253,7 @@ pub struct Write {
 /// The outcome of a message of [`Store::post`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Posted {
-    /// It is in the inbox.
+    /// The message is in the inbox.
     Inserted,
     /// A message with its ID was there already, and stays as it is.
     Duplicate,
@@ -318,20 +318,20 @@ pub enum Rows {
 /// A row that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Damaged {
-    /// Its shard.
+    /// The shard of the row.
     pub shard: ShardId,
     /// The place of the row, for a person who looks for it in the store.
     pub place: String,
-    /// The fault in it.
+    /// The fault in the row.
     pub reason: DamageReason,
 }
 
 /// The reason why a row cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DamageReason {
-    /// Its bytes are not a row; the text says where that shows.
+    /// The bytes are not a row; the text says where that shows.
     Undecodable(String),
-    /// It was written by a newer version of this library, with this row format. It is to be left alone.
+    /// A newer version of this library wrote the row, with this row format. The row is to be left alone.
     NewerVersion(u32),
 }
 

@@ -45,7 +45,7 @@ struct State {
     /// Every incarnation that ever claimed, ended ones too: they must be told.
     lives: BTreeMap<Incarnation, Life>,
     shards: BTreeMap<ShardId, Shard>,
-    /// Those who hear of new inbox rows.
+    /// Watchers, who hear of new inbox rows.
     watchers: Vec<HintSender>,
 }
 
@@ -300,7 +300,7 @@ fn items<'a, V>(
         .take_while(move |(item, _)| item.name == *name && to.is_none_or(|to| item.id < *to))
 }
 
-/// Those of `rows` that fit on a page, and whether they are all.
+/// The first of `rows` that fit on a page, and whether they are all.
 fn fitting<'a, T: Clone + 'a>(
     page: &Page,
     rows: impl Iterator<Item = &'a T>,

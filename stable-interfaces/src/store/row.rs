@@ -65,22 +65,22 @@ impl Attempts {
         self.crashes.saturating_add(u32::from(self.started))
     }
 
-    /// These attempts, and one that is about to begin.
+    /// Counts another attempt, which is about to begin.
     pub(crate) fn begun(&self) -> Attempts {
         Attempts { crashes: self.all_crashes(), started: true, ..self.clone() }
     }
 
-    /// These attempts without one that was marked as about to begin. A process that died of it did so all the same.
+    /// Takes back the mark of an attempt about to begin. A process that died of that attempt stays counted.
     pub(crate) fn unmarked(&self) -> Attempts {
         Attempts { crashes: self.all_crashes(), started: false, ..self.clone() }
     }
 
-    /// These attempts, ended for this reason.
+    /// Ends the attempts for `reason`.
     pub(crate) fn given_up(&self, reason: &Arc<str>) -> Attempts {
         Attempts { last_error: Some(reason.clone()), ..self.unmarked() }
     }
 
-    /// These attempts, and one that has failed.
+    /// Counts another failed attempt.
     pub(crate) fn one_more_failed(&self, error: &Arc<str>) -> Attempts {
         Attempts { failed: self.failed.saturating_add(1), ..self.given_up(error) }
     }
@@ -89,20 +89,20 @@ impl Attempts {
 /// The order in which a shard's alarms fire.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AlarmKey {
-    /// The time at which it is due.
+    /// The time at which the alarm is due.
     pub due: Timestamp,
-    /// The instance whose alarm it is.
+    /// The instance that the alarm belongs to.
     pub name: InstanceName,
-    /// Its ID, unique within the instance.
+    /// The alarm's ID, unique within the instance.
     pub id: Arc<str>,
 }
 
 /// An alarm as it is stored. `(name, id)` is its identity: there is at most one row of each.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AlarmRow {
-    /// The instance whose alarm it is.
+    /// The instance that the alarm belongs to.
     pub name: InstanceName,
-    /// Its ID, unique within the instance.
+    /// The alarm's ID, unique within the instance.
     pub id: Arc<str>,
     /// The time at which it is to fire next.
     pub due: Timestamp,
@@ -117,12 +117,12 @@ pub struct AlarmRow {
 }
 
 impl AlarmRow {
-    /// The number of bytes that the application put into it.
+    /// The number of bytes that the application put into the row.
     pub(crate) fn bytes(&self) -> usize {
         self.meta.len() + self.attempts.bytes()
     }
 
-    /// Its place in the order of firing.
+    /// The alarm's place in the order of firing.
     #[must_use]
     pub fn key(&self) -> AlarmKey {
         AlarmKey { due: self.due, name: self.name.clone(), id: self.id.clone() }
@@ -132,11 +132,11 @@ impl AlarmRow {
 /// The order in which a shard's inbox is read.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InboxKey {
-    /// The time at which the store took it.
+    /// The time at which the store took the message.
     pub arrived: Timestamp,
-    /// The instance whose message it is.
+    /// The instance that the message is for.
     pub name: InstanceName,
-    /// Its ID, unique within the instance.
+    /// The message's ID, unique within the instance.
     pub id: Arc<str>,
 }
 
@@ -146,9 +146,9 @@ pub type MessageHeaders = Vec<(String, String)>;
 /// A message as it is stored. `(name, id)` is its identity: there is at most one row of each.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InboxRow {
-    /// The instance whose message it is.
+    /// The instance that the message is for.
     pub name: InstanceName,
-    /// Its ID, unique within the instance's inbox.
+    /// The message's ID, unique within the instance's inbox.
     pub id: Arc<str>,
     /// The time at which the store took it, by the store's clock.
     pub arrived: Timestamp,
@@ -180,13 +180,13 @@ impl InboxKey {
 }
 
 impl InboxRow {
-    /// The number of bytes that the application put into it.
+    /// The number of bytes that the application put into the row.
     pub(crate) fn bytes(&self) -> usize {
         let headers: usize = self.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
         self.body.len() + headers + self.attempts.bytes()
     }
 
-    /// Its place in the order of arrival.
+    /// The message's place in the order of arrival.
     #[must_use]
     pub fn key(&self) -> InboxKey {
         InboxKey { arrived: self.arrived, name: self.name.clone(), id: self.id.clone() }
@@ -200,7 +200,7 @@ pub struct NewMessage {
     pub shard: ShardId,
     /// The instance it is for.
     pub name: InstanceName,
-    /// Its ID: a second message with the same one is dropped while the first is unread.
+    /// The message's ID: a second message with the same ID is dropped while the first is unread.
     pub id: Arc<str>,
     /// The headers that go beside the body.
     pub headers: MessageHeaders,
@@ -268,7 +268,7 @@ impl DeadRow {
 }
 
 impl DeadLetter {
-    /// The number of bytes that the application put into it.
+    /// The number of bytes that the application put into the row.
     pub(crate) fn bytes(&self) -> usize {
         let row = match &self.row {
             DeadRow::Alarm(row) => row.bytes(),
@@ -277,7 +277,7 @@ impl DeadLetter {
         row + self.reason.len()
     }
 
-    /// Its place among the dead letters.
+    /// The letter's place among the dead letters.
     #[must_use]
     pub fn key(&self) -> DeadKey {
         let (name, is_message, id) = match &self.row {
@@ -306,9 +306,9 @@ pub enum Op {
     PutAlarm(AlarmRow),
     /// Removes an alarm if it exists with this revision or a smaller one.
     RemoveAlarm {
-        /// The instance whose alarm it is.
+        /// The instance that the alarm belongs to.
         name: InstanceName,
-        /// Its ID.
+        /// The alarm's ID.
         id: Arc<str>,
         /// The greatest revision to remove.
         revision: Revision,

@@ -17,9 +17,9 @@ pub struct StoreDump {
 /// Everything in one shard.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ShardDump {
-    /// Its newest epoch; zero if it was never claimed.
+    /// The shard's newest epoch; zero if the shard was never claimed.
     pub epoch: Epoch,
-    /// The owner; `None` if it was released or never claimed. An owner whose lease ran out is still named.
+    /// The owner; `None` if the shard was released or never claimed. An owner whose lease ran out is still named.
     pub owner: Option<Incarnation>,
     /// In the order of firing.
     pub alarms: Vec<AlarmRow>,

@@ -62,7 +62,7 @@ impl Method {
     ];
 }
 
-/// The fate of one call.
+/// The fate of one call of the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// The store is not asked: [`StoreError::NotApplied`].
@@ -91,24 +91,24 @@ pub enum Fault {
 /// One call, as the log has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Call {
-    /// Its number among all calls, from zero.
+    /// The call's number among all calls, from zero.
     pub index: u64,
     /// The method that was called.
     pub method: Method,
-    /// The number of things it was about: shards, batches, messages or pages; 1 for the others.
+    /// The number of things that the call was about: shards, batches, messages or pages; 1 for the others.
     pub size: usize,
-    /// The faults that happened to it.
+    /// The fault that happened to the call.
     pub fault: Option<Fault>,
     /// Tells whether the store has done it, which may be after its end.
     pub is_done: bool,
-    /// The end of the call.
+    /// The answer that the call ended with.
     pub answer: Answer,
 }
 
 /// The end of a call for its caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
-    /// It has not ended.
+    /// The call has not ended.
     Waiting,
     /// With `Ok`.
     Done,
@@ -252,7 +252,7 @@ impl FaultStore {
         self.shared.state.lock().chances.entry(method).or_default().push((fault, probability));
     }
 
-    /// Ends all faults that are still to come: scripted, by chance, down, hanging. What hangs or is late already stays so.
+    /// Ends all faults that are still to come: scripted, by chance, down, hanging. Calls that hang or are late already stay so.
     pub fn heal(&self) {
         let mut state = self.shared.state.lock();
         state.down = false;

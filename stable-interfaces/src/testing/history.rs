@@ -76,11 +76,11 @@ impl fmt::Display for Violation {
 /// The knowledge of something that was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// It was acknowledged.
+    /// Acknowledged.
     Done,
-    /// It did not happen, for certain.
+    /// For certain not done.
     Not,
-    /// It may have happened.
+    /// Perhaps done.
     Unknown,
 }
 
@@ -120,18 +120,18 @@ pub enum What {
     Post {
         /// The message.
         message: String,
-        /// Its effect.
+        /// The message's effect.
         effect: String,
     },
     /// An alarm.
     Set(Setting),
-    /// That an alarm does not fire any more. The name is that of [`Setting::alarm`].
+    /// The end of an alarm without firing. The name is that of [`Setting::alarm`].
     Cancel(String),
-    /// That an alarm fires at once.
+    /// The firing of an alarm at once.
     FireNow(String),
-    /// That a dead letter is handled after all. The name is that of its effect.
+    /// The handling of a dead letter after all. The name is that of the letter's effect.
     Requeue(String),
-    /// That a dead letter is not handled any more. The name is that of its effect.
+    /// The end of a dead letter without handling. The name is that of the letter's effect.
     Discard(String),
 }
 
@@ -188,7 +188,7 @@ struct Record {
     began: Vec<(u64, Began)>,
     /// The times at which lives of hosts began.
     lives: BTreeMap<u64, u64>,
-    /// Those in which there is not always room for an alarm.
+    /// Lives in which there is not always room for an alarm.
     unordered: BTreeSet<u64>,
     /// Of each effect: how often it was asked for, and how often that was acknowledged or refused.
     counts: BTreeMap<String, Count>,
@@ -351,7 +351,7 @@ impl History {
         self.0.lock().step(5, what);
     }
 
-    /// A promise was not kept, as whoever calls this has seen.
+    /// Records that a promise was not kept, as the caller has seen.
     pub fn violated(&self, invariant: Invariant, what: impl Into<String>) {
         self.0.lock().violations.push(Violation { invariant, what: what.into() });
     }

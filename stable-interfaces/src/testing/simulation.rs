@@ -92,7 +92,7 @@ impl Faults {
 pub struct Counts(BTreeMap<String, u64>);
 
 impl Counts {
-    /// It happened so many times more.
+    /// Counts `name` so many times more.
     pub fn add(&mut self, name: &str, times: u64) {
         match self.0.get_mut(name) {
             Some(count) => *count += times,
@@ -146,7 +146,7 @@ impl Common {
     }
 }
 
-/// One who uses the fleet.
+/// A user of the fleet.
 pub struct Client<A> {
     number: u64,
     random: Arc<SeededRandom>,
@@ -166,13 +166,13 @@ impl<A> fmt::Debug for Client<A> {
 }
 
 impl<A: Clone + Send + Sync + 'static> Client<A> {
-    /// Its number, from zero.
+    /// The client's number, from zero.
     #[must_use]
     pub fn number(&self) -> u64 {
         self.number
     }
 
-    /// Its own random numbers.
+    /// The client's own random numbers.
     #[must_use]
     pub fn random(&self) -> &SeededRandom {
         &self.random
@@ -246,7 +246,7 @@ impl<A: Clone + Send + Sync + 'static> Client<A> {
 pub struct Run {
     /// The seed and options it was made from.
     pub seed: u64,
-    /// The promises that were not kept.
+    /// Promises that were not kept.
     pub violations: Vec<Violation>,
     /// Equal for equal runs.
     pub trace: u64,

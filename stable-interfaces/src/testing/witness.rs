@@ -1,6 +1,6 @@
 //! A store that writes down who wrote to which shard.
 //!
-//! It stands directly before the store that is looked at, so what it sees is what was applied, in that order; what faults do
+//! The witness stands directly before the store that is looked at, so it sees what was applied, in that order; what faults do
 //! between a host and the store has happened already.
 
 use std::collections::BTreeMap;

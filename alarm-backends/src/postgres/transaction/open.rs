@@ -181,15 +181,15 @@ impl Drop for Seat {
 /// any ─► Over
 /// ```
 enum State {
-    /// It surely is not committed.
+    /// Surely not committed.
     Begun(Conn, Seat),
     /// COMMIT may have been sent.
     Committing(Conn, Seat),
-    /// It is committed, and the connection has what the application left there.
+    /// Committed; the connection has what the application left there.
     Committed(Conn, Seat),
     /// COMMIT was sent and not answered.
     Unknown(Seat),
-    /// It was rolled back, or is being dropped.
+    /// Rolled back, or being dropped.
     Over,
 }
 

@@ -71,7 +71,7 @@ impl PgBouncer {
         bouncer
     }
 
-    /// The URL of one of the server's databases by way of the pooler, given the server's own.
+    /// The URL of a database by way of the pooler, given the URL `servers` that leads to the server itself.
     #[must_use]
     pub fn url(&self, servers: &str) -> String {
         servers.replace(&format!(":{}/", self.behind), &format!(":{}/", self.port()))

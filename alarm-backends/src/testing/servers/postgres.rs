@@ -30,7 +30,7 @@ pub struct PostgresOptions {
 }
 
 impl PostgresOptions {
-    /// The defaults: as Postgres has them, `fsync` on, 200 connections.
+    /// Postgres's own defaults, with `fsync` on and 200 connections.
     pub fn new() -> PostgresOptions {
         PostgresOptions::default()
     }
@@ -119,7 +119,7 @@ impl Postgres {
         binaries().is_none().then_some(INSTALL)
     }
 
-    /// The URL of one of its databases; `"postgres"` exists from the start.
+    /// The URL of one of the server's databases; `"postgres"` exists from the start.
     #[must_use]
     pub fn url(&self, database: &str) -> String {
         format!("postgres://postgres@127.0.0.1:{}/{database}?sslmode=disable", self.port())

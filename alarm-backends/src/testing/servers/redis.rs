@@ -113,7 +113,7 @@ impl Redis {
         RedisOptions::new().start()
     }
 
-    /// Its URL.
+    /// The server's URL.
     #[must_use]
     pub fn url(&self) -> String {
         format!("{}://127.0.0.1:{}", if self.is_tls { "rediss" } else { "redis" }, self.port())
@@ -182,13 +182,13 @@ impl RedisCluster {
         cluster
     }
 
-    /// Its servers.
+    /// The cluster's servers.
     #[must_use]
     pub fn nodes(&self) -> &[Redis] {
         &self.nodes
     }
 
-    /// Their URLs.
+    /// The servers' URLs.
     #[must_use]
     pub fn urls(&self) -> Vec<String> {
         self.nodes.iter().map(Redis::url).collect()

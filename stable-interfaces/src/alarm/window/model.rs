@@ -90,7 +90,7 @@ enum Step {
     Lead {
         alarm: usize,
     },
-    /// It is done with what its alarms wait behind.
+    /// The instance is done with what its alarms wait behind.
     EndHead {
         alarm: usize,
     },
@@ -99,7 +99,7 @@ enum Step {
         token: usize,
     },
     BeginPage,
-    /// So many rows of it are read.
+    /// So many rows of the page are read.
     ReadPage(usize),
     MergePage,
     AbandonPage,
@@ -110,13 +110,13 @@ enum Step {
 /// The end of a fire.
 #[derive(Debug, Clone)]
 enum Ending {
-    /// Its handler has done it.
+    /// The handler has done it.
     Completed,
-    /// Its handler has failed: it is to come again in so many milliseconds.
+    /// The handler has failed: the alarm is to come again in so many milliseconds.
     Failed(i64),
-    /// Its handler has set it anew.
+    /// The handler has set the alarm anew.
     Rearmed(i64),
-    /// Nothing became of it: its token was dropped, and it is to wait for so long, if that is given.
+    /// Nothing became of the fire: its token was dropped, and the alarm is to wait for so long, if that is given.
     Dropped(Option<i64>),
     /// Nobody knows its interface.
     SetAside,

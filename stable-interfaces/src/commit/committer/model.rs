@@ -353,7 +353,7 @@ struct UnderWay {
 }
 
 impl UnderWay {
-    /// It is answered: what became of it is known, or surely was nothing.
+    /// Answered: the outcome is known, or surely was nothing.
     fn answered(mut self, is_known: Option<bool>) {
         self.known = self.write.batches.iter().map(|batch| (batch.shard, is_known)).collect();
     }

@@ -36,31 +36,31 @@ impl fmt::Debug for Life {
 }
 
 impl Life {
-    /// The number of the life, of all lives of all hosts.
+    /// The number of this life, counted over all lives of all hosts.
     #[must_use]
     pub fn number(&self) -> u64 {
         self.0.number
     }
 
-    /// The name of its host.
+    /// The name of the life's host.
     #[must_use]
     pub fn host(&self) -> &str {
         &self.0.name
     }
 
-    /// The wall clock of its host.
+    /// The wall clock of the life's host.
     #[must_use]
     pub fn now(&self) -> Timestamp {
         self.0.clock.now()
     }
 
-    /// The latest time that this clock has ever shown.
+    /// The latest time that the host's wall clock has ever shown.
     #[must_use]
     pub fn latest(&self) -> Timestamp {
         self.0.clock.latest()
     }
 
-    /// A sleep by that clock: it does not end while the host stands still.
+    /// A sleep by the host's clock, which does not end while the host stands still.
     #[must_use]
     pub fn sleep(&self, duration: Duration) -> Sleep {
         self.0.clock.sleep(duration)
@@ -183,7 +183,7 @@ impl<A> Running<A> {
 struct State<A> {
     fleet: Fleet,
     living: BTreeMap<Arc<str>, Running<A>>,
-    /// Those that have been replaced and may not know.
+    /// Hosts that have been replaced and may not know.
     replaced: Vec<Running<A>>,
     starting: BTreeMap<Arc<str>, AbortHandle>,
     /// The ways to the store of those.
@@ -456,7 +456,7 @@ impl<A: Clone + Send + Sync + 'static> World<A> {
         starting.is_some()
     }
 
-    /// Those that have been replaced die at last.
+    /// Kills the hosts that have been replaced.
     pub(super) fn crash_replaced(&self) {
         let replaced = std::mem::take(&mut self.state.lock().replaced);
         for running in replaced {
