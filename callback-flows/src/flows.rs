@@ -234,6 +234,27 @@ impl Call {
         self
     }
 
+    /// The body, as it came.
+    #[must_use]
+    pub fn body(&self) -> &[u8] {
+        &self.body
+    }
+
+    /// The headers, in the order in which they were given.
+    pub fn headers(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.headers.iter().map(|(name, value)| (&**name, &**value))
+    }
+
+    /// The first value of a header, whose name is compared without regard to case.
+    #[must_use]
+    pub fn header_value(&self, name: &str) -> Option<&str> {
+        self.header_values(name).next()
+    }
+
+    pub(crate) fn header_values(&self, name: &str) -> impl Iterator<Item = &str> {
+        self.headers().filter(move |(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+    }
+
     fn size(&self) -> usize {
         let headers = self.headers.iter().map(|(name, value)| name.len() + value.len() + 4).sum::<usize>();
         self.body.len() + headers + self.id.as_ref().map_or(0, String::len)

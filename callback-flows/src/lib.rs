@@ -58,6 +58,7 @@ mod status;
 mod step;
 mod timer;
 mod token;
+mod verify;
 
 pub use blocked::{Blocked, BlockedKind};
 pub use callback::{Callback, CallbackError, Received};
@@ -67,3 +68,4 @@ pub use status::{Outcome, State, Status, Waiting};
 pub use step::{Fatal, Retry, Step, StepCx, StepError};
 pub use timer::{Elapsed, Sleep};
 pub use token::{KeyError, UrlKeys};
+pub use verify::{SecretError, Unverified, Verify};
