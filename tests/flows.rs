@@ -512,6 +512,58 @@ on_each_store! {
 }
 
 on_each_store! {
+    async fn a_flow_that_is_blocked_keeps_its_calls_and_its_limit_in_their_order_over_a_crash(world: World) {
+        let partner = Arc::<Partner>::default();
+        let may_offer = Arc::new(AtomicBool::new(false));
+        let code = || {
+            let (partner, may_offer) = (partner.clone(), may_offer.clone());
+            one(move |flow| {
+                let (partner, may_offer) = (partner.clone(), may_offer.clone());
+                async move {
+                    let mut accepted = flow.callback::<Accept>("accepted");
+                    let id = flow.uuid();
+                    partner.notify(&id, accepted.url(), String::new()).await?;
+                    let offer = flow.step("offer").retry(Retry::never()).then_block().run(async |_| {
+                        match may_offer.load(Ordering::Relaxed) {
+                            true => Ok(()),
+                            false => Err(std::io::Error::other("closed")),
+                        }
+                    });
+                    tokio::select! {
+                        accept = accepted.next() => Ok(format!("taken by {}", accept?.by)),
+                        () = flow.sleep(5 * SECOND) => Ok("no taker".to_owned()),
+                        Err(error) = offer => Err(error.into()),
+                    }
+                }
+            })
+        };
+        let (host, flows) = start(code(), world.local()).await;
+        let mut urls = Vec::new();
+        for id in ["early", "late"] {
+            flows.start("one", id, &()).await.unwrap();
+            world.settle().await;
+            urls.push(partner.told.lock().values().flatten().map(|(url, _)| url.clone()).find(|url| !urls.contains(url)).unwrap());
+            assert!(matches!(status(&flows, "one", id).await.state, State::Blocked { .. }));
+        }
+        world.pass(SECOND).await;
+        assert_eq!(flows.deliver(&urls[0], accept("ada")).await.unwrap(), Delivered::Taken, "its callback is open");
+        host.crash();
+        let (host, flows) = start(code(), world.local()).await;
+        world.pass(6 * SECOND).await;
+        flows.deliver(&urls[1], accept("bob")).await.unwrap();
+        for id in ["early", "late"] {
+            assert!(matches!(status(&flows, "one", id).await.state, State::Blocked { .. }), "nobody has resumed it");
+        }
+        may_offer.store(true, Ordering::Relaxed);
+        for (id, expected) in [("early", "taken by ada"), ("late", "no taker")] {
+            flows.resume("one", id).await.unwrap();
+            assert_eq!(result(&flows, "one", id).await, expected);
+        }
+        host.drain(SECOND).await;
+    }
+}
+
+on_each_store! {
     async fn a_step_waits_for_its_next_attempt_over_a_crash(world: World) {
         let attempts = Arc::<Mutex<Vec<(i64, u32)>>>::default();
         let clock = world.clock.clone();

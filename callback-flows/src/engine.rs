@@ -227,6 +227,10 @@ impl Engine {
 
     /// Tells whether the code holds this callback, or has not begun it yet: else a message for it comes too late.
     pub(crate) fn takes_messages(&self, callback: &str) -> bool {
+        if matches!(self.phase, Phase::Blocked(_)) {
+            // Nobody can tell until its code goes on.
+            return true;
+        }
         let state = self.shared.state.lock();
         !has_begun(&state.named, callback) || state.by_key.contains_key(callback)
     }
@@ -357,6 +361,25 @@ impl Engine {
             }
         }
         false
+    }
+
+    /// Replays what the code has taken in in an earlier life, and nothing that came later: for a flow that is to stay blocked, whose
+    /// callbacks are open and whose timers run.
+    pub(crate) fn replay(&mut self) {
+        let taken_in = self.pending.partition_point(|entry| entry.seq < self.recorded_to);
+        let later = self.pending.split_off(taken_in);
+        self.settle(usize::MAX);
+        let mut state = self.shared.state.lock();
+        for entry in &later {
+            if let Event::Fired { timer } = &entry.event
+                && let Some(index) = state.by_key.get(timer).copied()
+                && let Some(due) = state.op(index).and_then(|op| op.due.take())
+            {
+                state.due.remove(&(due, index));
+            }
+        }
+        drop(state);
+        self.pending.extend(later);
     }
 
     /// Something that has happened to the code between two polls, and must not have.
@@ -563,6 +586,9 @@ impl Engine {
             let mut state = shared.state.lock();
             state.mode = Mode::Idle;
             let fault = state.fault.take();
+            if polled.is_ok() {
+                state.let_go_of_unwound();
+            }
             drop(state);
             let polled = polled.map_err(|panic| panicked(&*panic))?;
             if let Some(fault) = fault {
@@ -633,7 +659,7 @@ impl Engine {
             self.fresh.settled.push(Settled { seq, begun });
         }
         self.fresh.ended = Some(ended.clone());
-        self.leave();
+        self.leave(Mode::Leaving);
         self.phase = Phase::Ended(ended);
     }
 
@@ -642,13 +668,13 @@ impl Engine {
         if !matches!(self.phase, Phase::Going) {
             return;
         }
-        self.leave();
+        self.leave(Mode::Blocking);
         self.phase = Phase::Blocked(why);
     }
 
-    /// Drops the code. That closes nothing.
-    fn leave(&mut self) {
-        self.shared.state.lock().mode = Mode::Leaving;
+    /// Drops the code. That closes nothing, and in [`Mode::Blocking`] it disarms nothing either.
+    fn leave(&mut self, mode: Mode) {
+        self.shared.state.lock().mode = mode;
         let _entered = Entered::into(self.shared.address());
         // What panics while it is dropped has nothing to say any more.
         let _ = catch_unwind(AssertUnwindSafe(|| drop(self.running.take())));
@@ -738,7 +764,7 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        self.leave();
+        self.leave(Mode::Leaving);
     }
 }
 

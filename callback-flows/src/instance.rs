@@ -236,6 +236,7 @@ impl FlowInstance {
             && !resumes
         {
             // It is for somebody to say that the step may be tried again.
+            going.engine.replay();
             going.engine.block(why.clone());
         }
         going.pages = next_page;

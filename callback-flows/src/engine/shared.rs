@@ -56,6 +56,8 @@ pub(super) enum Mode {
     Steps,
     /// The code is dropped: the flow has ended, is blocked, or leaves memory.
     Leaving,
+    /// The code is dropped because it is blocked: callbacks stay open, and timers run.
+    Blocking,
 }
 
 /// An operation that the code has begun and still holds.
@@ -136,6 +138,8 @@ pub(super) struct State {
     pub(super) ops: Vec<Option<Op>>,
     pub(super) free: Vec<usize>,
     pub(super) by_key: HashMap<Key, usize>,
+    /// Operations that were dropped by a panic, which may have blocked the flow.
+    pub(super) unwound: Vec<usize>,
     pub(super) named: HashMap<Arc<str>, Named>,
     /// Messages for callbacks that the code has not begun.
     pub(super) early: HashMap<Key, VecDeque<Item>>,
@@ -239,6 +243,7 @@ impl Shared {
             ops: Vec::new(),
             free: Vec::new(),
             by_key: HashMap::new(),
+            unwound: Vec::new(),
             named: HashMap::new(),
             early: HashMap::new(),
             ready: BTreeSet::new(),
@@ -377,11 +382,12 @@ impl Shared {
         let base: Arc<str> = base_of(scope, kind, name, key).into();
         let mut state = self.state.lock();
         if state.mode != Mode::Settling || CURRENT.get() != self.address() {
-            if state.mode != Mode::Leaving {
+            if !matches!(state.mode, Mode::Leaving | Mode::Blocking) {
                 state.fault.get_or_insert_with(|| out_of_place(&base));
             }
             return Ticket { shared: self.clone(), index: usize::MAX, key: base, at: (0, None) };
         }
+        state.let_go_of_unwound();
         let named = state.named.entry(base.clone()).or_default();
         if kind.is_exclusive() && named.alive > 0 {
             state.fault.get_or_insert_with(|| two_at_once(kind, name));
@@ -456,6 +462,27 @@ impl State {
         op.queue.push_back(item);
         if op.queue.len() == 1 && op.waker.is_some() && !op.is_released {
             self.ready.insert((seq, index));
+        }
+    }
+
+    /// Removes an operation: its callback is closed, its timer disarmed.
+    fn let_go(&mut self, index: usize) -> Option<Op> {
+        let op = self.ops.get_mut(index)?.take()?;
+        self.free.push(index);
+        self.by_key.remove(&op.key);
+        if let Some(named) = self.named.get_mut(&op.base) {
+            named.alive -= 1;
+        }
+        if let Some(due) = op.due {
+            self.due.remove(&(due, index));
+        }
+        Some(op)
+    }
+
+    /// Removes what a panic has dropped that the code has caught.
+    pub(super) fn let_go_of_unwound(&mut self) {
+        for index in std::mem::take(&mut self.unwound) {
+            self.let_go(index);
         }
     }
 
@@ -619,17 +646,15 @@ impl Drop for Ticket {
             let what = format!("let go of `{}`", self.key);
             state.fault.get_or_insert_with(|| beside_the_journal(&what));
         }
-        let op = state.ops.get_mut(self.index).and_then(Option::take);
-        if let Some(op) = &op {
-            state.free.push(self.index);
-            state.by_key.remove(&op.key);
-            if let Some(named) = state.named.get_mut(&op.base) {
-                named.alive -= 1;
-            }
-            if let Some(due) = op.due {
-                state.due.remove(&(due, self.index));
-            }
-        }
+        let op = if state.mode == Mode::Blocking {
+            None
+        } else if std::thread::panicking() {
+            // The flow is about to be blocked, unless its code catches that.
+            state.unwound.push(self.index);
+            None
+        } else {
+            state.let_go(self.index)
+        };
         drop(state);
         drop((waker, op));
     }

@@ -650,6 +650,36 @@ async fn a_blocked_flow_takes_messages_and_timers_and_loses_none() {
     assert_eq!(flow.result(), "1 2");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_panic_disarms_no_timer_and_one_that_the_code_catches_does() {
+    use futures_util::FutureExt as _;
+
+    let mut flow = Tested::start(async |flow: Flow| {
+        let _limit = flow.sleep(seconds(5));
+        flow.callback::<u32>("go").next().await?;
+        panic!("not yet");
+    });
+    flow.send(1, "callback:go#0", "1");
+    flow.assert_blocked(BlockedKind::Panicked, "not yet");
+    assert!(flow.engine.next_due().is_some() && flow.engine.takes_messages("callback:go#0"));
+
+    let flow = Tested::start(async |flow: Flow| {
+        for _ in 0..2 {
+            let attempt = async {
+                let _limit = flow.sleep(seconds(5));
+                let _go = flow.callback::<u32>("go");
+                panic!("caught");
+            };
+            let _: Result<(), _> = std::panic::AssertUnwindSafe(attempt).catch_unwind().await;
+        }
+        pending_callback(&flow).await?;
+        Ok(String::new())
+    });
+    flow.assert_waits_for(&["callback:end#0"]);
+    assert_eq!(flow.engine.next_due(), None);
+    assert!(!flow.engine.takes_messages("callback:go#1"));
+}
+
 /// A flow that waits at a place where the journal has a step, a callback and a timer.
 fn parked() -> Tested {
     let mut flow = Tested::start(async |flow: Flow| {
