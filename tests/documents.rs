@@ -148,6 +148,7 @@ fn what_is_to_be_copied_is_short() {
     for (path, most) in [
         ("http.rs", 60),
         ("webhook_timeout/service.rs", 250),
+        ("webhook_timeout/flow_service.rs", 210),
         ("chat_room/service.rs", 250),
         ("chat_room/protocol.rs", 250),
         ("chat_room/room.rs", 250),
@@ -159,6 +160,26 @@ fn what_is_to_be_copied_is_short() {
     ] {
         let lines = std::fs::read_to_string(root.join(path)).unwrap().lines().count();
         assert!(lines <= most, "{path} has {lines} lines, and at most {most} fit");
+    }
+}
+
+#[test]
+fn the_guide_to_flows_shows_and_counts_the_two_services_as_they_are() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let read = |path: &str| std::fs::read_to_string(root.join(path)).unwrap();
+    let [instance, flow] =
+        ["service.rs", "flow_service.rs"].map(|file| read(&format!("examples/webhook_timeout/{file}")));
+    let guide = read("docs/flows.md");
+    let row = format!("included | {} lines | {} lines |", instance.lines().count(), flow.lines().count());
+    assert!(guide.contains(&row), "the guide does not say: {row}");
+    let table = guide.split("<table>").nth(1).unwrap().split("</table>").next().unwrap();
+    let shown: Vec<_> = table.split("```").skip(1).step_by(2).collect();
+    assert_eq!(shown.len(), 2);
+    for (shown, file) in shown.into_iter().zip([&instance, &flow]) {
+        // Each item whole.
+        for item in shown.strip_prefix("rust\n").unwrap().split("\n\n") {
+            assert!(file.contains(item.trim_end()), "the file does not have this any more:\n{item}");
+        }
     }
 }
 

@@ -24,7 +24,7 @@ impl Example {
     /// Its program, built once. Cargo builds it in a resolution of its own, without the features that only tests need, unless
     /// `EXAMPLES_BUILT_WITH` has other arguments: with those of the tests no dependency is built twice.
     fn command(&self) -> Command {
-        Command::new(self.program.get_or_init(|| {
+        let mut command = Command::new(self.program.get_or_init(|| {
             let mut cargo = Command::new(env!("CARGO"));
             let with = std::env::var("EXAMPLES_BUILT_WITH").unwrap_or_else(|_| "--package examples".to_owned());
             cargo.args(["build", "--quiet", "--example", self.name]).args(with.split_whitespace());
@@ -50,7 +50,10 @@ impl Example {
                 .filter(|artifact| artifact["target"]["name"] == self.name)
                 .find_map(|artifact| Some(artifact["executable"].as_str()?.into()))
                 .expect("cargo names the program it built")
-        }))
+        }));
+        // For the services whose URLs are signed.
+        command.env("CALLBACK_SECRET", "the secret of a test");
+        command
     }
 
     /// Runs it to its end, without any input.

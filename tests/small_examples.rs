@@ -13,6 +13,7 @@ static LEDGER: Example = Example::new("ledger");
 static TRANSFER: Example = Example::new("transfer");
 static DESK: Example = Example::new("desk");
 static WEBHOOK_SERVICE: Example = Example::new("webhook_service");
+static WEBHOOK_FLOW: Example = Example::new("webhook_flow");
 static CHAT_SERVICE: Example = Example::new("chat_service");
 
 /// Runs an example to its end; it must be a good one, with this last line.
@@ -80,12 +81,13 @@ fn wrong_arguments_are_one_line_and_exit_status_2() {
     }
     GREETER.assert_refuses(&["alice"], "alice");
     WEBHOOK_SERVICE.assert_refuses(&[], "DIR ADDRESS");
+    WEBHOOK_FLOW.assert_refuses(&["data"], "DIR ADDRESS");
     CHAT_SERVICE.assert_refuses(&["data"], "DIR ADDRESS");
 }
 
 #[test]
 fn the_services_to_copy_serve_until_they_are_asked_to_stop() {
-    for (example, path) in [(&WEBHOOK_SERVICE, "orders"), (&CHAT_SERVICE, "rooms")] {
+    for (example, path) in [(&WEBHOOK_SERVICE, "orders"), (&WEBHOOK_FLOW, "flows"), (&CHAT_SERVICE, "rooms")] {
         let directory = tempfile::tempdir().unwrap();
         let data = directory.path().join(path).display().to_string();
         let mut serving = example.serve_with(&[&data, "127.0.0.1:0"]);

@@ -34,6 +34,28 @@ fn a_drill_with_kills_decides_every_order_once_and_loses_none() {
     assert!((0..100).all(line), "the table names each order: {said}");
 }
 
+#[test]
+fn the_same_service_written_as_a_flow_decides_every_order_once_and_loses_none() {
+    let output = WEBHOOK.run(&["--flow", "--orders", "100", "--kills", "2", "--seed", "7"]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    let last = said.lines().last().unwrap_or_default();
+    let counts: Vec<u32> = last.split(|c: char| !c.is_ascii_digit()).filter_map(|word| word.parse().ok()).collect();
+    let (accepted, expired) = (counts.get(1).copied().unwrap_or(0), counts.get(2).copied().unwrap_or(0));
+    assert_eq!(
+        last,
+        format!("100 orders: {accepted} accepted, {expired} expired, 0 lost, 0 decided twice; host killed 2 times"),
+        "{said}"
+    );
+    assert_eq!(accepted + expired, 100);
+    assert!((20..=60).contains(&accepted), "{said}");
+    assert_eq!(output.status.code(), Some(0), "{said}");
+}
+
+#[test]
+fn a_fleet_of_flows_on_postgres_decides_every_order_once_while_hosts_and_server_are_killed() {
+    assert_fleet(&["--flow", "--store", "postgres", "--seed", "5"], "hosts killed 3 times, store killed 1 times");
+}
+
 /// Runs the drill of three hosts on a server; its last line must say that all is well, and end with `kills`.
 #[track_caller]
 fn assert_fleet(args: &[&str], kills: &str) {

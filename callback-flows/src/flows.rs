@@ -410,6 +410,16 @@ impl Flows {
         }
     }
 
+    /// The name and the ID of the flow that a callback's token is for, without a look at the store; `None` for a token that is none
+    /// of ours. Such as for the [`result`](Self::result) of a flow that is over, for who calls it once more.
+    #[must_use]
+    pub fn flow_of(&self, token: &str) -> Option<(String, String)> {
+        let token = token.rsplit('/').next().unwrap_or(token);
+        let target = self.registry.urls.as_ref()?.keys.check(token)?;
+        let (name, id) = target.flow.split_once('/')?;
+        Some((name.to_owned(), id.to_owned()))
+    }
+
     /// Cancels a flow: its code is dropped where it waits, and what it has registered to [undo](Flow::undo) is undone.
     ///
     /// # Errors

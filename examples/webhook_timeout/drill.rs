@@ -16,7 +16,7 @@ use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use crate::doors::Doors;
-use crate::partner::{self, Entry, Ledger, Partner, now};
+use crate::partner::{self, Answer, Entry, Ledger, Partner, now};
 use crate::server::Private;
 use crate::service::View;
 use crate::store::Kind;
@@ -48,6 +48,8 @@ pub(crate) struct Options {
     pub(crate) hosts: usize,
     /// The server to use; without it, one of the drill's own.
     pub(crate) url: Option<String>,
+    /// The service is the one that is written as a flow.
+    pub(crate) is_flow: bool,
 }
 
 impl Options {
@@ -76,7 +78,8 @@ struct Service {
 impl Service {
     /// Starts the server, if there is to be one, and the hosts.
     async fn start(options: &Options, data: &Path, partner: &Url) -> Result<Service, BoxError> {
-        let partner = ["--partner".into(), partner.as_str().into()];
+        let mut partner = vec!["--partner".into(), partner.as_str().into()];
+        partner.extend(options.is_flow.then(|| "--flow".into()));
         if options.store == Kind::Fjall {
             let args = ["serve".into(), "--data".into(), data.join("host-0").into()];
             let mut host = HostProcess::new(args.into_iter().chain(partner))?;
@@ -195,7 +198,8 @@ pub(crate) async fn run(options: &Options, data: &Path) -> Result<Report, BoxErr
     }
     let mut views = BTreeMap::new();
     for order in orders {
-        if let Some(view) = look(&http, &doors, &order, deadline).await? {
+        let may_be_posted = ledger.note(&order, |entry| entry.placing.contains(&Answer::Status(202))) == Some(true);
+        if let Some(view) = look(&http, &doors, &order, may_be_posted, deadline, &say).await? {
             views.insert(order, view);
         }
     }
@@ -253,18 +257,40 @@ async fn place(order: String, ledger: Arc<Ledger>, http: reqwest::Client, doors:
     }
 }
 
-/// Asks its host about an order, once it is decided or time is up; `None` if that does not know it.
-async fn look(http: &reqwest::Client, doors: &Doors, order: &str, deadline: Instant) -> Result<Option<View>, BoxError> {
+/// Asks its host about an order, once it is decided or time is up; `None` if that does not know it. One that `may_be_posted` is waited
+/// for: it may be on its way to its host.
+async fn look(
+    http: &reqwest::Client,
+    doors: &Doors,
+    order: &str,
+    may_be_posted: bool,
+    deadline: Instant,
+    say: &impl Fn(String),
+) -> Result<Option<View>, BoxError> {
     loop {
         let response = http.get(format!("{}orders/{order}", doors.any())).send().await;
         match response {
             Ok(found) if found.status() == StatusCode::OK => {
-                let view: View = found.json().await?;
+                let found: serde_json::Value = found.json().await?;
+                if found["due"].is_null() && Instant::now() < deadline {
+                    // Resumed as by an operator who has looked: hosts have died while it told the partner, which was not its doing.
+                    if let Some(why) = found["blocked"].as_str() {
+                        say(format!("{order} is blocked ({why}), and is resumed"));
+                        let _ = http.post(format!("{}orders/{order}/resume", doors.any())).send().await;
+                    }
+                    sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+                let view: View = serde_json::from_value(found)?;
                 if !view.decisions.is_empty() || Instant::now() >= deadline {
                     return Ok(Some(view));
                 }
             }
-            Ok(missing) if missing.status() == StatusCode::NOT_FOUND => return Ok(None),
+            Ok(missing)
+                if missing.status() == StatusCode::NOT_FOUND && !(may_be_posted && Instant::now() < deadline) =>
+            {
+                return Ok(None);
+            }
             Ok(other) if Instant::now() >= deadline => return Err(format!("{order}: {}", other.status()).into()),
             Err(error) if Instant::now() >= deadline => return Err(format!("{order}: {}", in_one_line(&error)).into()),
             Ok(_) | Err(_) => {}

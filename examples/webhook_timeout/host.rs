@@ -2,12 +2,16 @@
 
 use std::net::SocketAddr;
 
-use examples::{CannotStart, Failed, process};
+use callback_flows::UrlKeys;
+use examples::{CannotStart, Failed, in_one_line, process};
 use reqwest::Url;
 use tokio::net::TcpListener;
 
-use crate::service;
 use crate::store::Home;
+use crate::{flow_service, service};
+
+/// The secret that the drill's callback URLs are signed with, which needs to be none.
+const NO_SECRET: &str = "a drill has no secrets";
 
 /// The options of `serve`.
 #[derive(Debug, PartialEq, Eq)]
@@ -15,18 +19,26 @@ pub(crate) struct Options {
     pub(crate) home: Home,
     pub(crate) listen: SocketAddr,
     pub(crate) partner: Option<Url>,
+    /// The service is the one that is written as a flow.
+    pub(crate) is_flow: bool,
     /// Stop when standard input ends: how a child learns that its parent is gone.
     pub(crate) until_stdin_ends: bool,
 }
 
 /// Serves orders until the process is asked to stop.
 pub(crate) async fn serve(options: Options) -> Result<(), Failed> {
-    let Options { home, listen, partner, until_stdin_ends } = options;
+    let Options { home, listen, partner, is_flow, until_stdin_ends } = options;
     let cannot_listen = |error| CannotStart::new(format!("cannot listen on {listen}"), error);
     let listener = TcpListener::bind(listen).await.map_err(cannot_listen)?;
     // A host is named by its address, so whoever knows an order's owner knows where to send its requests.
     let host = home.host(&listener.local_addr().map_err(cannot_listen)?.to_string()).await?;
-    Ok(service::serve(host, listener, partner, process::asked_to_stop(until_stdin_ends)).await?)
+    let stop = process::asked_to_stop(until_stdin_ends);
+    if is_flow {
+        let keys = UrlKeys::new("drill", NO_SECRET);
+        let keys = keys.map_err(|e| CannotStart::new("cannot sign URLs", in_one_line(&e)))?;
+        return Ok(flow_service::serve(host, listener, partner, keys, stop).await?);
+    }
+    Ok(service::serve(host, listener, partner, stop).await?)
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! ```text
 //! cargo run --release --example webhook_timeout                       # the drill: ends 0 only if nothing was lost
 //! cargo run --release --example webhook_timeout -- --store postgres --hosts 3
+//! cargo run --release --example webhook_timeout -- --flow             # the same service, written as a flow
 //! cargo run --release --example webhook_timeout -- serve --data DIR --listen 127.0.0.1:8080
 //! ```
 //!
@@ -12,10 +13,12 @@
 //! ledger is held against what the hosts say of each order.
 //!
 //! Read `service.rs` for how such a service is written, and copy it: it is a program of its own (`--example webhook_service`).
+//! `flow_service.rs` is its twin, written as a flow (`--example webhook_flow`), and the drill proves either in the same way.
 //! `store.rs` shows how a fleet opens its store; the other files are the proof that it works.
 
 mod doors;
 mod drill;
+mod flow_service;
 mod host;
 mod partner;
 mod server;
@@ -37,9 +40,9 @@ const NAME: &str = "webhook_timeout";
 const HELP: &str = "\
 Orders that wait for a webhook, with a timeout, through hosts that are killed again and again.
 
-usage: webhook_timeout [--store fjall|postgres|redis] [--hosts N] [--url URL] [--orders N] [--kills N] [--seed N] [--quiet]
-       webhook_timeout serve --data DIR --listen ADDRESS [--partner URL]
-       webhook_timeout serve --store postgres|redis --url URL --fleet ADDRESS,.. --listen ADDRESS [--partner URL]
+usage: webhook_timeout [--store fjall|postgres|redis] [--hosts N] [--url URL] [--orders N] [--kills N] [--seed N] [--flow] [--quiet]
+       webhook_timeout serve --data DIR --listen ADDRESS [--partner URL] [--flow]
+       webhook_timeout serve --store postgres|redis --url URL --fleet ADDRESS,.. --listen ADDRESS [--partner URL] [--flow]
 
 The first form is the drill. It starts a partner service and, as child processes, the hosts; sends them orders; kills
 hosts with SIGKILL while orders wait, and compares what the partner saw with what the hosts say of each order.
@@ -49,6 +52,7 @@ hosts with SIGKILL while orders wait, and compares what the partner saw with wha
   --orders N    how many orders (default 200)
   --kills N     how often a host is killed (default 3, with a server 6); the server is killed a third as often
   --seed N      draws what the partner does with each order and when the kills happen (default 1)
+  --flow        the service is the one that is written as a flow
   --quiet       print only what went wrong, and the last line
 Its exit status is 0 if every order was decided once and rightly, 1 if not, 2 if it could not be run as asked.
 
@@ -59,6 +63,7 @@ The other forms run one host.
   --space NAME          the schema, or what keys begin with, in that server (default webhook_timeout)
   --listen ADDRESS    such as 127.0.0.1:8080
   --partner URL       where to POST {\"order\": .., \"callback\": ..} for each new order; nobody is told without it
+  --flow              serve with the service that is written as a flow
   --until-stdin-ends  stop when standard input ends, not only on SIGINT and SIGTERM
 A host ends with status 0 when it was asked to, 2 if it could not start, and 1 if it ended by itself (its store has lost
 data, another process took its place): start it anew.
@@ -76,7 +81,7 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, lexopt::Er
     use lexopt::Arg::{Long, Short, Value};
     let mut args = lexopt::Parser::from_args(args);
     let (mut orders, mut kills, mut seed, mut quiet) = (200, None, 1, false);
-    let (mut store, mut hosts, mut url) = (Kind::Fjall, 1, None);
+    let (mut store, mut hosts, mut url, mut is_flow) = (Kind::Fjall, 1, None, false);
     let mut is_first = true;
     while let Some(arg) = args.next()? {
         match arg {
@@ -88,13 +93,14 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, lexopt::Er
             Long("orders") => orders = args.value()?.parse()?,
             Long("kills") => kills = Some(args.value()?.parse()?),
             Long("seed") => seed = args.value()?.parse()?,
+            Long("flow") => is_flow = true,
             Long("quiet") | Short('q') => quiet = true,
             _ => return Err(arg.unexpected()),
         }
         is_first = false;
     }
     let kills = kills.unwrap_or(if store == Kind::Fjall { 3 } else { 6 });
-    let drill = drill::Options { orders, kills, seed, quiet, store, hosts, url };
+    let drill = drill::Options { orders, kills, seed, quiet, store, hosts, url, is_flow };
     if drill.orders == 0 || drill.hosts == 0 {
         return Err("--orders and --hosts must be at least 1".into());
     }
@@ -116,7 +122,7 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, lexopt::Er
 
 fn parse_serve(mut args: lexopt::Parser) -> Result<Command, lexopt::Error> {
     use lexopt::Arg::{Long, Short};
-    let (mut data, mut listen, mut partner, mut until_stdin_ends) = (None, None, None, false);
+    let (mut data, mut listen, mut partner, mut is_flow, mut until_stdin_ends) = (None, None, None, false, false);
     let (mut store, mut url, mut fleet, mut space) = (Kind::Fjall, None, None, "webhook_timeout".to_owned());
     while let Some(arg) = args.next()? {
         match arg {
@@ -128,6 +134,7 @@ fn parse_serve(mut args: lexopt::Parser) -> Result<Command, lexopt::Error> {
             Long("space") => space = args.value()?.string()?,
             Long("listen") => listen = Some(args.value()?.parse()?),
             Long("partner") => partner = Some(args.value()?.parse()?),
+            Long("flow") => is_flow = true,
             Long("until-stdin-ends") => until_stdin_ends = true,
             _ => return Err(arg.unexpected()),
         }
@@ -142,7 +149,7 @@ fn parse_serve(mut args: lexopt::Parser) -> Result<Command, lexopt::Error> {
         _ => return Err("serve with a server needs --url and --fleet, and no --data".into()),
     };
     let listen = listen.ok_or("serve needs --listen ADDRESS")?;
-    Ok(Command::Serve(host::Options { home, listen, partner, until_stdin_ends }))
+    Ok(Command::Serve(host::Options { home, listen, partner, is_flow, until_stdin_ends }))
 }
 
 #[tokio::main]
@@ -215,7 +222,16 @@ mod tests {
     }
 
     fn drill() -> drill::Options {
-        drill::Options { orders: 200, kills: 3, seed: 1, quiet: false, store: Kind::Fjall, hosts: 1, url: None }
+        drill::Options {
+            orders: 200,
+            kills: 3,
+            seed: 1,
+            quiet: false,
+            store: Kind::Fjall,
+            hosts: 1,
+            url: None,
+            is_flow: false,
+        }
     }
 
     #[test]
@@ -223,6 +239,7 @@ mod tests {
         assert_eq!(parsed(""), Ok(Command::Drill(drill())));
         let given = drill::Options { orders: 100, kills: 2, seed: 9, quiet: true, ..drill() };
         assert_eq!(parsed("--orders 100 --kills=2 --seed 9 -q"), Ok(Command::Drill(given)));
+        assert_eq!(parsed("--flow"), Ok(Command::Drill(drill::Options { is_flow: true, ..drill() })));
     }
 
     #[test]
@@ -249,6 +266,7 @@ mod tests {
             home,
             listen: ([127, 0, 0, 1], 80).into(),
             partner: "http://p/orders".parse().ok(),
+            is_flow: false,
             until_stdin_ends: false,
         };
         let rest = "--listen 127.0.0.1:80 --partner http://p/orders";

@@ -98,16 +98,18 @@ pub(crate) struct Entry {
     pub(crate) told: Vec<String>,
     /// The answer to each attempt to call back, in the order in which they ended.
     pub(crate) answers: Vec<Answer>,
+    /// The time of the first answer to a call that said that it is stored, for another host to take.
+    pub(crate) stored: Option<Timestamp>,
 }
 
 impl Entry {
     pub(crate) fn new(plan: Plan) -> Entry {
-        Entry { plan, posted: None, placing: vec![], told: vec![], answers: vec![] }
+        Entry { plan, posted: None, placing: vec![], told: vec![], answers: vec![], stored: None }
     }
 
-    /// Tells whether the host has said that it is placed.
+    /// Tells whether a host has said that it is placed, or stored for another host to begin.
     pub(crate) fn is_acknowledged(&self) -> bool {
-        self.placing.iter().any(|answer| matches!(answer, Answer::Status(200)))
+        self.placing.iter().any(|answer| matches!(answer, Answer::Status(200 | 202)))
     }
 
     /// Tells whether everything that was to happen outside the host has happened.
@@ -223,7 +225,12 @@ async fn call_back(partner: Partner, order: String, callback: String, delay: Dur
     sleep(delay).await;
     loop {
         let answer = partner.ledger.send(partner.http.post(partner.doors.through_any(&callback))).await;
-        partner.ledger.note(&order, |entry| entry.answers.push(answer));
+        partner.ledger.note(&order, |entry| {
+            if answer == Answer::Status(202) {
+                entry.stored.get_or_insert_with(now);
+            }
+            entry.answers.push(answer);
+        });
         if answer.is_final() {
             return;
         }

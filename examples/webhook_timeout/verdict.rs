@@ -43,19 +43,27 @@ pub(crate) fn judge(entry: &Entry, view: Option<&View>, order_timeout: Duration)
         }
         Some(_) => {}
     }
-    if entry.answers.iter().any(|a| a.is_final() && !matches!(a, Answer::Status(200 | 410))) {
-        return Finding::Wrong("a callback got neither 200 nor 410");
+    if entry.answers.iter().any(|a| a.is_final() && !matches!(a, Answer::Status(200 | 202 | 410))) {
+        return Finding::Wrong("a callback got neither 200, 202 nor 410");
+    }
+    if answered(200) && answered(410) {
+        return Finding::DecidedTwice;
     }
     match decision.outcome {
         Outcome::Expired if answered(200) => Finding::Lost("expired, though a callback was answered 200"),
+        // Stored by any host in time, it is in time, whenever the order's own host comes to see it.
+        Outcome::Expired if entry.stored.is_some_and(|at| at < view.due) => {
+            Finding::Lost("expired, though a callback was stored in time")
+        }
         Outcome::Expired if decision.at < posted + order_timeout || decision.at < view.due => {
             Finding::Wrong("expired before its time")
         }
         Outcome::Expired => Finding::Expired,
         Outcome::Accepted if answered(410) => Finding::Wrong("accepted, though a callback was answered 410"),
-        Outcome::Accepted if decision.at >= view.due => Finding::Wrong("accepted after its time"),
-        // A callback that was refused was never sent, so only these two can have accepted it.
-        Outcome::Accepted if !answered(200) && !entry.answers.contains(&Answer::Broken) => {
+        // In the very millisecond either is right.
+        Outcome::Accepted if decision.at > view.due => Finding::Wrong("accepted after its time"),
+        // A callback that was refused was never sent, so only these can have accepted it.
+        Outcome::Accepted if !answered(200) && !answered(202) && !entry.answers.contains(&Answer::Broken) => {
             Finding::Wrong("accepted, though nobody called")
         }
         Outcome::Accepted => Finding::Accepted,
@@ -314,6 +322,24 @@ mod tests {
     }
 
     #[test]
+    fn a_callback_that_was_stored_counts_if_that_was_in_time() {
+        let stored = |at: i64, decision: (Outcome, i64)| {
+            let mut entry = entry(&[Status(202)]);
+            entry.stored = Some(Timestamp::from_millis(at));
+            judge(&entry, Some(&view(&[decision])), TIMEOUT)
+        };
+        assert_eq!(stored(900, (Accepted, 899)), Finding::Accepted);
+        assert!(matches!(stored(DUE - 1, (Expired, DUE)), Finding::Lost(_)));
+        assert_eq!(stored(DUE, (Expired, DUE)), Finding::Expired);
+        assert_eq!(stored(DUE, (Accepted, DUE - 1)), Finding::Accepted, "it was stored before that was said");
+    }
+
+    #[test]
+    fn two_answers_that_do_not_agree_are_two_decisions() {
+        assert_eq!(finding(&[Status(200), Status(410)], &[(Accepted, 900)]), Finding::DecidedTwice);
+    }
+
+    #[test]
     fn an_answer_of_200_that_did_not_last_is_a_loss() {
         assert!(matches!(finding(&[Status(200)], &[(Expired, DUE)]), Finding::Lost(_)));
         assert!(matches!(finding(&[Status(200)], &[]), Finding::Lost(_)));
@@ -341,7 +367,7 @@ mod tests {
             (&[][..], (Expired, DUE - 1)),
             (&[][..], (Expired, 1_999)),
             (&[Status(410)][..], (Accepted, 900)),
-            (&[Status(200)][..], (Accepted, DUE)),
+            (&[Status(200)][..], (Accepted, DUE + 1)),
             (&[Refused][..], (Accepted, 900)),
             (&[Status(404)][..], (Expired, DUE)),
         ] {
