@@ -36,6 +36,8 @@ impl fmt::Display for Blocked {
     }
 }
 
+impl std::error::Error for Blocked {}
+
 /// The kinds of reasons for which a flow is blocked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -1,5 +1,7 @@
 //! Flows as an application has them: what is registered, and the handle through which they are started and called.
 
+pub(crate) mod journals;
+
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::hash::{BuildHasher as _, RandomState};
@@ -28,6 +30,7 @@ const MAX_POSTED_BYTES: usize = 192 * 1024;
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// The code of one version of a flow.
+#[derive(Clone)]
 struct Version {
     code: Code,
     /// Refuses an input that is none.
@@ -35,6 +38,7 @@ struct Version {
 }
 
 /// All that is registered.
+#[derive(Clone)]
 pub(crate) struct Registry {
     flows: HashMap<String, BTreeMap<u32, Version>>,
     pub(crate) urls: Option<Arc<Urls>>,
@@ -44,6 +48,9 @@ pub(crate) struct Registry {
     pub(crate) expiry: Duration,
     /// Tells this process from others.
     pub(crate) process: u64,
+    /// The steps of a test.
+    #[cfg(feature = "testing")]
+    pub(crate) fakes: Option<Arc<crate::testing::fakes::Fakes>>,
 }
 
 impl Registry {
@@ -53,6 +60,7 @@ impl Registry {
 }
 
 /// Flows on their way into a host.
+#[derive(Clone)]
 #[must_use = "flows are registered by `register`"]
 pub struct FlowsBuilder {
     registry: Registry,
@@ -120,6 +128,13 @@ impl FlowsBuilder {
     /// The time for which a flow is kept when it is over, and then its ID alone. Default: 7 days, then 30.
     pub fn retention(mut self, flow: Duration, id: Duration) -> FlowsBuilder {
         (self.registry.retention, self.registry.tombstone) = (flow, id);
+        self
+    }
+
+    /// The same for one process of a test.
+    #[cfg(feature = "testing")]
+    pub(crate) fn for_test(mut self, process: u64, fakes: Arc<crate::testing::fakes::Fakes>) -> FlowsBuilder {
+        (self.registry.process, self.registry.fakes) = (process, Some(fakes));
         self
     }
 
@@ -255,6 +270,13 @@ impl Call {
         self.headers().filter(move |(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value)
     }
 
+    /// The same, with an ID.
+    #[cfg(feature = "testing")]
+    pub(crate) fn or_id(mut self, id: impl FnOnce() -> String) -> Call {
+        self.id.get_or_insert_with(id);
+        self
+    }
+
     fn size(&self) -> usize {
         let headers = self.headers.iter().map(|(name, value)| name.len() + value.len() + 4).sum::<usize>();
         self.body.len() + headers + self.id.as_ref().map_or(0, String::len)
@@ -338,6 +360,8 @@ impl Flows {
             expiry: 365 * day,
             // Keyed at random.
             process: RandomState::new().hash_one(0_u8),
+            #[cfg(feature = "testing")]
+            fakes: None,
         };
         FlowsBuilder { registry, invalid: None }
     }
@@ -524,6 +548,12 @@ impl Flows {
                 return Ok(outcome);
             }
         }
+    }
+
+    /// The URL of a callback; empty where there are no keys.
+    #[cfg(feature = "testing")]
+    pub(crate) fn url(&self, flow: &str, callback: &str) -> String {
+        self.registry.urls.as_ref().map_or_else(String::new, |urls| urls.of(flow, RUN, callback))
     }
 
     /// Asks the flow itself; `None` if another host has it, or may have it soon.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use stable_interfaces::clock::Clock;
@@ -25,6 +25,7 @@ use tokio::sync::{Notify, oneshot};
 use crate::blocked::{Blocked, BlockedKind};
 use crate::engine::{Code, Engine, Phase, Shared};
 use crate::flows::Registry;
+use crate::flows::journals::{PAGES, pages_of};
 use crate::journal::{Ended, Entry, Event, Message, Page, Unreadable};
 use crate::status::{MAX_WAITS, RESULT_KEY, STATUS_KEY, State, Status, Waiting, short};
 
@@ -212,17 +213,8 @@ impl FlowInstance {
             self.loaded = Loaded::Over(stored);
             return Ok(());
         }
-        let mut pages: Vec<(u64, BytesMut)> = Vec::new();
-        for (key, chunk) in cx.list(KeyRange::prefix("page/")).await? {
-            let number = key.split('/').nth(1).and_then(|number| number.parse().ok()).unwrap_or_default();
-            match pages.last_mut() {
-                Some((last, page)) if *last == number => page.extend_from_slice(&chunk),
-                _ => pages.push((number, BytesMut::from(chunk))),
-            }
-        }
-        let next_page = pages.last().map_or(0, |(number, _)| number + 1);
-        let pages = pages.into_iter().map(|(_, page)| Page::decode(&page.freeze()));
-        let pages: Vec<Page> = pages.collect::<Result<_, _>>().map_err(TurnError::Unreadable)?;
+        let rows = cx.list(KeyRange::prefix(PAGES)).await?;
+        let (pages, next_page) = pages_of(rows).map_err(TurnError::Unreadable)?;
         let entries = pages.iter().flat_map(|page| &page.entries);
         let seen = entries.filter_map(|entry| match &entry.event {
             Event::Message { callback, message } => Some(seen_as(callback, &message.id)),
@@ -261,6 +253,10 @@ impl FlowInstance {
             self.registry.urls.clone(),
             Box::new(move || ring.notify.notify_one()),
         );
+        #[cfg(feature = "testing")]
+        if let Some(fakes) = &self.registry.fakes {
+            shared.fakes.get_or_init(|| fakes.clone());
+        }
         let name = self.id.split('/').next().unwrap_or_default();
         let code = self.registry.code(name, version);
         let is_known = code.is_some();
@@ -396,7 +392,7 @@ impl FlowInstance {
             let page = page.encode();
             for (n, at) in (0..page.len()).step_by(ROW_BYTES).enumerate() {
                 let chunk = page.slice(at..page.len().min(at + ROW_BYTES));
-                cx.put_bytes(&format!("page/{:010}/{n:04}", going.pages), chunk)?;
+                cx.put_bytes(&format!("{PAGES}{:010}/{n:04}", going.pages), chunk)?;
             }
             going.pages += 1;
         }

@@ -5,11 +5,15 @@
 //! tell where other code differs. Both are written in [`Page`]s, one a commit. The format has a version, and every version that
 //! was ever written can be read; a page of a newer one is left alone.
 
+mod text;
+
 use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use stable_interfaces::Timestamp;
+
+pub use self::text::Journal;
 
 /// The version that is written.
 const FORMAT: u8 = 1;
@@ -446,11 +450,11 @@ impl Reader<'_> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// A page with everything that there is.
-    fn full_page() -> Page {
+    pub(crate) fn full_page() -> Page {
         let text = |text: &str| Arc::<str>::from(text);
         let message = Message {
             id: text("m-1"),

@@ -43,7 +43,8 @@
 //! | write one | [`Flow`] |
 //! | do something outside of it | [`Step`] |
 //! | be called from outside | [`Callback`] |
-//! | know how it is with one | [`Status`], [`Blocked`] |
+//! | know how it is with one | [`Status`], [`Blocked`], [`Journal`] |
+//! | test one | `testing` (feature `testing`), [`Flows::check`] |
 
 mod blocked;
 mod callback;
@@ -56,6 +57,8 @@ mod instance;
 mod journal;
 mod status;
 mod step;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod timer;
 mod token;
 mod verify;
@@ -64,6 +67,7 @@ pub use blocked::{Blocked, BlockedKind};
 pub use callback::{Callback, CallbackError, Received};
 pub use flow::{Flow, FlowError, FlowResult};
 pub use flows::{Call, Delivered, Flows, FlowsBuilder, FlowsError, Listed, Started};
+pub use journal::Journal;
 pub use status::{Outcome, State, Status, Waiting};
 pub use step::{Fatal, Retry, Step, StepCx, StepError};
 pub use timer::{Elapsed, Sleep};

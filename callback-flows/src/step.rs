@@ -153,6 +153,17 @@ pub struct StepCx {
     attempt: u32,
 }
 
+#[cfg(feature = "testing")]
+impl StepCx {
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    pub(crate) fn key(&self) -> &Key {
+        &self.key
+    }
+}
+
 impl StepCx {
     /// A text (32 hexadecimal digits) that is the same in every attempt of this step, after a crash too, and of no other.
     #[must_use]
@@ -227,6 +238,8 @@ impl<'a> Step<'a> {
         let ticket = flow.shared().claim(flow.scope(), Kind::Step, name, key, detail);
         let since = flow.now();
         let retry = if is_at_most_once { Retry::never() } else { retry };
+        #[cfg(feature = "testing")]
+        let run = move |cx| crate::testing::fakes::attempt(&run, cx);
         // What a step asks of another instance is no part of the turn that polls it.
         let run = move |cx| outside_of_handlers(run(cx));
         let mut attempts = Attempts { retry, timeout, blocks, is_at_most_once, since, failed: 0, stage: Stage::Idle };

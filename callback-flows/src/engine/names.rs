@@ -60,6 +60,12 @@ pub(super) fn base_of(scope: &str, kind: Kind, name: &str, key: Option<&str>) ->
     shortened(base, MAX_KEY_BYTES - "#4294967295".len())
 }
 
+/// The name of an operation outside of all branches, without key and ordinal.
+#[cfg(feature = "testing")]
+pub(crate) fn name_of(kind: Kind, name: &str) -> String {
+    base_of("", kind, name, None)
+}
+
 /// The scope of a branch within another.
 pub(crate) fn scope_within(scope: &str, name: &str) -> Arc<str> {
     let mut within = scope.to_owned();

@@ -122,6 +122,9 @@ pub(crate) struct Shared {
     pub(crate) urls: Option<Arc<Urls>>,
     /// The host is about to leave.
     pub(crate) is_draining: AtomicBool,
+    /// The attempts of steps that a test counts or makes up.
+    #[cfg(feature = "testing")]
+    pub(crate) fakes: std::sync::OnceLock<Arc<crate::testing::fakes::Fakes>>,
     /// The flow's waker was woken by the engine, an operation, or the code itself.
     pub(super) self_woken: AtomicBool,
     /// The flow's waker was woken by something that is not in the journal.
@@ -269,6 +272,8 @@ impl Shared {
             limits,
             urls,
             is_draining: AtomicBool::new(false),
+            #[cfg(feature = "testing")]
+            fakes: std::sync::OnceLock::new(),
             self_woken: AtomicBool::new(false),
             foreign_woken: AtomicBool::new(false),
             woken: Mutex::default(),

@@ -1,0 +1,92 @@
+//! Journals that are taken out of a store, and held against today's code.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use serde::de::Error as _;
+use stable_interfaces::KeyRange;
+use stable_interfaces::clock::{SystemClock, SystemRandom};
+
+use super::{Flows, FlowsError, identity};
+use crate::blocked::{Blocked, BlockedKind};
+use crate::engine::{Engine, Shared};
+use crate::journal::{Journal, Page, Unreadable};
+
+/// The prefix of the rows of a flow's journal: `page/<number>/<chunk>`.
+pub(crate) const PAGES: &str = "page/";
+
+/// The pages that these rows make, in the order of their keys, and the number of the next one.
+pub(crate) fn pages_of(rows: Vec<(Arc<str>, Bytes)>) -> Result<(Vec<Page>, u64), Unreadable> {
+    let mut pages: Vec<(u64, BytesMut)> = Vec::new();
+    for (key, chunk) in rows {
+        let number = key.split('/').nth(1).and_then(|number| number.parse().ok()).unwrap_or_default();
+        match pages.last_mut() {
+            Some((last, page)) if *last == number => page.extend_from_slice(&chunk),
+            _ => pages.push((number, BytesMut::from(chunk))),
+        }
+    }
+    let next = pages.last().map_or(0, |(number, _)| number + 1);
+    let pages = pages.into_iter().map(|(_, page)| Page::decode(&page.freeze()));
+    Ok((pages.collect::<Result<_, _>>()?, next))
+}
+
+impl Flows {
+    /// The journal of a flow, as far as it is durable, from any host: to look at, or to keep as a text beside the tests and
+    /// [`check`](Self::check) the code against.
+    ///
+    /// # Errors
+    /// [`FlowsError::NotFound`], [`FlowsError::Gone`] if the journal has been purged, [`FlowsError::Unavailable`],
+    /// [`FlowsError::Unreadable`].
+    pub async fn journal(&self, name: &str, id: &str) -> Result<Journal, FlowsError> {
+        let flow = identity(name, id)?;
+        self.status(&flow).await?.ok_or(FlowsError::NotFound)?;
+        let rows = self.stored(&flow, KeyRange::prefix(PAGES)).await?;
+        let as_unreadable = |error: Unreadable| FlowsError::Unreadable(serde_json::Error::custom(error));
+        let (pages, _) = pages_of(rows).map_err(as_unreadable)?;
+        if pages.is_empty() { Err(FlowsError::Gone) } else { Ok(Journal::new(name, id, pages)) }
+    }
+
+    /// Replays a journal against the code that is registered, and says where that does something else than the code which wrote it
+    /// did. For tests: it needs neither a started host nor a store, and runs no step.
+    ///
+    /// A journal that has ended is replayed too, and its result compared.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use callback_flows::{BlockedKind, Flow, Flows, Journal};
+    /// # use stable_interfaces::{Host, MemoryStore};
+    /// # let text = r#"{"format": 1, "flow": "nap", "id": "1", "settled": 1, "entries": [{"at": 1700000000000,
+    /// #     "event": {"start": {"version": 1, "run": 1, "seed": "00", "input": 5}},
+    /// #     "begun": [{"name": "timer:5s#0", "due": 1700000005000}]}]}"#;
+    /// let mut host = Host::local(MemoryStore::new());
+    /// let flows = Flows::builder()
+    ///     .flow("nap", 1, async |flow: Flow, seconds: u64| Ok(flow.sleep(Duration::from_secs(seconds)).await))
+    ///     .register(&mut host)?;
+    /// // include_str!("journals/nap.json"), as `flows.journal("nap", "1").await?.to_json()?` has written it
+    /// let journal = Journal::from_json(text)?;
+    /// flows.check(&journal)?;
+    /// # let mut host = Host::local(MemoryStore::new());
+    /// # let changed = Flows::builder().flow("nap", 1, async |flow: Flow, n: u64| Ok(flow.sleep(Duration::from_secs(n + 1)).await));
+    /// # assert_eq!(changed.register(&mut host)?.check(&journal).unwrap_err().kind(), BlockedKind::Differs);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// The reason for which the flow of this journal would be [`Blocked`] by this code.
+    pub fn check(&self, journal: &Journal) -> Result<(), Blocked> {
+        let (name, version) = (journal.name(), journal.version());
+        let code = self.registry.code(name, version).ok_or_else(|| {
+            let message = format!("version {version} of `{name}`, with which it began, is not in this program");
+            Blocked::new(BlockedKind::UnknownVersion, message)
+        })?;
+        let shared = Shared::new(
+            format!("{name}/{}", journal.id()).into(),
+            Arc::new(SystemClock::default()),
+            Arc::new(SystemRandom::default()),
+            self.registry.limits,
+            self.registry.urls.clone(),
+            Box::new(|| {}),
+        );
+        Engine::check(shared, code, journal.pages().to_vec())
+    }
+}
