@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -917,6 +917,44 @@ async fn alarms_that_no_answer_can_hold_together_are_loaded_by_and_by() {
     let site = world.launch(world.local_behind(tight), |probes| probes).await;
     world.pass(600 * SECOND).await;
     assert_eq!(world.script.fired().len(), 300);
+    assert!(site.host.is_ready(Duration::ZERO));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_page_without_rows_that_is_said_not_to_be_the_last_is_asked_for_again_after_a_pause_and_reported() {
+    let world = World::in_memory();
+    fat_alarms(&world, 1, 1).await;
+    let (asked, is_broken) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(true)));
+    let broken = {
+        let (asked, is_broken) = (asked.clone(), is_broken.clone());
+        move |between: Between| {
+            between.on_load(move |pages, loaded| {
+                asked.fetch_add(pages.len(), Ordering::SeqCst);
+                if is_broken.load(Ordering::SeqCst) {
+                    for loaded in loaded {
+                        loaded.is_last = false;
+                        if let Rows::Alarms(rows) = &mut loaded.rows {
+                            rows.clear();
+                        }
+                    }
+                }
+            })
+        }
+    };
+    let site = world.launch(world.local_behind(broken), |probes| probes).await;
+    world.pass(60 * SECOND).await;
+    // At most 256 shards with two pages each in a call, once a second.
+    let asked = asked.load(Ordering::SeqCst);
+    assert!((100..100 * 512).contains(&asked), "asked for {asked} pages");
+    assert!(!site.host.is_ready(5 * SECOND) && site.host.overdue() > 50 * SECOND);
+    let error = site.probes.all_alarms(None, 10).await.unwrap_err().report().to_string();
+    assert!(
+        error.contains("no rows of shard 0 and said that there are more, which is a fault of the store"),
+        "{error}"
+    );
+    is_broken.store(false, Ordering::SeqCst);
+    world.pass(60 * SECOND).await;
+    assert_eq!(world.script.fired().len(), 1);
     assert!(site.host.is_ready(Duration::ZERO));
 }
 

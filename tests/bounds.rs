@@ -7,9 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use stable_interfaces::store::{Found, ReadRows};
 use stable_interfaces::testing::{Fault, Method};
-use stable_interfaces::{Context, Interface, RequestError};
-use system_tests::{Failed, Probe, Site, World, act, get, in_time, life, now_or_never, put, spawn, wait};
+use stable_interfaces::{Context, Fleet, FleetClient, Interface, RequestError, StoreError};
+use system_tests::{
+    Between, Do, Failed, Probe, START, Site, World, act, get, in_time, life, now_or_never, put, spawn, wait,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -375,4 +378,102 @@ async fn a_flood_of_requests_instances_and_alarms_stays_within_its_caps_and_its_
         assert!(grown < 300 << 20, "{} MiB", grown >> 20);
     })
     .await;
+}
+
+/// Values and alarms of 30 kB each, forty of both.
+async fn fill(site: &Site, id: &str) {
+    for first in [0, 20] {
+        let some = act(move |_: &mut Probe, cx: &mut Context| {
+            Box::pin(async move {
+                for n in first..first + 20 {
+                    cx.put(&format!("v-{n:02}"), &"x".repeat(30_000))?;
+                    cx.set_alarm(&format!("a-{n:02}"), START + 1_000 * SECOND, &"x".repeat(30_000))?;
+                }
+                Ok(())
+            })
+        });
+        site.probes.request(id, some).await.unwrap();
+    }
+}
+
+/// The bytes of values and metas of an answer.
+fn bytes_of(found: &Found) -> usize {
+    match &found.rows {
+        ReadRows::Storage(rows) => rows.iter().map(|(_, value)| value.len()).sum(),
+        ReadRows::Alarms(rows) => rows.iter().map(|row| row.meta.len()).sum(),
+    }
+}
+
+/// The number of values under "v-", as a handler lists them.
+fn listed() -> Do<usize> {
+    act(|_: &mut Probe, cx: &mut Context| Box::pin(async move { Ok(cx.list("v-").await?.len()) }))
+}
+
+#[tokio::test(start_paused = true)]
+async fn values_that_no_answer_can_hold_together_are_listed_after_a_few_attempts_by_handlers_and_tools() {
+    let world = World::in_memory();
+    let site = world.start().await;
+    fill(&site, "a").await;
+    assert!(site.host.drain(SECOND).await.released);
+    // A link, a deadline or a buffer that takes less than two of them.
+    let tight = |between: Between| {
+        between.on_read(|_, found| match bytes_of(&found) {
+            0..50_000 => Ok(found),
+            _ => Err(StoreError::NotApplied("no answer within 5s".into())),
+        })
+    };
+    let site = world.launch(world.local_behind(tight), |probes| probes).await;
+    let outside =
+        FleetClient::new(Arc::new(tight(Between::new(world.store.clone()))), Fleet::new(["local"], 1_024).unwrap());
+    let mut attempts = 0;
+    let count = loop {
+        attempts += 1;
+        assert!(attempts < 20, "each attempt asks for less");
+        match site.probes.request("a", listed()).await {
+            Ok(count) => break count,
+            Err(error) => assert!(matches!(error, RequestError::Store(_)) && error.is_retryable(), "{error}"),
+        }
+    };
+    assert!(count == 40 && attempts > 1, "{count} after {attempts} attempts");
+    // The size is known by now: a larger one is tried now and then.
+    let mut alarms = 0;
+    while site.probes.alarms("a").await.map(|alarms| alarms.len()).ok() != Some(40) {
+        alarms += 1;
+        assert!(alarms < 5);
+    }
+    let mut stored = 0;
+    while outside.stored("probe", "a", "v-").await.map(|rows| rows.len()).ok() != Some(40) {
+        stored += 1;
+        assert!(stored < 20);
+    }
+    assert!(stored > 1, "a client learns the size for itself");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_to_a_reader_has_no_more_bytes_than_a_page_may_however_much_is_stored() {
+    let world = World::in_memory();
+    let (largest, answers) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let site = {
+        let (largest, answers) = (largest.clone(), answers.clone());
+        let measured = |between: Between| {
+            between.on_read(move |_, found| {
+                largest.fetch_max(bytes_of(&found), Ordering::SeqCst);
+                answers.fetch_add(1, Ordering::SeqCst);
+                Ok(found)
+            })
+        };
+        world.launch(world.local_behind(measured), |probes| probes).await
+    };
+    for n in 0..60 {
+        let put = act(move |_: &mut Probe, cx: &mut Context| {
+            Box::pin(async move { cx.put(&format!("v-{n:02}"), &"x".repeat(200_000)).map_err(Into::into) })
+        });
+        site.probes.request("a", put).await.unwrap();
+    }
+    answers.store(0, Ordering::SeqCst);
+    assert_eq!(site.probes.request("a", listed()).await.unwrap(), 60);
+    assert_eq!(site.probes.stored("a", "v-").await.unwrap().len(), 60);
+    let (largest, answers) = (largest.load(Ordering::SeqCst), answers.load(Ordering::SeqCst));
+    assert!((1_000_000..=4 * 1024 * 1024).contains(&largest), "{largest} bytes of 12,000,000 in one answer");
+    assert_eq!(answers, 6, "three each");
 }

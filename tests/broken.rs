@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use stable_interfaces::store::{
-    AlarmRow, Claim, Claimed, Epoch, Hints, Incarnation, Lane, Loaded, NewMessage, Op, Page, Read, ReadRows, Renewed,
+    AlarmRow, Claim, Claimed, Epoch, Found, Hints, Incarnation, Lane, Loaded, NewMessage, Op, Page, Read, Renewed,
     Rows, ShardId, Write,
 };
 use stable_interfaces::{Posted, Store, StoreError, Timestamp};
@@ -227,7 +227,7 @@ impl Store for Broken {
         Ok(loaded)
     }
 
-    async fn read(&self, read: &Read) -> Result<ReadRows, StoreError> {
+    async fn read(&self, read: &Read) -> Result<Found, StoreError> {
         self.inner.read(read).await
     }
 }

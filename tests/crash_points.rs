@@ -456,8 +456,8 @@ async fn read_end(store: &dyn Store) -> End {
     for instance in INSTANCES {
         let shard = fleet.shard_of(instance).unwrap();
         let name = InstanceName { interface: "probe".into(), instance: instance.into() };
-        let read = Read { shard, name, range: ReadRange::Storage("e/".into(), Some("e0".into())), limit: 10_000 };
-        let ReadRows::Storage(rows) = store.read(&read).await.unwrap() else { panic!("storage was asked for") };
+        let read = Read::new(shard, name, ReadRange::Storage("e/".into(), Some("e0".into())), 10_000);
+        let ReadRows::Storage(rows) = store.read(&read).await.unwrap().rows else { panic!("storage was asked for") };
         for (key, value) in rows {
             end.effects.insert(format!("{instance}/{}", &key[2..]), serde_json::from_slice(&value).unwrap());
         }

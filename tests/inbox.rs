@@ -6,10 +6,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use stable_interfaces::clock::SystemClock;
 use stable_interfaces::store::Rows;
 use stable_interfaces::testing::{Fault, Method};
-use stable_interfaces::{ContextError, DeadKind, Fleet, FleetClient, Host, NewPost, Posted, RequestError, RetryPolicy};
-use system_tests::{Between, Failed, Probe, Site, World, act, count, get, in_time, on_each_store, spawn, wait};
+use stable_interfaces::{
+    ContextError, DeadKind, Fleet, FleetClient, Host, MemoryStore, NewPost, Posted, RequestError, RetryPolicy,
+    StartError,
+};
+use system_tests::{
+    Between, Failed, Probe, Site, World, act, count, get, in_time, now_or_never, on_each_store, spawn, wait,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 const LEASE: Duration = Duration::from_secs(15);
@@ -636,4 +642,39 @@ async fn a_message_can_be_posted_from_a_handler_to_its_own_instance() {
     assert_eq!(site.probes.request("a", post).await.unwrap(), Posted::Inserted);
     world.settle().await;
     assert_eq!(site.probes.request("a", get("n")).await.unwrap(), Some(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_post_without_a_limit_of_time_ends_with_its_host() {
+    let world = World::in_memory();
+    let site = world.launch(world.local().commit_timeout(Duration::MAX), |probes| probes).await;
+    world.store.set_chance(Method::Post, Fault::FailBefore, 1.0);
+    let probes = site.probes.clone();
+    let mut post = tokio::spawn(async move { probes.post("a", NewPost::new("")).await });
+    world.pass(600 * SECOND).await;
+    assert!(now_or_never(&mut post).await.is_none(), "the store may be back at any time");
+    site.crash();
+    let error = in_time(post).await.unwrap().unwrap_err();
+    assert!(matches!(error, RequestError::Draining) && !error.may_have_happened(), "{error}");
+    let posts = world.store.calls(Method::Post);
+    world.pass(60 * SECOND).await;
+    assert_eq!(world.store.calls(Method::Post), posts, "nobody goes on");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_in_memory_follows_the_clock_of_its_only_host_unless_it_has_one() {
+    let world = World::in_memory();
+    world.script.on_message(|me, _, message| {
+        me.script.note(format!("{}", message.arrived().as_millis()));
+        Box::pin(async { Ok(()) })
+    });
+    let site = world.launch(world.equip(Host::local(MemoryStore::new())), |probes| probes).await;
+    world.pass(3 * SECOND).await;
+    site.probes.post("a", NewPost::new("")).await.unwrap();
+    world.pass(SECOND).await;
+    assert_eq!(world.script.notes(), [world.at(3_000).as_millis().to_string()]);
+    let of_its_own = MemoryStore::with_clock(Arc::new(SystemClock::default()));
+    let error = world.equip(Host::local(of_its_own)).start().await.unwrap_err();
+    assert!(matches!(error, StartError::ClockSkew { .. }), "{error}");
+    assert!(error.to_string().contains("MemoryStore::with_clock"), "{error}");
 }

@@ -21,7 +21,7 @@ use std::time::Duration;
 use alarm_backends::FjallStore;
 use parking_lot::Mutex;
 use stable_interfaces::store::{
-    Claim, Claimed, Hints, Incarnation, Loaded, NewMessage, Page, Read, ReadRows, Renewed, ShardId, Write,
+    Claim, Claimed, Found, Hints, Incarnation, Loaded, NewMessage, Page, Read, Renewed, ShardId, Write,
 };
 use stable_interfaces::testing::{FaultStore, History, SeededRandom, SimClock, StoreDump, Witness};
 use stable_interfaces::{
@@ -522,6 +522,7 @@ type OnCommit = dyn Fn(&Write) -> Option<Answers> + Send + Sync;
 type OnWrite = dyn Fn(&mut Write) + Send + Sync;
 type OnAnswer = dyn Fn(&Write, &Answers) + Send + Sync;
 type OnRenew = dyn Fn() -> Option<StoreError> + Send + Sync;
+type OnRead = dyn Fn(&Read, Found) -> Result<Found, StoreError> + Send + Sync;
 type OnLoad = dyn Fn(&[Page], &mut Vec<Loaded>) + Send + Sync;
 
 /// Wraps a store for what [`FaultStore`] cannot do: refuse some content, break promises, show rows that nobody could write.
@@ -532,6 +533,7 @@ pub struct Between {
     on_write: Box<OnWrite>,
     on_answer: Box<OnAnswer>,
     on_load: Box<OnLoad>,
+    on_read: Box<OnRead>,
 }
 
 impl Between {
@@ -544,7 +546,18 @@ impl Between {
             on_write: Box::new(|_| {}),
             on_answer: Box::new(|_, _| {}),
             on_load: Box::new(|_, _| {}),
+            on_read: Box::new(|_, found| Ok(found)),
         }
+    }
+
+    /// Changes what the store has found, or says something else instead.
+    #[must_use]
+    pub fn on_read(
+        mut self,
+        change: impl Fn(&Read, Found) -> Result<Found, StoreError> + Send + Sync + 'static,
+    ) -> Between {
+        self.on_read = Box::new(change);
+        self
     }
 
     /// Refuses those renewals for which `answer` has an error; the store does not see them.
@@ -631,8 +644,8 @@ impl Store for Between {
         Ok(loaded)
     }
 
-    async fn read(&self, read: &Read) -> Result<ReadRows, StoreError> {
-        self.inner.read(read).await
+    async fn read(&self, read: &Read) -> Result<Found, StoreError> {
+        (self.on_read)(read, self.inner.read(read).await?)
     }
 }
 

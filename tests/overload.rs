@@ -418,3 +418,33 @@ async fn messages_that_wait_for_a_slow_instance_hold_up_no_other_in_its_shard() 
         site.crash();
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn many_slow_instances_of_a_shard_hold_up_no_other_in_it() {
+    let world = World::in_memory();
+    world.script.on_message(|me, _, message| {
+        let sleep = me.id.starts_with("slow").then(|| me.sleep(20 * SECOND));
+        me.script.note(format!("{} {}", me.id, message.id()));
+        Box::pin(async move {
+            if let Some(sleep) = sleep {
+                sleep.await;
+            }
+            Ok(())
+        })
+    });
+    let site = launch_with_places(&world, 1_024).await;
+    // Far more than a shard's window holds of what waits to be handed out.
+    for n in 0..300 {
+        site.probes.post(&format!("slow-{n:03}"), NewPost::new("").id("x")).await.unwrap();
+    }
+    world.pass(SECOND).await;
+    for other in 0..OTHERS {
+        site.probes.post(&format!("other-{other:02}"), NewPost::new("").id("x")).await.unwrap();
+    }
+    world.pass(SECOND).await;
+    let of = |slow: bool| world.script.notes().iter().filter(|note| note.starts_with("slow-") == slow).count();
+    assert_eq!((of(true), of(false)), (300, OTHERS));
+    world.pass(60 * SECOND).await;
+    assert_eq!((of(true), of(false)), (300, OTHERS), "each of them once");
+    assert_eq!(world.dump().shards.values().map(|shard| shard.inbox.len()).sum::<usize>(), 0);
+}

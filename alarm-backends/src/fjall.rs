@@ -28,8 +28,8 @@ use fjall::PersistMode;
 use parking_lot::Mutex;
 use stable_interfaces::clock::{Clock, SystemClock};
 use stable_interfaces::store::{
-    Claim, Claimed, HintSender, Hints, Incarnation, Loaded, NewMessage, Page, Read, ReadRows, Renewed, Sequence,
-    ShardId, Write,
+    Claim, Claimed, Found, HintSender, Hints, Incarnation, Loaded, NewMessage, Page, Read, Renewed, Sequence, ShardId,
+    Write,
 };
 use stable_interfaces::{Posted, Store, StoreError};
 
@@ -424,7 +424,7 @@ impl Store for FjallStore {
         .await
     }
 
-    async fn read(&self, read: &Read) -> Result<ReadRows, StoreError> {
+    async fn read(&self, read: &Read) -> Result<Found, StoreError> {
         let read = read.clone();
         self.blocking(Purpose::Reading, move |inner| Scan::new(&inner.directory).read(&read)).await
     }

@@ -43,8 +43,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use stable_interfaces::store::{
-    Batch, Claim, ClaimKind, Claimed, Epoch, Grant, Held, Hints, Incarnation, Lane, Loaded, NewMessage, Page, Read,
-    ReadRows, Renewed, Sequence, ShardId, Write,
+    Batch, Claim, ClaimKind, Claimed, Epoch, Found, Grant, Held, Hints, Incarnation, Lane, Loaded, NewMessage, Page,
+    Read, Renewed, Sequence, ShardId, Write,
 };
 use stable_interfaces::{Posted, Store, StoreError, Timestamp};
 use tokio_postgres::config::{SslMode, TargetSessionAttrs};
@@ -353,7 +353,7 @@ impl Store for PostgresStore {
         pages::load(&self.server, &self.reads, pages).await
     }
 
-    async fn read(&self, read: &Read) -> Result<ReadRows, StoreError> {
+    async fn read(&self, read: &Read) -> Result<Found, StoreError> {
         pages::read(&self.server, &self.reads, read).await
     }
 }

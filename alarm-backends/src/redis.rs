@@ -80,7 +80,7 @@ use futures_util::StreamExt;
 use redis::{TlsCertificates, Value};
 use stable_interfaces::clock::{Clock, SystemClock};
 use stable_interfaces::store::{
-    Claim, Claimed, Hints, Incarnation, Loaded, NewMessage, Page, Read, ReadRows, Renewed, ShardId, Write,
+    Claim, Claimed, Found, Hints, Incarnation, Loaded, NewMessage, Page, Read, Renewed, ShardId, Write,
 };
 use stable_interfaces::{Posted, Store, StoreError};
 
@@ -458,7 +458,7 @@ impl Store for RedisStore {
         self.0.load(pages).await
     }
 
-    async fn read(&self, read: &Read) -> Result<ReadRows, StoreError> {
+    async fn read(&self, read: &Read) -> Result<Found, StoreError> {
         self.0.read(read).await
     }
 }

@@ -237,8 +237,8 @@ async fn verify(store: &FjallStore, possible: RangeInclusive<u64>) -> u64 {
     let mut last = BTreeMap::new();
     for shard in SHARDS {
         let range = ReadRange::Storage("".into(), None);
-        let read = store.read(&Read { shard, name: name(shard), range, limit: 10 }).await.unwrap();
-        let ReadRows::Storage(rows) = read else { panic!("storage was asked for") };
+        let read = store.read(&Read::new(shard, name(shard), range, 10)).await.unwrap();
+        let ReadRows::Storage(rows) = read.rows else { panic!("storage was asked for") };
         let n = rows.first().map_or(0, |(_, value)| std::str::from_utf8(value).unwrap().parse().unwrap());
         assert!(
             possible.contains(&n),

@@ -120,7 +120,7 @@ async fn call(store: &dyn Store, method: &str, round: u64) -> Result<(), StoreEr
         "watch" => store.watch(ME).await.map(drop),
         _ => {
             let range = ReadRange::Storage("".into(), None);
-            store.read(&Read { shard: ShardId(0), name: name(), range, limit: 10 }).await.map(drop)
+            store.read(&Read::new(ShardId(0), name(), range, 10)).await.map(drop)
         }
     }
 }

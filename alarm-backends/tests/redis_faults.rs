@@ -92,8 +92,8 @@ async fn commit(store: &RedisStore, seq: u64, shard: u32, ops: Vec<Op>) -> Resul
 
 async fn keys(store: &RedisStore, shard: u32) -> BTreeSet<String> {
     let range = ReadRange::Storage("".into(), None);
-    let read = Read { shard: ShardId(shard), name: name(), range, limit: 100_000 };
-    match store.read(&read).await.unwrap() {
+    let read = Read::new(ShardId(shard), name(), range, 100_000);
+    match store.read(&read).await.unwrap().rows {
         ReadRows::Storage(rows) => rows.into_iter().map(|(key, _)| key.to_string()).collect(),
         ReadRows::Alarms(_) => panic!("a read of storage has storage"),
     }
@@ -434,7 +434,7 @@ async fn rows_that_are_garbage_or_newer_are_reported_and_left_alone() {
 
     commit(&store, 3, 0, vec![put("k", "v")]).await.unwrap();
     set("{stable:0}:storage", "k", "garbage");
-    let read = Read { shard: ShardId(0), name: name(), range: ReadRange::Storage("".into(), None), limit: 10 };
+    let read = Read::new(ShardId(0), name(), ReadRange::Storage("".into(), None), 10);
     assert!(matches!(store.read(&read).await, Err(StoreError::Damaged(_))));
 }
 

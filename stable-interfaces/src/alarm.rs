@@ -24,7 +24,7 @@ use crate::fleet::Fleet;
 use crate::id::{MAX_VALUE_BYTES, check_id};
 use crate::json;
 use crate::store::client::StoreClient;
-use crate::store::{After, AlarmKey, AlarmRow, InstanceName, Loaded, Page, Revision, Rows, ShardId};
+use crate::store::{AlarmKey, AlarmRow, InstanceName, Revision, ShardId};
 use crate::sync::Arc;
 
 pub use retry::RetryPolicy;
@@ -33,10 +33,6 @@ pub use retry::RetryPolicy;
 pub(crate) fn check_alarm_id(id: &str) -> Result<(), ContextError> {
     check_id(id).map_err(|reason| ContextError::invalid("alarm ID", id, reason))
 }
-
-/// The number of alarms that are read at once, and roughly the number of bytes.
-const PAGE: usize = 512;
-const PAGE_BYTES: usize = 4 * 1024 * 1024;
 
 /// Alarms of an interface, shard by shard, at most `limit` after the one named by `after`.
 pub(crate) async fn list(
@@ -56,16 +52,14 @@ pub(crate) async fn list(
     };
     let mut found = Vec::new();
     while shard < fleet.shards() && found.len() < limit {
-        let after_key = After::Alarms(after.take());
-        let page = Page { shard: ShardId(shard), after: after_key, limit: PAGE, bytes: PAGE_BYTES, keys_only: false };
-        let mut loaded = client.load(&[page]).await.map_err(ContextError::store)?;
-        let Some(Loaded { rows: Rows::Alarms(rows), is_last, .. }) = loaded.pop() else { return Ok(found) };
-        after = rows.last().map(|row| row.key());
-        if is_last {
-            (shard, after) = (shard + 1, None);
+        let mut pages = client.pages::<AlarmRow>(ShardId(shard), after.take());
+        while found.len() < limit
+            && let Some(rows) = pages.next().await.map_err(ContextError::store)?
+        {
+            let wanted = rows.into_iter().filter(|row| *row.name.interface == *interface);
+            found.extend(wanted.map(|row| Alarm::new(Arc::new(row))));
         }
-        let wanted = rows.into_iter().filter(|row| *row.name.interface == *interface);
-        found.extend(wanted.map(|row| Alarm::new(Arc::new(row))));
+        shard += 1;
     }
     found.truncate(limit);
     Ok(found)

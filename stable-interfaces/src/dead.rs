@@ -11,6 +11,7 @@ use crate::error::ContextError;
 use crate::id::interface_of;
 use crate::inbox::Message;
 use crate::store::client::StoreClient;
+use crate::store::paging::noted;
 use crate::store::{After, DeadKey, DeadLetter, DeadRow, InstanceName, Loaded, Page, Rows, ShardId};
 use crate::sync::Arc;
 
@@ -79,10 +80,8 @@ impl Dead {
     }
 }
 
-/// The number of dead letters read of one shard at once, of shards, and about how many bytes in all.
+/// The most dead letters read of one shard at once.
 const PAGE: usize = 128;
-const PAGES: usize = 256;
-const PAGE_BYTES: usize = 4 * 1024 * 1024;
 
 /// The dead letters of `interface` in `shards`.
 pub(crate) async fn list(
@@ -97,17 +96,19 @@ pub(crate) async fn list(
     // Each shard that may have more is asked for its next page in its turn; those with nothing dead answer once. With how many were found.
     let mut wanted: VecDeque<_> = shards.into_iter().map(|shard| (shard, after_key.clone(), 0)).collect();
     while !wanted.is_empty() {
-        let asked: Vec<_> = wanted.drain(..wanted.len().min(PAGES)).collect();
-        let bytes = PAGE_BYTES / asked.len();
+        let portion = client.portion.lock().clone();
+        let asked: Vec<_> = wanted.drain(..wanted.len().min(portion.shards())).collect();
+        let bytes = (portion.bytes() / asked.len()).max(1);
         let page = |shard: ShardId, key: &Option<DeadKey>| Page {
             shard,
             after: After::Dead(key.clone()),
-            limit: PAGE,
+            limit: portion.rows().min(PAGE),
             bytes,
             keys_only: false,
         };
         let pages: Vec<_> = asked.iter().map(|(shard, key, _)| page(*shard, key)).collect();
-        let loaded = client.load(&pages).await.map_err(ContextError::store)?;
+        let is_small = |loaded: &Vec<Loaded>| loaded.iter().all(|page| page.is_last);
+        let loaded = noted(client.portion, client.load(&pages).await, is_small).map_err(ContextError::store)?;
         for ((shard, _, before), page) in asked.into_iter().zip(loaded) {
             let Rows::Dead(letters) = page.rows else { continue };
             let fits = before + letters.iter().filter(|letter| is_of(&letter.key().name, interface)).count();
@@ -135,18 +136,12 @@ pub(crate) async fn find(
     key: &DeadKey,
 ) -> Result<Option<DeadLetter>, ContextError> {
     // Pages start strictly after a key, and no ID is empty.
-    let mut after = DeadKey { id: "".into(), ..key.clone() };
-    loop {
-        let page = Page { shard, after: After::Dead(Some(after)), limit: PAGE, bytes: PAGE_BYTES, keys_only: false };
-        let mut loaded = client.load(&[page]).await.map_err(ContextError::store)?;
-        let Some(Loaded { rows: Rows::Dead(letters), is_last, .. }) = loaded.pop() else { return Ok(None) };
-        let last = letters.last().map(DeadLetter::key).filter(|last| !is_last && last < key);
-        if let Some(letter) = letters.into_iter().find(|letter| letter.key() == *key) {
-            return Ok(Some(letter));
-        }
-        match last {
-            Some(last) => after = last,
-            None => return Ok(None),
+    let before = DeadKey { id: "".into(), ..key.clone() };
+    let mut pages = client.pages::<DeadLetter>(shard, Some(before));
+    while let Some(letters) = pages.next().await.map_err(ContextError::store)? {
+        if let Some(letter) = letters.into_iter().find(|letter| letter.key() >= *key) {
+            return Ok(Some(letter).filter(|letter| letter.key() == *key));
         }
     }
+    Ok(None)
 }

@@ -16,11 +16,9 @@ use crate::instance::range::KeyRange;
 use crate::shared::HostOptions;
 use crate::store::client::{CommitOptions, StoreClient};
 use crate::store::deadlines::Deadlines;
-use crate::store::{Addressed, InstanceName, Posted, Read, ReadRange, ReadRows, ShardId, Store};
-use crate::sync::Arc;
-
-/// The number of rows asked for at once, and roughly the number of bytes.
-const PAGE: usize = 512;
+use crate::store::portion::Portion;
+use crate::store::{Addressed, AlarmRow, InstanceName, Posted, ShardId, Store};
+use crate::sync::{Arc, Mutex};
 
 /// Looks at what a fleet keeps, and posts to it, without being one of its hosts.
 ///
@@ -43,6 +41,7 @@ pub struct FleetClient {
     clock: Arc<dyn Clock>,
     random: Arc<dyn Random>,
     options: CommitOptions,
+    portion: Arc<Mutex<Portion>>,
 }
 
 impl FleetClient {
@@ -56,6 +55,7 @@ impl FleetClient {
             clock: Arc::new(SystemClock::default()),
             random: Arc::new(SystemRandom::default()),
             options,
+            portion: Arc::default(),
         }
     }
 
@@ -73,21 +73,13 @@ impl FleetClient {
     pub async fn alarms(&self, interface: &str, id: &str) -> Result<Vec<Alarm>, ContextError> {
         let shard = self.shard_of(id)?;
         let name = InstanceName { interface: interface.into(), instance: id.into() };
+        let client = self.store_client();
+        let mut pages = client.range::<AlarmRow>(shard, name, ("".into(), None));
         let mut alarms = Vec::new();
-        let mut from: Arc<str> = "".into();
-        loop {
-            let read = Read { shard, name: name.clone(), range: ReadRange::Alarms(from, None), limit: PAGE };
-            let ReadRows::Alarms(rows) = self.store_client().read(&read).await.map_err(ContextError::store)? else {
-                return Ok(alarms);
-            };
-            let is_last = rows.len() < PAGE;
-            let last = rows.last().map(|row| row.id.clone());
+        while let Some(rows) = pages.next(usize::MAX).await.map_err(ContextError::store)? {
             alarms.extend(rows.into_iter().map(|row| Alarm::new(Arc::new(row))));
-            match last {
-                Some(last) if !is_last => from = crate::instance::range::just_after(&last),
-                _ => return Ok(alarms),
-            }
         }
+        Ok(alarms)
     }
 
     /// Keys and values of the storage of the instance `id` within a range, ascending by key, as far as they are durable.
@@ -164,7 +156,8 @@ impl FleetClient {
 
     fn store_client(&self) -> StoreClient<'_> {
         let store = Deadlines::new(self.store.clone(), self.clock.clone(), self.options.store_timeout);
-        StoreClient { store, clock: &*self.clock, random: &*self.random, options: &self.options }
+        let (clock, random, options) = (&*self.clock, &*self.random, &self.options);
+        StoreClient { store, clock, random, options, portion: &self.portion }
     }
 
     fn shard_of(&self, id: &str) -> Result<ShardId, ContextError> {

@@ -5,6 +5,7 @@ mod keeper;
 pub(crate) mod lease;
 mod rescue;
 
+use std::any::Any;
 use std::future::Future;
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ use crate::quiet;
 use crate::shared::{Deferred, EndsWithRuntime, FOREVER, HostCore, HostOptions, Started};
 use crate::store::client::Backoff;
 use crate::store::deadlines::Deadlines;
-use crate::store::{ClaimKind, Damaged, Epoch, Incarnation, Sequence, ShardId, Store, StoreError};
+use crate::store::{ClaimKind, Damaged, Epoch, Incarnation, MemoryStore, Sequence, ShardId, Store, StoreError};
 use crate::sync::atomic::Ordering;
 use crate::sync::{AbortHandle, Arc, Mutex, Runtime, mpsc, spawn_on, watch};
 use crate::tasks::Tasks;
@@ -54,7 +55,7 @@ pub enum StartError {
     /// This host's clock and the store's are too far apart: alarms would fire at the wrong time. Set the clock.
     #[error(
         "this host's clock and the store's differ by {skew:?}, more than {limit:?}: set this machine's clock or, if it is a simulated one, \
-         give it to the store as well (MemoryStore::with_clock)"
+         give it to the store as well (the store's own option: MemoryStore::with_clock, FjallStoreBuilder::clock)"
     )]
     ClockSkew {
         /// By how much they differ.
@@ -104,6 +105,8 @@ pub struct HostBuilder {
     clock: Arc<dyn Clock>,
     random: Arc<dyn Random>,
     options: HostOptions,
+    /// Says whether it is the only host of its store.
+    is_local: bool,
     /// The host that its interfaces point to, until it starts with what was set by then.
     core: Option<Arc<HostCore>>,
 }
@@ -196,6 +199,7 @@ impl Host {
             clock: Arc::new(SystemClock::default()),
             random: Arc::new(SystemRandom::default()),
             options: HostOptions::default(),
+            is_local: false,
         }
     }
 
@@ -204,7 +208,7 @@ impl Host {
     pub fn local(store: impl Store) -> HostBuilder {
         let fleet = Fleet::new([LOCAL_HOST], LOCAL_SHARDS).expect("one host and 1,024 shards make a fleet");
         let mut builder = Host::builder(LOCAL_HOST, fleet).store(store);
-        builder.options.lease = FOREVER;
+        (builder.options.lease, builder.is_local) = (FOREVER, true);
         builder
     }
 
@@ -447,7 +451,8 @@ impl HostBuilder {
         self
     }
 
-    /// Sets the clock. Default: [`SystemClock`].
+    /// Sets the clock. Default: [`SystemClock`]. With [`Host::local`], a [`MemoryStore`](crate::MemoryStore) that was given none follows it
+    /// too; any other store has an option of its own for the same clock.
     #[must_use]
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> HostBuilder {
         self.clock = clock;
@@ -601,6 +606,11 @@ impl HostBuilder {
         // From here on, an early return stops what has begun.
         self.core = None;
         let options = self.options.clone().within_reach(core.fleet.shards());
+        if let Some(store) = self.store.as_ref().filter(|_| self.is_local)
+            && let Some(memory) = (&**store as &dyn Any).downcast_ref::<MemoryStore>()
+        {
+            memory.follow(&self.clock);
+        }
         core.set(self.store.take(), self.clock.clone(), self.random.clone(), options);
         let host = Host { core: core.clone(), drain: Mutex::new(None) };
         let runtime = Runtime::try_current().map_err(|_| StartError::NoRuntime)?;

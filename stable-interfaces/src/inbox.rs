@@ -20,12 +20,8 @@ use crate::error::{ContextError, beginning};
 use crate::id::{MAX_VALUE_BYTES, own_bytes};
 use crate::json;
 use crate::store::client::StoreClient;
-use crate::store::{Addressed, After, InboxRow, InstanceName, Loaded, MessageHeaders, Page, Rows, ShardId};
+use crate::store::{Addressed, InboxRow, InstanceName, MessageHeaders, ShardId};
 use crate::sync::Arc;
-
-/// The number of rows of a shard's inboxes that are read at once, and roughly the number of bytes.
-const PAGE: usize = 512;
-const PAGE_BYTES: usize = 4 * 1024 * 1024;
 
 /// The messages that wait in the inbox of an instance, in the order of their arrival. Reads the inboxes of its shard.
 pub(crate) async fn waiting(
@@ -34,18 +30,12 @@ pub(crate) async fn waiting(
     name: &InstanceName,
 ) -> Result<Vec<Message>, ContextError> {
     let mut messages = Vec::new();
-    let mut after = None;
-    loop {
-        let page = Page { shard, after: After::Inbox(after), limit: PAGE, bytes: PAGE_BYTES, keys_only: false };
-        let mut loaded = client.load(&[page]).await.map_err(ContextError::store)?;
-        let Some(Loaded { rows: Rows::Inbox(rows), is_last, .. }) = loaded.pop() else { return Ok(messages) };
-        after = rows.last().map(|row| row.key());
+    let mut pages = client.pages::<InboxRow>(shard, None);
+    while let Some(rows) = pages.next().await.map_err(ContextError::store)? {
         let wanted = rows.into_iter().filter(|row| row.name == *name);
         messages.extend(wanted.map(|row| Message::new(Arc::new(row))));
-        if is_last {
-            return Ok(messages);
-        }
     }
+    Ok(messages)
 }
 
 /// A message to post to an instance's inbox.

@@ -27,8 +27,8 @@ use shuttle::{Config, FailurePersistence, MaxSteps, Runner};
 
 use crate::clock::{Clock, Random, Sleep, Timestamp};
 use crate::store::{
-    Batch, Claim, Claimed, Hints, Incarnation, Loaded, MemoryStore, NewMessage, Op, Page, Posted, Read, ReadRows,
-    Renewed, Sequence, ShardId, Store, StoreError, Write,
+    Batch, Claim, Claimed, Found, Hints, Incarnation, Loaded, MemoryStore, NewMessage, Op, Page, Posted, Read, Renewed,
+    Sequence, ShardId, Store, StoreError, Write,
 };
 use crate::sync::{Arc, StaticMutex};
 
@@ -351,7 +351,7 @@ impl Store for SlowStore {
         self.store.load(pages).await
     }
 
-    async fn read(&self, read: &Read) -> Result<ReadRows, StoreError> {
+    async fn read(&self, read: &Read) -> Result<Found, StoreError> {
         pause().await;
         self.store.read(read).await
     }

@@ -485,7 +485,8 @@ impl Shards {
     pub(super) fn set_aside(&self, shard: ShardId, epoch: Epoch, wake: &Wake) {
         self.with_owned(shard, epoch, |owned| match wake {
             Wake::Alarm(alarm) => owned.alarms.set_aside(&alarm.name, &alarm.id, alarm.revision),
-            Wake::Message(_) => owned.inbox.set_aside(),
+            // It stays taken, so that no page brings it back.
+            Wake::Message(_) => {}
         });
     }
 

@@ -20,9 +20,8 @@ use crate::shards::firing::Limits;
 use crate::shards::wake::Wake;
 use crate::store::client::{CommitOptions, StoreClient};
 use crate::store::deadlines::Deadlines;
-use crate::store::{
-    Addressed, Grant, Held, Incarnation, Loaded, NewMessage, Page, Posted, Read, ReadRows, ShardId, Store, StoreError,
-};
+use crate::store::portion::Portion;
+use crate::store::{Addressed, Grant, Held, Incarnation, Loaded, NewMessage, Page, Posted, ShardId, Store, StoreError};
 use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Arc, MAX_PERMITS, Mutex, Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use crate::tasks::{TaskHandle, Tasks};
@@ -177,6 +176,8 @@ pub(crate) struct HostCore {
     lease_until: AtomicU64,
     /// The host that was found to hold a shard that the fleet gives to this host.
     holders: Mutex<BTreeMap<ShardId, Arc<str>>>,
+    /// The size of the next page that handlers and tools read: what is loaded to be handled has one of its own.
+    portion: Mutex<Portion>,
     /// Bounds the connections of all interfaces. Without permits until the host has its settings.
     connections: Arc<Semaphore>,
     /// Told when the health changes, and when it has stopped.
@@ -228,6 +229,7 @@ impl HostCore {
             health: AtomicU8::new(Health::NotStarted as u8),
             lease_until: AtomicU64::new(u64::MAX),
             holders: Mutex::default(),
+            portion: Mutex::default(),
             connections: Arc::new(Semaphore::new(0)),
             health_changed: Notify::new(),
             has_stopped: AtomicBool::new(false),
@@ -437,12 +439,12 @@ impl HostCore {
         interfaces.iter().find_map(|interface| interface.name_instance(address))
     }
 
-    /// Reads from the store, within the deadline of one call.
-    pub(crate) async fn read(&self, read: &Read) -> Result<ReadRows, StoreError> {
+    /// The store for what a handler reads: none once the host has stopped.
+    pub(crate) fn reader(&self) -> Result<StoreClient<'_>, StoreError> {
         if self.health() >= Health::Stopped {
             return Err(StoreError::NotApplied("the host has stopped".into()));
         }
-        self.store_client().ok_or_else(no_store)?.read(read).await
+        self.store_client().ok_or_else(no_store)
     }
 
     /// Loads pages from the store, within the deadline of one call.
@@ -453,7 +455,8 @@ impl HostCore {
     /// The store with its deadlines and repeats, if there is one.
     pub(crate) fn store_client(&self) -> Option<StoreClient<'_>> {
         let store = self.timely_store()?;
-        Some(StoreClient { store, clock: &*self.clock, random: &*self.random, options: &self.options.commit })
+        let (clock, random, options) = (&*self.clock, &*self.random, &self.options.commit);
+        Some(StoreClient { store, clock, random, options, portion: &self.portion })
     }
 
     /// Posts a message to an inbox, wherever that lives.
@@ -463,13 +466,19 @@ impl HostCore {
             Health::Running | Health::Draining => {}
             _ => return Err(self.ended().unwrap_or(RequestError::Draining)),
         }
-        Ok(self.post_row(message.into_message(&self.fleet, &*self.random)).await?)
+        let posted = self.post_row(message.into_message(&self.fleet, &*self.random)).await;
+        // What surely did not happen did not because the host ended, if it has.
+        posted.map_err(|error| match (&error, self.ended()) {
+            (ContextError::Store(cause), Some(ended)) if !cause.may_have_happened() => ended,
+            _ => error.into(),
+        })
     }
 
     /// Posts a message, and tells this host's own window.
     pub(crate) async fn post_row(&self, message: NewMessage) -> Result<Posted, ContextError> {
         let shard = message.shard;
-        let answer = self.store_client().ok_or(ContextError::NoStore)?.post(message).await;
+        let has_ended = || self.health() >= Health::Stopped;
+        let answer = self.store_client().ok_or(ContextError::NoStore)?.post(message, has_ended).await;
         // The store's own hint may get lost; this one does not. After a failure the message may be there all the same.
         self.shards.hint(shard);
         answer

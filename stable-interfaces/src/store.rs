@@ -19,6 +19,8 @@ pub(crate) mod deadlines;
 mod external;
 mod hints;
 mod memory;
+pub(crate) mod paging;
+pub(crate) mod portion;
 mod row;
 
 pub use crate::fleet::HASH_VERSION;
@@ -26,8 +28,8 @@ pub use crate::id::{MAX_ID_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, check_id, chec
 pub use crate::instance::enlist::Enlistment;
 pub use address::Addressed;
 pub use contract::{
-    After, BoxError, Claim, ClaimKind, Claimed, DamageReason, Damaged, Epoch, Grant, Held, Incarnation, Lane, Loaded,
-    Page, Posted, Read, ReadRange, ReadRows, Renewed, Rows, Sequence, ShardId, Store, StoreError, Write,
+    After, BoxError, Claim, ClaimKind, Claimed, DamageReason, Damaged, Epoch, Found, Grant, Held, Incarnation, Lane,
+    Loaded, Page, Posted, Read, ReadRange, ReadRows, Renewed, Rows, Sequence, ShardId, Store, StoreError, Write,
 };
 pub use external::ExternalTransaction;
 pub use hints::{HintSender, Hints};

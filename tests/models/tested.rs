@@ -247,8 +247,8 @@ impl Tested {
             let items = stored.alarms.iter().filter(|(item, _)| is_within(item)).take(limit);
             ReadRows::Alarms(items.map(|(_, row)| row.clone()).collect())
         };
-        let read = Read { shard: ShardId(shard), name: whose.clone(), range, limit };
-        prop_assert_eq!(self.store(0).read(&read).await?, expected, "{:?}", read);
+        let read = Read::new(ShardId(shard), whose.clone(), range, limit);
+        prop_assert_eq!(self.store(0).read(&read).await?.rows, expected, "{:?}", read);
         Ok(())
     }
 

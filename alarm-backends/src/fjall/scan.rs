@@ -5,8 +5,8 @@ use std::ops::Bound;
 use fjall::{Iter, Readable, Snapshot};
 use stable_interfaces::StoreError;
 use stable_interfaces::store::{
-    After, AlarmRow, DamageReason, Damaged, DeadLetter, InboxKey, InboxRow, Loaded, Page, Read, ReadRange, ReadRows,
-    Rows, ShardId,
+    After, AlarmRow, DamageReason, Damaged, DeadLetter, Found, InboxKey, InboxRow, Loaded, Page, Read, ReadRange,
+    ReadRows, Rows, ShardId,
 };
 
 use super::directory::{Directory, Table};
@@ -15,7 +15,7 @@ use super::write::place;
 use crate::codec;
 
 /// Things that a walk through a page has met beside its rows.
-struct Found {
+struct Met {
     damaged: Vec<Damaged>,
     /// Says whether it came to the end of the shard.
     is_last: bool,
@@ -34,7 +34,7 @@ impl<'a> Scan<'a> {
 
     pub(super) fn load(&self, page: &Page) -> Result<Loaded, StoreError> {
         let mut reader = Reader::default();
-        let mut found = Found { damaged: Vec::new(), is_last: true };
+        let mut found = Met { damaged: Vec::new(), is_last: true };
         let from = |after: Option<Vec<u8>>| after.map_or_else(|| key::first_of(page.shard), key::successor);
         let rows = match &page.after {
             After::Alarms(after) => {
@@ -81,7 +81,7 @@ impl<'a> Scan<'a> {
         page: &Page,
         table: Table,
         from: Vec<u8>,
-        found: &mut Found,
+        found: &mut Met,
         mut decode: impl FnMut(&[u8], &[u8]) -> Result<T, DamageReason>,
     ) -> Result<Vec<T>, StoreError> {
         let (mut rows, mut bytes) = (Vec::new(), 0_usize);
@@ -104,7 +104,7 @@ impl<'a> Scan<'a> {
         Ok(rows)
     }
 
-    pub(super) fn read(&self, read: &Read) -> Result<ReadRows, StoreError> {
+    pub(super) fn read(&self, read: &Read) -> Result<Found, StoreError> {
         let bounds = |first: &str, end: Option<&str>| {
             let end = end.map_or_else(
                 || key::end_of_instance(read.shard, &read.name),
@@ -113,38 +113,55 @@ impl<'a> Scan<'a> {
             (key::identity(read.shard, &read.name, first), Bound::Excluded(end))
         };
         let prefix = key::identity(read.shard, &read.name, "");
-        match &read.range {
+        let (mut bytes, mut is_last) = (0_usize, true);
+        let rows = match &read.range {
             ReadRange::Storage(first, end) => {
                 let (first, end) = bounds(first, end.as_deref());
                 let mut rows = Vec::new();
-                for guard in self.range(Table::Storage, first, end).take(read.limit) {
+                for guard in self.range(Table::Storage, first, end) {
+                    if rows.len() >= read.limit {
+                        is_last = false;
+                        break;
+                    }
                     let (key, value) = guard.into_inner().map_err(unavailable)?;
+                    bytes = bytes.saturating_add(value.len());
+                    if bytes > read.bytes && !rows.is_empty() {
+                        is_last = false;
+                        break;
+                    }
                     let row =
                         key::id_after(&prefix, &key).and_then(|id| Ok((id.into(), codec::decode_stored(&value)?)));
                     rows.push(row.map_err(|reason| {
                         StoreError::Damaged(Damaged { shard: read.shard, place: place(Table::Storage, &key), reason })
                     })?);
                 }
-                Ok(ReadRows::Storage(rows))
+                ReadRows::Storage(rows)
             }
             ReadRange::Alarms(first, end) => {
                 let (first, end) = bounds(first, end.as_deref());
                 let mut rows = Vec::new();
                 for guard in self.range(Table::AlarmIds, first, end) {
+                    if rows.len() >= read.limit {
+                        is_last = false;
+                        break;
+                    }
                     let (key, value) = guard.into_inner().map_err(unavailable)?;
                     let Ok(at) = codec::decode_alarm_place(&value) else { continue };
                     let Ok(id) = key::id_after(&prefix, &key) else { continue };
                     let alarms = self.directory.table(Table::Alarms);
                     let row = self.snapshot.get(alarms, key::timed(&key, at.due)).map_err(unavailable)?;
-                    let row = row.and_then(|row| codec::decode_alarm(read.name.clone(), id.into(), &row).ok());
-                    rows.extend(row);
-                    if rows.len() >= read.limit {
+                    bytes = bytes.saturating_add(row.as_ref().map_or(0, |row| row.len()));
+                    if bytes > read.bytes && !rows.is_empty() {
+                        is_last = false;
                         break;
                     }
+                    let row = row.and_then(|row| codec::decode_alarm(read.name.clone(), id.into(), &row).ok());
+                    rows.extend(row);
                 }
-                Ok(ReadRows::Alarms(rows))
+                ReadRows::Alarms(rows)
             }
-        }
+        };
+        Ok(Found { rows, is_last })
     }
 
     /// Selects those of `shards` that have inbox rows.

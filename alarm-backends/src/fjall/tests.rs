@@ -122,8 +122,8 @@ async fn what_was_committed_is_there_after_reopening() {
     let Rows::Inbox(inbox) = owner.load(After::Inbox(None)).await.rows else { panic!("messages were asked for") };
     assert_eq!(inbox.iter().map(|row| (&*row.id, &*row.body)).collect::<Vec<_>>(), [("m", &b"body"[..])]);
     let range = ReadRange::Storage("".into(), None);
-    let read = owner.store.read(&Read { shard: SHARD, name: name(), range, limit: 10 }).await.unwrap();
-    assert_eq!(read, ReadRows::Storage(vec![("k".into(), Bytes::from_static(b"v"))]));
+    let read = owner.store.read(&Read::new(SHARD, name(), range, 10)).await.unwrap();
+    assert_eq!(read.rows, ReadRows::Storage(vec![("k".into(), Bytes::from_static(b"v"))]));
     assert_eq!(owner.store.renew(owner.incarnation, Duration::from_secs(60)).await.unwrap().inbox, [SHARD]);
 }
 
@@ -243,8 +243,8 @@ async fn a_row_of_a_newer_version_is_left_as_it_is() {
 
     assert_eq!(owner.alarms().await, (vec![("old".into(), 2)], vec![DamageReason::NewerVersion(2)]));
     let range = ReadRange::Alarms("".into(), None);
-    let read = owner.store.read(&Read { shard: SHARD, name: name(), range, limit: 10 }).await.unwrap();
-    assert!(matches!(read, ReadRows::Alarms(rows) if rows.len() == 1));
+    let read = owner.store.read(&Read::new(SHARD, name(), range, 10)).await.unwrap();
+    assert!(matches!(read.rows, ReadRows::Alarms(rows) if rows.len() == 1));
 
     let refused = owner.try_write(vec![Op::PutAlarm(alarm("other", 3, 1)), Op::PutAlarm(alarm("new", 5, 9))]).await;
     assert!(matches!(refused, Err(StoreError::Rejected(_))), "{refused:?}");
@@ -262,7 +262,7 @@ async fn a_storage_value_that_cannot_be_decoded_is_an_error_that_names_it() {
     let owner = Owner::of(&dir, 1).await;
     owner.table(Table::Storage).insert(key::identity(SHARD, &name(), "k"), [2, 1]).unwrap();
     let range = ReadRange::Storage("".into(), None);
-    let read = owner.store.read(&Read { shard: SHARD, name: name(), range, limit: 10 }).await.unwrap_err();
+    let read = owner.store.read(&Read::new(SHARD, name(), range, 10)).await.unwrap_err();
     assert_eq!(read.to_string(), r"storage/\x00\x00\x00\x07order\x00o-1\x00k has the newer row format 2");
 }
 
@@ -423,8 +423,8 @@ async fn a_range_the_wrong_way_round_is_empty() {
     let mut owner = Owner::of(&dir, 1).await;
     owner.write(vec![Op::Put { name: name(), key: "k".into(), value: Bytes::from_static(b"v") }]).await;
     let range = ReadRange::Storage("z".into(), Some("a".into()));
-    let read = owner.store.read(&Read { shard: SHARD, name: name(), range, limit: 10 }).await.unwrap();
-    assert_eq!(read, ReadRows::Storage(vec![]));
+    let read = owner.store.read(&Read::new(SHARD, name(), range, 10)).await.unwrap();
+    assert_eq!(read.rows, ReadRows::Storage(vec![]));
 }
 
 #[tokio::test]

@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use stable_interfaces::StoreError;
-use stable_interfaces::store::{After, AlarmRow, DamageReason, Damaged, Loaded, Page, Read, ReadRange, ReadRows, Rows};
+use stable_interfaces::store::{
+    After, AlarmRow, DamageReason, Damaged, Found, Loaded, Page, Read, ReadRange, ReadRows, Rows,
+};
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
@@ -181,46 +183,56 @@ fn limit(rows: usize) -> i64 {
 }
 
 /// Reads as [`Store::read`](stable_interfaces::Store::read) promises.
-pub(super) async fn read(server: &Server, link: &Link, read: &Read) -> Result<ReadRows, StoreError> {
+pub(super) async fn read(server: &Server, link: &Link, read: &Read) -> Result<Found, StoreError> {
     match &read.range {
         ReadRange::Storage(from, to) => {
             let query = if to.is_some() { Query::ReadStorageTo } else { Query::ReadStorage };
-            let found = range(server, link, query, read, from, to.as_ref(), read.limit).await?;
+            let (rows, found) = range(server, link, query, read, (from, to.as_ref()), (read.limit, read.bytes)).await?;
             let value = |row: &Row| rows::value(row).map_err(|reason| damaged_value(server, read, row, reason));
-            Ok(ReadRows::Storage(found.iter().map(value).collect::<Result<Vec<(Arc<str>, Bytes)>, _>>()?))
+            let values = rows.iter().map(value).collect::<Result<Vec<(Arc<str>, Bytes)>, _>>()?;
+            let is_last = found < read.limit && values.len() == found;
+            Ok(Found { rows: ReadRows::Storage(values), is_last })
         }
         ReadRange::Alarms(from, to) => {
             let query = if to.is_some() { Query::ReadAlarmsTo } else { Query::ReadAlarms };
-            let mut asked = read.limit;
+            let (mut asked, mut bytes) = (read.limit, read.bytes);
             loop {
-                let found = range(server, link, query, read, from, to.as_ref(), asked).await?;
-                let mut alarms: Vec<AlarmRow> = found.iter().filter_map(|row| rows::alarm(row).ok()).collect();
-                if alarms.len() >= read.limit || found.len() < asked {
+                let (rows, found) = range(server, link, query, read, (from, to.as_ref()), (asked, bytes)).await?;
+                let mut alarms: Vec<AlarmRow> = rows.iter().filter_map(|row| rows::alarm(row).ok()).collect();
+                let (was_full, was_cut) = (found >= asked, rows.len() < found);
+                if alarms.len() >= read.limit || if was_cut { !alarms.is_empty() } else { !was_full } {
+                    let is_last = !was_full && !was_cut && alarms.len() <= read.limit;
                     alarms.truncate(read.limit);
-                    return Ok(ReadRows::Alarms(alarms));
+                    return Ok(Found { rows: ReadRows::Alarms(alarms), is_last });
                 }
-                asked = read.limit + (found.len() - alarms.len());
+                asked = read.limit + (rows.len() - alarms.len());
+                if was_cut {
+                    // Nothing but damaged rows fitted in.
+                    bytes = bytes.saturating_mul(2).max(4_096);
+                }
             }
         }
     }
 }
 
+/// The first rows of a range that fit into so many rows and bytes, and how many there would be without the limit of bytes.
 async fn range(
     server: &Server,
     link: &Link,
     query: Query,
     read: &Read,
-    from: &str,
-    to: Option<&Arc<str>>,
-    most: usize,
-) -> Result<Vec<Row>, StoreError> {
-    let (shard, most, to) = (wire::shard(read.shard)?, limit(most), to.map(|to| &**to));
+    (from, to): (&str, Option<&Arc<str>>),
+    (most, bytes): (usize, usize),
+) -> Result<(Vec<Row>, usize), StoreError> {
+    let (shard, most, bytes, to) = (wire::shard(read.shard)?, limit(most), limit(bytes), to.map(|to| &**to));
     let (interface, instance) = (&*read.name.interface, &*read.name.instance);
-    let mut params: Vec<&(dyn ToSql + Sync)> = vec![&shard, &interface, &instance, &from, &most];
+    let mut params: Vec<&(dyn ToSql + Sync)> = vec![&shard, &interface, &instance, &from, &most, &bytes];
     if let Some(to) = &to {
         params.push(to);
     }
-    link.shared(server).await?.all(query, &params).await
+    let rows = link.shared(server).await?.all(query, &params).await?;
+    let found = rows.first().map_or(0, |row| row.get::<_, i64>("found"));
+    Ok((rows, usize::try_from(found).expect("a count is not negative")))
 }
 
 fn damaged_value(server: &Server, read: &Read, row: &Row, reason: DamageReason) -> StoreError {

@@ -118,8 +118,8 @@ impl Schema {
             Query::ReadStorage | Query::ReadStorageTo => include_str!("sql/read_storage.sql"),
         };
         let end = match query {
-            Query::ReadAlarmsTo => "a.id < $6",
-            Query::ReadStorageTo => "v.key < $6",
+            Query::ReadAlarmsTo => "a.id < $7",
+            Query::ReadStorageTo => "v.key < $7",
             _ => "true",
         };
         self.fill(sql).replace("{end}", end)

@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use redis::Value;
 use stable_interfaces::store::{
-    After, AlarmRow, DamageReason, Damaged, InboxKey, InboxRow, InstanceName, Loaded, Page, Read, ReadRange, ReadRows,
-    Rows, ShardId,
+    After, AlarmRow, DamageReason, Damaged, Found, InboxKey, InboxRow, InstanceName, Loaded, Page, Read, ReadRange,
+    ReadRows, Rows, ShardId,
 };
 use stable_interfaces::{StoreError, Timestamp};
 
@@ -127,7 +127,8 @@ impl Walk {
             // The last byte is the zero behind the instance's ID.
             None => [b"(".as_slice(), &prefix[..prefix.len() - 1], &[1]].concat(),
         };
-        Some(Walk::new(read.shard, table, [b"[".as_slice(), &prefix, from.as_bytes()].concat(), to, read.limit))
+        let from = [b"[".as_slice(), &prefix, from.as_bytes()].concat();
+        Some(Walk { most_bytes: read.bytes, ..Walk::new(read.shard, table, from, to, read.limit) })
     }
 
     fn found(&self) -> usize {
@@ -278,11 +279,12 @@ impl Inner {
             .collect())
     }
 
-    pub(super) async fn read(&self, read: &Read) -> Result<ReadRows, StoreError> {
+    pub(super) async fn read(&self, read: &Read) -> Result<Found, StoreError> {
         let mut walks: Vec<Walk> = Walk::of_read(read).into_iter().collect();
         self.walk(&mut walks).await?;
         let walk = walks.pop();
-        Ok(match read.range {
+        let is_last = walk.as_ref().is_none_or(|walk| walk.is_last);
+        let rows = match read.range {
             ReadRange::Storage(..) => match walk {
                 Some(Walk { mut damaged, .. }) if !damaged.is_empty() => {
                     return Err(StoreError::Damaged(damaged.remove(0)));
@@ -293,7 +295,8 @@ impl Inner {
                 Some(Rows::Alarms(rows)) => rows,
                 _ => Vec::new(),
             }),
-        })
+        };
+        Ok(Found { rows, is_last })
     }
 
     /// Goes on with all walks at once until each is done.

@@ -127,8 +127,8 @@ pub(crate) async fn is_whole_and_goes_on(store: &dyn Store) {
     assert_eq!(dead, [dead_alarm, dead_message]);
     for (instance, key, value) in [("o-1", "status", &b"\"paid\""[..]), ("o-2", "k", &[0, 1, 255])] {
         let name = InstanceName { interface: "order".into(), instance: instance.into() };
-        let read = Read { shard: ShardId(0), name, range: ReadRange::Storage(key.into(), None), limit: 1 };
-        let ReadRows::Storage(found) = store.read(&read).await.expect("a read is answered") else {
+        let read = Read::new(ShardId(0), name, ReadRange::Storage(key.into(), None), 1);
+        let ReadRows::Storage(found) = store.read(&read).await.expect("a read is answered").rows else {
             unreachable!("storage was asked for")
         };
         assert_eq!(found, [(key.into(), value.to_vec().into())]);

@@ -112,8 +112,8 @@ pub(crate) fn committing(store: &Arc<PostgresStore>, write: Write) -> JoinHandle
 /// The stored value of a key, by an unfenced read.
 pub(crate) async fn value(store: &PostgresStore, key: &str) -> Option<String> {
     let range = ReadRange::Storage(key.into(), None);
-    let read = Read { shard: ShardId(0), name: name("i"), range, limit: 1 };
-    match store.read(&read).await.expect("a read is answered") {
+    let read = Read::new(ShardId(0), name("i"), range, 1);
+    match store.read(&read).await.expect("a read is answered").rows {
         ReadRows::Storage(rows) => rows
             .into_iter()
             .find(|(found, _)| **found == *key)

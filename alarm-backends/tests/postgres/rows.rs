@@ -47,8 +47,8 @@ async fn a_garbage_row_is_set_aside_and_the_page_goes_on() {
         assert!(first.place.contains("alarm") && first.place.contains("a-1"), "{first:?}");
         assert!(matches!(&first.reason, DamageReason::Undecodable(what) if what.contains("attempt")), "{first:?}");
     }
-    let read = Read { shard: ShardId(0), name: name("i"), range: ReadRange::Alarms("".into(), None), limit: 2 };
-    match store.read(&read).await.expect("a read is answered") {
+    let read = Read::new(ShardId(0), name("i"), ReadRange::Alarms("".into(), None), 2);
+    match store.read(&read).await.expect("a read is answered").rows {
         ReadRows::Alarms(rows) => assert_eq!(rows.iter().map(|row| &*row.id).collect::<Vec<_>>(), ["a-0", "a-3"]),
         other @ ReadRows::Storage(_) => panic!("{other:?}"),
     }
@@ -128,7 +128,7 @@ async fn a_storage_value_of_a_newer_version_is_an_error_of_the_read() {
     let (store, raw) = five_alarms().await;
     commit(&store, &write(0, 2, vec![put("k", "v")])).await.expect("the owner writes");
     change(&raw, "UPDATE {s}.storage SET format = 2").await;
-    let read = Read { shard: ShardId(0), name: name("i"), range: ReadRange::Storage("".into(), None), limit: 1 };
+    let read = Read::new(ShardId(0), name("i"), ReadRange::Storage("".into(), None), 1);
     match store.read(&read).await {
         Err(StoreError::Damaged(damaged)) => assert_eq!(damaged.reason, DamageReason::NewerVersion(2)),
         other => panic!("{other:?}"),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use stable_interfaces::store::{
-    Claim, Claimed, Hints, Incarnation, Loaded, NewMessage, Op, Page, Read, ReadRows, Renewed, ShardId, Write,
+    Claim, Claimed, Found, Hints, Incarnation, Loaded, NewMessage, Op, Page, Read, Renewed, ShardId, Write,
 };
 use stable_interfaces::{Posted, Store, StoreError};
 use tokio::sync::Notify;
@@ -111,7 +111,7 @@ impl Store for Metered {
         self.0.store.load(pages).await
     }
 
-    async fn read(&self, read: &Read) -> Result<ReadRows, StoreError> {
+    async fn read(&self, read: &Read) -> Result<Found, StoreError> {
         self.0.store.read(read).await
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use stable_interfaces::store::{
-    Claim, Claimed, Hints, Incarnation, Loaded, NewMessage, Page, Posted, Read, ReadRows, Renewed, ShardId, Write,
+    Claim, Claimed, Found, Hints, Incarnation, Loaded, NewMessage, Page, Posted, Read, Renewed, ShardId, Write,
 };
 use stable_interfaces::{MemoryStore, Store, StoreError};
 use tokio::sync::Notify;
@@ -152,7 +152,7 @@ impl Store for Process {
         self.store.load(pages).await
     }
 
-    async fn read(&self, read: &Read) -> Result<ReadRows, StoreError> {
+    async fn read(&self, read: &Read) -> Result<Found, StoreError> {
         self.unless_ended().await;
         self.store.read(read).await
     }

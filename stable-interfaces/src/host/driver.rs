@@ -7,14 +7,11 @@
 //! alarms go through one firing task, so their handlers are started in that order too, and a handler that blocks its thread
 //! holds up a part of the shards only.
 
-mod portion;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
 
-use self::portion::Portion;
 use crate::clock::Moment;
 use crate::error::WithCauses;
 use crate::id::interface_of;
@@ -24,6 +21,7 @@ use crate::shards::{BegunAfter, BegunPage};
 use crate::shared::{AnyInterface, Health, HostCore};
 use crate::store::client::{Backoff, backoff};
 use crate::store::deadlines::Deadlines;
+use crate::store::portion::Portion;
 use crate::store::{After, AlarmRow, Damaged, InboxRow, Incarnation, Loaded, Page, Rows, Sequence, ShardId, Store};
 use crate::sync::{Arc, first_ready, mpsc};
 

@@ -49,8 +49,6 @@ pub(crate) struct InboxWindow {
     first_until: Timestamp,
     /// Messages that were to wait in a crowd and were left to the store, because so many do, as far as there is room for their names.
     left_behind: HashSet<Identity>,
-    /// The number of `taken` that nobody here can handle.
-    aside: usize,
     pass: Pass,
     /// Tells whether messages may have come that the pass under way does not see.
     is_hinted: bool,
@@ -173,7 +171,6 @@ impl InboxWindow {
             crowd_bytes: 0,
             first_until: Timestamp::MIN,
             left_behind: HashSet::new(),
-            aside: 0,
             pass: Pass::At(Next::first(Part::Rows)),
             is_hinted: false,
             lets_alarms_fire: false,
@@ -214,10 +211,9 @@ impl InboxWindow {
     }
 
     pub(crate) fn wants_page(&self) -> bool {
-        // Messages that keep failing, whose instance is busy, or that nobody here can handle, must not keep the others out.
-        let aside = self.postponed.len() + self.resting.len() + self.crowds.waiting() + self.aside;
-        let busy = self.taken.len() - aside;
-        matches!(self.pass, Pass::At(_)) && busy < self.cap && self.ready_bytes < MAX_BYTES
+        // Whatever is not waiting to be handed out keeps nobody out: what is being handled, by however many slow instances, has a place
+        // among all that the host handles at once, and what keeps failing or waits for its instance is bounded by itself.
+        matches!(self.pass, Pass::At(_)) && self.ready.len() < self.cap && self.ready_bytes < MAX_BYTES
     }
 
     /// Begins a page: after which key, how many rows, and whether only their keys.
@@ -476,11 +472,6 @@ impl InboxWindow {
         if self.left_behind.len() < MAX_LEFT {
             self.left_behind.insert(identity);
         }
-    }
-
-    /// The message that was handed out cannot be handled here. It stays in the store, and taken, so that no page brings it back.
-    pub(crate) fn set_aside(&mut self) {
-        self.aside += 1;
     }
 
     /// The message has left the inbox, durably.

@@ -6,11 +6,8 @@ use bytes::Bytes;
 
 use crate::error::ContextError;
 use crate::store::client::StoreClient;
-use crate::store::{InstanceName, Read, ReadRange, ReadRows, ShardId, StoreError};
+use crate::store::{InstanceName, ShardId};
 use crate::sync::Arc;
-
-/// The most rows that a read asks the store for at once.
-pub(crate) const READ_PAGE: usize = 512;
 
 /// A range of storage keys, and how many of them at most.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,21 +57,17 @@ impl KeyRange {
         shard: ShardId,
         name: &InstanceName,
     ) -> Result<Vec<(Arc<str>, Bytes)>, ContextError> {
-        let (mut found, mut from) = (Vec::new(), self.from.clone());
-        while found.len() < self.limit {
-            let limit = READ_PAGE.min(self.limit - found.len());
-            let read = Read { shard, name: name.clone(), range: ReadRange::Storage(from, self.to.clone()), limit };
-            let ReadRows::Storage(rows) = client.read(&read).await.map_err(ContextError::store)? else {
-                return Err(wrong_rows());
-            };
-            let is_last = rows.len() < limit;
+        let mut pages = client.range(shard, name.clone(), self.ends());
+        let mut found = Vec::new();
+        while let Some(rows) = pages.next(self.limit - found.len()).await.map_err(ContextError::store)? {
             found.extend(rows);
-            match found.last() {
-                Some((last, _)) if !is_last => from = just_after(last),
-                _ => break,
-            }
         }
         Ok(found)
+    }
+
+    /// The first key, and the first behind the range.
+    pub(crate) fn ends(&self) -> (Arc<str>, Option<Arc<str>>) {
+        (self.from.clone(), self.to.clone())
     }
 
     pub(crate) fn contains(&self, key: &str) -> bool {
@@ -95,16 +88,6 @@ impl From<Range<&str>> for KeyRange {
     }
 }
 
-/// The smallest text greater than this one, given that NUL is in none.
-pub(crate) fn just_after(text: &str) -> Arc<str> {
-    format!("{text}\u{1}").into()
-}
-
-/// The error for rows of another kind than were asked for.
-pub(crate) fn wrong_rows() -> ContextError {
-    ContextError::store(StoreError::Rejected("the store answered with rows of another kind".into()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -116,10 +99,5 @@ mod tests {
         assert!(!range.contains("item") && !range.contains("item0"));
         assert_eq!(KeyRange::prefix("\u{10ffff}").to, None);
         assert_eq!(KeyRange::prefix("a\u{d7ff}").to.as_deref(), Some("a\u{e000}"));
-    }
-
-    #[test]
-    fn just_after_is_the_very_next_key() {
-        assert!("a" < &*just_after("a") && *just_after("a") < *"a\u{1}a");
     }
 }

@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use super::deadlines::Deadlines;
-use super::{Addressed, Loaded, NewMessage, Page, Posted, Read, ReadRows, Store, StoreError};
+use super::portion::Portion;
+use super::{Addressed, Found, Loaded, NewMessage, Page, Posted, Read, ReadRows, Rows, Store, StoreError};
 use crate::clock::{Clock, Random};
 use crate::error::ContextError;
 use crate::fleet::Fleet;
+use crate::sync::Mutex;
 
 /// Limits and times of calls to a store.
 #[derive(Debug, Clone)]
@@ -27,6 +29,8 @@ pub(crate) struct StoreClient<'a> {
     pub(crate) clock: &'a dyn Clock,
     pub(crate) random: &'a dyn Random,
     pub(crate) options: &'a CommitOptions,
+    /// The size of the next page that is read.
+    pub(crate) portion: &'a Mutex<Portion>,
 }
 
 impl StoreClient<'_> {
@@ -36,24 +40,29 @@ impl StoreClient<'_> {
         if loaded.len() != pages.len() {
             return Err(StoreError::NotApplied("a page is missing in the store's answer".into()));
         }
-        Ok(loaded)
+        // Nothing says where to go on then, and to ask for the same again at once would never end.
+        match pages.iter().zip(&loaded).find(|(_, loaded)| loaded.rows.is_empty() && !loaded.is_last) {
+            Some((page, _)) => Err(stuck(&format!("shard {}", page.shard))),
+            None => Ok(loaded),
+        }
     }
 
     /// Reads of one instance, within the deadline of one call.
-    pub(crate) async fn read(&self, read: &Read) -> Result<ReadRows, StoreError> {
-        self.store.read(read).await
+    pub(crate) async fn read(&self, read: &Read) -> Result<Found, StoreError> {
+        let found = self.store.read(read).await?;
+        if found.rows.is_empty() && !found.is_last { Err(stuck(&read.name.to_string())) } else { Ok(found) }
     }
 
     /// Posts to an inbox of `fleet`.
     pub(crate) async fn send(&self, fleet: &Fleet, message: Addressed) -> Result<Posted, ContextError> {
-        self.post(message.into_message(fleet, self.random)).await
+        self.post(message.into_message(fleet, self.random), || false).await
     }
 
-    /// Posts, and repeats while the store cannot be reached, up to the commit timeout.
+    /// Posts, and repeats while the store cannot be reached, up to the commit timeout, and until whoever asks `has_ended`.
     ///
     /// What may have been inserted is not repeated: by the time the store answers again its owner may have handled the message
     /// and taken it out, and then a second one would not be recognised.
-    pub(crate) async fn post(&self, message: NewMessage) -> Result<Posted, ContextError> {
+    pub(crate) async fn post(&self, message: NewMessage, has_ended: impl Fn() -> bool) -> Result<Posted, ContextError> {
         let messages = [message];
         let mut backoff = Backoff::new(self.clock, self.random);
         loop {
@@ -64,10 +73,39 @@ impl StoreClient<'_> {
             if error.may_have_happened() {
                 return Err(ContextError::Unknown);
             }
-            if !error.is_retryable() || backoff.over(self.options.commit_timeout) {
+            if !error.is_retryable() || backoff.over(self.options.commit_timeout) || has_ended() {
                 return Err(ContextError::store(error));
             }
             backoff.pause().await;
+            if has_ended() {
+                return Err(ContextError::store(StoreError::NotApplied("the host has stopped".into())));
+            }
+        }
+    }
+}
+
+/// The error for an answer without rows that is said not to be the last.
+fn stuck(of: &str) -> StoreError {
+    let what =
+        format!("the store has given no rows of {of} and said that there are more, which is a fault of the store");
+    StoreError::NotApplied(what.into())
+}
+
+impl Rows {
+    fn is_empty(&self) -> bool {
+        match self {
+            Rows::Alarms(rows) => rows.is_empty(),
+            Rows::Inbox(rows) => rows.is_empty(),
+            Rows::Dead(rows) => rows.is_empty(),
+        }
+    }
+}
+
+impl ReadRows {
+    fn is_empty(&self) -> bool {
+        match self {
+            ReadRows::Storage(rows) => rows.is_empty(),
+            ReadRows::Alarms(rows) => rows.is_empty(),
         }
     }
 }

@@ -138,13 +138,15 @@ pub trait Store: Any + Debug + Send + Sync + 'static {
     /// [`StoreError::Unavailable`]; repeating the call is safe.
     async fn load(&self, pages: &[Page]) -> Result<Vec<Loaded>, StoreError>;
 
-    /// One instance's storage or alarms within a range of keys, ascending by key, at most `read.limit`. For anyone.
+    /// One instance's storage or alarms within a range of keys, ascending by key, at most `read.limit`, and with no more than `read.bytes`
+    /// together unless the first one alone has more: where there are rows, at least one comes. For anyone. [`Found::is_last`] says whether
+    /// the range has none after them.
     ///
     /// Alarms that cannot be decoded are left out (as in [`load`](Self::load), where they are reported).
     ///
     /// # Errors
     /// [`StoreError::Damaged`] if a storage value in the range cannot be decoded. [`StoreError::Unavailable`]; repeating is safe.
-    async fn read(&self, read: &Read) -> Result<ReadRows, StoreError>;
+    async fn read(&self, read: &Read) -> Result<Found, StoreError>;
 }
 
 /// The request of a host in [`Store::claim`].
@@ -355,6 +357,16 @@ pub struct Read {
     pub range: ReadRange,
     /// At most this many; at least 1.
     pub limit: usize,
+    /// At most about this many bytes, of what the application put into the rows: value, meta. The first row comes whatever it has.
+    pub bytes: usize,
+}
+
+impl Read {
+    /// At most `limit` rows of a range, however many bytes they have.
+    #[must_use]
+    pub fn new(shard: ShardId, name: InstanceName, range: ReadRange, limit: usize) -> Read {
+        Read { shard, name, range, limit, bytes: usize::MAX }
+    }
 }
 
 /// A range of one instance's keys: from the first (included) up to the second (excluded; `None` for no end).
@@ -367,6 +379,15 @@ pub enum ReadRange {
 }
 
 /// The answer of [`Store::read`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// The rows, of the kind that was asked for.
+    pub rows: ReadRows,
+    /// Says whether the range has no row after these. An answer that is full may leave that open, and then this is `false`.
+    pub is_last: bool,
+}
+
+/// Rows of a range.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ReadRows {
     /// Keys and values.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::{
-    BoxError, Claim, Claimed, Hints, Incarnation, Loaded, NewMessage, Page, Posted, Read, ReadRows, Renewed, ShardId,
+    BoxError, Claim, Claimed, Found, Hints, Incarnation, Loaded, NewMessage, Page, Posted, Read, Renewed, ShardId,
     Store, StoreError, Write,
 };
 use crate::clock::{Clock, within};
@@ -82,7 +82,7 @@ impl Store for Deadlines {
         self.ask(self.store.load(pages)).await
     }
 
-    async fn read(&self, read: &Read) -> Result<ReadRows, StoreError> {
+    async fn read(&self, read: &Read) -> Result<Found, StoreError> {
         self.ask(self.store.read(read)).await
     }
 }

@@ -8,15 +8,16 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Bound;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::{
-    After, AlarmKey, AlarmRow, Batch, Claim, ClaimKind, Claimed, DeadKey, DeadLetter, Epoch, Grant, Held, HintSender,
-    Hints, InboxKey, InboxRow, Incarnation, InstanceName, Lane, Loaded, NewMessage, Op, Page, Posted, Read, ReadRange,
-    ReadRows, Renewed, Revision, Rows, Sequence, ShardId, Store, StoreError, Write,
+    After, AlarmKey, AlarmRow, Batch, Claim, ClaimKind, Claimed, DeadKey, DeadLetter, Epoch, Found, Grant, Held,
+    HintSender, Hints, InboxKey, InboxRow, Incarnation, InstanceName, Lane, Loaded, NewMessage, Op, Page, Posted, Read,
+    ReadRange, ReadRows, Renewed, Revision, Rows, Sequence, ShardId, Store, StoreError, Write,
 };
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::sync::{Arc, Mutex};
@@ -32,8 +33,8 @@ pub struct MemoryStore {
 struct Inner {
     /// For what the numbers of writes are kept.
     sequence: Sequence,
-    /// Leases run by its `elapsed`, arrivals are stamped with its `now`.
-    clock: Arc<dyn Clock>,
+    /// Leases run by its `elapsed`, arrivals are stamped with its `now`. The machine's, unless it was given before it was first read.
+    clock: OnceLock<Arc<dyn Clock>>,
     /// All rows. One lock, because a commit spans shards and must check and write them in one step.
     state: Mutex<State>,
 }
@@ -93,27 +94,36 @@ struct Shard {
 }
 
 impl MemoryStore {
-    /// An empty store on the machine's clock.
+    /// An empty store on the machine's clock, or on that of the [local host](crate::Host::local) that is started on it first.
     #[must_use]
     pub fn new() -> MemoryStore {
-        MemoryStore::with_clock(Arc::new(SystemClock::default()))
+        MemoryStore::with(OnceLock::new(), Sequence::OfLane)
     }
 
     /// An empty store whose leases and arrival times follow `clock`.
     #[must_use]
     pub fn with_clock(clock: Arc<dyn Clock>) -> MemoryStore {
-        MemoryStore::with(clock, Sequence::OfLane)
+        MemoryStore::with(clock.into(), Sequence::OfLane)
     }
 
     /// As [`with_clock`](Self::with_clock), and it keeps the numbers of writes for each shard, as a store does that is spread
     /// over machines: [`Sequence::OfShard`].
     #[must_use]
     pub fn spread(clock: Arc<dyn Clock>) -> MemoryStore {
-        MemoryStore::with(clock, Sequence::OfShard)
+        MemoryStore::with(clock.into(), Sequence::OfShard)
     }
 
-    fn with(clock: Arc<dyn Clock>, sequence: Sequence) -> MemoryStore {
+    fn with(clock: OnceLock<Arc<dyn Clock>>, sequence: Sequence) -> MemoryStore {
         MemoryStore { inner: Arc::new(Inner { sequence, clock, state: Mutex::default() }) }
+    }
+
+    /// Follows the clock of its only host, unless it has one already.
+    pub(crate) fn follow(&self, clock: &Arc<dyn Clock>) {
+        self.inner.clock.get_or_init(|| clock.clone());
+    }
+
+    fn clock(&self) -> &dyn Clock {
+        &**self.inner.clock.get_or_init(|| Arc::new(SystemClock::default()))
     }
 
     /// Everything that is stored, as of one moment.
@@ -165,7 +175,7 @@ impl fmt::Debug for MemoryStore {
 #[async_trait]
 impl Store for MemoryStore {
     async fn claim(&self, claim: &Claim) -> Result<Claimed, StoreError> {
-        let (elapsed, now) = (self.inner.clock.elapsed(), self.inner.clock.now());
+        let (elapsed, now) = (self.clock().elapsed(), self.clock().now());
         let mut state = self.inner.state.lock();
         state.check_layout(claim)?;
         state.begin_life(claim, elapsed)?;
@@ -180,7 +190,7 @@ impl Store for MemoryStore {
     }
 
     async fn renew(&self, incarnation: Incarnation, lease: Duration) -> Result<Renewed, StoreError> {
-        let (elapsed, now) = (self.inner.clock.elapsed(), self.inner.clock.now());
+        let (elapsed, now) = (self.clock().elapsed(), self.clock().now());
         let mut state = self.inner.state.lock();
         let life = state.lives.get_mut(&incarnation).filter(|life| !life.ended).ok_or(StoreError::Replaced)?;
         life.lease_until = elapsed.saturating_add(lease);
@@ -242,7 +252,7 @@ impl Store for MemoryStore {
     }
 
     async fn post(&self, messages: &[NewMessage]) -> Result<Vec<Posted>, StoreError> {
-        let arrived = self.inner.clock.now();
+        let arrived = self.clock().now();
         let mut state = self.inner.state.lock();
         let posted = messages
             .iter()
@@ -268,24 +278,25 @@ impl Store for MemoryStore {
         Ok(pages.iter().map(|page| state.shards.get(&page.shard).unwrap_or(&empty).load(page)).collect())
     }
 
-    async fn read(&self, read: &Read) -> Result<ReadRows, StoreError> {
+    async fn read(&self, read: &Read) -> Result<Found, StoreError> {
         let state = self.inner.state.lock();
         let empty = Shard::default();
         let shard = state.shards.get(&read.shard).unwrap_or(&empty);
-        Ok(match &read.range {
-            ReadRange::Storage(from, to) => ReadRows::Storage(
-                items(&shard.storage, &read.name, from, to.as_ref())
-                    .take(read.limit)
-                    .map(|(item, value)| (item.id.clone(), value.clone()))
-                    .collect(),
-            ),
-            ReadRange::Alarms(from, to) => ReadRows::Alarms(
-                items(&shard.alarms, &read.name, from, to.as_ref())
-                    .take(read.limit)
-                    .map(|(_, row)| row.clone())
-                    .collect(),
-            ),
-        })
+        let most = (read.limit, read.bytes);
+        let (rows, is_last) = match &read.range {
+            ReadRange::Storage(from, to) => {
+                let rows = items(&shard.storage, &read.name, from, to.as_ref());
+                let rows = rows.map(|(item, value)| (item.id.clone(), value.clone()));
+                let (rows, is_last) = fitting(most, rows, |(_, value)| value.len());
+                (ReadRows::Storage(rows), is_last)
+            }
+            ReadRange::Alarms(from, to) => {
+                let rows = items(&shard.alarms, &read.name, from, to.as_ref()).map(|(_, row)| row.clone());
+                let (rows, is_last) = fitting(most, rows, AlarmRow::bytes);
+                (ReadRows::Alarms(rows), is_last)
+            }
+        };
+        Ok(Found { rows, is_last })
     }
 }
 
@@ -300,19 +311,19 @@ fn items<'a, V>(
         .take_while(move |(item, _)| item.name == *name && to.is_none_or(|to| item.id < *to))
 }
 
-/// The first of `rows` that fit on a page, and whether they are all.
-fn fitting<'a, T: Clone + 'a>(
-    page: &Page,
-    rows: impl Iterator<Item = &'a T>,
+/// The first of `rows` that fit into an answer of so many rows and bytes, and whether they are all.
+fn fitting<T>(
+    (limit, most_bytes): (usize, usize),
+    rows: impl Iterator<Item = T>,
     bytes: fn(&T) -> usize,
 ) -> (Vec<T>, bool) {
     let (mut fitting, mut total) = (Vec::new(), 0_usize);
     for row in rows {
-        total = total.saturating_add(bytes(row));
-        if fitting.len() >= page.limit || (total > page.bytes && !fitting.is_empty()) {
+        total = total.saturating_add(bytes(&row));
+        if fitting.len() >= limit || (total > most_bytes && !fitting.is_empty()) {
             return (fitting, false);
         }
-        fitting.push(row.clone());
+        fitting.push(row);
     }
     (fitting, true)
 }
@@ -446,22 +457,24 @@ impl Shard {
     }
 
     fn load(&self, page: &Page) -> Loaded {
+        let most = (page.limit, page.bytes);
         let (rows, is_last) = match &page.after {
             After::Alarms(key) => {
                 let rows = self.alarm_order.range(after(key)).filter_map(|key| self.alarm_at(key));
-                let (rows, is_last) = fitting(page, rows, AlarmRow::bytes);
+                let (rows, is_last) = fitting(most, rows.cloned(), AlarmRow::bytes);
                 (Rows::Alarms(rows), is_last)
             }
             After::Inbox(key) => {
                 let rows = self.inbox.range(after(key)).map(|(_, row)| row);
-                let (mut rows, is_last) = fitting(page, rows, InboxRow::bytes);
+                let (mut rows, is_last) = fitting(most, rows.cloned(), InboxRow::bytes);
                 if page.keys_only {
                     rows.iter_mut().for_each(|row| *row = row.key().into_row());
                 }
                 (Rows::Inbox(rows), is_last)
             }
             After::Dead(key) => {
-                let (rows, is_last) = fitting(page, self.dead.range(after(key)).map(|(_, row)| row), DeadLetter::bytes);
+                let (rows, is_last) =
+                    fitting(most, self.dead.range(after(key)).map(|(_, row)| row.clone()), DeadLetter::bytes);
                 (Rows::Dead(rows), is_last)
             }
         };

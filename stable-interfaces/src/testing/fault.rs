@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use self::away::Partly;
 use crate::clock::{Clock, SystemClock};
 use crate::store::{
-    BoxError, Claim, Claimed, Hints, Incarnation, Loaded, NewMessage, Page, Posted, Read, ReadRows, Renewed, ShardId,
+    BoxError, Claim, Claimed, Found, Hints, Incarnation, Loaded, NewMessage, Page, Posted, Read, Renewed, ShardId,
     Store, StoreError, Write,
 };
 use crate::sync::atomic::{AtomicBool, Ordering};
@@ -630,7 +630,7 @@ impl Store for FaultStore {
         self.call(Method::Load, pages.len(), |store| Box::pin(async move { store.load(&pages).await })).await
     }
 
-    async fn read(&self, read: &Read) -> Result<ReadRows, StoreError> {
+    async fn read(&self, read: &Read) -> Result<Found, StoreError> {
         let read = read.clone();
         self.call(Method::Read, 1, |store| Box::pin(async move { store.read(&read).await })).await
     }

@@ -11,8 +11,8 @@ use async_trait::async_trait;
 
 use super::history::{History, Invariant};
 use crate::store::{
-    Claim, Claimed, Epoch, Hints, Incarnation, Loaded, NewMessage, Page, Posted, Read, ReadRows, Renewed, ShardId,
-    Store, StoreError, Write,
+    Claim, Claimed, Epoch, Found, Hints, Incarnation, Loaded, NewMessage, Page, Posted, Read, Renewed, ShardId, Store,
+    StoreError, Write,
 };
 use crate::sync::{Arc, Mutex};
 
@@ -101,7 +101,7 @@ impl Store for Witness {
         self.inner.load(pages).await
     }
 
-    async fn read(&self, read: &Read) -> Result<ReadRows, StoreError> {
+    async fn read(&self, read: &Read) -> Result<Found, StoreError> {
         self.inner.read(read).await
     }
 }

@@ -21,7 +21,7 @@ use crate::cases::{self, Checked, Subject};
 use crate::commit::gate::Gate;
 use crate::shards::firing::Limits;
 use crate::store::{
-    AlarmRow, Attempts, Claim, Claimed, Hints, InstanceName, Loaded, NewMessage, Page, Posted, Read, ReadRows, Renewed,
+    AlarmRow, Attempts, Claim, Claimed, Found, Hints, InstanceName, Loaded, NewMessage, Page, Posted, Read, Renewed,
     Revision, Write,
 };
 use crate::testing::{SeededRandom, SimClock};
@@ -491,7 +491,7 @@ impl Store for Scripted {
     async fn load(&self, _: &[Page]) -> Result<Vec<Loaded>, StoreError> {
         unreachable!("a committer only commits")
     }
-    async fn read(&self, _: &Read) -> Result<ReadRows, StoreError> {
+    async fn read(&self, _: &Read) -> Result<Found, StoreError> {
         unreachable!("a committer only commits")
     }
 }

@@ -212,7 +212,6 @@ fn messages_that_nobody_can_handle_do_not_keep_the_others_out() {
     assert!(!window.wants_page());
     for _ in 0..2 {
         window.pop_due(NOW).expect("it is ready");
-        window.set_aside();
     }
     assert!(window.wants_page());
     window.begin_page();
@@ -223,6 +222,17 @@ fn messages_that_nobody_can_handle_do_not_keep_the_others_out() {
     window.begin_page();
     window.merge_page(vec![row("a", 1), row("b", 1), row("c", 2)], true, NOW);
     assert_eq!(pop(&mut window, 5), None);
+}
+
+#[test]
+fn messages_that_are_being_handled_for_however_many_instances_keep_no_other_out() {
+    let mut window = InboxWindow::new(2);
+    let slow: Vec<_> = (0..100).map(|n| of(&format!("slow-{n}"), n)).collect();
+    assert_eq!(hand_out_all(&mut window, &slow).len(), 100, "each is handed out, and none is done");
+    let late = of("other", 1_000);
+    let all: Vec<_> = slow.iter().chain([&late]).cloned().collect();
+    window.hint();
+    assert_eq!(hand_out_all(&mut window, &all), ["1000"]);
 }
 
 #[test]

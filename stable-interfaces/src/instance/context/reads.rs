@@ -3,6 +3,8 @@
 //! A read sees what its handler has recorded, everything that earlier handlers committed, and then the store. What is not settled is
 //! looked up *before* the store is read: what settles meanwhile is in the store by then.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
@@ -11,8 +13,9 @@ use crate::alarm::Alarm;
 use crate::commit::effects::{find_alarm, find_value};
 use crate::error::ContextError;
 use crate::id::check_key;
-use crate::instance::range::{KeyRange, READ_PAGE, just_after, wrong_rows};
-use crate::store::{AlarmRow, Op, Read, ReadRange, ReadRows};
+use crate::instance::range::KeyRange;
+use crate::store::paging::{Ranged, just_after};
+use crate::store::{AlarmRow, Op, StoreError};
 use crate::sync::Arc;
 
 impl Context {
@@ -59,11 +62,8 @@ impl Context {
         if let Some(found) = find_value(unsettled.iter().flat_map(|commit| &commit.ops), key) {
             return Ok(found);
         }
-        let rows = self.read(ReadRange::Storage(key.into(), Some(just_after(key))), 1).await?;
-        match rows {
-            ReadRows::Storage(rows) => Ok(rows.into_iter().next().map(|(_, value)| value)),
-            ReadRows::Alarms(_) => Err(wrong_rows()),
-        }
+        let rows = self.read((key.into(), Some(just_after(key))), 1).await?;
+        Ok(rows.into_iter().next().map(|(_, value)| value))
     }
 
     /// Keys and values of this instance's storage within a range, ascending by key: `cx.list("item/")` lists by prefix,
@@ -76,26 +76,13 @@ impl Context {
         let range = range.into();
         // Taken before the read begins: what is durable by then is read, what is not is in here.
         let unsettled = self.instance.unsettled();
-        let mut rows = std::collections::BTreeMap::new();
-        let mut from = range.from.clone();
         // Each key deleted since may be one of those read.
         let is_deletion = |op: &&Op| matches!(op, Op::Delete { key, .. } if range.contains(key));
         let deleted = unsettled.iter().flat_map(|commit| &commit.ops).filter(is_deletion).count()
             + self.recorded.ops().iter().filter(is_deletion).count();
         let most = range.limit.saturating_add(deleted);
-        while rows.len() < most && range.limit > 0 {
-            let page = ReadRange::Storage(from.clone(), range.to.clone());
-            let asked = READ_PAGE.min(most - rows.len());
-            let ReadRows::Storage(page) = self.read(page, asked).await? else { return Err(wrong_rows()) };
-            let is_last = page.len() < asked;
-            if let Some((last, _)) = page.last() {
-                from = just_after(last);
-            }
-            rows.extend(page);
-            if is_last {
-                break;
-            }
-        }
+        let found = if range.limit > 0 { self.read(range.ends(), most).await? } else { Vec::new() };
+        let mut rows: BTreeMap<Arc<str>, Bytes> = found.into_iter().collect();
         for op in unsettled.iter().flat_map(|commit| &commit.ops).chain(self.recorded.ops()) {
             match op {
                 Op::Put { key, value, .. } if range.contains(key) => drop(rows.insert(key.clone(), value.clone())),
@@ -106,9 +93,23 @@ impl Context {
         Ok(rows.into_iter().take(range.limit).collect())
     }
 
-    async fn read(&mut self, range: ReadRange, limit: usize) -> Result<ReadRows, ContextError> {
-        let read = Read { shard: self.shard(), name: self.instance.name(), range, limit };
-        self.instance.host().read(&read).await.map_err(|error| {
+    /// The first rows from a key up to another that the store has, in pages.
+    async fn read<R: Ranged>(
+        &mut self,
+        ends: (Arc<str>, Option<Arc<str>>),
+        most: usize,
+    ) -> Result<Vec<R>, ContextError> {
+        let read = async {
+            let client = self.instance.host().reader()?;
+            let mut pages = client.range(self.shard(), self.instance.name(), ends);
+            let mut rows = Vec::new();
+            while let Some(page) = pages.next(most - rows.len()).await? {
+                rows.extend(page);
+            }
+            Ok(rows)
+        };
+        let read: Result<Vec<R>, StoreError> = read.await;
+        read.map_err(|error| {
             let error = Arc::new(error);
             self.recorded.cold().failed_read = Some(error.clone());
             ContextError::Store(error)
@@ -118,20 +119,8 @@ impl Context {
     async fn read_alarms(&mut self, range: &KeyRange) -> Result<Vec<AlarmRow>, ContextError> {
         self.require_store()?;
         let unsettled = self.instance.unsettled();
-        let mut rows = std::collections::BTreeMap::new();
-        let mut from = range.from.clone();
-        loop {
-            let page = ReadRange::Alarms(from.clone(), range.to.clone());
-            let ReadRows::Alarms(page) = self.read(page, READ_PAGE).await? else { return Err(wrong_rows()) };
-            let is_last = page.len() < READ_PAGE;
-            if let Some(last) = page.last() {
-                from = just_after(&last.id);
-            }
-            rows.extend(page.into_iter().map(|row| (row.id.clone(), row)));
-            if is_last {
-                break;
-            }
-        }
+        let found: Vec<AlarmRow> = self.read(range.ends(), usize::MAX).await?;
+        let mut rows: BTreeMap<Arc<str>, AlarmRow> = found.into_iter().map(|row| (row.id.clone(), row)).collect();
         for op in unsettled.iter().flat_map(|commit| &commit.ops).chain(self.recorded.ops()) {
             match op {
                 // The read may have seen a later commit than this one, of which it is the overlay.

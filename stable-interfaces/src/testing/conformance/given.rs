@@ -402,8 +402,8 @@ pub(super) async fn read_storage(
     limit: usize,
 ) -> Vec<(Arc<str>, Bytes)> {
     let range = ReadRange::Storage(from.into(), to.map(Into::into));
-    let read = Read { shard: ShardId(shard), name, range, limit };
-    match store.read(&read).await.expect("a read is answered") {
+    let read = Read::new(ShardId(shard), name, range, limit);
+    match store.read(&read).await.expect("a read is answered").rows {
         ReadRows::Storage(rows) => rows,
         other @ ReadRows::Alarms(_) => unexpected("a read of storage has storage", &other),
     }
@@ -418,8 +418,8 @@ pub(super) async fn read_alarms(
     limit: usize,
 ) -> Vec<AlarmRow> {
     let range = ReadRange::Alarms(from.into(), to.map(Into::into));
-    let read = Read { shard: ShardId(shard), name, range, limit };
-    match store.read(&read).await.expect("a read is answered") {
+    let read = Read::new(ShardId(shard), name, range, limit);
+    match store.read(&read).await.expect("a read is answered").rows {
         ReadRows::Alarms(rows) => rows,
         other @ ReadRows::Storage(_) => unexpected("a read of alarms has alarms", &other),
     }

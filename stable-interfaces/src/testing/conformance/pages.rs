@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::given::*;
-use crate::store::{After, AlarmRow, DeadLetter, DeadRow, InboxRow, NewMessage, Op, Page, ShardId};
+use crate::store::{After, AlarmRow, DeadLetter, DeadRow, InboxRow, NewMessage, Op, Page, Rows, ShardId};
 
 /// Fills a shard with `count` alarms, three of them due at each time; in the order of firing.
 async fn fill(owner: &mut Owner, shard: u32, count: i64) -> Vec<AlarmRow> {
@@ -102,6 +102,33 @@ async fn by_bytes<R: Paged>(store: &AnyStore, bytes: usize) -> Vec<usize> {
         assert!(loaded.is_last || after.is_some(), "a page before the last has a row");
         if loaded.is_last {
             return sizes;
+        }
+    }
+}
+
+pub(super) async fn a_page_without_rows_is_the_last(store: AnyStore) {
+    let mut owner = Owner::start(&store, 1, "host-a", &[0]).await;
+    let row = alarm("i", "a", 10);
+    let letter = dead(20, DeadRow::Alarm(row.clone()));
+    owner.commit(0, vec![Op::PutAlarm(row.clone()), Op::PutDead(letter.clone())]).await;
+    post(&store, message(0, "i", "m", "")).await;
+    let posted = inbox(&store, 0).await.remove(0);
+    // Behind the only row, and where there has never been one; with room for much, and for as good as nothing.
+    for (shard, bytes) in [(0, usize::MAX), (0, 1), (1, usize::MAX), (1, 1)] {
+        let here = shard == 0;
+        let inbox = After::Inbox(here.then(|| posted.key()));
+        let afters =
+            [After::Alarms(here.then(|| row.key())), inbox.clone(), inbox, After::Dead(here.then(|| letter.key()))];
+        let page = |(n, after)| Page { bytes, keys_only: n == 1, ..Page::new(ShardId(shard), after, 1) };
+        let pages: Vec<_> = afters.into_iter().enumerate().map(page).collect();
+        let loaded = store.load(&pages).await.expect("a load is answered");
+        for (page, loaded) in pages.iter().zip(loaded) {
+            let rows = match &loaded.rows {
+                Rows::Alarms(rows) => rows.len(),
+                Rows::Inbox(rows) => rows.len(),
+                Rows::Dead(rows) => rows.len(),
+            };
+            assert!(rows == 0 && loaded.is_last, "{page:?} brings {loaded:?}");
         }
     }
 }

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use super::given::*;
+use crate::store::{AlarmRow, Found, Op, Read, ReadRange, ReadRows, ShardId};
 
 pub(super) async fn a_value_is_put_replaced_and_deleted(store: AnyStore) {
     let mut owner = Owner::start(&store, 1, "host-a", &[0]).await;
@@ -102,10 +103,76 @@ pub(super) async fn an_instance_without_rows_reads_as_empty(store: AnyStore) {
     assert_eq!(read_alarms(&store, 0, name("i"), "", None, 10).await, []);
 }
 
+/// A read of an instance's storage, or of its alarms, from `from` on.
+fn read_of(is_storage: bool, from: &str, limit: usize, bytes: usize) -> Read {
+    let range = if is_storage { ReadRange::Storage(from.into(), None) } else { ReadRange::Alarms(from.into(), None) };
+    Read { bytes, ..Read::new(ShardId(0), name("i"), range, limit) }
+}
+
+/// The IDs of what was found, and whether that is said to be the last.
+fn ids(found: Found) -> (Vec<String>, bool) {
+    let ids = match found.rows {
+        ReadRows::Storage(rows) => rows.iter().map(|(key, _)| key.to_string()).collect(),
+        ReadRows::Alarms(rows) => rows.iter().map(|row| row.id.to_string()).collect(),
+    };
+    (ids, found.is_last)
+}
+
+pub(super) async fn a_read_has_no_more_bytes_than_it_may_and_one_row_at_least(store: AnyStore) {
+    let mut owner = Owner::start(&store, 1, "host-a", &[0]).await;
+    let value = |n: usize| Bytes::from(format!("\"{}\"", "x".repeat(9_998 + usize::from(n == 4) * 60_000)));
+    let alarms = (0..8).map(|n| Op::PutAlarm(AlarmRow { meta: value(n), ..alarm("i", &format!("{n}"), 10) }));
+    owner.commit(0, alarms.collect()).await;
+    owner.commit(0, (0..8).map(|n| put_of(name("i"), &format!("{n}"), value(n))).collect()).await;
+    // Beside them, of other instances.
+    owner.commit(0, vec![put("h", "1", "v"), put("j", "1", "v"), Op::PutAlarm(alarm("j", "1", 10))]).await;
+    // What a store keeps beside meta and value may count as well, so a limit is not exact.
+    for (bytes, sizes) in
+        [(1, vec![1; 8]), (26_000, vec![2, 2, 1, 2, 1]), (85_000, vec![4, 2, 2]), (1_000_000, vec![8])]
+    {
+        for is_storage in [true, false] {
+            let (mut found, mut all, mut from) = (Vec::new(), Vec::new(), String::new());
+            loop {
+                let read = read_of(is_storage, &from, 100, bytes);
+                let (rows, is_last) = ids(store.read(&read).await.expect("a read is answered"));
+                found.push(rows.len());
+                assert!(is_last || !rows.is_empty(), "an answer before the last has a row");
+                all.extend(rows);
+                if is_last {
+                    break;
+                }
+                from = format!("{}!", all.last().expect("there is one"));
+            }
+            assert_eq!(found, sizes, "storage: {is_storage}, by {bytes} bytes");
+            assert_eq!(all.join(""), "01234567", "storage: {is_storage}, by {bytes} bytes");
+        }
+    }
+}
+
+pub(super) async fn the_end_of_a_range_is_told(store: AnyStore) {
+    let mut owner = put_keys(&store, &["a", "b", "c", "d"]).await;
+    let alarms = ["a", "b", "c", "d"].map(|id| Op::PutAlarm(alarm("i", id, 10)));
+    owner.commit(0, alarms.into_iter().chain([put("j", "a", "v")]).collect()).await;
+    for is_storage in [true, false] {
+        for (from, limit, rows, is_last) in
+            [("", 5, 4, true), ("", 3, 3, false), ("b", 4, 3, true), ("e", 1, 0, true), ("c", 1, 1, false)]
+        {
+            let read = read_of(is_storage, from, limit, usize::MAX);
+            let found = ids(store.read(&read).await.expect("a read is answered"));
+            assert_eq!((found.0.len(), found.1), (rows, is_last), "storage: {is_storage}, {limit} from {from:?}");
+        }
+        let mut read = read_of(is_storage, "a", 10, usize::MAX);
+        let (ReadRange::Storage(_, to) | ReadRange::Alarms(_, to)) = &mut read.range;
+        *to = Some("c".into());
+        let found = ids(store.read(&read).await.expect("a read is answered"));
+        assert_eq!(found, (vec!["a".to_owned(), "b".to_owned()], true), "up to where the range ends");
+    }
+}
+
 pub(super) async fn anyone_may_read(store: AnyStore) {
     let owner = put_keys(&store, &["a"]).await;
     claim(&store, &start(2, "host-a", &[0])).await;
     assert_eq!(keys(&store, "", None, 100).await, "a", "after a change of owner");
-    store.release(life(2), &[crate::store::ShardId(0)]).await.expect("a release is answered");
+    store.release(life(2), &[ShardId(0)]).await.expect("a release is answered");
     assert_eq!(keys(&store, "", None, 100).await, "a", "without an owner, after {:?}", owner.incarnation);
 }

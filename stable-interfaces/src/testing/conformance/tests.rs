@@ -71,12 +71,15 @@ enum Flaw {
     PageIncludesItsKey,
     PageIgnoresItsBytes,
     EndIsNotTold,
+    EmptyPageIsNotTheLast,
     PageIsOneShort,
     AlarmsComeById,
     OnlyTheFirstPageIsAnswered,
     RangeIncludesItsEnd,
     RangeExcludesItsStart,
     LimitIsIgnored,
+    ReadIgnoresItsBytes,
+    EndOfARangeIsNotTold,
     PrefixIsEnough,
     // IDs.
     IdsAreTrimmed,
@@ -160,12 +163,15 @@ const CAUGHT: &[(Flaw, &[&str])] = {
         (PageIncludesItsKey, &["a_page_starts_strictly_after_its_key"]),
         (PageIgnoresItsBytes, &["a_page_has_no_more_bytes_than_it_may_and_one_row_at_least"]),
         (EndIsNotTold, &["fewer_rows_than_the_limit_means_no_more"]),
+        (EmptyPageIsNotTheLast, &["a_page_without_rows_is_the_last"]),
         (PageIsOneShort, &["fewer_rows_than_the_limit_means_no_more"]),
         (AlarmsComeById, &["alarms_come_in_order_of_time_interface_instance_and_id"]),
         (OnlyTheFirstPageIsAnswered, &["many_pages_are_answered_in_the_order_asked_for"]),
         (RangeIncludesItsEnd, &["a_range_has_its_start_and_not_its_end", "an_instances_alarms_are_read_by_id"]),
         (RangeExcludesItsStart, &["a_range_has_its_start_and_not_its_end", "an_instances_alarms_are_read_by_id"]),
         (LimitIsIgnored, &["a_read_is_limited_and_starts_at_the_smallest_key"]),
+        (ReadIgnoresItsBytes, &["a_read_has_no_more_bytes_than_it_may_and_one_row_at_least"]),
+        (EndOfARangeIsNotTold, &["the_end_of_a_range_is_told"]),
         (
             PrefixIsEnough,
             &["an_id_that_begins_another_is_not_read_with_it", "a_read_sees_one_instance_of_one_interface"],
@@ -509,6 +515,15 @@ impl Store for Flawed {
                 _ => {}
             }
         }
+        if self.is(Flaw::EmptyPageIsNotTheLast) {
+            for loaded in &mut loaded {
+                loaded.is_last &= match &loaded.rows {
+                    Rows::Alarms(rows) => !rows.is_empty(),
+                    Rows::Inbox(rows) => !rows.is_empty(),
+                    Rows::Dead(rows) => !rows.is_empty(),
+                };
+            }
+        }
         if self.is(Flaw::EndIsNotTold) {
             loaded.iter_mut().for_each(|loaded| loaded.is_last = false);
         }
@@ -522,7 +537,7 @@ impl Store for Flawed {
         Ok(loaded)
     }
 
-    async fn read(&self, read: &Read) -> Result<ReadRows, StoreError> {
+    async fn read(&self, read: &Read) -> Result<Found, StoreError> {
         let mut flawed = Read { name: self.name(&read.name), ..read.clone() };
         let (ReadRange::Storage(from, to) | ReadRange::Alarms(from, to)) = &mut flawed.range;
         match self.flaw {
@@ -530,6 +545,7 @@ impl Store for Flawed {
             Flaw::RangeIncludesItsEnd => *to = to.as_ref().map(|to| format!("{to}\0").into()),
             Flaw::RangeExcludesItsStart => *from = format!("{from}\0").into(),
             Flaw::LimitIsIgnored => flawed.limit = usize::MAX,
+            Flaw::ReadIgnoresItsBytes => flawed.bytes = usize::MAX,
             _ => {}
         }
         let joined = format!("{}:{}:", read.name.interface, read.name.instance);
@@ -537,8 +553,9 @@ impl Store for Flawed {
             (flawed.name, flawed.range) =
                 (self.place(&read.name, "").0, ReadRange::Storage(joined.as_str().into(), None));
         }
-        let mut rows = self.inner.read(&flawed).await?;
-        if let ReadRows::Storage(rows) = &mut rows {
+        let mut found = self.inner.read(&flawed).await?;
+        found.is_last &= !self.is(Flaw::EndOfARangeIsNotTold);
+        if let ReadRows::Storage(rows) = &mut found.rows {
             match self.flaw {
                 Flaw::KeysSortAsUtf16 => rows.sort_by_key(|(key, _)| key.encode_utf16().collect::<Vec<_>>()),
                 Flaw::KeysAreJoinedByColons => {
@@ -556,7 +573,7 @@ impl Store for Flawed {
                 _ => {}
             }
         }
-        Ok(rows)
+        Ok(found)
     }
 }
 

@@ -9,8 +9,8 @@ use tokio::task::JoinSet;
 use super::{injected, lost};
 use crate::clock::Clock;
 use crate::store::{
-    Batch, Claim, Claimed, Held, Hints, Incarnation, Loaded, NewMessage, Page, Posted, Read, ReadRows, Renewed,
-    ShardId, Store, StoreError, Write,
+    Batch, Claim, Claimed, Found, Held, Hints, Incarnation, Loaded, NewMessage, Page, Posted, Read, Renewed, ShardId,
+    Store, StoreError, Write,
 };
 use crate::sync::{Arc, Mutex};
 
@@ -144,7 +144,7 @@ impl Store for Partly {
         self.inner.load(pages).await
     }
 
-    async fn read(&self, read: &Read) -> Result<ReadRows, StoreError> {
+    async fn read(&self, read: &Read) -> Result<Found, StoreError> {
         self.check([read.shard])?;
         self.inner.read(read).await
     }

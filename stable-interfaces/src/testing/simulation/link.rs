@@ -6,7 +6,7 @@ use async_trait::async_trait;
 
 use crate::clock::{Clock, Sleep, Timestamp};
 use crate::store::{
-    Claim, Claimed, Hints, Incarnation, Loaded, NewMessage, Page, Posted, Read, ReadRows, Renewed, ShardId, Store,
+    Claim, Claimed, Found, Hints, Incarnation, Loaded, NewMessage, Page, Posted, Read, Renewed, ShardId, Store,
     StoreError, Write,
 };
 use crate::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -152,7 +152,7 @@ impl Store for Link {
         self.pass(self.faults.load(pages)).await
     }
 
-    async fn read(&self, read: &Read) -> Result<ReadRows, StoreError> {
+    async fn read(&self, read: &Read) -> Result<Found, StoreError> {
         self.pass(self.faults.read(read)).await
     }
 }
