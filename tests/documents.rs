@@ -149,6 +149,8 @@ fn what_is_to_be_copied_is_short() {
         ("http.rs", 60),
         ("webhook_timeout/service.rs", 250),
         ("webhook_timeout/flow_service.rs", 210),
+        ("delivery_broker/broker.rs", 170),
+        ("delivery_broker/service.rs", 130),
         ("chat_room/service.rs", 250),
         ("chat_room/protocol.rs", 250),
         ("chat_room/room.rs", 250),
