@@ -294,6 +294,33 @@ impl Engine {
         }
     }
 
+    /// The number of the entry that is next, and how many the code has taken in: for an entry that is written elsewhere.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn next_entry(&self) -> (u64, u64) {
+        (self.next_seq, self.fresh.settled_to)
+    }
+
+    /// Adds an entry to the journal that has been written, with the number that was next. The code sees it in [`settle`](Self::settle).
+    #[cfg(feature = "postgres")]
+    pub(crate) fn append_written(&mut self, entry: Entry) {
+        let (at, event) = (entry.at, entry.event);
+        self.append(at, event);
+        self.fresh.entries.pop();
+    }
+
+    /// The attempt that has waited for a transaction for longest, of those that somebody still waits for.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn next_transaction(&self) -> Option<crate::transaction::Asked> {
+        let mut asked = self.shared.transactions.lock();
+        std::iter::from_fn(|| asked.pop_front()).find(|asked| !asked.failed.is_closed())
+    }
+
+    /// Tells whether attempts wait for a transaction.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn wants_transactions(&self) -> bool {
+        !self.shared.transactions.lock().is_empty()
+    }
+
     /// Adds the firing of every timer whose deadline is before `until` to the journal, earliest first, and lets steps go on whose
     /// time to be tried again has come. Says how many there were. `at` is the moment that counts for them; without it each
     /// counts as of its own deadline.

@@ -5,6 +5,9 @@
 //! rings the [`Bell`], and the [`pump`], a task of the incarnation, brings the next turn. If a commit fails, the instance is built
 //! anew and its code replayed.
 
+#[cfg(feature = "postgres")]
+mod transaction;
+
 use std::collections::HashSet;
 use std::fmt;
 use std::pin::pin;
@@ -127,6 +130,9 @@ struct Bell {
     is_busy: AtomicBool,
     /// The host is about to leave: steps end, and none begins.
     is_leaving: AtomicBool,
+    /// Steps wait for a transaction.
+    #[cfg(feature = "postgres")]
+    has_transactions: AtomicBool,
 }
 
 /// A flow in memory.
@@ -381,6 +387,11 @@ impl FlowInstance {
         if has_more || going.engine.wants_steps_polled() {
             going.bell.notify.notify_one();
         }
+        #[cfg(feature = "postgres")]
+        if going.engine.wants_transactions() {
+            going.bell.has_transactions.store(true, Ordering::Release);
+            going.bell.notify.notify_one();
+        }
         self.write(cx)
     }
 
@@ -389,11 +400,7 @@ impl FlowInstance {
         let Loaded::Going(going) = &mut self.loaded else { return Ok(()) };
         let (page, mark) = going.engine.take_page();
         if !page.is_empty() {
-            let page = page.encode();
-            for (n, at) in (0..page.len()).step_by(ROW_BYTES).enumerate() {
-                let chunk = page.slice(at..page.len().min(at + ROW_BYTES));
-                cx.put_bytes(&format!("{PAGES}{:010}/{n:04}", going.pages), chunk)?;
-            }
+            put_page(cx, going.pages, &page)?;
             going.pages += 1;
         }
         let is_over = matches!(going.engine.phase(), Phase::Ended(_));
@@ -570,6 +577,16 @@ fn seen_as(callback: &str, id: &str) -> String {
     format!("{callback}\0{id}")
 }
 
+/// Records a page of a journal, in as many rows as it needs.
+fn put_page(cx: &mut Context, number: u64, page: &Page) -> Result<(), ContextError> {
+    let page = page.encode();
+    for (n, at) in (0..page.len()).step_by(ROW_BYTES).enumerate() {
+        let chunk = page.slice(at..page.len().min(at + ROW_BYTES));
+        cx.put_bytes(&format!("{PAGES}{number:010}/{n:04}"), chunk)?;
+    }
+    Ok(())
+}
+
 /// Brings a turn whenever the bell rings. While no step runs it does not keep the flow in memory.
 async fn pump(me: InstanceRef<FlowInstance>, bell: Arc<Bell>, clock: Arc<dyn Clock>) {
     let mut leaving = pin!(me.leaving());
@@ -598,6 +615,10 @@ async fn pump(me: InstanceRef<FlowInstance>, bell: Arc<Bell>, clock: Arc<dyn Clo
                     clock.sleep(AGAIN).await;
                 }
             }
+        }
+        #[cfg(feature = "postgres")]
+        if !transaction::pump_transactions(&me, &bell, &*clock).await {
+            return;
         }
     }
 }

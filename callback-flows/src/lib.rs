@@ -61,6 +61,8 @@ mod step;
 pub mod testing;
 mod timer;
 mod token;
+#[cfg(feature = "postgres")]
+mod transaction;
 mod verify;
 
 pub use blocked::{Blocked, BlockedKind};

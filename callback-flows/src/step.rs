@@ -222,6 +222,11 @@ impl<'a> Step<'a> {
         self
     }
 
+    #[cfg(feature = "postgres")]
+    pub(crate) fn take_timeout(&mut self) -> Option<Duration> {
+        self.timeout.take()
+    }
+
     /// Begins it. `run` is called once for each attempt.
     ///
     /// # Errors

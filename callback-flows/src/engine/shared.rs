@@ -131,6 +131,9 @@ pub(crate) struct Shared {
     pub(super) foreign_woken: AtomicBool,
     /// Steps that asked to be polled.
     pub(super) woken: Mutex<Vec<(usize, u64)>>,
+    /// Attempts of steps that wait for a transaction.
+    #[cfg(feature = "postgres")]
+    pub(super) transactions: Mutex<VecDeque<crate::transaction::Asked>>,
     /// Asks for a turn of the flow, from any thread.
     pub(super) nudge: Box<dyn Fn() + Send + Sync>,
     pub(super) state: Mutex<State>,
@@ -277,9 +280,17 @@ impl Shared {
             self_woken: AtomicBool::new(false),
             foreign_woken: AtomicBool::new(false),
             woken: Mutex::default(),
+            #[cfg(feature = "postgres")]
+            transactions: Mutex::default(),
             nudge,
             state: Mutex::new(state),
         })
+    }
+
+    /// Has an attempt carried out in a turn of its own.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn ask_for_transaction(&self, asked: crate::transaction::Asked) {
+        self.transactions.lock().push_back(asked);
     }
 
     pub(super) fn address(&self) -> usize {

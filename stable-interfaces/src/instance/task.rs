@@ -1,13 +1,12 @@
 //! Tasks that belong to an incarnation of an instance.
 //!
 //! A task starts when the effects of the handler that spawned it are durable, and is cancelled and waited for before the next
-//! incarnation is built. It has no access to the instance but by [`InstanceRef::turn`], which takes its place in the queue like any
-//! message and is refused once the incarnation has ended.
+//! incarnation is built. It has no access to the instance but by [`InstanceRef::turn`] and [`InstanceRef::request`], which take
+//! their place in the queue like any message and are refused once the incarnation has ended.
 
 use std::fmt;
 use std::future::Future;
 
-use super::StableInterface;
 use super::chain::Described;
 use super::context::Context;
 use super::job::Work;
@@ -15,6 +14,7 @@ use super::life::{Life, Member};
 use super::recorded::{Output, hand_over};
 use super::slot::Slot;
 use super::turn::slot_of;
+use super::{Handle, StableInterface};
 use crate::Health;
 use crate::error::{ContextError, Outcome, RequestError};
 use crate::sync::Arc;
@@ -63,6 +63,23 @@ impl<I: StableInterface> InstanceRef<I> {
             return Err(RequestError::Closed);
         }
         self.slot.interface.ask(&self.slot.id, TaskTurn { turn, life }).await
+    }
+
+    /// Sends a message to the instance, as [`Interface::request`](crate::Interface::request) does, as a turn of this task: for what
+    /// has to await something.
+    ///
+    /// # Errors
+    /// As [`turn`](Self::turn).
+    pub async fn request<M>(&self, message: M) -> Result<<I as Handle<M>>::Reply, RequestError<I::Error>>
+    where
+        I: Handle<M>,
+        M: Send + 'static,
+    {
+        let life = self.member.life().clone();
+        if life.has_ended() {
+            return Err(RequestError::Closed);
+        }
+        self.slot.interface.ask(&self.slot.id, TaskRequest { message, life }).await
     }
 
     /// Lets the instance count as idle, in spite of this task, until this guard and all others of the task are dropped.
@@ -114,6 +131,26 @@ where
         // Asked again here: the incarnation may have ended while this waited for its turn.
         match state {
             Some(instance) if !self.life.has_ended() => Ok((self.turn)(instance, cx).map_err(RequestError::handler)?),
+            _ => Err(RequestError::Closed.into()),
+        }
+    }
+}
+
+/// A message of a task to its own instance.
+struct TaskRequest<M> {
+    message: M,
+    life: Arc<Life>,
+}
+
+impl<I: Handle<M>, M: Send + 'static> Work<I> for TaskRequest<M> {
+    type Reply = <I as Handle<M>>::Reply;
+    const IS_OF_TASK: bool = true;
+
+    async fn run(self, state: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<Self::Reply, I::Error> {
+        match state {
+            Some(instance) if !self.life.has_ended() => {
+                Ok(instance.handle(cx, self.message).await.map_err(RequestError::handler)?)
+            }
             _ => Err(RequestError::Closed.into()),
         }
     }
