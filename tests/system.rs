@@ -11,6 +11,8 @@ mod directives;
 mod effects;
 mod ends;
 mod errors;
+mod flow_calls;
+mod flow_news;
 mod holding;
 mod inbox;
 mod instances;

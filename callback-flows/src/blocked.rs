@@ -61,4 +61,6 @@ pub enum BlockedKind {
     NotConfigured,
     /// No code of the flow's version is registered, or its journal was written by a newer version of this crate.
     UnknownVersion,
+    /// The code holds more callbacks than it may.
+    TooMany,
 }

@@ -26,10 +26,23 @@ pub struct Callback<T> {
 }
 
 /// A message as it came: [`Callback::next_raw`].
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Received {
     at: Timestamp,
     message: Message,
+}
+
+impl std::fmt::Debug for Received {
+    /// Without the values of headers, which may be secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let headers: Vec<_> = self.headers().map(|(name, _)| name).collect();
+        f.debug_struct("Received")
+            .field("at", &self.at)
+            .field("id", &self.id())
+            .field("headers", &headers)
+            .field("body", self.body())
+            .finish()
+    }
 }
 
 impl Received {
@@ -98,6 +111,12 @@ impl<T> Callback<T> {
     pub fn next_raw(&mut self) -> impl Future<Output = Received> + Send {
         NextRaw(&self.ticket)
     }
+
+    /// The messages as they come, body and kept headers: a stream without an end. Dropped, it eats nothing.
+    #[must_use = "nothing is waited for until it is polled"]
+    pub fn raw(&mut self) -> impl Stream<Item = Received> + Send {
+        NextRaw(&self.ticket)
+    }
 }
 
 impl<T: DeserializeOwned> Callback<T> {
@@ -123,7 +142,7 @@ impl<T: DeserializeOwned> Stream for Callback<T> {
 }
 
 /// A wait for a message.
-struct NextRaw<'a>(&'a Ticket);
+pub(crate) struct NextRaw<'a>(pub(crate) &'a Ticket);
 
 impl Future for NextRaw<'_> {
     type Output = Received;
@@ -133,13 +152,21 @@ impl Future for NextRaw<'_> {
     }
 }
 
+impl Stream for NextRaw<'_> {
+    type Item = Received;
+
+    fn poll_next(self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<Option<Received>> {
+        self.0.poll(task).map(|item| Some(received(item)))
+    }
+}
+
 impl Drop for NextRaw<'_> {
     fn drop(&mut self) {
         self.0.unregister();
     }
 }
 
-fn received(item: Item) -> Received {
+pub(crate) fn received(item: Item) -> Received {
     let Item { at, event, .. } = item;
     let Event::Message { message, .. } = event else {
         unreachable!("a callback is given messages alone");
@@ -147,7 +174,7 @@ fn received(item: Item) -> Received {
     Received { at, message }
 }
 
-fn decode<T: DeserializeOwned>(received: Received) -> Result<T, CallbackError> {
+pub(crate) fn decode<T: DeserializeOwned>(received: Received) -> Result<T, CallbackError> {
     serde_json::from_slice(received.body())
         .map_err(|source| CallbackError::Decode { received, source: Arc::new(source) })
 }

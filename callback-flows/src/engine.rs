@@ -10,6 +10,7 @@
 //! own; their results become entries. Whatever else makes the code go on between entries is found out, and blocks the flow.
 
 mod check;
+mod emitted;
 mod faults;
 mod names;
 mod shared;
@@ -36,9 +37,10 @@ use crate::blocked::{Blocked, BlockedKind};
 use crate::flow::Flow;
 use crate::journal::{Begun, Ended, Entry, Event, Key, Page, Settled};
 
+pub(crate) use self::emitted::{Emitted, MAX_EVENT_BYTES};
 #[cfg(feature = "testing")]
 pub(crate) use self::names::name_of;
-pub(crate) use self::names::{Kind, scope_within, timer_name};
+pub(crate) use self::names::{Kind, is_callback_named, scope_within, signal_key, timer_name};
 pub(crate) use self::shared::{Item, Life, Limits, Shared, Ticket};
 
 /// The number of times that the code may wake itself before it has to wait for something.
@@ -117,10 +119,14 @@ pub(crate) struct Engine {
     recorded: HashMap<u64, Vec<Begun>>,
     /// The entries and beginnings that are still to be written.
     fresh: Page,
+    /// The events that are still to be stored.
+    emitted: Vec<Emitted>,
     phase: Phase,
     is_cancelled: bool,
     /// The journal has ended: the code may end with the last entry that it took in.
     may_end: bool,
+    /// The span that the code runs in.
+    span: tracing::Span,
     #[cfg(test)]
     sabotage: Option<Sabotage>,
 }
@@ -150,9 +156,11 @@ impl Engine {
             recorded_to: 0,
             recorded: HashMap::new(),
             fresh: Page::default(),
+            emitted: Vec::new(),
             phase: Phase::Going,
             is_cancelled: false,
             may_end: false,
+            span: tracing::Span::none(),
             #[cfg(test)]
             sabotage: None,
         };
@@ -184,6 +192,11 @@ impl Engine {
         self
     }
 
+    /// The span that the code is to run in.
+    pub(crate) fn set_span(&mut self, span: tracing::Span) {
+        self.span = span;
+    }
+
     pub(crate) fn phase(&self) -> &Phase {
         &self.phase
     }
@@ -206,7 +219,7 @@ impl Engine {
     /// The number of messages that the code has not taken.
     pub(crate) fn unread(&self) -> usize {
         let state = self.shared.state.lock();
-        let in_callbacks = state.ops.iter().flatten().filter(|op| op.kind == Kind::Callback);
+        let in_callbacks = state.ops.iter().flatten().filter(|op| op.kind.takes_messages());
         in_callbacks.map(|op| op.queue.len()).sum::<usize>() + state.early.values().map(VecDeque::len).sum::<usize>()
     }
 
@@ -243,7 +256,7 @@ impl Engine {
 
     /// Tells whether the code holds a callback.
     pub(crate) fn has_callbacks(&self) -> bool {
-        self.shared.state.lock().ops.iter().flatten().any(|op| op.kind == Kind::Callback)
+        self.shared.state.lock().open > 0
     }
 
     /// Tells whether steps have asked to be polled.
@@ -349,7 +362,8 @@ impl Engine {
         count
     }
 
-    /// Delivers entries until there are none, or the code has been given `releases` things. Says whether there is more to do.
+    /// Delivers entries until there are none, or the code has been given `releases` things or has emitted as much as fits into one
+    /// commit. Says whether there is more to do.
     pub(crate) fn settle(&mut self, releases: usize) -> bool {
         let mut left = releases;
         while matches!(self.phase, Phase::Going) {
@@ -359,6 +373,7 @@ impl Engine {
             }
             let seq = match self.current {
                 Some(seq) => seq,
+                None if self.has_emitted_enough() && !self.pending.is_empty() => return true,
                 None => {
                     let Some(entry) = self.pending.pop_front() else { return false };
                     let seq = entry.seq;
@@ -431,6 +446,7 @@ impl Engine {
         let mut state = self.shared.state.lock();
         state.now = state.now.max(at);
         state.begun.clear();
+        state.emitted.clear();
         state.expected = (seq < self.recorded_to).then(|| self.recorded.remove(&seq).unwrap_or_default());
         let target = match &event {
             Event::Start { run, seed, input, .. } => {
@@ -613,6 +629,7 @@ impl Engine {
             let Some(running) = &mut self.running else { return Ok(Poll::Pending) };
             let polled = {
                 let _entered = Entered::into(shared.address());
+                let _in_span = self.span.enter();
                 let mut task = Context::from_waker(&self.waker);
                 catch_unwind(AssertUnwindSafe(|| quietly(shared.is_replaying(), || running.poll(&mut task))))
             };
@@ -650,6 +667,7 @@ impl Engine {
         self.current = None;
         let mut state = self.shared.state.lock();
         let begun = std::mem::take(&mut state.begun);
+        let emitted = std::mem::take(&mut state.emitted);
         let is_stuck = state.waiting == 0;
         let expected = state.expected.take();
         drop(state);
@@ -658,6 +676,7 @@ impl Engine {
             None => {
                 // A code that is not to be replayed has not begun anything.
                 if !is_stuck {
+                    self.emitted.extend(emitted);
                     self.fresh.settled_to = seq + 1;
                     if !begun.is_empty() {
                         self.fresh.settled.push(Settled { seq, begun });
@@ -676,6 +695,7 @@ impl Engine {
     fn end(&mut self, seq: u64, ended: Ended) {
         let mut state = self.shared.state.lock();
         let begun = std::mem::take(&mut state.begun);
+        let emitted = std::mem::take(&mut state.emitted);
         let expected = state.expected.take();
         drop(state);
         if let Some(expected) = expected {
@@ -692,6 +712,7 @@ impl Engine {
             self.block(differs.err().unwrap_or(Blocked::new(BlockedKind::Differs, goes_on)));
             return;
         }
+        self.emitted.extend(emitted);
         self.fresh.settled_to = seq + 1;
         if !begun.is_empty() {
             self.fresh.settled.push(Settled { seq, begun });

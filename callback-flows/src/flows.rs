@@ -1,6 +1,8 @@
 //! Flows as an application has them: what is registered, and the handle through which they are started and called.
 
+mod census;
 pub(crate) mod journals;
+mod watch;
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
@@ -17,17 +19,23 @@ use stable_interfaces::{
     Alarm, HostBuilder, Interface, KeyRange, NewPost, RegisterError, RequestError, RetryPolicy, Timestamp,
 };
 
-use crate::engine::{Code, Limits};
+use crate::engine::{Code, Limits, is_callback_named};
 use crate::flow::{Flow, FlowError, FlowResult};
-use crate::instance::{Answer, Command, FlowInstance, NEXT, RUN, TurnError, Watch, Watched, hash_of};
+use crate::hub::Hub;
+use crate::instance::{Answer, Command, FlowInstance, NEXT, RUN, TurnError, hash_of};
 use crate::journal::{Event, Message};
+use crate::policy::CallbackPolicy;
 use crate::status::{Outcome, RESULT_KEY, STATUS_KEY, State, Status};
-use crate::token::{UrlKeys, Urls};
+use crate::token::{Target, UrlKeys, Urls};
+use crate::verify::Unverified;
 
 /// The largest body that is posted, in bytes: there has to be room for its headers.
 const MAX_POSTED_BYTES: usize = 192 * 1024;
-/// The time after which a flow that another host has is looked at again by who waits for its end.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// The longest name of a callback with a policy, in bytes: within every branch it is whole in the callback's address.
+const MAX_POLICY_NAME: usize = 64;
+
+pub(crate) use self::census::Kept;
+pub(crate) use self::watch::Reader;
 
 /// The code of one version of a flow.
 #[derive(Clone)]
@@ -42,6 +50,9 @@ struct Version {
 pub(crate) struct Registry {
     flows: HashMap<String, BTreeMap<u32, Version>>,
     pub(crate) urls: Option<Arc<Urls>>,
+    /// By the names of the flow and its callback.
+    policies: HashMap<(String, String), CallbackPolicy>,
+    pub(crate) hub: Arc<Hub>,
     pub(crate) limits: Limits,
     pub(crate) retention: Duration,
     pub(crate) tombstone: Duration,
@@ -56,6 +67,13 @@ pub(crate) struct Registry {
 impl Registry {
     pub(crate) fn code(&self, name: &str, version: u32) -> Option<Code> {
         Some(self.flows.get(name)?.get(&version)?.code.clone())
+    }
+
+    /// The policy for the callback of this key of a flow: `name/id`.
+    fn policy(&self, flow: &str, callback: &str) -> Option<&CallbackPolicy> {
+        let name = flow.split('/').next().unwrap_or_default();
+        let is_for = |(of, callback_name): &(String, String)| *of == name && is_callback_named(callback, callback_name);
+        self.policies.iter().find(|(key, _)| is_for(key)).map(|(_, policy)| policy)
     }
 }
 
@@ -119,6 +137,19 @@ impl FlowsBuilder {
         self
     }
 
+    /// Sets the policy for the calls of a callback, by the names of the flow and of its callback (at most 64 bytes), in whatever branch. It
+    /// holds on every host that it is registered on, before any code of the flow has run. Default: every call is taken, with the headers
+    /// that it was [given](Call::header).
+    pub fn callback_policy(mut self, flow: &str, callback: &str, policy: CallbackPolicy) -> FlowsBuilder {
+        if callback.is_empty() || callback.len() > MAX_POLICY_NAME {
+            self.invalid.get_or_insert(format!("{callback:?} cannot be the name of a callback with a policy"));
+        }
+        if self.registry.policies.insert((flow.to_owned(), callback.to_owned()), policy).is_some() {
+            self.invalid.get_or_insert(format!("the callback {callback:?} of the flow {flow:?} has two policies"));
+        }
+        self
+    }
+
     /// The most entries of a flow's journal, and the most bytes; a flow with more is blocked. Default: 10,000 and 16 MiB.
     pub fn max_journal(mut self, entries: u64, bytes: usize) -> FlowsBuilder {
         (self.registry.limits.entries, self.registry.limits.bytes) = (entries, bytes);
@@ -146,13 +177,21 @@ impl FlowsBuilder {
         if let Some(invalid) = self.invalid {
             return Err(FlowsError::Invalid(invalid));
         }
-        let registry = Arc::new(self.registry);
+        let is_unknown = |(flow, _): &&(String, String)| !self.registry.flows.contains_key(flow);
+        if let Some((flow, callback)) = self.registry.policies.keys().find(is_unknown) {
+            let what = format!("the callback {callback:?} has a policy, and its flow {flow:?} is not registered");
+            return Err(FlowsError::Invalid(what));
+        }
+        // Those who listen to a host do not hear the one after it.
+        let registry = Arc::new(Registry { hub: Arc::default(), ..self.registry });
         let built = registry.clone();
         let interface = host.interface(move |id| FlowInstance::new(id, built.clone())).with_alarms().with_inbox();
         // A timer or a message of a flow is never given up.
         let retry = RetryPolicy::new().longest(Duration::from_secs(60)).attempts(u32::MAX);
         let interface = interface.retry(retry).register().map_err(FlowsError::Register)?;
-        Ok(Flows { registry, interface })
+        let flows = Flows { registry, interface };
+        host.beside(flows.clone().take_census());
+        Ok(flows)
     }
 }
 
@@ -220,11 +259,23 @@ pub enum Delivered {
 }
 
 /// A call of a callback.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Call {
     id: Option<String>,
     headers: Vec<(Arc<str>, Arc<str>)>,
     body: Bytes,
+}
+
+impl std::fmt::Debug for Call {
+    /// Without its body and the values of its headers, which may be secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let headers: Vec<_> = self.headers.iter().map(|(name, _)| name).collect();
+        f.debug_struct("Call")
+            .field("id", &self.id)
+            .field("headers", &headers)
+            .field("bytes", &self.body.len())
+            .finish()
+    }
 }
 
 impl Call {
@@ -242,7 +293,7 @@ impl Call {
         self
     }
 
-    /// Keeps a header for the flow's code.
+    /// Adds a header. It is kept for the flow's code, unless its callback has a [policy](FlowsBuilder::callback_policy) that does not name it.
     #[must_use]
     pub fn header(mut self, name: &str, value: &str) -> Call {
         self.headers.push((name.into(), value.into()));
@@ -275,6 +326,10 @@ impl Call {
     pub(crate) fn or_id(mut self, id: impl FnOnce() -> String) -> Call {
         self.id.get_or_insert_with(id);
         self
+    }
+
+    pub(crate) fn keep_headers(&mut self, is_kept: impl Fn(&str) -> bool) {
+        self.headers.retain(|(name, _)| is_kept(name));
     }
 
     fn size(&self) -> usize {
@@ -321,9 +376,24 @@ pub enum FlowsError {
     /// The flow, or the callback, is over.
     #[error("the flow or its callback is over")]
     Gone,
-    /// The flow has more messages than it may. Try again later.
-    #[error("too many messages wait for the flow")]
-    Full,
+    /// The flow has more messages that its code has not taken than it may: 10,000. Try again later.
+    #[error("too many messages wait for the flow; try again later")]
+    TooManyUnread,
+    /// A call is not signed as it should be.
+    #[error("the call cannot be shown to come from whom it should come from")]
+    Unverified(#[source] Unverified),
+    /// The body of a call is not what its callback takes.
+    #[error("the body is not what `{callback}` takes")]
+    Undecodable {
+        /// The full name of the callback.
+        callback: String,
+        /// The reason.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A reader of events was too slow for so many.
+    #[error("{0} events were missed")]
+    Missed(u64),
     /// The host has an interface of this name.
     #[error("flows cannot be registered")]
     Register(#[source] RegisterError),
@@ -339,7 +409,7 @@ impl FlowsError {
     /// Tells whether the same may succeed later.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
-        matches!(self, FlowsError::Unavailable(_) | FlowsError::Full)
+        matches!(self, FlowsError::Unavailable(_) | FlowsError::TooManyUnread)
     }
 }
 
@@ -354,6 +424,8 @@ impl Flows {
         let registry = Registry {
             flows: HashMap::new(),
             urls: None,
+            policies: HashMap::new(),
+            hub: Arc::default(),
             limits: Limits::default(),
             retention: 7 * day,
             tombstone: 30 * day,
@@ -404,33 +476,64 @@ impl Flows {
     /// Hands a call of a callback to its flow: `token` is the last part of the [URL](crate::Callback::url), or all of it. When this
     /// returns, the call is durable.
     ///
-    /// A token is checked without a look at the store. The owner of a flow knows whether it takes the call. Other hosts store it, whatever
-    /// becomes of it: a call that is too late is dropped by the owner.
+    /// A token is checked without a look at the store, and then the [policy](FlowsBuilder::callback_policy) of its callback. The owner of a
+    /// flow knows whether it takes the call. Other hosts store it, unless the flow is known to be over: a call that is too late, or one too
+    /// many, is dropped by the owner, and counted.
     ///
     /// # Errors
     /// [`FlowsError::NotFound`] for a token that is none of ours, [`FlowsError::Gone`] where the flow or the callback is over,
-    /// [`FlowsError::Full`], [`FlowsError::TooLarge`], [`FlowsError::Unavailable`].
+    /// [`FlowsError::Unverified`] and [`FlowsError::Undecodable`] by the policy, [`FlowsError::TooManyUnread`], [`FlowsError::TooLarge`],
+    /// [`FlowsError::Unavailable`].
     pub async fn deliver(&self, token: &str, call: Call) -> Result<Delivered, FlowsError> {
-        let token = token.rsplit('/').next().unwrap_or(token);
-        let target = self.registry.urls.as_ref().and_then(|urls| urls.keys.check(token)).ok_or(FlowsError::NotFound)?;
+        let target = self.target(token).ok_or(FlowsError::NotFound)?;
         if target.run != RUN {
             return Err(FlowsError::Gone);
         }
-        if call.size() > MAX_POSTED_BYTES {
-            return Err(FlowsError::TooLarge { what: "the call", bytes: call.size(), limit: MAX_POSTED_BYTES });
-        }
+        fits(&call)?;
+        let call = match self.registry.policy(&target.flow, &target.callback) {
+            Some(policy) => {
+                let clock = self.interface.clock().ok_or_else(|| unavailable(RequestError::NotStarted::<TurnError>))?;
+                policy.apply(call, clock.now(), &target.callback)?
+            }
+            None => call,
+        };
+        self.hand_over(&target.flow, target.callback, call).await
+    }
+
+    /// The policy for the calls of the callback that a token is of, such as for the answer to them; `None` if it has none, or the token is none
+    /// of ours.
+    #[must_use]
+    pub fn policy(&self, token: &str) -> Option<&CallbackPolicy> {
+        let target = self.target(token)?;
+        self.registry.policy(&target.flow, &target.callback)
+    }
+
+    fn target(&self, token: &str) -> Option<Target> {
+        let token = token.rsplit('/').next().unwrap_or(token);
+        self.registry.urls.as_ref()?.keys.check(token)
+    }
+
+    /// Hands a message to a flow, or stores it for its owner.
+    pub(crate) async fn hand_over(&self, flow: &str, callback: Arc<str>, call: Call) -> Result<Delivered, FlowsError> {
+        fits(&call)?;
         let Call { id, headers, body } = call;
         // The post of a call has the ID of that call, so that a second one does not even lie in the inbox.
-        let post = id.as_ref().map(|id| format!("call-{}", hex(&format!("{}\0{id}", target.callback))));
+        let post = id.as_ref().map(|id| format!("call-{}", hex(&format!("{callback}\0{id}"))));
         let message = Message { id: id.unwrap_or_default().into(), headers, body };
-        let command = Command::Add(Event::Message { callback: target.callback, message });
-        match self.ask(&target.flow, command.clone()).await? {
-            Some(Answer::Done) => Ok(Delivered::Taken),
-            Some(Answer::Already) => Ok(Delivered::Already),
-            Some(Answer::Gone) => Err(FlowsError::Gone),
-            Some(Answer::Full) => Err(FlowsError::Full),
-            Some(Answer::NotFound | Answer::Conflict) => Err(FlowsError::NotFound),
-            None => self.post(&target.flow, post, command).await.map(|()| Delivered::Posted),
+        let command = Command::Add(Event::Message { callback, message });
+        match self.ask(flow, command.clone()).await? {
+            Some(Answer::Done) => return Ok(Delivered::Taken),
+            Some(Answer::Already) => return Ok(Delivered::Already),
+            Some(Answer::Gone) => return Err(FlowsError::Gone),
+            Some(Answer::Full) => return Err(FlowsError::TooManyUnread),
+            Some(Answer::NotFound | Answer::Conflict) => return Err(FlowsError::NotFound),
+            None => {}
+        }
+        // One that is known to be over takes nothing any more; that it could not be looked at is no reason to refuse.
+        let (posted, status) = tokio::join!(self.post(flow, post, command), self.status(flow));
+        match status {
+            Ok(Some(status)) if status.state.is_over() => Err(FlowsError::Gone),
+            _ => posted.map(|()| Delivered::Posted),
         }
     }
 
@@ -438,8 +541,7 @@ impl Flows {
     /// of ours. Such as for the [`result`](Self::result) of a flow that is over, for who calls it once more.
     #[must_use]
     pub fn flow_of(&self, token: &str) -> Option<(String, String)> {
-        let token = token.rsplit('/').next().unwrap_or(token);
-        let target = self.registry.urls.as_ref()?.keys.check(token)?;
+        let target = self.target(token)?;
         let (name, id) = target.flow.split_once('/')?;
         Some((name.to_owned(), id.to_owned()))
     }
@@ -468,14 +570,6 @@ impl Flows {
             Some(_) => Ok(()),
             None => self.post(&flow, Some(post.into()), command).await,
         }
-    }
-
-    /// The status of a flow, as far as that is durable, from any host; `None` if there is none of this ID.
-    ///
-    /// # Errors
-    /// [`FlowsError::Unavailable`], [`FlowsError::Unreadable`].
-    pub async fn get(&self, name: &str, id: &str) -> Result<Option<Status>, FlowsError> {
-        self.status(&identity(name, id)?).await
     }
 
     /// Flows that are going or are kept, from any host: at most `limit`, after the one named by `after`, in no order of use. What comes
@@ -525,31 +619,6 @@ impl Flows {
         }))
     }
 
-    /// Waits for a flow to end, and says how. A flow that another host owns is looked at once a second.
-    ///
-    /// # Errors
-    /// As [`result`](Self::result).
-    pub async fn ended(&self, name: &str, id: &str) -> Result<Outcome, FlowsError> {
-        let flow = identity(name, id)?;
-        loop {
-            match self.interface.request(&flow, Watch).await {
-                Ok(Watched::NotFound) => return Err(FlowsError::NotFound),
-                // Told, or its incarnation has ended.
-                Ok(Watched::Later(told)) => drop(told.await),
-                Ok(Watched::Over) => {}
-                Err(error) if is_elsewhere(&error) => {
-                    let clock =
-                        self.interface.clock().ok_or_else(|| unavailable(RequestError::NotStarted::<TurnError>))?;
-                    clock.sleep(LOOK_AGAIN).await;
-                }
-                Err(error) => return Err(unavailable(error)),
-            }
-            if let Some(outcome) = self.result(name, id).await? {
-                return Ok(outcome);
-            }
-        }
-    }
-
     /// The URL of a callback; empty where there are no keys.
     #[cfg(feature = "testing")]
     pub(crate) fn url(&self, flow: &str, callback: &str) -> String {
@@ -597,8 +666,17 @@ fn is_elsewhere<E>(error: &RequestError<E>) -> bool {
     )
 }
 
+fn fits(call: &Call) -> Result<(), FlowsError> {
+    match call.size() {
+        bytes if bytes > MAX_POSTED_BYTES => {
+            Err(FlowsError::TooLarge { what: "the call", bytes, limit: MAX_POSTED_BYTES })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The ID of a flow's instance.
-fn identity(name: &str, id: &str) -> Result<String, FlowsError> {
+pub(crate) fn identity(name: &str, id: &str) -> Result<String, FlowsError> {
     let flow = format!("{name}/{id}");
     if id.is_empty() {
         return Err(FlowsError::Invalid("the ID of a flow is empty".into()));

@@ -5,6 +5,7 @@
 //! rings the [`Bell`], and the [`pump`], a task of the incarnation, brings the next turn. If a commit fails, the instance is built
 //! anew and its code replayed.
 
+mod telling;
 #[cfg(feature = "postgres")]
 mod transaction;
 
@@ -23,14 +24,17 @@ use stable_interfaces::{
     Alarm, Context, ContextError, Handle, InstanceRef, KeyRange, Message as Posted, OnAlarm, OnMessage, RequestError,
     StableInterface, Timestamp,
 };
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::Notify;
 
+pub(crate) use self::telling::Look;
+use self::telling::{Said, Unread};
 use crate::blocked::{Blocked, BlockedKind};
 use crate::engine::{Code, Engine, Phase, Shared};
-use crate::flows::Registry;
 use crate::flows::journals::{PAGES, pages_of};
+use crate::flows::{Kept, Registry};
 use crate::journal::{Ended, Entry, Event, Message, Page, Unreadable};
-use crate::status::{MAX_WAITS, RESULT_KEY, STATUS_KEY, State, Status, Waiting, short};
+use crate::metrics;
+use crate::status::{MAX_WAITS, RESULT_KEY, STATUS_KEY, State, Status, Waiting, fitting, short};
 
 /// The run of a flow that has not been continued under its ID.
 pub(crate) const RUN: u32 = 1;
@@ -43,7 +47,7 @@ const PURGED_AT_ONCE: usize = 500;
 /// The most messages that wait for one flow's code.
 const MAX_UNREAD: usize = 10_000;
 /// The alarm that finds what was running when a process died, and flows that are blocked.
-const RUNNING: &str = "run";
+pub(crate) const RUNNING: &str = "run";
 /// The time after which it fires.
 const RUNNING_AFTER: Duration = Duration::from_secs(1);
 /// The alarm for a flow's next timer, for its expiry, and for its purge.
@@ -98,17 +102,6 @@ pub(crate) enum Answer {
     Full,
 }
 
-/// Asks to be told when a flow is over.
-pub(crate) struct Watch;
-
-/// The answer to [`Watch`].
-pub(crate) enum Watched {
-    NotFound,
-    Over,
-    /// It will be told, or the sender dropped.
-    Later(oneshot::Receiver<()>),
-}
-
 /// The reason why a turn failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TurnError {
@@ -140,8 +133,6 @@ pub(crate) struct FlowInstance {
     id: Arc<str>,
     registry: Arc<Registry>,
     loaded: Loaded,
-    /// Those who want to know when it is over.
-    watchers: Vec<oneshot::Sender<()>>,
     /// The times that the alarm `next` is set to, and that `run` was set to, if it is set or held.
     next: Option<Timestamp>,
     runs: Option<Timestamp>,
@@ -180,7 +171,9 @@ struct Going {
     /// The mark up to which steps were let start.
     opened: u64,
     /// The status as it was last written.
-    status: Option<Status>,
+    status: Option<Arc<Status>>,
+    said: Said,
+    unread: Unread,
 }
 
 impl fmt::Debug for FlowInstance {
@@ -197,12 +190,14 @@ pub(crate) fn hash_of(input: &[u8]) -> u64 {
 impl FlowInstance {
     pub(crate) fn new(id: &str, registry: Arc<Registry>) -> FlowInstance {
         let loaded = Loaded::Absent;
-        FlowInstance { id: id.into(), registry, loaded, watchers: Vec::new(), next: None, runs: None, has_left: false }
+        FlowInstance { id: id.into(), registry, loaded, next: None, runs: None, has_left: false }
     }
 
     /// Reads what is stored, and replays the code to where it was.
     async fn load(&mut self, cx: &mut Context, resumes: bool) -> Result<(), TurnError> {
         let Some(status) = cx.get_bytes(STATUS_KEY).await? else { return Ok(()) };
+        let (clock, name) = (cx.clock(), self.name());
+        let began = clock.elapsed();
         let stored = Status::from_stored(&status).map_err(TurnError::Status)?;
         let mut before: Option<Lives> = None;
         for alarm in cx.alarms().await? {
@@ -239,8 +234,12 @@ impl FlowInstance {
         }
         going.pages = next_page;
         going.seen = seen;
-        going.status = Some(stored);
-        going.engine.settle(usize::MAX);
+        going.said = Said::of(&stored);
+        going.status = Some(Arc::new(stored));
+        if going.engine.settle(usize::MAX) {
+            going.bell.notify.notify_one();
+        }
+        metrics::replayed(&name, clock.elapsed().saturating_sub(began));
         if let Some(before) = before {
             self.look_for_killers(cx, &before)?;
         }
@@ -263,11 +262,12 @@ impl FlowInstance {
         if let Some(fakes) = &self.registry.fakes {
             shared.fakes.get_or_init(|| fakes.clone());
         }
-        let name = self.id.split('/').next().unwrap_or_default();
+        let (name, id) = self.id.split_once('/').unwrap_or_default();
         let code = self.registry.code(name, version);
         let is_known = code.is_some();
         let nothing: Code = Arc::new(|_, _| Box::pin(std::future::pending()));
         let mut engine = Engine::new(shared, code.unwrap_or(nothing), pages);
+        engine.set_span(tracing::info_span!("flow", name, id, version, run = RUN));
         if !is_known {
             let message = format!("version {version} of `{name}`, with which it began, is not in this program");
             engine.block(Blocked::new(BlockedKind::UnknownVersion, message));
@@ -285,6 +285,8 @@ impl FlowInstance {
             seen: HashSet::new(),
             opened: 0,
             status: None,
+            said: Said::default(),
+            unread: Unread::default(),
         }));
         match &mut self.loaded {
             Loaded::Going(going) => Ok(going),
@@ -411,13 +413,14 @@ impl FlowInstance {
                 cx.put_bytes(&format!("{RESULT_KEY}/{n:04}"), chunk)?;
             }
         }
-        let mut status = going.status_at(cx.now());
+        let events = going.store_events(&self.id, cx)?;
+        let status = going.status_at(cx.now());
         // The time alone is no news.
-        let is_new =
-            going.status.as_ref().is_none_or(|old| *old != Status { changed_at: old.changed_at, ..status.clone() });
-        if is_new {
+        if going.status.as_ref().is_none_or(|old| !old.is_same(&status)) {
             cx.put(STATUS_KEY, &status)?;
-            going.status = Some(status.clone());
+            let status = Arc::new(status);
+            let before = going.status.replace(status.clone());
+            telling::tell(cx, &self.id, &self.registry.hub, before, status, events);
         }
         let is_blocked = matches!(going.engine.phase(), Phase::Blocked(_));
         let has_steps = !is_over && !is_blocked && going.engine.has_running_steps();
@@ -440,7 +443,7 @@ impl FlowInstance {
         }
         let must_run = (has_steps || is_blocked) && self.runs.is_none();
         if self.next != Some(next) {
-            cx.set_alarm(NEXT, next, &())?;
+            cx.set_alarm(NEXT, next, &Kept { version: going.version, is_over })?;
             self.next = Some(next);
         }
         if must_run {
@@ -452,14 +455,9 @@ impl FlowInstance {
         if is_over {
             // The pump ends by itself.
             going.bell.notify.notify_one();
-            status.waits.clear();
-            self.loaded = Loaded::Over(status);
-            let watchers = std::mem::take(&mut self.watchers);
-            cx.after_commit(move || {
-                for watcher in watchers {
-                    let _ = watcher.send(());
-                }
-            });
+            if let Some(status) = going.status.take() {
+                self.loaded = Loaded::Over(Arc::unwrap_or_clone(status));
+            }
         }
         Ok(())
     }
@@ -532,11 +530,15 @@ impl FlowInstance {
         }
         let next = if is_last { cx.now() + self.registry.tombstone } else { cx.now() };
         if is_last {
-            status.state = State::Purged;
-            status.changed_at = cx.now();
+            let before = Arc::new(status.clone());
+            (status.state, status.changed_at) = (State::Purged, cx.now());
+            (status.progress, status.resource) = (None, None);
+            status.revision += 1;
             cx.put(STATUS_KEY, &status)?;
+            let after = Arc::new(status.clone());
+            telling::tell(cx, &self.id, &self.registry.hub, Some(before), after, Vec::new());
         }
-        cx.set_alarm(NEXT, next, &())?;
+        cx.set_alarm(NEXT, next, &Kept { version: status.version, is_over: true })?;
         self.next = Some(next);
         self.loaded = Loaded::Over(status);
         Ok(())
@@ -552,7 +554,7 @@ impl Going {
             Phase::Ended(Ended::Failed(error)) => State::Failed { error: short(error) },
             Phase::Ended(Ended::Cancelled) => State::Cancelled,
         };
-        let waits = self.engine.waits().into_iter().take(MAX_WAITS).map(|wait| Waiting {
+        let waits = self.engine.waits().into_iter().map(|wait| Waiting {
             name: short(&wait.key),
             since: wait.since,
             until: wait.until,
@@ -562,10 +564,15 @@ impl Going {
         Status {
             state,
             version: self.version,
+            run: RUN,
             started_at: self.started_at,
             changed_at: now,
-            waits: waits.collect(),
+            revision: self.status.as_ref().map_or(1, |before| before.revision + 1),
+            waits: fitting(waits),
             unread: self.engine.unread() as u64,
+            progress: self.said.progress.clone(),
+            resource: self.said.resource.clone(),
+            events: self.said.events,
             entries: self.engine.entries(),
             bytes: self.engine.bytes() as u64,
             input: self.input,
@@ -641,23 +648,6 @@ impl Handle<Command> for FlowInstance {
     }
 }
 
-impl Handle<Watch> for FlowInstance {
-    type Reply = Watched;
-
-    async fn handle(&mut self, _: &mut Context, _: Watch) -> Result<Watched, TurnError> {
-        Ok(match &self.loaded {
-            Loaded::Absent => Watched::NotFound,
-            Loaded::Over(_) => Watched::Over,
-            Loaded::Going(_) => {
-                self.watchers.retain(|watcher| !watcher.is_closed());
-                let (tell, told) = oneshot::channel();
-                self.watchers.push(tell);
-                Watched::Later(told)
-            }
-        })
-    }
-}
-
 impl OnMessage for FlowInstance {
     async fn on_message(&mut self, cx: &mut Context, posted: &Posted) -> Result<(), TurnError> {
         let mut command = Command::decode(posted.body()).map_err(TurnError::Unreadable)?;
@@ -671,6 +661,9 @@ impl OnMessage for FlowInstance {
         let answer = self.take(cx, command, arrived).await?;
         if matches!(answer, Answer::NotFound | Answer::Gone | Answer::Full | Answer::Conflict) {
             tracing::warn!(flow = &*self.id, posted = posted.id(), ?answer, "a message for a flow was dropped");
+        }
+        if answer == Answer::NotFound {
+            metrics::unknown();
         }
         Ok(())
     }
@@ -702,7 +695,7 @@ impl OnAlarm for FlowInstance {
                     && cx.inbox().await?.iter().any(|message| message.arrived() <= due)
                 {
                     let again = now + CALLS_FIRST;
-                    cx.set_alarm(NEXT, again, &())?;
+                    cx.set_alarm(NEXT, again, &Kept { version: going.version, is_over: false })?;
                     self.next = Some(again);
                     return Ok(());
                 }

@@ -42,19 +42,25 @@
 //! | register, start, call, cancel and look at flows | [`Flows`] |
 //! | write one | [`Flow`] |
 //! | do something outside of it | [`Step`] |
-//! | be called from outside | [`Callback`] |
+//! | be called from outside | [`Callback`], [`CallbackPolicy`]; by ID, [`Signal`] |
+//! | tell how far it has come | [`Flow::emit`], [`Flow::progress`], [`Flows::events`] |
 //! | know how it is with one | [`Status`], [`Blocked`], [`Journal`] |
 //! | test one | `testing` (feature `testing`), [`Flows::check`] |
 
 mod blocked;
 mod callback;
 mod engine;
+mod events;
 mod flow;
 #[cfg(test)]
 mod flow_schedules;
 mod flows;
+mod hub;
 mod instance;
 mod journal;
+pub mod metrics;
+mod policy;
+mod signal;
 mod status;
 mod step;
 #[cfg(feature = "testing")]
@@ -67,9 +73,12 @@ mod verify;
 
 pub use blocked::{Blocked, BlockedKind};
 pub use callback::{Callback, CallbackError, Received};
+pub use events::{FlowEvent, FlowEvents, HostEvents};
 pub use flow::{Flow, FlowError, FlowResult};
 pub use flows::{Call, Delivered, Flows, FlowsBuilder, FlowsError, Listed, Started};
 pub use journal::Journal;
+pub use policy::CallbackPolicy;
+pub use signal::Signal;
 pub use status::{Outcome, State, Status, Waiting};
 pub use step::{Fatal, Retry, Step, StepCx, StepError};
 pub use timer::{Elapsed, Sleep};

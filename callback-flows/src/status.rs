@@ -1,6 +1,7 @@
 //! A flow as it is seen from outside: the row that it keeps of itself.
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use serde_json::value::RawValue;
 use stable_interfaces::Timestamp;
 
@@ -12,6 +13,8 @@ pub(crate) const STATUS_KEY: &str = "status";
 pub(crate) const RESULT_KEY: &str = "result";
 /// The most waits that a status names.
 pub(crate) const MAX_WAITS: usize = 16;
+/// About the most bytes of them.
+const MAX_WAITS_BYTES: usize = 2_560;
 /// The longest text in a status, in bytes.
 const MAX_TEXT: usize = 1_024;
 
@@ -80,16 +83,30 @@ pub struct Status {
     pub state: State,
     /// The version of its code, fixed at its start.
     pub version: u32,
+    /// The number of its run, from 1: one more each time its code continued it with another input.
+    pub run: u32,
     /// The moment at which it was started.
     pub started_at: Timestamp,
     /// The moment of its last change.
     pub changed_at: Timestamp,
+    /// The number of changes so far: two statuses of one flow with the same revision are the same.
+    #[serde(default)]
+    pub revision: u64,
     /// The operations that it waits for, oldest first; the first 16.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub waits: Vec<Waiting>,
     /// Messages that its code has not taken.
     #[serde(default)]
     pub unread: u64,
+    /// The progress that its code has told last: [`Flow::progress`](crate::Flow::progress).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Value>,
+    /// The URL of what it has made: [`Flow::resource`](crate::Flow::resource).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resource: Option<String>,
+    /// The number of its events, without its end: [`Flows::events`](crate::Flows::events).
+    #[serde(default)]
+    pub events: u64,
     /// Entries of its journal.
     pub entries: u64,
     /// About how many bytes they have.
@@ -106,6 +123,43 @@ impl Status {
     pub fn from_stored(stored: &[u8]) -> Result<Status, serde_json::Error> {
         serde_json::from_slice(stored)
     }
+
+    /// Tells whether another one says the same, whenever that was.
+    pub(crate) fn is_same(&self, other: &Status) -> bool {
+        *self == Status { changed_at: self.changed_at, revision: self.revision, ..other.clone() }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn for_tests() -> Status {
+        Status {
+            state: State::Going,
+            version: 1,
+            run: 1,
+            started_at: Timestamp::UNIX_EPOCH,
+            changed_at: Timestamp::UNIX_EPOCH,
+            revision: 1,
+            waits: Vec::new(),
+            unread: 0,
+            progress: None,
+            resource: None,
+            events: 0,
+            entries: 1,
+            bytes: 1,
+            input: 0,
+        }
+    }
+}
+
+/// The waits that fit into a status, the oldest first: so many, and not too many bytes of them.
+pub(crate) fn fitting(waits: impl Iterator<Item = Waiting>) -> Vec<Waiting> {
+    let mut left = MAX_WAITS_BYTES;
+    let size = |wait: &Waiting| wait.name.len() + wait.last_error.as_ref().map_or(0, String::len) + 100;
+    let fits = |wait: &Waiting| {
+        let fits = size(wait) <= left;
+        left = left.saturating_sub(size(wait));
+        fits
+    };
+    waits.take(MAX_WAITS).take_while(fits).collect()
 }
 
 /// A text that fits into a status.
@@ -129,4 +183,31 @@ pub enum Outcome {
     Cancelled,
     /// It ended so long ago that its result is gone.
     Purged,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_that_says_all_that_it_may_has_about_four_kib() {
+        let wait = |n: usize| Waiting {
+            name: format!("step:{n}{}", "x".repeat(500)),
+            since: Timestamp::UNIX_EPOCH,
+            until: Some(Timestamp::UNIX_EPOCH),
+            attempts: 7,
+            last_error: Some(short(&"e".repeat(5_000))),
+        };
+        let full = Status {
+            waits: fitting((0..2_000).map(wait)),
+            progress: Some(Value::String("p".repeat(1_000))),
+            resource: Some("r".repeat(1_000)),
+            ..Status::for_tests()
+        };
+        let bytes = serde_json::to_vec(&full).unwrap();
+        assert!(!full.waits.is_empty() && bytes.len() <= 5 * 1_024, "{}", bytes.len());
+        assert_eq!(Status::from_stored(&bytes).unwrap(), full);
+        let few = fitting((0..3).map(|n| Waiting { name: format!("timer:{n}"), last_error: None, ..wait(n) }));
+        assert_eq!(few.len(), 3, "those that fit are all there");
+    }
 }

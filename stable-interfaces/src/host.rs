@@ -7,6 +7,7 @@ mod rescue;
 
 use std::any::Any;
 use std::future::Future;
+use std::pin::Pin;
 use std::time::Duration;
 
 use crate::alarm::RetryPolicy;
@@ -109,6 +110,17 @@ pub struct HostBuilder {
     is_local: bool,
     /// The host that its interfaces point to, until it starts with what was set by then.
     core: Option<Arc<HostCore>>,
+    beside: Beside,
+}
+
+/// The tasks that begin when a host has started.
+#[derive(Default)]
+struct Beside(Vec<Pin<Box<dyn Future<Output = ()> + Send>>>);
+
+impl std::fmt::Debug for Beside {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Beside").field(&self.0.len()).finish()
+    }
 }
 
 /// A started host. Dropped, it stops at once and loses nothing; [`drain`](Self::drain) lets it finish first.
@@ -200,6 +212,7 @@ impl Host {
             random: Arc::new(SystemRandom::default()),
             options: HostOptions::default(),
             is_local: false,
+            beside: Beside::default(),
         }
     }
 
@@ -593,6 +606,14 @@ impl HostBuilder {
         }
     }
 
+    /// Runs `task` beside the host, from the moment at which it has started until it ends: then the task is dropped where it waits. A host
+    /// whose task panics ends.
+    ///
+    /// For what has to be done once interfaces can be asked. A drain does not wait for it.
+    pub fn beside(&mut self, task: impl Future<Output = ()> + Send + 'static) {
+        self.beside.0.push(Box::pin(task));
+    }
+
     fn core(&self) -> Arc<HostCore> {
         self.core.clone().expect("only starting takes the host out of its builder")
     }
@@ -673,6 +694,9 @@ impl HostBuilder {
         }
         started.system.spawn(run_deferred(deferred_work));
         started.system.spawn(sweep(core.clone()));
+        for task in std::mem::take(&mut self.beside.0) {
+            started.system.spawn(task);
+        }
         let ends = EndsWithRuntime(core.clone());
         started.system.spawn(async move {
             let _ends = ends;

@@ -30,7 +30,7 @@ use crate::instance::stop::Stop;
 use crate::instance::turn::awaken;
 use crate::instance::{Handle, OnConnect, OnMessage, StableInterface};
 use crate::quiet::{Quiet, drop_quietly};
-use crate::store::{Addressed, InstanceName, Posted};
+use crate::store::{Addressed, Epoch, InstanceName, Posted};
 use crate::sync::Arc;
 
 /// An application's handle on one of its interfaces: cheap to clone, for any task of the process.
@@ -286,6 +286,14 @@ impl<I: StableInterface> Interface<I> {
     #[must_use]
     pub fn clock(&self) -> Option<Arc<dyn Clock>> {
         self.core.host.clock.get()
+    }
+
+    /// The epoch under which this host owns the shard of the instance `id`; `None` where it does not, as far as it knows. While the epoch is
+    /// the same, nobody else has written for the instance.
+    #[must_use]
+    pub fn epoch(&self, id: &str) -> Option<Epoch> {
+        let host = &self.core.host;
+        host.shards.epoch(host.fleet.shard_of(id).ok()?)
     }
 
     /// Has the instance carry out a directive in its turn; `false` if there was nothing to do.

@@ -4,6 +4,7 @@ use std::any::Any;
 use std::collections::BTreeSet;
 
 use super::names::{Kind, is_patch};
+use super::shared::MAX_OPEN;
 use crate::blocked::{Blocked, BlockedKind};
 use crate::journal::{Begun, Detail};
 
@@ -12,6 +13,13 @@ pub(super) fn two_at_once(kind: Kind, name: &str) -> Blocked {
     let advice = if kind == Kind::Step { "give each a key, " } else { "give each a name of its own, or " };
     let message = format!("two `{name}` at once: {advice}{key}a `branch`");
     Blocked::new(BlockedKind::TwoAtOnce, message)
+}
+
+pub(super) fn too_many_open() -> Blocked {
+    let message = format!(
+        "its code holds more than {MAX_OPEN} callbacks: drop those that nobody is to call any more, or give one out for many"
+    );
+    Blocked::new(BlockedKind::TooMany, message)
 }
 
 pub(super) fn out_of_place(operation: &str) -> Blocked {

@@ -23,6 +23,8 @@ pub(crate) enum Kind {
     Timer,
     Patch,
     Undo,
+    Signal,
+    Emit,
 }
 
 impl Kind {
@@ -33,12 +35,19 @@ impl Kind {
             Kind::Timer => "timer",
             Kind::Patch => "patch",
             Kind::Undo => "undo",
+            Kind::Signal => "signal",
+            Kind::Emit => "emit",
         }
     }
 
     /// Tells whether two of one name would be told apart only by which was first.
     pub(super) fn is_exclusive(self) -> bool {
-        matches!(self, Kind::Step | Kind::Callback)
+        matches!(self, Kind::Step | Kind::Callback | Kind::Signal)
+    }
+
+    /// Tells whether messages from outside are for it.
+    pub(super) fn takes_messages(self) -> bool {
+        matches!(self, Kind::Callback | Kind::Signal)
     }
 }
 
@@ -114,6 +123,25 @@ pub(super) fn has_begun(named: &HashMap<Arc<str>, Named>, key: &str) -> bool {
     let Some((base, ordinal)) = key.rsplit_once('#') else { return false };
     let Ok(ordinal) = ordinal.parse::<u32>() else { return false };
     named.get(base).is_some_and(|named| ordinal < named.next)
+}
+
+/// The key of the signal of this name, within the branches named before it: `branch/name`. It has the same one each time it is begun.
+pub(crate) fn signal_key(name: &str) -> Arc<str> {
+    let (scope, name) = match name.rsplit_once('/') {
+        Some((branches, name)) => {
+            (branches.split('/').fold(Arc::from(""), |scope: Arc<str>, branch| scope_within(&scope, branch)), name)
+        }
+        None => ("".into(), name),
+    };
+    format!("{}#0", base_of(&scope, Kind::Signal, name, None)).into()
+}
+
+/// Tells whether an operation of this key is the callback of this name, in whatever branch.
+pub(crate) fn is_callback_named(key: &str, name: &str) -> bool {
+    let local = key.rsplit('/').next().unwrap_or(key);
+    let mut base = format!("{}:", Kind::Callback.name());
+    escape(&mut base, name);
+    local.rsplit_once('#').is_some_and(|(local, _)| local == base)
 }
 
 /// Names a timer by its duration.

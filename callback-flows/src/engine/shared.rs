@@ -15,11 +15,15 @@ use stable_interfaces::Timestamp;
 use stable_interfaces::clock::{Clock, Random};
 
 use super::Undo;
-use super::faults::{beside_the_journal, out_of_place, two_at_once};
+use super::emitted::Emitted;
+use super::faults::{beside_the_journal, out_of_place, too_many_open, two_at_once};
 use super::names::{Kind, base_of};
 use crate::blocked::{Blocked, BlockedKind};
 use crate::journal::{Begun, Detail, Event, Key};
 use crate::token::Urls;
+
+/// The most callbacks and signals that a flow's code may hold at once.
+pub(super) const MAX_OPEN: usize = 2_000;
 
 /// The most that may be in a flow's journal.
 #[derive(Debug, Clone, Copy)]
@@ -167,6 +171,10 @@ pub(super) struct State {
     pub(super) begun: Vec<Begun>,
     /// Those that it began the first time, if that is known.
     pub(super) expected: Option<Vec<Begun>>,
+    /// The events that it emitted because of that entry.
+    pub(super) emitted: Vec<Emitted>,
+    /// The number of callbacks and signals that it holds.
+    pub(super) open: usize,
     /// The names of all patches in the journal.
     pub(super) patched: HashSet<Key>,
     pub(super) patches: HashMap<Key, bool>,
@@ -262,6 +270,8 @@ impl Shared {
             now: Timestamp::MIN,
             begun: Vec::new(),
             expected: None,
+            emitted: Vec::new(),
+            open: 0,
             patched: HashSet::new(),
             patches: HashMap::new(),
             handed_in: VecDeque::new(),
@@ -410,7 +420,8 @@ impl Shared {
             return Ticket { shared: self.clone(), index: usize::MAX, key: base, at: (0, None) };
         }
         let ordinal = named.next;
-        named.next += 1;
+        // A signal is found by its name alone, whoever waits for it.
+        named.next += u32::from(kind != Kind::Signal);
         named.alive += 1;
         let key: Key = format!("{base}#{ordinal}").into();
         // The deadline of a timer is the one that it was given first.
@@ -449,6 +460,10 @@ impl Shared {
             state.ops[index] = Some(op);
         }
         state.by_key.insert(key.clone(), index);
+        state.open += usize::from(kind.takes_messages());
+        if state.open > MAX_OPEN {
+            state.fault.get_or_insert_with(too_many_open);
+        }
         if let Some(due) = due {
             state.due.insert((due, index));
         }
@@ -483,8 +498,13 @@ impl State {
 
     /// Removes an operation: its callback is closed, its timer disarmed.
     fn let_go(&mut self, index: usize) -> Option<Op> {
-        let op = self.ops.get_mut(index)?.take()?;
+        let mut op = self.ops.get_mut(index)?.take()?;
         self.free.push(index);
+        self.open -= usize::from(op.kind.takes_messages());
+        if op.kind == Kind::Signal && !op.queue.is_empty() {
+            // They are for whoever waits for it next.
+            self.early.insert(op.key.clone(), std::mem::take(&mut op.queue));
+        }
         self.by_key.remove(&op.key);
         if let Some(named) = self.named.get_mut(&op.base) {
             named.alive -= 1;
@@ -530,6 +550,11 @@ pub(crate) struct Ticket {
 impl Ticket {
     pub(crate) fn key(&self) -> &Key {
         &self.key
+    }
+
+    /// Tells whether the operation was begun where it may be; the flow is blocked else.
+    pub(super) fn is_in_place(&self) -> bool {
+        self.index != usize::MAX
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {

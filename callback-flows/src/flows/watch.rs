@@ -1,0 +1,229 @@
+//! Looking at flows, and waiting for them: from memory and on a word where this host owns the flow, and else by a look at the store
+//! once a second.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use stable_interfaces::clock::Clock;
+use stable_interfaces::store::Epoch;
+use stable_interfaces::{KeyRange, RequestError};
+
+use super::{Flows, FlowsError, identity, unavailable};
+use crate::events::{EVENT_KEY, FlowEvent, FlowEvents, HostEvents, event_key};
+use crate::hub::{Newer, Subscription};
+use crate::instance::{Look, TurnError};
+use crate::status::{Outcome, State, Status};
+
+/// The time after which a flow that another host has is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// The most events that are read from the store at once.
+const EVENTS_AT_ONCE: usize = 100;
+
+impl Flows {
+    /// The status of a flow, from any host; `None` if there is none of this ID. Where this host has the flow in memory, it shows attempts of
+    /// steps that run now; else it is as of the flow's last commit.
+    ///
+    /// # Errors
+    /// [`FlowsError::Unavailable`], [`FlowsError::Unreadable`].
+    pub async fn get(&self, name: &str, id: &str) -> Result<Option<Status>, FlowsError> {
+        let flow = identity(name, id)?;
+        if self.interface.is_running(&flow)
+            && let Ok(Some(status)) = self.interface.request(&flow, Look).await
+        {
+            return Ok(Some(status));
+        }
+        self.status(&flow).await
+    }
+
+    /// Waits until the status of a flow is as it is wanted, or the time is over, and gives the status as it is then. A flow that another host
+    /// owns is looked at once a second.
+    ///
+    /// Such as until its end, `|status| status.state.is_over()`, or for any change, `|status| status.revision != seen`.
+    ///
+    /// # Errors
+    /// [`FlowsError::NotFound`], and as [`get`](Self::get).
+    pub async fn wait(
+        &self,
+        name: &str,
+        id: &str,
+        limit: Duration,
+        is_wanted: impl Fn(&Status) -> bool + Send,
+    ) -> Result<Status, FlowsError> {
+        let flow = identity(name, id)?;
+        let mut watch = self.watch(&flow)?;
+        let clock = watch.clock.clone();
+        let (began, mut has_waited) = (clock.elapsed(), false);
+        let mut status: Option<Status> = None;
+        loop {
+            if watch.take_must_read() {
+                status = self.status(&flow).await?;
+            } else if let Some(told) = watch.subscription.status() {
+                let is_newer = status.as_ref().is_none_or(|known| known.revision < told.revision);
+                status = if is_newer { Some(Status::clone(&told)) } else { status };
+            }
+            let passed = clock.elapsed().saturating_sub(began);
+            match status.take() {
+                Some(now) if passed >= limit || is_wanted(&now) => return Ok(now),
+                // Its owner may be about to start it.
+                None if has_waited || passed >= limit || watch.is_here() => return Err(FlowsError::NotFound),
+                known => status = known,
+            }
+            watch.pause(limit - passed).await;
+            has_waited = true;
+        }
+    }
+
+    /// Waits for a flow to end, and says how. A flow that another host owns is looked at once a second.
+    ///
+    /// # Errors
+    /// As [`result`](Self::result).
+    pub async fn ended(&self, name: &str, id: &str) -> Result<Outcome, FlowsError> {
+        let status = self.wait(name, id, Duration::MAX, |status| status.state.is_over()).await?;
+        match status.state {
+            // Its result is not in the status.
+            State::Done => self.result(name, id).await?.ok_or(FlowsError::NotFound),
+            State::Failed { error } => Ok(Outcome::Failed(error)),
+            State::Cancelled => Ok(Outcome::Cancelled),
+            _ => Ok(Outcome::Purged),
+        }
+    }
+
+    /// The events of a flow with sequence numbers above `after`, from any host: all there are, then each as it comes, up to its end, which is the
+    /// last one. With the number of the last event that a reader has had, it goes on without a gap or a repeat; 0 is for all. A number
+    /// above all that there are counts as that of the newest.
+    ///
+    /// On the flow's owner they are told when they are durable; on another host the store is looked at once a second.
+    ///
+    /// # Errors
+    /// [`FlowsError::NotFound`], and as [`get`](Self::get).
+    pub async fn events(&self, name: &str, id: &str, after: u64) -> Result<FlowEvents, FlowsError> {
+        let flow = identity(name, id)?;
+        let watch = self.watch(&flow)?;
+        let status = self.status(&flow).await?.ok_or(FlowsError::NotFound)?;
+        let newest = status.events + u64::from(status.state.is_over());
+        Ok(FlowEvents::new(Reader { flows: self.clone(), after: after.min(newest), watch, has_failed: false }))
+    }
+
+    /// Events of all flows, as this host brings them about: `started`, `succeeded`, `failed`, `cancelled`, `blocked`, each once, those of one
+    /// flow in order, from this call on. They are told when they are durable.
+    ///
+    /// A reader that is more than 1,024 events behind misses the oldest, and is told how many those were; nobody waits for a reader.
+    #[must_use]
+    pub fn on_event(&self) -> HostEvents {
+        HostEvents::new(self.registry.hub.subscribe_to_all())
+    }
+
+    fn watch(&self, flow: &str) -> Result<Watch, FlowsError> {
+        let clock = self.interface.clock().ok_or_else(|| unavailable(RequestError::NotStarted::<TurnError>))?;
+        Ok(Watch {
+            flows: self.clone(),
+            flow: flow.into(),
+            // Before the first look at the store: of what comes after that, there is a word.
+            subscription: self.registry.hub.subscribe(flow),
+            epoch: self.interface.epoch(flow),
+            must_read: true,
+            clock,
+        })
+    }
+}
+
+/// A wait for news of one flow.
+struct Watch {
+    flows: Flows,
+    flow: Arc<str>,
+    subscription: Subscription,
+    /// The epoch under which this host owns the flow: within one, there is a word of each commit.
+    epoch: Option<Epoch>,
+    /// There may be news in the store that there was no word of.
+    must_read: bool,
+    clock: Arc<dyn Clock>,
+}
+
+impl Watch {
+    fn is_here(&self) -> bool {
+        self.epoch.is_some()
+    }
+
+    fn take_must_read(&mut self) -> bool {
+        std::mem::take(&mut self.must_read)
+    }
+
+    /// Waits for a word of the flow, for so long at most, or until it is time to look at the store.
+    async fn pause(&mut self, limit: Duration) {
+        tokio::select! { biased;
+            () = self.subscription.told() => {}
+            () = self.clock.sleep(LOOK_AGAIN.min(limit)) => {
+                let epoch = self.flows.interface.epoch(&self.flow);
+                self.must_read |= epoch.is_none() || epoch != self.epoch;
+                self.epoch = epoch;
+            }
+        }
+    }
+}
+
+/// A reader of the events of one flow.
+pub(crate) struct Reader {
+    flows: Flows,
+    /// The sequence number of the last event that was handed out.
+    after: u64,
+    watch: Watch,
+    has_failed: bool,
+}
+
+impl Reader {
+    /// The next events, when there are any; `None` if there will be no more.
+    pub(crate) async fn read(&mut self) -> Result<Option<VecDeque<FlowEvent>>, FlowsError> {
+        if self.has_failed {
+            self.watch.clock.sleep(LOOK_AGAIN).await;
+        }
+        // Unless it is dropped before its end.
+        self.has_failed = true;
+        let read = self.read_on().await;
+        self.has_failed = read.is_err();
+        if let Ok(Some(events)) = &read {
+            self.after = events.back().map_or(self.after, FlowEvent::sequence);
+        }
+        read
+    }
+
+    async fn read_on(&mut self) -> Result<Option<VecDeque<FlowEvent>>, FlowsError> {
+        loop {
+            match self.watch.subscription.newer_than(self.after) {
+                Newer::Events(events) => return Ok(Some(events)),
+                Newer::InStore => self.watch.must_read = true,
+                Newer::None => {}
+            }
+            if self.watch.must_read {
+                let flow = self.watch.flow.clone();
+                let Some(status) = self.flows.status(&flow).await? else { return Ok(None) };
+                if status.state == State::Purged {
+                    return Ok(None);
+                }
+                if status.events > self.after {
+                    let events = self.stored(&flow).await?;
+                    // Purged between the two reads.
+                    return Ok((!events.is_empty()).then_some(events));
+                }
+                if status.state.is_over() {
+                    let end = FlowEvent::end(flow, &status).filter(|end| end.sequence() > self.after);
+                    return Ok(end.map(|end| VecDeque::from([end])));
+                }
+                self.watch.must_read = false;
+            }
+            self.watch.pause(LOOK_AGAIN).await;
+        }
+    }
+
+    async fn stored(&self, flow: &Arc<str>) -> Result<VecDeque<FlowEvent>, FlowsError> {
+        let (from, to) = (event_key(self.after + 1), format!("{EVENT_KEY}0"));
+        let range = KeyRange::from(&*from..&*to).limit(EVENTS_AT_ONCE);
+        let rows: Vec<(Arc<str>, Bytes)> = self.flows.stored(flow, range).await?;
+        let decoded = rows.iter().map(|(key, row)| {
+            let sequence = key.rsplit('/').next().and_then(|number| number.parse().ok()).unwrap_or_default();
+            FlowEvent::decode(flow.clone(), sequence, row).map_err(FlowsError::Unreadable)
+        });
+        decoded.collect()
+    }
+}

@@ -1,0 +1,138 @@
+//! News of a flow: its events, as they are stored, and the word of each commit for whoever listens on this host.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+use stable_interfaces::{Context, Handle};
+
+use super::{FlowInstance, Going, Loaded, TurnError};
+use crate::engine::Phase;
+use crate::events::{self, FlowEvent, event_key};
+use crate::hub::Hub;
+use crate::metrics;
+use crate::status::{State, Status};
+
+/// Asks for the status as it is in memory.
+pub(crate) struct Look;
+
+/// All that a flow has said so far that its status shows.
+#[derive(Debug, Default)]
+pub(super) struct Said {
+    /// The number of its events.
+    pub(super) events: u64,
+    pub(super) progress: Option<Value>,
+    pub(super) resource: Option<String>,
+}
+
+impl Said {
+    pub(super) fn of(status: &Status) -> Said {
+        Said { events: status.events, progress: status.progress.clone(), resource: status.resource.clone() }
+    }
+}
+
+/// A flow's part in the gauge of unread messages.
+#[derive(Debug, Default)]
+pub(super) struct Unread(usize);
+
+impl Unread {
+    fn set(&mut self, messages: usize) {
+        metrics::unread(self.0, messages);
+        self.0 = messages;
+    }
+}
+
+impl Drop for Unread {
+    fn drop(&mut self) {
+        self.set(0);
+    }
+}
+
+impl FlowInstance {
+    /// The name of its code.
+    pub(super) fn name(&self) -> Arc<str> {
+        self.id.split('/').next().unwrap_or_default().into()
+    }
+}
+
+impl Going {
+    /// Stores what the code has emitted.
+    pub(super) fn store_events(&mut self, flow: &Arc<str>, cx: &mut Context) -> Result<Vec<FlowEvent>, TurnError> {
+        let mut stored = Vec::new();
+        for event in self.engine.take_emitted() {
+            self.said.events += 1;
+            let sequence = self.said.events;
+            match &*event.name {
+                events::PROGRESS => self.said.progress = serde_json::from_slice(&event.value).ok(),
+                events::RESOURCE => self.said.resource = serde_json::from_slice(&event.value).ok(),
+                _ => {}
+            }
+            let event = FlowEvent::new(flow.clone(), sequence, event.at, event.name, events::raw(&event.value));
+            cx.put_bytes(&event_key(sequence), event.encode().map_err(TurnError::Status)?)?;
+            stored.push(event);
+        }
+        self.unread.set(self.engine.unread());
+        if let Phase::Ended(ended) = self.engine.phase() {
+            let name = flow.split('/').next().unwrap_or_default();
+            let (outcome, entries) = (events::outcome(ended), self.engine.entries());
+            let name = name.to_owned();
+            cx.after_commit(move || metrics::finished(&name, outcome, entries));
+        }
+        Ok(stored)
+    }
+}
+
+/// Tells those who listen, when it is durable, that the status of a flow has become another one.
+pub(super) fn tell(
+    cx: &mut Context,
+    flow: &Arc<str>,
+    hub: &Arc<Hub>,
+    before: Option<Arc<Status>>,
+    status: Arc<Status>,
+    mut events: Vec<FlowEvent>,
+) {
+    let (flow, hub) = (flow.clone(), hub.clone());
+    cx.after_commit(move || {
+        let was_over = before.as_ref().is_some_and(|before| before.state.is_over());
+        let is_same_state = before.as_ref().is_some_and(|before| before.state == status.state);
+        let of_host =
+            |name: &str, value| FlowEvent::new(flow.clone(), status.events, status.changed_at, name.into(), value);
+        if before.is_none() {
+            metrics::started(of_flow(&flow));
+            hub.tell_all(of_host(events::STARTED, events::json(&())));
+        }
+        if let State::Blocked { why } = &status.state
+            && !is_same_state
+        {
+            metrics::blocked(of_flow(&flow));
+            hub.tell_all(of_host(events::BLOCKED, events::json(why)));
+        }
+        let end = if was_over { None } else { FlowEvent::end(flow.clone(), &status) };
+        if let Some(end) = &end {
+            hub.tell_all(end.clone());
+        }
+        events.extend(end);
+        hub.tell(&flow, &status, events);
+    });
+}
+
+fn of_flow(flow: &str) -> &str {
+    flow.split('/').next().unwrap_or_default()
+}
+
+impl Handle<Look> for FlowInstance {
+    type Reply = Option<Status>;
+
+    async fn handle(&mut self, cx: &mut Context, _: Look) -> Result<Option<Status>, TurnError> {
+        Ok(match &self.loaded {
+            Loaded::Absent => None,
+            Loaded::Over(status) => Some(status.clone()),
+            Loaded::Going(going) => {
+                let now = going.status_at(cx.now());
+                // Attempts in memory are no change of the flow.
+                let stored = going.status.as_ref().map(|stored| (stored.changed_at, stored.revision));
+                let (changed_at, revision) = stored.unwrap_or((now.changed_at, now.revision));
+                Some(Status { changed_at, revision, ..now })
+            }
+        })
+    }
+}
