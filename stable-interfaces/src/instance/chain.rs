@@ -34,9 +34,23 @@ pub(crate) struct Chain {
     caller: Option<Arc<Chain>>,
     /// The moment until which the innermost caller waits for its answer, by the lease clock.
     waits_until: Duration,
+    /// The moment at which that caller asked, by the lease clock.
+    asked_at: Duration,
+    /// The time for which what it asked waits for its turn.
+    given: Duration,
 }
 
 impl Chain {
+    /// The time for which what the innermost caller asked waits for its turn.
+    pub(crate) fn given(&self) -> Duration {
+        self.given
+    }
+
+    /// The moment until which it waits for that, by the lease clock.
+    pub(crate) fn turn_until(&self) -> Duration {
+        self.asked_at.saturating_add(self.given)
+    }
+
     /// The moment until which the innermost caller waits for its answer, by the lease clock.
     pub(crate) fn waits_until(&self) -> Duration {
         self.waits_until
@@ -101,10 +115,10 @@ static THREADS: StaticMutex<Vec<Weak<Shown>>> = StaticMutex::new(Vec::new());
 /// The handler that one thread polls.
 #[derive(Debug)]
 struct Thread {
-    /// The polls that are nested in each other, the innermost last.
-    frames: RefCell<Vec<Frame>>,
-    /// The number of those that are out of sight of what is polled [outside of handlers](outside_of_handlers).
-    hidden: Cell<usize>,
+    /// The innermost of the polls that are nested in each other; the others are kept on the stack, by [`enter`].
+    frame: RefCell<Option<Frame>>,
+    /// The number of those polls, with the ones that are out of sight of what is polled [outside of handlers](outside_of_handlers).
+    depth: Cell<usize>,
     shown: Arc<Shown>,
 }
 
@@ -114,7 +128,7 @@ thread_local! {
         let mut threads = THREADS.lock();
         threads.retain(|thread| thread.strong_count() > 0);
         threads.push(Arc::downgrade(&shown));
-        Rc::new(Thread { frames: RefCell::default(), hidden: Cell::new(0), shown })
+        Rc::new(Thread { frame: RefCell::default(), depth: Cell::new(0), shown })
     };
 }
 
@@ -124,7 +138,7 @@ const MAX_DEPTH: usize = 16;
 /// Runs one poll of a handler as the current one, and gives back its instance.
 ///
 /// Frames are put together in place and taken apart field by field: moving one that has just been written costs more than all
-/// else here.
+/// else here. `poll` does not panic.
 #[inline(always)]
 pub(crate) fn enter(
     instance: Arc<dyn Link>,
@@ -134,14 +148,16 @@ pub(crate) fn enter(
 ) -> Arc<dyn Link> {
     let shown_as = address(&*instance);
     let thread = CURRENT.with(Rc::clone);
-    let mut frames = thread.frames.borrow_mut();
-    let outer = frames.last().map_or(0, |outer| address(&*outer.instance));
-    frames.push(Frame { instance, callers: callers.take(), deadline: *deadline });
-    drop(frames);
+    let frame = Frame { instance, callers: callers.take(), deadline: *deadline };
+    let outer = thread.frame.replace(Some(frame));
+    let outer_shown_as = outer.as_ref().map_or(0, |outer| address(&*outer.instance));
+    let depth = thread.depth.get();
+    thread.depth.set(depth + 1);
     thread.shown.show(shown_as);
     poll();
-    thread.shown.show(outer);
-    let frame = thread.frames.borrow_mut().pop();
+    thread.shown.show(outer_shown_as);
+    thread.depth.set(depth);
+    let frame = thread.frame.replace(outer);
     let Frame { instance, callers: left, deadline: set } =
         frame.expect("the frame stays in place while its handler is polled");
     *callers = left;
@@ -189,36 +205,29 @@ impl Blocked {
     }
 }
 
-/// The inheritance of a new request from the handler that makes it.
+/// The inheritance of a new request from the handler that makes it. Two words, so that it is never put together in memory.
 #[derive(Debug)]
 pub(crate) struct Origin {
     pub(crate) callers: Option<Arc<Chain>>,
-    /// The moment until which the request waits for its turn; none from outside any handler, where that is `given` from when it is
-    /// queued.
-    pub(crate) waits_until: Deadline,
-    /// The time for which it waits for its turn.
-    pub(crate) given: Duration,
     /// Tells whether the first poll of the new request's handler may happen on this stack.
     pub(crate) may_nest: bool,
 }
 
-/// The frames that were hidden, put back when this is dropped.
-struct Hidden(Rc<Thread>, Vec<Frame>);
+/// The frame that was hidden, put back when this is dropped.
+struct Hidden(Rc<Thread>, Option<Frame>);
 
 impl Hidden {
     fn hide() -> Hidden {
         let thread = CURRENT.with(Rc::clone);
-        let frames = std::mem::take(&mut *thread.frames.borrow_mut());
-        thread.hidden.set(thread.hidden.get() + frames.len());
-        Hidden(thread, frames)
+        let frame = thread.frame.take();
+        Hidden(thread, frame)
     }
 }
 
 impl Drop for Hidden {
     fn drop(&mut self) {
-        let Hidden(thread, frames) = self;
-        thread.hidden.set(thread.hidden.get() - frames.len());
-        *thread.frames.borrow_mut() = std::mem::take(frames);
+        let Hidden(thread, frame) = self;
+        drop(thread.frame.replace(frame.take()));
     }
 }
 
@@ -247,25 +256,24 @@ pub async fn outside_of_handlers<F: Future>(future: F) -> F::Output {
 
 /// Tells whether a handler is being polled on this thread.
 pub(crate) fn in_handler() -> bool {
-    CURRENT.with(|thread| !thread.frames.borrow().is_empty())
+    CURRENT.with(|thread| thread.frame.borrow().is_some())
 }
 
 /// Looks at the current handler, if there is one. If it has no deadline yet, its own interface's limit from `now` on becomes it;
 /// `timeout` is the limit of the interface that it asks.
-#[inline]
+#[inline(always)]
 pub(crate) fn origin(now: impl FnOnce() -> Duration, timeout: Duration) -> Origin {
-    CURRENT.with(|thread| {
-        let mut frames = thread.frames.borrow_mut();
-        let depth = frames.len() + thread.hidden.get();
-        match frames.last_mut() {
-            Some(frame) => frame.origin(now(), timeout, depth < MAX_DEPTH),
-            None => Origin { callers: None, waits_until: Deadline::NONE, given: timeout, may_nest: depth < MAX_DEPTH },
-        }
-    })
+    let (depth, in_handler) = CURRENT.with(|thread| (thread.depth.get(), thread.frame.borrow().is_some()));
+    Origin { callers: if in_handler { chain_of_current(now(), timeout) } else { None }, may_nest: depth < MAX_DEPTH }
+}
+
+#[inline(never)]
+fn chain_of_current(now: Duration, timeout: Duration) -> Option<Arc<Chain>> {
+    CURRENT.with(|thread| thread.frame.borrow_mut().as_mut().map(|frame| frame.chain(now, timeout)))
 }
 
 impl Frame {
-    fn origin(&mut self, now: Duration, timeout: Duration, may_nest: bool) -> Origin {
+    fn chain(&mut self, now: Duration, timeout: Duration) -> Arc<Chain> {
         let limit = || now.saturating_add(self.instance.handler_timeout());
         let deadline = self.deadline.get_or_insert_with(limit);
         // A handler outlasts a caller that has given up. Until then it asks for no longer than that caller waits.
@@ -273,14 +281,13 @@ impl Frame {
         let left = patience.map_or(deadline, |until| until.min(deadline)).saturating_sub(now);
         // A tenth less than what is left, so that the inner request fails first and its caller can still answer.
         let left = left - left / 10;
-        let given = left.min(timeout);
-        let (link, caller) = (self.instance.clone(), self.callers.clone());
-        Origin {
-            callers: Some(Arc::new(Chain { link, caller, waits_until: now.saturating_add(left) })),
-            waits_until: Deadline::at(now.saturating_add(given)),
-            given,
-            may_nest,
-        }
+        Arc::new(Chain {
+            link: self.instance.clone(),
+            caller: self.callers.clone(),
+            waits_until: now.saturating_add(left),
+            asked_at: now,
+            given: left.min(timeout),
+        })
     }
 }
 

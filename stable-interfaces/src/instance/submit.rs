@@ -4,13 +4,13 @@
 //! case that is all: no task, no clock, one allocation.
 
 use super::StableInterface;
-use super::chain::{self, Deadline, Origin};
+use super::chain::{self, Chain, Deadline};
 use super::drive::{Step, drive, first_poll, run_inline};
 use super::job::{Answer, AnswerOf, Job, NO_COMMIT, Patience, Work};
 use super::kind::InterfaceCore;
 use super::slot::{Enqueue, Next, Slot, Taken};
 use super::table::Full;
-use super::turn::{Around, Running, Waiting, handler, poll_handler, span_of};
+use super::turn::{Around, Running, Waiting, boxed, handler, poll_handler, span_of};
 use crate::error::{ContextError, Outcome, RequestError};
 use crate::fleet::hash_id;
 use crate::id::check_id;
@@ -121,16 +121,22 @@ impl<I: StableInterface> InterfaceCore<I> {
         Ok((hash, shard, epoch))
     }
 
+    /// The slot of `id`, made if it is absent.
+    #[inline(always)]
     pub(crate) fn slot(self: &Arc<Self>, id: &str, hash: u64, shard: ShardId) -> Outcome<Arc<Slot<I>>, I::Error> {
-        let make = || Slot::new(id, shard, self.clone());
-        match self.table.get_or_insert(id, hash, false, make) {
+        match self.table.get_or_insert(id, hash, false, || Slot::new(id, shard, self.clone())) {
             Ok(slot) => Ok(slot),
-            Err(Full) if self.make_room() => {
-                let slot = self.table.get_or_insert(id, hash, true, make);
-                Ok(slot.expect("a table that may be exceeded takes every slot"))
-            }
-            Err(Full) => Err(RequestError::Overloaded("instances in memory").into()),
+            Err(Full) => self.slot_in_full_table(id, hash, shard),
         }
+    }
+
+    #[cold]
+    fn slot_in_full_table(self: &Arc<Self>, id: &str, hash: u64, shard: ShardId) -> Outcome<Arc<Slot<I>>, I::Error> {
+        if !self.make_room() {
+            return Err(RequestError::Overloaded("instances in memory").into());
+        }
+        let slot = self.table.get_or_insert(id, hash, true, || Slot::new(id, shard, self.clone()));
+        Ok(slot.expect("a table that may be exceeded takes every slot"))
     }
 
     /// Passivates the least recently used instances; says whether there was any that could leave.
@@ -167,17 +173,17 @@ impl<I: StableInterface> InterfaceCore<I> {
                 Taken::Free(state) => state,
                 Taken::Gone => continue,
                 taken @ (Taken::Busy | Taken::Unsettled(_)) => {
-                    let (job, answer) = self.waiting(work, origin, &slot, id);
+                    let (job, answer) = self.waiting(work, origin.callers, &slot, id);
                     self.queue(slot, taken, job, id, hash, shard, epoch)?;
                     return Ok(Submitted::Waiting(answer));
                 }
             };
             if !origin.may_nest {
-                let (job, answer) = self.waiting(work, origin, &slot, id);
+                let (job, answer) = self.waiting(work, origin.callers, &slot, id);
                 drive(&slot, Step::Next(Next::Run(job, state, epoch)));
                 return Ok(Submitted::Waiting(answer));
             }
-            let mut future = Box::pin(handler(slot.clone(), epoch, state, work));
+            let mut future = boxed(|| handler(slot.clone(), epoch, state, work));
             let mut callers = origin.callers;
             let (mut deadline, limit) = match W::IS_STOP {
                 true => (slot.stop_deadline(), self.options.stop_timeout),
@@ -203,25 +209,23 @@ impl<I: StableInterface> InterfaceCore<I> {
     }
 
     /// A request that does not begin here, and where its answer will come.
+    #[inline(never)]
     #[allow(clippy::type_complexity, reason = "a job and its answer")]
     fn waiting<W: Work<I>>(
         &self,
         work: Quiet<W>,
-        origin: Origin,
+        callers: Option<Arc<Chain>>,
         slot: &Slot<I>,
         id: &str,
     ) -> (Box<dyn Job<I>>, oneshot::Receiver<Quiet<AnswerOf<I, W>>>) {
         let (reply, answer) = oneshot::channel();
-        let waits_until = origin.waits_until.get().unwrap_or_else(|| slot.moment_in(origin.given));
-        let job = Waiting {
-            work,
-            callers: origin.callers,
-            patience: Patience::Until(waits_until, origin.given),
-            limit: self.options.handler_timeout,
-            woken_by: None,
-            span: span_of::<I>(id, slot.shard, None),
-            reply: Some(reply),
+        let limit = self.options.handler_timeout;
+        let patience = match &callers {
+            Some(callers) => Patience::Until(callers.turn_until(), callers.given()),
+            None => Patience::Until(slot.moment_in(limit), limit),
         };
+        let span = span_of::<I>(id, slot.shard, None);
+        let job = Waiting { work, callers, patience, limit, woken_by: None, span, reply: Some(reply) };
         (Box::new(job), answer)
     }
 

@@ -14,7 +14,7 @@ use hashbrown::HashTable;
 
 use crate::fleet::hash_id;
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use crate::sync::{Arc, Mutex};
+use crate::sync::{Arc, Mutex, MutexGuard};
 
 const MAX_STRIPES: usize = 128;
 /// The most look-ups in one stripe between two steps of the table's time.
@@ -48,6 +48,8 @@ pub(crate) struct Table<S> {
     stripes: Box<[Stripe<S>]>,
     len: AtomicUsize,
     max: usize,
+    /// The most look-ups in one stripe between two steps of the time.
+    look_ups: usize,
     /// The high half is the table's age, raised by each sweep for idle instances: the unit in which idleness is counted, so that
     /// no request reads a clock. The low half is raised by use, and orders uses within an age.
     time: AtomicU64,
@@ -78,6 +80,7 @@ impl<S: Entry> Table<S> {
             stripes: (0..stripes).map(|_| stripe()).collect(),
             len: AtomicUsize::new(0),
             max,
+            look_ups: stripes.min(MAX_LOOK_UPS),
             time: AtomicU64::new(0),
             next_part: AtomicUsize::new(0),
             rests_until: AtomicU64::new(0),
@@ -91,7 +94,7 @@ impl<S: Entry> Table<S> {
     }
 
     /// The slot of `id`, made by `make` if there is none. `may_exceed` if room has just been made for it.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn get_or_insert(
         &self,
         id: &str,
@@ -101,17 +104,28 @@ impl<S: Entry> Table<S> {
     ) -> Result<Arc<S>, Full> {
         let mut stripe = self.stripe(hash).lock();
         // Not `entry`: most IDs are there, and finding one is cheaper than making room for it as well.
-        if let Some(slot) = stripe.slots.find(hash, |slot| *slot.id() == *id) {
-            slot.used().store(self.time.load(Ordering::Relaxed), Ordering::Relaxed);
-            let slot = slot.clone();
-            // With one stripe each use has a time of its own. With many, a counter that all share would cost more than it tells.
-            stripe.look_ups += 1;
-            if stripe.look_ups >= self.stripes.len().min(MAX_LOOK_UPS) {
-                stripe.look_ups = 0;
-                self.time.fetch_add(1, Ordering::Relaxed);
-            }
-            return Ok(slot);
+        let Some(slot) = stripe.slots.find(hash, |slot| *slot.id() == *id) else {
+            return self.insert(stripe, hash, may_exceed, make);
+        };
+        slot.used().store(self.time.load(Ordering::Relaxed), Ordering::Relaxed);
+        let slot = slot.clone();
+        // With one stripe each use has a time of its own. With many, a counter that all share would cost more than it tells.
+        stripe.look_ups += 1;
+        if stripe.look_ups >= self.look_ups {
+            stripe.look_ups = 0;
+            self.time.fetch_add(1, Ordering::Relaxed);
         }
+        Ok(slot)
+    }
+
+    #[inline(never)]
+    fn insert(
+        &self,
+        mut stripe: MutexGuard<'_, StripeState<S>>,
+        hash: u64,
+        may_exceed: bool,
+        make: impl FnOnce() -> S,
+    ) -> Result<Arc<S>, Full> {
         if !may_exceed && self.len.load(Ordering::Relaxed) >= self.max {
             return Err(Full);
         }

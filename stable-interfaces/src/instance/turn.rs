@@ -12,8 +12,9 @@ use std::pin::Pin;
 use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
-use tracing::Span;
 use tracing::field::Empty;
+use tracing::level_filters::LevelFilter;
+use tracing::{Level, Span};
 
 use super::StableInterface;
 use super::chain::{self, Chain, Deadline};
@@ -73,7 +74,14 @@ pub(crate) struct Around<I: StableInterface> {
 
 /// The span of one message, entered around each poll of its handler; inside the one it is sent from. Where nobody listens it
 /// costs one look at a static.
+#[inline(always)]
 pub(crate) fn span_of<I: StableInterface>(id: &str, shard: ShardId, woken_by: Option<&Delivery>) -> Span {
+    if LevelFilter::current() < Level::DEBUG { Span::none() } else { listened_span_of::<I>(id, shard, woken_by) }
+}
+
+/// As [`span_of`], where somebody may listen.
+#[inline(never)]
+fn listened_span_of<I: StableInterface>(id: &str, shard: ShardId, woken_by: Option<&Delivery>) -> Span {
     let span = tracing::debug_span!(
         "handle",
         interface = I::NAME,
@@ -104,6 +112,13 @@ pub(crate) async fn handler<I: StableInterface, W: Work<I>>(
     let result = work.run(state.place(), &mut cx).await;
     let result = if result.is_err() { cx.judge::<I, _>(result) } else { result };
     Ending::Returned { state, recorded: cx.recorded, result }
+}
+
+/// Puts a future where it stays. The place comes first: a future that is there already need not be moved there.
+#[inline(always)]
+pub(crate) fn boxed<F>(future: impl FnOnce() -> F) -> Pin<Box<F>> {
+    let place = Box::new_uninit();
+    Box::into_pin(Box::write(place, future()))
 }
 
 /// Polls a handler once: as the current link of the call chain, and with its panics caught. The slot comes back with the
@@ -149,7 +164,7 @@ impl<I: StableInterface, R, F> Running<I, R, F> {
         match self.reply.take() {
             Some(reply) => send(reply, answer),
             None => match answer.result {
-                Err(error) if tracing::enabled!(tracing::Level::DEBUG) => {
+                Err(error) if tracing::enabled!(Level::DEBUG) => {
                     let error = text_of(|| error.report());
                     tracing::debug!(instance = %chain::Described(&**slot), %error, "a message without a sender failed");
                 }
@@ -224,7 +239,7 @@ pub(crate) struct Waiting<I: StableInterface, W: Work<I>> {
 impl<I: StableInterface, W: Work<I>> Job<I> for Waiting<I, W> {
     fn start(self: Box<Self>, slot: Arc<Slot<I>>, state: State<I>, epoch: Epoch) -> Box<dyn Turn<I>> {
         let Waiting { work, callers, limit, woken_by, span, reply, .. } = *self;
-        let future = Quiet::new(Box::pin(handler(slot.clone(), epoch, state, work)));
+        let future = Quiet::new(boxed(|| handler(slot.clone(), epoch, state, work)));
         // However long it has waited, its handler has its whole time.
         let (deadline, limit) = match W::IS_STOP {
             true => (slot.stop_deadline(), slot.interface.options.stop_timeout),
