@@ -1,6 +1,7 @@
 //! Instances: what an application implements, and what runs it one message at a time.
 
 pub(crate) mod admin;
+pub(crate) mod answer;
 pub(crate) mod chain;
 pub(crate) mod context;
 pub(crate) mod drive;
@@ -8,6 +9,7 @@ pub(crate) mod enlist;
 pub(crate) mod job;
 pub(crate) mod kind;
 pub(crate) mod life;
+pub(crate) mod machine;
 pub(crate) mod peer;
 pub(crate) mod queue;
 pub(crate) mod range;

@@ -15,7 +15,7 @@ use syn::visit::Visit;
 type Floor = (&'static str, &'static str, &'static [&'static str]);
 
 /// From the ground up.
-const FLOORS: [Floor; 12] = [
+const FLOORS: [Floor; 13] = [
     (
         "ground",
         "is the ground: it would know what is built on it",
@@ -44,6 +44,11 @@ const FLOORS: [Floor; 12] = [
         &["connection.rs", "instance/chain.rs", "instance/life.rs", "instance/range.rs", "instance/recorded.rs"],
     ),
     (
+        "machine",
+        "is pure: it decides about one instance, and must not know the slot that locks it, a clock, or the application's code",
+        &["instance/answer.rs", "instance/machine.rs", "instance/machine/", "instance/queue.rs"],
+    ),
+    (
         "handler",
         "is what an application implements, and what its handlers are given: it knows its instance by a trait alone",
         &["instance.rs", "instance/context.rs", "instance/context/", "instance/enlist.rs", "instance/peer.rs"],
@@ -51,14 +56,7 @@ const FLOORS: [Floor; 12] = [
     (
         "slot",
         "is where one instance is: it knows messages by a trait alone, not how they are run",
-        &[
-            "instance/job.rs",
-            "instance/kind.rs",
-            "instance/queue.rs",
-            "instance/slot.rs",
-            "instance/slot/",
-            "instance/table.rs",
-        ],
+        &["instance/job.rs", "instance/kind.rs", "instance/slot.rs", "instance/slot/", "instance/table.rs"],
     ),
     (
         "turn",
@@ -318,6 +316,7 @@ fn a_planted_crossing_is_found_whatever_way_it_is_written() {
         // By a name that another floor passes on.
         ("inbox.rs", "use crate::store::Enlistment;", "instance/enlist.rs"),
         ("inbox.rs", "use crate::Context;", "instance/context.rs"),
+        ("instance/machine.rs", "fn f(_: &super::slot::Slot<()>) {}", "instance/slot.rs"),
         ("alarm/retry.rs", "mod inner { use super::super::super::host::Host; }", "host.rs"),
     ];
     for (path, line, above) in planted {
@@ -331,6 +330,25 @@ fn a_planted_crossing_is_found_whatever_way_it_is_written() {
     let mut with_a_new_file = sources();
     with_a_new_file.insert("util.rs".into(), "//! Anything.".into());
     assert_eq!(crossings(&with_a_new_file), ["util.rs stands on no floor: give it one in FLOORS"]);
+}
+
+/// Parts of what stands below the machine that it may not use all the same: they act, wait or tell the time.
+const NOT_PURE: [&str; 8] =
+    ["clock", "sync::Mutex", "sync::Semaphore", "sync::atomic", "sync::oneshot", "shared", "tasks::Tasks", "metrics"];
+
+#[test]
+fn the_machine_is_pure() {
+    let sources = sources();
+    let files: Vec<_> =
+        sources.keys().filter(|path| path.starts_with("instance/machine") && !is_outside(path)).collect();
+    assert!(files.len() > 3);
+    for path in files {
+        for (used, line) in Paths::of(path, &sources[path]).used {
+            let used = used.join("::");
+            let found = NOT_PURE.iter().find(|part| used == **part || used.starts_with(&format!("{part}::")));
+            assert!(found.is_none(), "{path}:{line} uses {used}: it is asked of the hands");
+        }
+    }
 }
 
 #[test]

@@ -42,7 +42,7 @@ pub(crate) trait Instance: Link {
     /// Commits in the middle of a handler, and releases its outputs behind that.
     fn commit(self: Arc<Self>, epoch: Epoch, ops: Vec<Op>, outputs: Vec<Output>) -> Result<Ticket, ContextError>;
     /// Commits the mark that an alarm or message is about to be handled. The window is not shown it.
-    fn commit_mark(&self, epoch: Epoch, mark: Op) -> Result<Ticket, ContextError>;
+    fn commit_mark(self: Arc<Self>, epoch: Epoch, mark: Op) -> Result<Ticket, ContextError>;
     /// The last commit of this incarnation that may not be durable yet.
     fn pending(&self) -> Option<Ticket>;
     /// Commits in the middle of a handler, with a transaction of somebody else; `completes` if what woke it is completed by that.
@@ -507,7 +507,7 @@ impl Context {
 
     /// Marks what woke the instance in the store, so that a process that dies of it is known by it.
     pub(crate) async fn mark_started(&mut self, wake: &Wake) -> Result<(), ContextError> {
-        let ticket = self.instance.commit_mark(self.epoch, wake.mark())?;
+        let ticket = self.instance.clone().commit_mark(self.epoch, wake.mark())?;
         Ok(ticket.wait().await?)
     }
 

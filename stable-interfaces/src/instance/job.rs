@@ -5,18 +5,15 @@ use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
 use super::StableInterface;
+use super::answer::{Answer, Refusal, State};
 use super::context::Context;
 use super::queue::Waiter;
 use super::recorded::Recorded;
 use super::slot::{Next, Slot};
-use crate::commit::gate::Ticket;
-use crate::error::{ContextError, Outcome, RequestError};
+use crate::error::Outcome;
 use crate::quiet::Quiet;
-use crate::store::{Epoch, StoreError};
+use crate::store::Epoch;
 use crate::sync::{Arc, oneshot};
-
-/// An instance, if there is one in memory.
-pub(crate) type State<I> = Quiet<Box<I>>;
 
 /// The work that a message asks of an instance.
 pub(crate) trait Work<I: StableInterface>: Send + 'static {
@@ -41,50 +38,25 @@ pub(crate) trait Work<I: StableInterface>: Send + 'static {
     ) -> impl Future<Output = Outcome<Self::Reply, I::Error>> + Send;
 }
 
-/// A reply on its way out, and what it still waits for.
-#[derive(Debug)]
-pub(crate) struct Answer<R, E> {
-    pub(crate) result: Outcome<R, E>,
-    /// The last of the commits it must not outrun.
-    pub(crate) behind: Option<Ticket>,
-    /// The first commit of the turn before its end: of a failure behind that, a part has happened. [`NO_COMMIT`] if there was
-    /// none.
-    pub(crate) interim: u64,
-}
-
-/// A number that no commit has.
-pub(crate) const NO_COMMIT: u64 = u64::MAX;
-
-impl<R, E> Answer<R, E> {
-    /// Waits for the gate; a failed commit takes the reply's place, whatever the reply was.
-    pub(crate) async fn release(self) -> Outcome<R, E> {
-        let Answer { result, behind, interim } = self;
-        let Some(ticket) = behind else { return result };
-        let result = Quiet::new(result);
-        if let Err((failed, failure)) = ticket.wait_for_which().await {
-            let error = RequestError::from(ContextError::from(failure));
-            return Err(Box::new(if interim < failed { error.in_doubt() } else { error }));
-        }
-        result.into_inner().expect("the reply is there until it is released")
-    }
-}
-
 pub(crate) type AnswerOf<I, W> = Answer<<W as Work<I>>::Reply, <I as StableInterface>::Error>;
 
 pub(crate) type ReplyTo<R, E> = oneshot::Sender<Quiet<Answer<R, E>>>;
 
 /// The end of a handler's future.
-pub(crate) enum Ending<I: StableInterface, R> {
+pub(crate) enum HandlerEnd<S, R, E> {
     Returned {
-        state: State<I>,
+        state: State<S>,
         recorded: Recorded,
-        result: Outcome<R, I::Error>,
+        result: Outcome<R, E>,
     },
     Panicked(String),
     TimedOut(Duration),
     /// As [`TimedOut`](Self::TimedOut), while the instance was being stopped.
     StopCut(Duration),
 }
+
+/// The end of a handler of an interface.
+pub(crate) type EndOf<I, R> = HandlerEnd<I, R, <I as StableInterface>::Error>;
 
 /// A turn under way, whatever its message.
 pub(crate) trait Turn<I: StableInterface>: Send {
@@ -118,41 +90,9 @@ pub(crate) trait Job<I: StableInterface>: Waiter + Send {
     /// The time for which it was to wait.
     fn given(&self) -> Duration;
 
-    /// As [`Work::is_drain`].
-    fn is_drain(&self) -> bool;
-
     /// Asks for a place in the queue of a busy instance. If it was woken and another of its kind has that place, it waits in its
     /// shard's window, and is to be dropped: `false` says that.
     fn may_queue(&mut self) -> bool;
-}
-
-/// The reason why a waiting message never had its turn.
-#[derive(Debug, Clone)]
-pub(crate) enum Refusal {
-    TimedOut {
-        after: Duration,
-        waited_for: String,
-    },
-    /// `on_start` failed for the message before it.
-    NotStarted(String),
-    /// The same, because of the store.
-    Store(Arc<StoreError>),
-    Fenced,
-    LeaseLost,
-    Stopped,
-}
-
-impl<E> From<Refusal> for RequestError<E> {
-    fn from(refusal: Refusal) -> RequestError<E> {
-        match refusal {
-            Refusal::TimedOut { after, waited_for } => RequestError::TimedOut { after, waited_for },
-            Refusal::NotStarted(reason) => RequestError::Rejected(format!("the instance could not start: {reason}")),
-            Refusal::Store(error) => RequestError::Store(error),
-            Refusal::Fenced => RequestError::Fenced,
-            Refusal::LeaseLost => RequestError::LeaseLost,
-            Refusal::Stopped => RequestError::Draining,
-        }
-    }
 }
 
 /// The time for which a message waits for its turn.

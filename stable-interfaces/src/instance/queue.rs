@@ -15,6 +15,9 @@ pub(crate) trait Waiter {
 
     /// True if a permit bounds it already, and not the queue's own limit.
     fn holds_permit(&self) -> bool;
+
+    /// True if it lets the instance leave memory because its host drains: one at a time waits for that.
+    fn is_drain(&self) -> bool;
 }
 
 impl<W: Waiter + ?Sized> Waiter for Box<W> {
@@ -24,6 +27,10 @@ impl<W: Waiter + ?Sized> Waiter for Box<W> {
 
     fn holds_permit(&self) -> bool {
         (**self).holds_permit()
+    }
+
+    fn is_drain(&self) -> bool {
+        (**self).is_drain()
     }
 }
 
@@ -116,6 +123,10 @@ mod tests {
 
         fn holds_permit(&self) -> bool {
             self.holds_permit
+        }
+
+        fn is_drain(&self) -> bool {
+            false
         }
     }
 

@@ -27,7 +27,7 @@ pub(crate) enum Output {
     /// Runs once everything is durable.
     AfterCommit(HandedOver<Box<dyn FnOnce() + Send>>),
     /// A task of the incarnation, started once everything is durable.
-    Spawn(HandedOver<Box<dyn FnOnce(Arc<Member>) -> TaskFuture + Send>>),
+    Spawn(HandedOver<TaskWork>),
 }
 
 /// Something for a client, on its way to it.
@@ -43,6 +43,9 @@ pub(crate) trait Release: Send {
 /// Something of the application that a task takes. Whoever has handed it over keeps it too, until no lock is held: should the
 /// task be dropped at once, that does not drop the application's.
 pub(crate) type HandedOver<T> = Arc<Mutex<Quiet<T>>>;
+
+/// Makes the future of a task.
+pub(crate) type TaskWork = Box<dyn FnOnce(Arc<Member>) -> TaskFuture + Send>;
 
 pub(crate) type TaskFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 

@@ -1,14 +1,18 @@
 //! The path of a request to its instance's slot.
 //!
 //! A request finds its shard and epoch, takes the slot of its ID or queues there, and is polled once where it was sent. In the usual
-//! case that is all: no task, no clock, one allocation.
+//! case that is all: no task, no clock, one allocation. What that case needs is inlined here; everything else is a call, so that it costs
+//! this path neither registers nor moves.
+
+use std::task::Poll;
 
 use super::StableInterface;
+use super::answer::NO_COMMIT;
 use super::chain::{self, Chain, Deadline};
 use super::drive::{Step, drive, first_poll, run_inline};
-use super::job::{Answer, AnswerOf, Job, NO_COMMIT, Patience, Work};
+use super::job::{AnswerOf, Job, Patience, Work};
 use super::kind::InterfaceCore;
-use super::slot::{Enqueue, Next, Slot, Taken};
+use super::slot::{Enqueue, Next, Slot, Taken, TurnEnd};
 use super::table::Full;
 use super::turn::{Around, Running, Waiting, boxed, handler, poll_handler, span_of};
 use crate::error::{ContextError, Outcome, RequestError};
@@ -22,8 +26,10 @@ use crate::sync::{Arc, oneshot};
 
 /// A message on its way.
 enum Submitted<I: StableInterface, W: Work<I>> {
+    /// Its handler is done, and its result waits for nothing.
+    Done(Outcome<W::Reply, I::Error>),
     /// Its handler is done.
-    Done(AnswerOf<I, W>),
+    Behind(AnswerOf<I, W>),
     /// The answer will come.
     Waiting(oneshot::Receiver<Quiet<AnswerOf<I, W>>>),
 }
@@ -36,8 +42,8 @@ impl<I: StableInterface> InterfaceCore<I> {
         work: W,
     ) -> Result<W::Reply, RequestError<I::Error>> {
         let outcome = match self.submit(id, Quiet::new(work)) {
-            Ok(Submitted::Done(Answer { result, behind: None, .. })) => result,
-            Ok(Submitted::Done(answer)) => answer.release().await,
+            Ok(Submitted::Done(result)) => result,
+            Ok(Submitted::Behind(answer)) => answer.release().await,
             Ok(Submitted::Waiting(answer)) => {
                 // Without an answer the host ended while the handler ran, or before.
                 let answer = answer.await.ok().and_then(Quiet::into_inner);
@@ -166,8 +172,7 @@ impl<I: StableInterface> InterfaceCore<I> {
             }
             let mut taken = slot.take(epoch);
             if matches!(taken, Taken::Busy) {
-                slot.spin();
-                taken = slot.take(epoch);
+                taken = slot.take_soon(epoch);
             }
             let state = match taken {
                 Taken::Free(state) => state,
@@ -180,27 +185,28 @@ impl<I: StableInterface> InterfaceCore<I> {
             };
             if !origin.may_nest {
                 let (job, answer) = self.waiting(work, origin.callers, &slot, id);
-                drive(&slot, Step::Next(Next::Run(job, state, epoch)));
+                drive(&slot, Step::Next(Next::<I>::Run(job, state, epoch)));
                 return Ok(Submitted::Waiting(answer));
             }
             let mut future = boxed(|| handler(slot.clone(), epoch, state, work));
             let mut callers = origin.callers;
-            let (mut deadline, limit) = match W::IS_STOP {
-                true => (slot.stop_deadline(), self.options.stop_timeout),
-                false => (Deadline::NONE, self.options.handler_timeout),
-            };
+            let mut deadline = if W::IS_STOP { slot.stop_deadline() } else { Deadline::NONE };
             let span = span_of::<I>(id, shard, None);
             let (slot, polled) =
                 first_poll(|task| poll_handler(future.as_mut(), slot, &mut callers, &mut deadline, &span, task));
-            if let std::task::Poll::Ready(ending) = polled {
-                drop_quietly(future);
-                let (answer, next) = slot.finish(epoch, ending, None);
-                if !matches!(next, Next::Idle) {
-                    run_inline(&slot, next);
-                }
-                return Ok(Submitted::Done(answer));
+            if let Poll::Ready(end) = polled {
+                // A future that has returned or panicked holds nothing of the application's any more.
+                drop(future);
+                return Ok(match slot.finish(epoch, end, None) {
+                    TurnEnd::Quiet(result) => Submitted::Done(result),
+                    TurnEnd::Other(answer, next) => {
+                        run_inline(&slot, next);
+                        Submitted::Behind(answer)
+                    }
+                });
             }
             let (reply, answer) = oneshot::channel();
+            let limit = if W::IS_STOP { self.options.stop_timeout } else { self.options.handler_timeout };
             let is_stop = W::IS_STOP;
             let around = Around { slot: slot.clone(), epoch, callers, deadline, limit, woken_by: None, is_stop, span };
             drive(&slot, Step::Turn(Box::new(Running { around, future: Quiet::new(future), reply: Some(reply) })));
@@ -244,7 +250,7 @@ impl<I: StableInterface> InterfaceCore<I> {
         loop {
             match taken {
                 Taken::Free(state) => {
-                    run_inline(&slot, Next::Run(job, state, epoch));
+                    run_inline(&slot, Next::<I>::Run(job, state, epoch));
                     return Ok(());
                 }
                 Taken::Gone => slot = self.slot(id, hash, shard)?,
@@ -255,16 +261,16 @@ impl<I: StableInterface> InterfaceCore<I> {
                     return Ok(());
                 }
                 Taken::Busy | Taken::Unsettled(_) => match slot.enqueue(job) {
-                    Ok(()) => {
+                    Ok(()) | Err(Enqueue::<I>::Needless(_)) => {
                         if let Taken::Unsettled(next) = taken {
                             drive(&slot, Step::Next(next));
                         }
                         return Ok(());
                     }
-                    Err(Enqueue::Full(_refused)) => {
+                    Err(Enqueue::<I>::Full(_refused)) => {
                         return Err(RequestError::Overloaded("messages waiting for the instance").into());
                     }
-                    Err(Enqueue::Gone(back) | Enqueue::Free(back)) => job = back,
+                    Err(Enqueue::<I>::Gone(back) | Enqueue::<I>::Free(back)) => job = back,
                 },
             }
             taken = slot.take(epoch);

@@ -17,9 +17,10 @@ use tracing::level_filters::LevelFilter;
 use tracing::{Level, Span};
 
 use super::StableInterface;
+use super::answer::{Answer, Refusal, State};
 use super::chain::{self, Chain, Deadline};
 use super::context::Context;
-use super::job::{Answer, Ending, Job, NO_COMMIT, Patience, Refusal, ReplyTo, State, Turn, Work};
+use super::job::{EndOf, HandlerEnd, Job, Patience, ReplyTo, Turn, Work};
 use super::queue::Waiter;
 use super::slot::{Next, Slot};
 use crate::error::{Outcome, RequestError};
@@ -106,12 +107,12 @@ pub(crate) async fn handler<I: StableInterface, W: Work<I>>(
     epoch: Epoch,
     mut state: State<I>,
     work: Quiet<W>,
-) -> Ending<I, W::Reply> {
+) -> EndOf<I, W::Reply> {
     let mut cx = Context::new(slot, epoch);
     let work = work.into_inner().expect("a message is there until it is handled");
     let result = work.run(state.place(), &mut cx).await;
     let result = if result.is_err() { cx.judge::<I, _>(result) } else { result };
-    Ending::Returned { state, recorded: cx.recorded, result }
+    HandlerEnd::Returned { state, recorded: cx.recorded, result }
 }
 
 /// Puts a future where it stays. The place comes first: a future that is there already need not be moved there.
@@ -125,13 +126,13 @@ pub(crate) fn boxed<F>(future: impl FnOnce() -> F) -> Pin<Box<F>> {
 /// outcome, so that the chain need not have a reference of its own. Inlined, so that the outcome is not moved once more.
 #[inline(always)]
 pub(crate) fn poll_handler<I: StableInterface, R>(
-    future: Pin<&mut (impl Future<Output = Ending<I, R>> + ?Sized)>,
+    future: Pin<&mut (impl Future<Output = EndOf<I, R>> + ?Sized)>,
     slot: Arc<Slot<I>>,
     callers: &mut Option<Arc<Chain>>,
     deadline: &mut Deadline,
     span: &Span,
     task: &mut TaskContext<'_>,
-) -> (Arc<Slot<I>>, Poll<Ending<I, R>>) {
+) -> (Arc<Slot<I>>, Poll<EndOf<I, R>>) {
     let mut polled = Poll::Pending;
     let instance: Arc<dyn Any + Send + Sync> = chain::enter(slot, callers, deadline, || {
         let poll = || {
@@ -139,7 +140,7 @@ pub(crate) fn poll_handler<I: StableInterface, R>(
             polled = future.poll(task);
         };
         if let Err(panic) = guarded(poll) {
-            polled = Poll::Ready(Ending::Panicked(panic));
+            polled = Poll::Ready(HandlerEnd::Panicked(panic));
         }
     });
     (instance.downcast().expect("the chain gives back the instance it was given"), polled)
@@ -154,13 +155,13 @@ pub(crate) struct Running<I: StableInterface, R, F> {
 }
 
 impl<I: StableInterface, R, F> Running<I, R, F> {
-    fn finish(&mut self, ending: Ending<I, R>) -> Next<I> {
+    fn finish(&mut self, end: EndOf<I, R>) -> Next<I> {
         let Around { slot, epoch, woken_by, .. } = &mut self.around;
         let mut woken_by = woken_by.take();
         if let Some(delivery) = &mut woken_by {
             delivery.handler_ended();
         }
-        let (answer, next) = slot.finish(*epoch, ending, woken_by);
+        let (answer, next) = slot.finish(*epoch, end, woken_by).into_parts();
         match self.reply.take() {
             Some(reply) => send(reply, answer),
             None => match answer.result {
@@ -175,15 +176,15 @@ impl<I: StableInterface, R, F> Running<I, R, F> {
     }
 }
 
-impl<I: StableInterface, R: Send + 'static, F: Future<Output = Ending<I, R>> + Send> Turn<I> for Running<I, R, F> {
+impl<I: StableInterface, R: Send + 'static, F: Future<Output = EndOf<I, R>> + Send> Turn<I> for Running<I, R, F> {
     fn poll(&mut self, task: &mut TaskContext<'_>) -> Poll<Next<I>> {
         let future = self.future.as_mut().expect("a turn that has ended is not polled again");
         let Around { slot, callers, deadline, span, .. } = &mut self.around;
         match poll_handler(future.as_mut(), slot.clone(), callers, deadline, span, task).1 {
             Poll::Pending => Poll::Pending,
-            Poll::Ready(ending) => {
+            Poll::Ready(end) => {
                 drop(self.future.take());
-                Poll::Ready(self.finish(ending))
+                Poll::Ready(self.finish(end))
             }
         }
     }
@@ -206,7 +207,7 @@ impl<I: StableInterface, R: Send + 'static, F: Future<Output = Ending<I, R>> + S
             let cause =
                 RequestError::Rejected(format!("{instance} has begun with it, and takes longer than this can wait"));
             let result = Err(RequestError::unknown(cause).into());
-            send(reply, Answer { result, behind: None, interim: NO_COMMIT });
+            send(reply, Answer::at_once(result));
         }
     }
 
@@ -218,9 +219,9 @@ impl<I: StableInterface, R: Send + 'static, F: Future<Output = Ending<I, R>> + S
 
     fn time_out(mut self: Box<Self>) -> Next<I> {
         let Around { limit, is_stop, .. } = self.around;
-        let ending = if is_stop { Ending::StopCut(limit) } else { Ending::TimedOut(limit) };
+        let end = if is_stop { HandlerEnd::StopCut(limit) } else { HandlerEnd::TimedOut(limit) };
         drop(self.future.take());
-        self.finish(ending)
+        self.finish(end)
     }
 }
 
@@ -252,7 +253,7 @@ impl<I: StableInterface, W: Work<I>> Job<I> for Waiting<I, W> {
 
     fn refuse(self: Box<Self>, error: Refusal) {
         if let Some(reply) = self.reply {
-            send(reply, Answer { result: Err(Box::new(error.into())), behind: None, interim: NO_COMMIT });
+            send(reply, Answer::at_once(Err(Box::new(error.into()))));
         }
     }
 
@@ -261,10 +262,6 @@ impl<I: StableInterface, W: Work<I>> Job<I> for Waiting<I, W> {
             Patience::Until(_, given) => given,
             Patience::Endless => Duration::MAX,
         }
-    }
-
-    fn is_drain(&self) -> bool {
-        self.work.as_ref().is_some_and(Work::is_drain)
     }
 
     fn may_queue(&mut self) -> bool {
@@ -282,6 +279,10 @@ impl<I: StableInterface, W: Work<I>> Waiter for Waiting<I, W> {
 
     fn holds_permit(&self) -> bool {
         matches!(self.patience, Patience::Endless)
+    }
+
+    fn is_drain(&self) -> bool {
+        self.work.as_ref().is_some_and(Work::is_drain)
     }
 }
 

@@ -3,7 +3,7 @@
 use super::*;
 use crate::fleet::hash_id;
 use crate::testing::{Fault, FaultStore, Method, SimClock};
-use crate::{Context, Handle, Host, MemoryStore, Timestamp};
+use crate::{Context, ContextError, Handle, Host, MemoryStore, Timestamp};
 
 struct Notes;
 
@@ -32,10 +32,7 @@ async fn an_idle_instance_keeps_no_commit_in_memory_that_is_durable() {
         notes.request("a", Note(n)).await.expect("it is written");
         let slot = notes.core.table.get("a", hash_id("a")).expect("it is idle");
         // The committer lets go of a commit just after it has told whoever waits for it.
-        let holds = || {
-            let inner = slot.inner.lock();
-            inner.extra.iter().flat_map(|extra| &extra.unsettled).any(|commit| commit.commit().is_some())
-        };
+        let holds = || slot.machine.lock().kept().1 > 0;
         for _ in 0..100 {
             if !holds() {
                 break;
@@ -62,7 +59,7 @@ async fn what_an_instance_has_under_way_is_all_that_is_kept_for_its_reads_howeve
         let next = tokio::spawn(async move { notes_of_it.request("a", Note(n)).await });
         clock.sleep(Duration::from_millis(7)).await;
         let slot = notes.core.table.get("a", hash_id("a")).expect("it is busy");
-        let kept = slot.inner.lock().extra.as_ref().map_or(0, |extra| extra.unsettled.len());
+        let kept = slot.machine.lock().kept().0;
         assert!((1..=4).contains(&kept), "{kept} commits are kept after {n}");
         if let Some(before) = before.replace(next) {
             before.await.expect("it ends").expect("it is written");

@@ -4,8 +4,6 @@ use std::fmt;
 use std::time::Duration;
 
 use super::Slot;
-use super::commits::Shown;
-use super::left::Left;
 use crate::commit::committer::{Commit, Queued};
 use crate::commit::gate::Ticket;
 use crate::commit::in_doubt::InDoubt;
@@ -15,7 +13,6 @@ use crate::instance::StableInterface;
 use crate::instance::chain::Link;
 use crate::instance::context::Instance;
 use crate::instance::recorded::Output;
-use crate::instance::slot::cold::Unsettled;
 use crate::instance::table::Entry;
 use crate::shared::HostCore;
 use crate::store::{Epoch, ExternalTransaction, InstanceName, Op, ShardId};
@@ -70,42 +67,24 @@ impl<I: StableInterface> Instance for Slot<I> {
     }
 
     fn unsettled(&self) -> Vec<Arc<Commit>> {
-        let inner = self.inner.lock();
-        let Some(extra) = &inner.extra else { return Vec::new() };
-        let settled = extra.gate.as_ref().map_or(0, |gate| gate.settled());
-        extra
-            .unsettled
-            .iter()
-            .filter(|commit| !commit.ticket.is_within(settled))
-            .filter_map(Unsettled::commit)
-            .collect()
+        self.machine.lock().unsettled()
     }
 
     fn commit(self: Arc<Self>, epoch: Epoch, ops: Vec<Op>, outputs: Vec<Output>) -> Result<Ticket, ContextError> {
-        let mut left = Left { outputs, ..Left::default() };
-        let mut inner = self.inner.lock();
-        let ticket = self.push(&mut inner, &mut left, epoch, ops, None, Shown::ToWindow);
-        if let Some(ticket) = &ticket {
-            let extra = inner.extra.get_or_insert_default();
-            extra.interim = extra.interim.min(ticket.number());
-            self.release(&mut inner, &mut left, Some(ticket));
-        }
-        drop(inner);
-        left.clear(&*self);
+        let ticket = self.act(self.machine.lock(), |machine, hands, left| {
+            left.outputs = outputs;
+            machine.commit_interim(hands, left, epoch, ops)
+        });
         ticket.ok_or(ContextError::NoStore)
     }
 
-    fn commit_mark(&self, epoch: Epoch, mark: Op) -> Result<Ticket, ContextError> {
-        let mut left = Left::default();
-        let mut inner = self.inner.lock();
-        let ticket = self.push(&mut inner, &mut left, epoch, vec![mark], None, Shown::Hidden);
-        drop(inner);
-        left.clear(self);
+    fn commit_mark(self: Arc<Self>, epoch: Epoch, mark: Op) -> Result<Ticket, ContextError> {
+        let ticket = self.act(self.machine.lock(), |machine, hands, _| machine.commit_mark(hands, epoch, mark));
         ticket.ok_or(ContextError::NoStore)
     }
 
     fn pending(&self) -> Option<Ticket> {
-        self.inner.lock().extra.as_ref()?.gate.as_ref()?.pending()
+        self.machine.lock().pending()
     }
 
     fn commit_externally(
@@ -118,14 +97,8 @@ impl<I: StableInterface> Instance for Slot<I> {
         let host = &self.interface.host;
         let committer = host.committer().ok_or(ContextError::NoStore)?.clone();
         let in_doubt = Arc::new(InDoubt::new(completes));
-        let mut inner = self.inner.lock();
-        let (ticket, commit) = self.enlist(&mut inner, epoch, ops, Shown::ToWindow);
-        let extra = inner.extra.get_or_insert_default();
-        let before = extra.in_doubt.replace((in_doubt.clone(), ticket.number()));
-        if let Some((_, number)) = before.filter(|(before, _)| before.has_committed()) {
-            extra.interim = extra.interim.min(number);
-        }
-        drop(inner);
+        let commit = Commit { shard: self.shard, epoch, ops, is_shown: true };
+        let (ticket, commit) = self.machine.lock().commit_externally(commit, &in_doubt);
         let queued = Queued::new(commit.clone(), ticket.clone(), None);
         let outcome = in_doubt.clone();
         host.spawn_turn(async move { committer.commit_externally(queued, &outcome, transaction).await });
@@ -133,14 +106,13 @@ impl<I: StableInterface> Instance for Slot<I> {
     }
 
     fn note_durable(&self) {
-        self.inner.lock().extra.get_or_insert_default().interim = 0;
+        self.machine.lock().note_interim(0);
     }
 
     fn let_out(self: Arc<Self>, outputs: Vec<Output>) {
-        let mut left = Left { outputs, ..Left::default() };
-        let mut inner = self.inner.lock();
-        self.release(&mut inner, &mut left, None);
-        drop(inner);
-        left.clear(&*self);
+        self.act(self.machine.lock(), |machine, hands, left| {
+            left.outputs = outputs;
+            machine.release(hands, left, None);
+        });
     }
 }

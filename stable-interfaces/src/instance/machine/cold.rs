@@ -1,4 +1,4 @@
-//! The part of a slot that most instances do not need most of the time.
+//! The part of a machine that most instances do not need most of the time.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Weak;
@@ -9,17 +9,17 @@ use crate::commit::committer::Commit;
 use crate::commit::gate::{Gate, Ticket};
 use crate::commit::in_doubt::InDoubt;
 use crate::connection::{AnyLink, Closed, ConnectionId};
-use crate::instance::StableInterface;
-use crate::instance::job::{Job, NO_COMMIT};
+use crate::instance::answer::{NO_COMMIT, Refusal};
 use crate::instance::life::Life;
-use crate::instance::queue::Queue;
+use crate::instance::queue::{Queue, Waiter};
 use crate::shards::delivery::Delivery;
 use crate::sync::{Arc, Notify, OwnedSemaphorePermit};
 use crate::tasks::TaskHandle;
 
-pub(super) struct Extra<I: StableInterface> {
+/// Rarely used fields of a machine.
+pub(crate) struct Cold<J> {
     /// Messages waiting for their turn.
-    pub(super) queue: Queue<Box<dyn Job<I>>>,
+    pub(super) queue: Queue<J>,
     /// Says whether one of them lets the instance leave memory because its host drains.
     pub(super) is_draining: bool,
     /// The output gate of this incarnation, once it has committed anything.
@@ -57,9 +57,9 @@ impl Unsettled {
     }
 }
 
-impl<I: StableInterface> Default for Extra<I> {
-    fn default() -> Extra<I> {
-        Extra {
+impl<J> Default for Cold<J> {
+    fn default() -> Cold<J> {
+        Cold {
             queue: Queue::default(),
             is_draining: false,
             gate: None,
@@ -76,15 +76,22 @@ impl<I: StableInterface> Default for Extra<I> {
     }
 }
 
-impl<I: StableInterface> Extra<I> {
-    pub(super) fn pop_queue(&mut self) -> Option<Box<dyn Job<I>>> {
+impl<J: Waiter> Cold<J> {
+    /// Takes the message whose turn it is.
+    pub(super) fn pop_queue(&mut self) -> Option<J> {
         let job = self.queue.pop()?;
         self.is_draining &= !job.is_drain();
         Some(job)
     }
 
+    /// Refuses all that wait.
+    pub(super) fn refuse_all<S>(&mut self, left: &mut Left<S, J>, refusal: &Refusal) {
+        left.refused.extend(self.queue.take_all().into_iter().map(|job| (job, refusal.clone())));
+        self.is_draining = false;
+    }
+
     /// Ends what belongs to the incarnation beside its handler: held alarms, tasks, connections. Tasks are still to be waited for.
-    pub(super) fn end_life(&mut self, left: &mut Left<I>, reason: &Closed) {
+    pub(super) fn end_life<S>(&mut self, left: &mut Left<S, J>, reason: &Closed) {
         self.held.clear();
         if let Some(life) = self.life.take() {
             life.end();
