@@ -11,6 +11,7 @@ use system_tests::example::Example;
 static GREETER: Example = Example::new("greeter");
 static LEDGER: Example = Example::new("ledger");
 static TRANSFER: Example = Example::new("transfer");
+static SAGA: Example = Example::new("saga");
 static DESK: Example = Example::new("desk");
 static WEBHOOK_SERVICE: Example = Example::new("webhook_service");
 static WEBHOOK_FLOW: Example = Example::new("webhook_flow");
@@ -37,6 +38,21 @@ fn the_ledger_and_the_balance_agree_after_a_refused_booking() {
 #[test]
 fn transfers_over_a_kill_leave_every_balance_right() {
     assert_ends_with(&TRANSFER, &[], TRANSFER_ENDS);
+}
+
+#[test]
+fn trips_over_three_kills_are_booked_as_a_whole_or_undone() {
+    let output = SAGA.run(&[]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let last = said.lines().last().unwrap_or_default();
+    let counts: Vec<u32> = last.split(|c: char| !c.is_ascii_digit()).filter_map(|word| word.parse().ok()).collect();
+    let (booked, undone) = (counts[1], counts[2]);
+    let expected =
+        format!("40 trips: {booked} booked, {undone} undone, 0 half done, 0 charged twice; host killed 3 times");
+    assert_eq!(last, expected);
+    // 19 find a room, the money and a ticket; of these a kill may cut off the charge of a few before it is made.
+    assert!(booked + undone == 40 && (8..=19).contains(&booked), "{last}");
 }
 
 #[test]
@@ -79,6 +95,7 @@ fn wrong_arguments_are_one_line_and_exit_status_2() {
         example.assert_refuses(&["--url"], "--url");
         example.assert_refuses(&["--url", "nowhere"], "cannot open the store");
     }
+    SAGA.assert_refuses(&["alice"], "it takes none");
     GREETER.assert_refuses(&["alice"], "alice");
     WEBHOOK_SERVICE.assert_refuses(&[], "DIR ADDRESS");
     WEBHOOK_FLOW.assert_refuses(&["data"], "DIR ADDRESS");
