@@ -6,6 +6,7 @@
 
 mod account;
 mod child;
+mod flows;
 mod ledger;
 mod voice;
 
@@ -21,6 +22,7 @@ use alarm_backends::testing::servers::dies_with_parent;
 
 pub use account::{Account, Verdict};
 pub use child::{Job, Place, Seat, child};
+pub use flows::{FlowHosts, FlowVerdict, flow_child};
 pub use ledger::Counts;
 
 /// How long anything may take that must happen: a machine may be slow.
@@ -70,10 +72,21 @@ impl Process {
     }
 
     /// Tells it who it is; it begins.
-    fn begin(&mut self, host: &str, job: &Job) {
+    fn begin(&mut self, host: &str, job: &impl serde::Serialize) {
         self.host.set(host.to_owned()).expect("it has no job yet");
         writeln!(self.input, "{}", serde_json::to_string(job).expect("a job can be written"))
             .expect("it waits for its job");
+    }
+
+    /// Writes a line to it.
+    fn tell(&mut self, line: &str) {
+        writeln!(self.input, "{line}").expect("it reads its orders");
+    }
+
+    /// Ends it with SIGKILL. What it said before has been passed on.
+    fn kill(&mut self) {
+        self.child.kill().expect("it is killed");
+        self.end();
     }
 
     /// Waits for its end, and until everything it said has been passed on.
@@ -162,8 +175,7 @@ impl Hosts {
     /// Ends it with SIGKILL. What it said before is heard.
     pub fn kill(&mut self, host: &str) {
         let mut process = self.running.remove(host).expect("it runs");
-        process.child.kill().expect("it is killed");
-        process.end();
+        process.kill();
         self.hear_all();
     }
 
@@ -198,8 +210,7 @@ impl Hosts {
 
     /// Writes an order to it.
     pub fn tell(&mut self, host: &str, order: &str) {
-        let process = self.running.get_mut(host).expect("it runs");
-        writeln!(process.input, "{order}").expect("it reads its orders");
+        self.running.get_mut(host).expect("it runs").tell(order);
     }
 
     /// Waits until it says something that begins with `word`; the rest of that line.

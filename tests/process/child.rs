@@ -20,10 +20,10 @@ use super::ledger::{Book, Cancel, Counts, Ledger, Rows, Tally};
 use super::voice::Voice;
 
 /// How long a caller waits after an error before it goes on.
-const PAUSE: Duration = Duration::from_millis(10);
+pub(super) const PAUSE: Duration = Duration::from_millis(10);
 
 /// How long a child tries to open its store, and a host its claim: a store that was killed comes back.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a child process is to do.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -89,7 +89,7 @@ pub async fn child() {
 }
 
 /// A builder with an open store. A server that cannot be reached yet is tried again.
-async fn equip(place: &Place) -> Result<HostBuilder, StoreError> {
+pub(super) async fn equip(place: &Place) -> Result<HostBuilder, StoreError> {
     let (seat, store): (&Seat, Arc<dyn Store>) = match place {
         Place::Fjall(dir) => return Ok(Host::local(FjallStore::open(dir)?)),
         Place::Postgres(url, seat) => (seat, Arc::new(patiently(|| PostgresStore::connect(url)).await?)),
@@ -113,7 +113,7 @@ where
 }
 
 /// What the parent writes, a line each; it ends with the parent.
-fn orders() -> mpsc::UnboundedReceiver<String> {
+pub(super) fn orders() -> mpsc::UnboundedReceiver<String> {
     let (send, orders) = mpsc::unbounded_channel();
     // A thread of its own: a task that waits for input would keep the runtime from ending.
     std::thread::spawn(move || {
@@ -313,7 +313,7 @@ fn ledger(number: u64) -> String {
     format!("ledger-{number}")
 }
 
-fn in_one_line(error: &dyn std::error::Error) -> String {
+pub(super) fn in_one_line(error: &dyn std::error::Error) -> String {
     let mut line = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
