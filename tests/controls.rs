@@ -9,6 +9,7 @@ use std::time::Duration;
 use stable_interfaces::testing::{Faults, Invariant, Simulation};
 use system_tests::broken::{Broken, How};
 use system_tests::exercise::{Exercise, Flaw};
+use system_tests::flow_exercise::{FlowExercise, FlowFlaw};
 
 /// Something broken on purpose.
 #[derive(Debug, Clone, Copy)]
@@ -122,6 +123,28 @@ fn nothing_is_found_out_where_nothing_is_broken() {
     for seed in 1..=3 {
         let simulation = Simulation::new(seed).length(Duration::from_secs(240)).faults(Faults::ALL);
         let run = simulation.behind(|store| store).run_twice(Exercise::default);
+        assert!(run.violations.is_empty(), "seed {seed}: {:#?}", run.violations);
+    }
+}
+
+#[test]
+fn flows_that_are_wrong_are_found_out_and_those_that_are_not_are_not() {
+    let run = |seed, flows| {
+        Simulation::new(seed).length(Duration::from_secs(240)).faults(Faults::ALL).behind(|store| store).run(flows)
+    };
+    for (flaw, what, by) in [
+        (FlowFlaw::DoesWithoutSteps, "a flow that does outside of steps what belongs into them", Invariant::Recorded),
+        (FlowFlaw::CallsTwice, "calls that go in twice", Invariant::Once),
+    ] {
+        let found = (1..=30).find_map(|seed| {
+            let run = run(seed, FlowExercise::flawed(flaw));
+            Some((seed, run.violations.iter().find(|violation| violation.invariant == by)?.to_string()))
+        });
+        let (seed, found) = found.unwrap_or_else(|| panic!("NOT caught: {what}"));
+        println!("caught {what}: seed {seed}, {found}");
+    }
+    for seed in 1..=3 {
+        let run = run(seed, FlowExercise::default());
         assert!(run.violations.is_empty(), "seed {seed}: {:#?}", run.violations);
     }
 }

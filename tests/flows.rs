@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "flows/cuts.rs"]
+mod cuts;
+
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
@@ -404,6 +407,31 @@ on_each_store! {
             assert_eq!(partner.times(&order.id), 1);
             one.drain(SECOND).await;
         }
+        zero.drain(SECOND).await;
+    }
+}
+
+on_each_store! {
+    async fn a_flow_that_moves_to_another_host_in_a_wait_keeps_its_limit_and_what_its_steps_came_to(world: World) {
+        let partner = Arc::<Partner>::default();
+        let (one, at_one) = start(orders(&partner), world.member("one", &fleet()).lease(LEASE)).await;
+        let ids = [owned_by("one", 21), owned_by("one", 22)];
+        for id in &ids {
+            at_one.start("order", id, &new_order(id)).await.unwrap();
+        }
+        world.settle().await;
+        let until = status(&at_one, "order", &ids[0]).await.waits[1].until.unwrap();
+        world.pass(2 * SECOND).await;
+        one.crash();
+        // It comes back no more, and when its lease is over the other has all.
+        let alone = Fleet::new(["zero"], 64).unwrap();
+        let (zero, at_zero) = start(orders(&partner), world.member("zero", &alone).lease(LEASE)).await;
+        assert_eq!(status(&at_zero, "order", &ids[0]).await.waits[1].until, Some(until));
+        assert_eq!(at_zero.deliver(&partner.url(&ids[1]), accept("ada")).await.unwrap(), Delivered::Posted);
+        assert_eq!(result(&at_zero, "order", &ids[0]).await, "no taker");
+        assert_eq!(result(&at_zero, "order", &ids[1]).await, "taken by ada");
+        assert!((15_000..25_000).contains(&world.now()), "{}", world.now());
+        assert!(ids.iter().all(|id| partner.times(id) == 1), "no step ran again");
         zero.drain(SECOND).await;
     }
 }

@@ -7,6 +7,7 @@
 pub mod broken;
 pub mod example;
 pub mod exercise;
+pub mod flow_exercise;
 mod hooks;
 pub mod process;
 

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use stable_interfaces::testing::{Counts, Faults, Run, Simulation};
 use system_tests::exercise::Exercise;
+use system_tests::flow_exercise::FlowExercise;
 
 /// Fewer are no test, however slow the machine.
 const FEWEST: u64 = 24;
@@ -213,4 +214,51 @@ fn whatever_fails_no_promise_is_broken() {
     let hours = sum.host_time.as_secs_f64() / 3_600.0;
     let operations = f64::from(u32::try_from(sum.operations.total()).unwrap());
     assert!(operations / hours >= 1_000.0, "only {:.0} operations per host-hour", operations / hours);
+}
+
+#[test]
+fn whatever_fails_no_step_of_a_flow_runs_again_once_its_result_is_kept_and_no_call_is_lost_or_comes_twice() {
+    let began = Instant::now();
+    let quick = std::env::var_os("QUICK").is_some();
+    let first = number("SEED").or(number("FROM")).unwrap_or(1);
+    let (fewest, limit) = match (number("SEED"), number("SEEDS"), number("MINUTES")) {
+        (Some(_), _, _) => (1, Duration::ZERO),
+        (None, Some(seeds), _) => (seeds, Duration::ZERO),
+        (None, None, Some(minutes)) => (FEWEST, Duration::from_secs(60 * minutes)),
+        (None, None, None) => (if quick { 4 } else { FEWEST }, Duration::from_secs(if quick { 2 } else { 10 })),
+    };
+    let (next, sum) = (AtomicU64::new(0), Mutex::new(Sum::default()));
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(2));
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let n = next.fetch_add(1, Ordering::SeqCst);
+                    if n >= fewest && began.elapsed() >= limit {
+                        return;
+                    }
+                    let run = simulation(first + n).length(Duration::from_secs(300)).run(FlowExercise::default());
+                    report(&run);
+                    sum.lock().add(&run);
+                }
+            });
+        }
+    });
+    let sum = sum.into_inner();
+    let count = |kind| sum.operations.get(kind);
+    println!(
+        "flows: {} seeds in {:.1} s, {} started, {} called, {} called by post or again, {} too late, {} crashes, violations: {}",
+        sum.runs,
+        began.elapsed().as_secs_f64(),
+        count("flow started"),
+        count("flow called"),
+        count("flow called by post or again"),
+        count("flow called too late"),
+        sum.crashes,
+        sum.violations
+    );
+    assert_eq!(sum.violations, 0, "promises were broken; the seeds are above");
+    for kind in ["flow started", "flow called", "flow called by post or again", "flow called too late"] {
+        assert!(count(kind) >= 5 * sum.runs, "{kind} hardly happened");
+    }
 }

@@ -30,6 +30,8 @@ pub enum Invariant {
     OneWriter,
     /// I7: alarms of a shard that are durable and due together start in order.
     InOrder,
+    /// I8: a step whose result is recorded is never run again, and never has another result.
+    Recorded,
     /// I9: nothing is left when a host is gone.
     NothingLeft,
     /// One handler of an instance at a time, and none of an incarnation that has ended.
@@ -50,6 +52,7 @@ impl fmt::Display for Invariant {
             Invariant::NotAfterCancel => "I5 (not after its cancelling)",
             Invariant::OneWriter => "I6 (one writer)",
             Invariant::InOrder => "I7 (in order)",
+            Invariant::Recorded => "I8 (recorded)",
             Invariant::NothingLeft => "I9 (nothing left)",
             Invariant::OneAtATime => "one at a time",
             Invariant::Read => "read",
@@ -196,6 +199,8 @@ struct Record {
     inserted: BTreeMap<String, i64>,
     /// Effects of requests of which it was said that nothing happened.
     denied: BTreeSet<String>,
+    /// The results of steps that are durable.
+    recorded: BTreeMap<String, String>,
     violations: Vec<Violation>,
     trace: u64,
 }
@@ -332,6 +337,27 @@ impl History {
         let mut record = self.0.lock();
         record.step(7, effect);
         record.denied.insert(effect.to_owned());
+    }
+
+    /// An attempt of a step begins, whose flow its host still owns: not if its result is recorded.
+    pub fn step_began(&self, step: &str) {
+        let mut record = self.0.lock();
+        record.step(8, step);
+        if let Some(result) = record.recorded.get(step) {
+            let what = format!("the step {step} began again, and its result {result} was recorded");
+            record.violations.push(Violation { invariant: Invariant::Recorded, what });
+        }
+    }
+
+    /// The result of a step is durable, or is seen in a replay: it is the same for ever.
+    pub fn step_recorded(&self, step: &str, result: &str) {
+        let mut record = self.0.lock();
+        record.step(9, step);
+        let known = record.recorded.entry(step.to_owned()).or_insert_with(|| result.to_owned());
+        if known != result {
+            let what = format!("the step {step} has the result {result}, and had {known}");
+            record.violations.push(Violation { invariant: Invariant::Recorded, what });
+        }
     }
 
     /// A life of a host begins.
@@ -613,6 +639,20 @@ mod tests {
         history.denied("a/1");
         let found = history.check(&happened("a/1"));
         assert!(matches!(&found[..], [Violation { invariant: Invariant::Once, .. }]), "{found:?}");
+    }
+
+    #[test]
+    fn a_step_that_begins_again_or_has_another_result_once_that_is_recorded_is_found_out() {
+        let history = History::default();
+        history.step_began("a/pay");
+        history.step_began("a/pay");
+        history.step_recorded("a/pay", "7");
+        history.step_recorded("a/pay", "7");
+        assert_eq!(history.check(&End::default()), []);
+        history.step_recorded("a/pay", "8");
+        history.step_began("a/pay");
+        let found = history.check(&End::default());
+        assert!(matches!(&found[..], [first, second] if first.invariant == Invariant::Recorded && *first != *second));
     }
 
     #[test]
