@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use callback_flows::{Flow, Flows};
 use metrics::{
     Counter, CounterFn, Gauge, GaugeFn, Histogram, HistogramFn, Key, KeyName, Metadata, Recorder, SharedString, Unit,
 };
@@ -170,12 +171,47 @@ async fn a_bit_of_everything() {
     assert_eq!(last.host.health(), Health::StoreLost);
 }
 
+/// Makes flows do everything that is counted.
+async fn flows_of_every_kind() {
+    let world = World::in_memory();
+    let fleet = Fleet::new(["zero", "one"], 32).unwrap();
+    let member = async |name: &str| {
+        let mut host = world.member(name, &fleet).lease(15 * SECOND);
+        let code = async |flow: Flow, fails: bool| {
+            flow.signal::<()>("go").next().await?;
+            assert!(!fails, "it was told to");
+            Ok(())
+        };
+        let flows = Flows::builder().flow("one", 1, code).register(&mut host).unwrap();
+        (host.start().await.unwrap(), flows)
+    };
+    let (zero, flows) = member("zero").await;
+    let (one, elsewhere) = member("one").await;
+    let mut ids = (0..).map(|n| n.to_string()).filter(|id| zero.owns(&format!("one/{id}")).unwrap());
+    let ids: [String; 3] = std::array::from_fn(|_| ids.next().unwrap());
+    for (id, fails) in [(&ids[0], false), (&ids[1], true)] {
+        flows.start("one", id, &fails).await.unwrap();
+        for _ in 0..3 {
+            let _ = flows.signal("one", id, "go", &()).await;
+        }
+    }
+    elsewhere.signal("one", &ids[2], "go", &()).await.unwrap();
+    world.pass(SECOND).await;
+    zero.crash();
+    let (zero, _) = member("zero").await;
+    world.pass(2 * SECOND).await;
+    for host in [zero, one] {
+        host.drain(SECOND).await;
+    }
+}
+
 #[test]
 fn every_documented_metric_is_emitted_and_nothing_else() {
     let seen = Seen::default();
     metrics::set_global_recorder(seen.clone()).unwrap();
     let paused = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     paused.block_on(system_tests::in_time(a_bit_of_everything()));
+    paused.block_on(system_tests::in_time(flows_of_every_kind()));
     // Only the machine's own clock shows who blocks a thread.
     let real = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     real.block_on(async {
@@ -187,9 +223,11 @@ fn every_documented_metric_is_emitted_and_nothing_else() {
     });
     let seen = seen.0.lock();
     let emitted: BTreeSet<_> = seen.keys().map(String::as_str).collect();
-    assert_eq!(emitted, BTreeSet::from(stable_interfaces::metrics::ALL));
+    let documented = stable_interfaces::metrics::ALL.into_iter().chain(callback_flows::metrics::ALL);
+    assert_eq!(emitted, documented.collect());
     // No label may have as many values as there are instances.
-    let allowed = BTreeSet::from(["counter", "gauge", "histogram", "interface", "kind"].map(str::to_owned));
+    let allowed = ["counter", "gauge", "histogram", "interface", "kind", "flow", "outcome"];
+    let allowed = BTreeSet::from(allowed.map(str::to_owned));
     for (name, facets) in &*seen {
         assert!(facets.is_subset(&allowed), "{name}: {facets:?}");
         assert_eq!(facets.contains("counter"), name.ends_with("_total"), "{name}: {facets:?}");

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use callback_flows::{Flow, Flows, UrlKeys};
 use parking_lot::Mutex;
 use stable_interfaces::{Fleet, NewPost};
 use system_tests::{Failed, Probe, World, act, spawn, wait};
@@ -45,6 +46,12 @@ impl<S: tracing::Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Spans {
     fn on_event(&self, event: &tracing::Event<'_>, context: LayerContext<'_, S>) {
         let mut said = Fields::default();
         event.record(&mut said);
+        if said.0.contains("message=flows of this host") {
+            // But for the time that it took.
+            let (counted, _) = said.0.split_once(" took=").unwrap();
+            let level = event.metadata().level();
+            self.0.lock().push(format!("{level}{counted}"));
+        }
         if !said.0.contains("message=said") {
             return;
         }
@@ -126,4 +133,64 @@ async fn each_poll_of_a_handler_and_of_on_stop_is_inside_a_span_that_names_it() 
     assert_eq!(said.remove(0), format!("stop interface=probe instance=a shard=0 in {a}"));
     said.sort_unstable_by(|one, other| other.cmp(one));
     assert_eq!(said, stops);
+    drop(site);
+    a_flow_is_in_a_span_of_its_own_and_counted_when_its_host_starts(&spans).await;
+}
+
+/// Part of the one test of this program.
+async fn a_flow_is_in_a_span_of_its_own_and_counted_when_its_host_starts(spans: &Spans) {
+    let world = World::in_memory();
+    let start = async |versions: &[u32]| {
+        let code = async |flow: Flow, (): ()| {
+            tracing::info!("said");
+            let mut go = flow.callback::<u32>("go");
+            let url = go.url();
+            let mut mode = flow.signal::<String>("mode");
+            match &*mode.next().await? {
+                "panic" => panic!("as it was told"),
+                "run" => flow.step("run").run(async |_| Ok::<_, std::io::Error>(std::future::pending::<()>().await)).await?,
+                _ => tracing::info!(url, "said"),
+            }
+            Ok(go.next().await?)
+        };
+        let keys = UrlKeys::new("k1", [7; 32]).unwrap();
+        let flows = Flows::builder().callbacks("https://broker.example", keys);
+        let flows = versions.iter().fold(flows, |flows, version| flows.flow("one", *version, code));
+        let mut host = world.local();
+        let flows = flows.register(&mut host).unwrap();
+        let host = host.start().await.unwrap();
+        world.settle().await;
+        (host, flows)
+    };
+    spans.0.lock().clear();
+    let (host, flows) = start(&[1, 2]).await;
+    for (id, mode) in [("a", "wait"), ("b", "panic"), ("c", "run"), ("d", "none")] {
+        flows.start("one", id, &()).await.unwrap();
+        if mode != "none" {
+            flows.signal("one", id, "mode", mode).await.unwrap();
+        }
+    }
+    world.pass(SECOND).await;
+    let mut said = std::mem::take(&mut *spans.0.lock());
+    assert_eq!(said.remove(0), "INFO message=flows of this host waiting=0 running=0 blocked=0");
+    assert_eq!(said.len(), 5);
+    for (said, id) in said.iter().zip(["a", "a", "b", "c", "d"]) {
+        let handled = format!("flow name=one id={id} version=2 run=1 in handle interface=flow instance=one/{id} shard=");
+        assert!(said.starts_with(&handled), "{said}");
+    }
+    host.crash();
+    // What was said is not said again.
+    let (host, flows) = start(&[1, 2]).await;
+    world.pass(2 * SECOND).await;
+    flows.signal("one", "d", "mode", "wait").await.unwrap();
+    let said = std::mem::take(&mut *spans.0.lock());
+    assert_eq!(said[0], "INFO message=flows of this host waiting=2 running=1 blocked=1");
+    assert!(said.len() == 2 && said[1].starts_with("flow name=one id=d "), "{said:?}");
+    host.crash();
+    let (host, _) = start(&[1]).await;
+    world.pass(2 * SECOND).await;
+    let said = std::mem::take(&mut *spans.0.lock());
+    let missing = "message=flows of this host; register the versions that are missing waiting=2 running=1 blocked=1 missing=one@2";
+    assert_eq!(said, [format!("WARN {missing}")]);
+    host.drain(SECOND).await;
 }
