@@ -7,13 +7,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use callback_flows::{
     BlockedKind, Call, CallbackError, CallbackPolicy, Delivered, Flow, FlowResult, Flows, FlowsBuilder, FlowsError,
     Outcome, Started, State, Unverified, UrlKeys, Verify,
 };
 use parking_lot::Mutex;
+use stable_interfaces::store::{Op, ReadRows};
 use stable_interfaces::testing::Method;
-use stable_interfaces::{Fleet, Host, HostBuilder};
+use stable_interfaces::{Fleet, FleetClient, Host, HostBuilder, KeyRange};
 use system_tests::{World, in_time, on_each_store};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -411,5 +413,100 @@ async fn a_host_is_ready_whatever_flows_are_blocked() {
     world.pass(2 * SECOND).await;
     assert!(host.is_ready(Duration::ZERO));
     assert_eq!(result(&flows, "a").await, "mended");
+    host.drain(SECOND).await;
+}
+
+/// The first row of a flow's journal.
+async fn first_page(tool: &FleetClient, id: &str) -> (Arc<str>, Bytes) {
+    tool.stored("flow", &format!("one/{id}"), KeyRange::prefix("page/")).await.unwrap().remove(0)
+}
+
+on_each_store! {
+    async fn a_journal_that_cannot_be_read_blocks_its_flow_and_is_left_as_it_is(world: World) {
+        let newer = "its journal has format 200, and this program reads formats up to 1";
+        for (id, format, kind, words) in [
+            ("a", 200, BlockedKind::UnknownVersion, newer),
+            ("b", 0, BlockedKind::Unreadable, "a page of its journal is damaged"),
+        ] {
+            let code = || one(async |flow| {
+                let by = flow.signal::<String>("go").next().await?;
+                flow.sleep(60 * SECOND).await;
+                Ok(by)
+            });
+            // A program whose journals have another format.
+            let host = world.local_behind(|between| between.on_write(move |write| {
+                for op in write.batches.iter_mut().flat_map(|batch| &mut batch.ops) {
+                    if let Op::Put { key, value, .. } = op
+                        && key.starts_with("page/")
+                    {
+                        *value = [&[format], &value[1..]].concat().into();
+                    }
+                }
+            }));
+            let (host, flows) = start(code(), host).await;
+            flows.start("one", id, &()).await.unwrap();
+            host.crash();
+            let tool = FleetClient::new(Arc::new(world.store.clone()), Fleet::new(["local"], 1_024).unwrap())
+                .clock(Arc::new(world.clock.clone()));
+            let page = first_page(&tool, id).await;
+            let (host, flows) = start(code(), world.local()).await;
+            assert_eq!(flows.start("one", id, &()).await.unwrap(), Started::Already);
+            let go = || Call::new("\"ada\"").id("x");
+            let refused = flows.signal_call("one", id, "go", go()).await.unwrap_err();
+            assert!(refused.is_retryable(), "{refused:?}");
+            assert!(flows.cancel("one", id).await.unwrap_err().is_retryable());
+            world.pass(120 * SECOND).await;
+            let seen = flows.get("one", id).await.unwrap().unwrap();
+            let State::Blocked { why } = &seen.state else { panic!("{seen:?}") };
+            assert_eq!((why.kind(), why.message()), (kind, words));
+            assert!(host.is_ready(Duration::ZERO));
+            flows.resume("one", id).await.unwrap();
+            assert_eq!(first_page(&tool, id).await, page, "it is untouched");
+            host.crash();
+            // And one that can read it.
+            let (key, value) = page;
+            let readable: Bytes = [&[1], &value[1..]].concat().into();
+            let host = world.local_behind(|between| between.on_read(move |_, mut found| {
+                if let ReadRows::Storage(rows) = &mut found.rows {
+                    for row in rows.iter_mut().filter(|row| row.0 == key && row.1 == value) {
+                        row.1 = readable.clone();
+                    }
+                }
+                Ok(found)
+            }));
+            let (host, flows) = start(code(), host).await;
+            world.pass(2 * SECOND).await;
+            assert_eq!(flows.get("one", id).await.unwrap().unwrap().state, State::Going, "it goes on by itself");
+            flows.signal_call("one", id, "go", go()).await.unwrap();
+            assert_eq!(result(&flows, id).await, "ada");
+            host.drain(SECOND).await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn messages_for_a_flow_that_is_blocked_are_counted_as_unread() {
+    let world = World::in_memory();
+    let mends = Arc::new(AtomicBool::new(false));
+    let asked = mends.clone();
+    let code = one(move |flow| {
+        let mends = asked.clone();
+        async move {
+            let mut go = flow.signal::<u32>("go");
+            let first = go.next().await?;
+            assert!(mends.load(Ordering::SeqCst), "not yet");
+            Ok(format!("{first} {}", go.next().await?))
+        }
+    });
+    let (host, flows) = start(code, world.local()).await;
+    flows.start("one", "a", &()).await.unwrap();
+    for n in 1..=3 {
+        flows.signal("one", "a", "go", &n).await.unwrap();
+    }
+    let seen = flows.get("one", "a").await.unwrap().unwrap();
+    assert!(matches!(seen.state, State::Blocked { .. }) && seen.unread == 2, "{seen:?}");
+    mends.store(true, Ordering::SeqCst);
+    flows.resume("one", "a").await.unwrap();
+    assert_eq!(result(&flows, "a").await, "1 2");
     host.drain(SECOND).await;
 }

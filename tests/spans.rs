@@ -148,7 +148,9 @@ async fn a_flow_is_in_a_span_of_its_own_and_counted_when_its_host_starts(spans: 
             let mut mode = flow.signal::<String>("mode");
             match &*mode.next().await? {
                 "panic" => panic!("as it was told"),
-                "run" => flow.step("run").run(async |_| Ok::<_, std::io::Error>(std::future::pending::<()>().await)).await?,
+                "run" => {
+                    flow.step("run").run(async |_| Ok::<_, std::io::Error>(std::future::pending::<()>().await)).await?
+                }
                 _ => tracing::info!(url, "said"),
             }
             Ok(go.next().await?)
@@ -175,7 +177,8 @@ async fn a_flow_is_in_a_span_of_its_own_and_counted_when_its_host_starts(spans: 
     assert_eq!(said.remove(0), "INFO message=flows of this host waiting=0 running=0 blocked=0");
     assert_eq!(said.len(), 5);
     for (said, id) in said.iter().zip(["a", "a", "b", "c", "d"]) {
-        let handled = format!("flow name=one id={id} version=2 run=1 in handle interface=flow instance=one/{id} shard=");
+        let handled =
+            format!("flow name=one id={id} version=2 run=1 in handle interface=flow instance=one/{id} shard=");
         assert!(said.starts_with(&handled), "{said}");
     }
     host.crash();

@@ -63,4 +63,6 @@ pub enum BlockedKind {
     UnknownVersion,
     /// The code holds more callbacks than it may.
     TooMany,
+    /// Its journal is damaged.
+    Unreadable,
 }

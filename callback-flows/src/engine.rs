@@ -110,6 +110,8 @@ pub(crate) struct Engine {
     waker: Waker,
     /// Entries that the code has not seen.
     pending: VecDeque<Entry>,
+    /// The number of messages that have come while it is blocked, or that its code had not seen then.
+    unseen: usize,
     /// The entry that is being taken in, if that was interrupted.
     current: Option<u64>,
     next_seq: u64,
@@ -150,6 +152,7 @@ impl Engine {
             running: None,
             waker,
             pending: VecDeque::new(),
+            unseen: 0,
             current: None,
             next_seq: 0,
             bytes: 0,
@@ -220,7 +223,8 @@ impl Engine {
     pub(crate) fn unread(&self) -> usize {
         let state = self.shared.state.lock();
         let in_callbacks = state.ops.iter().flatten().filter(|op| op.kind.takes_messages());
-        in_callbacks.map(|op| op.queue.len()).sum::<usize>() + state.early.values().map(VecDeque::len).sum::<usize>()
+        let in_callbacks = in_callbacks.map(|op| op.queue.len()).sum::<usize>();
+        in_callbacks + state.early.values().map(VecDeque::len).sum::<usize>() + self.unseen
     }
 
     /// Everything that the code waits for, oldest first.
@@ -296,6 +300,8 @@ impl Engine {
         self.fresh.entries.push(entry.clone());
         if matches!(self.phase, Phase::Going) {
             self.pending.push_back(entry);
+        } else {
+            self.unseen += usize::from(matches!(entry.event, Event::Message { .. }));
         }
         let Limits { entries, bytes, .. } = self.shared.limits;
         if matches!(self.phase, Phase::Going) && (self.next_seq > entries || self.bytes > bytes) {
@@ -728,6 +734,7 @@ impl Engine {
             return;
         }
         self.leave(Mode::Blocking);
+        self.unseen = self.pending.iter().filter(|entry| matches!(entry.event, Event::Message { .. })).count();
         self.phase = Phase::Blocked(why);
     }
 

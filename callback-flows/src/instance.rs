@@ -5,6 +5,7 @@
 //! rings the [`Bell`], and the [`pump`], a task of the incarnation, brings the next turn. If a commit fails, the instance is built
 //! anew and its code replayed.
 
+mod sealed;
 mod telling;
 #[cfg(feature = "postgres")]
 mod transaction;
@@ -26,6 +27,7 @@ use stable_interfaces::{
 };
 use tokio::sync::Notify;
 
+use self::sealed::Sealed;
 pub(crate) use self::telling::Look;
 use self::telling::{Said, Unread};
 use crate::blocked::{Blocked, BlockedKind};
@@ -155,6 +157,8 @@ enum Loaded {
     /// It was never started.
     Absent,
     Going(Box<Going>),
+    /// Its journal cannot be read here.
+    Sealed(Box<Sealed>),
     Over(Status),
 }
 
@@ -215,7 +219,10 @@ impl FlowInstance {
             return Ok(());
         }
         let rows = cx.list(KeyRange::prefix(PAGES)).await?;
-        let (pages, next_page) = pages_of(rows).map_err(TurnError::Unreadable)?;
+        let (pages, next_page) = match pages_of(rows) {
+            Ok(pages) => pages,
+            Err(why) => return self.seal(cx, &status, stored, why),
+        };
         let entries = pages.iter().flat_map(|page| &page.entries);
         let seen = entries.filter_map(|entry| match &entry.event {
             Event::Message { callback, message } => Some(seen_as(callback, &message.id)),
@@ -300,12 +307,18 @@ impl FlowInstance {
             Command::Resume => return self.resume(cx).await,
             Command::Add(event) => event,
         };
+        if let Loaded::Sealed(sealed) = &self.loaded
+            && !matches!(event, Event::Start { .. })
+        {
+            return Err(sealed.refusal());
+        }
         let answer = match event {
             Event::Start { version, input, .. } => self.start(cx, version, input)?,
             Event::Message { callback, message } => self.deliver(cx, callback, message, arrived),
             Event::Cancel => match &mut self.loaded {
                 Loaded::Absent => Answer::NotFound,
                 Loaded::Over(_) => Answer::Gone,
+                Loaded::Sealed(_) => Answer::Full,
                 Loaded::Going(going) => {
                     going.engine.append(arrived, Event::Cancel);
                     Answer::Done
@@ -323,6 +336,7 @@ impl FlowInstance {
         let known = match &self.loaded {
             Loaded::Absent => None,
             Loaded::Going(going) => Some(going.input),
+            Loaded::Sealed(sealed) => Some(sealed.status.input),
             Loaded::Over(status) => Some(status.input),
         };
         if let Some(known) = known {
@@ -339,6 +353,7 @@ impl FlowInstance {
         let going = match &mut self.loaded {
             Loaded::Absent => return Answer::NotFound,
             Loaded::Over(_) => return Answer::Gone,
+            Loaded::Sealed(_) => return Answer::Full,
             Loaded::Going(going) => going,
         };
         if message.id.is_empty() {
@@ -367,6 +382,7 @@ impl FlowInstance {
         match &self.loaded {
             Loaded::Absent => return Ok(Answer::NotFound),
             Loaded::Over(_) => return Ok(Answer::Gone),
+            Loaded::Sealed(_) => {}
             Loaded::Going(going) if matches!(going.engine.phase(), Phase::Blocked(_)) => {}
             Loaded::Going(_) => return Ok(Answer::Already),
         }
@@ -634,6 +650,11 @@ impl StableInterface for FlowInstance {
     const NAME: &'static str = "flow";
     type Error = TurnError;
 
+    fn keeps_memory(error: &TurnError) -> bool {
+        // It is said before anything is changed.
+        matches!(error, TurnError::Unreadable(_))
+    }
+
     async fn on_start(&mut self, cx: &mut Context) -> Result<(), TurnError> {
         self.load(cx, false).await
     }
@@ -671,6 +692,11 @@ impl OnMessage for FlowInstance {
 
 impl OnAlarm for FlowInstance {
     async fn on_alarm(&mut self, cx: &mut Context, alarm: &Alarm) -> Result<(), TurnError> {
+        if matches!(self.loaded, Loaded::Sealed(_)) {
+            // For a host that can read its journal.
+            cx.hold_alarm();
+            return Ok(());
+        }
         if alarm.id() == RUNNING {
             self.advance(cx)?;
             // It may have been set anew in this turn.
@@ -682,7 +708,7 @@ impl OnAlarm for FlowInstance {
         // It is completed with this turn, unless it is set again.
         self.next = None;
         match &mut self.loaded {
-            Loaded::Absent => Ok(()),
+            Loaded::Absent | Loaded::Sealed(_) => Ok(()),
             Loaded::Over(status) => {
                 let status = status.clone();
                 self.purge(cx, status).await

@@ -126,6 +126,7 @@ impl Handle<Look> for FlowInstance {
         Ok(match &self.loaded {
             Loaded::Absent => None,
             Loaded::Over(status) => Some(status.clone()),
+            Loaded::Sealed(sealed) => Some(sealed.status.clone()),
             Loaded::Going(going) => {
                 let now = going.status_at(cx.now());
                 // Attempts in memory are no change of the flow.

@@ -1,0 +1,64 @@
+//! A flow whose journal this program cannot read, because a newer one has written it or because it is damaged.
+//!
+//! Its journal is left as it is, to the last byte. It is shown as blocked; calls for it are refused for now, posted ones stay in the inbox,
+//! and its alarms are held, all for a host that can read it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde_json::{Map, Value};
+use stable_interfaces::Context;
+
+use super::{FlowInstance, LEFT, Lives, Loaded, TurnError, telling};
+use crate::blocked::{Blocked, BlockedKind};
+use crate::journal::Unreadable;
+use crate::status::{STATUS_KEY, State, Status};
+
+pub(super) struct Sealed {
+    pub(super) status: Status,
+    why: Unreadable,
+}
+
+impl Sealed {
+    /// The answer to what would have to be written into its journal.
+    pub(super) fn refusal(&self) -> TurnError {
+        TurnError::Unreadable(self.why)
+    }
+}
+
+impl FlowInstance {
+    /// Leaves the flow as it is. `row` is its status as it is stored, and `status` as it was understood.
+    pub(super) fn seal(
+        &mut self,
+        cx: &mut Context,
+        row: &Bytes,
+        mut status: Status,
+        why: Unreadable,
+    ) -> Result<(), TurnError> {
+        let kind = match why {
+            Unreadable::Newer(_) => BlockedKind::UnknownVersion,
+            Unreadable::Corrupt => BlockedKind::Unreadable,
+        };
+        let state = State::Blocked { why: Blocked::new(kind, why.to_string()) };
+        if status.state != state {
+            let before = Arc::new(status.clone());
+            (status.state, status.changed_at) = (state, cx.now());
+            status.revision += 1;
+            // Whatever else a newer program has put into that row stays there.
+            let mut fields: Map<String, Value> = serde_json::from_slice(row).map_err(TurnError::Status)?;
+            let Value::Object(known) = serde_json::to_value(&status).map_err(TurnError::Status)? else {
+                unreachable!("a status is an object");
+            };
+            fields.extend(known);
+            cx.put(STATUS_KEY, &fields)?;
+            let flow = self.id.clone();
+            telling::tell(cx, &flow, &self.registry.hub, Some(before), Arc::new(status.clone()), Vec::new());
+        }
+        if self.runs.is_none() {
+            // The next host looks at once.
+            self.set_running(cx, Lives { process: LEFT, died: 0, steps: Vec::new() })?;
+        }
+        self.loaded = Loaded::Sealed(Box::new(Sealed { status, why }));
+        Ok(())
+    }
+}
