@@ -14,12 +14,18 @@ use tokio::task::JoinHandle;
 use crate::alarms::{LatenessRun, wall_millis};
 use crate::measure::percentile;
 
+#[cfg(feature = "queues")]
 mod apalis_postgres;
+#[cfg(feature = "queues")]
 mod apalis_redis;
+#[cfg(feature = "queues")]
 mod graphile;
 
+#[cfg(feature = "queues")]
 pub use apalis_postgres::ApalisPostgres;
+#[cfg(feature = "queues")]
 pub use apalis_redis::ApalisRedis;
+#[cfg(feature = "queues")]
 pub use graphile::Graphile;
 
 /// The longest that one queue is measured at one thing.

@@ -11,6 +11,7 @@ use stable_interfaces::Store;
 use tokio_postgres::{Client, NoTls};
 
 use super::{Backend, Place, shuffle};
+#[cfg(feature = "queues")]
 use crate::queues::{ApalisPostgres, Graphile, Queue};
 
 /// [`PostgresStore`].
@@ -41,6 +42,7 @@ impl Backend for Postgres {
         Box::new(Database(address.to_owned()))
     }
 
+    #[cfg(feature = "queues")]
     async fn queues(&self) -> Vec<Box<dyn Queue>> {
         vec![
             Box::new(Graphile::new(SERVER.fresh_database(), false)),
@@ -48,6 +50,7 @@ impl Backend for Postgres {
         ]
     }
 
+    #[cfg(feature = "queues")]
     async fn due_queues(&self) -> Vec<(Box<dyn Queue>, u64)> {
         vec![
             (Box::new(Graphile::new(SERVER.fresh_database(), true)), 100_000),
@@ -56,6 +59,7 @@ impl Backend for Postgres {
         ]
     }
 
+    #[cfg(feature = "queues")]
     fn timers(&self) -> Option<Box<dyn Queue>> {
         Some(Box::new(Graphile::new(SERVER.fresh_database(), false)))
     }

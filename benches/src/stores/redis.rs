@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use stable_interfaces::Store;
 
 use super::{Backend, Place, direct};
+#[cfg(feature = "queues")]
 use crate::queues::{ApalisRedis, Queue};
 
 /// [`RedisStore`] on a server that syncs its file once a second (`everysec`) or before each answer (`always`).
@@ -41,10 +42,12 @@ impl Backend for Redis {
         Box::new(Server { url: address.to_owned(), mode: self.mode, _server: None })
     }
 
+    #[cfg(feature = "queues")]
     async fn queues(&self) -> Vec<Box<dyn Queue>> {
         vec![Box::new(ApalisRedis::new(start(self.mode), None))]
     }
 
+    #[cfg(feature = "queues")]
     async fn due_queues(&self) -> Vec<(Box<dyn Queue>, u64)> {
         // It fails with 20,000.
         vec![

@@ -248,10 +248,15 @@ macro_rules! __store_tests {
 #[macro_export]
 macro_rules! __store_test_each {
     ([$make:expr] $($group:ident :: $name:ident,)*) => {
+        /// One function for all of them: an expression in each would be a type of its own, and `run` compiled once for each.
+        fn __store_fixture() -> impl ::std::future::Future<Output = impl $crate::testing::conformance::Fixture> {
+            ($make)()
+        }
+
         $(
             #[test]
             fn $name() {
-                $crate::testing::conformance::run(stringify!($name), $make);
+                $crate::testing::conformance::run(stringify!($name), __store_fixture);
             }
         )*
     };
