@@ -48,6 +48,7 @@ fn late() -> std::sync::MutexGuard<'static, Vec<f64>> {
 }
 
 /// The work of every handler.
+#[cfg(feature = "queues")]
 fn handle(job: Job) {
     late().push(wall_millis() - job.at);
     DONE.fetch_add(1, Ordering::SeqCst);

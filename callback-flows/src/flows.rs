@@ -2,6 +2,8 @@
 
 mod census;
 pub(crate) mod journals;
+#[cfg(feature = "http")]
+mod settle;
 mod watch;
 
 use std::collections::{BTreeMap, HashMap};

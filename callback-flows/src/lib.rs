@@ -44,6 +44,7 @@
 //! | do something outside of it | [`Step`] |
 //! | be called from outside | [`Callback`], [`CallbackPolicy`]; by ID, [`Signal`] |
 //! | tell how far it has come | [`Flow::emit`], [`Flow::progress`], [`Flows::events`] |
+//! | serve it over HTTP | `Flows::router`, `Flows::callback_router` (feature `http`) |
 //! | know how it is with one | [`Status`], [`Blocked`], [`Journal`] |
 //! | test one | `testing` (feature `testing`), [`Flows::check`] |
 
@@ -55,6 +56,8 @@ mod flow;
 #[cfg(test)]
 mod flow_schedules;
 mod flows;
+#[cfg(feature = "http")]
+mod http;
 mod hub;
 mod instance;
 mod journal;
