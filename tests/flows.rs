@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "flows/compile_errors.rs"]
+mod compile_errors;
 #[path = "flows/cuts.rs"]
 mod cuts;
 

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use stable_interfaces::Timestamp;
 
 use crate::callback::Callback;
@@ -98,7 +98,7 @@ impl Flow {
 
     /// A callback: a place for messages from outside, open until it is dropped. See [`Callback`].
     #[must_use]
-    pub fn callback<T: DeserializeOwned>(&self, name: &str) -> Callback<T> {
+    pub fn callback<T: for<'de> Deserialize<'de>>(&self, name: &str) -> Callback<T> {
         Callback::new(self.shared.claim(&self.scope, Kind::Callback, name, None, Detail::None))
     }
 

@@ -13,8 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 use stable_interfaces::{
@@ -102,7 +101,8 @@ impl FlowsBuilder {
     where
         F: Fn(Flow, I) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = FlowResult<O>> + Send + 'static,
-        I: DeserializeOwned + Send + 'static,
+        // Of `DeserializeOwned` the compiler would not say that it can be derived.
+        I: for<'de> Deserialize<'de> + Send + 'static,
         O: Serialize + 'static,
     {
         let is_name = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'_' | b'-');
