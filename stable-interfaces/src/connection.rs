@@ -33,7 +33,7 @@ impl fmt::Display for ConnectionId {
 }
 
 impl ConnectionId {
-    fn next() -> ConnectionId {
+    pub(crate) fn next() -> ConnectionId {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         ConnectionId(NEXT.fetch_add(1, Ordering::Relaxed))
     }

@@ -85,6 +85,7 @@ fn is_outside(path: &str) -> bool {
     tools
         || ["cases.rs", "fuzzing.rs", "schedules.rs", "testing.rs"].contains(&path)
         || ["tests.rs", "model.rs"].contains(&name)
+        || path.contains("/model/")
 }
 
 /// The number of the floor that a file stands on.

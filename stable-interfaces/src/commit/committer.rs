@@ -70,7 +70,13 @@ impl Queued {
         self.counted.as_ref().map_or(0, |counted| counted.bytes)
     }
 
-    fn settle(mut self, outcome: Result<(), Failure>) {
+    /// Its contents, for the model of a machine.
+    #[cfg(test)]
+    pub(crate) fn contents(&self) -> (&Commit, u64, Option<&Delivery>) {
+        (&self.commit, self.ticket.number(), self.woken_by.as_ref())
+    }
+
+    pub(crate) fn settle(mut self, outcome: Result<(), Failure>) {
         self.is_settled = true;
         self.ticket.settle(outcome);
     }

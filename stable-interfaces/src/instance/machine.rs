@@ -23,6 +23,8 @@
 mod cold;
 mod commits;
 mod left;
+#[cfg(all(test, not(shuttle)))]
+mod model;
 mod outputs;
 
 use std::collections::VecDeque;

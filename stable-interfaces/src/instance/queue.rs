@@ -99,6 +99,12 @@ impl<W: Waiter> Queue<W> {
         std::mem::take(self).waiting
     }
 
+    /// Those that wait, in their order.
+    #[cfg(test)]
+    pub(crate) fn waiting(&self) -> impl Iterator<Item = &W> {
+        self.waiting.iter()
+    }
+
     /// A moment before which none is late; `Duration::MAX` if none ever is.
     pub(crate) fn earliest(&self) -> Duration {
         self.earliest
