@@ -71,8 +71,8 @@ impl Queued {
     }
 
     /// Its contents, for the model of a machine.
-    #[cfg(test)]
-    pub(crate) fn contents(&self) -> (&Commit, u64, Option<&Delivery>) {
+    #[cfg(all(test, not(shuttle)))]
+    pub(crate) fn contents(&self) -> (&Arc<Commit>, u64, Option<&Delivery>) {
         (&self.commit, self.ticket.number(), self.woken_by.as_ref())
     }
 

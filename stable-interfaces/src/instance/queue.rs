@@ -100,7 +100,7 @@ impl<W: Waiter> Queue<W> {
     }
 
     /// Those that wait, in their order.
-    #[cfg(test)]
+    #[cfg(all(test, not(shuttle)))]
     pub(crate) fn waiting(&self) -> impl Iterator<Item = &W> {
         self.waiting.iter()
     }

@@ -20,6 +20,7 @@ use crate::shared::{Forget, Health};
 use crate::store::{Epoch, ShardId};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Arc, Mutex, MutexGuard, Notify};
+use crate::tasks::TaskHandle;
 
 mod hands;
 #[cfg(all(test, not(shuttle)))]
@@ -280,7 +281,7 @@ impl<I: StableInterface> Slot<I> {
     /// A task has ended by itself: nothing of it is kept.
     fn task_ended(&self, life: &Arc<Life>) {
         self.interface.host.task_rested.notify_one();
-        self.machine.lock().task_ended(life);
+        self.machine.lock().task_ended(life, TaskHandle::is_current);
     }
 
     /// The client of a connection has closed it; whether the instance did not know yet.

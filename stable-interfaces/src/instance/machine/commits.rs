@@ -112,7 +112,7 @@ impl<S, J: Waiter> Machine<S, J> {
     }
 
     /// The number of commits that are kept for reads, and of those that are in memory.
-    #[cfg(test)]
+    #[cfg(all(test, not(shuttle)))]
     pub(crate) fn kept(&self) -> (usize, usize) {
         let kept = self.cold.iter().flat_map(|cold| &cold.unsettled);
         (kept.clone().count(), kept.filter_map(Unsettled::commit).count())

@@ -7,6 +7,7 @@ use crate::instance::life::Life;
 use crate::instance::queue::Waiter;
 use crate::instance::recorded::{Output, Recorded};
 use crate::sync::{Arc, OwnedSemaphorePermit};
+use crate::tasks::TaskHandle;
 
 impl<S, J: Waiter> Machine<S, J> {
     /// Lets the outputs of a handler go, behind the commits they depend on.
@@ -57,12 +58,12 @@ impl<S, J: Waiter> Machine<S, J> {
         self.cold.as_mut()?.connections.remove(&id)
     }
 
-    /// The task that calls this has ended by itself: nothing of it is kept.
-    pub(crate) fn task_ended(&mut self, life: &Arc<Life>) {
+    /// A task of this life has ended by itself: nothing of it is kept. `is_it` tells it from others.
+    pub(crate) fn task_ended(&mut self, life: &Arc<Life>, is_it: impl Fn(&TaskHandle) -> bool) {
         if let Some(cold) = &mut self.cold
             && cold.life.as_ref().is_some_and(|current| Arc::ptr_eq(current, life))
         {
-            cold.tasks.retain(|task| !task.is_current());
+            cold.tasks.retain(|task| !is_it(task));
         }
     }
 }

@@ -28,13 +28,13 @@ fn has_failed(gate: &Outcomes) -> bool {
 struct Kept {
     ticket: usize,
     ops: Vec<(String, Option<(u8, u64, bool)>)>,
-    is_under_way: Rc<RefCell<bool>>,
+    is_in_memory: Rc<RefCell<bool>>,
     is_of_turn: bool,
 }
 
 impl Kept {
     fn is_in_memory(&self) -> bool {
-        self.is_of_turn || *self.is_under_way.borrow()
+        self.is_of_turn || *self.is_in_memory.borrow()
     }
 }
 
@@ -43,13 +43,16 @@ impl Kept {
 pub(super) struct UnderWay {
     gate: Outcomes,
     ticket: usize,
-    is_under_way: Rc<RefCell<bool>>,
+    is_in_memory: Rc<RefCell<bool>>,
 }
 
 impl UnderWay {
     pub(super) fn settle(&self, outcome: bool) {
         self.gate.borrow_mut()[self.ticket - 1] = Some(outcome);
-        *self.is_under_way.borrow_mut() = false;
+    }
+
+    pub(super) fn leave_memory(&self) {
+        *self.is_in_memory.borrow_mut() = false;
     }
 }
 
@@ -63,7 +66,7 @@ pub(super) struct External {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Task {
-    life: u32,
+    pub(super) life: u32,
     is_cancelled: bool,
     has_ended: bool,
 }
@@ -96,7 +99,7 @@ pub(super) struct Spec {
     /// The tasks that the machine has a hand on, and those whose end it waits for.
     pub(super) own_tasks: Vec<usize>,
     ending: (Vec<usize>, Option<Outcomes>),
-    life: Option<u32>,
+    pub(super) life: Option<u32>,
     lives: u32,
     pub(super) external: Option<External>,
     pub(super) interim: Option<u64>,
@@ -106,7 +109,14 @@ pub(super) struct Spec {
     pub(super) turn: Option<Turn>,
     /// The lane's queue, oldest first.
     pub(super) lane: Vec<UnderWay>,
-    pub(super) gates: Vec<Outcomes>,
+    /// Commits whose outcomes are known, and which are in memory a moment longer.
+    pub(super) lingering: Vec<UnderWay>,
+    /// The outcome that the oldest one will have in the middle of the next step.
+    pub(super) armed: Option<bool>,
+    /// Gates that are waited for, up to which commit.
+    pub(super) gates: Vec<(Outcomes, usize)>,
+    /// Lives of which somebody has a handle.
+    pub(super) known: Vec<u32>,
     pub(super) seen: Seen,
 }
 
@@ -137,7 +147,10 @@ impl Spec {
             is_settling: false,
             turn: None,
             lane: Vec::new(),
+            lingering: Vec::new(),
+            armed: None,
             gates: Vec::new(),
+            known: Vec::new(),
             seen: Seen::default(),
         }
     }
@@ -191,9 +204,9 @@ impl Spec {
         let still = self.kept.iter().position(|kept| kept.ticket > settled).unwrap_or(self.kept.len());
         self.kept.drain(..still);
         gate.borrow_mut().push(None);
-        let (ticket, is_under_way) = (gate.borrow().len(), Rc::new(RefCell::new(true)));
-        self.kept.push(Kept { ticket, ops, is_under_way: is_under_way.clone(), is_of_turn: true });
-        UnderWay { gate, ticket, is_under_way }
+        let (ticket, is_in_memory) = (gate.borrow().len(), Rc::new(RefCell::new(true)));
+        self.kept.push(Kept { ticket, ops, is_in_memory: is_in_memory.clone(), is_of_turn: true });
+        UnderWay { gate, ticket, is_in_memory }
     }
 
     fn push(
@@ -268,6 +281,9 @@ impl Spec {
                     }
                     self.own_tasks.retain(|task| !self.tasks[*task].has_ended);
                     self.own_tasks.push(self.tasks.len());
+                    if (self.tasks.len() + 1).is_multiple_of(2) {
+                        self.known.push(self.lives);
+                    }
                     self.tasks.push(Task { life: self.lives, is_cancelled: false, has_ended: false });
                 }
             }
@@ -373,7 +389,18 @@ impl Spec {
         self.seen.refused.extend(Vec::into_iter(late).map(|message: Message| (message.number, "late".to_owned())));
     }
 
+    pub(super) fn settle_oldest(&mut self, outcome: bool) {
+        if !self.lane.is_empty() {
+            let oldest = self.lane.remove(0);
+            oldest.settle(outcome);
+            self.lingering.push(oldest);
+        }
+    }
+
     fn next(&mut self) {
+        if let Some(outcome) = self.armed.take() {
+            self.settle_oldest(outcome);
+        }
         if self.owned != Some(self.epoch) && self.state.is_some() {
             self.seen.dropped = self.state.take();
             if self.end(&Closed::Draining) {
@@ -406,7 +433,7 @@ impl Spec {
                 self.leave();
             } else {
                 self.seen.waits += 1;
-                self.gates.extend(self.gate.clone());
+                self.gates.extend(self.gate.clone().map(|gate| (gate.clone(), gate.borrow().len())));
             }
         }
     }
@@ -415,6 +442,7 @@ impl Spec {
         !self.is_settled()
             || self.has_failed()
             || self.is_busy_with_tasks()
+            || self.life.is_some_and(|life| self.known.contains(&life))
             || !(self.queue.is_empty() && self.held.is_empty() && self.own_tasks.is_empty())
             || !self.connections.is_empty()
     }
@@ -462,6 +490,12 @@ impl Spec {
 
     pub(super) fn forget(&mut self, is_all: bool) {
         self.seen.said = "no".into();
+        if self.mode != Mode::Gone
+            && !is_all
+            && let Some(outcome) = self.armed.take()
+        {
+            self.settle_oldest(outcome);
+        }
         if self.mode == Mode::Gone || !(is_all || self.owned != Some(self.epoch)) {
             return;
         }
@@ -489,6 +523,13 @@ impl Spec {
     pub(super) fn client_left(&mut self) {
         if !self.connections.is_empty() {
             self.connections.remove(0);
+        }
+    }
+
+    /// A task says that it has ended.
+    pub(super) fn task_ended(&mut self, number: usize) {
+        if self.life == Some(self.tasks[number].life) {
+            self.own_tasks.retain(|task| !self.tasks[*task].has_ended);
         }
     }
 

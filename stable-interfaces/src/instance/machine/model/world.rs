@@ -1,12 +1,14 @@
 //! The hands of a machine under test: they note what they are asked for, and answer as a case says.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::sync::Weak;
 
 use tokio::runtime::Runtime;
 
 use super::super::*;
 use super::Message;
 use crate::Timestamp;
+use crate::commit::gate::Failure;
 use crate::connection::{AnyLink, ConnectionId, Wakers};
 use crate::instance::life::{Member, Membership};
 use crate::instance::recorded::Release;
@@ -90,13 +92,20 @@ pub(super) struct World {
     pub(super) now: Duration,
     pub(super) notes: Notes,
     /// Commits under way, oldest first.
-    pub(super) under_way: VecDeque<Queued>,
+    pub(super) under_way: RefCell<VecDeque<Queued>>,
+    /// The outcome that the oldest of them will have in the middle of the next step.
+    pub(super) armed: Cell<Option<bool>>,
+    /// Commits whose outcomes are known, and which are in memory a moment longer.
+    pub(super) lingering: RefCell<Vec<Arc<Commit>>>,
     /// Gates whose settlement is waited for.
     pub(super) gates: Vec<Arc<Gate>>,
     pub(super) connections: Vec<ConnectionId>,
     semaphore: Arc<Semaphore>,
     runtime: Runtime,
     tasks: Tasks,
+    /// The life of each task that was spawned, and handles of lives that are kept beyond their tasks.
+    pub(super) lives: Vec<Weak<Life>>,
+    pub(super) known: Vec<Arc<Life>>,
     /// One for each task that was spawned: it ends with that.
     ends: RefCell<Vec<Option<oneshot::Sender<()>>>>,
     shards: Arc<Shards>,
@@ -123,12 +132,16 @@ impl World {
             is_firing: true,
             now: Duration::ZERO,
             notes: Notes::default(),
-            under_way: VecDeque::new(),
+            under_way: RefCell::default(),
+            armed: Cell::new(None),
+            lingering: RefCell::default(),
             gates: Vec::new(),
             connections: Vec::new(),
             semaphore: Arc::new(Semaphore::new(10_000)),
             runtime,
             tasks,
+            lives: Vec::new(),
+            known: Vec::new(),
             ends: RefCell::default(),
             shards,
             deliveries: 0,
@@ -157,6 +170,14 @@ impl World {
 
     pub(super) fn message(&self) -> Box<dyn Release> {
         Box::new(Released(self.notes.clone()))
+    }
+
+    /// Tells the oldest commit under way its outcome; whether there was one.
+    pub(super) fn settle_oldest(&self, is_ok: bool) -> bool {
+        let Some(queued) = self.under_way.borrow_mut().pop_front() else { return false };
+        self.lingering.borrow_mut().push(queued.contents().0.clone());
+        queued.settle(if is_ok { Ok(()) } else { Err(Failure::Fenced) });
+        true
     }
 
     /// Lets tasks run as far as they go; the one of this number to its end.
@@ -197,6 +218,9 @@ pub(super) fn brief(op: &Op) -> String {
 
 impl Hands<Message> for World {
     fn owned(&self) -> Option<Epoch> {
+        if let Some(outcome) = self.armed.take() {
+            self.settle_oldest(outcome);
+        }
         self.owned
     }
 
@@ -228,7 +252,7 @@ impl Hands<Message> for World {
         });
         let ops = commit.ops.iter().map(brief).collect();
         self.notes.lock().commits.push((commit.epoch.0, ticket, ops, commit.is_shown, revision));
-        self.under_way.push_back(queued);
+        self.under_way.get_mut().push_back(queued);
     }
 
     fn failed(&mut self, wake: &Wake, error: &str) -> Vec<Op> {
@@ -246,6 +270,10 @@ impl Hands<Message> for World {
 
     fn spawn(&mut self, behind: Option<Ticket>, _: &HandedOver<TaskWork>, life: Arc<Life>) -> Option<TaskHandle> {
         self.notes.lock().outputs.push(("task", behind.map(|ticket| ticket.number())));
+        self.lives.push(Arc::downgrade(&life));
+        if self.lives.len().is_multiple_of(2) {
+            self.known.push(life.clone());
+        }
         let membership = Membership(Arc::new(Member::new(life)));
         let (end, ended) = oneshot::channel();
         self.ends.borrow_mut().push(Some(end));
