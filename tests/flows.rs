@@ -26,6 +26,9 @@ use stable_interfaces::testing::{Fault, Method};
 use stable_interfaces::{Fleet, FleetClient, Host, HostBuilder, Store, StoreError};
 use system_tests::{World, in_time, on_each_store};
 
+#[path = "flows/children.rs"]
+mod children;
+
 const SECOND: Duration = Duration::from_secs(1);
 const LEASE: Duration = Duration::from_secs(15);
 

@@ -10,6 +10,7 @@
 //! own; their results become entries. Whatever else makes the code go on between entries is found out, and blocks the flow.
 
 mod check;
+mod children;
 mod emitted;
 mod faults;
 mod names;
@@ -37,6 +38,7 @@ use crate::blocked::{Blocked, BlockedKind};
 use crate::flow::Flow;
 use crate::journal::{Begun, Ended, Entry, Event, Key, Page, Settled};
 
+pub(crate) use self::children::{Post, What};
 pub(crate) use self::emitted::{Emitted, MAX_EVENT_BYTES};
 #[cfg(feature = "testing")]
 pub(crate) use self::names::name_of;
@@ -258,9 +260,10 @@ impl Engine {
         !has_begun(&state.named, callback) || state.by_key.contains_key(callback)
     }
 
-    /// Tells whether the code holds a callback.
-    pub(crate) fn has_callbacks(&self) -> bool {
-        self.shared.state.lock().open > 0
+    /// Tells whether the code holds anything that messages come for: a callback, a signal, a child.
+    pub(crate) fn awaits_messages(&self) -> bool {
+        let state = self.shared.state.lock();
+        state.open > 0 || state.children.are_known()
     }
 
     /// Tells whether steps have asked to be polled.
@@ -294,6 +297,9 @@ impl Engine {
 
     /// Adds to the journal. The code sees it in [`settle`](Self::settle).
     pub(crate) fn append(&mut self, at: Timestamp, event: Event) {
+        if !matches!(event, Event::Posted { .. }) {
+            self.record_posted(at);
+        }
         let entry = Entry { seq: self.next_seq, at, event };
         self.next_seq += 1;
         self.bytes += entry.event.size();
@@ -453,6 +459,8 @@ impl Engine {
         state.now = state.now.max(at);
         state.begun.clear();
         state.emitted.clear();
+        state.children.forget();
+        state.take_in(seq, at, &event);
         state.expected = (seq < self.recorded_to).then(|| self.recorded.remove(&seq).unwrap_or_default());
         let target = match &event {
             Event::Start { run, seed, input, .. } => {
@@ -466,8 +474,10 @@ impl Engine {
                 self.cancel();
                 return Ok(());
             }
+            Event::Posted { .. } => return Ok(()),
             Event::Message { callback: key, .. } => key.clone(),
-            Event::Result { step: key, .. }
+            Event::ChildEnded { child: key, .. }
+            | Event::Result { step: key, .. }
             | Event::Attempt { step: key, .. }
             | Event::Intent { step: key }
             | Event::Fired { timer: key } => key.clone(),
@@ -536,13 +546,15 @@ impl Engine {
         let code = self.code.clone();
         self.run(Box::pin(async move {
             let result = async { code(flow.clone(), input).await }.await;
-            match result {
+            let ended = match result {
                 Ok(value) => Ended::Done(value),
                 Err(error) => {
                     undo_all(&flow).await;
                     Ended::Failed(error)
                 }
-            }
+            };
+            flow.shared().all_posted().await;
+            ended
         }));
     }
 
@@ -555,13 +567,17 @@ impl Engine {
         let entered = Entered::into(self.shared.address());
         let dropped = catch_unwind(AssertUnwindSafe(|| drop(self.running.take())));
         drop(entered);
-        self.shared.state.lock().mode = Mode::Idle;
+        let mut state = self.shared.state.lock();
+        state.mode = Mode::Idle;
+        state.children.cancel();
+        drop(state);
         if let Err(panic) = dropped {
             self.shared.fail(panicked(&*panic));
         }
         let flow = Flow::new(self.shared.clone());
         self.run(Box::pin(async move {
             undo_all(&flow).await;
+            flow.shared().all_posted().await;
             Ended::Cancelled
         }));
     }
@@ -695,6 +711,7 @@ impl Engine {
                            for, such as a task or a socket, belongs into a step";
             return Err(Blocked::new(BlockedKind::NotDurable, message.into()));
         }
+        self.shared.state.lock().children.settle();
         Ok(())
     }
 

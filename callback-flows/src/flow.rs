@@ -76,6 +76,7 @@ impl Flow {
         &self.shared
     }
 
+    /// The name of the branch, for those of its operations.
     pub(crate) fn scope(&self) -> &str {
         &self.scope
     }

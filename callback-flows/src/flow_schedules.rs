@@ -1,10 +1,10 @@
 //! Random programs under random schedules, with a crash wherever there can be one.
 //!
 //! A program is made of everything that flows are made of: steps (tried again, run once at most), timers, callbacks, `join!`,
-//! `select!`, `FuturesUnordered`, `buffer_unordered`, branches that talk by a channel, code that wakes itself, undo. It is run
-//! as a host would: some events, a turn, a commit; and between any two of these it may be dropped and replayed from what was
+//! `select!`, `FuturesUnordered`, `buffer_unordered`, branches that talk by a channel, code that wakes itself, children, undo. It is
+//! run as a host would: some events, a turn, a commit; and between any two of these it may be dropped and replayed from what was
 //! committed. Each replay must show what the first run has shown, step by step, and wait for the same; no message may be lost, none
-//! may come twice, and no step whose result is kept may run again.
+//! may come twice, no step whose result is kept may run again, and no child may be left out, or go on when its parent is cancelled.
 //!
 //! `tests/run flow_schedules`: `SCHEDULES=n` runs so many, `SEED=n` begins with that one. (`select!` itself begins at random, so
 //! a seed repeats all but that.)
@@ -25,8 +25,8 @@ use stable_interfaces::Timestamp;
 use stable_interfaces::clock::{Clock, Random, Sleep};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::engine::{BoxFuture, Code, Engine, Kind, Limits, Phase, Sabotage, Shared};
-use crate::journal::{Event, Message, Page, StepOutcome};
+use crate::engine::{BoxFuture, Code, Engine, Kind, Limits, Phase, Post, Sabotage, Shared, What};
+use crate::journal::{ChildOutcome, Ended, Entry, Event, Message, Page, StepOutcome};
 use crate::step::Retry;
 use crate::{Callback, Flow};
 
@@ -119,6 +119,11 @@ enum Node {
     WakeItself,
     Draw,
     Undo,
+    /// A child; it is waited for, perhaps with a limit, or let go.
+    Child {
+        waits: bool,
+        limit: Option<u64>,
+    },
 }
 
 impl Node {
@@ -127,20 +132,21 @@ impl Node {
         let some = |random: &mut Rng| {
             (0..random.usize(1..4)).map(|_| Node::random(random, depth.saturating_sub(1))).collect::<Vec<_>>()
         };
-        match random.u32(..if depth == 0 { 10 } else { 24 }) {
+        match random.u32(..if depth == 0 { 12 } else { 26 }) {
             0..=2 => Node::Step { fails: random.u8(..4) == 0, once: random.u8(..8) == 0 },
             3..=4 => Node::Timer(random.u64(1..40)),
             5..=6 => Node::Receive { count: random.usize(1..4), limit: random.bool().then(|| random.u64(1..40)) },
             7 => Node::WakeItself,
             8 => Node::Draw,
             9 => Node::Undo,
-            10..=11 => Node::Abandon(below(random)),
-            12..=13 => Node::Join(below(random), below(random)),
-            14..=15 => Node::Select(below(random), below(random)),
-            16 => Node::Race(below(random)),
-            17..=18 => Node::Unordered(some(random)),
-            19 => Node::Buffered(random.usize(1..3), some(random)),
-            20..=21 => Node::Talk(below(random), below(random)),
+            10..=11 => Node::Child { waits: random.u8(..4) > 0, limit: random.bool().then(|| random.u64(1..40)) },
+            12..=13 => Node::Abandon(below(random)),
+            14..=15 => Node::Join(below(random), below(random)),
+            16..=17 => Node::Select(below(random), below(random)),
+            18 => Node::Race(below(random)),
+            19..=20 => Node::Unordered(some(random)),
+            21 => Node::Buffered(random.usize(1..3), some(random)),
+            22..=23 => Node::Talk(below(random), below(random)),
             _ => Node::Seq(some(random)),
         }
     }
@@ -167,7 +173,7 @@ impl Node {
                 a.callbacks(&within(0), all);
                 b.callbacks(&within(1), all);
             }
-            Node::Step { .. } | Node::Timer(_) | Node::WakeItself | Node::Draw | Node::Undo => {}
+            Node::Step { .. } | Node::Timer(_) | Node::WakeItself | Node::Draw | Node::Undo | Node::Child { .. } => {}
         }
     }
 }
@@ -362,6 +368,21 @@ fn execute<'a>(flow: Flow, node: &'a Node, world: &'a Arc<World>) -> BoxedIn<'a>
                 });
                 say("registered an undo step".into());
             }
+            Node::Child { waits, limit } => {
+                let mut child = flow.spawn("child", &format!("of {at}"), &at);
+                if !waits {
+                    return say("let a child go".into());
+                }
+                if let Some(limit) = limit
+                    && flow.timeout(Duration::from_millis(*limit), child.result::<u64>()).await.is_err()
+                {
+                    say("no child in time".into());
+                }
+                match child.result::<u64>().await {
+                    Ok(value) => say(format!("child {value}")),
+                    Err(error) => say(format!("child failed: {error}")),
+                }
+            }
         }
     })
 }
@@ -377,6 +398,13 @@ fn code_of(program: Arc<Node>, world: Arc<World>, fails: bool) -> Code {
             if fails { Err("it fails at its end".into()) } else { Ok(Bytes::from_static(b"null")) }
         })
     })
+}
+
+/// A child, as it is where it lives.
+#[derive(Debug, Default)]
+struct Born {
+    is_cancelled: bool,
+    outcome: Option<ChildOutcome>,
 }
 
 /// One run of a program.
@@ -396,6 +424,10 @@ struct Run {
     sent: u64,
     /// Messages that are durable, by callback, in order.
     taken: BTreeMap<String, Vec<u64>>,
+    /// Posts to children that are on their way, children that have been begun, and those whose end the flow has taken.
+    letters: Vec<Post>,
+    born: BTreeMap<String, Born>,
+    told: HashSet<String>,
     counts: Counts,
 }
 
@@ -429,6 +461,9 @@ impl Run {
             callbacks,
             sent: 0,
             taken: BTreeMap::new(),
+            letters: Vec::new(),
+            born: BTreeMap::new(),
+            told: HashSet::new(),
             counts: Counts::default(),
         };
         let start = Event::Start { version: 1, run: 1, seed, input: Bytes::new() };
@@ -473,8 +508,57 @@ impl Run {
         if self.random.u8(..12) == 0 {
             return self.crash();
         }
+        self.letters.extend(self.engine.take_posts());
         self.engine.open(mark);
         Ok(())
+    }
+
+    /// A post arrives, and perhaps that is noted.
+    fn post(&mut self) -> Result<(), String> {
+        if self.letters.is_empty() {
+            return Ok(());
+        }
+        let post = self.letters.swap_remove(self.random.usize(..self.letters.len()));
+        let child = post.child.to_string();
+        match &post.what {
+            What::Start(_) => drop(self.born.entry(child).or_default()),
+            What::Cancel => match self.born.get_mut(&child) {
+                Some(born) => born.is_cancelled = true,
+                None => return Err(format!("{child} is cancelled before it begins")),
+            },
+        }
+        if self.random.u8(..4) > 0 {
+            self.engine.note_posted(&post);
+            if self.engine.waits_for_posts() || self.random.bool() {
+                self.engine.record_posted(self.hand.now());
+            }
+        } else {
+            // Its courier tries again.
+            self.letters.push(post);
+        }
+        Ok(())
+    }
+
+    /// A child ends, or one that has ended tells the flow.
+    fn end_child(&mut self) {
+        let untold: Vec<_> = self.born.keys().filter(|child| !self.told.contains(*child)).cloned().collect();
+        let Some(child) = self.random.choice(&untold).cloned() else { return };
+        let born = self.born.entry(child.clone()).or_default();
+        let value = self.world.values.fetch_add(1, Ordering::Relaxed);
+        let outcome = born.outcome.get_or_insert_with(|| match value % 4 {
+            _ if born.is_cancelled => ChildOutcome::Cancelled,
+            0 => ChildOutcome::Failed(format!("failure {value}").into()),
+            _ => ChildOutcome::Done(value.to_string().into()),
+        });
+        let outcome = outcome.clone();
+        let now = self.hand.now();
+        while self.engine.fire_due(now, None) > 0 {
+            self.engine.settle(usize::MAX);
+        }
+        if !self.has_ended() {
+            self.told.insert(child.clone());
+            self.engine.append(now, Event::ChildEnded { child: child.as_str().into(), outcome });
+        }
     }
 
     fn crash(&mut self) -> Result<(), String> {
@@ -488,6 +572,15 @@ impl Run {
         drop(std::mem::replace(&mut self.engine, fresh));
         self.world.log.lock().clear();
         self.world.steps.lock().clear();
+        // Some are on their way, and arrive after all.
+        for post in std::mem::take(&mut self.letters) {
+            match &post.what {
+                _ if self.random.bool() => {}
+                What::Start(_) => drop(self.born.entry(post.child.to_string()).or_default()),
+                What::Cancel => self.born.entry(post.child.to_string()).or_default().is_cancelled = true,
+            }
+        }
+        self.told = self.pages().into_iter().flat_map(|page| page.entries).filter_map(ended_child).collect();
         self.engine.settle(usize::MAX);
         if let Phase::Blocked(why) = self.engine.phase() {
             return Err(format!("blocked in a replay: {why}"));
@@ -507,6 +600,7 @@ impl Run {
             self.waited = self.waits();
             self.was_calm = true;
         }
+        self.letters = self.engine.take_posts();
         self.engine.open(mark);
         Ok(())
     }
@@ -516,8 +610,8 @@ impl Run {
     }
 
     /// Something happens outside.
-    fn happen(&mut self) {
-        match self.random.u8(..10) {
+    fn happen(&mut self) -> Result<(), String> {
+        match self.random.u8(..13) {
             0..=2 => {
                 if let Some(callback) = self.random.choice(&self.callbacks).cloned() {
                     self.send(&callback);
@@ -545,12 +639,15 @@ impl Run {
                 let wakers = std::mem::take(&mut *self.world.wakers.lock());
                 wakers.into_iter().for_each(Waker::wake);
             }
+            9..=10 => self.post()?,
+            11 => self.end_child(),
             _ => {
                 if self.random.u8(..40) == 0 {
                     self.engine.append(self.hand.now(), Event::Cancel);
                 }
             }
         }
+        Ok(())
     }
 
     /// A message comes. Timers that were due before it have fired before it.
@@ -598,7 +695,7 @@ impl Run {
         self.commit()?;
         for _ in 0..self.random.usize(10..120) {
             for _ in 0..self.random.usize(..4) {
-                self.happen();
+                self.happen()?;
             }
             self.turn()?;
             if self.has_ended() {
@@ -615,15 +712,18 @@ impl Run {
                     self.world.log.lock()
                 ));
             }
-            self.finish_one();
+            self.finish_one()?;
             self.turn()?;
         }
         self.check_messages()?;
+        self.check_children()?;
         Ok(self.counts)
     }
 
     /// Gives the flow one of the things that it waits for.
-    fn finish_one(&mut self) {
+    fn finish_one(&mut self) -> Result<(), String> {
+        self.post()?;
+        self.end_child();
         let mut steps = std::mem::take(&mut *self.world.steps.lock());
         steps.retain(|(_, told)| !told.is_closed());
         for (_, told) in steps {
@@ -639,6 +739,22 @@ impl Run {
                 self.hand.set(due.max(self.hand.now()));
             }
         }
+        Ok(())
+    }
+
+    /// Checks that every child that the code began was begun, and that those of a cancelled flow were cancelled if they had not ended.
+    fn check_children(&self) -> Result<(), String> {
+        let pages = self.pages();
+        let has_ended = pages.last().and_then(|page| page.ended.clone());
+        let Some(ended) = has_ended else { return Ok(()) };
+        let begun = pages.iter().flat_map(|page| &page.settled).flat_map(|settled| &settled.begun);
+        for begun in begun.filter(|begun| begun.key.contains("child:child[")) {
+            let Some(born) = self.born.get(&*begun.key) else { return Err(format!("{} was never begun", begun.key)) };
+            if ended == Ended::Cancelled && !born.is_cancelled && !self.told.contains(&*begun.key) {
+                return Err(format!("{} goes on, and its parent is cancelled", begun.key));
+            }
+        }
+        Ok(())
     }
 
     /// Checks that what a callback has given out is the beginning of what came for it, in that order.
@@ -661,6 +777,10 @@ impl Run {
         }
         Ok(())
     }
+}
+
+fn ended_child(entry: Entry) -> Option<String> {
+    if let Event::ChildEnded { child, .. } = entry.event { Some(child.to_string()) } else { None }
 }
 
 fn engine(hand: &Arc<Hand>, code: &Code, pages: Vec<Page>, sabotage: Option<Sabotage>) -> Engine {

@@ -20,18 +20,19 @@ use stable_interfaces::{
     Alarm, HostBuilder, Interface, KeyRange, NewPost, RegisterError, RequestError, RetryPolicy, Timestamp,
 };
 
+use crate::command::Command;
 use crate::engine::{Code, Limits, is_callback_named};
 use crate::flow::{Flow, FlowError, FlowResult};
 use crate::hub::Hub;
-use crate::instance::{Answer, Command, FlowInstance, NEXT, RUN, TurnError, hash_of};
-use crate::journal::{Event, Message};
+use crate::instance::{Answer, FlowInstance, NEXT, TurnError, hash_of};
+use crate::journal::Message;
 use crate::policy::CallbackPolicy;
 use crate::status::{Outcome, RESULT_KEY, STATUS_KEY, State, Status};
 use crate::token::{Target, UrlKeys, Urls};
 use crate::verify::Unverified;
 
 /// The largest body that is posted, in bytes: there has to be room for its headers.
-const MAX_POSTED_BYTES: usize = 192 * 1024;
+pub(crate) const MAX_POSTED_BYTES: usize = 192 * 1024;
 /// The longest name of a callback with a policy, in bytes: within every branch it is whole in the callback's address.
 const MAX_POLICY_NAME: usize = 64;
 
@@ -75,6 +76,17 @@ impl Registry {
         let name = flow.split('/').next().unwrap_or_default();
         let is_for = |(of, callback_name): &(String, String)| *of == name && is_callback_named(callback, callback_name);
         self.policies.iter().find(|(key, _)| is_for(key)).map(|(_, policy)| policy)
+    }
+
+    /// The version that new flows of this name begin with.
+    pub(crate) fn newest(&self, name: &str) -> Option<u32> {
+        self.flows.get(name)?.last_key_value().map(|(version, _)| *version)
+    }
+
+    /// Refuses an input that a version does not take.
+    pub(crate) fn check(&self, name: &str, version: u32, input: &[u8]) -> Result<(), serde_json::Error> {
+        let version = self.flows.get(name).and_then(|versions| versions.get(&version));
+        version.map_or(Ok(()), |version| (version.check)(input))
     }
 }
 
@@ -458,8 +470,8 @@ impl Flows {
         let (version, newest) = versions.last_key_value().ok_or_else(|| FlowsError::UnknownFlow(name.into()))?;
         (newest.check)(&input).map_err(as_input)?;
         let hash = hash_of(&input);
-        let event = Event::Start { version: *version, run: RUN, seed: 0, input: input.into() };
-        match self.ask(&flow, Command::Add(event.clone())).await? {
+        let command = Command::Start { version: *version, input: input.into(), parent: None };
+        match self.ask(&flow, command.clone()).await? {
             Some(Answer::Done) => return Ok(Started::New),
             Some(Answer::Already) => return Ok(Started::Already),
             Some(_) => return Err(FlowsError::Conflict),
@@ -471,7 +483,7 @@ impl Flows {
             Some(_) => return Err(FlowsError::Conflict),
             None => {}
         }
-        self.post(&flow, Some("start".into()), Command::Add(event)).await?;
+        self.post(&flow, Some("start".into()), command).await?;
         Ok(Started::Posted)
     }
 
@@ -488,9 +500,6 @@ impl Flows {
     /// [`FlowsError::Unavailable`].
     pub async fn deliver(&self, token: &str, call: Call) -> Result<Delivered, FlowsError> {
         let target = self.target(token).ok_or(FlowsError::NotFound)?;
-        if target.run != RUN {
-            return Err(FlowsError::Gone);
-        }
         fits(&call)?;
         let call = match self.registry.policy(&target.flow, &target.callback) {
             Some(policy) => {
@@ -499,7 +508,7 @@ impl Flows {
             }
             None => call,
         };
-        self.hand_over(&target.flow, target.callback, call).await
+        self.hand_over(&target.flow, Some(target.run), target.callback, call).await
     }
 
     /// The policy for the calls of the callback that a token is of, such as for the answer to them; `None` if it has none, or the token is none
@@ -515,14 +524,20 @@ impl Flows {
         self.registry.urls.as_ref()?.keys.check(token)
     }
 
-    /// Hands a message to a flow, or stores it for its owner.
-    pub(crate) async fn hand_over(&self, flow: &str, callback: Arc<str>, call: Call) -> Result<Delivered, FlowsError> {
+    /// Hands a message to a flow, or stores it for its owner: for a callback of this run, or of whichever run is going.
+    pub(crate) async fn hand_over(
+        &self,
+        flow: &str,
+        run: Option<u32>,
+        callback: Arc<str>,
+        call: Call,
+    ) -> Result<Delivered, FlowsError> {
         fits(&call)?;
         let Call { id, headers, body } = call;
         // The post of a call has the ID of that call, so that a second one does not even lie in the inbox.
         let post = id.as_ref().map(|id| format!("call-{}", hex(&format!("{callback}\0{id}"))));
         let message = Message { id: id.unwrap_or_default().into(), headers, body };
-        let command = Command::Add(Event::Message { callback, message });
+        let command = Command::Deliver { run, callback, message };
         match self.ask(flow, command.clone()).await? {
             Some(Answer::Done) => return Ok(Delivered::Taken),
             Some(Answer::Already) => return Ok(Delivered::Already),
@@ -553,7 +568,7 @@ impl Flows {
     /// # Errors
     /// [`FlowsError::NotFound`] and [`FlowsError::Gone`] where this host owns the flow, [`FlowsError::Unavailable`].
     pub async fn cancel(&self, name: &str, id: &str) -> Result<(), FlowsError> {
-        self.command(name, id, "cancel", Command::Add(Event::Cancel)).await
+        self.command(name, id, "cancel", Command::Cancel).await
     }
 
     /// Lets a blocked flow try again, with the code and the world as they are now. Does nothing to one that is not blocked.
@@ -624,7 +639,7 @@ impl Flows {
     /// The URL of a callback; empty where there are no keys.
     #[cfg(feature = "testing")]
     pub(crate) fn url(&self, flow: &str, callback: &str) -> String {
-        self.registry.urls.as_ref().map_or_else(String::new, |urls| urls.of(flow, RUN, callback))
+        self.registry.urls.as_ref().map_or_else(String::new, |urls| urls.of(flow, crate::instance::RUN, callback))
     }
 
     /// Asks the flow itself; `None` if another host has it, or may have it soon.

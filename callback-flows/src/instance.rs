@@ -31,10 +31,12 @@ use self::sealed::Sealed;
 pub(crate) use self::telling::Look;
 use self::telling::{Said, Unread};
 use crate::blocked::{Blocked, BlockedKind};
+use crate::command::{Command, Parent};
+use crate::courier::{self, Letter, Parents, Receipt};
 use crate::engine::{Code, Engine, Phase, Shared};
 use crate::flows::journals::{PAGES, pages_of};
 use crate::flows::{Kept, Registry};
-use crate::journal::{Ended, Entry, Event, Message, Page, Unreadable};
+use crate::journal::{ChildOutcome, Ended, Event, Message, Page, Unreadable};
 use crate::metrics;
 use crate::status::{MAX_WAITS, RESULT_KEY, STATUS_KEY, State, Status, Waiting, fitting, short};
 
@@ -60,33 +62,10 @@ const LEFT: u64 = 0;
 const MAX_DEATHS: u32 = 2;
 /// The time after which a timer asks again whether it may fire, after a call that came before it.
 const CALLS_FIRST: Duration = Duration::from_millis(10);
+/// The time after which a flow is looked at again that was to be purged, and has parents that were not told.
+const PARENTS_FIRST: Duration = Duration::from_secs(60);
 /// The time after which a turn that the host refused is asked for again.
 const AGAIN: Duration = Duration::from_millis(50);
-
-/// Something that is asked of a flow.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Command {
-    /// To add this to its journal.
-    Add(Event),
-    /// To look once more whether its code fits.
-    Resume,
-}
-
-impl Command {
-    /// As it is posted: a page of a journal, so that a host of another version can tell.
-    pub(crate) fn encode(&self) -> Bytes {
-        let entries = match self {
-            Command::Add(event) => vec![Entry { seq: 0, at: Timestamp::UNIX_EPOCH, event: event.clone() }],
-            Command::Resume => Vec::new(),
-        };
-        Page { entries, ..Page::default() }.encode()
-    }
-
-    fn decode(body: &Bytes) -> Result<Command, Unreadable> {
-        let entry = Page::decode(body)?.entries.pop();
-        Ok(entry.map_or(Command::Resume, |entry| Command::Add(entry.event)))
-    }
-}
 
 /// The answer to a [`Command`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,6 +114,10 @@ pub(crate) struct FlowInstance {
     id: Arc<str>,
     registry: Arc<Registry>,
     loaded: Loaded,
+    /// Other flows that want to know how it ends.
+    parents: Parents,
+    /// Posts to go out with the next commit.
+    letters: Vec<Letter>,
     /// The times that the alarm `next` is set to, and that `run` was set to, if it is set or held.
     next: Option<Timestamp>,
     runs: Option<Timestamp>,
@@ -170,7 +153,7 @@ struct Going {
     input: u64,
     /// The number of the journal's next page.
     pages: u64,
-    /// Messages that were taken, by callback and ID.
+    /// Messages that were taken, by callback and ID, and ends of children, by child.
     seen: HashSet<String>,
     /// The mark up to which steps were let start.
     opened: u64,
@@ -194,7 +177,8 @@ pub(crate) fn hash_of(input: &[u8]) -> u64 {
 impl FlowInstance {
     pub(crate) fn new(id: &str, registry: Arc<Registry>) -> FlowInstance {
         let loaded = Loaded::Absent;
-        FlowInstance { id: id.into(), registry, loaded, next: None, runs: None, has_left: false }
+        let (parents, letters) = (Parents::default(), Vec::new());
+        FlowInstance { id: id.into(), registry, loaded, parents, letters, next: None, runs: None, has_left: false }
     }
 
     /// Reads what is stored, and replays the code to where it was.
@@ -216,9 +200,17 @@ impl FlowInstance {
         }
         if stored.state.is_over() {
             self.loaded = Loaded::Over(stored);
-            return Ok(());
+            // It is set for as long as somebody is to be told.
+            if self.runs.is_some() {
+                let rows = cx.list(courier::PARENTS).await?;
+                self.parents = Parents::read(rows.iter().map(|(key, row)| (key, row)))?;
+            }
+            return self.tell(cx).await;
         }
-        let rows = cx.list(KeyRange::prefix(PAGES)).await?;
+        // With those of parents, which come after them.
+        let mut rows = cx.list(PAGES.."parent0").await?;
+        let parents = rows.split_off(rows.partition_point(|(key, _)| key.starts_with(PAGES)));
+        self.parents = Parents::read(parents.iter().map(|(key, row)| (key, row)))?;
         let (pages, next_page) = match pages_of(rows) {
             Ok(pages) => pages,
             Err(why) => return self.seal(cx, &status, stored, why),
@@ -226,6 +218,7 @@ impl FlowInstance {
         let entries = pages.iter().flat_map(|page| &page.entries);
         let seen = entries.filter_map(|entry| match &entry.event {
             Event::Message { callback, message } => Some(seen_as(callback, &message.id)),
+            Event::ChildEnded { child, .. } => Some(seen_as(child, "")),
             _ => None,
         });
         let seen = seen.collect();
@@ -247,9 +240,11 @@ impl FlowInstance {
             going.bell.notify.notify_one();
         }
         metrics::replayed(&name, clock.elapsed().saturating_sub(began));
+        self.address_posts(cx.now());
         if let Some(before) = before {
             self.look_for_killers(cx, &before)?;
         }
+        self.tell(cx).await?;
         self.write(cx)
     }
 
@@ -303,19 +298,27 @@ impl FlowInstance {
 
     /// Takes something in, and goes on with what comes of it. `arrived` is the moment that counts.
     async fn take(&mut self, cx: &mut Context, command: Command, arrived: Timestamp) -> Result<Answer, TurnError> {
-        let event = match command {
-            Command::Resume => return self.resume(cx).await,
-            Command::Add(event) => event,
-        };
         if let Loaded::Sealed(sealed) = &self.loaded
-            && !matches!(event, Event::Start { .. })
+            && !matches!(command, Command::Start { .. } | Command::Resume)
         {
             return Err(sealed.refusal());
         }
-        let answer = match event {
-            Event::Start { version, input, .. } => self.start(cx, version, input)?,
-            Event::Message { callback, message } => self.deliver(cx, callback, message, arrived),
-            Event::Cancel => match &mut self.loaded {
+        let answer = match command {
+            Command::Resume => return self.resume(cx).await,
+            Command::Start { version, input, parent: None } => self.start(cx, version, input)?,
+            Command::Start { version, input, parent: Some(parent) } => {
+                let is_refused = self.start(cx, version, input)? == Answer::Conflict;
+                self.parents.add(cx, Parent { is_refused, ..parent })?;
+                self.tell(cx).await?;
+                Answer::Done
+            }
+            Command::Deliver { run: None | Some(RUN), callback, message } => {
+                self.deliver(cx, callback, message, arrived)
+            }
+            Command::ChildEnded { run: RUN, child, outcome } => self.child_ended(child, outcome, arrived),
+            // Of another run.
+            Command::Deliver { .. } | Command::ChildEnded { .. } => Answer::Gone,
+            Command::Cancel => match &mut self.loaded {
                 Loaded::Absent => Answer::NotFound,
                 Loaded::Over(_) => Answer::Gone,
                 Loaded::Sealed(_) => Answer::Full,
@@ -324,8 +327,6 @@ impl FlowInstance {
                     Answer::Done
                 }
             },
-            // Nobody but a flow itself adds those.
-            _ => Answer::NotFound,
         };
         self.advance(cx)?;
         Ok(answer)
@@ -362,11 +363,7 @@ impl FlowInstance {
         if going.seen.contains(&seen_as(&callback, &message.id)) {
             return Answer::Already;
         }
-        // What was due before the message came has happened before it.
-        let before = arrived - Duration::from_millis(1);
-        while going.engine.fire_due(before, None) > 0 {
-            going.engine.settle(usize::MAX);
-        }
+        going.pass_until(arrived);
         if matches!(going.engine.phase(), Phase::Ended(_)) || !going.engine.takes_messages(&callback) {
             return Answer::Gone;
         }
@@ -375,6 +372,24 @@ impl FlowInstance {
         }
         going.seen.insert(seen_as(&callback, &message.id));
         going.engine.append(arrived, Event::Message { callback, message });
+        Answer::Done
+    }
+
+    fn child_ended(&mut self, child: Arc<str>, outcome: ChildOutcome, arrived: Timestamp) -> Answer {
+        let going = match &mut self.loaded {
+            Loaded::Absent => return Answer::NotFound,
+            Loaded::Over(_) => return Answer::Gone,
+            Loaded::Sealed(_) => return Answer::Full,
+            Loaded::Going(going) => going,
+        };
+        if !going.seen.insert(seen_as(&child, "")) {
+            return Answer::Already;
+        }
+        going.pass_until(arrived);
+        if matches!(going.engine.phase(), Phase::Ended(_)) {
+            return Answer::Gone;
+        }
+        going.engine.append(arrived, Event::ChildEnded { child, outcome });
         Answer::Done
     }
 
@@ -402,6 +417,8 @@ impl FlowInstance {
             going.engine.poll_steps(cx.now());
             has_more = going.engine.settle(RELEASES);
         }
+        self.address_posts(cx.now());
+        let Loaded::Going(going) = &mut self.loaded else { return Ok(()) };
         if has_more || going.engine.wants_steps_polled() {
             going.bell.notify.notify_one();
         }
@@ -413,9 +430,83 @@ impl FlowInstance {
         self.write(cx)
     }
 
+    /// Makes letters of what the code has to post, and tells it of what cannot be posted.
+    fn address_posts(&mut self, now: Timestamp) {
+        let Loaded::Going(going) = &mut self.loaded else { return };
+        loop {
+            let mut is_refused = false;
+            for post in going.engine.take_posts().into_iter().map(Arc::new) {
+                match Letter::to_child(&self.registry, &self.id, RUN, &post) {
+                    Ok(letter) => self.letters.push(letter),
+                    Err(outcome) => {
+                        is_refused = true;
+                        going.seen.insert(seen_as(&post.child, ""));
+                        going.engine.append(now, Event::ChildEnded { child: post.child.clone(), outcome });
+                    }
+                }
+            }
+            if !is_refused {
+                return;
+            }
+            going.engine.settle(usize::MAX);
+        }
+    }
+
+    /// Lets couriers go who tell parents what is known.
+    async fn tell(&mut self, cx: &mut Context) -> Result<(), TurnError> {
+        let outcome = match &self.loaded {
+            Loaded::Over(_) if self.parents.is_empty() => return Ok(()),
+            Loaded::Over(status) => Some(match &status.state {
+                State::Failed { error } => ChildOutcome::Failed(error.as_str().into()),
+                State::Cancelled => ChildOutcome::Cancelled,
+                State::Done => {
+                    let rows = cx.list(RESULT_KEY).await?;
+                    let value: Vec<u8> = rows.iter().flat_map(|(_, chunk)| chunk.iter().copied()).collect();
+                    if value.is_empty() {
+                        ChildOutcome::Purged
+                    } else {
+                        courier::as_told(ChildOutcome::Done(value.into()))
+                    }
+                }
+                _ => ChildOutcome::Purged,
+            }),
+            _ => None,
+        };
+        self.tell_of(cx, outcome.as_ref())
+    }
+
+    fn tell_of(&mut self, cx: &mut Context, outcome: Option<&ChildOutcome>) -> Result<(), TurnError> {
+        let letters = self.parents.letters(&self.id, outcome);
+        if !letters.is_empty() && self.runs.is_none() {
+            self.set_running(cx, Lives { process: LEFT, died: 0, steps: Vec::new() })?;
+        }
+        courier::send(cx, letters)
+    }
+
+    /// Takes note of what a courier has posted.
+    pub(crate) fn posted(&mut self, cx: &mut Context, receipts: &[Receipt]) -> Result<(), TurnError> {
+        self.parents.note(cx, receipts)?;
+        match &mut self.loaded {
+            Loaded::Going(going) => {
+                for receipt in receipts {
+                    if let Receipt::Child(post) = receipt {
+                        going.engine.note_posted(post);
+                    }
+                }
+                if going.engine.waits_for_posts() {
+                    going.engine.record_posted(cx.now());
+                }
+                self.advance(cx)
+            }
+            Loaded::Over(_) if self.parents.is_empty() && self.runs.take().is_some() => Ok(cx.cancel_alarm(RUNNING)?),
+            _ => Ok(()),
+        }
+    }
+
     /// Records what is new.
     fn write(&mut self, cx: &mut Context) -> Result<(), TurnError> {
         let Loaded::Going(going) = &mut self.loaded else { return Ok(()) };
+        courier::send(cx, std::mem::take(&mut self.letters))?;
         let (page, mark) = going.engine.take_page();
         if !page.is_empty() {
             put_page(cx, going.pages, &page)?;
@@ -454,26 +545,34 @@ impl FlowInstance {
                 bell.notify.notify_one();
             });
         }
-        if !has_steps && !is_blocked && self.runs.take().is_some() {
+        let has_posts = (!is_over && going.engine.has_posts()) || self.parents.has_refused();
+        let is_told = !is_over || self.parents.is_empty();
+        let must_run = has_steps || is_blocked || has_posts || !is_told;
+        if !must_run && self.runs.take().is_some() {
             cx.cancel_alarm(RUNNING)?;
         }
-        let must_run = (has_steps || is_blocked) && self.runs.is_none();
         if self.next != Some(next) {
             cx.set_alarm(NEXT, next, &Kept { version: going.version, is_over })?;
             self.next = Some(next);
         }
-        if must_run {
-            // A flow that is blocked runs no step that could end anything.
-            let process = if is_blocked { LEFT } else { self.registry.process };
-            let lives = Lives { process, died: 0, steps: Vec::new() };
-            return self.set_running(cx, lives);
+        if must_run && self.runs.is_none() {
+            // A flow that is blocked or over runs no step that could end anything.
+            let process = if is_blocked || is_over { LEFT } else { self.registry.process };
+            self.set_running(cx, Lives { process, died: 0, steps: Vec::new() })?;
         }
-        if is_over {
+        let Loaded::Going(going) = &mut self.loaded else { return Ok(()) };
+        if let Phase::Ended(ended) = going.engine.phase() {
+            let outcome = match ended {
+                Ended::Done(value) => courier::as_told(ChildOutcome::Done(value.clone())),
+                Ended::Failed(error) => ChildOutcome::Failed(short(error).into()),
+                Ended::Cancelled => ChildOutcome::Cancelled,
+            };
             // The pump ends by itself.
             going.bell.notify.notify_one();
             if let Some(status) = going.status.take() {
                 self.loaded = Loaded::Over(Arc::unwrap_or_clone(status));
             }
+            self.tell_of(cx, Some(&outcome))?;
         }
         Ok(())
     }
@@ -534,6 +633,13 @@ impl FlowInstance {
 
     /// Removes a part of what is kept of a flow that is over, and in the end its ID.
     async fn purge(&mut self, cx: &mut Context, mut status: Status) -> Result<(), TurnError> {
+        if !self.parents.is_empty() {
+            // It is not to be gone before they know.
+            let again = cx.now() + PARENTS_FIRST;
+            cx.set_alarm(NEXT, again, &Kept { version: status.version, is_over: true })?;
+            self.next = Some(again);
+            return Ok(());
+        }
         if status.state == State::Purged {
             cx.delete(STATUS_KEY)?;
             self.loaded = Loaded::Absent;
@@ -562,6 +668,14 @@ impl FlowInstance {
 }
 
 impl Going {
+    /// Lets everything happen that was due before something came: it came after that.
+    fn pass_until(&mut self, arrived: Timestamp) {
+        let before = arrived - Duration::from_millis(1);
+        while self.engine.fire_due(before, None) > 0 {
+            self.engine.settle(usize::MAX);
+        }
+    }
+
     fn status_at(&self, now: Timestamp) -> Status {
         let state = match self.engine.phase() {
             Phase::Going => State::Going,
@@ -672,7 +786,7 @@ impl Handle<Command> for FlowInstance {
 impl OnMessage for FlowInstance {
     async fn on_message(&mut self, cx: &mut Context, posted: &Posted) -> Result<(), TurnError> {
         let mut command = Command::decode(posted.body()).map_err(TurnError::Unreadable)?;
-        if let Command::Add(Event::Message { message, .. }) = &mut command
+        if let Command::Deliver { message, .. } = &mut command
             && message.id.is_empty()
         {
             message.id = posted.id().into();
@@ -698,6 +812,11 @@ impl OnAlarm for FlowInstance {
             return Ok(());
         }
         if alarm.id() == RUNNING {
+            match &mut self.loaded {
+                Loaded::Going(going) => going.engine.record_posted(cx.now()),
+                Loaded::Over(_) if self.parents.is_empty() => self.runs = None,
+                _ => {}
+            }
             self.advance(cx)?;
             // It may have been set anew in this turn.
             if self.runs == Some(alarm.scheduled_at()) {
@@ -715,7 +834,7 @@ impl OnAlarm for FlowInstance {
             }
             Loaded::Going(going) => {
                 let now = cx.now();
-                let due = going.engine.next_due().filter(|due| *due <= now && going.engine.has_callbacks());
+                let due = going.engine.next_due().filter(|due| *due <= now && going.engine.awaits_messages());
                 // A call that another host has stored by the deadline comes first, and is on its way.
                 if let Some(due) = due
                     && cx.inbox().await?.iter().any(|message| message.arrived() <= due)

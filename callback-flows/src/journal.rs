@@ -47,6 +47,29 @@ pub(crate) enum Event {
     Fired { timer: Key },
     /// The flow is to end now.
     Cancel,
+    /// A child has ended, or could not be begun.
+    ChildEnded { child: Key, outcome: ChildOutcome },
+    /// Posts have gone out: those that begin these children, and those that cancel these.
+    Posted { starts: Vec<Key>, cancels: Vec<Key> },
+}
+
+/// The end of a child, as its parent is told it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ChildOutcome {
+    /// With this result, as JSON.
+    Done(Bytes),
+    Failed(Arc<str>),
+    Cancelled,
+    /// It ended so long ago that its result is gone.
+    Purged,
+    /// Its result has so many bytes, which are too many to be told.
+    TooLarge(u64),
+    /// A flow of this ID was begun with another input.
+    Conflict,
+    /// The host of the parent knew no flow of this name.
+    Unknown(Arc<str>),
+    /// Its ID or its input cannot be one, for this reason.
+    Refused(Arc<str>),
 }
 
 /// The end of a step.
@@ -185,7 +208,7 @@ impl Page {
     }
 
     pub(crate) fn decode(page: &Bytes) -> Result<Page, Unreadable> {
-        let mut reader = Reader { page, at: 0 };
+        let mut reader = Reader::new(page);
         match reader.byte()? {
             FORMAT => {}
             newer if newer > FORMAT => return Err(Unreadable::Newer(newer)),
@@ -215,7 +238,7 @@ impl Page {
             3 => Some(Ended::Cancelled),
             _ => return Err(Unreadable::Corrupt),
         };
-        if reader.at != page.len() {
+        if !reader.is_at_end() {
             return Err(Unreadable::Corrupt);
         }
         Ok(Page { entries, settled, settled_to, ended })
@@ -243,6 +266,17 @@ impl Event {
             }
             Event::Fired { timer } => timer.len(),
             Event::Cancel => 0,
+            Event::ChildEnded { child, outcome } => {
+                child.len()
+                    + match outcome {
+                        ChildOutcome::Done(value) => value.len(),
+                        ChildOutcome::Failed(text) | ChildOutcome::Unknown(text) | ChildOutcome::Refused(text) => {
+                            text.len()
+                        }
+                        _ => 0,
+                    }
+            }
+            Event::Posted { starts, cancels } => starts.iter().chain(cancels).map(|key| key.len() + 1).sum(),
         }
     }
 }
@@ -258,15 +292,18 @@ impl fmt::Display for Event {
             Event::Message { callback, .. } => write!(f, "a message for `{callback}`"),
             Event::Fired { timer } => write!(f, "the firing of `{timer}`"),
             Event::Cancel => f.write_str("the request to cancel"),
+            Event::ChildEnded { child, .. } => write!(f, "the end of `{child}`"),
+            Event::Posted { .. } => f.write_str("the note that posts to children have gone out"),
         }
     }
 }
 
-struct Writer(Vec<u8>);
+/// Writes what [`Reader`] reads.
+pub(crate) struct Writer(pub(crate) Vec<u8>);
 
 impl Writer {
     #[allow(clippy::cast_possible_truncation, reason = "seven bits at a time")]
-    fn number(&mut self, mut number: u64) {
+    pub(crate) fn number(&mut self, mut number: u64) {
         while number >= 0x80 {
             self.0.push(number as u8 | 0x80);
             number >>= 7;
@@ -278,16 +315,16 @@ impl Writer {
         self.0.extend(time.as_millis().to_le_bytes());
     }
 
-    fn bytes(&mut self, bytes: &[u8]) {
+    pub(crate) fn bytes(&mut self, bytes: &[u8]) {
         self.number(bytes.len() as u64);
         self.0.extend(bytes);
     }
 
-    fn text(&mut self, text: &str) {
+    pub(crate) fn text(&mut self, text: &str) {
         self.bytes(text.as_bytes());
     }
 
-    fn event(&mut self, event: &Event) {
+    pub(crate) fn event(&mut self, event: &Event) {
         match event {
             Event::Start { version, run, seed, input } => {
                 self.0.push(0);
@@ -343,16 +380,66 @@ impl Writer {
                 self.text(timer);
             }
             Event::Cancel => self.0.push(6),
+            Event::ChildEnded { child, outcome } => {
+                self.0.push(7);
+                self.text(child);
+                self.child_outcome(outcome);
+            }
+            Event::Posted { starts, cancels } => {
+                self.0.push(8);
+                for list in [starts, cancels] {
+                    self.number(list.len() as u64);
+                    list.iter().for_each(|key| self.text(key));
+                }
+            }
+        }
+    }
+
+    pub(crate) fn child_outcome(&mut self, outcome: &ChildOutcome) {
+        match outcome {
+            ChildOutcome::Done(value) => {
+                self.0.push(0);
+                self.bytes(value);
+            }
+            ChildOutcome::Failed(error) => {
+                self.0.push(1);
+                self.text(error);
+            }
+            ChildOutcome::Cancelled => self.0.push(2),
+            ChildOutcome::Purged => self.0.push(3),
+            ChildOutcome::TooLarge(bytes) => {
+                self.0.push(4);
+                self.number(*bytes);
+            }
+            ChildOutcome::Conflict => self.0.push(5),
+            ChildOutcome::Unknown(name) => {
+                self.0.push(6);
+                self.text(name);
+            }
+            ChildOutcome::Refused(reason) => {
+                self.0.push(7);
+                self.text(reason);
+            }
         }
     }
 }
 
-struct Reader<'a> {
+/// Reads a page, or anything else that a [`Writer`] has written.
+pub(crate) struct Reader<'a> {
     page: &'a Bytes,
     at: usize,
 }
 
 impl Reader<'_> {
+    pub(crate) fn new(page: &Bytes) -> Reader<'_> {
+        Reader { page, at: 0 }
+    }
+
+    /// Tells whether all of it has been read.
+    pub(crate) fn is_at_end(&self) -> bool {
+        self.at == self.page.len()
+    }
+
     fn take(&mut self, bytes: usize) -> Result<&[u8], Unreadable> {
         let end = self.at.checked_add(bytes).ok_or(Unreadable::Corrupt)?;
         let taken = self.page.get(self.at..end).ok_or(Unreadable::Corrupt)?;
@@ -360,7 +447,7 @@ impl Reader<'_> {
         Ok(taken)
     }
 
-    fn byte(&mut self) -> Result<u8, Unreadable> {
+    pub(crate) fn byte(&mut self) -> Result<u8, Unreadable> {
         Ok(self.take(1)?[0])
     }
 
@@ -385,7 +472,7 @@ impl Reader<'_> {
         Err(Unreadable::Corrupt)
     }
 
-    fn small(&mut self) -> Result<u32, Unreadable> {
+    pub(crate) fn small(&mut self) -> Result<u32, Unreadable> {
         u32::try_from(self.number()?).map_err(|_| Unreadable::Corrupt)
     }
 
@@ -393,19 +480,22 @@ impl Reader<'_> {
         usize::try_from(self.number()?).map_err(|_| Unreadable::Corrupt)
     }
 
-    fn bytes(&mut self) -> Result<Bytes, Unreadable> {
+    pub(crate) fn bytes(&mut self) -> Result<Bytes, Unreadable> {
         let length = self.length()?;
         let from = self.at;
         self.take(length)?;
         Ok(self.page.slice(from..self.at))
     }
 
-    fn text(&mut self) -> Result<Arc<str>, Unreadable> {
+    pub(crate) fn text(&mut self) -> Result<Arc<str>, Unreadable> {
         let length = self.length()?;
         std::str::from_utf8(self.take(length)?).map(Arc::from).map_err(|_| Unreadable::Corrupt)
     }
 
-    fn list<T>(&mut self, mut item: impl FnMut(&mut Self) -> Result<T, Unreadable>) -> Result<Vec<T>, Unreadable> {
+    pub(crate) fn list<T>(
+        &mut self,
+        mut item: impl FnMut(&mut Self) -> Result<T, Unreadable>,
+    ) -> Result<Vec<T>, Unreadable> {
         let length = self.length()?;
         // Of a damaged page, the length may be anything.
         let mut items = Vec::with_capacity(length.min(1_024));
@@ -415,7 +505,7 @@ impl Reader<'_> {
         Ok(items)
     }
 
-    fn event(&mut self) -> Result<Event, Unreadable> {
+    pub(crate) fn event(&mut self) -> Result<Event, Unreadable> {
         Ok(match self.byte()? {
             0 => {
                 let (version, run) = (self.small()?, self.small()?);
@@ -444,6 +534,22 @@ impl Reader<'_> {
             }
             5 => Event::Fired { timer: self.text()? },
             6 => Event::Cancel,
+            7 => Event::ChildEnded { child: self.text()?, outcome: self.child_outcome()? },
+            8 => Event::Posted { starts: self.list(Reader::text)?, cancels: self.list(Reader::text)? },
+            _ => return Err(Unreadable::Corrupt),
+        })
+    }
+
+    pub(crate) fn child_outcome(&mut self) -> Result<ChildOutcome, Unreadable> {
+        Ok(match self.byte()? {
+            0 => ChildOutcome::Done(self.bytes()?),
+            1 => ChildOutcome::Failed(self.text()?),
+            2 => ChildOutcome::Cancelled,
+            3 => ChildOutcome::Purged,
+            4 => ChildOutcome::TooLarge(self.number()?),
+            5 => ChildOutcome::Conflict,
+            6 => ChildOutcome::Unknown(self.text()?),
+            7 => ChildOutcome::Refused(self.text()?),
             _ => return Err(Unreadable::Corrupt),
         })
     }
@@ -506,6 +612,38 @@ pub(crate) mod tests {
         let hex: String = full_page().encode().iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(bytes_of(&hex), golden, "written as {hex}");
         assert_eq!(Page::decode(&golden), Ok(full_page()));
+    }
+
+    /// A page with everything about children.
+    pub(super) fn page_of_children() -> Page {
+        let text = |text: &str| Arc::<str>::from(text);
+        let outcomes = [
+            ChildOutcome::Done(Bytes::from_static(b"{\"by\":\"ada\"}")),
+            ChildOutcome::Failed(text("no taker")),
+            ChildOutcome::Cancelled,
+            ChildOutcome::Purged,
+            ChildOutcome::TooLarge(1 << 40),
+            ChildOutcome::Conflict,
+            ChildOutcome::Unknown(text("odrer")),
+            ChildOutcome::Refused(text("an ID that cannot be one")),
+        ];
+        let ended = outcomes.into_iter().enumerate();
+        let ended =
+            ended.map(|(n, outcome)| Event::ChildEnded { child: format!("child:order[{n}]#0").into(), outcome });
+        let posted =
+            Event::Posted { starts: vec![text("child:order[0]#0"), text("b/child:x[1]#2")], cancels: vec![text("c")] };
+        let at = |n: usize| Timestamp::from_millis(1_700_000_000_000 + i64::try_from(n).unwrap());
+        let events = ended.chain([posted]).enumerate();
+        let entries = events.map(|(n, event)| Entry { seq: n as u64, at: at(n), event }).collect();
+        Page { entries, ..Page::default() }
+    }
+
+    #[test]
+    fn a_page_about_children_is_read_and_written_as_ever() {
+        let golden = bytes_of(include_str!("journal/format-1-children.hex"));
+        let hex: String = page_of_children().encode().iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(bytes_of(&hex), golden, "written as {hex}");
+        assert_eq!(Page::decode(&golden), Ok(page_of_children()));
     }
 
     #[test]

@@ -45,11 +45,15 @@
 //! | be called from outside | [`Callback`], [`CallbackPolicy`]; by ID, [`Signal`] |
 //! | tell how far it has come | [`Flow::emit`], [`Flow::progress`], [`Flows::events`] |
 //! | serve it over HTTP | `Flows::router`, `Flows::callback_router` (feature `http`) |
+//! | begin another one, and wait for it | [`Child`] |
 //! | know how it is with one | [`Status`], [`Blocked`], [`Journal`] |
 //! | test one | `testing` (feature `testing`), [`Flows::check`] |
 
 mod blocked;
 mod callback;
+mod child;
+mod command;
+mod courier;
 mod engine;
 mod events;
 mod flow;
@@ -76,6 +80,7 @@ mod verify;
 
 pub use blocked::{Blocked, BlockedKind};
 pub use callback::{Callback, CallbackError, Received};
+pub use child::{Child, ChildError};
 pub use events::{FlowEvent, FlowEvents, HostEvents};
 pub use flow::{Flow, FlowError, FlowResult};
 pub use flows::{Call, Delivered, Flows, FlowsBuilder, FlowsError, Listed, Started};

@@ -89,6 +89,6 @@ impl Flows {
     /// # Errors
     /// As [`signal`](Self::signal).
     pub async fn signal_call(&self, name: &str, id: &str, signal: &str, call: Call) -> Result<Delivered, FlowsError> {
-        self.hand_over(&identity(name, id)?, signal_key(signal), call).await
+        self.hand_over(&identity(name, id)?, None, signal_key(signal), call).await
     }
 }

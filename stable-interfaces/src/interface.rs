@@ -27,6 +27,7 @@ use crate::instance::context::Context;
 use crate::instance::job::Work;
 use crate::instance::kind::InterfaceCore;
 use crate::instance::stop::Stop;
+use crate::instance::task::InstanceRef;
 use crate::instance::turn::awaken;
 use crate::instance::{Handle, OnConnect, OnMessage, StableInterface};
 use crate::quiet::{Quiet, drop_quietly};
@@ -311,6 +312,14 @@ impl<I: StableInterface> Interface<I> {
     #[must_use]
     pub fn running(&self) -> usize {
         self.core.table.len()
+    }
+}
+
+impl<I: StableInterface> InstanceRef<I> {
+    /// The interface that the instance belongs to: for what its task asks of others of its kind, or posts to them.
+    #[must_use]
+    pub fn interface(&self) -> Interface<I> {
+        Interface::new(self.core().clone())
     }
 }
 

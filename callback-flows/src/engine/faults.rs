@@ -10,7 +10,11 @@ use crate::journal::{Begun, Detail};
 
 pub(super) fn two_at_once(kind: Kind, name: &str) -> Blocked {
     let key = if kind == Kind::Step { format!("`flow.step_for(\"{name}\", &item.id)`, or ") } else { String::new() };
-    let advice = if kind == Kind::Step { "give each a key, " } else { "give each a name of its own, or " };
+    let advice = match kind {
+        Kind::Step => "give each a key, ",
+        Kind::Child => "let go of the first one of this ID before the second, or open ",
+        _ => "give each a name of its own, or ",
+    };
     let message = format!("two `{name}` at once: {advice}{key}a `branch`");
     Blocked::new(BlockedKind::TwoAtOnce, message)
 }

@@ -25,6 +25,9 @@ pub(crate) enum Kind {
     Undo,
     Signal,
     Emit,
+    Child,
+    /// The wait for posts to children to have gone out.
+    Posts,
 }
 
 impl Kind {
@@ -37,12 +40,14 @@ impl Kind {
             Kind::Undo => "undo",
             Kind::Signal => "signal",
             Kind::Emit => "emit",
+            Kind::Child => "child",
+            Kind::Posts => "posts",
         }
     }
 
     /// Tells whether two of one name would be told apart only by which was first.
     pub(super) fn is_exclusive(self) -> bool {
-        matches!(self, Kind::Step | Kind::Callback | Kind::Signal)
+        matches!(self, Kind::Step | Kind::Callback | Kind::Signal | Kind::Child)
     }
 
     /// Tells whether messages from outside are for it.

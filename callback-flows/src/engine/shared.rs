@@ -15,6 +15,7 @@ use stable_interfaces::Timestamp;
 use stable_interfaces::clock::{Clock, Random};
 
 use super::Undo;
+use super::children::Children;
 use super::emitted::Emitted;
 use super::faults::{beside_the_journal, out_of_place, too_many_open, two_at_once};
 use super::names::{Kind, base_of};
@@ -181,6 +182,7 @@ pub(super) struct State {
     /// The entries that steps have handed over.
     pub(super) handed_in: VecDeque<Event>,
     pub(super) undo: Vec<Undo>,
+    pub(super) children: Children,
     pub(super) fault: Option<Blocked>,
 }
 
@@ -276,6 +278,7 @@ impl Shared {
             patches: HashMap::new(),
             handed_in: VecDeque::new(),
             undo: Vec::new(),
+            children: Children::default(),
             fault: None,
         };
         Arc::new(Shared {

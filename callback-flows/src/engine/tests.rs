@@ -13,9 +13,11 @@ use parking_lot::Mutex;
 use stable_interfaces::Timestamp;
 use stable_interfaces::testing::{SeededRandom, SimClock};
 
-use super::{Code, Engine, Limits, Phase, Shared};
+use super::{Code, Engine, Limits, Phase, Post, Shared};
 use crate::journal::{Ended, Event, Message, Page};
 use crate::{BlockedKind, Callback, Fatal, Flow, FlowError, FlowResult, Retry, StepError};
+
+mod children;
 
 type IoError = std::io::Error;
 
@@ -48,6 +50,8 @@ struct Tested {
     engine: Engine,
     stored: Vec<Page>,
     messages: u32,
+    /// Posts that were to go out once they were durable.
+    posted: Vec<Post>,
 }
 
 impl Tested {
@@ -62,7 +66,7 @@ impl Tested {
     fn start_with(limits: Limits, code: Code) -> Tested {
         let clock = SimClock::new(at(0));
         let engine = engine(&code, limits, &clock, Vec::new());
-        let mut tested = Tested { code, limits, clock, engine, stored: Vec::new(), messages: 0 };
+        let mut tested = Tested { code, limits, clock, engine, stored: Vec::new(), messages: 0, posted: Vec::new() };
         tested.engine.append(at(0), Event::Start { version: 1, run: 1, seed: 7, input: Bytes::new() });
         tested.turn(0);
         tested
@@ -77,6 +81,7 @@ impl Tested {
             if !page.is_empty() {
                 self.stored.push(Page::decode(&page.encode()).unwrap());
             }
+            self.posted.extend(self.engine.take_posts());
             self.engine.open(mark);
             if !self.engine.wants_steps_polled() {
                 return;

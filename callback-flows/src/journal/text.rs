@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use stable_interfaces::Timestamp;
 
-use super::{Begun, Detail, Ended, Entry, Event, Message, Page, Settled, StepOutcome};
+use super::{Begun, ChildOutcome, Detail, Ended, Entry, Event, Key, Message, Page, Settled, StepOutcome};
 
 /// The version that is written.
 const FORMAT: u32 = 1;
@@ -45,8 +45,8 @@ const FORMAT: u32 = 1;
 /// ```
 ///
 /// Moments are milliseconds since 1970. `settled` is the number of entries that the code has taken in. Other events are `failure` (a step
-/// that failed for good), `interrupted`, `too_large`, `attempt`, `intent`, `fired` and `cancel`; a body that is no text is in `body_hex`;
-/// other ends are `failed` and `cancelled`. It has all that the flow was told, so it is as secret as that.
+/// that failed for good), `interrupted`, `too_large`, `attempt`, `intent`, `fired`, `cancel`, `child_ended` and `posted`; a body that is no
+/// text is in `body_hex`; other ends are `failed` and `cancelled`. It has all that the flow was told, so it is as secret as that.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Journal {
     name: String,
@@ -213,6 +213,29 @@ enum TextEvent {
         timer: String,
     },
     Cancel,
+    ChildEnded {
+        child: String,
+        outcome: TextOutcome,
+    },
+    Posted {
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        starts: Vec<String>,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        cancels: Vec<String>,
+    },
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum TextOutcome {
+    Done(Box<RawValue>),
+    Failed(String),
+    Cancelled,
+    Purged,
+    TooLarge(u64),
+    Conflict,
+    Unknown(String),
+    Refused(String),
 }
 
 #[derive(Serialize, Deserialize)]
@@ -269,6 +292,13 @@ impl TextEvent {
             }
             Event::Fired { timer } => TextEvent::Fired { timer: timer.to_string() },
             Event::Cancel => TextEvent::Cancel,
+            Event::ChildEnded { child, outcome } => {
+                TextEvent::ChildEnded { child: child.to_string(), outcome: TextOutcome::of(outcome)? }
+            }
+            Event::Posted { starts, cancels } => {
+                let texts = |keys: &[Key]| keys.iter().map(ToString::to_string).collect();
+                TextEvent::Posted { starts: texts(starts), cancels: texts(cancels) }
+            }
         })
     }
 
@@ -299,7 +329,42 @@ impl TextEvent {
             }
             TextEvent::Fired { timer } => Event::Fired { timer: timer.into() },
             TextEvent::Cancel => Event::Cancel,
+            TextEvent::ChildEnded { child, outcome } => {
+                Event::ChildEnded { child: child.into(), outcome: outcome.read() }
+            }
+            TextEvent::Posted { starts, cancels } => {
+                let keys = |texts: Vec<String>| texts.into_iter().map(Key::from).collect();
+                Event::Posted { starts: keys(starts), cancels: keys(cancels) }
+            }
         })
+    }
+}
+
+impl TextOutcome {
+    fn of(outcome: &ChildOutcome) -> Result<TextOutcome, serde_json::Error> {
+        Ok(match outcome {
+            ChildOutcome::Done(value) => TextOutcome::Done(json(value)?),
+            ChildOutcome::Failed(error) => TextOutcome::Failed(error.to_string()),
+            ChildOutcome::Cancelled => TextOutcome::Cancelled,
+            ChildOutcome::Purged => TextOutcome::Purged,
+            ChildOutcome::TooLarge(bytes) => TextOutcome::TooLarge(*bytes),
+            ChildOutcome::Conflict => TextOutcome::Conflict,
+            ChildOutcome::Unknown(name) => TextOutcome::Unknown(name.to_string()),
+            ChildOutcome::Refused(reason) => TextOutcome::Refused(reason.to_string()),
+        })
+    }
+
+    fn read(self) -> ChildOutcome {
+        match self {
+            TextOutcome::Done(value) => ChildOutcome::Done(bytes_of(&value)),
+            TextOutcome::Failed(error) => ChildOutcome::Failed(error.into()),
+            TextOutcome::Cancelled => ChildOutcome::Cancelled,
+            TextOutcome::Purged => ChildOutcome::Purged,
+            TextOutcome::TooLarge(bytes) => ChildOutcome::TooLarge(bytes),
+            TextOutcome::Conflict => ChildOutcome::Conflict,
+            TextOutcome::Unknown(name) => ChildOutcome::Unknown(name.into()),
+            TextOutcome::Refused(reason) => ChildOutcome::Refused(reason.into()),
+        }
     }
 }
 
@@ -358,7 +423,7 @@ fn bytes_of_hex(hex: &str) -> Result<Bytes, serde_json::Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::full_page;
+    use super::super::tests::{full_page, page_of_children};
     use super::*;
 
     #[test]
@@ -383,6 +448,13 @@ mod tests {
             assert_eq!(Journal::from_json(&text).unwrap(), journal, "{text}");
             assert_eq!(journal.version(), 2);
         }
+    }
+
+    #[test]
+    fn a_journal_about_children_comes_back_from_its_text() {
+        let journal = Journal::new("order", "17", vec![page_of_children()]);
+        let text = journal.to_json().unwrap();
+        assert_eq!(Journal::from_json(&text).unwrap(), journal, "{text}");
     }
 
     #[test]

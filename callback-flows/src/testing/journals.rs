@@ -50,10 +50,16 @@ fn all_kinds() -> FlowsBuilder {
             flow.sleep(SECOND).await;
             Ok((a? + b?, flow.uuid(), flow.now()))
         })
+        .flow("half", 1, async |_: Flow, n: u32| Ok(n / 2))
+        .flow("family", 1, async |flow: Flow, (): ()| {
+            drop(flow.spawn("half", "1", &8));
+            let (mut half, mut other) = (flow.spawn("half", "2", &8), flow.spawn("other", "1", &8));
+            Ok((half.result::<u32>().await?, other.result::<u32>().await.is_err()))
+        })
 }
 
 /// The journals of each kind of entry: a name, and the flow.
-const KINDS: [(&str, &str, &str); 9] = [
+const KINDS: [(&str, &str, &str); 10] = [
     ("start-result-message-done", "order", "called"),
     ("fired", "order", "late"),
     ("failure-failed", "refused", "1"),
@@ -63,6 +69,7 @@ const KINDS: [(&str, &str, &str); 9] = [
     ("raw-messages", "raw", "1"),
     ("cancel-undo-patch", "undone", "1"),
     ("branches", "both", "1"),
+    ("children", "family", "1"),
 ];
 
 /// Runs them all, and gives out their journals.
@@ -71,7 +78,7 @@ async fn journals_of_today() -> Vec<(&'static str, Journal)> {
     t.deploy(all_kinds()).await.unwrap();
     t.start("order", "called", "a pizza").await.unwrap();
     t.start("large", "1", &300_000).await.unwrap();
-    for name in ["refused", "patient", "once", "raw", "undone", "both"] {
+    for name in ["refused", "patient", "once", "raw", "undone", "both", "family"] {
         t.start(name, "1", &()).await.unwrap();
     }
     t.advance(SECOND).await;
@@ -114,8 +121,19 @@ fn journals_of_every_kind_that_were_ever_written_are_read_and_replay() {
     }
     assert!(count >= KINDS.len(), "only {count}");
     let all: String = KINDS.iter().map(|(kind, _, _)| stored(kind)).collect();
-    let events = ["start", "result", "failure", "interrupted", "too_large", "attempt", "intent", "message", "fired"];
-    for word in events.iter().chain(&["headers", "body_hex", "input", "due", "done", "failed"]) {
+    let events = [
+        "start",
+        "result",
+        "failure",
+        "interrupted",
+        "too_large",
+        "attempt",
+        "intent",
+        "message",
+        "fired",
+        "child_ended",
+    ];
+    for word in events.iter().chain(&["posted", "starts", "headers", "body_hex", "input", "due", "done", "failed"]) {
         assert!(all.contains(&format!("\"{word}\": ")), "no journal has {word}");
     }
     assert!(all.contains("\"event\": \"cancel\"") && all.contains("\"ended\": \"cancelled\""));

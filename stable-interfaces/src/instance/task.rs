@@ -10,6 +10,7 @@ use std::future::Future;
 use super::chain::Described;
 use super::context::Context;
 use super::job::Work;
+use super::kind::InterfaceCore;
 use super::life::{Life, Member};
 use super::recorded::{Output, hand_over};
 use super::slot::Slot;
@@ -40,6 +41,10 @@ impl<I: StableInterface> fmt::Debug for InstanceRef<I> {
 impl<I: StableInterface> InstanceRef<I> {
     pub(crate) fn new(slot: Arc<Slot<I>>, member: Arc<Member>) -> InstanceRef<I> {
         InstanceRef { slot, member }
+    }
+
+    pub(crate) fn core(&self) -> &Arc<InterfaceCore<I>> {
+        &self.slot.interface
     }
 
     /// The ID of the instance.
