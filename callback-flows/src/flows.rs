@@ -1,9 +1,10 @@
 //! Flows as an application has them: what is registered, and the handle through which they are started and called.
 
 mod census;
+mod input;
 pub(crate) mod journals;
 #[cfg(feature = "http")]
-mod settle;
+mod serving;
 mod watch;
 
 use std::collections::{BTreeMap, HashMap};
@@ -24,12 +25,15 @@ use crate::command::Command;
 use crate::engine::{Code, Limits, is_callback_named};
 use crate::flow::{Flow, FlowError, FlowResult};
 use crate::hub::Hub;
-use crate::instance::{Answer, FlowInstance, NEXT, TurnError, hash_of};
+use crate::instance::{Answer, FlowInstance, NEXT, TurnError};
 use crate::journal::Message;
 use crate::policy::CallbackPolicy;
 use crate::status::{Outcome, RESULT_KEY, STATUS_KEY, State, Status};
 use crate::token::{Target, UrlKeys, Urls};
 use crate::verify::Unverified;
+
+pub use self::input::Refused;
+use self::input::Validate;
 
 /// The largest body that is posted, in bytes: there has to be room for its headers.
 pub(crate) const MAX_POSTED_BYTES: usize = 192 * 1024;
@@ -45,12 +49,17 @@ struct Version {
     code: Code,
     /// Refuses an input that is none.
     check: fn(&[u8]) -> Result<(), serde_json::Error>,
+    /// Says in which field such an input is none.
+    #[cfg(feature = "http")]
+    locate: fn(&[u8]) -> String,
 }
 
 /// All that is registered.
 #[derive(Clone)]
 pub(crate) struct Registry {
     flows: HashMap<String, BTreeMap<u32, Version>>,
+    /// By the names of flows.
+    validates: HashMap<String, Arc<Validate>>,
     pub(crate) urls: Option<Arc<Urls>>,
     /// By the names of the flow and its callback.
     policies: HashMap<(String, String), CallbackPolicy>,
@@ -137,8 +146,19 @@ impl FlowsBuilder {
             })
         });
         let check = |input: &[u8]| serde_json::from_slice::<I>(input).map(drop);
+        let version_of_code = Version {
+            code,
+            check,
+            #[cfg(feature = "http")]
+            locate: |input| {
+                let mut json = serde_json::Deserializer::from_slice(input);
+                serde_path_to_error::deserialize::<_, I>(&mut json)
+                    .err()
+                    .map_or_else(String::new, |e| e.path().to_string())
+            },
+        };
         let versions = self.registry.flows.entry(name.to_owned()).or_default();
-        if versions.insert(version, Version { code, check }).is_some() {
+        if versions.insert(version, version_of_code).is_some() {
             self.invalid.get_or_insert(format!("version {version} of the flow {name:?} is there twice"));
         }
         self
@@ -190,6 +210,11 @@ impl FlowsBuilder {
     pub fn register(self, host: &mut HostBuilder) -> Result<Flows, FlowsError> {
         if let Some(invalid) = self.invalid {
             return Err(FlowsError::Invalid(invalid));
+        }
+        if let Some(name) = self.registry.validates.keys().find(|name| !self.registry.flows.contains_key(*name)) {
+            return Err(FlowsError::Invalid(format!(
+                "the input of the flow {name:?} is validated, and no such flow is registered"
+            )));
         }
         let is_unknown = |(flow, _): &&(String, String)| !self.registry.flows.contains_key(flow);
         if let Some((flow, callback)) = self.registry.policies.keys().find(is_unknown) {
@@ -371,6 +396,9 @@ pub enum FlowsError {
         #[source]
         source: serde_json::Error,
     },
+    /// The application's own check does not take the input: [`FlowsBuilder::validate`].
+    #[error("the input is refused")]
+    Refused(#[source] Refused),
     /// Something is too large.
     #[error("{what} has {bytes} bytes, and may have {limit}")]
     TooLarge {
@@ -427,7 +455,7 @@ impl FlowsError {
     }
 }
 
-fn unavailable(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> FlowsError {
+pub(crate) fn unavailable(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> FlowsError {
     FlowsError::Unavailable(error.into())
 }
 
@@ -437,6 +465,7 @@ impl Flows {
         let day = Duration::from_secs(24 * 3_600);
         let registry = Registry {
             flows: HashMap::new(),
+            validates: HashMap::new(),
             urls: None,
             policies: HashMap::new(),
             hub: Arc::default(),
@@ -457,34 +486,14 @@ impl Flows {
     /// The same ID and input again are [`Started::Already`], so it may be repeated.
     ///
     /// # Errors
-    /// [`FlowsError`]: an unknown name, an ID that cannot be one, an input that does not fit or is over 192 KiB, another input under
-    /// this ID, or a store that cannot be reached.
+    /// [`FlowsError`]: an unknown name, an ID that cannot be one, an input that does not fit, is refused or is over 192 KiB, another input
+    /// under this ID, or a store that cannot be reached.
     pub async fn start(&self, name: &str, id: &str, input: &(impl Serialize + ?Sized)) -> Result<Started, FlowsError> {
-        let versions = self.registry.flows.get(name).ok_or_else(|| FlowsError::UnknownFlow(name.into()))?;
-        let flow = identity(name, id)?;
-        let as_input = |source| FlowsError::Input { flow: name.into(), source };
-        let input = serde_json::to_vec(input).map_err(as_input)?;
-        if input.len() > MAX_POSTED_BYTES {
-            return Err(FlowsError::TooLarge { what: "the input", bytes: input.len(), limit: MAX_POSTED_BYTES });
+        if !self.registry.flows.contains_key(name) {
+            return Err(FlowsError::UnknownFlow(name.into()));
         }
-        let (version, newest) = versions.last_key_value().ok_or_else(|| FlowsError::UnknownFlow(name.into()))?;
-        (newest.check)(&input).map_err(as_input)?;
-        let hash = hash_of(&input);
-        let command = Command::Start { version: *version, input: input.into(), parent: None };
-        match self.ask(&flow, command.clone()).await? {
-            Some(Answer::Done) => return Ok(Started::New),
-            Some(Answer::Already) => return Ok(Started::Already),
-            Some(_) => return Err(FlowsError::Conflict),
-            None => {}
-        }
-        // Its owner may have it already.
-        match self.status(&flow).await? {
-            Some(status) if status.input == hash => return Ok(Started::Already),
-            Some(_) => return Err(FlowsError::Conflict),
-            None => {}
-        }
-        self.post(&flow, Some("start".into()), command).await?;
-        Ok(Started::Posted)
+        let input = serde_json::to_vec(input).map_err(|source| FlowsError::Input { flow: name.into(), source })?;
+        self.start_json(name, id, input.into()).await
     }
 
     /// Hands a call of a callback to its flow: `token` is the last part of the [URL](crate::Callback::url), or all of it. When this

@@ -1,96 +1,151 @@
-//! Flows over HTTP: one router for an application's own clients, one for whoever was given a callback's URL.
+//! Flows over HTTP: two routers for axum, which an application nests where it likes, each with layers of its own.
 //!
-//! A start, a cancel and a call are answered when they are durable, and no later; their outcome is looked at, waited for, or heard of.
-//! A client is told one of four things: it is done (200), it is durable (202), it has not happened and here is what to change (400 to 429), or
-//! nothing is known and the same may be sent again (503). Every error is a [problem](problem). Whoever serves a router bounds its
-//! connections: `axum::serve` waits for a half-sent header for ever.
+//! Every refusal is a problem (RFC 9457) with a stable type, and says what to do. What a router answers with and what its OpenAPI document
+//! lists is compared by the tests. Nothing here holds more of a request than its body's limit, or a task of its own.
 
+mod body;
 mod callbacks;
 mod events;
 mod headers;
-mod openapi;
+mod look;
 mod problem;
-mod resource;
-#[cfg(test)]
-mod tests;
+mod start;
 mod view;
 
-use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
+use axum::http::{HeaderMap, HeaderValue, Method, Uri, header};
+use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
+use serde::Serialize;
 use tokio::sync::Semaphore;
+use utoipa::openapi::{InfoBuilder, OpenApi, OpenApiBuilder};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
-use self::problem::{not_allowed, not_found};
-use crate::flows::Flows;
+use self::problem::{NO_SUCH_PATH, Problem};
+use self::view::FlowStatus;
+use crate::flows::{Flows, FlowsError};
+use crate::status::Status;
 
-/// The longest that a request waits because its `Prefer` header says so.
-const LONGEST_WAIT: Duration = Duration::from_secs(30);
-/// The most requests of one router that wait.
-const MOST_WAITING: usize = 1_000;
-/// The largest body that is read: what a flow takes, and a little for white space.
-const MAX_BODY_BYTES: usize = 256 * 1024;
+/// The most requests that are held at once because of `Prefer: wait`; others are answered as if they had not asked for it.
+const MAX_HELD: usize = 1_000;
+/// The seconds after which a client may look again.
+const LOOK_AGAIN: &str = "1";
 
-/// The state that the handlers of one router share.
+/// The state of a router.
 #[derive(Debug, Clone)]
 struct Http {
     flows: Flows,
-    /// A permit for each request that waits.
-    waiting: Arc<Semaphore>,
+    held: Arc<Semaphore>,
 }
 
 impl Flows {
-    /// The router for clients of the application, to be nested behind its authentication, such as at `/flows`:
-    ///
-    /// | request | it |
-    /// | --- | --- |
-    /// | `PUT /{name}/{id}` | starts a flow under an ID of the client's choice, with the body as its input |
-    /// | `POST /{name}` | starts one under its `Idempotency-Key`, or else a random ID |
-    /// | `GET /{name}/{id}` | shows it; with `?follow=1` it leads to what the flow has made |
-    /// | `GET /{name}/{id}/events` | streams its events, as server-sent events |
-    /// | `DELETE /{name}/{id}` | cancels it |
-    /// | `GET /events` | streams what happens to all flows of this host: `?only=failed,blocked&name=order` |
-    /// | `GET /openapi.json` | describes all of this |
-    ///
-    /// `Prefer: wait=10` has a start wait for its flow's end, and a look with `If-None-Match` for a change: 30 s at most. Repeating a
-    /// request is safe. On a host that does not own a flow, a start waits for up to two seconds until its owner has taken it.
+    /// A router to start flows, look at them, hear of them and cancel them: `PUT` and `POST`, `GET`, `GET ../events`, `DELETE`, below wherever it is nested. Put it behind the
+    /// application's own authentication: whoever can reach it can start any flow and see all results. `openapi.json` below it describes
+    /// it, and so does the guide, `docs/http.md`.
     ///
     /// ```
-    /// # use axum::Router;
-    /// # fn routes(flows: &callback_flows::Flows) -> Router {
-    /// Router::new().nest("/flows", flows.router()).nest("/callbacks", flows.callback_router())
+    /// # fn app(flows: callback_flows::Flows) -> axum::Router {
+    /// axum::Router::new()
+    ///     .nest("/flows", flows.router()) // with a layer that knows who may
+    ///     .nest("/callbacks", flows.callback_router()) // public
     /// # }
     /// ```
     pub fn router(&self) -> Router {
-        let flow = get(resource::show).put(resource::start_under).delete(resource::cancel).fallback(not_allowed);
-        Router::new()
-            .route("/openapi.json", get(openapi::document).fallback(not_allowed))
-            // A flow may have that name.
-            .route("/events", get(events::of_all).post(resource::start_events).fallback(not_allowed))
-            .route("/{flow_name}", axum::routing::post(resource::start).fallback(not_allowed))
-            .route("/{flow_name}/{flow_id}", flow)
-            .route("/{flow_name}/{flow_id}/events", get(events::of_one).fallback(not_allowed))
-            .fallback(not_found)
-            .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
-            .with_state(Http { flows: self.clone(), waiting: Arc::new(Semaphore::new(MOST_WAITING)) })
+        let http = Http { flows: self.clone(), held: Arc::new(Semaphore::new(MAX_HELD)) };
+        let described = OpenApiRouter::with_openapi(described("Flows"))
+            .routes(routes!(events::of_all))
+            .routes(routes!(start::post))
+            .routes(routes!(start::put, look::get, look::delete))
+            .routes(routes!(events::of_one))
+            // A flow may be named so, too.
+            .route("/events", axum::routing::post(start::post_events));
+        finish(described.with_state(http))
     }
 
-    /// The public router for callbacks, to be nested where [`FlowsBuilder::callbacks`](crate::FlowsBuilder::callbacks) says: `POST /{token}`,
-    /// of any content type. The [policy](crate::FlowsBuilder::callback_policy) of a callback says who may call it, and what the answer is;
-    /// without one, `Idempotency-Key` is the call's [ID](crate::Call::id), and of the headers the flow's code sees `content-type`.
+    /// A router for the calls of callbacks, `POST /{token}`, below what [`callbacks`](crate::FlowsBuilder::callbacks) was given. For the public: a URL
+    /// is all that a caller needs. A URL that is none of ours is refused before its body is read, and without a look at the store.
     pub fn callback_router(&self) -> Router {
-        Router::new()
-            .route("/{token}", axum::routing::post(callbacks::call).fallback(not_allowed))
-            .fallback(not_found)
-            .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
-            .with_state(self.clone())
+        let http = Http { flows: self.clone(), held: Arc::new(Semaphore::new(MAX_HELD)) };
+        let described = OpenApiRouter::with_openapi(described("Callbacks of flows")).routes(routes!(
+            callbacks::post,
+            callbacks::put,
+            callbacks::get
+        ));
+        finish(described.with_state(http))
     }
 }
 
-/// A number that nobody can foresee, for pauses and IDs.
-fn random() -> u64 {
-    RandomState::new().hash_one(0_u8)
+fn described(title: &str) -> OpenApi {
+    OpenApiBuilder::new().info(InfoBuilder::new().title(title).version(env!("CARGO_PKG_VERSION")).build()).build()
+}
+
+/// The router with its own description, and with problems in place of axum's own refusals.
+fn finish(router: OpenApiRouter) -> Router {
+    let (router, described) = router.split_for_parts();
+    let described: Arc<str> = serde_json::to_string(&described).unwrap_or_default().into();
+    let show = move || {
+        let json = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
+        let answer = (json, described.to_string());
+        async move { answer }
+    };
+    router.route("/openapi.json", get(show)).fallback(no_such_path).method_not_allowed_fallback(other_method)
+}
+
+async fn no_such_path(uri: Uri) -> Problem {
+    Problem::new(NO_SUCH_PATH, format!("nothing is served at {}", uri.path()))
+}
+
+async fn other_method(method: Method) -> Problem {
+    Problem::new(problem::METHOD, format!("{method} is not answered here"))
+}
+
+/// An answer of JSON.
+fn json(value: &impl Serialize) -> Response {
+    let mut headers = HeaderMap::new();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    (headers, serde_json::to_vec(value).unwrap_or_default()).into_response()
+}
+
+impl Http {
+    /// A random number, from the host's source.
+    fn draw(&self) -> u64 {
+        self.flows.random().map_or(0, |random| random.next_u64())
+    }
+
+    fn refusal(&self, error: &FlowsError) -> Problem {
+        if matches!(error, FlowsError::Unavailable(_)) {
+            tracing::warn!(error = %crate::step::with_causes(error), "a request could not be answered");
+        }
+        Problem::of(error, self.draw())
+    }
+
+    /// The status of a flow as clients see it, and its revision; `None` if there is none.
+    async fn view(&self, name: &str, id: &str) -> Result<Option<(FlowStatus, u64)>, Problem> {
+        let refusal = |error: FlowsError| self.refusal(&error);
+        let Some(status) = self.flows.get(name, id).await.map_err(refusal)? else { return Ok(None) };
+        let outcome = if status.state.is_over() { self.flows.result(name, id).await.map_err(refusal)? } else { None };
+        Ok(Some((FlowStatus::new(name, id, &status, outcome), status.revision)))
+    }
+
+    /// Waits until the status of a flow is as it is wanted, so long at most, and tells for how long it would have; `None` if too many wait
+    /// already.
+    async fn wait(
+        &self,
+        name: &str,
+        id: &str,
+        limit: Duration,
+        is_wanted: impl Fn(&Status) -> bool + Send,
+    ) -> Option<Duration> {
+        let _held = self.held.try_acquire().ok()?;
+        tokio::select! { biased;
+            () = self.flows.stopping() => {}
+            // Whatever it says: the look that follows is the answer.
+            _ = self.flows.wait(name, id, limit, is_wanted) => {}
+        }
+        Some(limit)
+    }
 }

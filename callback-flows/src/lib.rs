@@ -44,10 +44,10 @@
 //! | do something outside of it | [`Step`] |
 //! | be called from outside | [`Callback`], [`CallbackPolicy`]; by ID, [`Signal`] |
 //! | tell how far it has come | [`Flow::emit`], [`Flow::progress`], [`Flows::events`] |
-//! | serve it over HTTP | `Flows::router`, `Flows::callback_router` (feature `http`) |
 //! | begin another one, and wait for it | [`Child`] |
 //! | know how it is with one | [`Status`], [`Blocked`], [`Journal`] |
 //! | test one | `testing` (feature `testing`), [`Flows::check`] |
+//! | serve them over HTTP (feature `http`) | [`Flows::router`](Flows#method.router), [`Flows::callback_router`](Flows#method.callback_router) |
 
 mod blocked;
 mod callback;
@@ -83,7 +83,7 @@ pub use callback::{Callback, CallbackError, Received};
 pub use child::{Child, ChildError};
 pub use events::{FlowEvent, FlowEvents, HostEvents};
 pub use flow::{Flow, FlowError, FlowResult};
-pub use flows::{Call, Delivered, Flows, FlowsBuilder, FlowsError, Listed, Started};
+pub use flows::{Call, Delivered, Flows, FlowsBuilder, FlowsError, Listed, Refused, Started};
 pub use journal::Journal;
 pub use policy::CallbackPolicy;
 pub use signal::Signal;

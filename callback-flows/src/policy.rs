@@ -31,6 +31,8 @@ pub struct CallbackPolicy {
     check: Option<Check>,
     status: u16,
     body: Bytes,
+    takes_get: bool,
+    takes_put: bool,
 }
 
 /// Refuses a body that is not of a type.
@@ -55,6 +57,8 @@ impl Default for CallbackPolicy {
             check: None,
             status: 202,
             body: Bytes::new(),
+            takes_get: false,
+            takes_put: false,
         }
     }
 }
@@ -100,6 +104,31 @@ impl CallbackPolicy {
     pub fn reply(mut self, status: u16, body: impl Into<Bytes>) -> CallbackPolicy {
         (self.status, self.body) = (status, body.into());
         self
+    }
+
+    /// Takes calls by `GET` too, whose body is the parameters of the URL as a JSON object of texts: for links that a person follows.
+    ///
+    /// Caveat: whatever looks at a link before the person does, such as a scanner of mails, calls it as well. Default: `POST` alone.
+    pub fn or_get(mut self) -> CallbackPolicy {
+        self.takes_get = true;
+        self
+    }
+
+    /// Takes calls by `PUT` too. Default: `POST` alone.
+    pub fn or_put(mut self) -> CallbackPolicy {
+        self.takes_put = true;
+        self
+    }
+
+    /// Tells whether calls are taken by this method of HTTP, as [`Flows::callback_router`](crate::Flows#method.callback_router) asks.
+    #[must_use]
+    pub fn takes_method(&self, method: &str) -> bool {
+        match method {
+            "POST" => true,
+            "GET" => self.takes_get,
+            "PUT" => self.takes_put,
+            _ => false,
+        }
     }
 
     /// The HTTP status of the answer to a call that was taken.

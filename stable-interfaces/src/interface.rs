@@ -8,6 +8,7 @@ pub use self::connect::Connection;
 pub(crate) use self::wake::{fire_alarm, take_message};
 
 use std::fmt;
+use std::future::Future;
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -15,7 +16,7 @@ use serde::Serialize;
 use self::connect::Connect;
 use crate::KeyRange;
 use crate::alarm::{Alarm, encode_meta};
-use crate::clock::{Clock, Timestamp};
+use crate::clock::{Clock, Random, Timestamp};
 use crate::connection::Closed;
 use crate::dead::{self, Dead};
 use crate::directive::{Directive, Needs};
@@ -31,6 +32,7 @@ use crate::instance::task::InstanceRef;
 use crate::instance::turn::awaken;
 use crate::instance::{Handle, OnConnect, OnMessage, StableInterface};
 use crate::quiet::{Quiet, drop_quietly};
+use crate::shared::Health;
 use crate::store::{Addressed, Epoch, InstanceName, Posted};
 use crate::sync::Arc;
 
@@ -295,6 +297,18 @@ impl<I: StableInterface> Interface<I> {
     pub fn epoch(&self, id: &str) -> Option<Epoch> {
         let host = &self.core.host;
         host.shards.epoch(host.fleet.shard_of(id).ok()?)
+    }
+
+    /// The host's source of random numbers; `None` before it is started.
+    #[must_use]
+    pub fn random(&self) -> Option<Arc<dyn Random>> {
+        self.core.host.random.get()
+    }
+
+    /// Completes when the host begins to drain, or has ended: [`Host::stopping`](crate::Host::stopping), for what holds interfaces alone.
+    pub fn stopping(&self) -> impl Future<Output = ()> + Send + 'static {
+        let host = self.core.host.clone();
+        async move { host.wait_for(Health::Draining).await }
     }
 
     /// Has the instance carry out a directive in its turn; `false` if there was nothing to do.

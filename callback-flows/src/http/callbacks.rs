@@ -1,59 +1,150 @@
-//! Calls of callbacks: whoever has the URL, within the callback's policy.
+//! The public router: calls of callbacks, by whoever has their URL.
 
-use axum::extract::rejection::{BytesRejection, PathRejection};
-use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode, header};
-use axum::response::{IntoResponse, Response};
-use bytes::Bytes;
-use serde::Deserialize;
+use std::collections::BTreeMap;
 
-use super::headers;
-use super::problem::{Kind, Problem};
-use crate::flows::{Call, Flows, FlowsError};
+use axum::body::Body;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
+use axum::response::{IntoResponse as _, Response};
 
-/// The last part of a callback's URL.
-#[derive(Debug, Deserialize)]
-pub(super) struct Called {
-    token: String,
+use super::problem::{INVALID_REQUEST, Problem, UNKNOWN_CALLBACK};
+use super::{Http, body, headers};
+use crate::flows::Call;
+use crate::policy::CallbackPolicy;
+
+/// The token of a callback.
+type Token = Result<Path<String>, PathRejection>;
+
+/// Hands a message to the flow that gave this URL out.
+#[utoipa::path(
+    post, path = "/{token}", operation_id = "call_back", tag = "callbacks",
+    params(
+        ("token" = String, Path, description = "The last part of the URL that a flow gave out."),
+        ("Idempotency-Key" = Option<String>, Header, description = "The sender's ID of this message: of several with the same, the flow takes one."),
+    ),
+    request_body(content = Vec<u8>, content_type = "*/*", description = "The message, of any type. At most 192 KiB with the headers that are kept."),
+    responses(
+        (status = 202, description = "It is durable, and the flow will see it. So is a repeat under the same ID. A policy may have another status and body."),
+        (status = 400, description = "The body did not arrive whole, or is not what this callback takes.", body = Problem, content_type = "application/problem+json"),
+        (status = 401, description = "It is not signed as it should be, or was signed too long ago.", body = Problem, content_type = "application/problem+json", headers(("WWW-Authenticate" = String))),
+        (status = 404, description = "This URL is none of this service.", body = Problem, content_type = "application/problem+json"),
+        (status = 410, description = "The flow or its callback is over.", body = Problem, content_type = "application/problem+json"),
+        (status = 413, description = "The body is too large.", body = Problem, content_type = "application/problem+json"),
+        (status = 429, description = "Too many messages wait for the flow.", body = Problem, content_type = "application/problem+json", headers(("Retry-After" = u64))),
+        (status = 503, description = "It is not known to be durable.", body = Problem, content_type = "application/problem+json", headers(("Retry-After" = u64))),
+    ),
+)]
+pub(super) async fn post(
+    State(http): State<Http>,
+    token: Token,
+    request: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    take(&http, token, &Method::POST, &request, async || body::whole(&request, body).await).await
 }
 
-/// `POST /{token}`
-pub(super) async fn call(
-    State(flows): State<Flows>,
-    called: Result<Path<Called>, PathRejection>,
-    headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
+/// Hands a message to the flow that gave this URL out, where its callback may be called by `PUT`.
+#[utoipa::path(
+    put, path = "/{token}", operation_id = "call_back_by_put", tag = "callbacks",
+    params(
+        ("token" = String, Path, description = "The last part of the URL that a flow gave out."),
+        ("Idempotency-Key" = Option<String>, Header, description = "The sender's ID of this message: of several with the same, the flow takes one."),
+    ),
+    request_body(content = Vec<u8>, content_type = "*/*", description = "The message, of any type. At most 192 KiB with the headers that are kept."),
+    responses(
+        (status = 202, description = "It is durable, and the flow will see it. So is a repeat under the same ID. A policy may have another status and body."),
+        (status = 400, description = "The body did not arrive whole, or is not what this callback takes.", body = Problem, content_type = "application/problem+json"),
+        (status = 401, description = "It is not signed as it should be, or was signed too long ago.", body = Problem, content_type = "application/problem+json", headers(("WWW-Authenticate" = String))),
+        (status = 404, description = "This URL is none of this service.", body = Problem, content_type = "application/problem+json"),
+        (status = 405, description = "This callback is not called by this method.", body = Problem, content_type = "application/problem+json", headers(("Allow" = String))),
+        (status = 410, description = "The flow or its callback is over.", body = Problem, content_type = "application/problem+json"),
+        (status = 413, description = "The body is too large.", body = Problem, content_type = "application/problem+json"),
+        (status = 429, description = "Too many messages wait for the flow.", body = Problem, content_type = "application/problem+json", headers(("Retry-After" = u64))),
+        (status = 503, description = "It is not known to be durable.", body = Problem, content_type = "application/problem+json", headers(("Retry-After" = u64))),
+    ),
+)]
+pub(super) async fn put(
+    State(http): State<Http>,
+    token: Token,
+    request: HeaderMap,
+    body: Body,
 ) -> Result<Response, Problem> {
-    let Called { token } = called?.0;
-    // Before the body is looked at: most of what comes here uninvited has no token.
-    let unknown = || Problem::new(Kind::NOT_FOUND, "This is no URL of a callback of ours.");
-    let _ = flows.flow_of(&token).ok_or_else(unknown)?;
-    let mut call = Call::new(body?);
-    let policy = flows.policy(&token);
-    match policy {
-        // It says which headers are kept, and where a call has its ID.
-        Some(_) => {
-            for (name, value) in &headers {
-                if let Ok(value) = value.to_str() {
-                    call = call.header(name.as_str(), value);
-                }
-            }
-        }
-        None => {
-            if let Some(kind) = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()) {
-                call = call.header(header::CONTENT_TYPE.as_str(), kind);
-            }
-            if let Some(key) = headers::key(&headers).map_err(|why| Problem::new(Kind::BAD_REQUEST, why))? {
-                call = call.id(key);
-            }
+    take(&http, token, &Method::PUT, &request, async || body::whole(&request, body).await).await
+}
+
+/// Hands the parameters of the URL, as a JSON object of texts, to the flow that gave this URL out, where its callback may be called by
+/// `GET`.
+#[utoipa::path(
+    get, path = "/{token}", operation_id = "call_back_by_get", tag = "callbacks",
+    params(
+        ("token" = String, Path, description = "The last part of the URL that a flow gave out."),
+        ("Idempotency-Key" = Option<String>, Header, description = "The sender's ID of this message: of several with the same, the flow takes one."),
+    ),
+    responses(
+        (status = 202, description = "It is durable, and the flow will see it. So is a repeat under the same ID. A policy may have another status and body."),
+        (status = 400, description = "The parameters are not what this callback takes.", body = Problem, content_type = "application/problem+json"),
+        (status = 401, description = "It is not signed as it should be, or was signed too long ago.", body = Problem, content_type = "application/problem+json", headers(("WWW-Authenticate" = String))),
+        (status = 404, description = "This URL is none of this service.", body = Problem, content_type = "application/problem+json"),
+        (status = 405, description = "This callback is not called by this method.", body = Problem, content_type = "application/problem+json", headers(("Allow" = String))),
+        (status = 410, description = "The flow or its callback is over.", body = Problem, content_type = "application/problem+json"),
+        (status = 429, description = "Too many messages wait for the flow.", body = Problem, content_type = "application/problem+json", headers(("Retry-After" = u64))),
+        (status = 503, description = "It is not known to be durable.", body = Problem, content_type = "application/problem+json", headers(("Retry-After" = u64))),
+    ),
+)]
+pub(super) async fn get(
+    State(http): State<Http>,
+    token: Token,
+    uri: Uri,
+    request: HeaderMap,
+) -> Result<Response, Problem> {
+    take(&http, token, &Method::GET, &request, async || {
+        // Every query is one of texts, and what is no UTF-8 is replaced.
+        let parameters = Query::<BTreeMap<String, String>>::try_from_uri(&uri).map(|Query(parameters)| parameters);
+        let parameters = parameters.map_err(|error| Problem::new(INVALID_REQUEST, error.body_text()))?;
+        Ok(serde_json::to_vec(&parameters).unwrap_or_default().into())
+    })
+    .await
+}
+
+/// Takes a call. Its body is not read before it is known to be for one of ours.
+async fn take(
+    http: &Http,
+    token: Token,
+    method: &Method,
+    request: &HeaderMap,
+    body: impl AsyncFnOnce() -> Result<bytes::Bytes, Problem>,
+) -> Result<Response, Problem> {
+    let unknown =
+        || Problem::new(UNKNOWN_CALLBACK, "the URL was not signed by this service, or was changed on the way");
+    let Path(token) = token.map_err(|_| unknown())?;
+    if http.flows.flow_of(&token).is_none() {
+        return Err(unknown());
+    }
+    let standard = CallbackPolicy::new();
+    let policy = http.flows.policy(&token);
+    let answer = policy.unwrap_or(&standard);
+    if !answer.takes_method(method.as_str()) {
+        return Err(Problem::method(["GET", "POST", "PUT"].into_iter().filter(|method| answer.takes_method(method))));
+    }
+    let mut call = Call::new(body().await?);
+    for (name, value) in request {
+        // Without a policy to choose, what is kept is what the body cannot be read without.
+        if (policy.is_some() || name == header::CONTENT_TYPE)
+            && let Ok(value) = value.to_str()
+        {
+            call = call.header(name.as_str(), value);
         }
     }
-    match flows.deliver(&token, call).await {
-        Ok(_) => {}
-        Err(FlowsError::NotFound) => return Err(unknown()),
-        Err(error) => return Err(error.into()),
+    // One that cannot be understood is no reason to refuse what the flow waits for.
+    if let Ok(Some(key)) = headers::idempotency_key(request) {
+        call = call.id(key);
     }
-    let (status, body) =
-        policy.map_or((202, Bytes::new()), |policy| (policy.reply_status(), policy.reply_body().clone()));
-    Ok((StatusCode::from_u16(status).unwrap_or(StatusCode::ACCEPTED), body).into_response())
+    http.flows.deliver(&token, call).await.map_err(|error| match error {
+        // A flow that was forgotten: the URL was good once.
+        crate::flows::FlowsError::NotFound => http.refusal(&crate::flows::FlowsError::Gone),
+        error => http.refusal(&error),
+    })?;
+    let status = StatusCode::from_u16(answer.reply_status()).unwrap_or(StatusCode::ACCEPTED);
+    Ok((status, answer.reply_body().clone()).into_response())
 }

@@ -1,160 +1,255 @@
-//! Events as server-sent events, for `EventSource` and its like.
+//! Events as they come: server-sent events (the HTML standard, section 9.2) of one flow, and of all flows of this host.
 //!
-//! A client that was cut off says which event it had last, and goes on behind that. What ends a stream of one flow is that flow's end,
-//! and whoever asks again after it is answered 204, so that an `EventSource` stops.
+//! A stream is read by its client's pace: it has no task and no buffer of its own, and what its client has not taken is read from the store.
+//! It ends with its flow, when the host begins to leave, and when its client is too slow; a client comes back with the number of the
+//! last event that it has had, and misses nothing.
 
+use std::convert::Infallible;
+use std::fmt::Write as _;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::extract::{Path, Query, State};
-use axum::http::{HeaderMap, StatusCode};
-use axum::response::sse::{Event, KeepAlive, Sse};
-use axum::response::{IntoResponse, Response};
-use futures_core::Stream;
+use axum::body::Body;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use bytes::Bytes;
+use futures_util::stream;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::value::RawValue;
+use stable_interfaces::RequestError;
+use stable_interfaces::clock::Clock;
+use utoipa::ToSchema;
 
-use super::problem::{Kind, Problem};
-use super::resource::Target;
+use super::look::{FlowPath, never_was, purged};
+use super::problem::{INVALID_REQUEST, Problem};
+use super::view::date_time;
 use super::{Http, headers};
 use crate::events::{FlowEvent, FlowEvents, HostEvents};
-use crate::flows::FlowsError;
+use crate::flows::{FlowsError, unavailable};
+use crate::instance::TurnError;
 use crate::status::State as FlowState;
 
-/// The time after which a client that was cut off comes back.
-const COMES_BACK: Duration = Duration::from_secs(1);
-/// The time between comments that keep a stream alive.
+/// The time between two signs of life, so that whoever is between does not give up.
 const ALIVE: Duration = Duration::from_secs(15);
+/// A client that has not taken an event for so long is too slow.
+const TOO_SLOW: Duration = Duration::from_secs(30);
+/// The events of all flows.
+const OF_ALL: [&str; 5] = ["started", "succeeded", "failed", "cancelled", "blocked"];
 
-/// The events that somebody wants of all flows.
-#[derive(Debug, Default, Deserialize)]
+/// Streams the events of a flow, from behind the one that the client has had last, up to the end.
+#[utoipa::path(
+    get, path = "/{name}/{id}/events", operation_id = "hear_of_flow", tag = "events",
+    params(
+        ("name" = String, Path, description = "The name of a flow's code."),
+        ("id" = String, Path, description = "The ID that it was started under."),
+        ("Last-Event-ID" = Option<u64>, Header, description = "The `id` of the last event that the client has had."),
+    ),
+    responses(
+        (status = 200, description = "Events: `progress`, `resource`, those that the flow emits, and one of `succeeded`, `failed`, `cancelled` at the end; their data is JSON.", body = String, content_type = "text/event-stream"),
+        (status = 204, description = "There will be no more: an `EventSource` stops."),
+        (status = 400, description = "The path or the `Last-Event-ID` cannot be understood.", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "There never was one of this ID.", body = Problem, content_type = "application/problem+json"),
+        (status = 410, description = "It has been purged.", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "The store cannot be reached.", body = Problem, content_type = "application/problem+json", headers(("Retry-After" = u64))),
+    ),
+)]
+pub(super) async fn of_one(
+    State(http): State<Http>,
+    FlowPath { name, id }: FlowPath,
+    request: HeaderMap,
+) -> Result<Response, Problem> {
+    let after = headers::last_event_id(&request).map_err(|what| Problem::new(INVALID_REQUEST, what))?;
+    let refusal = |error: FlowsError| http.refusal(&error);
+    let status = http.flows.get(&name, &id).await.map_err(refusal)?.ok_or_else(never_was)?;
+    if status.state == FlowState::Purged {
+        return Err(purged());
+    }
+    // The end is the event after the last one.
+    if status.state.is_over() && after > status.events {
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
+    let events = http.flows.events(&name, &id, after).await.map_err(refusal)?;
+    http.stream(Source::One(Box::new(events)))
+}
+
+/// The events of all flows that a client wants.
+#[derive(Debug, Deserialize)]
 pub(super) struct Wanted {
     /// Names of events, with commas between them.
     only: Option<String>,
-    /// The name of a flow.
+    /// The name of a flow's code.
     name: Option<String>,
 }
 
 impl Wanted {
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.only.iter().flat_map(|only| only.split(',')).map(str::trim)
+    }
+
     fn has(&self, event: &FlowEvent) -> bool {
-        self.only.as_ref().is_none_or(|only| only.split(',').any(|name| name.trim() == event.name()))
+        (self.only.is_none() || self.names().any(|name| name == event.name()))
             && self.name.as_ref().is_none_or(|name| name == event.flow())
     }
 }
 
 /// An event of some flow.
-#[derive(Serialize)]
-struct OfAll<'a> {
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct OfAll<'a> {
+    /// The name of the flow's code.
     name: &'a str,
+    /// The ID that it was started under.
     id: &'a str,
-    sequence: u64,
-    at: i64,
-    value: Value,
+    #[schema(format = DateTime)]
+    at: String,
+    /// The error of `failed`, the reason of `blocked`, else `null`.
+    #[schema(value_type = Object)]
+    value: &'a RawValue,
 }
 
-/// `GET /{name}/{id}/events`
-pub(super) async fn of_one(
-    State(http): State<Http>,
-    target: Result<Path<Target>, PathRejection>,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
-    let Target { name, id } = target?.0;
-    let after = headers::last_event(&headers).map_err(|why| Problem::new(Kind::BAD_REQUEST, why))?;
-    let status = http.flows.get(&name, &id).await?.ok_or(FlowsError::NotFound)?;
-    if status.state == FlowState::Purged {
-        return Err(FlowsError::Gone.into());
-    }
-    // The end is the event after the last.
-    if status.state.is_over() && after > status.events {
-        return Ok(StatusCode::NO_CONTENT.into_response());
-    }
-    let events = http.flows.events(&name, &id, after).await?;
-    Ok(stream(OfOne { events, is_first: true }))
-}
-
-/// `GET /events`
+/// Streams what happens to the flows of this host, from now on. A client that was cut off does not hear of what happened meanwhile.
+#[utoipa::path(
+    get, path = "/events", operation_id = "hear_of_all_flows", tag = "events",
+    params(
+        ("only" = Option<String>, Query, description = "Some of `started`, `succeeded`, `failed`, `cancelled`, `blocked`, with commas between them."),
+        ("name" = Option<String>, Query, description = "The name of a flow's code: those of others are left out."),
+    ),
+    responses(
+        (status = 200, description = "Events: `started`, `succeeded`, `failed`, `cancelled`, `blocked`. One named `missed` says how many the client was too slow for, and ends the stream.", body = OfAll<'static>, content_type = "text/event-stream"),
+        (status = 400, description = "The query cannot be understood.", body = Problem, content_type = "application/problem+json"),
+    ),
+)]
 pub(super) async fn of_all(
     State(http): State<Http>,
     wanted: Result<Query<Wanted>, QueryRejection>,
 ) -> Result<Response, Problem> {
-    let (events, wanted) = (http.flows.on_event(), wanted?.0);
-    Ok(stream(OfAllFlows { reading: Box::pin(next(events, wanted)), is_first: true }))
-}
-
-fn stream(events: impl Stream<Item = Result<Event, FlowsError>> + Send + 'static) -> Response {
-    let mut response = Sse::new(events).keep_alive(KeepAlive::new().interval(ALIVE)).into_response();
-    // A proxy that waits for the end of an answer would hold back all of it.
-    response.headers_mut().insert("x-accel-buffering", axum::http::HeaderValue::from_static("no"));
-    response
-}
-
-/// JSON on one line, with no carriage return in it.
-fn on_one_line(json: &str) -> Value {
-    serde_json::from_str(json).unwrap_or_default()
-}
-
-struct OfOne {
-    events: FlowEvents,
-    is_first: bool,
-}
-
-impl OfOne {
-    fn shown(event: &FlowEvent) -> Event {
-        let data = on_one_line(event.value().get()).to_string();
-        Event::default().id(event.sequence().to_string()).event(event.name()).data(data)
+    let Query(wanted) = wanted.map_err(|error| Problem::new(INVALID_REQUEST, error.body_text()))?;
+    if let Some(unknown) = wanted.names().find(|name| !OF_ALL.contains(name)) {
+        let detail = format!("there are no events {unknown:?}, only {}", OF_ALL.join(", "));
+        return Err(Problem::of_field(INVALID_REQUEST, "only", detail));
     }
+    http.stream(Source::All(http.flows.on_event(), wanted))
 }
 
-impl Stream for OfOne {
-    type Item = Result<Event, FlowsError>;
+/// The place where the events of a stream come from.
+enum Source {
+    One(Box<FlowEvents>),
+    All(HostEvents, Wanted),
+}
 
-    fn poll_next(mut self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if std::mem::take(&mut self.is_first) {
-            return Poll::Ready(Some(Ok(Event::default().retry(COMES_BACK))));
+impl Source {
+    /// The next event as it is sent, and whether it is the last one; `None` if there is no more. Dropped while it waits, it loses nothing.
+    async fn next(&mut self) -> Option<(String, bool)> {
+        match self {
+            Source::One(events) => loop {
+                match events.next().await? {
+                    Ok(event) => {
+                        let id = Some(event.sequence());
+                        return Some((written(id, event.name(), event.value().get()), event.is_end()));
+                    }
+                    // Asked again, it goes on where it was, after a second.
+                    Err(FlowsError::Unavailable(_)) => {}
+                    Err(_) => return None,
+                }
+            },
+            Source::All(events, wanted) => loop {
+                match events.next().await? {
+                    Ok(event) if wanted.has(&event) => {
+                        let (name, id, at) = (event.flow(), event.id(), date_time(event.at()));
+                        let data = serde_json::to_string(&OfAll { name, id, at, value: event.value() });
+                        return Some((written(None, event.name(), &data.unwrap_or_default()), false));
+                    }
+                    Ok(_) => {}
+                    Err(FlowsError::Missed(missed)) => {
+                        return Some((written(None, "missed", &missed.to_string()), true));
+                    }
+                    Err(_) => return None,
+                }
+            },
         }
-        // An error ends the stream: the client comes back, and goes on where it was.
-        Pin::new(&mut self.events).poll_next(task).map(|event| Some(event?.map(|event| OfOne::shown(&event))))
     }
 }
 
-type Next = Option<(Event, HostEvents, Wanted)>;
+/// An event of JSON, in which a line break is white space.
+fn written(id: Option<u64>, name: &str, json: &str) -> String {
+    let mut event = String::with_capacity(name.len() + json.len() + 40);
+    if let Some(id) = id {
+        let _ = writeln!(event, "id: {id}");
+    }
+    let _ = writeln!(event, "event: {name}");
+    event.push_str("data: ");
+    event.extend(json.chars().map(|c| if matches!(c, '\n' | '\r') { ' ' } else { c }));
+    event.push_str("\n\n");
+    event
+}
 
-/// The next event that is wanted.
-async fn next(mut events: HostEvents, wanted: Wanted) -> Next {
-    loop {
-        let shown = match events.next().await? {
-            Ok(event) if wanted.has(&event) => {
-                let (name, id, sequence) = (event.flow(), event.id(), event.sequence());
-                let value = on_one_line(event.value().get());
-                let data = OfAll { name, id, sequence, at: event.at().as_millis(), value };
-                Event::default().event(event.name()).data(serde_json::to_string(&data).unwrap_or_default())
+/// A stream on its way to a client.
+struct Streamed {
+    source: Source,
+    clock: Arc<dyn Clock>,
+    stopping: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// The moment at which the client was given something last.
+    given: Option<Duration>,
+    /// The time after which a client that was cut off comes back, in milliseconds.
+    retry: u64,
+    is_over: bool,
+}
+
+impl Streamed {
+    async fn next(mut self) -> Option<(Result<Bytes, Infallible>, Streamed)> {
+        let now = self.clock.elapsed();
+        let is_slow = self.given.is_some_and(|given| now.saturating_sub(given) > TOO_SLOW);
+        if self.is_over || is_slow {
+            return None;
+        }
+        let text = if self.given.is_none() {
+            format!("retry: {}\n\n", self.retry)
+        } else {
+            tokio::select! { biased;
+                () = &mut self.stopping => {
+                    self.is_over = true;
+                    format!("retry: {}\n\n", self.retry)
+                }
+                next = self.source.next() => {
+                    let (event, is_last) = next?;
+                    self.is_over = is_last;
+                    event
+                }
+                () = self.clock.sleep(ALIVE) => ":\n\n".to_owned(),
             }
-            Ok(_) => continue,
-            Err(FlowsError::Missed(missed)) => Event::default().event("missed").data(missed.to_string()),
-            Err(_) => return None,
         };
-        return Some((shown, events, wanted));
+        self.given = Some(self.clock.elapsed());
+        Some((Ok(text.into()), self))
     }
 }
 
-struct OfAllFlows {
-    reading: Pin<Box<dyn Future<Output = Next> + Send>>,
-    is_first: bool,
+impl Http {
+    fn stream(&self, source: Source) -> Result<Response, Problem> {
+        let not_started = || self.refusal(&unavailable(RequestError::NotStarted::<TurnError>));
+        let clock = self.flows.clock().ok_or_else(not_started)?;
+        let stopping = Box::pin(self.flows.stopping());
+        // Those who are sent away together do not come back together.
+        let retry = 1_000 + self.draw() % 1_000;
+        let streamed = Streamed { source, clock, stopping, given: None, retry, is_over: false };
+        let mut response = Body::from_stream(stream::unfold(streamed, Streamed::next)).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        // A proxy that waits for the end of an answer would hold back all of it.
+        headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+        Ok(response)
+    }
 }
 
-impl Stream for OfAllFlows {
-    type Item = Result<Event, FlowsError>;
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    fn poll_next(mut self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if std::mem::take(&mut self.is_first) {
-            return Poll::Ready(Some(Ok(Event::default().retry(COMES_BACK))));
-        }
-        self.reading.as_mut().poll(task).map(|read| {
-            let (event, events, wanted) = read?;
-            self.reading = Box::pin(next(events, wanted));
-            Some(Ok(event))
-        })
+    #[test]
+    fn an_event_is_one_whatever_is_in_its_json() {
+        assert_eq!(written(Some(7), "progress", "{\"a\":\n1}"), "id: 7\nevent: progress\ndata: {\"a\": 1}\n\n");
+        assert_eq!(written(None, "failed", "\"a\\nb\r\n\""), "event: failed\ndata: \"a\\nb  \"\n\n");
     }
 }

@@ -1,139 +1,247 @@
-//! Headers that mean something here: what a client prefers, has seen, and calls its request.
+//! The request headers that the routers understand, parsed from any bytes: nothing here panics, allocates more than its input, or is
+//! slower than linear.
 
 use std::time::Duration;
 
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use super::LONGEST_WAIT;
-
-/// The longest key of a request, in bytes.
+/// The longest that a request is held for `Prefer: wait`.
+pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(30);
+/// The longest `Idempotency-Key`, in bytes.
 const MAX_KEY_BYTES: usize = 255;
 
-/// The reason why a header cannot be used, for its sender.
-pub(super) type Unusable = &'static str;
+pub(super) const PREFER: HeaderName = HeaderName::from_static("prefer");
+pub(super) const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
+pub(super) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+pub(super) const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
-/// The time that a client would rather wait than be answered at once: `Prefer: wait=10` (RFC 7240). The first that is said counts, 30 s at
-/// most; what cannot be understood is no preference.
+/// The time that a client asks to wait for (RFC 7240, section 4.3), at most [`LONGEST_WAIT`]; `None` if it does not, or in words that
+/// mean nothing: a preference may always be ignored. Of several, the first one counts.
 pub(super) fn wait(headers: &HeaderMap) -> Option<Duration> {
-    let values = headers.get_all("prefer").iter().filter_map(|value| value.to_str().ok());
-    let mut waits = values.flat_map(|value| value.split(',')).filter_map(|preference| {
-        // Parameters of a preference come after a semicolon.
-        let (name, seconds) = preference.split(';').next()?.split_once('=')?;
-        name.trim().eq_ignore_ascii_case("wait").then(|| seconds.trim().trim_matches('"').to_owned())
-    });
-    let seconds = waits.next()?.parse().ok()?;
-    Some(Duration::from_secs(seconds).min(LONGEST_WAIT)).filter(|wait| !wait.is_zero())
+    let values = headers.get_all(PREFER).into_iter().filter_map(|value| value.to_str().ok());
+    let waits = values.flat_map(preferences).find(|(name, _)| name.eq_ignore_ascii_case("wait"));
+    let (_, seconds) = waits?;
+    let is_number = !seconds.is_empty() && seconds.bytes().all(|byte| byte.is_ascii_digit());
+    // What is too large for a number is longer than the longest wait, too.
+    is_number.then(|| Duration::from_secs(seconds.parse().unwrap_or(u64::MAX)).min(LONGEST_WAIT))
 }
 
-/// The number of the last event that a client has had: `Last-Event-ID`; 0 without one.
-pub(super) fn last_event(headers: &HeaderMap) -> Result<u64, Unusable> {
-    match headers.get("last-event-id").map(|value| value.to_str().unwrap_or("?")) {
-        None | Some("") => Ok(0),
-        Some(number) => number.trim().parse().map_err(|_| "Last-Event-ID is the number of an event, or left out."),
-    }
+/// Each preference of a header's value: its name, and its value without quotes. Parameters are left out.
+fn preferences(header: &str) -> impl Iterator<Item = (&str, &str)> {
+    outside_of_quotes(header, ',').filter_map(|preference| {
+        let word = outside_of_quotes(preference, ';').next()?;
+        let (name, value) = word.split_once('=').unwrap_or((word, ""));
+        let value = value.trim();
+        let value = value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or(value);
+        Some((name.trim(), value))
+    })
 }
 
-/// The client's own name for its request: `Idempotency-Key`, as a string of structured headers (RFC 9651) or bare.
-pub(super) fn key(headers: &HeaderMap) -> Result<Option<String>, Unusable> {
-    let mut values = headers.get_all("idempotency-key").iter();
+/// Splits a text at a separator that is not within quotes.
+fn outside_of_quotes(text: &str, separator: char) -> impl Iterator<Item = &str> {
+    let (mut is_quoted, mut is_escaped) = (false, false);
+    text.split(move |c: char| {
+        if is_escaped {
+            is_escaped = false;
+            return false;
+        }
+        match c {
+            '\\' if is_quoted => is_escaped = true,
+            '"' => is_quoted = !is_quoted,
+            _ => return c == separator && !is_quoted,
+        }
+        false
+    })
+}
+
+/// The key under which a client repeats a request: a string of structured fields (RFC 9651) as the draft of `Idempotency-Key` has it,
+/// or the bare text that most clients send. `Ok(None)` if there is none.
+///
+/// # Errors
+/// A text says what is wrong with it.
+pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, &'static str> {
+    let mut values = headers.get_all(IDEMPOTENCY_KEY).into_iter();
     let Some(value) = values.next() else { return Ok(None) };
     if values.next().is_some() {
-        return Err("There may be one Idempotency-Key.");
+        return Err("the header Idempotency-Key is there twice");
     }
-    let text = value.to_str().map_err(|_| "An Idempotency-Key has visible ASCII characters alone.")?.trim();
+    let text = value.to_str().map_err(|_| "the Idempotency-Key is not of visible ASCII characters")?.trim();
     let key = match text.strip_prefix('"') {
-        Some(rest) => unquoted(rest).ok_or("The quotes of this Idempotency-Key do not end where it does.")?,
+        Some(quoted) => unquoted(quoted).ok_or("the quotes of the Idempotency-Key do not match")?,
         None => text.to_owned(),
     };
     match key.len() {
+        0 => Err("the Idempotency-Key is empty"),
         1..=MAX_KEY_BYTES => Ok(Some(key)),
-        _ => Err("An Idempotency-Key has 1 to 255 characters."),
+        _ => Err("the Idempotency-Key has more than 255 characters"),
     }
 }
 
-/// The text up to the quote that ends it, which must be the last character.
-fn unquoted(rest: &str) -> Option<String> {
-    let (mut text, mut characters) = (String::new(), rest.chars());
+/// The text of a quoted string, from behind its first quote on.
+fn unquoted(quoted: &str) -> Option<String> {
+    let mut text = String::with_capacity(quoted.len());
+    let mut chars = quoted.chars();
     loop {
-        match characters.next()? {
-            '"' => return characters.next().is_none().then_some(text),
-            '\\' => match characters.next()? {
+        match chars.next()? {
+            '"' => break,
+            '\\' => match chars.next()? {
                 escaped @ ('"' | '\\') => text.push(escaped),
                 _ => return None,
             },
             other => text.push(other),
         }
     }
+    chars.next().is_none().then_some(text)
 }
 
-/// Tells whether a client has this version already: `If-None-Match`; `None` if it has not said which it has.
-pub(super) fn has_version(headers: &HeaderMap, tag: &str) -> Option<bool> {
-    let mut said = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok()).peekable();
-    said.peek()?;
-    let is_this = |known: &str| known.trim() == "*" || known.trim().trim_start_matches("W/") == tag;
-    Some(said.flat_map(|value| value.split(',')).any(is_this))
+/// The number of the last event that a client has had, 0 if it has had none.
+///
+/// # Errors
+/// If it is no number that an event can have.
+pub(super) fn last_event_id(headers: &HeaderMap) -> Result<u64, &'static str> {
+    let Some(value) = headers.get(LAST_EVENT_ID) else { return Ok(0) };
+    let digits = value.to_str().ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+    match digits {
+        // As `EventSource` writes that there was none.
+        Some("") => Ok(0),
+        // Beyond the end of every stream.
+        Some(digits) => Ok(digits.parse().unwrap_or(u64::MAX)),
+        None => Err("the Last-Event-ID is no number: send the `id` of the last event of this stream, or none"),
+    }
+}
+
+/// Tells whether a client has what has this tag already: `If-None-Match` (RFC 9110, section 13.1.2).
+pub(super) fn has_already(headers: &HeaderMap, tag: &str) -> bool {
+    let values = headers.get_all(header::IF_NONE_MATCH).into_iter().filter_map(|value| value.to_str().ok());
+    let mut tags = values.flat_map(|value| outside_of_quotes(value, ',')).map(str::trim);
+    tags.any(|known| known == "*" || known.strip_prefix("W/").unwrap_or(known) == tag)
+}
+
+/// Tells whether a body says that it is JSON, which no form of a foreign page can.
+pub(super) fn is_json(headers: &HeaderMap) -> bool {
+    let media = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let essence = media.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
+}
+
+/// A header's value of which it is known that it can be one.
+pub(super) fn value(text: &str) -> HeaderValue {
+    HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
 #[cfg(test)]
 mod tests {
-    use axum::http::{HeaderName, HeaderValue};
-
     use super::*;
 
-    fn with(name: &'static str, values: &[&str]) -> HeaderMap {
-        let mut headers = HeaderMap::new();
-        for value in values {
-            headers.append(HeaderName::from_static(name), HeaderValue::from_str(value).unwrap());
-        }
-        headers
+    fn of(headers: &[(HeaderName, &str)]) -> HeaderMap {
+        headers.iter().map(|(name, value)| (name.clone(), HeaderValue::from_bytes(value.as_bytes()).unwrap())).collect()
     }
 
     #[test]
-    fn a_wait_is_the_first_that_is_said_and_thirty_seconds_at_most() {
-        let waits = |values: &[&str]| wait(&with("prefer", values)).map(|wait| wait.as_secs());
-        assert_eq!(waits(&[]), None);
-        assert_eq!(waits(&["wait=10"]), Some(10));
-        assert_eq!(waits(&["respond-async, WAIT = 7; foo=bar"]), Some(7));
-        assert_eq!(waits(&["respond-async", "wait=3", "wait=9"]), Some(3));
-        assert_eq!(waits(&["wait=\"5\""]), Some(5));
-        assert_eq!(waits(&["wait=31"]), Some(30));
-        assert_eq!(waits(&["wait=18446744073709551615"]), Some(30));
-        for none in
-            ["wait=-1", "wait=0", "wait", "wait=", "wait=1.5", "wait=99999999999999999999", "waits=3", "=", ";;,,"]
-        {
-            assert_eq!(waits(&[none]), None, "{none}");
+    fn the_first_wait_counts_and_is_thirty_seconds_at_most() {
+        for (values, seconds) in [
+            (&["wait=5"][..], Some(5)),
+            (&["Wait = 5"], Some(5)),
+            (&["wait=\"5\""], Some(5)),
+            (&["respond-async, wait=5; why=\"a, wait=7\""], Some(5)),
+            (&["note=\"x, wait=7\", wait=5"], Some(5)),
+            (&["note=\"a \\\" b, wait=7\", wait=5"], Some(5)),
+            (&["wait=5", "wait=7"], Some(5)),
+            (&["respond-async", "wait=7"], Some(7)),
+            (&["wait=0"], Some(0)),
+            (&["wait=31"], Some(30)),
+            (&["wait=99999999999999999999999"], Some(30)),
+            (&["wait=-1"], None),
+            (&["wait=+1"], None),
+            (&["wait=1.5"], None),
+            (&["wait"], None),
+            (&["wait="], None),
+            (&["await=5"], None),
+            (&["note=\"wait=5"], None),
+            (&["wait=é"], None),
+            (&["", ",,;;,=,"], None),
+            (&[], None),
+        ] {
+            let headers: Vec<_> = values.iter().map(|value| (PREFER, *value)).collect();
+            assert_eq!(wait(&of(&headers)), seconds.map(Duration::from_secs), "{values:?}");
         }
     }
 
     #[test]
-    fn a_key_is_taken_bare_or_quoted_and_what_is_neither_is_refused() {
-        let keys = |values: &[&str]| key(&with("idempotency-key", values));
-        assert_eq!(keys(&[]), Ok(None));
-        for (said, is) in [("17", "17"), ("\"17\"", "17"), (r#""a\"b\\c""#, r#"a"b\c"#), (" a b ", "a b")] {
-            assert_eq!(keys(&[said]), Ok(Some(is.to_owned())), "{said}");
+    fn a_key_is_a_quoted_string_or_a_bare_text() {
+        for (value, key) in [
+            ("\"8e03978e\"", Some("8e03978e")),
+            ("8e03978e", Some("8e03978e")),
+            ("\"a \\\"b\\\" \\\\\"", Some("a \"b\" \\")),
+            ("a/b", Some("a/b")),
+            ("\"a", None),
+            ("\"a\"b", None),
+            ("\"a\\b\"", None),
+            ("\"\"", None),
+            ("", None),
+            ("é", None),
+        ] {
+            assert_eq!(idempotency_key(&of(&[(IDEMPOTENCY_KEY, value)])).ok().flatten().as_deref(), key, "{value}");
         }
-        for none in ["", "\"\"", "\"a", "\"a\"b", r#""a\b""#, r#""a\"#, &"x".repeat(256)] {
-            assert!(keys(&[none]).is_err(), "{none}");
-        }
-        assert!(keys(&["a", "a"]).is_err());
-        assert!(keys(&[&"x".repeat(255)]).is_ok());
+        assert_eq!(idempotency_key(&of(&[])), Ok(None));
+        let long = "a".repeat(MAX_KEY_BYTES);
+        assert_eq!(idempotency_key(&of(&[(IDEMPOTENCY_KEY, &long)])), Ok(Some(long.clone())));
+        assert!(idempotency_key(&of(&[(IDEMPOTENCY_KEY, &(long + "a"))])).is_err());
+        let mut twice = of(&[(IDEMPOTENCY_KEY, "a")]);
+        twice.append(IDEMPOTENCY_KEY, HeaderValue::from_static("a"));
+        assert!(idempotency_key(&twice).is_err());
     }
 
     #[test]
-    fn the_number_of_the_last_event_is_a_number_or_left_out() {
-        let last = |values: &[&str]| last_event(&with("last-event-id", values));
-        assert_eq!((last(&[]), last(&[""]), last(&["17"])), (Ok(0), Ok(0), Ok(17)));
-        assert_eq!(last(&["18446744073709551615"]), Ok(u64::MAX));
-        assert!(["x", "-1", "1.5", "18446744073709551616"].iter().all(|none| last(&[none]).is_err()));
+    fn the_last_event_is_a_number_and_one_beyond_all_is_the_largest() {
+        for (value, id) in [
+            ("0", Some(0)),
+            ("17", Some(17)),
+            ("007", Some(7)),
+            ("", Some(0)),
+            ("99999999999999999999", Some(u64::MAX)),
+            ("-1", None),
+            ("+1", None),
+            ("1.0", None),
+            ("x", None),
+            ("é", None),
+        ] {
+            assert_eq!(last_event_id(&of(&[(LAST_EVENT_ID, value)])).ok(), id, "{value}");
+        }
+        assert_eq!(last_event_id(&of(&[])), Ok(0));
     }
 
     #[test]
-    fn a_version_is_known_by_any_of_the_tags_that_are_said() {
-        let has = |values: &[&str]| has_version(&with("if-none-match", values), "\"b\"");
-        assert_eq!(has(&[]), None);
-        assert_eq!(has(&["\"a\""]), Some(false));
-        assert_eq!(has(&["\"a\", \"b\""]), Some(true));
-        assert_eq!(has(&["\"a\"", "W/\"b\""]), Some(true));
-        assert_eq!(has(&["*"]), Some(true));
+    fn a_tag_is_found_in_a_list_weak_or_strong() {
+        for (value, is_there) in [
+            ("\"a\"", true),
+            ("W/\"a\"", true),
+            ("\"b\", \"a\"", true),
+            ("\"b,\", W/\"a\"", true),
+            ("*", true),
+            ("\"b\"", false),
+            ("a", false),
+            ("\"b, \"a\"", false),
+            ("", false),
+        ] {
+            assert_eq!(has_already(&of(&[(header::IF_NONE_MATCH, value)]), "\"a\""), is_there, "{value}");
+        }
+    }
+
+    #[test]
+    fn a_body_is_json_only_where_it_says_so() {
+        for (value, json) in [
+            ("application/json", true),
+            ("Application/JSON; charset=utf-8", true),
+            ("application/cloudevents+json", true),
+            ("text/plain", false),
+            ("text/plain+json", false),
+            ("application/x-www-form-urlencoded", false),
+            ("application/jsonx", false),
+            ("", false),
+        ] {
+            assert_eq!(is_json(&of(&[(header::CONTENT_TYPE, value)])), json, "{value}");
+        }
+        assert!(!is_json(&HeaderMap::new()));
     }
 }

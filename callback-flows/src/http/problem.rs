@@ -1,173 +1,197 @@
-//! Errors as clients see them: `application/problem+json` (RFC 9457).
-//!
-//! A `type` is stable, and means one thing to do. No problem has a token, a secret, or a cause inside this process in it.
+//! Refusals, each with a type that programs can rely on and a sentence that says what to do: `application/problem+json` (RFC 9457).
 
-use std::borrow::Cow;
-
-use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
-use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::body::Body;
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::{Map, Value};
+use serde::Serialize;
 use stable_interfaces::RequestError;
+use utoipa::ToSchema;
 
-use super::random;
 use crate::flows::FlowsError;
 use crate::instance::TurnError;
 
-/// The beginning of each `type`.
-const TYPE: &str = "urn:callback-flows:problem:";
+/// The page that has a section for each type of problem.
+const PAGE: &str = "https://github.com/stable-interfaces/stable-interfaces/blob/main/docs/http.md";
+/// The media type of a problem.
+pub(super) const PROBLEM_JSON: &str = "application/problem+json";
 
-/// The kinds of problems: name, status, title.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Kind(pub(super) &'static str, pub(super) StatusCode, pub(super) &'static str);
-
-impl Kind {
-    pub(super) const BAD_REQUEST: Kind =
-        Kind("bad-request", StatusCode::BAD_REQUEST, "The request cannot be understood");
-    pub(super) const NOT_JSON: Kind = Kind("not-json", StatusCode::BAD_REQUEST, "The body is not JSON");
-    pub(super) const UNVERIFIED: Kind = Kind("unverified", StatusCode::UNAUTHORIZED, "The signature is not valid");
-    pub(super) const UNKNOWN_FLOW: Kind = Kind("unknown-flow", StatusCode::NOT_FOUND, "There is no flow of this name");
-    pub(super) const NOT_FOUND: Kind = Kind("not-found", StatusCode::NOT_FOUND, "There is nothing here");
-    pub(super) const NOT_ALLOWED: Kind = Kind("method", StatusCode::METHOD_NOT_ALLOWED, "This cannot be done here");
-    pub(super) const CONFLICT: Kind = Kind("other-input", StatusCode::CONFLICT, "This ID has another input");
-    pub(super) const OVER: Kind = Kind("over", StatusCode::CONFLICT, "The flow is over");
-    pub(super) const GONE: Kind = Kind("gone", StatusCode::GONE, "The flow is over");
-    pub(super) const TOO_LARGE: Kind = Kind("too-large", StatusCode::PAYLOAD_TOO_LARGE, "The body is too large");
-    pub(super) const INPUT: Kind = Kind("input", StatusCode::UNPROCESSABLE_ENTITY, "The flow does not take this input");
-    pub(super) const KEY_REUSED: Kind =
-        Kind("key-reused", StatusCode::UNPROCESSABLE_ENTITY, "This Idempotency-Key was used for another body");
-    pub(super) const TOO_MANY: Kind = Kind("too-many", StatusCode::TOO_MANY_REQUESTS, "There is too much to do");
-    pub(super) const INTERNAL: Kind = Kind("internal", StatusCode::INTERNAL_SERVER_ERROR, "Something here is broken");
-    pub(super) const UNAVAILABLE: Kind =
-        Kind("unavailable", StatusCode::SERVICE_UNAVAILABLE, "The flow cannot be reached now");
+/// A type of problem: the end of its URL, the status it is told with, its title, and what to do.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Kind {
+    pub(super) slug: &'static str,
+    pub(super) status: u16,
+    title: &'static str,
+    remedy: &'static str,
 }
 
-/// An error on its way to a client.
-#[derive(Debug)]
+macro_rules! kinds {
+    ($($name:ident, $slug:literal, $status:literal, $title:literal, $remedy:literal;)*) => {
+        $(pub(super) const $name: Kind = Kind { slug: $slug, status: $status, title: $title, remedy: $remedy };)*
+        #[cfg(test)]
+        pub(super) const ALL: &[Kind] = &[$($name),*];
+    };
+}
+
+kinds! {
+    NOT_JSON, "not-json", 400, "The body is not JSON", "Send the input of the flow as JSON.";
+    BROKEN_BODY, "broken-body", 400, "The body has not arrived whole", "Send it again.";
+    INVALID_ID, "invalid-id", 400, "The ID cannot be one", "Use UTF-8 without NUL, with the flow's name at most 512 bytes, and neither `.` nor `..`.";
+    INVALID_REQUEST, "invalid-request", 400, "The request cannot be understood", "Change what the detail names.";
+    UNDECODABLE, "undecodable", 400, "The body is not what this callback takes", "Send what the detail asks for.";
+    UNVERIFIED, "unverified", 401, "The call is not signed as it should be", "Sign it with a current secret, at the current time.";
+    UNKNOWN_FLOW, "unknown-flow", 404, "No such flow is registered", "Check the name in the path.";
+    NOT_FOUND, "not-found", 404, "There is no flow of this ID", "Check the ID, or start the flow.";
+    UNKNOWN_CALLBACK, "unknown-callback", 404, "This is no URL of a callback", "Use the URL as the flow gave it out.";
+    NO_SUCH_PATH, "no-such-path", 404, "There is nothing under this path", "See openapi.json for the paths.";
+    METHOD, "method-not-allowed", 405, "This method is not for this path", "Use one of those that `Allow` names.";
+    CONFLICT, "conflict", 409, "A flow of this ID was started with another input", "Use another ID, or repeat with the same input.";
+    OVER, "over", 409, "The flow is over already", "Nothing is left to do.";
+    PURGED, "purged", 410, "The flow was over so long ago that it has been purged", "Do not ask again.";
+    CLOSED, "closed", 410, "The flow or its callback is over", "Do not call again.";
+    TOO_LARGE, "too-large", 413, "The body is too large", "Send less.";
+    MEDIA_TYPE, "media-type", 415, "The body does not say that it is JSON", "Send `Content-Type: application/json`.";
+    INVALID_INPUT, "invalid-input", 422, "The flow does not take this input", "Change the field that is named.";
+    KEY_REUSED, "key-reused", 422, "This Idempotency-Key was used with another body", "Use a new key for a new request.";
+    TOO_MANY, "too-many", 429, "Too much waits already", "Try again after the time in `Retry-After`.";
+    UNREADABLE, "unreadable", 500, "The stored rows of the flow cannot be read", "Tell those who run this service.";
+    UNAVAILABLE, "unavailable", 503, "It is not known to be durable", "Try again after the time in `Retry-After`, under the same ID.";
+}
+
+/// The type of the problem that is a part of a failed flow's status.
+pub(super) const FLOW_FAILED: &str = "flow-failed";
+
+/// The URL of a type.
+pub(super) fn type_url(slug: &str) -> String {
+    format!("{PAGE}#{slug}")
+}
+
+/// A refusal, as its body shows it.
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Problem {
-    pub(super) kind: Kind,
-    detail: Cow<'static, str>,
-    /// The field of the input that it is about, as a JSON pointer (RFC 6901).
-    field: Option<String>,
+    /// The type of problem: a URL that stays the same, and where it is described.
+    #[serde(rename = "type")]
+    #[schema(value_type = String)]
+    kind: Box<str>,
+    /// The type in words.
+    title: &'static str,
+    /// The HTTP status.
+    status: u16,
+    /// This problem in words.
+    #[schema(value_type = String)]
+    detail: Box<str>,
+    /// What to do.
+    remedy: &'static str,
+    /// The field of the input that it is about, such as `items[2].price`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    field: Option<Box<str>>,
+    /// Seconds.
+    #[serde(skip)]
+    retry_after: Option<u64>,
+    /// Methods.
+    #[serde(skip)]
+    allow: Option<Box<str>>,
 }
 
 impl Problem {
-    pub(super) fn new(kind: Kind, detail: impl Into<Cow<'static, str>>) -> Problem {
-        Problem { kind, detail: detail.into(), field: None }
-    }
-
-    pub(super) fn at(self, field: Option<String>) -> Problem {
-        Problem { field, ..self }
-    }
-
-    /// As a part of a document.
-    pub(super) fn to_json(&self) -> Value {
-        let mut json = Map::new();
-        json.insert("type".into(), format!("{TYPE}{}", self.kind.0).into());
-        json.insert("title".into(), self.kind.2.into());
-        json.insert("status".into(), self.kind.1.as_u16().into());
-        json.insert("detail".into(), self.detail.as_ref().into());
-        if let Some(field) = &self.field {
-            json.insert("field".into(), field.as_str().into());
+    pub(super) fn new(kind: Kind, detail: impl Into<String>) -> Problem {
+        Problem {
+            kind: type_url(kind.slug).into(),
+            title: kind.title,
+            status: kind.status,
+            detail: detail.into().into(),
+            remedy: kind.remedy,
+            field: None,
+            retry_after: None,
+            allow: None,
         }
-        Value::Object(json)
+    }
+
+    pub(super) fn of_field(kind: Kind, field: impl Into<String>, detail: impl Into<String>) -> Problem {
+        Problem { field: Some(field.into().into()), ..Problem::new(kind, detail) }
+    }
+
+    /// To be repeated after some seconds, which `jitter` spreads so that not all come back at once.
+    pub(super) fn later(kind: Kind, detail: impl Into<String>, jitter: u64) -> Problem {
+        Problem { retry_after: Some(1 + jitter % 4), ..Problem::new(kind, detail) }
+    }
+
+    /// A method that is none of these.
+    pub(super) fn method<'a>(allowed: impl Iterator<Item = &'a str>) -> Problem {
+        let allow = allowed.collect::<Vec<_>>().join(",");
+        Problem { allow: Some(allow.into()), ..Problem::new(METHOD, "it was not asked to take calls by this method") }
+    }
+
+    /// The refusal that an error stands for. Says nothing that only those who run the service should know.
+    pub(super) fn of(error: &FlowsError, jitter: u64) -> Problem {
+        let detail = error.to_string();
+        match error {
+            FlowsError::UnknownFlow(_) => Problem::new(UNKNOWN_FLOW, detail),
+            FlowsError::Invalid(_) => Problem::new(INVALID_ID, detail),
+            FlowsError::Input { source, .. } => Problem::new(INVALID_INPUT, source.to_string()),
+            FlowsError::Refused(refused) => Problem::of_field(INVALID_INPUT, refused.field(), refused.reason()),
+            FlowsError::TooLarge { .. } => Problem::new(TOO_LARGE, detail),
+            FlowsError::Conflict => Problem::new(CONFLICT, detail),
+            FlowsError::NotFound => Problem::new(NOT_FOUND, detail),
+            FlowsError::Gone => Problem::new(CLOSED, detail),
+            FlowsError::TooManyUnread => Problem::later(TOO_MANY, detail, jitter),
+            FlowsError::Unverified(why) => Problem::new(UNVERIFIED, why.to_string()),
+            FlowsError::Undecodable { source, .. } => Problem::new(UNDECODABLE, source.to_string()),
+            FlowsError::Unreadable(_) => Problem::new(UNREADABLE, detail),
+            FlowsError::Unavailable(source) => match source.downcast_ref::<RequestError<TurnError>>() {
+                Some(RequestError::Overloaded(_)) => Problem::later(TOO_MANY, "this host has too much to do", jitter),
+                _ => Problem::later(UNAVAILABLE, "the flow or its store cannot be reached", jitter),
+            },
+            _ => Problem::later(UNAVAILABLE, "it was not done", jitter),
+        }
     }
 }
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let mut response = (self.kind.1, self.to_json().to_string()).into_response();
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let body = serde_json::to_vec(&self).unwrap_or_default();
+        let mut response = (status, Body::from(body)).into_response();
         let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        match self.kind {
-            // One to three seconds: those who were refused together do not come back together.
-            Kind::TOO_MANY | Kind::UNAVAILABLE => {
-                headers.insert(header::RETRY_AFTER, HeaderValue::from(1 + random() % 3));
-            }
-            // RFC 9110 wants a challenge with each 401.
-            Kind::UNVERIFIED => {
-                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Signature"));
-            }
-            _ => {}
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if let Some(seconds) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if let Some(allow) = self.allow.as_deref().and_then(|allow| HeaderValue::from_str(allow).ok()) {
+            headers.insert(header::ALLOW, allow);
+        }
+        if status == StatusCode::UNAUTHORIZED {
+            // A status 401 has to name a way (RFC 9110, section 11.6.1).
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Webhook-Signature"));
         }
         response
     }
 }
 
-impl From<FlowsError> for Problem {
-    fn from(error: FlowsError) -> Problem {
-        match error {
-            FlowsError::UnknownFlow(name) => {
-                let detail = format!("No flow {name:?} is registered; look at the spelling, or deploy it.");
-                Problem::new(Kind::UNKNOWN_FLOW, detail)
-            }
-            FlowsError::Invalid(why) => Problem::new(Kind::BAD_REQUEST, why),
-            FlowsError::Input { source, .. } => Problem::new(Kind::INPUT, source.to_string()),
-            FlowsError::Conflict => {
-                Problem::new(Kind::CONFLICT, "A flow was started under this ID with another input; choose another ID.")
-            }
-            FlowsError::TooLarge { what, bytes, limit } => {
-                Problem::new(Kind::TOO_LARGE, format!("{what} has {bytes} bytes, and may have {limit}."))
-            }
-            FlowsError::NotFound => {
-                Problem::new(Kind::NOT_FOUND, "There has been no flow of this ID, or it was long ago.")
-            }
-            FlowsError::Gone => Problem::new(Kind::GONE, "The flow, or its callback, takes nothing any more."),
-            FlowsError::TooManyUnread => {
-                Problem::new(Kind::TOO_MANY, "Too many messages wait for the flow; send this one again later.")
-            }
-            FlowsError::Unverified(why) => Problem::new(Kind::UNVERIFIED, why.to_string()),
-            FlowsError::Undecodable { source, .. } => Problem::new(Kind::BAD_REQUEST, source.to_string()),
-            FlowsError::Unavailable(cause) => match cause.downcast_ref::<RequestError<TurnError>>() {
-                Some(RequestError::Overloaded(_)) => {
-                    Problem::new(Kind::TOO_MANY, "This host has as much to do as it can; send the same again later.")
-                }
-                _ => Problem::new(
-                    Kind::UNAVAILABLE,
-                    "The flow or its store cannot be reached, or its answer is not known; send the same again, which does nothing twice.",
-                ),
-            },
-            error => {
-                tracing::error!(%error, "a request about a flow has failed");
-                Problem::new(Kind::INTERNAL, "The log of this host says what it is.")
-            }
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn each_type_of_problem_has_its_section_in_the_guide() {
+        let guide = include_str!("../../../docs/http.md");
+        let slugs: HashSet<&str> = ALL.iter().map(|kind| kind.slug).collect();
+        assert_eq!(slugs.len(), ALL.len(), "two types have one name");
+        for slug in slugs.into_iter().chain([FLOW_FAILED]) {
+            assert!(guide.contains(&format!("\n### {slug}\n")), "docs/http.md has no section `{slug}`");
+        }
+        for kind in ALL {
+            assert!(kind.remedy.ends_with('.') && !kind.title.ends_with('.'), "{kind:?}");
         }
     }
-}
 
-impl From<BytesRejection> for Problem {
-    fn from(rejection: BytesRejection) -> Problem {
-        if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
-            Problem::new(Kind::TOO_LARGE, format!("A body may have {} bytes.", super::MAX_BODY_BYTES))
-        } else {
-            Problem::new(Kind::BAD_REQUEST, "The body ended before it was whole; send it again.")
-        }
+    #[test]
+    fn what_is_to_be_repeated_is_not_repeated_by_all_at_once() {
+        let seconds: HashSet<u64> =
+            (0..100).filter_map(|jitter| Problem::later(TOO_MANY, "", jitter).retry_after).collect();
+        assert_eq!(seconds, HashSet::from([1, 2, 3, 4]));
     }
-}
-
-impl From<PathRejection> for Problem {
-    fn from(_: PathRejection) -> Problem {
-        Problem::new(Kind::BAD_REQUEST, "A part of the path is not UTF-8 when its percent-encoding is undone.")
-    }
-}
-
-impl From<QueryRejection> for Problem {
-    fn from(rejection: QueryRejection) -> Problem {
-        Problem::new(Kind::BAD_REQUEST, rejection.body_text())
-    }
-}
-
-/// The answer to a path that is none.
-pub(super) async fn not_found() -> Problem {
-    Problem::new(Kind::NOT_FOUND, "Look at /openapi.json for what there is.")
-}
-
-/// The answer to a method that its path does not have.
-pub(super) async fn not_allowed() -> Problem {
-    Problem::new(Kind::NOT_ALLOWED, "Look at /openapi.json for what can be done here.")
-}
-
-/// A header's name and value, for answers.
-pub(super) fn text(name: HeaderName, value: &str) -> Option<(HeaderName, HeaderValue)> {
-    Some((name, HeaderValue::from_str(value).ok()?))
 }

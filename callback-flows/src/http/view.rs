@@ -1,142 +1,224 @@
-//! A flow as its clients see it.
+//! The status of a flow as clients see it.
 
 use serde::Serialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
-use sha2::{Digest as _, Sha256};
 use stable_interfaces::Timestamp;
+use utoipa::ToSchema;
 
-use super::problem::{Kind, Problem};
-use crate::status::{State, Status, Waiting};
+use super::problem::{FLOW_FAILED, type_url};
+use crate::status::{Outcome, State, Status, Waiting};
 
-/// The document of a flow. Times are milliseconds since the Unix epoch.
-#[derive(Debug, Serialize)]
-pub(super) struct View<'a> {
-    id: &'a str,
-    name: &'a str,
-    /// `accepted` until its owner has begun it.
-    status: &'static str,
-    #[serde(flatten)]
-    known: Option<Known<'a>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    result: Option<&'a RawValue>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    problem: Option<Value>,
-}
-
-#[derive(Debug, Serialize)]
-struct Known<'a> {
+/// A flow: where it stands, and its outcome when it is over.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct FlowStatus {
+    /// The ID that it was started under.
+    id: String,
+    /// The name of its code.
+    name: String,
+    /// The version of its code.
     version: u32,
-    started_at: Timestamp,
-    changed_at: Timestamp,
-    awaiting: Vec<Awaiting<'a>>,
-    /// The failed attempts of the step that has most.
+    #[schema(inline)]
+    status: Stage,
+    /// The operations that it waits for, oldest first; the first 16.
+    awaiting: Vec<Awaited>,
+    /// Failed attempts of the steps that it waits for.
     attempts: u32,
+    /// The progress that its code has told last: any JSON.
     #[serde(skip_serializing_if = "Option::is_none")]
-    progress: Option<&'a Value>,
+    #[schema(value_type = Option<Object>)]
+    progress: Option<Value>,
+    /// The URL of what it has made.
     #[serde(skip_serializing_if = "Option::is_none")]
-    resource: Option<&'a str>,
+    resource: Option<String>,
+    /// The reason, of one that is blocked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    /// Its result, when it has succeeded: any JSON.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    result: Option<Box<RawValue>>,
+    /// The reason, of one that has failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<Failure>,
+    /// The moment at which it was started.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(format = DateTime)]
+    started_at: Option<String>,
+    /// The moment of its last change.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(format = DateTime)]
+    changed_at: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
-struct Awaiting<'a> {
-    kind: &'a str,
-    name: &'a str,
-    since: Timestamp,
+/// The stage that a flow has come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+enum Stage {
+    /// It is durable, and its owner will begin it.
+    Accepted,
+    Running,
+    /// It needs those who run the service, and goes on then.
+    Blocked,
+    Succeeded,
+    Failed,
+    Cancelled,
+    /// Only its ID is left.
+    Purged,
+}
+
+/// Something that a flow waits for.
+#[derive(Debug, Serialize, ToSchema)]
+struct Awaited {
+    /// `step`, `callback`, `timer`, ..
+    kind: String,
+    /// Its name, with those of its branches.
+    name: String,
+    #[schema(format = DateTime)]
+    since: String,
+    /// The end of a timer, or the next attempt of a step.
     #[serde(skip_serializing_if = "Option::is_none")]
-    deadline: Option<Timestamp>,
+    #[schema(format = DateTime)]
+    deadline: Option<String>,
 }
 
-impl<'a> Awaiting<'a> {
-    /// From a wait with its full name: `scope/kind:name[key]#ordinal`.
-    fn new(wait: &'a Waiting) -> Awaiting<'a> {
-        let (scope, rest) = wait.name.split_once(':').unwrap_or(("", &wait.name));
-        let kind = scope.rsplit('/').next().unwrap_or_default();
-        let name = rest.rsplit_once('#').map_or(rest, |(name, _)| name);
-        Awaiting { kind, name, since: wait.since, deadline: wait.until }
-    }
+/// The error of a flow, as a problem of its own.
+#[derive(Debug, Serialize, ToSchema)]
+struct Failure {
+    #[serde(rename = "type")]
+    kind: String,
+    title: &'static str,
+    detail: String,
 }
 
-impl<'a> View<'a> {
-    /// A flow that was accepted, and of which nothing is known yet.
-    pub(super) fn accepted(name: &'a str, id: &'a str) -> View<'a> {
-        View { id, name, status: "accepted", known: None, result: None, problem: None }
-    }
-
-    /// A flow with its status, and its result if it has one.
-    pub(super) fn new(name: &'a str, id: &'a str, status: &'a Status, result: Option<&'a RawValue>) -> View<'a> {
-        let known = Known {
+impl FlowStatus {
+    /// The view of a flow that is not purged. `outcome` is that of one that is over.
+    pub(super) fn new(name: &str, id: &str, status: &Status, outcome: Option<Outcome>) -> FlowStatus {
+        let (stage, reason) = match &status.state {
+            State::Going => (Stage::Running, None),
+            State::Blocked { why } => (Stage::Blocked, Some(why.message().to_owned())),
+            State::Failed { .. } => (Stage::Failed, None),
+            State::Cancelled => (Stage::Cancelled, None),
+            State::Done => (Stage::Succeeded, None),
+            State::Purged => (Stage::Purged, None),
+        };
+        let (result, problem) = match outcome {
+            Some(Outcome::Done(result)) => (Some(result), None),
+            Some(Outcome::Failed(detail)) => {
+                (None, Some(Failure { kind: type_url(FLOW_FAILED), title: "The flow has failed", detail }))
+            }
+            _ => (None, None),
+        };
+        FlowStatus {
+            id: id.to_owned(),
+            name: name.to_owned(),
             version: status.version,
-            started_at: status.started_at,
-            changed_at: status.changed_at,
-            awaiting: status.waits.iter().map(Awaiting::new).collect(),
-            attempts: status.waits.iter().map(|wait| wait.attempts).max().unwrap_or_default(),
-            progress: status.progress.as_ref(),
-            resource: status.resource.as_deref(),
-        };
-        let failed = |kind, why: &str| Some(Problem::new(kind, why.to_owned()).to_json());
-        let (word, problem) = match &status.state {
-            State::Going => ("running", None),
-            State::Blocked { why } => ("blocked", failed(BLOCKED, why.message())),
-            State::Done => ("succeeded", None),
-            State::Failed { error } => ("failed", failed(FAILED, error)),
-            State::Cancelled => ("cancelled", None),
-            State::Purged => ("purged", None),
-        };
-        View { id, name, status: word, known: Some(known), result, problem }
+            status: stage,
+            awaiting: status.waits.iter().map(Awaited::new).collect(),
+            attempts: status.waits.iter().map(|wait| wait.attempts).sum(),
+            progress: status.progress.clone(),
+            resource: status.resource.clone(),
+            reason,
+            result,
+            problem,
+            started_at: Some(date_time(status.started_at)),
+            changed_at: Some(date_time(status.changed_at)),
+        }
     }
 
-    /// As JSON, with its strong tag.
-    pub(super) fn encode(&self) -> Result<(String, String), Problem> {
-        let json = serde_json::to_string(self);
-        let json = json.map_err(|_| Problem::new(Kind::INTERNAL, "The flow's status cannot be shown."))?;
-        let digest = Sha256::digest(json.as_bytes());
-        let tag = digest[..16].iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-        Ok((json, format!("\"{tag}\"")))
+    /// The view of a flow that its owner has not taken.
+    pub(super) fn accepted(name: &str, id: &str, version: u32) -> FlowStatus {
+        FlowStatus {
+            id: id.to_owned(),
+            name: name.to_owned(),
+            version,
+            status: Stage::Accepted,
+            awaiting: Vec::new(),
+            attempts: 0,
+            progress: None,
+            resource: None,
+            reason: None,
+            result: None,
+            problem: None,
+            started_at: None,
+            changed_at: None,
+        }
+    }
+
+    /// The URL of what it has made.
+    pub(super) fn resource(&self) -> Option<&str> {
+        self.resource.as_deref()
+    }
+
+    pub(super) fn is_purged(&self) -> bool {
+        self.status == Stage::Purged
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        matches!(self.status, Stage::Succeeded | Stage::Failed | Stage::Cancelled)
     }
 }
 
-const FAILED: Kind = Kind("failed", axum::http::StatusCode::UNPROCESSABLE_ENTITY, "The flow has failed");
-const BLOCKED: Kind = Kind("blocked", axum::http::StatusCode::CONFLICT, "The flow needs somebody to look at it");
-
-/// The first place at which two JSON values differ, as a JSON pointer (RFC 6901).
-pub(super) fn first_difference(one: &Value, other: &Value) -> Option<String> {
-    let below = |key: &str, one: Option<&Value>, other: Option<&Value>| {
-        let key = key.replace('~', "~0").replace('/', "~1");
-        match (one, other) {
-            (Some(one), Some(other)) => first_difference(one, other).map(|rest| format!("/{key}{rest}")),
-            _ => Some(format!("/{key}")),
+impl Awaited {
+    fn new(wait: &Waiting) -> Awaited {
+        let (scope, operation) = wait.name.rsplit_once('/').unwrap_or(("", &wait.name));
+        let (kind, name) = operation.split_once(':').unwrap_or(("", operation));
+        let name = name.strip_suffix("#0").unwrap_or(name);
+        Awaited {
+            kind: kind.to_owned(),
+            name: if scope.is_empty() { name.to_owned() } else { format!("{scope}/{name}") },
+            since: date_time(wait.since),
+            deadline: wait.until.map(date_time),
         }
-    };
-    match (one, other) {
-        (Value::Object(one), Value::Object(other)) => {
-            let keys: std::collections::BTreeSet<_> = one.keys().chain(other.keys()).collect();
-            keys.into_iter().find_map(|key| below(key, one.get(key), other.get(key)))
-        }
-        (Value::Array(one), Value::Array(other)) => {
-            (0..one.len().max(other.len())).find_map(|at| below(&at.to_string(), one.get(at), other.get(at)))
-        }
-        _ => (one != other).then(String::new),
     }
+}
+
+/// A moment as RFC 3339 writes it, in UTC with milliseconds.
+pub(super) fn date_time(moment: Timestamp) -> String {
+    const DAY: i64 = 24 * 3_600 * 1_000;
+    let (days, millis) = (moment.as_millis().div_euclid(DAY), moment.as_millis().rem_euclid(DAY));
+    // Years from March on, in cycles of 400 (Hinnant, "chrono-Compatible Low-Level Date Algorithms").
+    let since_march = days + 719_468;
+    let (cycle, day) = (since_march.div_euclid(146_097), since_march.rem_euclid(146_097));
+    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let (month, carry) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+    let year = year + cycle * 400 + carry;
+    let (hours, minutes, seconds) = (millis / 3_600_000, millis / 60_000 % 60, millis / 1_000 % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hours:02}:{minutes:02}:{seconds:02}.{:03}Z", millis % 1_000)
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]
-    fn the_first_field_that_differs_is_named_by_its_place() {
-        let order = json!({"lines": [{"n": 1, "a/b": 2}], "to": "ada"});
-        for (other, place) in [
-            (order.clone(), None),
-            (json!({"lines": [{"n": 1, "a/b": 3}], "to": "bob"}), Some("/lines/0/a~1b")),
-            (json!({"lines": [{"n": 1, "a/b": 2}, 7], "to": "ada"}), Some("/lines/1")),
-            (json!({"lines": [{"n": 1, "a/b": 2}]}), Some("/to")),
-            (json!("a text"), Some("")),
+    fn moments_are_written_as_rfc_3339_has_them() {
+        for (millis, written) in [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (-1, "1969-12-31T23:59:59.999Z"),
+            (951_782_400_000, "2000-02-29T00:00:00.000Z"),
+            (951_868_799_999, "2000-02-29T23:59:59.999Z"),
+            (1_709_164_800_000, "2024-02-29T00:00:00.000Z"),
+            (1_735_689_599_007, "2024-12-31T23:59:59.007Z"),
+            (4_107_542_400_000, "2100-03-01T00:00:00.000Z"),
+            (-2_203_891_200_000, "1900-03-01T00:00:00.000Z"),
         ] {
-            assert_eq!(first_difference(&order, &other).as_deref(), place, "{other}");
+            assert_eq!(date_time(Timestamp::from_millis(millis)), written);
         }
+    }
+
+    #[test]
+    fn a_wait_is_shown_by_kind_and_by_name_with_its_branch() {
+        let wait = |name: &str| {
+            let name = name.to_owned();
+            let since = Timestamp::UNIX_EPOCH;
+            let shown = Awaited::new(&Waiting { name, since, until: None, attempts: 0, last_error: None });
+            (shown.kind, shown.name)
+        };
+        assert_eq!(wait("callback:accepted#0"), ("callback".into(), "accepted".into()));
+        assert_eq!(wait("a/b/step:fetch[17]#2"), ("step".into(), "a/b/fetch[17]#2".into()));
     }
 }

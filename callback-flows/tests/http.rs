@@ -1,0 +1,10 @@
+//! The routers, row by row: status, headers, body, type of problem; and their OpenAPI documents list what the rows have seen.
+//!
+//! On a paused clock and a store in memory: time passes when everything waits.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+#[path = "http/app.rs"]
+mod app;
+#[path = "http/rows.rs"]
+mod rows;
