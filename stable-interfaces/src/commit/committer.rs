@@ -51,7 +51,7 @@ pub(crate) struct Commit {
 
 /// A commit on its way. Its gate learns the outcome in any case: dropped without one, the outcome is unknown.
 #[derive(Debug)]
-pub(crate) struct Queued {
+pub(crate) struct QueuedCommit {
     commit: Arc<Commit>,
     ticket: Ticket,
     /// The alarm or message that this commit completes, retries or gives up.
@@ -61,9 +61,9 @@ pub(crate) struct Queued {
     is_settled: bool,
 }
 
-impl Queued {
-    pub(crate) fn new(commit: Arc<Commit>, ticket: Ticket, woken_by: Option<Delivery>) -> Queued {
-        Queued { commit, ticket, woken_by, counted: None, is_settled: false }
+impl QueuedCommit {
+    pub(crate) fn new(commit: Arc<Commit>, ticket: Ticket, woken_by: Option<Delivery>) -> QueuedCommit {
+        QueuedCommit { commit, ticket, woken_by, counted: None, is_settled: false }
     }
 
     fn bytes(&self) -> usize {
@@ -87,7 +87,7 @@ impl Queued {
     }
 }
 
-impl Drop for Queued {
+impl Drop for QueuedCommit {
     fn drop(&mut self) {
         if !self.is_settled {
             self.ticket.settle(Err(Failure::Unknown));
@@ -151,10 +151,10 @@ impl Drop for Counted {
 #[derive(Debug, Default)]
 struct LaneState {
     /// With the time each was queued.
-    queue: VecDeque<(Duration, Queued)>,
+    queue: VecDeque<(Duration, QueuedCommit)>,
     /// The shards that something under way holds up while the lane goes on, and what was queued for them since; all of it is older
     /// than what is in the queue.
-    held: BTreeMap<ShardId, VecDeque<(Duration, Queued)>>,
+    held: BTreeMap<ShardId, VecDeque<(Duration, QueuedCommit)>>,
     /// Set when the host stops: nothing is taken any more.
     closed: bool,
 }
@@ -190,9 +190,9 @@ impl Committer {
     }
 
     /// Queues a commit. Its gate learns the outcome. Given back if the host has stopped, to be
-    /// [withdrawn](Queued::withdraw) when no lock is held.
+    /// [withdrawn](QueuedCommit::withdraw) when no lock is held.
     #[must_use]
-    pub(crate) fn push(&self, mut queued: Queued) -> Option<Queued> {
+    pub(crate) fn push(&self, mut queued: QueuedCommit) -> Option<QueuedCommit> {
         let lane = self.lane(queued.commit.shard);
         let now = self.clock.elapsed();
         queued.counted = Some(Counted::add(&lane.depth, &queued.commit));
@@ -224,7 +224,7 @@ impl Committer {
     /// incarnation is under way meanwhile, and no other instance writes what it writes, so it needs no lane.
     pub(crate) async fn commit_externally(
         &self,
-        queued: Queued,
+        queued: QueuedCommit,
         in_doubt: &InDoubt,
         mut transaction: Box<dyn ExternalTransaction>,
     ) {
@@ -319,7 +319,7 @@ impl Committer {
     }
 
     /// Takes the next write's worth of commits out of the queue.
-    fn next_group(&self, lane: Lane) -> Vec<Queued> {
+    fn next_group(&self, lane: Lane) -> Vec<QueuedCommit> {
         let mut state = self.lanes[usize::from(lane.0)].state.lock();
         let LaneState { queue, held, .. } = &mut *state;
         let mut group = Vec::with_capacity(queue.len().min(MAX_WRITE_OPS));
@@ -349,7 +349,7 @@ impl Committer {
         let mut late = Vec::new();
         let mut state = self.lanes[usize::from(lane.0)].state.lock();
         let LaneState { queue, held, .. } = &mut *state;
-        let mut take_late = |queue: &mut VecDeque<(Duration, Queued)>| {
+        let mut take_late = |queue: &mut VecDeque<(Duration, QueuedCommit)>| {
             while let Some((since, _)) = queue.front()
                 && now.saturating_sub(*since) >= self.options.commit_timeout
             {

@@ -19,7 +19,7 @@ use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Arc, StaticMutex, thread_local};
 
 /// An instance as the chain needs to know it.
-pub(crate) trait Link: Any + Debug + Send + Sync {
+pub(crate) trait ChainLink: Any + Debug + Send + Sync {
     /// Shows `interface/id`.
     fn describe(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result;
 
@@ -30,7 +30,7 @@ pub(crate) trait Link: Any + Debug + Send + Sync {
 /// The callers of a message, innermost first.
 #[derive(Debug, Clone)]
 pub(crate) struct Chain {
-    link: Arc<dyn Link>,
+    link: Arc<dyn ChainLink>,
     caller: Option<Arc<Chain>>,
     /// The moment until which the innermost caller waits for its answer, by the lease clock.
     waits_until: Duration,
@@ -60,7 +60,7 @@ impl Chain {
 /// The handler that is being polled on this thread.
 #[derive(Debug)]
 pub(crate) struct Frame {
-    pub(crate) instance: Arc<dyn Link>,
+    pub(crate) instance: Arc<dyn ChainLink>,
     /// The caller, if a handler called it.
     pub(crate) callers: Option<Arc<Chain>>,
     /// The moment at which its time is over; none if nothing has needed to know yet.
@@ -141,11 +141,11 @@ const MAX_DEPTH: usize = 16;
 /// else here. `poll` does not panic.
 #[inline(always)]
 pub(crate) fn enter(
-    instance: Arc<dyn Link>,
+    instance: Arc<dyn ChainLink>,
     callers: &mut Option<Arc<Chain>>,
     deadline: &mut Deadline,
     poll: impl FnOnce(),
-) -> Arc<dyn Link> {
+) -> Arc<dyn ChainLink> {
     let shown_as = address(&*instance);
     let thread = CURRENT.with(Rc::clone);
     let frame = Frame { instance, callers: callers.take(), deadline: *deadline };
@@ -165,7 +165,7 @@ pub(crate) fn enter(
     instance
 }
 
-fn address(instance: &dyn Link) -> usize {
+fn address(instance: &dyn ChainLink) -> usize {
     std::ptr::from_ref(instance).addr()
 }
 
@@ -292,8 +292,8 @@ impl Frame {
 }
 
 /// The cycle that a request to `target` would close, as text: each instance from `target` back to itself.
-pub(crate) fn find_cycle(callers: Option<&Arc<Chain>>, target: &dyn Link) -> Option<String> {
-    let same = |link: &Arc<dyn Link>| std::ptr::addr_eq(Arc::as_ptr(link), std::ptr::from_ref(target));
+pub(crate) fn find_cycle(callers: Option<&Arc<Chain>>, target: &dyn ChainLink) -> Option<String> {
+    let same = |link: &Arc<dyn ChainLink>| std::ptr::addr_eq(Arc::as_ptr(link), std::ptr::from_ref(target));
     let mut links = Vec::new();
     let mut next = callers;
     while let Some(chain) = next {
@@ -309,7 +309,7 @@ pub(crate) fn find_cycle(callers: Option<&Arc<Chain>>, target: &dyn Link) -> Opt
 }
 
 /// Shows a link as `interface/id`.
-pub(crate) struct Described<'a>(pub(crate) &'a dyn Link);
+pub(crate) struct Described<'a>(pub(crate) &'a dyn ChainLink);
 
 impl fmt::Display for Described<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

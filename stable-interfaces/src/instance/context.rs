@@ -11,7 +11,7 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use super::StableInterface;
-use super::chain::Link;
+use super::chain::ChainLink;
 use crate::alarm::{check_alarm_id, encode_meta};
 use crate::clock::{Clock, Random, Timestamp};
 use crate::commit::committer::Commit;
@@ -31,7 +31,7 @@ use crate::store::{AlarmRow, Attempts, Epoch, ExternalTransaction, InstanceName,
 use crate::sync::Arc;
 
 /// The instance a context belongs to, whatever its type.
-pub(crate) trait Instance: Link {
+pub(crate) trait Instance: ChainLink {
     fn id(&self) -> &Arc<str>;
     fn shard(&self) -> ShardId;
     fn name(&self) -> InstanceName;

@@ -35,7 +35,7 @@ pub(crate) use self::commits::Windows;
 pub(crate) use self::left::{Ended, Left};
 use super::answer::{Answer, Ending, NO_COMMIT, Refusal, State};
 use super::queue::Waiter;
-use crate::commit::committer::{Commit, Queued};
+use crate::commit::committer::{Commit, QueuedCommit};
 use crate::commit::gate::{Gate, Ticket};
 use crate::connection::Closed;
 use crate::error::{ContextError, Outcome, RequestError};
@@ -81,7 +81,7 @@ pub(crate) trait Hands<J> {
     /// Makes a commit of the shard; `None` without a store.
     fn draft(&self, epoch: Epoch, ops: Vec<Op>, windows: Windows) -> Option<Commit>;
     /// Queues a commit, behind all that were queued before.
-    fn commit(&mut self, commit: Queued);
+    fn commit(&mut self, commit: QueuedCommit);
     /// Decides what becomes of an alarm or message whose handler failed: another attempt later, or a dead letter.
     fn failed(&mut self, wake: &Wake, error: &str) -> Vec<Op>;
     /// The message that lets an instance leave memory.

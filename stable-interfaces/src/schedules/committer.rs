@@ -7,7 +7,7 @@ use bytes::Bytes;
 use shuttle::future::{self, block_on};
 
 use super::{Fate, Log, ScenarioClock, ScenarioRandom, SlowStore, WriteEvent, below, explore, pause, puts};
-use crate::commit::committer::{Commit, Committer, Queued, host_has_stopped};
+use crate::commit::committer::{Commit, Committer, QueuedCommit, host_has_stopped};
 use crate::commit::gate::{Failure, Gate};
 use crate::fleet::HASH_VERSION;
 use crate::shards::Shards;
@@ -70,7 +70,7 @@ async fn run(faults: u32, closes: bool, commit_timeout: Duration) -> (Arc<SlowSt
                     let (shard, epoch) = (grant.shard, grant.epoch);
                     let ticket = gate.take_ticket();
                     let commit = Arc::new(Commit { shard, epoch, ops, is_shown: false });
-                    if let Some(refused) = committer.push(Queued::new(commit, ticket.clone(), None)) {
+                    if let Some(refused) = committer.push(QueuedCommit::new(commit, ticket.clone(), None)) {
                         refused.withdraw(&host_has_stopped());
                     }
                     let (heard, store) = (heard.clone(), store.clone());

@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Committer, Queued};
+use super::{Committer, QueuedCommit};
 use crate::StoreError;
 use crate::clock::Sleep;
 use crate::commit::effects::fold;
@@ -48,7 +48,7 @@ struct Foremost {
 /// Something to be sent.
 enum Work {
     /// Commits of one shard, each by itself.
-    Alone(ShardId, VecDeque<Queued>),
+    Alone(ShardId, VecDeque<QueuedCommit>),
     /// A write, or what is left of one, under its old number.
     Repeat(Sending),
 }
@@ -59,7 +59,7 @@ struct Sending {
     /// One for each batch.
     groups: Vec<ShardGroup>,
     /// Commits of its only shard that are sent one by one after it.
-    then: VecDeque<Queued>,
+    then: VecDeque<QueuedCommit>,
     first_sent: Duration,
     /// The number of times it was sent and not wholly answered.
     failures: u32,
@@ -69,7 +69,7 @@ struct Sending {
 struct ShardGroup {
     shard: ShardId,
     epoch: Epoch,
-    commits: Vec<Queued>,
+    commits: Vec<QueuedCommit>,
     /// Says whether there ever was a try without an answer.
     was_ambiguous: bool,
 }
@@ -83,7 +83,7 @@ pub(super) struct Ended {
 
 impl Work {
     /// Commits of one shard, if there are any.
-    fn alone(commits: VecDeque<Queued>) -> Option<Work> {
+    fn alone(commits: VecDeque<QueuedCommit>) -> Option<Work> {
         let shard = commits.front()?.commit.shard;
         Some(Work::Alone(shard, commits))
     }
@@ -175,7 +175,7 @@ impl LaneWriter {
     }
 
     /// Makes a new write of these commits; `None` if nothing of them is to be sent.
-    fn number(&mut self, group: Vec<Queued>) -> Option<Sending> {
+    fn number(&mut self, group: Vec<QueuedCommit>) -> Option<Sending> {
         let batch = |group: &ShardGroup| Batch {
             shard: group.shard,
             epoch: group.epoch,
@@ -263,8 +263,8 @@ pub(super) async fn or_never(sleep: &mut Option<Sleep>) {
 
 impl Committer {
     /// Sorts commits by shard, leaving out those that must not be sent.
-    fn by_shard(&self, group: Vec<Queued>) -> Vec<ShardGroup> {
-        let mut groups = BTreeMap::<(ShardId, Epoch), Vec<Queued>>::new();
+    fn by_shard(&self, group: Vec<QueuedCommit>) -> Vec<ShardGroup> {
+        let mut groups = BTreeMap::<(ShardId, Epoch), Vec<QueuedCommit>>::new();
         for queued in group {
             let commit = &queued.commit;
             if queued.ticket.is_behind_failure() {

@@ -608,7 +608,7 @@ impl Model {
             told,
             is_checked: false,
         });
-        if let Some(refused) = self.committer.push(Queued::new(Arc::new(commit), ticket, None)) {
+        if let Some(refused) = self.committer.push(QueuedCommit::new(Arc::new(commit), ticket, None)) {
             refused.withdraw(&host_has_stopped());
         }
     }

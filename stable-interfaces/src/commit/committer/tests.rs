@@ -78,7 +78,7 @@ impl World {
         let ops = vec![Op::Put { name, key: "k".into(), value: Bytes::copy_from_slice(value) }];
         let ticket = self.gates[shard as usize].take_ticket();
         let commit = Commit { shard: ShardId(shard), epoch: Epoch(1), ops, is_shown: false };
-        if let Some(refused) = self.committer.push(Queued::new(Arc::new(commit), ticket.clone(), None)) {
+        if let Some(refused) = self.committer.push(QueuedCommit::new(Arc::new(commit), ticket.clone(), None)) {
             refused.withdraw(&host_has_stopped());
         }
         ticket

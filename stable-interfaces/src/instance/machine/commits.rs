@@ -5,7 +5,7 @@
 
 use super::cold::{Cold, Unsettled};
 use super::{Hands, Left, Machine};
-use crate::commit::committer::{Commit, Queued};
+use crate::commit::committer::{Commit, QueuedCommit};
 use crate::commit::effects;
 use crate::commit::gate::{Gate, Ticket};
 use crate::commit::in_doubt::InDoubt;
@@ -36,7 +36,7 @@ impl<S, J: Waiter> Machine<S, J> {
     ) -> Option<Ticket> {
         let commit = hands.draft(epoch, ops, windows)?;
         let (ticket, commit) = self.enlist(commit);
-        hands.commit(Queued::new(commit, ticket.clone(), woken_by));
+        hands.commit(QueuedCommit::new(commit, ticket.clone(), woken_by));
         Some(ticket)
     }
 

@@ -7,7 +7,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::{Left, Slot};
-use crate::commit::committer::{Commit, Queued, host_has_stopped};
+use crate::commit::committer::{Commit, QueuedCommit, host_has_stopped};
 use crate::commit::gate::{Gate, Ticket};
 use crate::connection::Closed;
 use crate::error::{RequestError, WithCauses};
@@ -27,7 +27,7 @@ use crate::tasks::TaskHandle;
 pub(super) struct SlotHands<'a, I: StableInterface> {
     slot: &'a Arc<Slot<I>>,
     /// Commits that the committer did not take.
-    commits: Vec<Queued>,
+    commits: Vec<QueuedCommit>,
     /// The fate of the alarm or message whose handler failed.
     failure: Option<Failure>,
 }
@@ -95,7 +95,7 @@ impl<I: StableInterface> Hands<Box<dyn Job<I>>> for SlotHands<'_, I> {
         Some(Commit { shard: self.slot.shard, epoch, ops, is_shown: windows == Windows::Follow })
     }
 
-    fn commit(&mut self, commit: Queued) {
+    fn commit(&mut self, commit: QueuedCommit) {
         match self.host().committer() {
             Some(committer) => self.commits.extend(committer.push(commit)),
             None => self.commits.push(commit),

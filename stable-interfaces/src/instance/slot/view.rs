@@ -4,13 +4,13 @@ use std::fmt;
 use std::time::Duration;
 
 use super::Slot;
-use crate::commit::committer::{Commit, Queued};
+use crate::commit::committer::{Commit, QueuedCommit};
 use crate::commit::gate::Ticket;
 use crate::commit::in_doubt::InDoubt;
 use crate::directive::Needs;
 use crate::error::ContextError;
 use crate::instance::StableInterface;
-use crate::instance::chain::Link;
+use crate::instance::chain::ChainLink;
 use crate::instance::context::Instance;
 use crate::instance::recorded::Output;
 use crate::instance::table::Entry;
@@ -35,7 +35,7 @@ impl<I: StableInterface> Entry for Slot<I> {
     }
 }
 
-impl<I: StableInterface> Link for Slot<I> {
+impl<I: StableInterface> ChainLink for Slot<I> {
     fn describe(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", I::NAME, self.id)
     }
@@ -99,7 +99,7 @@ impl<I: StableInterface> Instance for Slot<I> {
         let in_doubt = Arc::new(InDoubt::new(completes));
         let commit = Commit { shard: self.shard, epoch, ops, is_shown: true };
         let (ticket, commit) = self.machine.lock().commit_externally(commit, &in_doubt);
-        let queued = Queued::new(commit.clone(), ticket.clone(), None);
+        let queued = QueuedCommit::new(commit.clone(), ticket.clone(), None);
         let outcome = in_doubt.clone();
         host.spawn_turn(async move { committer.commit_externally(queued, &outcome, transaction).await });
         Ok((commit, ticket, in_doubt))

@@ -92,7 +92,7 @@ pub(super) struct World {
     pub(super) now: Duration,
     pub(super) notes: Notes,
     /// Commits under way, oldest first.
-    pub(super) under_way: RefCell<VecDeque<Queued>>,
+    pub(super) under_way: RefCell<VecDeque<QueuedCommit>>,
     /// The outcome that the oldest of them will have in the middle of the next step.
     pub(super) armed: Cell<Option<bool>>,
     /// Commits whose outcomes are known, and which are in memory a moment longer.
@@ -244,7 +244,7 @@ impl Hands<Message> for World {
         Some(Commit { shard: SHARD, epoch, ops, is_shown: windows == Windows::Follow })
     }
 
-    fn commit(&mut self, queued: Queued) {
+    fn commit(&mut self, queued: QueuedCommit) {
         let (commit, ticket, delivery) = queued.contents();
         let revision = delivery.map(|delivery| match delivery.wake() {
             Wake::Alarm(alarm) => alarm.revision.counter,
