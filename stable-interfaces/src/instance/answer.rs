@@ -24,6 +24,9 @@ pub(crate) struct Answer<R, E> {
     pub(crate) interim: u64,
 }
 
+// Moved with every request: five words, of which the reply has two.
+const _: () = assert!(size_of::<Answer<u64, ContextError>>() <= 40);
+
 /// A number that no commit has.
 pub(crate) const NO_COMMIT: u64 = u64::MAX;
 

@@ -71,6 +71,8 @@ pub(crate) struct Frame {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Deadline(u64);
 
+const _: () = assert!(size_of::<Deadline>() == 8);
+
 impl Deadline {
     pub(crate) const NONE: Deadline = Deadline(u64::MAX);
 

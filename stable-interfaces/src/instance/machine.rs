@@ -106,6 +106,8 @@ pub(crate) enum Next<S, J> {
     Settle(Ended),
 }
 
+const _: () = assert!(size_of::<Next<u64, Box<dyn Send>>>() <= 40);
+
 /// The outcome of an attempt to take a machine.
 pub(crate) enum Take<S> {
     /// It is the caller's now: run a turn with this state.

@@ -76,7 +76,11 @@ impl<I: StableInterface, R> TurnEnd<I, R> {
 const SPINS: u32 = if cfg!(shuttle) { 2 } else { 40 };
 
 impl<I: StableInterface> Slot<I> {
+    /// Checks that what every request moves stays small, for each interface that is compiled.
+    const IS_SMALL: () = assert!(size_of::<Taken<I>>() <= 40 && size_of::<EndOf<I, u64>>() <= 32);
+
     pub(crate) fn new(id: &str, shard: ShardId, interface: Arc<InterfaceCore<I>>) -> Slot<I> {
+        let () = Self::IS_SMALL;
         Slot {
             id: id.into(),
             shard,

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use tracing::Instrument as _;
+use tracing::{Instrument as _, Span};
 
 use super::StableInterface;
 use super::context::Context;
-use super::job::{Job, Patience, Work};
-use super::turn::Waiting;
+use super::job::{Job, Work};
+use super::turn::Queued;
 use crate::connection::Closed;
 use crate::error::Outcome;
 use crate::quiet::{Quiet, drop_quietly};
@@ -40,13 +40,5 @@ pub(crate) fn stop_job<I: StableInterface>() -> Box<dyn Job<I>> {
 }
 
 pub(crate) fn stop_job_of<I: StableInterface>(reason: Closed) -> Box<dyn Job<I>> {
-    Box::new(Waiting {
-        work: Quiet::new(Stop(reason)),
-        callers: None,
-        patience: Patience::Endless,
-        limit: Duration::MAX,
-        woken_by: None,
-        span: tracing::Span::none(),
-        reply: None,
-    })
+    Queued::untold(Quiet::new(Stop(reason)), Duration::MAX, None, Span::none())
 }

@@ -14,7 +14,7 @@ use super::job::{AnswerOf, Job, Patience, Work};
 use super::kind::InterfaceCore;
 use super::slot::{Enqueue, Next, Slot, Taken, TurnEnd};
 use super::table::Full;
-use super::turn::{Around, Running, Waiting, boxed, handler, poll_handler, span_of};
+use super::turn::{Header, Queued, Running, boxed, handler, poll_handler, span_of};
 use crate::error::{ContextError, Outcome, RequestError};
 use crate::fleet::hash_id;
 use crate::id::check_id;
@@ -23,6 +23,14 @@ use crate::shared::Health;
 use crate::store::{Epoch, ShardId};
 use crate::sync::atomic::Ordering;
 use crate::sync::{Arc, oneshot};
+
+/// The way to an instance: the hash of its ID, its shard, and the epoch under which this host owns that.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Route {
+    pub(crate) hash: u64,
+    pub(crate) shard: ShardId,
+    pub(crate) epoch: Epoch,
+}
 
 /// A message on its way.
 enum Submitted<I: StableInterface, W: Work<I>> {
@@ -76,32 +84,24 @@ impl<I: StableInterface> InterfaceCore<I> {
     /// place already, and it has as long in the queue as it takes.
     pub(crate) fn tell<W: Work<I>>(self: &Arc<Self>, id: &str, work: W) -> Outcome<(), I::Error> {
         let work = Quiet::new(work);
-        let (hash, shard, epoch) = self.locate(id, W::IS_OF_TASK)?;
-        let Some(slot) = self.table.get(id, hash) else { return Err(RequestError::Closed.into()) };
-        let job = Waiting {
-            work,
-            callers: None,
-            patience: Patience::Endless,
-            limit: self.options.handler_timeout,
-            woken_by: None,
-            span: span_of::<I>(id, shard, None),
-            reply: None,
-        };
-        let taken = slot.take(epoch);
-        self.queue(slot, taken, Box::new(job), id, hash, shard, epoch)
+        let route = self.locate(id, W::IS_OF_TASK)?;
+        let Some(slot) = self.table.get(id, route.hash) else { return Err(RequestError::Closed.into()) };
+        let job = Queued::untold(work, self.options.handler_timeout, None, span_of::<I>(id, route.shard, None));
+        let taken = slot.take(route.epoch);
+        self.queue(slot, taken, job, id, route)
     }
 
     /// Finds the shard of `id` and checks that this host may act for it now and has room for what that brings.
-    fn route(&self, id: &str, is_of_task: bool) -> Outcome<(u64, ShardId, Epoch), I::Error> {
-        let located = self.locate(id, is_of_task)?;
-        if self.host.committer().is_some_and(|committer| committer.is_full(located.1)) {
+    fn route(&self, id: &str, is_of_task: bool) -> Outcome<Route, I::Error> {
+        let route = self.locate(id, is_of_task)?;
+        if self.host.committer().is_some_and(|committer| committer.is_full(route.shard)) {
             return Err(RequestError::Overloaded("writes to the store").into());
         }
-        Ok(located)
+        Ok(route)
     }
 
     /// Finds the shard of `id` and checks that this host may act for it now.
-    fn locate(&self, id: &str, is_of_task: bool) -> Outcome<(u64, ShardId, Epoch), I::Error> {
+    fn locate(&self, id: &str, is_of_task: bool) -> Outcome<Route, I::Error> {
         match self.host.health() {
             Health::Running => {}
             Health::NotStarted => return Err(RequestError::NotStarted.into()),
@@ -124,24 +124,24 @@ impl<I: StableInterface> InterfaceCore<I> {
         if !self.host.lease_holds() {
             return Err(RequestError::LeaseLost.into());
         }
-        Ok((hash, shard, epoch))
+        Ok(Route { hash, shard, epoch })
     }
 
     /// The slot of `id`, made if it is absent.
     #[inline(always)]
-    pub(crate) fn slot(self: &Arc<Self>, id: &str, hash: u64, shard: ShardId) -> Outcome<Arc<Slot<I>>, I::Error> {
-        match self.table.get_or_insert(id, hash, false, || Slot::new(id, shard, self.clone())) {
+    pub(crate) fn slot(self: &Arc<Self>, id: &str, route: Route) -> Outcome<Arc<Slot<I>>, I::Error> {
+        match self.table.get_or_insert(id, route.hash, false, || Slot::new(id, route.shard, self.clone())) {
             Ok(slot) => Ok(slot),
-            Err(Full) => self.slot_in_full_table(id, hash, shard),
+            Err(Full) => self.slot_in_full_table(id, route),
         }
     }
 
     #[cold]
-    fn slot_in_full_table(self: &Arc<Self>, id: &str, hash: u64, shard: ShardId) -> Outcome<Arc<Slot<I>>, I::Error> {
+    fn slot_in_full_table(self: &Arc<Self>, id: &str, route: Route) -> Outcome<Arc<Slot<I>>, I::Error> {
         if !self.make_room() {
             return Err(RequestError::Overloaded("instances in memory").into());
         }
-        let slot = self.table.get_or_insert(id, hash, true, || Slot::new(id, shard, self.clone()));
+        let slot = self.table.get_or_insert(id, route.hash, true, || Slot::new(id, route.shard, self.clone()));
         Ok(slot.expect("a table that may be exceeded takes every slot"))
     }
 
@@ -161,10 +161,11 @@ impl<I: StableInterface> InterfaceCore<I> {
 
     /// Starts `work` on the instance, or queues it there. Everything a request does before its first wait.
     fn submit<W: Work<I>>(self: &Arc<Self>, id: &str, work: Quiet<W>) -> Outcome<Submitted<I, W>, I::Error> {
-        let (hash, shard, epoch) = self.route(id, W::IS_OF_TASK)?;
+        let route = self.route(id, W::IS_OF_TASK)?;
+        let Route { shard, epoch, .. } = route;
         let origin = chain::origin(|| self.host.clock.elapsed(), self.options.handler_timeout);
         loop {
-            let slot = self.slot(id, hash, shard)?;
+            let slot = self.slot(id, route)?;
             if origin.callers.is_some()
                 && let Some(cycle) = chain::find_cycle(origin.callers.as_ref(), &*slot)
             {
@@ -179,7 +180,7 @@ impl<I: StableInterface> InterfaceCore<I> {
                 Taken::Gone => continue,
                 taken @ (Taken::Busy | Taken::Unsettled(_)) => {
                     let (job, answer) = self.waiting(work, origin.callers, &slot, id);
-                    self.queue(slot, taken, job, id, hash, shard, epoch)?;
+                    self.queue(slot, taken, job, id, route)?;
                     return Ok(Submitted::Waiting(answer));
                 }
             };
@@ -207,9 +208,11 @@ impl<I: StableInterface> InterfaceCore<I> {
             }
             let (reply, answer) = oneshot::channel();
             let limit = if W::IS_STOP { self.options.stop_timeout } else { self.options.handler_timeout };
+            let header = Header { callers, limit, woken_by: None, span };
+            let (slot_of_turn, future, reply) = (slot.clone(), Quiet::new(future), Some(reply));
             let is_stop = W::IS_STOP;
-            let around = Around { slot: slot.clone(), epoch, callers, deadline, limit, woken_by: None, is_stop, span };
-            drive(&slot, Step::Turn(Box::new(Running { around, future: Quiet::new(future), reply: Some(reply) })));
+            let turn = Running { header, slot: slot_of_turn, epoch, deadline, is_stop, future, reply };
+            drive(&slot, Step::Turn(Box::new(turn)));
             return Ok(Submitted::Waiting(answer));
         }
     }
@@ -230,30 +233,26 @@ impl<I: StableInterface> InterfaceCore<I> {
             Some(callers) => Patience::Until(callers.turn_until(), callers.given()),
             None => Patience::Until(slot.moment_in(limit), limit),
         };
-        let span = span_of::<I>(id, slot.shard, None);
-        let job = Waiting { work, callers, patience, limit, woken_by: None, span, reply: Some(reply) };
-        (Box::new(job), answer)
+        let header = Header { callers, limit, woken_by: None, span: span_of::<I>(id, slot.shard, None) };
+        (Box::new(Queued { header, work, patience, reply: Some(reply) }), answer)
     }
 
     /// Queues a message at a slot that was not free, or runs it if the slot has become free meanwhile.
-    #[allow(clippy::too_many_arguments, reason = "a slot that has gone must be looked up again by all of these")]
     pub(crate) fn queue(
         self: &Arc<Self>,
         mut slot: Arc<Slot<I>>,
         mut taken: Taken<I>,
         mut job: Box<dyn Job<I>>,
         id: &str,
-        hash: u64,
-        shard: ShardId,
-        epoch: Epoch,
+        route: Route,
     ) -> Outcome<(), I::Error> {
         loop {
             match taken {
                 Taken::Free(state) => {
-                    run_inline(&slot, Next::<I>::Run(job, state, epoch));
+                    run_inline(&slot, Next::<I>::Run(job, state, route.epoch));
                     return Ok(());
                 }
-                Taken::Gone => slot = self.slot(id, hash, shard)?,
+                Taken::Gone => slot = self.slot(id, route)?,
                 Taken::Busy | Taken::Unsettled(_) if !job.may_queue() => {
                     if let Taken::Unsettled(next) = taken {
                         drive(&slot, Step::Next(next));
@@ -273,7 +272,7 @@ impl<I: StableInterface> InterfaceCore<I> {
                     Err(Enqueue::<I>::Gone(back) | Enqueue::<I>::Free(back)) => job = back,
                 },
             }
-            taken = slot.take(epoch);
+            taken = slot.take(route.epoch);
         }
     }
 }

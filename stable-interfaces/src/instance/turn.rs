@@ -56,20 +56,13 @@ pub(crate) async fn awaken<'a, I: StableInterface>(
     Ok(state.as_mut().expect("it was there or has just been put there"))
 }
 
-/// The header of a running message: its slot, callers, deadline, delivery and span.
-pub(crate) struct Around<I: StableInterface> {
-    pub(crate) slot: Arc<Slot<I>>,
-    pub(crate) epoch: Epoch,
+/// The header of a message, the same while it is queued and while it runs: its callers, limit, delivery and span.
+pub(crate) struct Header {
     pub(crate) callers: Option<Arc<Chain>>,
-    /// The moment by which it must be done, by the lease clock; set when anybody needs to know, at the latest if the first poll is
-    /// not enough.
-    pub(crate) deadline: Deadline,
-    /// The time that it may take.
+    /// The time that its handler may take.
     pub(crate) limit: Duration,
     /// The alarm or message that woke the instance, if nobody waits for a reply.
     pub(crate) woken_by: Option<Delivery>,
-    /// Says whether it is `on_stop` that runs.
-    pub(crate) is_stop: bool,
     pub(crate) span: Span,
 }
 
@@ -148,7 +141,14 @@ pub(crate) fn poll_handler<I: StableInterface, R>(
 
 /// A turn under way with a handler of type `F`.
 pub(crate) struct Running<I: StableInterface, R, F> {
-    pub(crate) around: Around<I>,
+    pub(crate) header: Header,
+    pub(crate) slot: Arc<Slot<I>>,
+    pub(crate) epoch: Epoch,
+    /// The moment by which it must be done, by the lease clock; set when anybody needs to know, at the latest if the first poll is
+    /// not enough.
+    pub(crate) deadline: Deadline,
+    /// Says whether it is `on_stop` that runs.
+    pub(crate) is_stop: bool,
     /// `None` once it has ended: what a handler holds does not outlive it.
     pub(crate) future: Quiet<Pin<Box<F>>>,
     pub(crate) reply: Option<ReplyTo<R, I::Error>>,
@@ -156,12 +156,12 @@ pub(crate) struct Running<I: StableInterface, R, F> {
 
 impl<I: StableInterface, R, F> Running<I, R, F> {
     fn finish(&mut self, end: EndOf<I, R>) -> Next<I> {
-        let Around { slot, epoch, woken_by, .. } = &mut self.around;
-        let mut woken_by = woken_by.take();
+        let slot = &self.slot;
+        let mut woken_by = self.header.woken_by.take();
         if let Some(delivery) = &mut woken_by {
             delivery.handler_ended();
         }
-        let (answer, next) = slot.finish(*epoch, end, woken_by).into_parts();
+        let (answer, next) = slot.finish(self.epoch, end, woken_by).into_parts();
         match self.reply.take() {
             Some(reply) => send(reply, answer),
             None => match answer.result {
@@ -179,8 +179,8 @@ impl<I: StableInterface, R, F> Running<I, R, F> {
 impl<I: StableInterface, R: Send + 'static, F: Future<Output = EndOf<I, R>> + Send> Turn<I> for Running<I, R, F> {
     fn poll(&mut self, task: &mut TaskContext<'_>) -> Poll<Next<I>> {
         let future = self.future.as_mut().expect("a turn that has ended is not polled again");
-        let Around { slot, callers, deadline, span, .. } = &mut self.around;
-        match poll_handler(future.as_mut(), slot.clone(), callers, deadline, span, task).1 {
+        let Header { callers, span, .. } = &mut self.header;
+        match poll_handler(future.as_mut(), self.slot.clone(), callers, &mut self.deadline, span, task).1 {
             Poll::Pending => Poll::Pending,
             Poll::Ready(end) => {
                 drop(self.future.take());
@@ -190,12 +190,12 @@ impl<I: StableInterface, R: Send + 'static, F: Future<Output = EndOf<I, R>> + Se
     }
 
     fn deadline(&mut self) -> Duration {
-        let Around { slot, deadline, limit, .. } = &mut self.around;
-        deadline.get_or_insert_with(|| slot.moment_in(*limit))
+        let (slot, limit) = (&self.slot, self.header.limit);
+        self.deadline.get_or_insert_with(|| slot.moment_in(limit))
     }
 
     fn caller_waits_until(&self) -> Duration {
-        match (&self.reply, &self.around.callers) {
+        match (&self.reply, &self.header.callers) {
             (Some(_), Some(callers)) => callers.waits_until(),
             _ => Duration::MAX,
         }
@@ -203,7 +203,7 @@ impl<I: StableInterface, R: Send + 'static, F: Future<Output = EndOf<I, R>> + Se
 
     fn leave_caller(&mut self) {
         if let Some(reply) = self.reply.take() {
-            let instance = chain::Described(&*self.around.slot);
+            let instance = chain::Described(&*self.slot);
             let cause =
                 RequestError::Rejected(format!("{instance} has begun with it, and takes longer than this can wait"));
             let result = Err(RequestError::unknown(cause).into());
@@ -212,43 +212,45 @@ impl<I: StableInterface, R: Send + 'static, F: Future<Output = EndOf<I, R>> + Se
     }
 
     fn stays(&mut self) {
-        if let Some(delivery) = &mut self.around.woken_by {
+        if let Some(delivery) = &mut self.header.woken_by {
             delivery.lead();
         }
     }
 
     fn time_out(mut self: Box<Self>) -> Next<I> {
-        let Around { limit, is_stop, .. } = self.around;
-        let end = if is_stop { HandlerEnd::StopCut(limit) } else { HandlerEnd::TimedOut(limit) };
+        let limit = self.header.limit;
+        let end = if self.is_stop { HandlerEnd::StopCut(limit) } else { HandlerEnd::TimedOut(limit) };
         drop(self.future.take());
         self.finish(end)
     }
 }
 
-/// A waiting message that asks for `W`.
-pub(crate) struct Waiting<I: StableInterface, W: Work<I>> {
+/// A message in the queue that asks for `W`.
+pub(crate) struct Queued<I: StableInterface, W: Work<I>> {
+    pub(crate) header: Header,
     pub(crate) work: Quiet<W>,
-    pub(crate) callers: Option<Arc<Chain>>,
     pub(crate) patience: Patience,
-    /// The time that its handler may take.
-    pub(crate) limit: Duration,
-    pub(crate) woken_by: Option<Delivery>,
-    pub(crate) span: Span,
     pub(crate) reply: Option<ReplyTo<W::Reply, I::Error>>,
 }
 
-impl<I: StableInterface, W: Work<I>> Job<I> for Waiting<I, W> {
+impl<I: StableInterface, W: Work<I>> Queued<I, W> {
+    /// A message to which nobody waits for a reply, and whose place is bounded by something else than the queue.
+    pub(crate) fn untold(work: Quiet<W>, limit: Duration, woken_by: Option<Delivery>, span: Span) -> Box<Queued<I, W>> {
+        let header = Header { callers: None, limit, woken_by, span };
+        Box::new(Queued { header, work, patience: Patience::Endless, reply: None })
+    }
+}
+
+impl<I: StableInterface, W: Work<I>> Job<I> for Queued<I, W> {
     fn start(self: Box<Self>, slot: Arc<Slot<I>>, state: State<I>, epoch: Epoch) -> Box<dyn Turn<I>> {
-        let Waiting { work, callers, limit, woken_by, span, reply, .. } = *self;
+        let Queued { mut header, work, reply, .. } = *self;
         let future = Quiet::new(boxed(|| handler(slot.clone(), epoch, state, work)));
         // However long it has waited, its handler has its whole time.
-        let (deadline, limit) = match W::IS_STOP {
-            true => (slot.stop_deadline(), slot.interface.options.stop_timeout),
-            false => (Deadline::NONE, limit),
-        };
-        let is_stop = W::IS_STOP;
-        let around = Around { slot, epoch, callers, deadline, limit, woken_by, is_stop, span };
-        Box::new(Running { around, future, reply })
+        let mut deadline = Deadline::NONE;
+        if W::IS_STOP {
+            (deadline, header.limit) = (slot.stop_deadline(), slot.interface.options.stop_timeout);
+        }
+        Box::new(Running { header, slot, epoch, deadline, is_stop: W::IS_STOP, future, reply })
     }
 
     fn refuse(self: Box<Self>, error: Refusal) {
@@ -265,11 +267,11 @@ impl<I: StableInterface, W: Work<I>> Job<I> for Waiting<I, W> {
     }
 
     fn may_queue(&mut self) -> bool {
-        self.woken_by.as_mut().is_none_or(Delivery::lead_or_turn_back)
+        self.header.woken_by.as_mut().is_none_or(Delivery::lead_or_turn_back)
     }
 }
 
-impl<I: StableInterface, W: Work<I>> Waiter for Waiting<I, W> {
+impl<I: StableInterface, W: Work<I>> Waiter for Queued<I, W> {
     fn waits_until(&self) -> Duration {
         match self.patience {
             Patience::Until(moment, _) => moment,

@@ -10,6 +10,7 @@ use crate::instance::drive::run_inline;
 use crate::instance::kind::{InterfaceCore, WakeFn};
 use crate::instance::slot::Taken;
 use crate::instance::stop::stop_job_of;
+use crate::instance::submit::Route;
 use crate::instance::{StableInterface, chain};
 use crate::shards::delivery::Delivery;
 use crate::shards::wake::Wake;
@@ -50,12 +51,12 @@ impl<I: StableInterface> AnyInterface for InterfaceCore<I> {
                 }
                 continue;
             };
-            let (id, hash, shard) = (slot.id.clone(), hash_id(&slot.id), slot.shard);
+            let (id, route) = (slot.id.clone(), Route { hash: hash_id(&slot.id), shard: slot.shard, epoch });
             let taken = slot.take(epoch);
             if matches!(taken, Taken::Gone) {
                 continue;
             }
-            if let Err(error) = self.queue(slot, taken, stop_job_of(Closed::Draining), &id, hash, shard, epoch) {
+            if let Err(error) = self.queue(slot, taken, stop_job_of(Closed::Draining), &id, route) {
                 tracing::warn!(interface = I::NAME, %id, %error, "an instance could not be stopped");
             }
         }

@@ -8,9 +8,10 @@ use crate::fleet::hash_id;
 use crate::inbox::Message;
 use crate::instance::admin::{self, DirectiveError};
 use crate::instance::context::Context;
-use crate::instance::job::{Patience, Work};
+use crate::instance::job::Work;
 use crate::instance::kind::InterfaceCore;
-use crate::instance::turn::{Waiting, awaken, span_of};
+use crate::instance::submit::Route;
+use crate::instance::turn::{Queued, awaken, span_of};
 use crate::instance::{OnAlarm, OnMessage, StableInterface};
 use crate::quiet::Quiet;
 use crate::shards::delivery::Delivery;
@@ -143,21 +144,14 @@ fn woken(delivery: &Delivery) -> Woken {
 
 fn hand_over<I: StableInterface>(core: &Arc<InterfaceCore<I>>, delivery: Delivery, work: impl Work<I>) {
     let id = delivery.wake().name().instance.clone();
-    let (hash, (shard, epoch)) = (hash_id(&id), delivery.shard());
+    let (shard, epoch) = delivery.shard();
+    let route = Route { hash: hash_id(&id), shard, epoch };
     let span = span_of::<I>(&id, shard, Some(&delivery));
-    let job = Waiting {
-        work: Quiet::new(work),
-        callers: None,
-        patience: Patience::Endless,
-        limit: core.options.handler_timeout,
-        span,
-        woken_by: Some(delivery),
-        reply: None,
-    };
+    let job = Queued::untold(Quiet::new(work), core.options.handler_timeout, Some(delivery), span);
     // Refused for a limit, the delivery is dropped with the job, and what it stands for waits a moment.
-    let Ok(slot) = core.slot(&id, hash, shard) else { return };
+    let Ok(slot) = core.slot(&id, route) else { return };
     let taken = slot.take(epoch);
-    if let Err(error) = core.queue(slot, taken, Box::new(job), &id, hash, shard, epoch) {
+    if let Err(error) = core.queue(slot, taken, job, &id, route) {
         tracing::debug!(interface = I::NAME, %id, %error, "what is due could not be handed to its instance yet");
     }
 }
