@@ -236,7 +236,7 @@ impl ReferenceStateMachine for Cases {
                 1 => Just(Out::AfterCommit),
                 3 => any::<bool>().prop_map(Out::Connect),
                 2 => Just(Out::Disconnect),
-                3 => Just(Out::Spawn),
+                4 => Just(Out::Spawn),
             ];
             prop_oneof![3 => Just(Vec::new()), 2 => vec(out, 1..3)]
         };
@@ -254,7 +254,7 @@ impl ReferenceStateMachine for Cases {
         let ends =
             option::weighted(0.08, prop_oneof![Just(Closed::Reset), Just(Closed::Stopped), Just(Closed::Draining)]);
         let end = (
-            (how, prop::bool::weighted(0.6), rarely(), effects(), outs()),
+            (how, prop::bool::weighted(0.8), rarely(), effects(), outs()),
             (any::<bool>(), rarely(), ends, rarely(), rarely()),
         );
         let end = end.prop_map(
@@ -271,6 +271,20 @@ impl ReferenceStateMachine for Cases {
                 is_cut,
             },
         );
+        // What needs no instance, such as an alarm that is set from outside.
+        let without_instance = vec(effect(), 1..3).prop_map(|effects| End {
+            how: How::Ok,
+            builds: false,
+            is_gone: false,
+            effects,
+            outs: Vec::new(),
+            holds: false,
+            passivates: false,
+            ends: None,
+            has_failed_start: false,
+            is_cut: false,
+        });
+        let end = prop_oneof![4 => end, 1 => without_instance];
         let decision =
             prop_oneof![2 => Just(Decision::Committed), 1 => Just(Decision::Refused), 1 => Just(Decision::Lost)];
         prop_oneof![
@@ -290,7 +304,7 @@ impl ReferenceStateMachine for Cases {
             8 => Just(Step::LeaveMemory),
             6 => Just(Step::Settled),
             4 => Just(Step::RunTasks),
-            8 => (0..2_usize, any::<bool>()).prop_map(|(number, says)| Step::EndTask(number, says)),
+            8 => (0..2_usize, prop::bool::weighted(0.7)).prop_map(|(number, says)| Step::EndTask(number, says)),
             1 => Just(Step::DropHandles),
             3 => (0..9_u64).prop_map(Step::Wait),
             2 => Just(Step::Lose),
