@@ -1,8 +1,9 @@
-//! The simulation's flows: orders that are started, called and granted, on hosts that fail.
+//! The simulation's flows: orders that are started, begin a flow of their own, are called and granted, on hosts that fail.
 //!
 //! Each attempt of a step draws a value that no other has. By the time a step begins all that its flow has seen is durable, so then
 //! it writes down the results of all steps before it as recorded: I8 is that none of them begins again, and none ever has another
-//! result. Calls are numbered, and a flow's result names those it was given: none twice, and all that it took.
+//! result. Calls are numbered, and a flow's result names those it was given: none twice, and all that it took. What an order learns of the
+//! flow that it began is what that has recorded.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -102,7 +103,7 @@ impl Desk {
         self.shared.values.fetch_add(1, Ordering::Relaxed)
     }
 
-    async fn step(&self, flow: &Flow, name: &str) -> Result<(), StepError> {
+    async fn step(&self, flow: &Flow, name: &str) -> Result<u64, StepError> {
         let step = format!("{}/{name}", self.id);
         let attempt = |_| async {
             self.begin(&step);
@@ -114,8 +115,18 @@ impl Desk {
         };
         let value = flow.step(name).run(attempt).await?;
         self.seen.lock().push((step, value.to_string()));
-        Ok(())
+        Ok(value)
     }
+}
+
+/// The name by which the history knows the part of an order.
+fn part_of(id: &str) -> String {
+    format!("part-{id}")
+}
+
+/// A flow that is begun by another, which sees the result of its only step.
+async fn part(desk: Desk, flow: Flow) -> FlowResult<u64> {
+    Ok(desk.step(&flow, "make").await?)
 }
 
 async fn order(desk: Desk, flaw: Option<FlowFlaw>, flow: Flow) -> FlowResult<Vec<u64>> {
@@ -127,6 +138,8 @@ async fn order(desk: Desk, flaw: Option<FlowFlaw>, flow: Flow) -> FlowResult<Vec
         desk.seen.lock().push((step, desk.draw().to_string()));
     }
     desk.step(&flow, "notify").await?;
+    let made: u64 = flow.spawn("part", &desk.id, &part_of(&desk.id)).result().await?;
+    desk.seen.lock().push((format!("{}/make", part_of(&desk.id)), made.to_string()));
     let mut got = Vec::new();
     while got.len() < CALLS {
         let call = tokio::select! {
@@ -145,11 +158,13 @@ impl Workload for FlowExercise {
 
     fn register(&self, host: &mut HostBuilder, life: &Life) -> FlowApp {
         let (life, shared, flaw) = (life.clone(), self.shared.clone(), self.flaw);
-        let code = move |flow, id: String| {
-            order(Desk { life: life.clone(), shared: shared.clone(), id, seen: Mutex::default() }, flaw, flow)
-        };
+        let desk = move |id| Desk { life: life.clone(), shared: shared.clone(), id, seen: Mutex::default() };
+        let of_parts = desk.clone();
         let keys = UrlKeys::new("k1", [7; 32]).expect("it is long enough");
-        let flows = Flows::builder().flow("order", 1, code).callbacks("https://broker.example/callbacks", keys);
+        let flows = Flows::builder()
+            .flow("order", 1, move |flow, id: String| order(desk(id), flaw, flow))
+            .flow("part", 1, move |flow, id: String| part(of_parts(id), flow))
+            .callbacks("https://broker.example/callbacks", keys);
         FlowApp { flows: flows.register(host).expect("it is the only interface") }
     }
 
@@ -172,12 +187,14 @@ impl Workload for FlowExercise {
             let ids: Vec<_> = self.shared.orders.lock().keys().cloned().collect();
             let mut are_over = true;
             for id in ids {
-                let Some(site) = client.owner_of(&format!("order/{id}")).await else { continue };
-                let Ok(Some(status)) = site.app().flows.get("order", &id).await else { continue };
-                are_over &= status.state.is_over();
-                // Its step ran in two processes that died of something else.
-                if matches!(&status.state, State::Blocked { why } if why.kind() == BlockedKind::StepKilled) {
-                    let _resumed = site.app().flows.resume("order", &id).await;
+                for name in ["order", "part"] {
+                    let Some(site) = client.owner_of(&format!("{name}/{id}")).await else { continue };
+                    let Ok(Some(status)) = site.app().flows.get(name, &id).await else { continue };
+                    are_over &= status.state.is_over();
+                    // Its step ran in two processes that died of something else.
+                    if matches!(&status.state, State::Blocked { why } if why.kind() == BlockedKind::StepKilled) {
+                        let _resumed = site.app().flows.resume(name, &id).await;
+                    }
                 }
             }
             client.sleep(Duration::from_secs(60)).await;

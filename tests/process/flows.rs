@@ -513,7 +513,7 @@ mod tests {
         };
         let words = |line: &&str| -> [String; 4] {
             let mut words = line.split(' ').map(str::to_owned);
-            std::array::from_fn(|_| words.next().unwrap())
+            std::array::from_fn(|_| words.next().expect("a note has four parts"))
         };
         Books { flows: [("a".to_owned(), known)].into(), notes: notes.iter().map(words).collect() }.check()
     }
