@@ -60,6 +60,10 @@ mod flow;
 #[cfg(test)]
 mod flow_schedules;
 mod flows;
+/// Functions that the fuzz targets try; there for the targets and the tests alone.
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 #[cfg(feature = "http")]
 mod http;
 mod hub;
