@@ -61,6 +61,9 @@ pub(crate) struct Registry {
     /// By the names of flows.
     validates: HashMap<String, Arc<Validate>>,
     pub(crate) urls: Option<Arc<Urls>>,
+    /// Says where the router of another host is.
+    #[cfg(feature = "http")]
+    peers: Option<Arc<serving::Peers>>,
     /// By the names of the flow and its callback.
     policies: HashMap<(String, String), CallbackPolicy>,
     pub(crate) hub: Arc<Hub>,
@@ -467,6 +470,8 @@ impl Flows {
             flows: HashMap::new(),
             validates: HashMap::new(),
             urls: None,
+            #[cfg(feature = "http")]
+            peers: None,
             policies: HashMap::new(),
             hub: Arc::default(),
             limits: Limits::default(),

@@ -18,9 +18,9 @@ use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 use stable_interfaces::Timestamp;
 
+use crate::Call;
 use crate::token::{Target, UrlKeys};
 use crate::verify::Verify;
-use crate::Call;
 
 #[cfg(feature = "http")]
 pub use crate::http::fuzzing::{idempotency_key, last_event_id, prefer};
@@ -76,10 +76,8 @@ pub fn token(data: &[u8]) -> bool {
 pub fn signatures(data: &[u8]) -> bool {
     let now = Timestamp::from_millis(NOW * 1_000);
     let secret = STANDARD.encode(SECRET);
-    let schemes =
-        [Verify::standard_webhooks([&secret]), Verify::stripe([SECRET]), Verify::github([SECRET])].map(|scheme| {
-            scheme.expect("its secret is one")
-        });
+    let schemes = [Verify::standard_webhooks([&secret]), Verify::stripe([SECRET]), Verify::github([SECRET])]
+        .map(|scheme| scheme.expect("its secret is one"));
     let (mut headers, mut rest) = (Vec::new(), data);
     while !rest.is_empty() && rest[0] != b'\n' && headers.len() < 8 {
         let (name, after) = split(rest, b'\n');

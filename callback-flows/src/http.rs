@@ -6,6 +6,8 @@
 mod body;
 mod callbacks;
 mod events;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod headers;
 mod look;
 mod problem;
@@ -16,9 +18,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::http::{HeaderMap, HeaderValue, Method, Uri, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Serialize;
 use tokio::sync::Semaphore;
 use utoipa::openapi::{InfoBuilder, OpenApi, OpenApiBuilder};
@@ -32,6 +35,8 @@ use crate::status::Status;
 
 /// The most requests that are held at once because of `Prefer: wait`; others are answered as if they had not asked for it.
 const MAX_HELD: usize = 1_000;
+/// All but those that are never escaped in a URL (RFC 3986, section 2.3).
+const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 /// The seconds after which a client may look again.
 const LOOK_AGAIN: &str = "1";
 
@@ -95,8 +100,9 @@ fn finish(router: OpenApiRouter) -> Router {
     router.route("/openapi.json", get(show)).fallback(no_such_path).method_not_allowed_fallback(other_method)
 }
 
-async fn no_such_path(uri: Uri) -> Problem {
-    Problem::new(NO_SUCH_PATH, format!("nothing is served at {}", uri.path()))
+async fn no_such_path() -> Problem {
+    // Without the path, which may have the token of a callback in it.
+    Problem::new(NO_SUCH_PATH, "nothing is served there")
 }
 
 async fn other_method(method: Method) -> Problem {
@@ -118,7 +124,8 @@ impl Http {
 
     fn refusal(&self, error: &FlowsError) -> Problem {
         if matches!(error, FlowsError::Unavailable(_)) {
-            tracing::warn!(error = %crate::step::with_causes(error), "a request could not be answered");
+            // The host itself warns of a store that is away.
+            tracing::debug!(error = %crate::step::with_causes(error), "a request could not be answered");
         }
         Problem::of(error, self.draw())
     }
@@ -129,6 +136,16 @@ impl Http {
         let Some(status) = self.flows.get(name, id).await.map_err(refusal)? else { return Ok(None) };
         let outcome = if status.state.is_over() { self.flows.result(name, id).await.map_err(refusal)? } else { None };
         Ok(Some((FlowStatus::new(name, id, &status, outcome), status.revision)))
+    }
+
+    /// The same request at the owner of a flow, where its address is known and another host's.
+    fn at_owner(&self, name: &str, id: &str, rest: &str, uri: &Uri) -> Option<Response> {
+        let base = self.flows.peer(name, id)?;
+        let (name, id) = (utf8_percent_encode(name, ESCAPED), utf8_percent_encode(id, ESCAPED));
+        let query = uri.query().map_or_else(String::new, |query| format!("?{query}"));
+        let location = format!("{}/{name}/{id}{rest}{query}", base.trim_end_matches('/'));
+        let location = HeaderValue::from_str(&location).ok()?;
+        Some((StatusCode::TEMPORARY_REDIRECT, [(header::LOCATION, location)]).into_response())
     }
 
     /// Waits until the status of a flow is as it is wanted, so long at most, and tells for how long it would have; `None` if too many wait

@@ -1,6 +1,6 @@
 //! The routers, row by row: status, headers, body, type of problem; and their OpenAPI documents list what the rows have seen.
 //!
-//! On a paused clock and a store in memory: time passes when everything waits.
+//! On a paused clock and a store in memory, but for the sockets: time passes when everything waits.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -8,3 +8,5 @@
 mod app;
 #[path = "http/rows.rs"]
 mod rows;
+#[path = "http/sockets.rs"]
+mod sockets;

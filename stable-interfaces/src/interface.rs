@@ -299,6 +299,16 @@ impl<I: StableInterface> Interface<I> {
         host.shards.epoch(host.fleet.shard_of(id).ok()?)
     }
 
+    /// The name of the host that owns the shard of the instance `id`, as far as this one knows; `None` where that is this host itself, or
+    /// should be.
+    #[must_use]
+    pub fn holder(&self, id: &str) -> Option<Arc<str>> {
+        let host = &self.core.host;
+        let shard = host.fleet.shard_of(id).ok()?;
+        let is_elsewhere = host.shards.epoch(shard).is_none();
+        is_elsewhere.then(|| host.holder(shard)).filter(|holder| **holder != *host.name)
+    }
+
     /// The host's source of random numbers; `None` before it is started.
     #[must_use]
     pub fn random(&self) -> Option<Arc<dyn Random>> {

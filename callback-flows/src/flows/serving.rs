@@ -9,7 +9,7 @@ use stable_interfaces::clock::{Clock, Random};
 use stable_interfaces::{KeyRange, RequestError};
 
 use super::journals::PAGES;
-use super::{Flows, FlowsError, identity, unavailable};
+use super::{Flows, FlowsBuilder, FlowsError, identity, unavailable};
 use crate::instance::{TurnError, hash_of};
 use crate::journal::{Event, Page};
 
@@ -17,6 +17,19 @@ use crate::journal::{Event, Page};
 const TAKEN_WITHIN: Duration = Duration::from_secs(2);
 /// The time after which is looked first, then twice that, and so on.
 const FIRST_LOOK: Duration = Duration::from_millis(20);
+
+/// The URL of the router of the host of this name, if it is known.
+pub(super) type Peers = dyn Fn(&str) -> Option<String> + Send + Sync;
+
+impl FlowsBuilder {
+    /// Says where [`Flows::router`] of another host is reached by clients, such as `https://host-2.example/flows`, by the host's name. Who streams
+    /// events, or waits by `GET`, is then sent to the flow's owner (307), and hears of what happens at once. Default: this host looks at
+    /// the store once a second for them.
+    pub fn peers(mut self, url: impl Fn(&str) -> Option<String> + Send + Sync + 'static) -> FlowsBuilder {
+        self.registry.peers = Some(Arc::new(url));
+        self
+    }
+}
 
 impl Flows {
     /// Waits for a little while until the owner of a flow has taken its start: of two that are posted at once, it takes one.
@@ -92,8 +105,13 @@ impl Flows {
 
     /// The version that new flows of a name begin with.
     pub(crate) fn newest(&self, name: &str) -> u32 {
-        let versions = self.registry.flows.get(name);
-        versions.and_then(|versions| versions.last_key_value()).map_or(0, |(version, _)| *version)
+        self.registry.newest(name).unwrap_or_default()
+    }
+
+    /// The URL of the router of the host that owns a flow; `None` where that is this host, or is not known.
+    pub(crate) fn peer(&self, name: &str, id: &str) -> Option<String> {
+        let peers = self.registry.peers.as_ref()?;
+        peers(&self.interface.holder(&identity(name, id).ok()?)?)
     }
 }
 

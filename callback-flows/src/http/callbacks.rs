@@ -95,10 +95,12 @@ pub(super) async fn put(
 pub(super) async fn get(
     State(http): State<Http>,
     token: Token,
+    method: Method,
     uri: Uri,
     request: HeaderMap,
 ) -> Result<Response, Problem> {
-    take(&http, token, &Method::GET, &request, async || {
+    // `HEAD`, by which links are looked at, is no call.
+    take(&http, token, &method, &request, async || {
         // Every query is one of texts, and what is no UTF-8 is replaced.
         let parameters = Query::<BTreeMap<String, String>>::try_from_uri(&uri).map(|Query(parameters)| parameters);
         let parameters = parameters.map_err(|error| Problem::new(INVALID_REQUEST, error.body_text()))?;

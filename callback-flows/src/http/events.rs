@@ -13,7 +13,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use futures_util::stream;
@@ -50,6 +50,7 @@ const OF_ALL: [&str; 5] = ["started", "succeeded", "failed", "cancelled", "block
     responses(
         (status = 200, description = "Events: `progress`, `resource`, those that the flow emits, and one of `succeeded`, `failed`, `cancelled` at the end; their data is JSON.", body = String, content_type = "text/event-stream"),
         (status = 204, description = "There will be no more: an `EventSource` stops."),
+        (status = 307, description = "The flow's owner is at `Location`. Only where the hosts know each other's addresses.", headers(("Location" = String))),
         (status = 400, description = "The path or the `Last-Event-ID` cannot be understood.", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "There never was one of this ID.", body = Problem, content_type = "application/problem+json"),
         (status = 410, description = "It has been purged.", body = Problem, content_type = "application/problem+json"),
@@ -59,9 +60,13 @@ const OF_ALL: [&str; 5] = ["started", "succeeded", "failed", "cancelled", "block
 pub(super) async fn of_one(
     State(http): State<Http>,
     FlowPath { name, id }: FlowPath,
+    uri: Uri,
     request: HeaderMap,
 ) -> Result<Response, Problem> {
     let after = headers::last_event_id(&request).map_err(|what| Problem::new(INVALID_REQUEST, what))?;
+    if let Some(elsewhere) = http.at_owner(&name, &id, "/events", &uri) {
+        return Ok(elsewhere);
+    }
     let refusal = |error: FlowsError| http.refusal(&error);
     let status = http.flows.get(&name, &id).await.map_err(refusal)?.ok_or_else(never_was)?;
     if status.state == FlowState::Purged {

@@ -24,7 +24,8 @@ pub fn prefer(data: &[u8]) -> bool {
     if !values.iter().any(|value| value.contains(['"', '\\'])) {
         let preferences = values.iter().flat_map(|value| value.split(','));
         let words = preferences.map(|preference| preference.split(';').next().unwrap_or_default());
-        let mut pairs = words.map(|word| word.split_once('=').map_or((word.trim(), ""), |(name, value)| (name.trim(), value.trim())));
+        let mut pairs = words
+            .map(|word| word.split_once('=').map_or((word.trim(), ""), |(name, value)| (name.trim(), value.trim())));
         let first = pairs.find(|(name, _)| name.eq_ignore_ascii_case("wait")).map(|(_, seconds)| seconds);
         let is_number = |text: &&str| !text.is_empty() && text.chars().all(|c| c.is_ascii_digit());
         let seconds = first.filter(is_number).map(|text| text.trim_start_matches('0').parse().unwrap_or(u64::MAX));

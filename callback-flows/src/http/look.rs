@@ -3,7 +3,7 @@
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{FromRequestParts, Path, Query, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse as _, Response};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
@@ -60,6 +60,7 @@ pub(super) fn purged() -> Problem {
         (status = 200, description = "Its status; its result or problem when it is over. One that failed is 200 too.", body = FlowStatus, headers(("ETag" = String), ("Preference-Applied" = String))),
         (status = 303, description = "What it has made is at `Location`. Only with `follow=1`.", headers(("Location" = String))),
         (status = 304, description = "Nothing has changed.", headers(("ETag" = String), ("Preference-Applied" = String))),
+        (status = 307, description = "The flow's owner is at `Location`. Only with `Prefer: wait`, and where the hosts know each other's addresses.", headers(("Location" = String))),
         (status = 400, description = "The path or the query cannot be understood.", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "There never was one of this ID.", body = Problem, content_type = "application/problem+json"),
         (status = 410, description = "It has been purged.", body = Problem, content_type = "application/problem+json"),
@@ -70,14 +71,21 @@ pub(super) async fn get(
     State(http): State<Http>,
     FlowPath { name, id }: FlowPath,
     query: Result<Query<Looked>, QueryRejection>,
+    uri: Uri,
     request: HeaderMap,
 ) -> Result<Response, Problem> {
     let Query(query) = query.map_err(|error| Problem::new(INVALID_REQUEST, error.body_text()))?;
+    let limit = headers::wait(&request);
+    if limit.is_some()
+        && let Some(elsewhere) = http.at_owner(&name, &id, "", &uri)
+    {
+        return Ok(elsewhere);
+    }
     let (mut status, mut tag, revision) = look(&http, &name, &id).await?;
     let has_tag = request.contains_key(header::IF_NONE_MATCH);
     let mut is_known = has_tag && headers::has_already(&request, &tag);
     let mut waited = None;
-    if let Some(limit) = headers::wait(&request) {
+    if let Some(limit) = limit {
         let is_wanted =
             |status: &Status| status.state.is_over() || has_tag && (!is_known || status.revision != revision);
         waited = http.wait(&name, &id, limit, is_wanted).await;

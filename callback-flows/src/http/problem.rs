@@ -79,7 +79,7 @@ pub(super) struct Problem {
     /// This problem in words.
     #[schema(value_type = String)]
     detail: Box<str>,
-    /// What to do.
+    /// The remedy.
     remedy: &'static str,
     /// The field of the input that it is about, such as `items[2].price`.
     #[serde(skip_serializing_if = "Option::is_none")]

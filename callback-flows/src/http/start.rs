@@ -5,7 +5,7 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{OriginalUri, Path, State};
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse as _, Response};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::utf8_percent_encode;
 use serde::de::IgnoredAny;
 
 use super::headers::{self, PREFERENCE_APPLIED};
@@ -14,11 +14,8 @@ use super::problem::{
     CONFLICT, INVALID_ID, INVALID_INPUT, INVALID_REQUEST, KEY_REUSED, MEDIA_TYPE, NOT_JSON, PURGED, Problem,
 };
 use super::view::FlowStatus;
-use super::{Http, LOOK_AGAIN, body, json};
+use super::{ESCAPED, Http, LOOK_AGAIN, body, json};
 use crate::flows::{FlowsError, Started};
-
-/// All but those that are never escaped in a URL (RFC 3986, section 2.3).
-const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// Starts a flow under an ID of the client's choice. Safe to repeat.
 #[utoipa::path(

@@ -152,8 +152,12 @@ impl World {
     }
 
     pub(crate) async fn member(&self, name: &str) -> App {
+        self.member_with(name, self.builder()).await
+    }
+
+    pub(crate) async fn member_with(&self, name: &str, flows: FlowsBuilder) -> App {
         let host = Host::builder(name, fleet()).store(self.store.clone()).lease(15 * SECOND);
-        self.start(host, self.builder()).await
+        self.start(host, flows).await
     }
 
     /// The path of the callback of an order.

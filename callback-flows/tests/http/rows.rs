@@ -421,6 +421,9 @@ rows! {
         app.ask(seen, "GET", &format!("{link}?b=2&a=%C3%A4")).send().await.is(202);
         app.ask(seen, "GET", &link).send().await.is(202);
         app.ask(seen, "PUT", &link).body("x").send().await.is(202);
+        // Whoever looks at a link does not call.
+        let head = app.ask(seen, "HEAD", &link).open().await;
+        assert_eq!((head.0, head.1["allow"].to_str().unwrap()), (405, "GET,POST,PUT"));
         app.settle().await;
         let status = app.ask(seen, "GET", "/flows/hook/link").send().await.is(200).json();
         assert_eq!(status["progress"], json!([["{\"a\":\"ä\",\"b\":\"2\"}", []], ["{}", []], ["x", []]]));
@@ -750,6 +753,26 @@ rows! {
             zero.ask(seen, "DELETE", &format!("/flows/order/{second}")).send().await.is(202);
         });
         assert_eq!(waited.is(200).json()["status"], "cancelled");
+    }
+
+    async fn who_waits_on_another_host_is_sent_to_the_owner_where_its_address_is_known(seen: &Seen) {
+        let world = World::new();
+        let of_peer = |host: &str| (host == "one").then(|| "https://one.example/flows/".to_owned());
+        let zero = world.member_with("zero", world.builder().peers(of_peer)).await;
+        let one = world.member_with("one", world.builder().peers(of_peer)).await;
+        let id = &*owned_by("one", 1);
+        let path = format!("/flows/order/{id}");
+        zero.put(seen, id).await.is(202);
+        let wait = zero.ask(seen, "GET", &format!("{path}?follow=1")).header("prefer", "wait=5").send().await.is(307);
+        assert_eq!(wait.header("location"), format!("https://one.example/flows/order/{id}?follow=1"));
+        let stream = zero.ask(seen, "GET", &format!("{path}/events")).header("last-event-id", "7").send().await.is(307);
+        assert_eq!(stream.header("location"), format!("https://one.example/flows/order/{id}/events"));
+        zero.get(seen, id).await.is(200);
+        // Its owner answers itself, and so does a host that does not know the owner's address.
+        one.ask(seen, "GET", &path).header("prefer", "wait=1").send().await.is(200);
+        let other = &*owned_by("zero", 1);
+        one.put(seen, other).await.is(202);
+        one.ask(seen, "GET", &format!("/flows/order/{other}")).header("prefer", "wait=1").send().await.is(200);
     }
 
     async fn a_start_whose_owner_is_away_is_accepted_after_two_seconds_and_taken_when_it_is_back(seen: &Seen) {
