@@ -140,7 +140,7 @@ pub(crate) fn json(value: &impl Serialize) -> Box<RawValue> {
     serde_json::value::to_raw_value(value).unwrap_or_else(|_| null())
 }
 
-/// What was checked to be JSON when it was emitted.
+/// A value that was checked to be JSON when it was emitted.
 pub(crate) fn raw(value: &Bytes) -> Box<RawValue> {
     serde_json::from_slice(value).unwrap_or_else(|_| null())
 }
@@ -278,7 +278,7 @@ impl Stream for FlowEvents {
     }
 }
 
-/// What happens to the flows of this host: [`Flows::on_event`](crate::Flows::on_event).
+/// The events of all flows of this host: [`Flows::on_event`](crate::Flows::on_event).
 #[derive(Debug)]
 pub struct HostEvents(broadcast::Receiver<FlowEvent>);
 

@@ -24,7 +24,7 @@ use axum::routing::get;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Serialize;
 use tokio::sync::Semaphore;
-use utoipa::openapi::{InfoBuilder, OpenApi, OpenApiBuilder};
+use utoipa::openapi::{InfoBuilder, OpenApi, OpenApiBuilder, Server};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -85,7 +85,9 @@ impl Flows {
 }
 
 fn described(title: &str) -> OpenApi {
-    OpenApiBuilder::new().info(InfoBuilder::new().title(title).version(env!("CARGO_PKG_VERSION")).build()).build()
+    let info = InfoBuilder::new().title(title).version(env!("CARGO_PKG_VERSION")).build();
+    // Its paths are below wherever the router is nested, as the document itself is.
+    OpenApiBuilder::new().info(info).servers(Some([Server::new(".")])).build()
 }
 
 /// The router with its own description, and with problems in place of axum's own refusals.

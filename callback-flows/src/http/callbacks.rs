@@ -44,7 +44,7 @@ pub(super) async fn post(
     take(&http, token, &Method::POST, &request, async || body::whole(&request, body).await).await
 }
 
-/// Hands a message to the flow that gave this URL out, where its callback may be called by `PUT`.
+/// Hands a message to the flow that gave this URL out, if it may be called so.
 #[utoipa::path(
     put, path = "/{token}", operation_id = "call_back_by_put", tag = "callbacks",
     params(
@@ -73,8 +73,7 @@ pub(super) async fn put(
     take(&http, token, &Method::PUT, &request, async || body::whole(&request, body).await).await
 }
 
-/// Hands the parameters of the URL, as a JSON object of texts, to the flow that gave this URL out, where its callback may be called by
-/// `GET`.
+/// Hands the parameters of the URL, as a JSON object of texts, to the flow that gave it out, if it may be called so.
 #[utoipa::path(
     get, path = "/{token}", operation_id = "call_back_by_get", tag = "callbacks",
     params(

@@ -110,7 +110,7 @@ pub(super) struct OfAll<'a> {
     #[schema(format = DateTime)]
     at: String,
     /// The error of `failed`, the reason of `blocked`, else `null`.
-    #[schema(value_type = Object)]
+    #[schema(value_type = serde_json::Value)]
     value: &'a RawValue,
 }
 

@@ -26,7 +26,7 @@ pub(super) struct FlowStatus {
     attempts: u32,
     /// The progress that its code has told last: any JSON.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<Value>)]
     progress: Option<Value>,
     /// The URL of what it has made.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -36,7 +36,7 @@ pub(super) struct FlowStatus {
     reason: Option<String>,
     /// Its result, when it has succeeded: any JSON.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<Value>)]
     result: Option<Box<RawValue>>,
     /// The reason, of one that has failed.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -839,6 +839,7 @@ async fn listed() -> BTreeSet<(String, u16)> {
     for router in ["flows", "callbacks"] {
         let document = app.ask(&Seen::default(), "GET", &format!("/{router}/openapi.json")).send().await.is(200).json();
         assert!(document["openapi"].as_str().unwrap().starts_with("3."), "{document}");
+        assert_eq!(document["servers"][0]["url"], ".", "its paths are beside it");
         for (path, operations) in document["paths"].as_object().unwrap() {
             for (method, operation) in operations.as_object().unwrap() {
                 for status in operation["responses"].as_object().unwrap().keys() {
@@ -849,6 +850,16 @@ async fn listed() -> BTreeSet<(String, u16)> {
         }
     }
     listed
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_document_says_that_results_are_any_json() {
+    let app = World::new().alone().await;
+    let document = app.ask(&Seen::default(), "GET", "/flows/openapi.json").send().await.is(200).json();
+    for field in ["result", "progress"] {
+        let schema = &document["components"]["schemas"]["FlowStatus"]["properties"][field];
+        assert!(schema.is_object() && schema.get("type").is_none(), "{field}: {schema}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
