@@ -305,6 +305,31 @@ fn every_fault_that_a_hard_look_has_found_has_its_row_and_its_test() {
     assert_eq!(rows, all.collect::<Vec<_>>());
 }
 
+/// The names that a source makes public at its top: of other modules, and of its own.
+fn public_names(source: &str) -> Vec<&str> {
+    let lines = source.lines().filter_map(|line| line.strip_prefix("pub "));
+    let names = lines.flat_map(|line| match line.strip_prefix("use ") {
+        Some(used) => used.rsplit("::").next().unwrap().trim_matches(['{', '}', ';']).split(", ").collect(),
+        None => {
+            let mut words = line.split([' ', '(', '<', ';']).filter(|word| *word != "async");
+            vec![words.nth(1).unwrap()]
+        }
+    });
+    names.map(|name| name.trim_end_matches(['}', ';'])).collect()
+}
+
+#[test]
+fn what_one_has_to_know_of_flows_is_no_more_than_fits_into_a_head() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("callback-flows/src");
+    let read = |path: &str| std::fs::read_to_string(root.join(path)).unwrap();
+    let (all, testing) = (read("lib.rs"), read("testing.rs"));
+    let names = [public_names(&all), public_names(&testing)].concat();
+    for known in ["Flow", "FlowsBuilder", "metrics", "testing", "UrlKeys", "TestFlows", "crash_everywhere"] {
+        assert!(names.contains(&known), "{known} is not among {names:?}");
+    }
+    assert!(names.len() <= 45, "there are {}: {names:?}", names.len());
+}
+
 /// The words that no doc comment begins with: a question is explained by no riddle.
 const QUESTION_WORDS: [&str; 10] = ["What", "How", "Whether", "Which", "When", "Where", "Why", "Who", "Whose", "Whom"];
 

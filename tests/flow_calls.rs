@@ -122,6 +122,8 @@ on_each_store! {
         assert_eq!(result(&at_zero, &id).await, "now");
         // One that is known to be over is not even stored for.
         assert!(matches!(at_zero.signal("one", &id, "go", "x").await, Err(FlowsError::Gone)));
+        assert!(matches!(at_zero.cancel("one", &id).await, Err(FlowsError::Gone)));
+        assert!(matches!(at_zero.resume("one", &id).await, Err(FlowsError::Gone)));
         host.drain(SECOND).await;
         zero.drain(SECOND).await;
     }
@@ -153,7 +155,7 @@ on_each_store! {
                 Some("right") => Ok(call.header_value("x-id").map(str::to_owned)),
                 _ => Err(Unverified::Refused("the key is wrong".into())),
             });
-            CallbackPolicy::new().verify(verify).body_is::<u32>().keep_header("X-Trace").reply(200, "thanks")
+            CallbackPolicy::new().verify(verify).body_is::<u32>().keep_header("X-Trace").also_by("put").reply(200, "thanks")
         };
         let member = |name: &str| start(shown(&urls, strict()), world.member(name, &fleet()).lease(LEASE));
         let ((zero, at_zero), (host, at_one)) = (member("zero").await, member("one").await);
@@ -172,6 +174,7 @@ on_each_store! {
             let policy = flows.policy(&url).unwrap();
             assert_eq!((policy.reply_status(), &**policy.reply_body()), (200, &b"thanks"[..]));
             assert!(flows.policy("k1.1.abc.def").is_none());
+            assert!(policy.allows_method("POST") && policy.allows_method("PUT") && !policy.allows_method("GET"));
         }
         assert_eq!(unread(&at_one, &id).await, 0);
         assert_eq!(at_zero.deliver(&url, call("1", "right", "a")).await.unwrap(), Delivered::Posted);

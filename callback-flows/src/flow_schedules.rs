@@ -4,7 +4,8 @@
 //! `select!`, `FuturesUnordered`, `buffer_unordered`, branches that talk by a channel, code that wakes itself, children, undo. It is
 //! run as a host would: some events, a turn, a commit; and between any two of these it may be dropped and replayed from what was
 //! committed. Each replay must show what the first run has shown, step by step, and wait for the same; no message may be lost, none
-//! may come twice, no step whose result is kept may run again, and no child may be left out, or go on when its parent is cancelled.
+//! may come twice, no step whose result is kept may run again, no child may be left out, or go on when its parent is cancelled, and
+//! each event that the code emits is stored once.
 //!
 //! `tests/run flow_schedules`: `SCHEDULES=n` runs so many, `SEED=n` begins with that one. (`select!` itself begins at random, so
 //! a seed repeats all but that.)
@@ -223,7 +224,12 @@ impl World {
 fn execute<'a>(flow: Flow, node: &'a Node, world: &'a Arc<World>) -> BoxedIn<'a> {
     Box::pin(async move {
         let at = flow.scope().to_owned();
-        let say = |text: String| world.say(format!("{at}: {text}"));
+        let say = |text: String| {
+            let line = format!("{at}: {text}");
+            // More than may be emitted without a wait is not what is tested here.
+            let _ = flow.emit("said", &line);
+            world.say(line);
+        };
         match node {
             Node::Step { fails, once } => {
                 let key = format!("{}step:s#0", if at.is_empty() { String::new() } else { format!("{at}/") });
@@ -428,6 +434,8 @@ struct Run {
     letters: Vec<Post>,
     born: BTreeMap<String, Born>,
     told: HashSet<String>,
+    /// The lines that are durable as events.
+    emitted: Vec<String>,
     counts: Counts,
 }
 
@@ -464,6 +472,7 @@ impl Run {
             letters: Vec::new(),
             born: BTreeMap::new(),
             told: HashSet::new(),
+            emitted: Vec::new(),
             counts: Counts::default(),
         };
         let start = Event::Start { version: 1, run: 1, seed, input: Bytes::new() };
@@ -498,6 +507,7 @@ impl Run {
                 _ => {}
             }
         }
+        self.keep_emitted();
         if !page.is_empty() {
             self.counts.entries += page.entries.len() as u64;
             self.durable.push(page.encode());
@@ -594,6 +604,7 @@ impl Run {
             return Err(format!("a replay waits for {:?} in place of {:?}", self.waits(), self.waited));
         }
         let (page, mark) = self.engine.take_page();
+        self.keep_emitted();
         if !page.is_empty() {
             self.durable.push(page.encode());
             self.shown = log;
@@ -603,6 +614,12 @@ impl Run {
         self.letters = self.engine.take_posts();
         self.engine.open(mark);
         Ok(())
+    }
+
+    /// Notes what was emitted, which is in the commit that is made.
+    fn keep_emitted(&mut self) {
+        let lines = self.engine.take_emitted().into_iter().map(|event| serde_json::from_slice(&event.value).unwrap());
+        self.emitted.extend(lines);
     }
 
     fn pages(&self) -> Vec<Page> {
@@ -717,7 +734,20 @@ impl Run {
         }
         self.check_messages()?;
         self.check_children()?;
+        self.check_events()?;
         Ok(self.counts)
+    }
+
+    /// Checks that each line that the code has shown was emitted, in order, once over all its lives.
+    fn check_events(&mut self) -> Result<(), String> {
+        // It may have ended before anything was durable.
+        self.keep_emitted();
+        let log = self.world.log.lock();
+        let said: Vec<_> = log.iter().filter(|line| *line != "the end").collect();
+        if said.iter().copied().eq(&self.emitted) {
+            return Ok(());
+        }
+        Err(format!("it has shown {said:#?}, and emitted {:#?}", self.emitted))
     }
 
     /// Gives the flow one of the things that it waits for.
@@ -845,6 +875,8 @@ fn each_fault_put_into_the_engine_is_found() {
         (Sabotage::NotUnconstrained, true),
         (Sabotage::ForgetsWhoWaitsOnSelfWake, false),
         (Sabotage::ConsumesAtDelivery, false),
+        (Sabotage::EmitsInReplays, false),
+        (Sabotage::EmitsBeforeAllIsTakenIn, false),
     ];
     for (fault, is_without_budget) in faults {
         let found = (0..3_000).find_map(|seed| {

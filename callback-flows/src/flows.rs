@@ -1,5 +1,7 @@
 //! Flows as an application has them: what is registered, and the handle through which they are started and called.
 
+#[cfg(test)]
+mod bad_tokens;
 mod census;
 mod input;
 pub(crate) mod journals;
@@ -580,7 +582,7 @@ impl Flows {
     /// Cancels a flow: its code is dropped where it waits, and what it has registered to [undo](Flow::undo) is undone.
     ///
     /// # Errors
-    /// [`FlowsError::NotFound`] and [`FlowsError::Gone`] where this host owns the flow, [`FlowsError::Unavailable`].
+    /// [`FlowsError::NotFound`] where this host owns the flow, [`FlowsError::Gone`] where it is over, [`FlowsError::Unavailable`].
     pub async fn cancel(&self, name: &str, id: &str) -> Result<(), FlowsError> {
         self.command(name, id, "cancel", Command::Cancel).await
     }
@@ -599,7 +601,11 @@ impl Flows {
             Some(Answer::NotFound) => Err(FlowsError::NotFound),
             Some(Answer::Gone) => Err(FlowsError::Gone),
             Some(_) => Ok(()),
-            None => self.post(&flow, Some(post.into()), command).await,
+            // One that is known to be over is not asked any more.
+            None => match self.status(&flow).await {
+                Ok(Some(status)) if status.state.is_over() => Err(FlowsError::Gone),
+                _ => self.post(&flow, Some(post.into()), command).await,
+            },
         }
     }
 

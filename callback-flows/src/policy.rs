@@ -29,6 +29,7 @@ pub struct CallbackPolicy {
     kept: Vec<String>,
     id: CallId,
     check: Option<Check>,
+    methods: Vec<String>,
     status: u16,
     body: Bytes,
     takes_get: bool,
@@ -55,6 +56,7 @@ impl Default for CallbackPolicy {
             kept: Vec::new(),
             id: CallId::Given,
             check: None,
+            methods: vec!["POST".into()],
             status: 202,
             body: Bytes::new(),
             takes_get: false,
@@ -98,6 +100,18 @@ impl CallbackPolicy {
     pub fn id_from_body(mut self) -> CallbackPolicy {
         self.id = CallId::Body;
         self
+    }
+
+    /// Takes calls by another HTTP method too, such as `GET` or `PUT`. Default: `POST` alone.
+    pub fn also_by(mut self, method: &str) -> CallbackPolicy {
+        self.methods.push(method.to_ascii_uppercase());
+        self
+    }
+
+    /// Tells whether a call may come by this HTTP method.
+    #[must_use]
+    pub fn allows_method(&self, method: &str) -> bool {
+        self.methods.iter().any(|allowed| allowed == method)
     }
 
     /// The answer to a call that was taken: an HTTP status and a body. Default: 202, empty.

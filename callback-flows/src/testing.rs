@@ -69,6 +69,8 @@
 //! # paused().block_on(whatever_dies_an_order_is_charged_once());
 //! ```
 
+#[cfg(test)]
+mod events;
 pub(crate) mod fakes;
 #[cfg(test)]
 mod journals;

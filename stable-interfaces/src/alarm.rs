@@ -24,10 +24,16 @@ use crate::fleet::Fleet;
 use crate::id::{MAX_VALUE_BYTES, check_id};
 use crate::json;
 use crate::store::client::StoreClient;
-use crate::store::{AlarmKey, AlarmRow, InstanceName, Revision, ShardId};
+use crate::store::{After, AlarmKey, AlarmRow, InstanceName, Loaded, Page, Revision, Rows, ShardId};
 use crate::sync::Arc;
 
 pub use retry::RetryPolicy;
+
+/// The number of alarms that are few for a shard, in a list of all, and about the most bytes of them.
+const FEW: usize = 16;
+const FEW_BYTES: usize = 16 * 1_024;
+/// The most shards that are read at once for such a list.
+const SHARDS_AT_ONCE: usize = 64;
 
 /// Checks what is to be an alarm's ID.
 pub(crate) fn check_alarm_id(id: &str) -> Result<(), ContextError> {
@@ -51,18 +57,46 @@ pub(crate) async fn list(
         None => (0, None),
     };
     let mut found = Vec::new();
+    let mut take = |found: &mut Vec<Alarm>, rows: Vec<AlarmRow>| {
+        let wanted = rows.into_iter().filter(|row| *row.name.interface == *interface);
+        found.extend(wanted.map(|row| Alarm::new(Arc::new(row))));
+    };
+    // Most shards have few alarms: of those many are read at once, the more, the longer none had many.
+    let mut at_once = 1;
     while shard < fleet.shards() && found.len() < limit {
-        let mut pages = client.pages::<AlarmRow>(ShardId(shard), after.take());
+        if at_once > 1 {
+            let pages: Vec<Page> = (shard..fleet.shards()).take(at_once).map(|shard| first_few(ShardId(shard))).collect();
+            at_once = (at_once * 2).min(SHARDS_AT_ONCE);
+            for Loaded { rows, is_last, .. } in client.load(&pages).await.map_err(ContextError::store)? {
+                let Rows::Alarms(rows) = rows else { break };
+                if !is_last {
+                    at_once = 1;
+                    break;
+                }
+                take(&mut found, rows);
+                shard += 1;
+            }
+            if at_once > 1 {
+                continue;
+            }
+        }
+        let (mut pages, mut count) = (client.pages::<AlarmRow>(ShardId(shard), after.take()), 0);
         while found.len() < limit
             && let Some(rows) = pages.next().await.map_err(ContextError::store)?
         {
-            let wanted = rows.into_iter().filter(|row| *row.name.interface == *interface);
-            found.extend(wanted.map(|row| Alarm::new(Arc::new(row))));
+            count += rows.len();
+            take(&mut found, rows);
         }
         shard += 1;
+        at_once = if count <= FEW { 2 } else { 1 };
     }
     found.truncate(limit);
     Ok(found)
+}
+
+/// The first alarms of a shard that is expected to have few.
+fn first_few(shard: ShardId) -> Page {
+    Page { shard, after: After::Alarms(None), limit: FEW, bytes: FEW_BYTES, keys_only: false }
 }
 
 /// The meta of the alarm `id`, as it is stored.

@@ -56,6 +56,10 @@ impl Shared {
 impl Engine {
     /// Takes the events that are to be stored.
     pub(crate) fn take_emitted(&mut self) -> Vec<Emitted> {
+        #[cfg(test)]
+        if self.sabotage == Some(super::Sabotage::EmitsBeforeAllIsTakenIn) {
+            self.emitted.append(&mut self.shared.state.lock().emitted);
+        }
         std::mem::take(&mut self.emitted)
     }
 
