@@ -283,6 +283,12 @@ on_each_store! {
             site.probes.set_alarm(&id, "b", world.at(3_600_000 - n), &()).await.unwrap();
             expected.extend([(id.clone(), "a".to_owned()), (id, "b".to_owned())]);
         }
+        // And one shard with many.
+        let site = if zero.host.owns("id-7").unwrap() { &zero } else { &one };
+        for n in 0..40 {
+            site.probes.set_alarm("id-7", &format!("c-{n}"), world.at(3_600_000), &()).await.unwrap();
+            expected.push(("id-7".to_owned(), format!("c-{n}")));
+        }
         let outside = outside(&world);
         let mut found = Vec::new();
         let mut after = None;
@@ -297,7 +303,22 @@ on_each_store! {
         found.sort();
         expected.sort();
         assert_eq!(found, expected);
-        assert_eq!(zero.probes.all_alarms(None, 100).await.unwrap().len(), 50, "from any host");
+        assert_eq!(zero.probes.all_alarms(None, 100).await.unwrap().len(), 90, "from any host");
         assert!(outside.all_alarms("other", None, 10).await.unwrap().is_empty());
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn shards_with_few_alarms_are_listed_many_at_a_time() {
+    let world = World::in_memory();
+    let site = world.start().await;
+    for n in 0..10 {
+        site.probes.set_alarm(&n.to_string(), "a", world.at(3_600_000), &()).await.unwrap();
+    }
+    world.settle().await;
+    let before = world.store.calls(Method::Load);
+    assert_eq!(site.probes.all_alarms(None, 100).await.unwrap().len(), 10);
+    let calls = world.store.calls(Method::Load) - before;
+    assert!(calls <= 32, "{calls} calls for 1,024 shards");
+    site.host.drain(Duration::from_secs(1)).await;
 }

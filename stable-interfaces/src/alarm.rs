@@ -57,7 +57,7 @@ pub(crate) async fn list(
         None => (0, None),
     };
     let mut found = Vec::new();
-    let mut take = |found: &mut Vec<Alarm>, rows: Vec<AlarmRow>| {
+    let take = |found: &mut Vec<Alarm>, rows: Vec<AlarmRow>| {
         let wanted = rows.into_iter().filter(|row| *row.name.interface == *interface);
         found.extend(wanted.map(|row| Alarm::new(Arc::new(row))));
     };
@@ -65,7 +65,8 @@ pub(crate) async fn list(
     let mut at_once = 1;
     while shard < fleet.shards() && found.len() < limit {
         if at_once > 1 {
-            let pages: Vec<Page> = (shard..fleet.shards()).take(at_once).map(|shard| first_few(ShardId(shard))).collect();
+            let pages: Vec<Page> =
+                (shard..fleet.shards()).take(at_once).map(|shard| first_few(ShardId(shard))).collect();
             at_once = (at_once * 2).min(SHARDS_AT_ONCE);
             for Loaded { rows, is_last, .. } in client.load(&pages).await.map_err(ContextError::store)? {
                 let Rows::Alarms(rows) = rows else { break };
