@@ -6,6 +6,7 @@
 
 pub mod alarms;
 pub mod failures;
+pub mod flows;
 pub mod measure;
 pub mod overload;
 pub mod pairs;

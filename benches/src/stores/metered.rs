@@ -19,6 +19,7 @@ pub struct Metered(Arc<Counted>);
 struct Counted {
     store: Arc<dyn Store>,
     writes: AtomicU64,
+    posts: AtomicU64,
     put: AtomicU64,
     removed: AtomicU64,
     changed: Notify,
@@ -28,14 +29,20 @@ impl Metered {
     /// Counts from zero.
     #[must_use]
     pub fn new(store: Arc<dyn Store>) -> Metered {
-        let (writes, put, removed) = Default::default();
-        Metered(Arc::new(Counted { store, writes, put, removed, changed: Notify::new() }))
+        let (writes, posts, put, removed) = Default::default();
+        Metered(Arc::new(Counted { store, writes, posts, put, removed, changed: Notify::new() }))
     }
 
     /// Says whether there are other clones of this one.
     #[must_use]
     pub fn is_shared(&self) -> bool {
         Arc::strong_count(&self.0) > 1
+    }
+
+    /// The number of group commits, and of messages that were posted.
+    #[must_use]
+    pub fn writes(&self) -> u64 {
+        self.0.writes.load(Ordering::SeqCst) + self.0.posts.load(Ordering::SeqCst)
     }
 
     /// The number of alarms that a write has put or removed, on average.
@@ -100,6 +107,7 @@ impl Store for Metered {
     }
 
     async fn post(&self, messages: &[NewMessage]) -> Result<Vec<Posted>, StoreError> {
+        self.0.posts.fetch_add(messages.len() as u64, Ordering::SeqCst);
         self.0.store.post(messages).await
     }
 
