@@ -4,10 +4,10 @@
 //! Everything that is waited for here may come while no process runs: early, late, twice, out of order, or never. Read it from top to
 //! bottom: there is nothing more to it. `service.rs` has the doors through which calls come in.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
-use callback_flows::{Flow, FlowResult, Flows, FlowsError};
+use callback_flows::{Flow, FlowResult};
 use futures_util::{StreamExt, stream::SelectAll};
 use reqwest::Url;
 use serde::{Deserialize, Serialize};
@@ -59,15 +59,6 @@ pub(crate) struct World {
     pub(crate) partner: Remote,
     /// The time in which the partner has to answer.
     pub(crate) limit: Duration,
-    /// The flows themselves: set before any of them runs.
-    pub(crate) flows: OnceLock<Flows>,
-}
-
-impl World {
-    async fn begin(&self, order: &Order) -> Result<(), FlowsError> {
-        let flows = self.flows.get().expect("it is set before any flow runs");
-        flows.start("order", &order.id, order).await.map(drop)
-    }
 }
 
 /// Runs for as long as the business does: follows the regions that open, and begins a flow for each of their orders.
@@ -89,7 +80,7 @@ pub(crate) async fn broker(world: Arc<World>, flow: Flow, (): ()) -> FlowResult<
             Some(placed) = orders.next() => {
                 let Ok(order) = placed else { continue };
                 // A flow of its own, under the order's ID: the same order again is the same flow.
-                flow.step_for("begin", &order.id).run(|_| world.begin(&order)).await?;
+                drop(flow.spawn("order", &order.id, &order));
             }
         }
     }
@@ -107,7 +98,7 @@ pub(crate) async fn order(world: Arc<World>, flow: Flow, order: Order) -> FlowRe
 
 /// The life of an order in version 1, for as long as there are orders that began with it.
 pub(crate) async fn order_1(world: Arc<World>, flow: Flow, order: Order) -> FlowResult<Ended> {
-    let World { app, partner, limit, .. } = &*world;
+    let World { app, partner, limit } = &*world;
     let mut answer = flow.callback::<Taker>("answer");
     flow.step("offer").run(|s| partner.tell("offers", &order.id, "-", answer.url(), s.idempotency_key())).await?;
     let due = flow.now() + *limit;

@@ -28,7 +28,6 @@ mod store;
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::process::ExitCode;
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use callback_flows::UrlKeys;
@@ -143,7 +142,7 @@ async fn serve(serving: Serving) -> Result<(), Failed> {
         let base = world.join(path).map_err(|e| CannotStart::new("there is no such world", e))?;
         Ok::<_, CannotStart>(Remote { http: client(CALL_LIMIT), base })
     };
-    let world = World { app: remote("app/")?, partner: remote("partner/")?, limit, flows: OnceLock::new() };
+    let world = World { app: remote("app/")?, partner: remote("partner/")?, limit };
     let keys = UrlKeys::new("drill", NO_SECRET).map_err(|e| CannotStart::new("cannot sign URLs", e))?;
     Ok(service::serve(host, listener, version, world, keys, process::asked_to_stop(true)).await?)
 }

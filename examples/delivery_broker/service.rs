@@ -84,7 +84,6 @@ pub(crate) async fn serve(
 ) -> Result<()> {
     let address = tcp.local_addr()?;
     let world = Arc::new(world);
-    let flows_cell = world.clone();
     let [first, second, third] = std::array::from_fn(|_| world.clone());
     let mut flows = Flows::builder()
         .flow("broker", 1, move |flow, input| broker::broker(first.clone(), flow, input))
@@ -94,7 +93,6 @@ pub(crate) async fn serve(
         flows = flows.flow("order", 2, move |flow, input| broker::order(third.clone(), flow, input));
     }
     let flows = flows.register(&mut host)?;
-    let _ = flows_cell.flows.set(flows.clone());
     let host = host.start().await?;
     println!("listening on http://{address}");
     let app = Router::new()
