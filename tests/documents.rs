@@ -186,6 +186,45 @@ fn the_guide_to_flows_shows_and_counts_the_two_services_as_they_are() {
     }
 }
 
+/// The sources of the flows, with texts that go over several lines joined.
+fn flow_sources() -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let mut joined = String::new();
+    for source in sources(&root.join("callback-flows/src")) {
+        let mut parts = source.split("\\\n");
+        joined += parts.next().unwrap();
+        parts.for_each(|part| joined += part.trim_start());
+    }
+    joined
+}
+
+#[test]
+fn the_guide_to_flows_has_the_words_that_a_blocked_flow_says() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let guide = std::fs::read_to_string(root.join("docs/flows.md")).unwrap();
+    let sources = flow_sources();
+    let rows =
+        guide.lines().skip_while(|line| !line.starts_with("| mistake |")).skip(2).take_while(|line| !line.is_empty());
+    let mut compared = 0;
+    for row in rows {
+        let says = row.split(" | ").nth(1).unwrap();
+        if says.starts_with("the same") {
+            continue;
+        }
+        // What stands between its numbers, its names and what is left out.
+        let parts =
+            says.split(|c: char| c.is_ascii_digit() || matches!(c, '`' | '"')).flat_map(|part| part.split(".."));
+        let parts: Vec<_> =
+            parts.map(|part| part.trim_matches([' ', ':', ','])).filter(|part| part.len() > 7).collect();
+        assert!(!parts.is_empty(), "nothing can be compared of: {says}");
+        for part in parts {
+            assert!(sources.contains(part), "no flow says {part:?}, of: {says}");
+            compared += 1;
+        }
+    }
+    assert!(compared > 20, "only {compared} texts were compared");
+}
+
 /// What an application meets first, as it is declared.
 const MAIN_ITEMS: [&str; 19] = [
     "pub struct Host {",
