@@ -28,6 +28,8 @@ use system_tests::{World, in_time, on_each_store};
 
 #[path = "flows/children.rs"]
 mod children;
+#[path = "flows/continued.rs"]
+mod continued;
 
 const SECOND: Duration = Duration::from_secs(1);
 const LEASE: Duration = Duration::from_secs(15);

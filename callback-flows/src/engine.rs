@@ -11,6 +11,7 @@
 
 mod check;
 mod children;
+mod continued;
 mod emitted;
 mod faults;
 mod names;
@@ -18,7 +19,7 @@ mod shared;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -39,6 +40,7 @@ use crate::flow::Flow;
 use crate::journal::{Begun, Ended, Entry, Event, Key, Page, Settled};
 
 pub(crate) use self::children::{Post, What};
+pub(crate) use self::continued::is_signal;
 pub(crate) use self::emitted::{Emitted, MAX_EVENT_BYTES};
 #[cfg(feature = "testing")]
 pub(crate) use self::names::name_of;
@@ -52,7 +54,40 @@ const MAX_HANDED_IN: usize = 2 * 1024 * 1024;
 
 pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 /// The code of a flow: makes its future from the input.
-pub(crate) type Code = Arc<dyn Fn(Flow, Bytes) -> BoxFuture<Result<Bytes, Arc<str>>> + Send + Sync>;
+pub(crate) type Code = Arc<dyn Fn(Flow, Bytes) -> BoxFuture<Result<Bytes, Stop>> + Send + Sync>;
+
+/// The reason why a flow's code came to no result.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Stop {
+    Failed(Arc<str>),
+    /// It is to go on as another run, with this input as JSON.
+    Continue(Bytes),
+}
+
+impl From<Arc<str>> for Stop {
+    fn from(error: Arc<str>) -> Stop {
+        Stop::Failed(error)
+    }
+}
+
+impl From<String> for Stop {
+    fn from(error: String) -> Stop {
+        Stop::Failed(error.into())
+    }
+}
+
+impl From<&str> for Stop {
+    fn from(error: &str) -> Stop {
+        Stop::Failed(error.into())
+    }
+}
+
+/// The end of a run.
+#[derive(Debug)]
+enum End {
+    Over(Ended),
+    Continue(Bytes),
+}
 /// A step that undoes another.
 pub(crate) type Undo = Box<dyn FnOnce(Flow) -> BoxFuture<()> + Send>;
 
@@ -64,6 +99,8 @@ pub(crate) enum Phase {
     /// It needs somebody to look at it.
     Blocked(Blocked),
     Ended(Ended),
+    /// Its run is over, and another one is to begin: [`Engine::take_continuation`].
+    Continued,
 }
 
 /// Something that the code waits for.
@@ -91,13 +128,13 @@ pub(crate) enum Sabotage {
 }
 
 enum Running {
-    Unconstrained(Unconstrained<BoxFuture<Ended>>),
+    Unconstrained(Unconstrained<BoxFuture<End>>),
     #[cfg(test)]
-    Budgeted(BoxFuture<Ended>),
+    Budgeted(BoxFuture<End>),
 }
 
 impl Running {
-    fn poll(&mut self, task: &mut Context<'_>) -> Poll<Ended> {
+    fn poll(&mut self, task: &mut Context<'_>) -> Poll<End> {
         match self {
             Running::Unconstrained(code) => Pin::new(code).poll(task),
             #[cfg(test)]
@@ -119,7 +156,13 @@ pub(crate) struct Engine {
     /// The entry that is being taken in, if that was interrupted.
     current: Option<u64>,
     next_seq: u64,
+    /// The number of the first entry of this run.
+    first_seq: u64,
     bytes: usize,
+    /// Messages that came in earlier runs, and that this one may take over.
+    taken_along: BTreeMap<u64, Entry>,
+    /// The input of the next run, and the callbacks and signals that go along.
+    left: Option<(Bytes, continued::Open)>,
     /// The number of entries that the code has taken in in an earlier life, and what it began because of which.
     recorded_to: u64,
     recorded: HashMap<u64, Vec<Begun>>,
@@ -159,7 +202,10 @@ impl Engine {
             unseen: 0,
             current: None,
             next_seq: 0,
+            first_seq: 0,
             bytes: 0,
+            taken_along: BTreeMap::new(),
+            left: None,
             recorded_to: 0,
             recorded: HashMap::new(),
             fresh: Page::default(),
@@ -180,6 +226,9 @@ impl Engine {
                 engine.recorded.insert(settled.seq, settled.begun);
             }
             for entry in page.entries {
+                if matches!(entry.event, Event::Continued { .. }) {
+                    engine.begin_run(entry.seq);
+                }
                 engine.next_seq = entry.seq + 1;
                 engine.bytes += entry.event.size();
                 engine.pending.push_back(entry);
@@ -208,9 +257,9 @@ impl Engine {
         &self.phase
     }
 
-    /// The number of entries of the journal.
+    /// The number of entries of the journal of this run.
     pub(crate) fn entries(&self) -> u64 {
-        self.next_seq
+        self.next_seq - self.first_seq
     }
 
     /// About how many bytes the journal's entries have.
@@ -258,6 +307,9 @@ impl Engine {
             // Nobody can tell until its code goes on.
             return true;
         }
+        if self.goes_along(callback) {
+            return true;
+        }
         let state = self.shared.state.lock();
         !has_begun(&state.named, callback) || state.by_key.contains_key(callback)
     }
@@ -302,20 +354,24 @@ impl Engine {
         if !matches!(event, Event::Posted { .. }) {
             self.record_posted(at);
         }
+        if matches!(event, Event::Continued { .. }) {
+            self.begin_run(self.next_seq);
+        }
         let entry = Entry { seq: self.next_seq, at, event };
         self.next_seq += 1;
         self.bytes += entry.event.size();
         self.fresh.entries.push(entry.clone());
-        if matches!(self.phase, Phase::Going) {
+        if matches!(self.phase, Phase::Going | Phase::Continued) {
             self.pending.push_back(entry);
         } else {
             self.unseen += usize::from(matches!(entry.event, Event::Message { .. }));
         }
         let Limits { entries, bytes, .. } = self.shared.limits;
-        if matches!(self.phase, Phase::Going) && (self.next_seq > entries || self.bytes > bytes) {
+        if matches!(self.phase, Phase::Going) && (self.entries() > entries || self.bytes > bytes) {
             let message = format!(
                 "its journal has {} entries and {} bytes, and may have {entries} and {bytes}: return `flow.continue_with(..)` in time",
-                self.next_seq, self.bytes
+                self.entries(),
+                self.bytes
             );
             self.block(Blocked::new(BlockedKind::TooLong, message));
         }
@@ -460,6 +516,8 @@ impl Engine {
         let mut state = self.shared.state.lock();
         state.now = state.now.max(at);
         state.begun.clear();
+        state.told_entries += 1;
+        state.told_bytes += event.size();
         state.emitted.clear();
         state.children.forget();
         state.take_in(seq, at, &event);
@@ -474,6 +532,13 @@ impl Engine {
             Event::Cancel => {
                 drop(state);
                 self.cancel();
+                return Ok(());
+            }
+            Event::Continued { run, seed, input, carried, .. } => {
+                (state.run, state.seed) = (*run, *seed);
+                state.take_over(carried, &mut self.taken_along)?;
+                drop(state);
+                self.start(input.clone());
                 return Ok(());
             }
             Event::Posted { .. } => return Ok(()),
@@ -549,10 +614,11 @@ impl Engine {
         self.run(Box::pin(async move {
             let result = async { code(flow.clone(), input).await }.await;
             let ended = match result {
-                Ok(value) => Ended::Done(value),
-                Err(error) => {
+                Ok(value) => End::Over(Ended::Done(value)),
+                Err(Stop::Continue(input)) => End::Continue(input),
+                Err(Stop::Failed(error)) => {
                     undo_all(&flow).await;
-                    Ended::Failed(error)
+                    End::Over(Ended::Failed(error))
                 }
             };
             flow.shared().all_posted().await;
@@ -580,11 +646,11 @@ impl Engine {
         self.run(Box::pin(async move {
             undo_all(&flow).await;
             flow.shared().all_posted().await;
-            Ended::Cancelled
+            End::Over(Ended::Cancelled)
         }));
     }
 
-    fn run(&mut self, code: BoxFuture<Ended>) {
+    fn run(&mut self, code: BoxFuture<End>) {
         self.shared.self_woken.store(true, Ordering::Relaxed);
         #[cfg(test)]
         if self.sabotage == Some(Sabotage::NotUnconstrained) {
@@ -595,7 +661,7 @@ impl Engine {
     }
 
     /// Polls the code for as long as it has something to do.
-    fn release_all(&mut self, left: &mut usize) -> Result<Poll<Ended>, Blocked> {
+    fn release_all(&mut self, left: &mut usize) -> Result<Poll<End>, Blocked> {
         // A start, a cancellation, and a sabotaged delivery: nothing is released for those.
         if self.shared.self_woken.load(Ordering::Relaxed)
             && let Poll::Ready(ended) = self.poll(Mode::Settling)?
@@ -645,7 +711,7 @@ impl Engine {
     }
 
     /// Polls the code, and again for as long as it wakes itself.
-    fn poll(&mut self, mode: Mode) -> Result<Poll<Ended>, Blocked> {
+    fn poll(&mut self, mode: Mode) -> Result<Poll<End>, Blocked> {
         let shared = self.shared.clone();
         for _ in 0..MAX_SELF_WAKES {
             shared.self_woken.store(false, Ordering::Relaxed);
@@ -723,7 +789,7 @@ impl Engine {
         Ok(())
     }
 
-    fn end(&mut self, seq: u64, ended: Ended) {
+    fn end(&mut self, seq: u64, end: End) {
         let mut state = self.shared.state.lock();
         let begun = std::mem::take(&mut state.begun);
         let emitted = std::mem::take(&mut state.emitted);
@@ -731,9 +797,13 @@ impl Engine {
         drop(state);
         if let Some(expected) = expected {
             let differs = compare(seq, &expected, &begun);
-            if self.may_end && seq + 1 == self.recorded_to && differs.is_ok() {
+            if let End::Over(ended) = &end
+                && self.may_end
+                && seq + 1 == self.recorded_to
+                && differs.is_ok()
+            {
+                self.phase = Phase::Ended(ended.clone());
                 self.leave(Mode::Leaving);
-                self.phase = Phase::Ended(ended);
                 return;
             }
             let goes_on = format!(
@@ -748,9 +818,19 @@ impl Engine {
         if !begun.is_empty() {
             self.fresh.settled.push(Settled { seq, begun });
         }
-        self.fresh.ended = Some(ended.clone());
+        self.current = None;
+        self.phase = match end {
+            End::Over(ended) => {
+                self.fresh.ended = Some(ended.clone());
+                Phase::Ended(ended)
+            }
+            End::Continue(input) => {
+                // Before the code drops what it still holds.
+                self.left = Some((input, self.shared.state.lock().take_open()));
+                Phase::Continued
+            }
+        };
         self.leave(Mode::Leaving);
-        self.phase = Phase::Ended(ended);
     }
 
     /// Blocks the flow: its code is dropped, and its journal stays.

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use stable_interfaces::Timestamp;
 
 use crate::callback::Callback;
-use crate::engine::{Kind, Shared, scope_within, timer_name};
+use crate::engine::{Kind, Shared, Stop, scope_within, timer_name};
 use crate::journal::Detail;
 use crate::step::{Step, StepCx, with_causes};
 use crate::timer::{Elapsed, Sleep};
@@ -24,35 +24,42 @@ pub type FlowResult<T> = Result<T, FlowError>;
 /// The error that a flow fails with: any error, converted by `?`, or a text. Its causes are kept as text.
 ///
 /// It is no [`Error`] itself, as `anyhow::Error` is none, so that every error can become one.
-pub struct FlowError(Arc<str>);
+pub struct FlowError(Stop);
 
 impl FlowError {
     /// An error with this text.
     #[must_use]
     pub fn new(text: impl fmt::Display) -> FlowError {
-        FlowError(text.to_string().into())
+        FlowError(Stop::Failed(text.to_string().into()))
     }
 
-    pub(crate) fn into_text(self) -> Arc<str> {
+    pub(crate) fn into_stop(self) -> Stop {
         self.0
+    }
+
+    fn text(&self) -> &str {
+        match &self.0 {
+            Stop::Failed(text) => text,
+            Stop::Continue(_) => "it goes on as another run",
+        }
     }
 }
 
 impl<E: Error> From<E> for FlowError {
     fn from(error: E) -> FlowError {
-        FlowError(with_causes(&error).into())
+        FlowError(Stop::Failed(with_causes(&error).into()))
     }
 }
 
 impl fmt::Debug for FlowError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.text())
     }
 }
 
 impl fmt::Display for FlowError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.text())
     }
 }
 
@@ -179,6 +186,49 @@ impl Flow {
     #[must_use]
     pub fn patched(&self, name: &str) -> bool {
         self.shared.is_patched(&self.scope, name)
+    }
+
+    /// Goes on with another input and a new journal, under the same ID: for a flow that never ends, whose journal would never end
+    /// either. Return it at once, when [`should_continue`](Self::should_continue) says so.
+    ///
+    /// ```
+    /// # use callback_flows::{Flow, FlowResult};
+    /// async fn sum(flow: Flow, mut sum: u64) -> FlowResult<u64> {
+    ///     let mut numbers = flow.callback::<u64>("numbers");
+    ///     loop {
+    ///         match numbers.next().await? {
+    ///             0 => return Ok(sum),
+    ///             number => sum += number,
+    ///         }
+    ///         if flow.should_continue() {
+    ///             return flow.continue_with(&sum);
+    ///         }
+    ///     }
+    /// }
+    /// ```
+    ///
+    /// Callbacks that are open keep their URLs and the messages that were not taken: each is the first of its name, and branch, that
+    /// the next run begins. So do signals, and the IDs of calls. The rest is over: timers, steps that were not awaited, undo steps; children
+    /// go on by themselves. The next run is of the newest version that takes this input.
+    ///
+    /// # Errors
+    /// It is the error that the flow's code is to return. If `input` cannot be JSON, or has more than 256 KiB, that fails the flow.
+    pub fn continue_with<T>(&self, input: &(impl Serialize + ?Sized)) -> FlowResult<T> {
+        let input = serde_json::to_vec(input)?;
+        let limit = self.shared.limits.value_bytes;
+        if input.len() > limit {
+            let bytes = input.len();
+            return Err(FlowError::new(format!("the input of its next run has {bytes} bytes, and may have {limit}")));
+        }
+        self.shared.keep_callbacks();
+        Err(FlowError(Stop::Continue(input.into())))
+    }
+
+    /// Tells whether the journal is long enough to be worth a [`continue_with`](Self::continue_with): after 2,000 entries, or 2 MiB. It
+    /// is the same in every replay.
+    #[must_use]
+    pub fn should_continue(&self) -> bool {
+        self.shared.should_continue()
     }
 
     /// Registers a step that is run if this flow fails or is cancelled: the last one that was registered first, each tried again

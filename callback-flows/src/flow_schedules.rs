@@ -26,7 +26,7 @@ use stable_interfaces::Timestamp;
 use stable_interfaces::clock::{Clock, Random, Sleep};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::engine::{BoxFuture, Code, Engine, Kind, Limits, Phase, Post, Sabotage, Shared, What};
+use crate::engine::{BoxFuture, Code, Engine, Kind, Limits, Phase, Post, Sabotage, Shared, Stop, What};
 use crate::journal::{ChildOutcome, Ended, Entry, Event, Message, Page, StepOutcome};
 use crate::step::Retry;
 use crate::{Callback, Flow};
@@ -396,7 +396,7 @@ fn execute<'a>(flow: Flow, node: &'a Node, world: &'a Arc<World>) -> BoxedIn<'a>
 type BoxedIn<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
 
 fn code_of(program: Arc<Node>, world: Arc<World>, fails: bool) -> Code {
-    Arc::new(move |flow, _| -> BoxFuture<Result<Bytes, Arc<str>>> {
+    Arc::new(move |flow, _| -> BoxFuture<Result<Bytes, Stop>> {
         let (program, world) = (program.clone(), world.clone());
         Box::pin(async move {
             execute(flow, &program, &world).await;

@@ -97,6 +97,12 @@ impl Registry {
         self.flows.get(name)?.last_key_value().map(|(version, _)| *version)
     }
 
+    /// The version that goes on with this input where another one has ended a run: the newest that takes it.
+    pub(crate) fn version_after(&self, name: &str, version: u32, input: &[u8]) -> u32 {
+        let newest = self.newest(name).filter(|newest| self.check(name, *newest, input).is_ok());
+        newest.map_or(version, |newest| newest.max(version))
+    }
+
     /// Refuses an input that a version does not take.
     pub(crate) fn check(&self, name: &str, version: u32, input: &[u8]) -> Result<(), serde_json::Error> {
         let version = self.flows.get(name).and_then(|versions| versions.get(&version));
@@ -140,8 +146,8 @@ impl FlowsBuilder {
             let code = code.clone();
             Box::pin(async move {
                 let input = serde_json::from_slice(&input);
-                let input = input.map_err(|error| Arc::from(format!("its input is of another type: {error}")))?;
-                let result = code(flow, input).await.map_err(FlowError::into_text)?;
+                let input = input.map_err(|error| format!("its input is of another type: {error}"))?;
+                let result = code(flow, input).await.map_err(FlowError::into_stop)?;
                 let result =
                     serde_json::to_vec(&result).map_err(|error| format!("its result cannot be JSON: {error}"))?;
                 if result.len() > limit {

@@ -5,6 +5,7 @@
 //! rings the [`Bell`], and the [`pump`], a task of the incarnation, brings the next turn. If a commit fails, the instance is built
 //! anew and its code replayed.
 
+mod continued;
 mod sealed;
 mod telling;
 #[cfg(feature = "postgres")]
@@ -27,6 +28,7 @@ use stable_interfaces::{
 };
 use tokio::sync::Notify;
 
+use self::continued::{Before, LEFTOVERS, ONCE};
 use self::sealed::Sealed;
 pub(crate) use self::telling::Look;
 use self::telling::{Said, Unread};
@@ -34,7 +36,7 @@ use crate::blocked::{Blocked, BlockedKind};
 use crate::command::{Command, Parent};
 use crate::courier::{self, Letter, Parents, Receipt};
 use crate::engine::{Code, Engine, Phase, Shared};
-use crate::flows::journals::{PAGES, pages_of};
+use crate::flows::journals::{PAGES, page_key, run_of};
 use crate::flows::{Kept, Registry};
 use crate::journal::{ChildOutcome, Ended, Event, Message, Page, Unreadable};
 use crate::metrics;
@@ -153,6 +155,8 @@ struct Going {
     input: u64,
     /// The number of the journal's next page.
     pages: u64,
+    /// The things that its run has from those before it.
+    before: Before,
     /// Messages that were taken, by callback and ID, and ends of children, by child.
     seen: HashSet<String>,
     /// The mark up to which steps were let start.
@@ -207,22 +211,25 @@ impl FlowInstance {
             }
             return self.tell(cx).await;
         }
-        // With those of parents, which come after them.
-        let mut rows = cx.list(PAGES.."parent0").await?;
+        // With those of IDs, which come before them, and of parents, which come after them.
+        let mut ids = cx.list(ONCE.."parent0").await?;
+        let mut rows = ids.split_off(ids.partition_point(|(key, _)| key.starts_with(ONCE)));
         let parents = rows.split_off(rows.partition_point(|(key, _)| key.starts_with(PAGES)));
         self.parents = Parents::read(parents.iter().map(|(key, row)| (key, row)))?;
-        let (pages, next_page) = match pages_of(rows) {
+        let (pages, next_page) = match run_of(rows, stored.first_page) {
             Ok(pages) => pages,
             Err(why) => return self.seal(cx, &status, stored, why),
         };
-        let entries = pages.iter().flat_map(|page| &page.entries);
+        let before_it = Before::of(stored.run, stored.first_page, &pages, &ids);
+        // Without the messages of earlier runs: their IDs are in rows of their own.
+        let entries = pages.iter().flat_map(|page| &page.entries).filter(|entry| !before_it.is_older(entry.seq));
         let seen = entries.filter_map(|entry| match &entry.event {
             Event::Message { callback, message } => Some(seen_as(callback, &message.id)),
             Event::ChildEnded { child, .. } => Some(seen_as(child, "")),
             _ => None,
         });
         let seen = seen.collect();
-        let going = self.begin(cx, stored.version, pages)?;
+        let going = self.begin(cx, (stored.version, stored.run), pages)?;
         (going.started_at, going.input) = (stored.started_at, stored.input);
         if let State::Blocked { why } = &stored.state
             && matches!(why.kind(), BlockedKind::StepFailed | BlockedKind::StepKilled)
@@ -233,6 +240,7 @@ impl FlowInstance {
             going.engine.block(why.clone());
         }
         going.pages = next_page;
+        going.before = before_it;
         going.seen = seen;
         going.said = Said::of(&stored);
         going.status = Some(Arc::new(stored));
@@ -249,7 +257,12 @@ impl FlowInstance {
     }
 
     /// An engine for this flow, and the task that brings its turns.
-    fn begin(&mut self, cx: &mut Context, version: u32, pages: Vec<Page>) -> Result<&mut Going, TurnError> {
+    fn begin(
+        &mut self,
+        cx: &mut Context,
+        (version, run): (u32, u32),
+        pages: Vec<Page>,
+    ) -> Result<&mut Going, TurnError> {
         let bell = Arc::<Bell>::default();
         let ring = bell.clone();
         let shared = Shared::new(
@@ -269,7 +282,7 @@ impl FlowInstance {
         let is_known = code.is_some();
         let nothing: Code = Arc::new(|_, _| Box::pin(std::future::pending()));
         let mut engine = Engine::new(shared, code.unwrap_or(nothing), pages);
-        engine.set_span(tracing::info_span!("flow", name, id, version, run = RUN));
+        engine.set_span(tracing::info_span!("flow", name, id, version, run));
         if !is_known {
             let message = format!("version {version} of `{name}`, with which it began, is not in this program");
             engine.block(Blocked::new(BlockedKind::UnknownVersion, message));
@@ -284,6 +297,7 @@ impl FlowInstance {
             started_at: cx.now(),
             input: 0,
             pages: 0,
+            before: Before::none(),
             seen: HashSet::new(),
             opened: 0,
             status: None,
@@ -312,12 +326,8 @@ impl FlowInstance {
                 self.tell(cx).await?;
                 Answer::Done
             }
-            Command::Deliver { run: None | Some(RUN), callback, message } => {
-                self.deliver(cx, callback, message, arrived)
-            }
-            Command::ChildEnded { run: RUN, child, outcome } => self.child_ended(child, outcome, arrived),
-            // Of another run.
-            Command::Deliver { .. } | Command::ChildEnded { .. } => Answer::Gone,
+            Command::Deliver { run, callback, message } => self.deliver(cx, (run, callback), message, arrived),
+            Command::ChildEnded { run, child, outcome } => self.child_ended((run, child), outcome, arrived),
             Command::Cancel => match &mut self.loaded {
                 Loaded::Absent => Answer::NotFound,
                 Loaded::Over(_) => Answer::Gone,
@@ -344,13 +354,19 @@ impl FlowInstance {
             return Ok(if known == hash { Answer::Already } else { Answer::Conflict });
         }
         let (now, seed) = (cx.now(), cx.random().next_u64());
-        let going = self.begin(cx, version, Vec::new())?;
+        let going = self.begin(cx, (version, RUN), Vec::new())?;
         going.input = hash;
         going.engine.append(now, Event::Start { version, run: RUN, seed, input });
         Ok(Answer::Done)
     }
 
-    fn deliver(&mut self, cx: &Context, callback: Arc<str>, mut message: Message, arrived: Timestamp) -> Answer {
+    fn deliver(
+        &mut self,
+        cx: &Context,
+        (run, address): (Option<u32>, Arc<str>),
+        mut message: Message,
+        arrived: Timestamp,
+    ) -> Answer {
         let going = match &mut self.loaded {
             Loaded::Absent => return Answer::NotFound,
             Loaded::Over(_) => return Answer::Gone,
@@ -360,7 +376,8 @@ impl FlowInstance {
         if message.id.is_empty() {
             message.id = format!("{:016x}", cx.random().next_u64()).into();
         }
-        if going.seen.contains(&seen_as(&callback, &message.id)) {
+        let Some(callback) = going.before.callback(run, &address) else { return Answer::Gone };
+        if going.seen.contains(&seen_as(&callback, &message.id)) || going.before.has_taken(run, &address, &message.id) {
             return Answer::Already;
         }
         going.pass_until(arrived);
@@ -375,13 +392,16 @@ impl FlowInstance {
         Answer::Done
     }
 
-    fn child_ended(&mut self, child: Arc<str>, outcome: ChildOutcome, arrived: Timestamp) -> Answer {
+    fn child_ended(&mut self, (run, child): (u32, Arc<str>), outcome: ChildOutcome, arrived: Timestamp) -> Answer {
         let going = match &mut self.loaded {
             Loaded::Absent => return Answer::NotFound,
             Loaded::Over(_) => return Answer::Gone,
             Loaded::Sealed(_) => return Answer::Full,
             Loaded::Going(going) => going,
         };
+        if run != going.before.run {
+            return Answer::Gone;
+        }
         if !going.seen.insert(seen_as(&child, "")) {
             return Answer::Already;
         }
@@ -436,7 +456,7 @@ impl FlowInstance {
         loop {
             let mut is_refused = false;
             for post in going.engine.take_posts().into_iter().map(Arc::new) {
-                match Letter::to_child(&self.registry, &self.id, RUN, &post) {
+                match Letter::to_child(&self.registry, &self.id, going.before.run, &post) {
                     Ok(letter) => self.letters.push(letter),
                     Err(outcome) => {
                         is_refused = true;
@@ -512,6 +532,9 @@ impl FlowInstance {
             put_page(cx, going.pages, &page)?;
             going.pages += 1;
         }
+        let events = going.store_events(&self.id, cx)?;
+        let mark = if self.switch(cx)? { 0 } else { mark };
+        let Loaded::Going(going) = &mut self.loaded else { return Ok(()) };
         let is_over = matches!(going.engine.phase(), Phase::Ended(_));
         if let Phase::Ended(Ended::Done(value)) = going.engine.phase() {
             let value = value.clone();
@@ -520,7 +543,6 @@ impl FlowInstance {
                 cx.put_bytes(&format!("{RESULT_KEY}/{n:04}"), chunk)?;
             }
         }
-        let events = going.store_events(&self.id, cx)?;
         let status = going.status_at(cx.now());
         // The time alone is no news.
         if going.status.as_ref().is_none_or(|old| !old.is_same(&status)) {
@@ -547,7 +569,7 @@ impl FlowInstance {
         }
         let has_posts = (!is_over && going.engine.has_posts()) || self.parents.has_refused();
         let is_told = !is_over || self.parents.is_empty();
-        let must_run = has_steps || is_blocked || has_posts || !is_told;
+        let must_run = has_steps || is_blocked || has_posts || !is_told || going.engine.has_unseen();
         if !must_run && self.runs.take().is_some() {
             cx.cancel_alarm(RUNNING)?;
         }
@@ -678,7 +700,7 @@ impl Going {
 
     fn status_at(&self, now: Timestamp) -> Status {
         let state = match self.engine.phase() {
-            Phase::Going => State::Going,
+            Phase::Going | Phase::Continued => State::Going,
             Phase::Blocked(why) => State::Blocked { why: why.clone() },
             Phase::Ended(Ended::Done(_)) => State::Done,
             Phase::Ended(Ended::Failed(error)) => State::Failed { error: short(error) },
@@ -694,7 +716,7 @@ impl Going {
         Status {
             state,
             version: self.version,
-            run: RUN,
+            run: self.before.run,
             started_at: self.started_at,
             changed_at: now,
             revision: self.status.as_ref().map_or(1, |before| before.revision + 1),
@@ -706,6 +728,7 @@ impl Going {
             entries: self.engine.entries(),
             bytes: self.engine.bytes() as u64,
             input: self.input,
+            first_page: self.before.first_page,
         }
     }
 }
@@ -719,7 +742,7 @@ fn put_page(cx: &mut Context, number: u64, page: &Page) -> Result<(), ContextErr
     let page = page.encode();
     for (n, at) in (0..page.len()).step_by(ROW_BYTES).enumerate() {
         let chunk = page.slice(at..page.len().min(at + ROW_BYTES));
-        cx.put_bytes(&format!("{PAGES}{number:010}/{n:04}"), chunk)?;
+        cx.put_bytes(&format!("{}{n:04}", page_key(number)), chunk)?;
     }
     Ok(())
 }
@@ -810,6 +833,9 @@ impl OnAlarm for FlowInstance {
             // For a host that can read its journal.
             cx.hold_alarm();
             return Ok(());
+        }
+        if alarm.id() == LEFTOVERS {
+            return self.clear_leftovers(cx, alarm).await;
         }
         if alarm.id() == RUNNING {
             match &mut self.loaded {

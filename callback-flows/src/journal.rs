@@ -49,8 +49,22 @@ pub(crate) enum Event {
     Cancel,
     /// A child has ended, or could not be begun.
     ChildEnded { child: Key, outcome: ChildOutcome },
+    /// The first entry of a run that goes on where another one has ended, in the place of a start.
+    Continued { version: u32, run: u32, seed: u64, input: Bytes, carried: Vec<Carried> },
     /// Posts have gone out: those that begin these children, and those that cancel these.
     Posted { starts: Vec<Key>, cancels: Vec<Key> },
+}
+
+/// A callback, or a signal, that a run has taken over from the one before it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Carried {
+    /// The operation that it is in this run.
+    pub(crate) key: Key,
+    /// Its address, which is that of the run that opened it: its number, 0 for a signal, and the operation that it was there.
+    pub(crate) run: u32,
+    pub(crate) callback: Key,
+    /// The entries with its messages that were not taken. They stay where they are.
+    pub(crate) unread: Vec<u64>,
 }
 
 /// The end of a child, as its parent is told it.
@@ -276,6 +290,10 @@ impl Event {
                         _ => 0,
                     }
             }
+            Event::Continued { input, carried, .. } => {
+                let each = |one: &Carried| one.key.len() + one.callback.len() + 8 + 4 * one.unread.len();
+                input.len() + carried.iter().map(each).sum::<usize>()
+            }
             Event::Posted { starts, cancels } => starts.iter().chain(cancels).map(|key| key.len() + 1).sum(),
         }
     }
@@ -293,6 +311,7 @@ impl fmt::Display for Event {
             Event::Fired { timer } => write!(f, "the firing of `{timer}`"),
             Event::Cancel => f.write_str("the request to cancel"),
             Event::ChildEnded { child, .. } => write!(f, "the end of `{child}`"),
+            Event::Continued { .. } => f.write_str("the start of its run"),
             Event::Posted { .. } => f.write_str("the note that posts to children have gone out"),
         }
     }
@@ -390,6 +409,21 @@ impl Writer {
                 for list in [starts, cancels] {
                     self.number(list.len() as u64);
                     list.iter().for_each(|key| self.text(key));
+                }
+            }
+            Event::Continued { version, run, seed, input, carried } => {
+                self.0.push(9);
+                self.number(u64::from(*version));
+                self.number(u64::from(*run));
+                self.0.extend(seed.to_le_bytes());
+                self.bytes(input);
+                self.number(carried.len() as u64);
+                for Carried { key, run, callback, unread } in carried {
+                    self.text(key);
+                    self.number(u64::from(*run));
+                    self.text(callback);
+                    self.number(unread.len() as u64);
+                    unread.iter().for_each(|seq| self.number(*seq));
                 }
             }
         }
@@ -536,6 +570,14 @@ impl Reader<'_> {
             6 => Event::Cancel,
             7 => Event::ChildEnded { child: self.text()?, outcome: self.child_outcome()? },
             8 => Event::Posted { starts: self.list(Reader::text)?, cancels: self.list(Reader::text)? },
+            9 => {
+                let (version, run, seed, input) = (self.small()?, self.small()?, self.fixed()?, self.bytes()?);
+                let carried = self.list(|reader| {
+                    let (key, run, callback) = (reader.text()?, reader.small()?, reader.text()?);
+                    Ok(Carried { key, run, callback, unread: reader.list(Reader::number)? })
+                })?;
+                Event::Continued { version, run, seed, input, carried }
+            }
             _ => return Err(Unreadable::Corrupt),
         })
     }
@@ -644,6 +686,33 @@ pub(crate) mod tests {
         let hex: String = page_of_children().encode().iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(bytes_of(&hex), golden, "written as {hex}");
         assert_eq!(Page::decode(&golden), Ok(page_of_children()));
+    }
+
+    /// A page with the start of a run that goes on.
+    pub(super) fn page_of_a_continued_run() -> Page {
+        let at = |n: i64| Timestamp::from_millis(1_700_000_000_000 + n);
+        let message = |seq: u64, body: &'static str| {
+            let (id, body) = (format!("m-{seq}").into(), Bytes::from_static(body.as_bytes()));
+            let message = Message { id, headers: Vec::new(), body };
+            Entry { seq, at: at(seq.cast_signed()), event: Event::Message { callback: "callback:c#1".into(), message } }
+        };
+        let carried = vec![
+            Carried { key: "callback:c#0".into(), run: 1, callback: "callback:c#1".into(), unread: vec![3, 500] },
+            Carried { key: "signal:s#0".into(), run: 0, callback: "signal:s#0".into(), unread: Vec::new() },
+        ];
+        let input = Bytes::from_static(b"{\"sum\":7}");
+        let start = Event::Continued { version: 2, run: 3, seed: 0x0123_4567_89ab_cdef, input, carried };
+        let begun = vec![Begun { key: "callback:c#0".into(), detail: Detail::None }];
+        let entries = vec![message(3, "1"), message(500, "2"), Entry { seq: 2_000, at: at(2_000), event: start }];
+        Page { entries, settled: vec![Settled { seq: 2_000, begun }], settled_to: 2_001, ended: None }
+    }
+
+    #[test]
+    fn a_page_of_a_continued_run_is_read_and_written_as_ever() {
+        let golden = bytes_of(include_str!("journal/format-1-continued.hex"));
+        let hex: String = page_of_a_continued_run().encode().iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(bytes_of(&hex), golden, "written as {hex}");
+        assert_eq!(Page::decode(&golden), Ok(page_of_a_continued_run()));
     }
 
     #[test]

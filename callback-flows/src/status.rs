@@ -113,6 +113,14 @@ pub struct Status {
     pub bytes: u64,
     /// A hash of its input.
     pub(crate) input: u64,
+    /// The number of the first page of its run's journal.
+    #[serde(default, skip_serializing_if = "is_none_yet")]
+    pub(crate) first_page: u64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_none_yet(number: &u64) -> bool {
+    *number == 0
 }
 
 impl Status {
@@ -146,6 +154,7 @@ impl Status {
             entries: 1,
             bytes: 1,
             input: 0,
+            first_page: 0,
         }
     }
 }

@@ -23,7 +23,7 @@ impl Engine {
                 said(now),
                 said(&then)
             ))),
-            (Phase::Going, Some(then)) => Err(differs(format!(
+            (Phase::Going | Phase::Continued, Some(then)) => Err(differs(format!(
                 "its code goes on waiting after the last entry of its journal, and ended {} when that was written",
                 said(&then)
             ))),

@@ -3,7 +3,7 @@
 //! No waker is woken or dropped, and nothing of the application called, while the lock is held.
 
 use std::cell::Cell;
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -183,6 +183,14 @@ pub(super) struct State {
     pub(super) handed_in: VecDeque<Event>,
     pub(super) undo: Vec<Undo>,
     pub(super) children: Children,
+    /// The code is about to go on as another run: callbacks that it drops are kept, with their messages.
+    pub(super) is_continuing: bool,
+    pub(super) kept: BTreeMap<Key, VecDeque<Item>>,
+    /// The addresses of callbacks that an earlier run has opened: the number of that run, and the operation that it was there.
+    pub(super) carried: HashMap<Key, (u32, Key)>,
+    /// The entries that the code has been told in this run, and about how many bytes they have.
+    pub(super) told_entries: u64,
+    pub(super) told_bytes: usize,
     pub(super) fault: Option<Blocked>,
 }
 
@@ -279,6 +287,11 @@ impl Shared {
             handed_in: VecDeque::new(),
             undo: Vec::new(),
             children: Children::default(),
+            is_continuing: false,
+            kept: BTreeMap::new(),
+            carried: HashMap::new(),
+            told_entries: 0,
+            told_bytes: 0,
             fault: None,
         };
         Arc::new(Shared {
@@ -379,8 +392,13 @@ impl Shared {
             self.fail(Blocked::new(BlockedKind::NotConfigured, message.into()));
             return String::new();
         };
-        let run = self.state.lock().run;
-        urls.of(&self.identity, run, callback)
+        let state = self.state.lock();
+        let (run, callback) = match state.carried.get(callback) {
+            Some((run, callback)) => (*run, callback.clone()),
+            None => (state.run, callback.into()),
+        };
+        drop(state);
+        urls.of(&self.identity, run, &callback)
     }
 
     /// Tells whether code of a version before or after a change runs.
@@ -507,6 +525,9 @@ impl State {
         if op.kind == Kind::Signal && !op.queue.is_empty() {
             // They are for whoever waits for it next.
             self.early.insert(op.key.clone(), std::mem::take(&mut op.queue));
+        }
+        if op.kind == Kind::Callback && self.is_continuing && self.mode == Mode::Settling {
+            self.kept.insert(op.key.clone(), std::mem::take(&mut op.queue));
         }
         self.by_key.remove(&op.key);
         if let Some(named) = self.named.get_mut(&op.base) {

@@ -18,6 +18,7 @@ use crate::journal::{Ended, Event, Message, Page};
 use crate::{BlockedKind, Callback, Fatal, Flow, FlowError, FlowResult, Retry, StepError};
 
 mod children;
+mod continued;
 
 type IoError = std::io::Error;
 
@@ -36,7 +37,7 @@ where
         Box::pin(async move {
             match run(flow).await {
                 Ok(text) => Ok(Bytes::from(text)),
-                Err(error) => Err(error.into_text()),
+                Err(error) => Err(error.into_stop()),
             }
         })
     })
@@ -52,6 +53,8 @@ struct Tested {
     messages: u32,
     /// Posts that were to go out once they were durable.
     posted: Vec<Post>,
+    /// The number of its run.
+    runs: u32,
 }
 
 impl Tested {
@@ -66,7 +69,8 @@ impl Tested {
     fn start_with(limits: Limits, code: Code) -> Tested {
         let clock = SimClock::new(at(0));
         let engine = engine(&code, limits, &clock, Vec::new());
-        let mut tested = Tested { code, limits, clock, engine, stored: Vec::new(), messages: 0, posted: Vec::new() };
+        let mut tested =
+            Tested { code, limits, clock, engine, stored: Vec::new(), messages: 0, posted: Vec::new(), runs: 1 };
         tested.engine.append(at(0), Event::Start { version: 1, run: 1, seed: 7, input: Bytes::new() });
         tested.turn(0);
         tested
@@ -95,6 +99,16 @@ impl Tested {
         while self.engine.fire_due(at(millis), None) > 0 {
             self.engine.settle(usize::MAX);
         }
+        self.append(millis, callback, body);
+        self.turn(millis);
+    }
+
+    /// A message comes, and nobody has a look yet.
+    fn append_message(&mut self, callback: &str, body: &str) {
+        self.append(1, callback, body);
+    }
+
+    fn append(&mut self, millis: i64, callback: &str, body: &str) {
         self.messages += 1;
         let message = Message {
             id: self.messages.to_string().into(),
@@ -102,7 +116,6 @@ impl Tested {
             body: Bytes::copy_from_slice(body.as_bytes()),
         };
         self.engine.append(at(millis), Event::Message { callback: callback.into(), message });
-        self.turn(millis);
     }
 
     fn pass(&mut self, millis: i64) {

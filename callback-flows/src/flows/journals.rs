@@ -1,5 +1,6 @@
 //! Journals that are taken out of a store, and held against today's code.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -10,7 +11,7 @@ use stable_interfaces::clock::{SystemClock, SystemRandom};
 use super::{Flows, FlowsError, identity};
 use crate::blocked::{Blocked, BlockedKind};
 use crate::engine::{Engine, Shared};
-use crate::journal::{Journal, Page, Unreadable};
+use crate::journal::{Event, Journal, Page, Unreadable};
 
 /// The prefix of the rows of a flow's journal: `page/<number>/<chunk>`.
 pub(crate) const PAGES: &str = "page/";
@@ -30,8 +31,38 @@ pub(crate) fn pages_of(rows: Vec<(Arc<str>, Bytes)>) -> Result<(Vec<Page>, u64),
     Ok((pages.collect::<Result<_, _>>()?, next))
 }
 
+/// The journal of a run that begins with this page, out of all pages that there are: before it, the messages that it has taken over.
+/// And the number of the next page.
+pub(crate) fn run_of(mut rows: Vec<(Arc<str>, Bytes)>, first: u64) -> Result<(Vec<Page>, u64), Unreadable> {
+    let begin = page_key(first);
+    let run = rows.split_off(rows.partition_point(|(key, _)| **key < *begin));
+    let (mut pages, next) = pages_of(run)?;
+    let wanted = taken_over(&pages);
+    if !wanted.is_empty() {
+        let earlier = pages_of(rows)?.0.into_iter().flat_map(|page| page.entries);
+        let entries = earlier.filter(|entry| wanted.contains(&entry.seq)).collect();
+        pages.insert(0, Page { entries, ..Page::default() });
+    }
+    Ok((pages, next))
+}
+
+/// The key that the rows of a page begin with.
+pub(crate) fn page_key(number: u64) -> String {
+    format!("{PAGES}{number:010}/")
+}
+
+/// The entries of earlier runs that the run with these pages has taken over.
+pub(crate) fn taken_over(pages: &[Page]) -> BTreeSet<u64> {
+    let entries = pages.iter().flat_map(|page| &page.entries);
+    let carried = entries.filter_map(|entry| match &entry.event {
+        Event::Continued { carried, .. } => Some(carried),
+        _ => None,
+    });
+    carried.flatten().flat_map(|one| &one.unread).copied().collect()
+}
+
 impl Flows {
-    /// The journal of a flow, as far as it is durable, from any host: to look at, or to keep as a text beside the tests and
+    /// The journal of a flow's present run, as far as it is durable, from any host: to look at, or to keep as a text beside the tests and
     /// [`check`](Self::check) the code against.
     ///
     /// # Errors
@@ -39,10 +70,10 @@ impl Flows {
     /// [`FlowsError::Unreadable`].
     pub async fn journal(&self, name: &str, id: &str) -> Result<Journal, FlowsError> {
         let flow = identity(name, id)?;
-        self.status(&flow).await?.ok_or(FlowsError::NotFound)?;
+        let status = self.status(&flow).await?.ok_or(FlowsError::NotFound)?;
         let rows = self.stored(&flow, KeyRange::prefix(PAGES)).await?;
         let as_unreadable = |error: Unreadable| FlowsError::Unreadable(serde_json::Error::custom(error));
-        let (pages, _) = pages_of(rows).map_err(as_unreadable)?;
+        let (pages, _) = run_of(rows, status.first_page).map_err(as_unreadable)?;
         if pages.is_empty() { Err(FlowsError::Gone) } else { Ok(Journal::new(name, id, pages)) }
     }
 

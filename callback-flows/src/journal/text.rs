@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use stable_interfaces::Timestamp;
 
-use super::{Begun, ChildOutcome, Detail, Ended, Entry, Event, Key, Message, Page, Settled, StepOutcome};
+use super::{Begun, Carried, ChildOutcome, Detail, Ended, Entry, Event, Key, Message, Page, Settled, StepOutcome};
 
 /// The version that is written.
 const FORMAT: u32 = 1;
@@ -45,7 +45,8 @@ const FORMAT: u32 = 1;
 /// ```
 ///
 /// Moments are milliseconds since 1970. `settled` is the number of entries that the code has taken in. Other events are `failure` (a step
-/// that failed for good), `interrupted`, `too_large`, `attempt`, `intent`, `fired`, `cancel`, `child_ended` and `posted`; a body that is no
+/// that failed for good), `interrupted`, `too_large`, `attempt`, `intent`, `fired`, `cancel`, `child_ended`, `posted`
+/// and `continued` (after the messages that its run has taken over, by their numbers here); a body that is no
 /// text is in `body_hex`; other ends are `failed` and `cancelled`. It has all that the flow was told, so it is as secret as that.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Journal {
@@ -74,11 +75,12 @@ impl Journal {
     /// The version of the code that it began with; 0 if it has no start.
     #[must_use]
     pub fn version(&self) -> u32 {
-        let first = self.pages.iter().flat_map(|page| &page.entries).next();
-        match first.map(|entry| &entry.event) {
-            Some(Event::Start { version, .. }) => *version,
-            _ => 0,
-        }
+        let entries = self.pages.iter().flat_map(|page| &page.entries);
+        let version = |entry: &Entry| match &entry.event {
+            Event::Start { version, .. } | Event::Continued { version, .. } => Some(*version),
+            _ => None,
+        };
+        entries.filter_map(version).next().unwrap_or_default()
     }
 
     pub(crate) fn pages(&self) -> &[Page] {
@@ -91,12 +93,19 @@ impl Journal {
     /// If a value in it is no JSON, which no flow writes.
     pub fn to_json(&self) -> Result<String, serde_json::Error> {
         let mut entries: Vec<TextEntry> = Vec::new();
+        // Those of a run that goes on do not begin with 0.
+        let seqs: Vec<u64> = self.pages.iter().flat_map(|page| &page.entries).map(|entry| entry.seq).collect();
         for entry in self.pages.iter().flat_map(|page| &page.entries) {
-            let event = TextEvent::of(&entry.event)?;
+            let mut event = TextEvent::of(&entry.event)?;
+            if let TextEvent::Continued { carried, .. } = &mut event {
+                for seq in carried.iter_mut().flat_map(|one| &mut one.unread) {
+                    *seq = seqs.partition_point(|known| known < seq) as u64;
+                }
+            }
             entries.push(TextEntry { at: entry.at, event, begun: Vec::new() });
         }
         for settled in self.pages.iter().flat_map(|page| &page.settled) {
-            let entry = usize::try_from(settled.seq).ok().and_then(|seq| entries.get_mut(seq));
+            let entry = seqs.binary_search(&settled.seq).ok().and_then(|at| entries.get_mut(at));
             let entry =
                 entry.ok_or_else(|| serde_json::Error::custom("something was begun by an entry that is not there"))?;
             entry.begun = settled.begun.iter().map(TextBegun::of).collect();
@@ -106,7 +115,10 @@ impl Journal {
             format: FORMAT,
             flow: self.name.clone(),
             id: self.id.clone(),
-            settled: self.pages.iter().map(|page| page.settled_to).max().unwrap_or_default(),
+            settled: {
+                let settled_to = self.pages.iter().map(|page| page.settled_to).max().unwrap_or_default();
+                seqs.partition_point(|seq| *seq < settled_to) as u64
+            },
             entries,
             ended: ended.transpose()?,
         };
@@ -223,6 +235,23 @@ enum TextEvent {
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         cancels: Vec<String>,
     },
+    Continued {
+        version: u32,
+        run: u32,
+        seed: String,
+        input: Box<RawValue>,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        carried: Vec<TextCarried>,
+    },
+}
+
+#[derive(Serialize, Deserialize)]
+struct TextCarried {
+    name: String,
+    run: u32,
+    opened_as: String,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    unread: Vec<u64>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -299,6 +328,16 @@ impl TextEvent {
                 let texts = |keys: &[Key]| keys.iter().map(ToString::to_string).collect();
                 TextEvent::Posted { starts: texts(starts), cancels: texts(cancels) }
             }
+            Event::Continued { version, run, seed, input, carried } => {
+                let carried = carried.iter().map(|one| TextCarried {
+                    name: one.key.to_string(),
+                    run: one.run,
+                    opened_as: one.callback.to_string(),
+                    unread: one.unread.clone(),
+                });
+                let (seed, carried) = (format!("{seed:016x}"), carried.collect());
+                TextEvent::Continued { version: *version, run: *run, seed, input: json(input)?, carried }
+            }
         })
     }
 
@@ -335,6 +374,16 @@ impl TextEvent {
             TextEvent::Posted { starts, cancels } => {
                 let keys = |texts: Vec<String>| texts.into_iter().map(Key::from).collect();
                 Event::Posted { starts: keys(starts), cancels: keys(cancels) }
+            }
+            TextEvent::Continued { version, run, seed, input, carried } => {
+                let carried = carried.into_iter().map(|one| Carried {
+                    key: one.name.into(),
+                    run: one.run,
+                    callback: one.opened_as.into(),
+                    unread: one.unread,
+                });
+                let (seed, carried) = (number_of(&seed)?, carried.collect());
+                Event::Continued { version, run, seed, input: bytes_of(&input), carried }
             }
         })
     }
@@ -423,7 +472,7 @@ fn bytes_of_hex(hex: &str) -> Result<Bytes, serde_json::Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{full_page, page_of_children};
+    use super::super::tests::{full_page, page_of_a_continued_run, page_of_children};
     use super::*;
 
     #[test]
@@ -455,6 +504,19 @@ mod tests {
         let journal = Journal::new("order", "17", vec![page_of_children()]);
         let text = journal.to_json().unwrap();
         assert_eq!(Journal::from_json(&text).unwrap(), journal, "{text}");
+    }
+
+    #[test]
+    fn a_journal_of_a_continued_run_is_the_same_journal_when_it_comes_back_from_its_text() {
+        let journal = Journal::new("order", "17", vec![page_of_a_continued_run()]);
+        let text = journal.to_json().unwrap();
+        let again = Journal::from_json(&text).unwrap();
+        assert_eq!(again.to_json().unwrap(), text);
+        assert_eq!(again.version(), 2);
+        let seqs: Vec<u64> = again.pages()[0].entries.iter().map(|entry| entry.seq).collect();
+        assert_eq!((seqs, again.pages()[0].settled[0].seq, again.pages()[0].settled_to), (vec![0, 1, 2], 2, 3));
+        let Event::Continued { carried, .. } = &again.pages()[0].entries[2].event else { panic!("{text}") };
+        assert_eq!(carried[0].unread, [0, 1], "by their numbers there");
     }
 
     #[test]
