@@ -19,7 +19,8 @@ const KILLS: usize = 3;
 async fn trip(world: Arc<World>, flow: Flow, trip: u32) -> FlowResult<()> {
     let (seat, room) = (flow.branch("seat"), flow.branch("room"));
     let booked = tokio::join!(book(&world, seat, "seat", trip), book(&world, room, "room", trip));
-    (booked.0?, booked.1?);
+    booked.0?;
+    booked.1?;
     // This bank knows no keys: asked twice, it charges twice.
     match flow.step("charge").at_most_once().run(|_| world.act(trip, "charged", "-".to_owned())).await {
         // The process died in the middle of it, and so the bank is asked whether it was done.

@@ -161,11 +161,11 @@ async fn a_transaction_that_fails_leaves_nothing_and_is_tried_again_or_given_up(
                         "statement" => tx.execute("SELECT 1 / 0", &[]).await.map(drop)?,
                         // Found out by the commit itself.
                         "constraint" => {
-                            tx.execute("INSERT INTO bookings (flow) VALUES ($1)", &[&how]).await.map(drop)?
+                            tx.execute("INSERT INTO bookings (flow) VALUES ($1)", &[&how]).await?;
                         }
                         "slow" => tx.execute("SELECT pg_sleep(60)", &[]).await.map(drop)?,
                         "once" if !may_succeed.swap(true, Ordering::SeqCst) => {
-                            tx.execute("SELECT 1 / 0", &[]).await.map(drop)?
+                            tx.execute("SELECT 1 / 0", &[]).await?;
                         }
                         _ => {}
                     }

@@ -149,7 +149,8 @@ async fn a_flow_is_in_a_span_of_its_own_and_counted_when_its_host_starts(spans: 
             match &*mode.next().await? {
                 "panic" => panic!("as it was told"),
                 "run" => {
-                    flow.step("run").run(async |_| Ok::<_, std::io::Error>(std::future::pending::<()>().await)).await?
+                    let never = std::future::pending::<Result<(), std::io::Error>>;
+                    flow.step("run").run(async |_| never().await).await?;
                 }
                 _ => tracing::info!(url, "said"),
             }

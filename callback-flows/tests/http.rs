@@ -3,6 +3,8 @@
 //! On a paused clock and a store in memory, but for the sockets: time passes when everything waits.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(clippy::disallowed_methods, reason = "the runtime's clock is the one that is paused")]
+#![allow(clippy::wrong_self_convention, reason = "an answer is looked at once")]
 
 #[path = "http/app.rs"]
 mod app;

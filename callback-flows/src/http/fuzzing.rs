@@ -37,6 +37,7 @@ pub fn prefer(data: &[u8]) -> bool {
 }
 
 /// `Last-Event-ID`: a number, which is read again as it is written.
+#[must_use]
 pub fn last_event_id(data: &[u8]) -> bool {
     let Ok(number) = headers::last_event_id(&of(&LAST_EVENT_ID, data)) else { return false };
     assert_eq!(headers::last_event_id(&of(&LAST_EVENT_ID, number.to_string().as_bytes())), Ok(number));
@@ -44,6 +45,7 @@ pub fn last_event_id(data: &[u8]) -> bool {
 }
 
 /// `Idempotency-Key`: of bounded length, of ASCII, and read again as it is written between quotes.
+#[must_use]
 pub fn idempotency_key(data: &[u8]) -> bool {
     let Ok(Some(key)) = headers::idempotency_key(&of(&IDEMPOTENCY_KEY, data)) else { return false };
     assert!((1..=255).contains(&key.len()) && key.is_ascii() && !key.contains(['\0', '\n', '\r']), "{key:?}");

@@ -249,6 +249,7 @@ macro_rules! __store_tests {
 macro_rules! __store_test_each {
     ([$make:expr] $($group:ident :: $name:ident,)*) => {
         /// One function for all of them: an expression in each would be a type of its own, and `run` compiled once for each.
+        #[cfg(test)]
         fn __store_fixture() -> impl ::std::future::Future<Output = impl $crate::testing::conformance::Fixture> {
             ($make)()
         }
