@@ -403,7 +403,8 @@ impl<S, J: Waiter> Machine<S, J> {
     pub(crate) fn take_idle(&mut self, hands: &impl Hands<J>, epoch: Epoch, even_held: bool) -> Option<Next<S, J>> {
         let is_needed =
             self.cold.as_ref().is_some_and(|cold| cold.is_needed() || (!even_held && !cold.held.is_empty()));
-        if self.mode != Mode::Idle || self.state.is_none() || is_needed {
+        // A state rests here only while it is idle.
+        if self.state.is_none() || is_needed {
             return None;
         }
         self.mode = Mode::Busy;

@@ -529,6 +529,7 @@ impl<'a> Model<'a> {
         let (machine, spec) = (&self.machine, &self.spec);
         let cold = machine.cold.as_ref();
         prop_assert_eq!(machine.mode, spec.mode);
+        prop_assert!(machine.mode == Mode::Idle || machine.state.is_none(), "a state rests in an idle machine only");
         prop_assert_eq!(machine.state.as_ref().map(|state| **state), spec.state);
         if spec.mode != Mode::Gone {
             prop_assert_eq!(machine.epoch.0, spec.epoch);
