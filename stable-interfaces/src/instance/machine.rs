@@ -28,6 +28,7 @@ mod model;
 mod outputs;
 
 use std::collections::VecDeque;
+use std::hint::cold_path;
 use std::time::Duration;
 
 use self::cold::Cold;
@@ -151,10 +152,17 @@ impl<S, J: Waiter> Machine<S, J> {
     pub(crate) fn take(&mut self, epoch: Epoch) -> Take<S> {
         match self.mode {
             Mode::Idle => self.mode = Mode::Busy,
-            Mode::Busy => return Take::Busy,
-            Mode::Gone => return Take::Gone,
+            Mode::Busy => {
+                cold_path();
+                return Take::Busy;
+            }
+            Mode::Gone => {
+                cold_path();
+                return Take::Gone;
+            }
         }
         if (self.epoch != epoch && self.state.is_some()) || self.gate_has_failed() {
+            cold_path();
             return Take::Stale;
         }
         self.epoch = epoch;
@@ -202,6 +210,7 @@ impl<S, J: Waiter> Machine<S, J> {
         owned: impl FnOnce() -> Option<Epoch>,
     ) -> Result<(), State<S>> {
         if self.cold.is_some() || owned() != Some(epoch) {
+            cold_path();
             return Err(state);
         }
         self.state = state;

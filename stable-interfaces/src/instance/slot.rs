@@ -3,6 +3,7 @@
 //! The machine decides; a slot takes the lock, lends the machine [`SlotHands`], and lets go what it leaves when the lock is free. Commits
 //! are queued under this lock, so they enter the committer in the order in which turns end.
 
+use std::hint::cold_path;
 use std::time::Duration;
 
 use super::StableInterface;
@@ -138,7 +139,7 @@ impl<I: StableInterface> Slot<I> {
 
     /// As [`take`](Self::take), of a slot that is busy: waits a moment first, shorter than it takes to queue a message and wake its
     /// sender, if the slot is about to become free.
-    #[inline(never)]
+    #[cold]
     pub(crate) fn take_soon(self: &Arc<Self>, epoch: Epoch) -> Taken<I> {
         for _ in 0..SPINS {
             if !self.is_polled.load(Ordering::Relaxed) {
@@ -180,12 +181,16 @@ impl<I: StableInterface> Slot<I> {
                         TurnEnd::Quiet(result)
                     }
                     Err(state) => {
+                        cold_path();
                         // Nobody tries it again: it was no alarm and no message.
                         self.finish_locked(machine, epoch, Ending::Returned { state, recorded, result }, None, None)
                     }
                 }
             }
-            end => self.finish_with(epoch, end, woken_by),
+            end => {
+                cold_path();
+                self.finish_with(epoch, end, woken_by)
+            }
         }
     }
 

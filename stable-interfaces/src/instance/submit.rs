@@ -2,8 +2,10 @@
 //!
 //! A request finds its shard and epoch, takes the slot of its ID or queues there, and is polled once where it was sent. In the usual
 //! case that is all: no task, no clock, one allocation. What that case needs is inlined here; everything else is a call, so that it costs
-//! this path neither registers nor moves.
+//! this path neither registers nor moves. [`cold_path`] marks the way to it: a compiler that takes each branch for as likely as the other
+//! finds the end of this path so unlikely that it inlines nothing there.
 
+use std::hint::cold_path;
 use std::task::Poll;
 
 use super::StableInterface;
@@ -92,39 +94,57 @@ impl<I: StableInterface> InterfaceCore<I> {
     }
 
     /// Finds the shard of `id` and checks that this host may act for it now and has room for what that brings.
+    #[inline(always)]
     fn route(&self, id: &str, is_of_task: bool) -> Outcome<Route, I::Error> {
         let route = self.locate(id, is_of_task)?;
         if self.host.committer().is_some_and(|committer| committer.is_full(route.shard)) {
+            cold_path();
             return Err(RequestError::Overloaded("writes to the store").into());
         }
         Ok(route)
     }
 
     /// Finds the shard of `id` and checks that this host may act for it now.
+    #[inline(always)]
     fn locate(&self, id: &str, is_of_task: bool) -> Outcome<Route, I::Error> {
-        match self.host.health() {
-            Health::Running => {}
-            Health::NotStarted => return Err(RequestError::NotStarted.into()),
-            // What handlers that still run ask for is served.
-            Health::Draining if chain::in_handler() => {}
-            // And what tasks ask for that it waits for.
-            Health::Draining if is_of_task && self.host.serves_tasks.load(Ordering::Acquire) => {}
-            Health::Draining => return Err(RequestError::Draining.into()),
-            _ => return Err(self.host.ended().unwrap_or(RequestError::Draining).into()),
+        if self.host.health() != Health::Running {
+            self.require_service(is_of_task)?;
         }
-        check_id(id).map_err(|reason| RequestError::from(ContextError::invalid("instance ID", id, reason)))?;
+        if let Err(reason) = check_id(id) {
+            cold_path();
+            return Err(RequestError::from(ContextError::invalid("instance ID", id, reason)).into());
+        }
         let hash = hash_id(id);
         let shard = self.host.fleet.shard_of_hash(hash);
-        let Some(epoch) = self.host.shards.epoch(shard) else {
-            let holder = self.host.holder(shard);
-            // Nobody else is known to have what this host gave up, so there is nobody else to ask.
-            let is_own = *holder == *self.host.name;
-            return Err(if is_own { RequestError::LeaseLost } else { RequestError::NotOwner { holder } }.into());
-        };
+        let Some(epoch) = self.host.shards.epoch(shard) else { return Err(self.not_owned(shard)) };
         if !self.host.lease_holds() {
+            cold_path();
             return Err(RequestError::LeaseLost.into());
         }
         Ok(Route { hash, shard, epoch })
+    }
+
+    /// Refuses what a host that does not simply run does not serve any more, or yet.
+    #[cold]
+    fn require_service(&self, is_of_task: bool) -> Outcome<(), I::Error> {
+        match self.host.health() {
+            Health::Running => Ok(()),
+            Health::NotStarted => Err(RequestError::NotStarted.into()),
+            // What handlers that still run ask for is served.
+            Health::Draining if chain::in_handler() => Ok(()),
+            // And what tasks ask for that it waits for.
+            Health::Draining if is_of_task && self.host.serves_tasks.load(Ordering::Acquire) => Ok(()),
+            Health::Draining => Err(RequestError::Draining.into()),
+            _ => Err(self.host.ended().unwrap_or(RequestError::Draining).into()),
+        }
+    }
+
+    #[cold]
+    fn not_owned(&self, shard: ShardId) -> Box<RequestError<I::Error>> {
+        let holder = self.host.holder(shard);
+        // Nobody else is known to have what this host gave up, so there is nobody else to ask.
+        let is_own = *holder == *self.host.name;
+        (if is_own { RequestError::LeaseLost } else { RequestError::NotOwner { holder } }).into()
     }
 
     /// The slot of `id`, made if it is absent.
@@ -179,12 +199,14 @@ impl<I: StableInterface> InterfaceCore<I> {
                 Taken::Free(state) => state,
                 Taken::Gone => continue,
                 taken @ (Taken::Busy | Taken::Unsettled(_)) => {
+                    cold_path();
                     let (job, answer) = self.waiting(work, origin.callers, &slot, id);
                     self.queue(slot, taken, job, id, route)?;
                     return Ok(Submitted::Waiting(answer));
                 }
             };
             if !origin.may_nest {
+                cold_path();
                 let (job, answer) = self.waiting(work, origin.callers, &slot, id);
                 drive(&slot, Step::Next(Next::<I>::Run(job, state, epoch)));
                 return Ok(Submitted::Waiting(answer));
@@ -206,6 +228,7 @@ impl<I: StableInterface> InterfaceCore<I> {
                     }
                 });
             }
+            cold_path();
             let (reply, answer) = oneshot::channel();
             let limit = if W::IS_STOP { self.options.stop_timeout } else { self.options.handler_timeout };
             let header = Header { callers, limit, woken_by: None, span };

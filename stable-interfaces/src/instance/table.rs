@@ -8,6 +8,7 @@
 //! time with its slot, and that time goes on with every insertion and every few look-ups. Stripes are of different sizes, and
 //! what a stripe gives up is a share of what it has, never a number: else small ones would shrink until they lose what is in use.
 
+use std::hint::cold_path;
 use std::time::Duration;
 
 use hashbrown::HashTable;
@@ -105,6 +106,7 @@ impl<S: Entry> Table<S> {
         let mut stripe = self.stripe(hash).lock();
         // Not `entry`: most IDs are there, and finding one is cheaper than making room for it as well.
         let Some(slot) = stripe.slots.find(hash, |slot| *slot.id() == *id) else {
+            cold_path();
             return self.insert(stripe, hash, may_exceed, make);
         };
         slot.used().store(self.time.load(Ordering::Relaxed), Ordering::Relaxed);
