@@ -36,9 +36,9 @@ pub(super) struct Seen {
     pub(super) stay_open: Vec<usize>,
     /// The number of connections that are woken when the lock is free.
     pub(super) links: usize,
-    /// What was let out, and behind which ticket.
+    /// The outputs that were let out, each with the ticket it is behind.
     pub(super) outputs: Vec<(&'static str, Option<u64>)>,
-    /// Who waits for a gate, and how often it left the table.
+    /// The number of times that a gate was to be waited for, and that it left the table.
     pub(super) waits: usize,
     pub(super) gone: usize,
 }
