@@ -128,7 +128,7 @@ pub(crate) enum Enqueue<J> {
     Free(J),
     /// Too many wait already.
     Full(J),
-    /// What the message asks for is under way.
+    /// Its request is under way already.
     Needless(J),
 }
 

@@ -181,14 +181,14 @@ enum Step {
     RunTasks,
     /// A task ends by itself, counted from the last, and says so or is about to.
     EndTask(usize, bool),
-    /// Who had a handle of an incarnation lets it go.
+    /// Handles of incarnations are let go.
     DropHandles,
     /// So many seconds pass; whoever watches the queue looks at it.
     Wait(u64),
     Lose,
     Own,
     Lease(bool),
-    /// Whether the window knows the alarm that is handled.
+    /// Says whether the window knows the alarm that is handled.
     Fires(bool),
     Passivate {
         even_held: bool,
@@ -329,7 +329,7 @@ impl ReferenceStateMachine for Cases {
     fn apply((): (), _: &Step) {}
 }
 
-/// How often something happened that a case must be able to bring about.
+/// Counts of what a case must be able to bring about.
 type Met = BTreeMap<&'static str, usize>;
 
 /// An enlistment of the turn under way.

@@ -1,4 +1,4 @@
-//! What a machine is to do, said once more: one queue, one log, one gate, and no thought of what it costs.
+//! The rules of a machine, said once more: one queue, one log, one gate, and no thought of what it costs.
 
 use std::cell::RefCell;
 use std::rc::Rc;
