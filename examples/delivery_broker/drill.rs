@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -102,6 +103,7 @@ pub(crate) async fn run(options: &Options, data: &Path) -> Result<Report, BoxErr
         // So that about twenty wait for an answer at any time.
         interval: options.limit / 16,
         known: Arc::default(),
+        allowed: Arc::new(AtomicUsize::new(options.orders * 2 / (options.kills + 2))),
     };
     // Before the world is there the broker cannot introduce itself, and tries again.
     tokio::spawn(http::serve(listener, fakes.clone().routes(), std::future::pending()));
@@ -117,7 +119,10 @@ pub(crate) async fn run(options: &Options, data: &Path) -> Result<Report, BoxErr
     let events = options.kills + 1;
     for event in 1..=events {
         let after = options.orders * event / (events + 1);
-        let Some(waiting) = worth_it(&fakes, after, deadline).await else { break };
+        let Some(waiting) = worth_it(&fakes, after, deadline).await else {
+            fakes.allowed.store(options.orders, Relaxed);
+            break;
+        };
         let at = began.elapsed().as_secs_f32();
         if event == events.div_ceil(2) {
             for host in &mut service.hosts {
@@ -135,6 +140,7 @@ pub(crate) async fn run(options: &Options, data: &Path) -> Result<Report, BoxErr
             killed += 1;
             say(format!("{at:5.1} s: host {host}, process {pid}, died with {waiting} orders waiting, and is back"));
         }
+        fakes.allowed.store(options.orders * (event + 2) / (events + 1), Relaxed);
     }
     let mut said = 0;
     while Instant::now() < deadline {

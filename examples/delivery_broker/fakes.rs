@@ -2,6 +2,7 @@
 //! with an error for what they have done all the same. Each keeps a ledger of its own, in a process that nobody kills.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
@@ -100,6 +101,8 @@ pub(crate) struct Fakes {
     pub(crate) interval: Duration,
     /// The regions, and the broker itself, that have been told of.
     pub(crate) known: Arc<Mutex<BTreeSet<String>>>,
+    /// The number of orders that may be placed by now: there are to be some left when the next host dies, however long that takes.
+    pub(crate) allowed: Arc<AtomicUsize>,
 }
 
 /// The treatment of `orders`: all manners occur among any five, drawn from `seed`.
@@ -160,6 +163,9 @@ impl Fakes {
             pair.reverse();
         }
         for (n, id) in orders.into_iter().enumerate() {
+            while n * REGIONS.len() >= self.allowed.load(Relaxed) {
+                sleep(Duration::from_millis(5)).await;
+            }
             let (fakes, url, region) = (self.clone(), url.clone(), region.clone());
             tokio::spawn(async move {
                 let order = Order { id: id.clone(), region };
