@@ -27,7 +27,7 @@ const OTHER: &str = "other";
 /// The input of a flow that waits.
 #[derive(Debug, Serialize, Deserialize)]
 struct Wait {
-    /// Where it leaves its URL, and says that it goes on.
+    /// The place where the flow leaves its URL, and says that it goes on.
     slot: usize,
     /// Steps before it waits.
     steps: u64,

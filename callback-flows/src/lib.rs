@@ -95,4 +95,4 @@ pub use status::{Outcome, State, Status, Waiting};
 pub use step::{Fatal, Retry, Step, StepCx, StepError};
 pub use timer::{Elapsed, Sleep};
 pub use token::{KeyError, UrlKeys};
-pub use verify::{SecretError, Unverified, Verify};
+pub use verify::{Unverified, Verify};

@@ -20,7 +20,7 @@ use crate::verify::Verify;
 ///     .keep_header("x-trace-id")
 ///     .reply(200, "thank you");
 /// # let _ = policy;
-/// # Ok::<(), callback_flows::SecretError>(())
+/// # Ok::<(), callback_flows::KeyError>(())
 /// ```
 #[derive(Debug, Clone)]
 #[must_use = "a policy is given to `FlowsBuilder::callback_policy`"]

@@ -36,19 +36,28 @@ impl fmt::Debug for UrlKeys {
     }
 }
 
-/// The reason why a key for URLs was refused.
+/// The reason why a key for URLs, or a secret for signatures, was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum KeyError {
-    /// It is too short to be secret.
+    /// The secret of the key of this ID is too short.
     #[error("the secret of key {0:?} has fewer than 16 bytes")]
     Short(String),
-    /// It would not be a part of a URL.
+    /// An ID that cannot be a part of a URL.
     #[error("{0:?} cannot be the ID of a key: 1 to 32 of a-z, A-Z, 0-9, - and _")]
     Id(String),
     /// There are two of this ID.
     #[error("there are two keys with the ID {0:?}")]
     Twice(String),
+    /// No secret at all was given to check signatures with.
+    #[error("give at least one secret")]
+    None,
+    /// The secret at this place, from zero, is empty: anybody could sign with that.
+    #[error("secret {0} is empty")]
+    Empty(usize),
+    /// The secret at this place, from zero, is not the base64 that its scheme has, with or without `whsec_` before it.
+    #[error("secret {0} is not base64")]
+    Encoding(usize),
 }
 
 impl UrlKeys {

@@ -16,6 +16,7 @@ use stable_interfaces::Timestamp;
 use subtle::ConstantTimeEq as _;
 
 use crate::flows::Call;
+use crate::token::KeyError;
 
 /// The difference between a call's own time and this host's at which it is refused, unless it is said otherwise.
 const TOLERANCE: Duration = Duration::from_secs(5 * 60);
@@ -33,7 +34,7 @@ type Check = dyn Fn(&Call, Timestamp) -> Result<Option<String>, Unverified> + Se
 /// use callback_flows::Verify;
 ///
 /// let stripe = Verify::stripe(["whsec_new", "whsec_old"])?;
-/// # Ok::<(), callback_flows::SecretError>(())
+/// # Ok::<(), callback_flows::KeyError>(())
 /// ```
 #[derive(Clone)]
 pub struct Verify {
@@ -73,31 +74,16 @@ pub enum Unverified {
     Refused(String),
 }
 
-/// The reason why a secret for signatures was refused.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum SecretError {
-    /// There is no secret at all.
-    #[error("give at least one secret")]
-    None,
-    /// A secret is empty: anybody could sign with that.
-    #[error("secret {0} is empty")]
-    Empty(usize),
-    /// A secret is not the base64 that its scheme has, with or without `whsec_` before it.
-    #[error("secret {0} is not base64")]
-    Encoding(usize),
-}
-
 impl Verify {
     /// The scheme of [Standard Webhooks](https://www.standardwebhooks.com): headers `webhook-id`, `webhook-timestamp`,
     /// `webhook-signature`. A secret is base64, mostly with `whsec_` before it. The ID of a call is its `webhook-id`.
     ///
     /// # Errors
-    /// [`SecretError`] says which secret cannot be one, by its position from zero.
-    pub fn standard_webhooks(secrets: impl IntoIterator<Item = impl AsRef<str>>) -> Result<Verify, SecretError> {
+    /// [`KeyError`] says which secret cannot be one, by its position from zero.
+    pub fn standard_webhooks(secrets: impl IntoIterator<Item = impl AsRef<str>>) -> Result<Verify, KeyError> {
         let decoded = |(at, secret): (usize, _)| {
             let text: &str = AsRef::<str>::as_ref(&secret);
-            STANDARD.decode(text.strip_prefix("whsec_").unwrap_or(text)).map_err(|_| SecretError::Encoding(at))
+            STANDARD.decode(text.strip_prefix("whsec_").unwrap_or(text)).map_err(|_| KeyError::Encoding(at))
         };
         let secrets = secrets.into_iter().enumerate().map(decoded).collect::<Result<Vec<_>, _>>()?;
         Verify::of(Scheme::StandardWebhooks, &secrets)
@@ -107,7 +93,7 @@ impl Verify {
     ///
     /// # Errors
     /// As [`standard_webhooks`](Self::standard_webhooks).
-    pub fn stripe(secrets: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Result<Verify, SecretError> {
+    pub fn stripe(secrets: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Result<Verify, KeyError> {
         Verify::of(Scheme::Stripe, &secrets.into_iter().collect::<Vec<_>>())
     }
 
@@ -117,7 +103,7 @@ impl Verify {
     ///
     /// # Errors
     /// As [`standard_webhooks`](Self::standard_webhooks).
-    pub fn github(secrets: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Result<Verify, SecretError> {
+    pub fn github(secrets: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Result<Verify, KeyError> {
         Verify::of(Scheme::GitHub, &secrets.into_iter().collect::<Vec<_>>())
     }
 
@@ -140,12 +126,12 @@ impl Verify {
         self
     }
 
-    fn of(scheme: Scheme, secrets: &[impl AsRef<[u8]>]) -> Result<Verify, SecretError> {
+    fn of(scheme: Scheme, secrets: &[impl AsRef<[u8]>]) -> Result<Verify, KeyError> {
         if secrets.is_empty() {
-            return Err(SecretError::None);
+            return Err(KeyError::None);
         }
         if let Some(at) = secrets.iter().position(|secret| secret.as_ref().is_empty()) {
-            return Err(SecretError::Empty(at));
+            return Err(KeyError::Empty(at));
         }
         let key = |secret: &_| {
             let secret: &[u8] = AsRef::<[u8]>::as_ref(secret);
@@ -428,10 +414,10 @@ mod tests {
 
     #[test]
     fn secrets_that_cannot_be_are_refused_by_position_and_never_shown() {
-        assert_eq!(Verify::stripe(Vec::<String>::new()).unwrap_err(), SecretError::None);
-        assert_eq!(Verify::github(["a", ""]).unwrap_err(), SecretError::Empty(1));
-        assert_eq!(Verify::standard_webhooks(["whsec_"]).unwrap_err(), SecretError::Empty(0));
-        assert_eq!(Verify::standard_webhooks(["whsec_AAAA", "no base64!"]).unwrap_err(), SecretError::Encoding(1));
+        assert_eq!(Verify::stripe(Vec::<String>::new()).unwrap_err(), KeyError::None);
+        assert_eq!(Verify::github(["a", ""]).unwrap_err(), KeyError::Empty(1));
+        assert_eq!(Verify::standard_webhooks(["whsec_"]).unwrap_err(), KeyError::Empty(0));
+        assert_eq!(Verify::standard_webhooks(["whsec_AAAA", "no base64!"]).unwrap_err(), KeyError::Encoding(1));
         let shown = format!("{:?}", Verify::stripe(["a secret"]).unwrap());
         assert_eq!(shown, "Verify { scheme: \"Stripe\", tolerance: 300s, .. }");
         for unverified in [Unverified::Signature, Unverified::Stale] {
