@@ -153,7 +153,7 @@ pub struct StepCx {
     attempt: u32,
 }
 
-#[cfg(feature = "testing")]
+#[cfg(any(feature = "postgres", feature = "testing"))]
 impl StepCx {
     pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.shared
