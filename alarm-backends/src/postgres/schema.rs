@@ -251,7 +251,7 @@ mod tests {
     fn every_query_is_filled_in() {
         let schema = Schema::new("order").expect("a good name");
         let text = schema.text(Query::ReadStorageTo);
-        assert!(text.contains("FROM \"order\".storage v") && text.contains("v.key < $6"), "{text}");
+        assert!(text.contains("FROM \"order\".storage v") && text.contains("v.key < $7"), "{text}");
         assert!(schema.text(Query::Post).contains("pg_notify('order_inbox'"));
         assert!(!schema.text(Query::ReadAlarms).contains('{'));
     }
