@@ -119,7 +119,7 @@ async fn run() -> Result<String, BoxError> {
     for kill in 1..=KILLS {
         let mut child = process::again(["host".as_ref(), directory.path().as_os_str()])?;
         // When another part of the work is done.
-        while fs::read_to_string(&world.0)?.lines().count() < 40 * kill {
+        while fs::read_to_string(&world.0)?.lines().count() < 30 * kill {
             sleep(Duration::from_millis(2)).await;
         }
         child.kill().await?;

@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
-use tokio::signal::{ctrl_c, unix};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Long enough for a reload or a tunnel, short enough to see it happen.
 const GONE_AFTER: Duration = Duration::from_secs(15);
@@ -26,8 +26,9 @@ async fn main() -> Result<ExitCode> {
         eprintln!("chat_service: its arguments are DIR ADDRESS");
         return Ok(ExitCode::from(2));
     };
-    let mut terminate = unix::signal(unix::SignalKind::terminate())?;
-    let stop = async { tokio::select!(_ = ctrl_c() => {}, _ = terminate.recv() => {}) };
+    // Both before anybody is told to come: a signal that nobody has asked for ends a process.
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let stop = async { tokio::select!(_ = interrupt.recv() => {}, _ = terminate.recv() => {}) };
     web::serve(listen.parse()?, Path::new(data), GONE_AFTER, stop).await?;
     Ok(ExitCode::SUCCESS)
 }

@@ -24,7 +24,7 @@ use reqwest::Url;
 use serde::{Deserialize, Serialize};
 use stable_interfaces::{Host, HostBuilder, Timestamp};
 use tokio::net::TcpListener;
-use tokio::signal::{ctrl_c, unix};
+use tokio::signal::unix::{SignalKind, signal};
 
 const PARTNER_LIMIT: Duration = Duration::from_millis(500); // for one call
 const TELL_AGAIN: Duration = Duration::from_millis(100); // if that has failed, and later each time
@@ -197,8 +197,9 @@ async fn main() -> Result<ExitCode> {
     };
     let keys = UrlKeys::new("k1", secret)?;
     let partner = partner.first().map(|url| Url::parse(url)).transpose()?;
-    let mut terminate = unix::signal(unix::SignalKind::terminate())?;
-    let stop = async { tokio::select!(_ = ctrl_c() => {}, _ = terminate.recv() => {}) };
+    // Both before anybody is told to come: a signal that nobody has asked for ends a process.
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let stop = async { tokio::select!(_ = interrupt.recv() => {}, _ = terminate.recv() => {}) };
     serve(Host::local(FjallStore::open(data)?), TcpListener::bind(listen).await?, partner, keys, stop).await?;
     Ok(ExitCode::SUCCESS)
 }

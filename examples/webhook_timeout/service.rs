@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use stable_interfaces::{Alarm, Context, ContextError, Handle, Host, HostBuilder, Interface};
 use stable_interfaces::{OnAlarm, RequestError, StableInterface, Timestamp};
 use tokio::net::TcpListener;
-use tokio::signal::{ctrl_c, unix};
+use tokio::signal::unix::{SignalKind, signal};
 
 const PARTNER_LIMIT: Duration = Duration::from_millis(500); // for one call, for which the order's timeout waits
 const TELL_AGAIN: Duration = Duration::from_millis(600); // if the partner is not known to have heard: longer than a call
@@ -242,8 +242,9 @@ async fn main() -> Result<ExitCode> {
         return Ok(ExitCode::from(2));
     };
     let partner = partner.first().map(|url| Url::parse(url)).transpose()?;
-    let mut terminate = unix::signal(unix::SignalKind::terminate())?;
-    let stop = async { tokio::select!(_ = ctrl_c() => {}, _ = terminate.recv() => {}) };
+    // Both before anybody is told to come: a signal that nobody has asked for ends a process.
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let stop = async { tokio::select!(_ = interrupt.recv() => {}, _ = terminate.recv() => {}) };
     serve(Host::local(FjallStore::open(data)?), TcpListener::bind(listen).await?, partner, stop).await?;
     Ok(ExitCode::SUCCESS)
 }
