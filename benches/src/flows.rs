@@ -29,6 +29,8 @@ const OTHER: &str = "other";
 struct Wait {
     /// The place where the flow leaves its URL, and says that it goes on.
     slot: usize,
+    /// The ID of the flow.
+    id: String,
     /// Steps before it waits.
     steps: u64,
 }
@@ -36,7 +38,8 @@ struct Wait {
 /// The place of a caller, where its flow meets it.
 #[derive(Debug, Default)]
 struct Slot {
-    url: Mutex<String>,
+    /// The flow that was there last, and its URL: one that is run again from the top says it again.
+    url: Mutex<(String, String)>,
     /// The time of the flow's line after its wait.
     resumed: Mutex<Option<Instant>>,
     went_on: Notify,
@@ -63,7 +66,7 @@ async fn wait(seen: Arc<Seen>, flow: Flow, input: Wait) -> FlowResult<u64> {
     }
     let slot = &seen.slots[input.slot];
     let mut go = flow.callback::<u64>("go");
-    *lock(&slot.url) = go.url();
+    *lock(&slot.url) = (input.id, go.url());
     let went = flow.timeout(HOUR, go.next()).await;
     *lock(&slot.resumed) = Some(Instant::now());
     slot.went_on.notify_one();
@@ -170,11 +173,15 @@ impl Running {
 
     /// Starts a flow that waits, and returns the URL at which it does.
     async fn begin(&self, id: &str, slot: usize, steps: u64) -> String {
-        self.flows.start("wait", id, &Wait { slot, steps }).await.expect("a flow can be started");
-        while steps > 0 && lock(&self.seen.slots[slot].url).is_empty() {
+        let input = Wait { slot, id: id.to_owned(), steps };
+        self.flows.start("wait", id, &input).await.expect("a flow can be started");
+        loop {
+            let (of, url) = lock(&self.seen.slots[slot].url).clone();
+            if of == id {
+                return url;
+            }
             tokio::task::yield_now().await;
         }
-        std::mem::take(&mut *lock(&self.seen.slots[slot].url))
     }
 
     /// Calls it: through the other host, if there is one.
