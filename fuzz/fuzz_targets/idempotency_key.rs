@@ -1,5 +1,5 @@
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
-    callback_flows::fuzzing::idempotency_key(data);
+    let _ = callback_flows::fuzzing::idempotency_key(data);
 });
