@@ -24,7 +24,8 @@ use crate::fleet::Fleet;
 use crate::id::{MAX_VALUE_BYTES, check_id};
 use crate::json;
 use crate::store::client::StoreClient;
-use crate::store::{After, AlarmKey, AlarmRow, InstanceName, Loaded, Page, Revision, Rows, ShardId};
+use crate::store::paging::{Paged as _, noted, wrong_rows};
+use crate::store::{After, AlarmKey, AlarmRow, InstanceName, Loaded, Page, Revision, ShardId};
 use crate::sync::Arc;
 
 pub use retry::RetryPolicy;
@@ -65,11 +66,13 @@ pub(crate) async fn list(
     let mut at_once = 1;
     while shard < fleet.shards() && found.len() < limit {
         if at_once > 1 {
-            let pages: Vec<Page> =
-                (shard..fleet.shards()).take(at_once).map(|shard| first_few(ShardId(shard))).collect();
+            // Never more than the last answers allow.
+            let few = at_once.min(client.portion.lock().shards());
+            let pages: Vec<Page> = (shard..fleet.shards()).take(few).map(|shard| first_few(ShardId(shard))).collect();
             at_once = (at_once * 2).min(SHARDS_AT_ONCE);
-            for Loaded { rows, is_last, .. } in client.load(&pages).await.map_err(ContextError::store)? {
-                let Rows::Alarms(rows) = rows else { break };
+            let loaded = noted(client.portion, client.load(&pages).await, |_| true).map_err(ContextError::store)?;
+            for Loaded { rows, is_last, .. } in loaded {
+                let rows = AlarmRow::from_rows(rows).ok_or_else(|| ContextError::store(wrong_rows()))?;
                 if !is_last {
                     at_once = 1;
                     break;
