@@ -1,4 +1,4 @@
-//! What flows say of themselves: events without a gap or a repeat, from any host and over crashes; progress; and waiting for a change.
+//! News of flows: events without a gap or a repeat, from any host and over crashes; progress; and waiting for a change.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 

@@ -7,6 +7,8 @@
 mod compile_errors;
 #[path = "flows/cuts.rs"]
 mod cuts;
+#[path = "flows/cutting.rs"]
+mod cutting;
 
 use std::collections::BTreeMap;
 use std::future::Future;

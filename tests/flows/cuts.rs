@@ -9,13 +9,10 @@ use callback_flows::{Call, Flow, FlowResult, Flows, FlowsBuilder, FlowsError, Ou
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use stable_interfaces::clock::Clock as _;
-use stable_interfaces::testing::Fault;
 use system_tests::World;
 
+use super::cutting::{Cut, cut_everywhere, run_until_cut};
 use super::{SECOND, builder, start};
-
-/// No run takes as long by its own clock.
-const HOUR: Duration = Duration::from_secs(3_600);
 
 /// An order, and the milliseconds for which its partner is waited for.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -112,54 +109,15 @@ async fn play(world: &World, flows: &Flows, outside: &Outside) {
     }
 }
 
-/// The events at a call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Cut {
-    /// The process ends, and the call never reaches the store.
-    Before,
-    /// The process ends after the store has done it, and nobody hears the answer.
-    After,
-    /// The store does it, and says that it is unavailable. The process goes on.
-    LostAnswer,
-}
-
 /// Plays it, cuts it at store call `k`, and goes on with another process. Says how many calls there were until the end of the first.
 async fn cut_at(world: &mut World, k: u64, cut: Cut) -> u64 {
     let outside = Arc::<Outside>::default();
-    let until = match cut {
-        Cut::Before => {
-            world.store.hang_from(k);
-            k
-        }
-        Cut::After => {
-            world.store.fail_at(k, Fault::HangAfter);
-            world.store.hang_from(k + 1);
-            k + 1
-        }
-        Cut::LostAnswer => {
-            world.store.fail_at(k, Fault::FailAfter);
-            u64::MAX
-        }
-    };
-    {
-        let world: &World = world;
-        tokio::select! { biased;
-            () = async {
-                world.store.until_begun(until).await;
-                world.settle().await;
-            } => {}
-            () = async {
-                let (host, flows) = start(flows(&outside), world.local()).await;
-                play(world, &flows, &outside).await;
-                host.drain(10 * SECOND).await;
-            } => {}
-        }
-        // Here the host is dropped, with whatever it was about to do.
-        world.pass(SECOND).await;
-    }
-    let calls = world.store.begun();
-    world.store.heal();
-    world.reopen().await;
+    let calls = run_until_cut(world, k, cut, async |world| {
+        let (host, flows) = start(flows(&outside), world.local()).await;
+        play(world, &flows, &outside).await;
+        host.drain(10 * SECOND).await;
+    })
+    .await;
     let (host, flows) = start(flows(&outside), world.local()).await;
     play(world, &flows, &outside).await;
     let notes = outside.notes.lock().clone();
@@ -176,25 +134,9 @@ async fn cut_at(world: &mut World, k: u64, cut: Cut) -> u64 {
     calls
 }
 
-/// Cuts it at each `step`th call, one run for each, and says how many runs there were.
-async fn cut_everywhere(open: impl Fn() -> World, step: u64) -> u64 {
-    let mut points = 0;
-    for cut in [Cut::Before, Cut::After, Cut::LostAnswer] {
-        for k in (0..).map(|i| i * step) {
-            let mut world = open();
-            let cutting = tokio::time::timeout(HOUR, cut_at(&mut world, k, cut));
-            if cutting.await.unwrap_or_else(|_| panic!("{cut:?} call {k}: it hangs")) <= k {
-                break;
-            }
-            points += 1;
-        }
-    }
-    points
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_cut_at_any_store_call_of_a_brokers_flow_loses_and_repeats_nothing() {
-    let points = cut_everywhere(World::in_memory, 1).await;
+    let points = cut_everywhere(World::in_memory, 1, cut_at).await;
     println!("{points} points: a crash before, a crash after, a lost answer at each");
     assert!(points > 60, "there were only {points}");
 }
@@ -202,7 +144,7 @@ async fn a_cut_at_any_store_call_of_a_brokers_flow_loses_and_repeats_nothing() {
 #[tokio::test(start_paused = true)]
 async fn a_cut_at_any_store_call_of_a_brokers_flow_on_fjall_loses_and_repeats_nothing() {
     let every = if std::env::var_os("QUICK").is_some() { 5 } else { 1 };
-    let points = cut_everywhere(World::on_fjall, every).await;
+    let points = cut_everywhere(World::on_fjall, every, cut_at).await;
     println!("{points} points on Fjall");
     assert!(points > 12, "there were only {points}");
 }
