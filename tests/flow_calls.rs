@@ -155,7 +155,7 @@ on_each_store! {
                 Some("right") => Ok(call.header_value("x-id").map(str::to_owned)),
                 _ => Err(Unverified::Refused("the key is wrong".into())),
             });
-            CallbackPolicy::new().verify(verify).body_is::<u32>().keep_header("X-Trace").also_by("put").reply(200, "thanks")
+            CallbackPolicy::new().verify(verify).body_is::<u32>().keep_header("X-Trace").or_put().reply(200, "thanks")
         };
         let member = |name: &str| start(shown(&urls, strict()), world.member(name, &fleet()).lease(LEASE));
         let ((zero, at_zero), (host, at_one)) = (member("zero").await, member("one").await);
@@ -174,7 +174,7 @@ on_each_store! {
             let policy = flows.policy(&url).unwrap();
             assert_eq!((policy.reply_status(), &**policy.reply_body()), (200, &b"thanks"[..]));
             assert!(flows.policy("k1.1.abc.def").is_none());
-            assert!(policy.allows_method("POST") && policy.allows_method("PUT") && !policy.allows_method("GET"));
+            assert!(policy.takes_method("POST") && policy.takes_method("PUT") && !policy.takes_method("GET"));
         }
         assert_eq!(unread(&at_one, &id).await, 0);
         assert_eq!(at_zero.deliver(&url, call("1", "right", "a")).await.unwrap(), Delivered::Posted);

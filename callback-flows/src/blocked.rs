@@ -17,6 +17,12 @@ impl Blocked {
         Blocked { kind, message }
     }
 
+    /// The code of the version that a flow began with is not there.
+    pub(crate) fn unknown_version(name: &str, version: u32) -> Blocked {
+        let message = format!("version {version} of `{name}`, with which it began, is not in this program");
+        Blocked::new(BlockedKind::UnknownVersion, message)
+    }
+
     /// The kind of reason.
     #[must_use]
     pub fn kind(&self) -> BlockedKind {

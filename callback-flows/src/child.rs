@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 
 use crate::engine::Ticket;
 use crate::flow::Flow;
-use crate::instance::hash_of;
+use crate::hash::hash_of;
 use crate::journal::{ChildOutcome, Detail, Event};
 use crate::step::with_causes;
 

@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use sha2::{Digest as _, Sha256};
 use stable_interfaces::clock::Clock;
 use stable_interfaces::{Context, InstanceRef, Interface, NewPost, RequestError};
 
 use crate::command::{Command, Parent};
 use crate::engine::{Post, What};
 use crate::flows::{MAX_POSTED_BYTES, Registry, identity};
+use crate::hash::short_hash;
 use crate::instance::{FlowInstance, TurnError};
 use crate::journal::ChildOutcome;
 
@@ -96,8 +96,8 @@ pub(crate) struct Parents {
 
 impl Parents {
     /// The parents of these rows. Those of no parent are left out.
-    pub(crate) fn read<'a>(rows: impl Iterator<Item = (&'a Arc<str>, &'a Bytes)>) -> Result<Parents, TurnError> {
-        let rows = rows.filter(|(key, _)| key.starts_with(PARENTS));
+    pub(crate) fn read(rows: &[(Arc<str>, Bytes)]) -> Result<Parents, TurnError> {
+        let rows = rows.iter().filter(|(key, _)| key.starts_with(PARENTS));
         let rows = rows.map(|(key, row)| Ok((key.to_string(), Parent::decode(row).map_err(TurnError::Unreadable)?)));
         Ok(Parents { rows: rows.collect::<Result<_, TurnError>>()?, on_the_way: BTreeSet::new() })
     }
@@ -193,6 +193,5 @@ async fn post(flows: &Interface<FlowInstance>, letter: &Letter, clock: &dyn Cloc
 }
 
 fn hash(parts: &[&str]) -> String {
-    let hash = parts.iter().fold(Sha256::new(), |hash, part| hash.chain_update(part).chain_update([0])).finalize();
-    hash[..16].iter().map(|byte| format!("{byte:02x}")).collect()
+    short_hash(parts.iter().flat_map(|part| [*part, "\0"]).collect::<String>().as_bytes())
 }

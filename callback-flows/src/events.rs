@@ -16,7 +16,7 @@ use tokio::sync::broadcast;
 
 use crate::engine::MAX_EVENT_BYTES;
 use crate::flow::{Flow, FlowError, FlowResult};
-use crate::flows::{FlowsError, Reader};
+use crate::flows::{FlowsError, Reader, parts_of};
 use crate::journal::Ended;
 use crate::status::{State, Status};
 
@@ -52,13 +52,13 @@ impl FlowEvent {
     /// The name of the flow's code.
     #[must_use]
     pub fn flow(&self) -> &str {
-        self.flow.split_once('/').map_or("", |(name, _)| name)
+        parts_of(&self.flow).0
     }
 
     /// The ID that the flow was started under.
     #[must_use]
     pub fn id(&self) -> &str {
-        self.flow.split_once('/').map_or("", |(_, id)| id)
+        parts_of(&self.flow).1
     }
 
     /// Its number among the events of its flow, from 1, without a gap. `started` and `blocked`, which are no events of the flow's own,

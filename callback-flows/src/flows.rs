@@ -18,7 +18,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use sha2::{Digest as _, Sha256};
 use stable_interfaces::{
     Alarm, HostBuilder, Interface, KeyRange, NewPost, RegisterError, RequestError, RetryPolicy, Timestamp,
 };
@@ -26,6 +25,7 @@ use stable_interfaces::{
 use crate::command::Command;
 use crate::engine::{Code, Limits, is_callback_named};
 use crate::flow::{Flow, FlowError, FlowResult};
+use crate::hash::short_hash;
 use crate::hub::Hub;
 use crate::instance::{Answer, FlowInstance, NEXT, TurnError};
 use crate::journal::Message;
@@ -87,7 +87,7 @@ impl Registry {
 
     /// The policy for the callback of this key of a flow: `name/id`.
     fn policy(&self, flow: &str, callback: &str) -> Option<&CallbackPolicy> {
-        let name = flow.split('/').next().unwrap_or_default();
+        let (name, _) = parts_of(flow);
         let is_for = |(of, callback_name): &(String, String)| *of == name && is_callback_named(callback, callback_name);
         self.policies.iter().find(|(key, _)| is_for(key)).map(|(_, policy)| policy)
     }
@@ -268,13 +268,13 @@ impl Listed {
     /// The name of its code.
     #[must_use]
     pub fn name(&self) -> &str {
-        self.0.instance().split_once('/').map_or("", |(name, _)| name)
+        parts_of(self.0.instance()).0
     }
 
     /// The ID that it was started under.
     #[must_use]
     pub fn id(&self) -> &str {
-        self.0.instance().split_once('/').map_or("", |(_, id)| id)
+        parts_of(self.0.instance()).1
     }
 
     /// The moment at which it is looked at next by itself: its next timer, or the end of the time for which it is kept.
@@ -522,8 +522,12 @@ impl Flows {
     /// [`FlowsError::Unavailable`].
     pub async fn deliver(&self, token: &str, call: Call) -> Result<Delivered, FlowsError> {
         let target = self.target(token).ok_or(FlowsError::NotFound)?;
-        fits(&call)?;
-        let call = match self.registry.policy(&target.flow, &target.callback) {
+        self.deliver_to(target, call).await
+    }
+
+    /// As [`deliver`](Self::deliver), to the callback of a token that has been checked.
+    pub(crate) async fn deliver_to(&self, target: Target, call: Call) -> Result<Delivered, FlowsError> {
+        let call = match self.policy_of(&target) {
             Some(policy) => {
                 let clock = self.interface.clock().ok_or_else(|| unavailable(RequestError::NotStarted::<TurnError>))?;
                 policy.apply(call, clock.now(), &target.callback)?
@@ -537,11 +541,15 @@ impl Flows {
     /// of ours.
     #[must_use]
     pub fn policy(&self, token: &str) -> Option<&CallbackPolicy> {
-        let target = self.target(token)?;
+        self.policy_of(&self.target(token)?)
+    }
+
+    pub(crate) fn policy_of(&self, target: &Target) -> Option<&CallbackPolicy> {
         self.registry.policy(&target.flow, &target.callback)
     }
 
-    fn target(&self, token: &str) -> Option<Target> {
+    /// The callback that a token is of, if it is one of ours. Without a look at the store.
+    pub(crate) fn target(&self, token: &str) -> Option<Target> {
         let token = token.rsplit('/').next().unwrap_or(token);
         self.registry.urls.as_ref()?.keys.check(token)
     }
@@ -557,7 +565,7 @@ impl Flows {
         fits(&call)?;
         let Call { id, headers, body } = call;
         // The post of a call has the ID of that call, so that a second one does not even lie in the inbox.
-        let post = id.as_ref().map(|id| format!("call-{}", hex(&format!("{callback}\0{id}"))));
+        let post = id.as_ref().map(|id| format!("call-{}", short_hash(format!("{callback}\0{id}").as_bytes())));
         let message = Message { id: id.unwrap_or_default().into(), headers, body };
         let command = Command::Deliver { run, callback, message };
         match self.ask(flow, command.clone()).await? {
@@ -581,7 +589,7 @@ impl Flows {
     #[must_use]
     pub fn flow_of(&self, token: &str) -> Option<(String, String)> {
         let target = self.target(token)?;
-        let (name, id) = target.flow.split_once('/')?;
+        let (name, id) = parts_of(&target.flow);
         Some((name.to_owned(), id.to_owned()))
     }
 
@@ -644,18 +652,22 @@ impl Flows {
     pub async fn result(&self, name: &str, id: &str) -> Result<Option<Outcome>, FlowsError> {
         let flow = identity(name, id)?;
         let status = self.status(&flow).await?.ok_or(FlowsError::NotFound)?;
-        Ok(Some(match status.state {
-            State::Failed { error } => Outcome::Failed(error),
+        self.outcome(&flow, &status).await
+    }
+
+    /// The outcome of a flow with this status; `None` while it is going.
+    pub(crate) async fn outcome(&self, flow: &str, status: &Status) -> Result<Option<Outcome>, FlowsError> {
+        Ok(Some(match &status.state {
+            State::Failed { error } => Outcome::Failed(error.clone()),
             State::Cancelled => Outcome::Cancelled,
             State::Purged => Outcome::Purged,
             State::Done => {
-                let rows = self.stored(&flow, KeyRange::prefix(RESULT_KEY)).await?;
+                let rows = self.stored(flow, KeyRange::prefix(RESULT_KEY)).await?;
                 if rows.is_empty() {
                     // Purged between the two reads.
                     return Ok(Some(Outcome::Purged));
                 }
-                let json: Vec<u8> = rows.iter().flat_map(|(_, chunk)| chunk.iter().copied()).collect();
-                let json: Box<RawValue> = serde_json::from_slice(&json).map_err(FlowsError::Unreadable)?;
+                let json: Box<RawValue> = serde_json::from_slice(&joined(&rows)).map_err(FlowsError::Unreadable)?;
                 Outcome::Done(json)
             }
             _ => return Ok(None),
@@ -730,6 +742,12 @@ pub(crate) fn identity(name: &str, id: &str) -> Result<String, FlowsError> {
     }
 }
 
-fn hex(text: &str) -> String {
-    Sha256::digest(text.as_bytes())[..16].iter().map(|byte| format!("{byte:02x}")).collect()
+/// The name and the ID of a flow that is an instance of this ID.
+pub(crate) fn parts_of(flow: &str) -> (&str, &str) {
+    flow.split_once('/').unwrap_or((flow, ""))
+}
+
+/// A value that is stored in several rows.
+pub(crate) fn joined(rows: &[(Arc<str>, Bytes)]) -> Vec<u8> {
+    rows.iter().flat_map(|(_, chunk)| chunk.iter().copied()).collect()
 }

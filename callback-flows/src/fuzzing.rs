@@ -97,7 +97,7 @@ pub fn signatures(data: &[u8]) -> bool {
         parts.iter().for_each(|part| code.update(part));
         code.finalize().into_bytes()
     };
-    let hex = |parts: &[&[u8]]| code(parts).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let hex = |parts: &[&[u8]]| crate::hash::hex(&code(parts));
     let time = NOW.to_string();
     let signed = [
         vec![

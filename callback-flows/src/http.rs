@@ -30,7 +30,7 @@ use utoipa_axum::routes;
 
 use self::problem::{NO_SUCH_PATH, Problem};
 use self::view::FlowStatus;
-use crate::flows::{Flows, FlowsError};
+use crate::flows::{Flows, FlowsError, identity};
 use crate::status::Status;
 
 /// The most requests that are held at once because of `Prefer: wait`; others are answered as if they had not asked for it.
@@ -136,7 +136,7 @@ impl Http {
     async fn view(&self, name: &str, id: &str) -> Result<Option<(FlowStatus, u64)>, Problem> {
         let refusal = |error: FlowsError| self.refusal(&error);
         let Some(status) = self.flows.get(name, id).await.map_err(refusal)? else { return Ok(None) };
-        let outcome = if status.state.is_over() { self.flows.result(name, id).await.map_err(refusal)? } else { None };
+        let outcome = self.flows.outcome(&identity(name, id).map_err(refusal)?, &status).await.map_err(refusal)?;
         Ok(Some((FlowStatus::new(name, id, &status, outcome), status.revision)))
     }
 

@@ -20,7 +20,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 use stable_interfaces::clock::Clock;
 use stable_interfaces::{
     Alarm, Context, ContextError, Handle, InstanceRef, KeyRange, Message as Posted, OnAlarm, OnMessage, RequestError,
@@ -37,7 +36,8 @@ use crate::command::{Command, Parent};
 use crate::courier::{self, Letter, Parents, Receipt};
 use crate::engine::{Code, Engine, Phase, Shared};
 use crate::flows::journals::{PAGES, page_key, run_of};
-use crate::flows::{Kept, Registry};
+use crate::flows::{Kept, Registry, joined, parts_of};
+use crate::hash::hash_of;
 use crate::journal::{ChildOutcome, Ended, Event, Message, Page, Unreadable};
 use crate::metrics;
 use crate::status::{MAX_WAITS, RESULT_KEY, STATUS_KEY, State, Status, Waiting, fitting, short};
@@ -173,11 +173,6 @@ impl fmt::Debug for FlowInstance {
     }
 }
 
-/// A hash that two inputs share if they are the same.
-pub(crate) fn hash_of(input: &[u8]) -> u64 {
-    u64::from_le_bytes(Sha256::digest(input)[..8].try_into().expect("32 bytes are more than 8"))
-}
-
 impl FlowInstance {
     pub(crate) fn new(id: &str, registry: Arc<Registry>) -> FlowInstance {
         let loaded = Loaded::Absent;
@@ -207,7 +202,7 @@ impl FlowInstance {
             // It is set for as long as somebody is to be told.
             if self.runs.is_some() {
                 let rows = cx.list(courier::PARENTS).await?;
-                self.parents = Parents::read(rows.iter().map(|(key, row)| (key, row)))?;
+                self.parents = Parents::read(&rows)?;
             }
             return self.tell(cx).await;
         }
@@ -215,7 +210,7 @@ impl FlowInstance {
         let mut ids = cx.list(ONCE.."parent0").await?;
         let mut rows = ids.split_off(ids.partition_point(|(key, _)| key.starts_with(ONCE)));
         let parents = rows.split_off(rows.partition_point(|(key, _)| key.starts_with(PAGES)));
-        self.parents = Parents::read(parents.iter().map(|(key, row)| (key, row)))?;
+        self.parents = Parents::read(&parents)?;
         let (pages, next_page) = match run_of(rows, stored.first_page) {
             Ok(pages) => pages,
             Err(why) => return self.seal(cx, &status, stored, why),
@@ -277,15 +272,14 @@ impl FlowInstance {
         if let Some(fakes) = &self.registry.fakes {
             shared.fakes.get_or_init(|| fakes.clone());
         }
-        let (name, id) = self.id.split_once('/').unwrap_or_default();
+        let (name, id) = parts_of(&self.id);
         let code = self.registry.code(name, version);
         let is_known = code.is_some();
         let nothing: Code = Arc::new(|_, _| Box::pin(std::future::pending()));
         let mut engine = Engine::new(shared, code.unwrap_or(nothing), pages);
         engine.set_span(tracing::info_span!("flow", name, id, version, run));
         if !is_known {
-            let message = format!("version {version} of `{name}`, with which it began, is not in this program");
-            engine.block(Blocked::new(BlockedKind::UnknownVersion, message));
+            engine.block(Blocked::unknown_version(name, version));
         }
         let pumped = bell.clone();
         let clock = cx.clock();
@@ -481,7 +475,7 @@ impl FlowInstance {
                 State::Cancelled => ChildOutcome::Cancelled,
                 State::Done => {
                     let rows = cx.list(RESULT_KEY).await?;
-                    let value: Vec<u8> = rows.iter().flat_map(|(_, chunk)| chunk.iter().copied()).collect();
+                    let value = joined(&rows);
                     if value.is_empty() {
                         ChildOutcome::Purged
                     } else {
@@ -538,10 +532,7 @@ impl FlowInstance {
         let is_over = matches!(going.engine.phase(), Phase::Ended(_));
         if let Phase::Ended(Ended::Done(value)) = going.engine.phase() {
             let value = value.clone();
-            for (n, at) in (0..value.len()).step_by(ROW_BYTES).enumerate() {
-                let chunk = value.slice(at..value.len().min(at + ROW_BYTES));
-                cx.put_bytes(&format!("{RESULT_KEY}/{n:04}"), chunk)?;
-            }
+            put_rows(cx, &format!("{RESULT_KEY}/"), &value, ROW_BYTES)?;
         }
         let status = going.status_at(cx.now());
         // The time alone is no news.
@@ -739,10 +730,13 @@ fn seen_as(callback: &str, id: &str) -> String {
 
 /// Records a page of a journal, in as many rows as it needs.
 fn put_page(cx: &mut Context, number: u64, page: &Page) -> Result<(), ContextError> {
-    let page = page.encode();
-    for (n, at) in (0..page.len()).step_by(ROW_BYTES).enumerate() {
-        let chunk = page.slice(at..page.len().min(at + ROW_BYTES));
-        cx.put_bytes(&format!("{}{n:04}", page_key(number)), chunk)?;
+    put_rows(cx, &page_key(number), &page.encode(), ROW_BYTES)
+}
+
+/// Records bytes in as many rows of this size as they need, under this prefix and their numbers.
+fn put_rows(cx: &mut Context, prefix: &str, bytes: &Bytes, size: usize) -> Result<(), ContextError> {
+    for (n, at) in (0..bytes.len()).step_by(size).enumerate() {
+        cx.put_bytes(&format!("{prefix}{n:04}"), bytes.slice(at..bytes.len().min(at + size)))?;
     }
     Ok(())
 }

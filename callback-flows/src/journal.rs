@@ -600,6 +600,7 @@ impl Reader<'_> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::hash::hex;
 
     /// A page with everything that there is.
     pub(crate) fn full_page() -> Page {
@@ -651,7 +652,7 @@ pub(crate) mod tests {
     #[test]
     fn a_page_of_the_first_format_is_read_and_written_as_ever() {
         let golden = bytes_of(include_str!("journal/format-1.hex"));
-        let hex: String = full_page().encode().iter().map(|byte| format!("{byte:02x}")).collect();
+        let hex = hex(&full_page().encode());
         assert_eq!(bytes_of(&hex), golden, "written as {hex}");
         assert_eq!(Page::decode(&golden), Ok(full_page()));
     }
@@ -683,7 +684,7 @@ pub(crate) mod tests {
     #[test]
     fn a_page_about_children_is_read_and_written_as_ever() {
         let golden = bytes_of(include_str!("journal/format-1-children.hex"));
-        let hex: String = page_of_children().encode().iter().map(|byte| format!("{byte:02x}")).collect();
+        let hex = hex(&page_of_children().encode());
         assert_eq!(bytes_of(&hex), golden, "written as {hex}");
         assert_eq!(Page::decode(&golden), Ok(page_of_children()));
     }
@@ -710,7 +711,7 @@ pub(crate) mod tests {
     #[test]
     fn a_page_of_a_continued_run_is_read_and_written_as_ever() {
         let golden = bytes_of(include_str!("journal/format-1-continued.hex"));
-        let hex: String = page_of_a_continued_run().encode().iter().map(|byte| format!("{byte:02x}")).collect();
+        let hex = hex(&page_of_a_continued_run().encode());
         assert_eq!(bytes_of(&hex), golden, "written as {hex}");
         assert_eq!(Page::decode(&golden), Ok(page_of_a_continued_run()));
     }

@@ -64,6 +64,7 @@ mod flows;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod hash;
 #[cfg(feature = "http")]
 mod http;
 mod hub;

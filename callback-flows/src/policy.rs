@@ -6,6 +6,7 @@ use sha2::{Digest as _, Sha256};
 use stable_interfaces::Timestamp;
 
 use crate::flows::{Call, FlowsError};
+use crate::hash::hex;
 use crate::verify::Verify;
 
 /// The rules for the calls of one callback of a flow: [`FlowsBuilder::callback_policy`](crate::FlowsBuilder::callback_policy).
@@ -29,7 +30,6 @@ pub struct CallbackPolicy {
     kept: Vec<String>,
     id: CallId,
     check: Option<Check>,
-    methods: Vec<String>,
     status: u16,
     body: Bytes,
     takes_get: bool,
@@ -56,7 +56,6 @@ impl Default for CallbackPolicy {
             kept: Vec::new(),
             id: CallId::Given,
             check: None,
-            methods: vec!["POST".into()],
             status: 202,
             body: Bytes::new(),
             takes_get: false,
@@ -100,18 +99,6 @@ impl CallbackPolicy {
     pub fn id_from_body(mut self) -> CallbackPolicy {
         self.id = CallId::Body;
         self
-    }
-
-    /// Takes calls by another HTTP method too, such as `GET` or `PUT`. Default: `POST` alone.
-    pub fn also_by(mut self, method: &str) -> CallbackPolicy {
-        self.methods.push(method.to_ascii_uppercase());
-        self
-    }
-
-    /// Tells whether a call may come by this HTTP method.
-    #[must_use]
-    pub fn allows_method(&self, method: &str) -> bool {
-        self.methods.iter().any(|allowed| allowed == method)
     }
 
     /// The answer to a call that was taken: an HTTP status and a body. Default: 202, empty.
@@ -170,7 +157,7 @@ impl CallbackPolicy {
         let id = verified.or_else(|| match &self.id {
             CallId::Given => None,
             CallId::Header(name) => call.header_value(name).map(str::to_owned),
-            CallId::Body => Some(Sha256::digest(call.body()).iter().map(|byte| format!("{byte:02x}")).collect()),
+            CallId::Body => Some(hex(&Sha256::digest(call.body()))),
         });
         if let Some(id) = id.filter(|id| !id.is_empty()) {
             call = call.id(id);

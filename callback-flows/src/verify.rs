@@ -16,6 +16,7 @@ use stable_interfaces::Timestamp;
 use subtle::ConstantTimeEq as _;
 
 use crate::flows::Call;
+use crate::hash::hex;
 use crate::token::KeyError;
 
 /// The difference between a call's own time and this host's at which it is refused, unless it is said otherwise.
@@ -229,11 +230,6 @@ fn once<'a>(call: &'a Call, name: &'static str) -> Result<&'a str, Unverified> {
         (Some(value), None) => Ok(value),
         _ => Err(Unverified::Header(name)),
     }
-}
-
-/// Bytes in small hexadecimal digits.
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -8,9 +8,8 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sha2::{Digest as _, Sha256};
-
 use super::shared::Named;
+use crate::hash::short_hash;
 
 /// The longest name of an operation, in bytes. A longer one is cut, and its hash put in the place of the rest.
 const MAX_KEY_BYTES: usize = 512;
@@ -104,16 +103,14 @@ fn escape(into: &mut String, name: &str) {
 /// The text, or its beginning and a hash of all of it.
 fn shortened(mut text: String, limit: usize) -> String {
     if text.len() > limit {
-        let hash = Sha256::digest(text.as_bytes());
+        let hash = short_hash(text.as_bytes());
         let mut end = limit - 33;
         while !text.is_char_boundary(end) {
             end -= 1;
         }
         text.truncate(end);
         text.push('~');
-        for byte in &hash[..16] {
-            let _ = write!(text, "{byte:02x}");
-        }
+        text += &hash;
     }
     text
 }

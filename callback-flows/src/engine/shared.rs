@@ -4,7 +4,7 @@
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
@@ -20,6 +20,7 @@ use super::emitted::Emitted;
 use super::faults::{beside_the_journal, out_of_place, too_many_open, two_at_once};
 use super::names::{Kind, base_of};
 use crate::blocked::{Blocked, BlockedKind};
+use crate::hash::hex;
 use crate::journal::{Begun, Detail, Event, Key};
 use crate::token::Urls;
 
@@ -379,10 +380,7 @@ impl Shared {
             .chain_update(run.to_le_bytes())
             .chain_update(step.as_bytes())
             .finalize();
-        hash[..16].iter().fold(String::with_capacity(32), |mut text, byte| {
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
+        hex(&hash[..16])
     }
 
     /// The URL of a callback.

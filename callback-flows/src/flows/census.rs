@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Flows, FlowsError, unavailable};
+use super::{Flows, FlowsError, parts_of, unavailable};
 use crate::instance::{NEXT, RUNNING};
 use crate::status::State;
 
@@ -72,7 +72,7 @@ impl Flows {
                             continue;
                         }
                         census.waiting += 1;
-                        let name = alarm.instance().split('/').next().unwrap_or_default();
+                        let (name, _) = parts_of(alarm.instance());
                         if self.registry.code(name, kept.version).is_none() {
                             census.missing.insert(format!("{name}@{}", kept.version));
                         }

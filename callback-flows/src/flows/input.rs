@@ -7,7 +7,8 @@ use serde::de::DeserializeOwned;
 
 use super::{Flows, FlowsBuilder, FlowsError, MAX_POSTED_BYTES, Started, identity};
 use crate::command::Command;
-use crate::instance::{Answer, hash_of};
+use crate::hash::hash_of;
+use crate::instance::Answer;
 
 /// A check of an application's own of the input of its flows, as JSON.
 pub(super) type Validate = dyn Fn(&[u8]) -> Result<(), FlowsError> + Send + Sync;

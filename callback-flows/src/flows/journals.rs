@@ -9,9 +9,9 @@ use stable_interfaces::KeyRange;
 use stable_interfaces::clock::{SystemClock, SystemRandom};
 
 use super::{Flows, FlowsError, identity};
-use crate::blocked::{Blocked, BlockedKind};
+use crate::blocked::Blocked;
 use crate::engine::{Engine, Shared};
-use crate::journal::{Event, Journal, Page, Unreadable};
+use crate::journal::{Carried, Event, Journal, Page, Unreadable};
 
 /// The prefix of the rows of a flow's journal: `page/<number>/<chunk>`.
 pub(crate) const PAGES: &str = "page/";
@@ -51,14 +51,19 @@ pub(crate) fn page_key(number: u64) -> String {
     format!("{PAGES}{number:010}/")
 }
 
-/// The entries of earlier runs that the run with these pages has taken over.
-pub(crate) fn taken_over(pages: &[Page]) -> BTreeSet<u64> {
+/// The callbacks and signals that went along into the run with these pages.
+pub(crate) fn carried(pages: &[Page]) -> impl Iterator<Item = &Carried> {
     let entries = pages.iter().flat_map(|page| &page.entries);
     let carried = entries.filter_map(|entry| match &entry.event {
         Event::Continued { carried, .. } => Some(carried),
         _ => None,
     });
-    carried.flatten().flat_map(|one| &one.unread).copied().collect()
+    carried.flatten()
+}
+
+/// The entries of earlier runs that the run with these pages has taken over.
+pub(crate) fn taken_over(pages: &[Page]) -> BTreeSet<u64> {
+    carried(pages).flat_map(|one| &one.unread).copied().collect()
 }
 
 impl Flows {
@@ -106,10 +111,7 @@ impl Flows {
     /// The reason for which the flow of this journal would be [`Blocked`] by this code.
     pub fn check(&self, journal: &Journal) -> Result<(), Blocked> {
         let (name, version) = (journal.name(), journal.version());
-        let code = self.registry.code(name, version).ok_or_else(|| {
-            let message = format!("version {version} of `{name}`, with which it began, is not in this program");
-            Blocked::new(BlockedKind::UnknownVersion, message)
-        })?;
+        let code = self.registry.code(name, version).ok_or_else(|| Blocked::unknown_version(name, version))?;
         let shared = Shared::new(
             format!("{name}/{}", journal.id()).into(),
             Arc::new(SystemClock::default()),

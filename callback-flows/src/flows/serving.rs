@@ -8,9 +8,10 @@ use serde_json::Value;
 use stable_interfaces::clock::{Clock, Random};
 use stable_interfaces::{KeyRange, RequestError};
 
-use super::journals::PAGES;
-use super::{Flows, FlowsBuilder, FlowsError, identity, unavailable};
-use crate::instance::{TurnError, hash_of};
+use super::journals::page_key;
+use super::{Flows, FlowsBuilder, FlowsError, identity, joined, unavailable};
+use crate::hash::hash_of;
+use crate::instance::TurnError;
 use crate::journal::{Event, Page};
 
 /// The time that a flow's owner has to take its start, until the start is answered without that.
@@ -56,9 +57,8 @@ impl Flows {
         let not_known = Ok(Some(String::new()));
         let Some(status) = self.status(&flow).await? else { return not_known };
         // The first page of its journal has the start.
-        let rows = self.stored(&flow, KeyRange::prefix(&format!("{PAGES}0000000000/"))).await?;
-        let page: Vec<u8> = rows.iter().flat_map(|(_, chunk)| chunk.iter().copied()).collect();
-        let Ok(page) = Page::decode(&page.into()) else { return not_known };
+        let rows = self.stored(&flow, KeyRange::prefix(&page_key(0))).await?;
+        let Ok(page) = Page::decode(&joined(&rows).into()) else { return not_known };
         let started = page.entries.into_iter().find_map(|entry| match entry.event {
             Event::Start { input, .. } if hash_of(&input) == status.input => Some(input),
             _ => None,

@@ -81,13 +81,7 @@ impl Flows {
     /// As [`result`](Self::result).
     pub async fn ended(&self, name: &str, id: &str) -> Result<Outcome, FlowsError> {
         let status = self.wait(name, id, Duration::MAX, |status| status.state.is_over()).await?;
-        match status.state {
-            // Its result is not in the status.
-            State::Done => self.result(name, id).await?.ok_or(FlowsError::NotFound),
-            State::Failed { error } => Ok(Outcome::Failed(error)),
-            State::Cancelled => Ok(Outcome::Cancelled),
-            _ => Ok(Outcome::Purged),
-        }
+        self.outcome(&identity(name, id)?, &status).await?.ok_or(FlowsError::NotFound)
     }
 
     /// The events of a flow with sequence numbers above `after`, from any host: all there are, then each as it comes, up to its end, which is the

@@ -10,7 +10,7 @@ use axum::response::{IntoResponse as _, Response};
 
 use super::problem::{INVALID_REQUEST, Problem, UNKNOWN_CALLBACK};
 use super::{Http, body, headers};
-use crate::flows::Call;
+use crate::flows::{Call, FlowsError};
 use crate::policy::CallbackPolicy;
 
 /// The token of a callback.
@@ -119,11 +119,9 @@ async fn take(
     let unknown =
         || Problem::new(UNKNOWN_CALLBACK, "the URL was not signed by this service, or was changed on the way");
     let Path(token) = token.map_err(|_| unknown())?;
-    if http.flows.flow_of(&token).is_none() {
-        return Err(unknown());
-    }
+    let target = http.flows.target(&token).ok_or_else(unknown)?;
     let standard = CallbackPolicy::new();
-    let policy = http.flows.policy(&token);
+    let policy = http.flows.policy_of(&target);
     let answer = policy.unwrap_or(&standard);
     if !answer.takes_method(method.as_str()) {
         return Err(Problem::method(["GET", "POST", "PUT"].into_iter().filter(|method| answer.takes_method(method))));
@@ -141,9 +139,9 @@ async fn take(
     if let Ok(Some(key)) = headers::idempotency_key(request) {
         call = call.id(key);
     }
-    http.flows.deliver(&token, call).await.map_err(|error| match error {
+    http.flows.deliver_to(target, call).await.map_err(|error| match error {
         // A flow that was forgotten: the URL was good once.
-        crate::flows::FlowsError::NotFound => http.refusal(&crate::flows::FlowsError::Gone),
+        FlowsError::NotFound => http.refusal(&FlowsError::Gone),
         error => http.refusal(&error),
     })?;
     let status = StatusCode::from_u16(answer.reply_status()).unwrap_or(StatusCode::ACCEPTED);

@@ -6,13 +6,13 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse as _, Response};
 use serde::Deserialize;
-use sha2::{Digest as _, Sha256};
 
 use super::headers::{self, PREFERENCE_APPLIED};
 use super::problem::{INVALID_ID, INVALID_REQUEST, NOT_FOUND, OVER, PURGED, Problem};
 use super::view::FlowStatus;
 use super::{Http, LOOK_AGAIN, json};
 use crate::flows::FlowsError;
+use crate::hash::short_hash;
 use crate::status::{State as FlowState, Status};
 
 /// The name and the ID of a flow, from the path.
@@ -118,8 +118,7 @@ async fn look(http: &Http, name: &str, id: &str) -> Result<(FlowStatus, String, 
     if status.is_purged() {
         return Err(purged());
     }
-    let hash = Sha256::digest(serde_json::to_vec(&status).unwrap_or_default());
-    let tag: String = hash[..16].iter().map(|byte| format!("{byte:02x}")).collect();
+    let tag = short_hash(&serde_json::to_vec(&status).unwrap_or_default());
     Ok((status, format!("\"{tag}\""), revision))
 }
 
@@ -141,20 +140,14 @@ async fn look(http: &Http, name: &str, id: &str) -> Result<(FlowStatus, String, 
     ),
 )]
 pub(super) async fn delete(State(http): State<Http>, FlowPath { name, id }: FlowPath) -> Result<Response, Problem> {
-    // A host that does not own the flow cannot say so afterwards.
-    match http.flows.get(&name, &id).await.map_err(|error| http.refusal(&error))? {
-        Some(status) if status.state == FlowState::Purged => return Err(purged()),
-        Some(status) if status.state.is_over() => return Err(over()),
-        _ => {}
-    }
     match http.flows.cancel(&name, &id).await {
         Ok(()) => Ok(StatusCode::ACCEPTED.into_response()),
         Err(FlowsError::NotFound) => Err(never_was()),
-        Err(FlowsError::Gone) => Err(over()),
+        Err(FlowsError::Gone) => {
+            let status = http.flows.get(&name, &id).await.map_err(|error| http.refusal(&error))?;
+            let is_purged = status.is_none_or(|status| status.state == FlowState::Purged);
+            Err(if is_purged { purged() } else { Problem::new(OVER, "it ended before it was asked to") })
+        }
         Err(error) => Err(http.refusal(&error)),
     }
-}
-
-fn over() -> Problem {
-    Problem::new(OVER, "it ended before it was asked to")
 }

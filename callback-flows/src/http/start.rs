@@ -9,10 +9,8 @@ use percent_encoding::utf8_percent_encode;
 use serde::de::IgnoredAny;
 
 use super::headers::{self, PREFERENCE_APPLIED};
-use super::look::FlowPath;
-use super::problem::{
-    CONFLICT, INVALID_ID, INVALID_INPUT, INVALID_REQUEST, KEY_REUSED, MEDIA_TYPE, NOT_JSON, PURGED, Problem,
-};
+use super::look::{FlowPath, purged};
+use super::problem::{CONFLICT, INVALID_ID, INVALID_INPUT, INVALID_REQUEST, KEY_REUSED, MEDIA_TYPE, NOT_JSON, Problem};
 use super::view::FlowStatus;
 use super::{ESCAPED, Http, LOOK_AGAIN, body, json};
 use crate::flows::{FlowsError, Started};
@@ -164,7 +162,7 @@ async fn start(http: &Http, new: New, request: &HeaderMap, body: Body) -> Result
     let status = http.view(name, id).await.ok().flatten().map(|(status, _)| status);
     let status = status.unwrap_or_else(|| FlowStatus::accepted(name, id, flows.newest(name)));
     if status.is_purged() {
-        return Err(Problem::new(PURGED, "the flow of this ID ended long ago"));
+        return Err(purged());
     }
     let code = if waited.is_some() && status.is_over() { StatusCode::OK } else { StatusCode::ACCEPTED };
     let mut response = (code, json(&status)).into_response();

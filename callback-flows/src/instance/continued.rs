@@ -12,9 +12,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use stable_interfaces::{Alarm, Context, KeyRange};
 
-use super::{FlowInstance, Going, Loaded, ROW_BYTES, TurnError, put_page};
+use super::{FlowInstance, Going, Loaded, ROW_BYTES, TurnError, put_page, put_rows};
 use crate::engine::is_signal;
-use crate::flows::journals::{PAGES, page_key, pages_of, taken_over};
+use crate::flows::journals::{PAGES, carried, page_key, pages_of, taken_over};
 use crate::journal::{Carried, Event, Key, Page};
 
 /// The beginning of the keys of rows with IDs of calls that earlier runs have taken. Before [`PAGES`], so that they are read together.
@@ -56,12 +56,7 @@ impl Before {
 
     /// The things that the run with these pages has. `rows` are those of IDs.
     pub(super) fn of(run: u32, first_page: u64, pages: &[Page], rows: &[(Arc<str>, Bytes)]) -> Before {
-        let entries = pages.iter().flat_map(|page| &page.entries);
-        let carried = entries.filter_map(|entry| match &entry.event {
-            Event::Continued { carried, .. } => Some(carried),
-            _ => None,
-        });
-        let addresses = carried.flatten().map(|one| ((one.run, one.callback.clone()), one.key.clone())).collect();
+        let addresses = carried(pages).map(|one| ((one.run, one.callback.clone()), one.key.clone())).collect();
         let ids = rows.iter().flat_map(|(_, row)| row.chunks_exact(ID_BYTES));
         let once = ids.filter_map(|id| Id::try_from(id).ok()).collect();
         Before { run, first_page, addresses, once, messages: taken_over(pages) }
@@ -113,10 +108,7 @@ impl FlowInstance {
         let ids = ids(&going.seen, &continuation.carried).freeze();
         let once = ids.chunks_exact(ID_BYTES).filter_map(|id| Id::try_from(id).ok());
         let once = going.before.once.iter().copied().chain(once).collect();
-        for (n, at) in (0..ids.len()).step_by(ROW_BYTES - ROW_BYTES % ID_BYTES).enumerate() {
-            let end = ids.len().min(at + ROW_BYTES - ROW_BYTES % ID_BYTES);
-            cx.put_bytes(&format!("{ONCE}{run:010}/{n:04}"), ids.slice(at..end))?;
-        }
+        put_rows(cx, &format!("{ONCE}{run:010}/"), &ids, ROW_BYTES - ROW_BYTES % ID_BYTES)?;
         let began_with = going.version;
         let version = self.registry.version_after(&self.name(), began_with, &continuation.input);
         let Loaded::Going(old) = std::mem::replace(&mut self.loaded, Loaded::Absent) else { return Ok(false) };

@@ -8,6 +8,7 @@ use stable_interfaces::{Context, Handle};
 use super::{FlowInstance, Going, Loaded, TurnError};
 use crate::engine::Phase;
 use crate::events::{self, FlowEvent, event_key};
+use crate::flows::parts_of;
 use crate::hub::Hub;
 use crate::metrics;
 use crate::status::{State, Status};
@@ -50,7 +51,7 @@ impl Drop for Unread {
 impl FlowInstance {
     /// The name of its code.
     pub(super) fn name(&self) -> Arc<str> {
-        self.id.split('/').next().unwrap_or_default().into()
+        parts_of(&self.id).0.into()
     }
 }
 
@@ -72,7 +73,7 @@ impl Going {
         }
         self.unread.set(self.engine.unread());
         if let Phase::Ended(ended) = self.engine.phase() {
-            let name = flow.split('/').next().unwrap_or_default();
+            let (name, _) = parts_of(flow);
             let (outcome, entries) = (events::outcome(ended), self.engine.entries());
             let name = name.to_owned();
             cx.after_commit(move || metrics::finished(&name, outcome, entries));
@@ -97,13 +98,13 @@ pub(super) fn tell(
         let of_host =
             |name: &str, value| FlowEvent::new(flow.clone(), status.events, status.changed_at, name.into(), value);
         if before.is_none() {
-            metrics::started(of_flow(&flow));
+            metrics::started(parts_of(&flow).0);
             hub.tell_all(of_host(events::STARTED, events::json(&())));
         }
         if let State::Blocked { why } = &status.state
             && !is_same_state
         {
-            metrics::blocked(of_flow(&flow));
+            metrics::blocked(parts_of(&flow).0);
             hub.tell_all(of_host(events::BLOCKED, events::json(why)));
         }
         let end = if was_over { None } else { FlowEvent::end(flow.clone(), &status) };
@@ -113,10 +114,6 @@ pub(super) fn tell(
         events.extend(end);
         hub.tell(&flow, &status, events);
     });
-}
-
-fn of_flow(flow: &str) -> &str {
-    flow.split('/').next().unwrap_or_default()
 }
 
 impl Handle<Look> for FlowInstance {

@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 use stable_interfaces::Timestamp;
 
 use super::{Begun, Carried, ChildOutcome, Detail, Ended, Entry, Event, Key, Message, Page, Settled, StepOutcome};
+use crate::hash::hex;
 
 /// The version that is written.
 const FORMAT: u32 = 1;
@@ -312,7 +313,7 @@ impl TextEvent {
                 let body = String::from_utf8(message.body.to_vec());
                 let (body, body_hex) = match body {
                     Ok(text) => (Some(text), None),
-                    Err(_) => (None, Some(message.body.iter().map(|byte| format!("{byte:02x}")).collect())),
+                    Err(_) => (None, Some(hex(&message.body))),
                 };
                 let (callback, id) = (callback.to_string(), message.id.to_string());
                 let headers = message.headers.iter();

@@ -307,7 +307,7 @@ fn operation(method: &Method, path: &str) -> String {
 #[derive(Debug)]
 pub(crate) struct Events {
     body: BodyDataStream,
-    /// What came and was not looked at.
+    /// Bytes that came and were not looked at.
     rest: String,
 }
 
