@@ -959,6 +959,27 @@ async fn a_page_without_rows_that_is_said_not_to_be_the_last_is_asked_for_again_
 }
 
 #[tokio::test(start_paused = true)]
+async fn rows_of_another_kind_in_a_list_of_all_alarms_are_a_fault_of_the_store() {
+    let world = World::in_memory();
+    let is_broken = Arc::new(AtomicBool::new(false));
+    let broken = {
+        let is_broken = is_broken.clone();
+        move |between: Between| {
+            between.on_load(move |pages, loaded| {
+                if is_broken.load(Ordering::SeqCst) && pages.len() > 1 {
+                    loaded.iter_mut().for_each(|loaded| loaded.rows = Rows::Dead(Vec::new()));
+                }
+            })
+        }
+    };
+    let site = world.launch(world.local_behind(broken), |probes| probes).await;
+    world.settle().await;
+    is_broken.store(true, Ordering::SeqCst);
+    let error = site.probes.all_alarms(None, 10).await.unwrap_err().report().to_string();
+    assert!(error.contains("rows of another kind"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn alarms_that_cannot_be_loaded_are_overdue_and_their_host_is_not_ready() {
     let world = World::in_memory();
     fat_alarms(&world, 1, 1).await;
