@@ -471,6 +471,29 @@ on_each_store! {
 }
 
 on_each_store! {
+    async fn a_call_after_the_limit_at_the_owner_does_not_outrun_one_that_another_host_stored_before_it(world: World) {
+        let partner = Arc::<Partner>::default();
+        let member = |name: &str| start(orders(&partner), world.member(name, &fleet()).lease(LEASE));
+        let ((zero, at_zero), (one, at_one)) = (member("zero").await, member("one").await);
+        let id = owned_by("one", 20);
+        at_one.start("order", &id, &new_order(&id)).await.unwrap();
+        world.settle().await;
+        let until = status(&at_one, "order", &id).await.waits[1].until.unwrap();
+        let just_before = stable_interfaces::Timestamp::from_millis(until.as_millis() - 1);
+        stable_interfaces::clock::Clock::sleep_exact(&world.clock, just_before).await;
+        // The owner's look into the inbox takes longer than until the second call.
+        world.store.fail_next(Method::Load, Fault::Delay(Duration::from_millis(50)));
+        assert_eq!(at_zero.deliver(&partner.url(&id), accept("ada").id("1")).await.unwrap(), Delivered::Posted);
+        stable_interfaces::clock::Clock::sleep(&world.clock, Duration::from_millis(5)).await;
+        let second = at_one.deliver(&partner.url(&id), accept("bob").id("2")).await;
+        assert!(matches!(second, Ok(Delivered::Posted) | Err(FlowsError::Gone)), "{second:?}");
+        assert_eq!(result(&at_one, "order", &id).await, "taken by ada");
+        zero.drain(SECOND).await;
+        one.drain(SECOND).await;
+    }
+}
+
+on_each_store! {
     async fn changed_code_blocks_a_flow_and_code_that_fits_lets_it_go_on_by_itself(world: World) {
         let partner = Arc::<Partner>::default();
         let (host, flows) = start(orders(&partner), world.local()).await;

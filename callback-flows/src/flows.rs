@@ -574,7 +574,7 @@ impl Flows {
             Some(Answer::Gone) => return Err(FlowsError::Gone),
             Some(Answer::Full) => return Err(FlowsError::TooManyUnread),
             Some(Answer::NotFound | Answer::Conflict) => return Err(FlowsError::NotFound),
-            None => {}
+            Some(Answer::Behind) | None => {}
         }
         // One that is known to be over takes nothing any more; that it could not be looked at is no reason to refuse.
         let (posted, status) = tokio::join!(self.post(flow, post, command), self.status(flow));

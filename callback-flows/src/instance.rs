@@ -83,6 +83,8 @@ pub(crate) enum Answer {
     Gone,
     /// Too many messages wait.
     Full,
+    /// Messages that were stored before it are on their way, and a timer is due: it has to be stored behind them.
+    Behind,
 }
 
 /// The reason why a turn failed.
@@ -644,6 +646,17 @@ impl FlowInstance {
         Ok(())
     }
 
+    /// The arrival of the first message that other hosts have stored, where a timer is due that it may have come before: it is on its
+    /// way, and nothing that came after it may come first. Looks into the inbox only then.
+    async fn first_stored(&mut self, cx: &mut Context) -> Result<Option<Timestamp>, TurnError> {
+        let Loaded::Going(going) = &self.loaded else { return Ok(None) };
+        let now = cx.now();
+        if !going.engine.awaits_messages() || going.engine.next_due().is_none_or(|due| due > now) {
+            return Ok(None);
+        }
+        Ok(cx.inbox().await?.first().map(|message| message.arrived().min(now)))
+    }
+
     /// Removes a part of what is kept of a flow that is over, and in the end its ID.
     async fn purge(&mut self, cx: &mut Context, mut status: Status) -> Result<(), TurnError> {
         if !self.parents.is_empty() {
@@ -796,6 +809,9 @@ impl Handle<Command> for FlowInstance {
 
     async fn handle(&mut self, cx: &mut Context, command: Command) -> Result<Answer, TurnError> {
         let now = cx.now();
+        if matches!(command, Command::Deliver { .. }) && self.first_stored(cx).await?.is_some() {
+            return Ok(Answer::Behind);
+        }
         self.take(cx, command, now).await
     }
 }
@@ -844,6 +860,7 @@ impl OnAlarm for FlowInstance {
             }
             return Ok(());
         }
+        let first = self.first_stored(cx).await?;
         // It is completed with this turn, unless it is set again.
         self.next = None;
         match &mut self.loaded {
@@ -854,14 +871,14 @@ impl OnAlarm for FlowInstance {
             }
             Loaded::Going(going) => {
                 let now = cx.now();
-                let due = going.engine.next_due().filter(|due| *due <= now && going.engine.awaits_messages());
-                // A call that another host has stored by the deadline comes first, and is on its way.
-                if let Some(due) = due
-                    && cx.inbox().await?.iter().any(|message| message.arrived() <= due)
-                {
-                    let again = now + CALLS_FIRST;
-                    cx.set_alarm(NEXT, again, &Kept { version: going.version, is_over: false })?;
-                    self.next = Some(again);
+                if let Some(first) = first {
+                    going.pass_until(first);
+                    self.advance(cx)?;
+                    if let Loaded::Going(going) = &self.loaded {
+                        let again = now + CALLS_FIRST;
+                        cx.set_alarm(NEXT, again, &Kept { version: going.version, is_over: false })?;
+                        self.next = Some(again);
+                    }
                     return Ok(());
                 }
                 if going.engine.fire_due(now, Some(now)) == 0 && going.started_at + self.registry.expiry <= now {
