@@ -191,8 +191,9 @@ impl Workload for FlowExercise {
                     let Some(site) = client.owner_of(&format!("{name}/{id}")).await else { continue };
                     let Ok(Some(status)) = site.app().flows.get(name, &id).await else { continue };
                     are_over &= status.state.is_over();
-                    // Its step ran in two processes that died of something else.
-                    if matches!(&status.state, State::Blocked { why } if why.kind() == BlockedKind::StepKilled) {
+                    // It ran in processes that died of something else.
+                    let is_killed = |kind| matches!(kind, BlockedKind::StepKilled | BlockedKind::CodeKilled);
+                    if matches!(&status.state, State::Blocked { why } if is_killed(why.kind())) {
                         let _resumed = site.app().flows.resume(name, &id).await;
                     }
                 }

@@ -294,6 +294,76 @@ on_each_store! {
 }
 
 on_each_store! {
+    async fn a_flow_whose_code_ended_three_processes_is_blocked_without_running_it_until_somebody_resumes_it(world: World) {
+        let runs = Arc::new(AtomicU32::new(0));
+        let code = || {
+            let runs = runs.clone();
+            one(move |flow| {
+                runs.fetch_add(1, Ordering::Relaxed);
+                async move {
+                    flow.sleep(5 * SECOND).await;
+                    Ok("woken".to_owned())
+                }
+            })
+        };
+        let (host, flows) = start(code(), world.local()).await;
+        flows.start("one", "a", &()).await.unwrap();
+        world.settle().await;
+        host.crash();
+        world.pass(10 * SECOND).await;
+        for _ in 0..3 {
+            // Its timer is under way when the process dies.
+            world.store.fail_next(Method::Read, Fault::Hang);
+            let (host, _flows) = start(code(), world.local()).await;
+            world.pass(SECOND).await;
+            host.crash();
+        }
+        let before = runs.load(Ordering::Relaxed);
+        for _ in 0..2 {
+            let (host, flows) = start(code(), world.local()).await;
+            world.pass(10 * SECOND).await;
+            let seen = status(&flows, "one", "a").await;
+            let State::Blocked { why } = &seen.state else { panic!("{seen:?}") };
+            assert_eq!((why.kind(), why.message()), (BlockedKind::CodeKilled, "its code ran in 3 processes that died"));
+            host.drain(SECOND).await;
+        }
+        assert_eq!(runs.load(Ordering::Relaxed), before, "its code was run");
+        let (host, flows) = start(code(), world.local()).await;
+        flows.resume("one", "a").await.unwrap();
+        assert_eq!(result(&flows, "one", "a").await, "woken");
+        host.drain(SECOND).await;
+    }
+}
+
+on_each_store! {
+    async fn a_call_whose_process_died_three_times_blocks_its_flow_and_is_taken_when_that_is_resumed(world: World) {
+        let partner = Arc::<Partner>::default();
+        let member = |name: &str| start(orders(&partner), world.member(name, &fleet()).lease(LEASE));
+        let ((zero, at_zero), (one, at_one)) = (member("zero").await, member("one").await);
+        let id = owned_by("one", 20);
+        at_one.start("order", &id, &new_order(&id)).await.unwrap();
+        world.settle().await;
+        one.crash();
+        assert_eq!(at_zero.deliver(&partner.url(&id), accept("ada").id("1")).await.unwrap(), Delivered::Posted);
+        for _ in 0..3 {
+            // Before its limit, with the call under way.
+            world.store.fail_next(Method::Read, Fault::Hang);
+            let (one, _flows) = member("one").await;
+            world.pass(Duration::from_millis(100)).await;
+            one.crash();
+        }
+        let (one, at_one) = member("one").await;
+        world.pass(10 * SECOND).await;
+        let seen = status(&at_one, "order", &id).await;
+        assert!(matches!(&seen.state, State::Blocked { why } if why.kind() == BlockedKind::CodeKilled), "{seen:?}");
+        at_one.resume("order", &id).await.unwrap();
+        assert_eq!(result(&at_one, "order", &id).await, "taken by ada");
+        zero.drain(SECOND).await;
+        one.drain(SECOND).await;
+    }
+}
+
+on_each_store! {
     async fn a_drain_lets_a_step_end_and_its_result_is_kept_and_the_next_one_begins_elsewhere(world: World) {
         let runs = Arc::<Mutex<Vec<String>>>::default();
         let code = || {

@@ -63,6 +63,9 @@ pub enum BlockedKind {
     StepFailed,
     /// Processes died while a step ran.
     StepKilled,
+    /// Processes died while its code ran for a timer or a message, outside of steps. It is not run again before it is
+    /// [resumed](crate::Flows::resume).
+    CodeKilled,
     /// It asks for something that was not configured.
     NotConfigured,
     /// No code of the flow's version is registered, or its journal was written by a newer version of this crate.

@@ -236,9 +236,9 @@ impl FlowsBuilder {
         let registry = Arc::new(Registry { hub: Arc::default(), ..self.registry });
         let built = registry.clone();
         let interface = host.interface(move |id| FlowInstance::new(id, built.clone())).with_alarms().with_inbox();
-        // A timer or a message of a flow is never given up.
+        // A timer or a message of a flow is never given up: what ends processes blocks its flow.
         let retry = RetryPolicy::new().longest(Duration::from_secs(60)).attempts(u32::MAX);
-        let interface = interface.retry(retry).register().map_err(FlowsError::Register)?;
+        let interface = interface.retry(retry).max_crashes(u32::MAX).register().map_err(FlowsError::Register)?;
         let flows = Flows { registry, interface };
         host.beside(flows.clone().take_census());
         Ok(flows)

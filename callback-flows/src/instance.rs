@@ -28,7 +28,7 @@ use stable_interfaces::{
 use tokio::sync::Notify;
 
 use self::continued::{Before, LEFTOVERS, ONCE};
-use self::sealed::Sealed;
+use self::sealed::{Seal, Sealed};
 pub(crate) use self::telling::Look;
 use self::telling::{Said, Unread};
 use crate::blocked::{Blocked, BlockedKind};
@@ -62,6 +62,8 @@ pub(crate) const NEXT: &str = "next";
 const LEFT: u64 = 0;
 /// In so many processes that died a step may have run, and no more.
 const MAX_DEATHS: u32 = 2;
+/// So many processes may die while a flow's code runs for one timer or message: after them the flow is blocked.
+const MAX_CODE_DEATHS: u64 = 3;
 /// The time after which a timer asks again whether it may fire, after a call that came before it.
 const CALLS_FIRST: Duration = Duration::from_millis(10);
 /// The time after which a flow is looked at again that was to be purged, and has parents that were not told.
@@ -94,6 +96,8 @@ pub(crate) enum TurnError {
     Context(#[from] ContextError),
     #[error("{0}")]
     Unreadable(Unreadable),
+    #[error("{0}")]
+    Sealed(Seal),
     #[error("its status cannot be read")]
     Status(#[source] serde_json::Error),
 }
@@ -191,7 +195,8 @@ impl FlowInstance {
         let mut before: Option<Lives> = None;
         for alarm in cx.alarms().await? {
             match alarm.id() {
-                NEXT => self.next = Some(alarm.due()),
+                // Set anew, it is no longer held, and nothing has died of it.
+                NEXT => self.next = (!resumes).then(|| alarm.due()),
                 RUNNING => {
                     self.runs = Some(alarm.scheduled_at());
                     before = alarm.meta().ok();
@@ -208,6 +213,15 @@ impl FlowInstance {
             }
             return self.tell(cx).await;
         }
+        let was_killed = matches!(&stored.state, State::Blocked { why } if why.kind() == BlockedKind::CodeKilled);
+        let deaths = u64::from(cx.crashes());
+        if !resumes && was_killed {
+            let why = Seal::Killed(stored.deaths);
+            return self.seal(cx, &status, stored, why);
+        }
+        if !resumes && deaths >= MAX_CODE_DEATHS && deaths > stored.deaths {
+            return self.seal(cx, &status, Status { deaths, ..stored }, Seal::Killed(deaths));
+        }
         // With those of IDs, which come before them, and of parents, which come after them.
         let mut ids = cx.list(ONCE.."parent0").await?;
         let mut rows = ids.split_off(ids.partition_point(|(key, _)| key.starts_with(ONCE)));
@@ -215,7 +229,7 @@ impl FlowInstance {
         self.parents = Parents::read(&parents)?;
         let (pages, next_page) = match run_of(rows, stored.first_page) {
             Ok(pages) => pages,
-            Err(why) => return self.seal(cx, &status, stored, why),
+            Err(why) => return self.seal(cx, &status, stored, Seal::Unreadable(why)),
         };
         let before_it = Before::of(stored.run, stored.first_page, &pages, &ids);
         // Without the messages of earlier runs: their IDs are in rows of their own.
@@ -733,6 +747,7 @@ impl Going {
             bytes: self.engine.bytes() as u64,
             input: self.input,
             first_page: self.before.first_page,
+            deaths: self.status.as_ref().map_or(0, |before| before.deaths),
         }
     }
 }
@@ -796,7 +811,7 @@ impl StableInterface for FlowInstance {
 
     fn keeps_memory(error: &TurnError) -> bool {
         // It is said before anything is changed.
-        matches!(error, TurnError::Unreadable(_))
+        matches!(error, TurnError::Unreadable(_) | TurnError::Sealed(_))
     }
 
     async fn on_start(&mut self, cx: &mut Context) -> Result<(), TurnError> {

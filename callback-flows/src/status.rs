@@ -116,6 +116,9 @@ pub struct Status {
     /// The number of the first page of its run's journal.
     #[serde(default, skip_serializing_if = "is_none_yet")]
     pub(crate) first_page: u64,
+    /// The number of processes that its code has ended when it was blocked for that: so many are no reason to block it again.
+    #[serde(default, skip_serializing_if = "is_none_yet")]
+    pub(crate) deaths: u64,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
@@ -155,6 +158,7 @@ impl Status {
             bytes: 1,
             input: 0,
             first_page: 0,
+            deaths: 0,
         }
     }
 }

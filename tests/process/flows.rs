@@ -141,8 +141,10 @@ async fn obey(flows: &Flows, task: &Task) -> Result<String, FlowsError> {
                     continue;
                 };
                 match status.state {
-                    // It was under way in two processes that were killed, and did not kill them.
-                    State::Blocked { why } if why.kind() == BlockedKind::StepKilled => {
+                    // It was under way in processes that were killed, and did not kill them.
+                    State::Blocked { why }
+                        if matches!(why.kind(), BlockedKind::StepKilled | BlockedKind::CodeKilled) =>
+                    {
                         flows.resume(ORDER, id).await?;
                     }
                     State::Blocked { why } => return Ok(format!("wrong {id} is blocked: {why}")),
@@ -151,6 +153,10 @@ async fn obey(flows: &Flows, task: &Task) -> Result<String, FlowsError> {
                 match flows.result(ORDER, id).await? {
                     Some(Outcome::Done(value)) => return Ok(format!("ended {id} {}", value.get())),
                     Some(other) => return Ok(format!("wrong {id} has ended with {other:?}")),
+                    None if Instant::now() > until => {
+                        let status = format!("{:?}", flows.get(ORDER, id).await?).replace('\n', " ");
+                        return Ok(format!("wrong {id} does not end: {status}"));
+                    }
                     None => tokio::time::sleep(PAUSE).await,
                 }
             }

@@ -1,7 +1,8 @@
-//! A flow whose journal this program cannot read, because a newer one has written it or because it is damaged.
+//! A flow whose code is not run: this program cannot read its journal, because a newer one has written it or because it is damaged; or its
+//! code has ended processes.
 //!
 //! Its journal is left as it is, to the last byte. It is shown as blocked; calls for it are refused for now, posted ones stay in the inbox,
-//! and its alarms are held, all for a host that can read it.
+//! and its alarms are held, all for a host that can read it, or until somebody resumes it.
 
 use std::sync::Arc;
 
@@ -16,13 +17,22 @@ use crate::status::{STATUS_KEY, State, Status};
 
 pub(super) struct Sealed {
     pub(super) status: Status,
-    why: Unreadable,
+    why: Seal,
+}
+
+/// The reason why a flow's code is not run.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+pub(crate) enum Seal {
+    #[error("{0}")]
+    Unreadable(Unreadable),
+    #[error("its code ran in {0} processes that died")]
+    Killed(u64),
 }
 
 impl Sealed {
     /// The answer to what would have to be written into its journal.
     pub(super) fn refusal(&self) -> TurnError {
-        TurnError::Unreadable(self.why)
+        TurnError::Sealed(self.why)
     }
 }
 
@@ -33,11 +43,12 @@ impl FlowInstance {
         cx: &mut Context,
         row: &Bytes,
         mut status: Status,
-        why: Unreadable,
+        why: Seal,
     ) -> Result<(), TurnError> {
         let kind = match why {
-            Unreadable::Newer(_) => BlockedKind::UnknownVersion,
-            Unreadable::Corrupt => BlockedKind::Unreadable,
+            Seal::Unreadable(Unreadable::Newer(_)) => BlockedKind::UnknownVersion,
+            Seal::Unreadable(Unreadable::Corrupt) => BlockedKind::Unreadable,
+            Seal::Killed(_) => BlockedKind::CodeKilled,
         };
         let state = State::Blocked { why: Blocked::new(kind, why.to_string()) };
         if status.state != state {

@@ -147,6 +147,14 @@ impl Context {
         self.instance.pending().is_none()
     }
 
+    /// The number of processes that died while the alarm or message that runs now was being handled; 0 for a request. So long as there are fewer
+    /// than [`max_crashes`](crate::InterfaceBuilder::max_crashes), it is handled again. Known in
+    /// [`on_start`](crate::StableInterface::on_start) too.
+    #[must_use]
+    pub fn crashes(&self) -> u32 {
+        self.recorded.crashes()
+    }
+
     /// Sets the alarm `id` of this instance to fire at `at`, in place of any alarm with that ID.
     ///
     /// A time in the past fires at once. `meta` travels with it as JSON, at most [`MAX_VALUE_BYTES`] long. Setting an alarm from

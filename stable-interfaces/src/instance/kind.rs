@@ -26,6 +26,8 @@ pub(crate) struct InterfaceOptions {
     pub(crate) max_instances: usize,
     pub(crate) idle_timeout: Duration,
     pub(crate) retry: RetryPolicy,
+    /// In place of the host's.
+    pub(crate) max_crashes: Option<u32>,
 }
 
 impl Default for InterfaceOptions {
@@ -37,6 +39,7 @@ impl Default for InterfaceOptions {
             max_instances: 4_000_000,
             idle_timeout: Duration::from_secs(600),
             retry: RetryPolicy::default(),
+            max_crashes: None,
         }
     }
 }

@@ -78,6 +78,8 @@ pub(crate) struct Cold {
     pub(crate) failed_read: Option<Arc<StoreError>>,
     /// Tells whether the handler has made a part of its effects durable before its end.
     pub(crate) has_committed: bool,
+    /// The number of processes that died while what woke the instance was being handled.
+    pub(crate) crashes: u32,
 }
 
 /// The state of a handler's enlistments in transactions.
@@ -153,6 +155,10 @@ impl Recorded {
 
     pub(crate) fn cold(&mut self) -> &mut Cold {
         self.0.get_or_insert_default()
+    }
+
+    pub(crate) fn crashes(&self) -> u32 {
+        self.0.as_ref().map_or(0, |cold| cold.crashes)
     }
 
     pub(crate) fn enlisted(&self) -> Enlisted {

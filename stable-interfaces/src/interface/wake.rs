@@ -29,17 +29,20 @@ struct Fire {
 struct Woken {
     wake: Wake,
     must_mark: bool,
+    max_crashes: u32,
 }
 
 impl Woken {
     /// Does what comes before the handler; `false` if it must not run.
     async fn begin<I: StableInterface>(&self, cx: &mut Context) -> Outcome<bool, I::Error> {
+        let crashes = self.wake.attempts().all_crashes();
+        if crashes > 0 {
+            cx.recorded.cold().crashes = crashes;
+        }
         if !self.must_mark {
             return Ok(true);
         }
-        let limit = cx.host_core().options.limits.max_crashes;
-        let crashes = self.wake.attempts().all_crashes();
-        if crashes >= limit {
+        if crashes >= self.max_crashes {
             let reason: Arc<str> = format!("{crashes} processes died while it was being handled").into();
             tracing::error!(instance = %self.wake.name(), kind = self.wake.kind(), id = %self.wake.id(), %reason,
                 "given up; it is a dead letter now");
@@ -95,7 +98,7 @@ impl<I: OnMessage> Work<I> for Take {
 /// The functions that [`InterfaceBuilder::with_alarms`](crate::InterfaceBuilder::with_alarms) captures.
 pub(crate) fn fire_alarm<I: OnAlarm>(core: &Arc<InterfaceCore<I>>, delivery: Delivery) {
     if let Wake::Alarm(alarm) = delivery.wake() {
-        let work = Fire { alarm: alarm.clone(), woken: woken(&delivery) };
+        let work = Fire { alarm: alarm.clone(), woken: woken(core, &delivery) };
         hand_over(core, delivery, work);
     }
 }
@@ -103,7 +106,7 @@ pub(crate) fn fire_alarm<I: OnAlarm>(core: &Arc<InterfaceCore<I>>, delivery: Del
 /// The functions that [`InterfaceBuilder::with_inbox`](crate::InterfaceBuilder::with_inbox) captures.
 pub(crate) fn take_message<I: OnMessage>(core: &Arc<InterfaceCore<I>>, delivery: Delivery) {
     if let Wake::Message(message) = delivery.wake() {
-        let work = Take { message: message.clone(), woken: woken(&delivery) };
+        let work = Take { message: message.clone(), woken: woken(core, &delivery) };
         hand_over(core, delivery, work);
     }
 }
@@ -133,13 +136,14 @@ impl<I: StableInterface> Work<I> for CarryOut {
 
 pub(super) fn carry_out<I: StableInterface>(core: &Arc<InterfaceCore<I>>, delivery: Delivery) {
     if let Wake::Message(message) = delivery.wake() {
-        let work = CarryOut { message: message.clone(), woken: woken(&delivery) };
+        let work = CarryOut { message: message.clone(), woken: woken(core, &delivery) };
         hand_over(core, delivery, work);
     }
 }
 
-fn woken(delivery: &Delivery) -> Woken {
-    Woken { wake: delivery.wake().clone(), must_mark: delivery.must_mark }
+fn woken<I: StableInterface>(core: &InterfaceCore<I>, delivery: &Delivery) -> Woken {
+    let max_crashes = core.options.max_crashes.unwrap_or(core.host.options.limits.max_crashes);
+    Woken { wake: delivery.wake().clone(), must_mark: delivery.must_mark, max_crashes }
 }
 
 fn hand_over<I: StableInterface>(core: &Arc<InterfaceCore<I>>, delivery: Delivery, work: impl Work<I>) {
