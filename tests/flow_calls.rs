@@ -351,8 +351,8 @@ async fn a_token_of_nobody_is_refused_without_a_look_at_the_store() {
     }
     let after = [Method::Read, Method::Load, Method::Commit, Method::Post].map(|method| world.store.calls(method));
     assert_eq!(before, after);
-    let large = flows.deliver(&good, Call::new("1".repeat(200_000))).await.unwrap_err();
-    assert_eq!(large.to_string(), "the call has 200000 bytes, and may have 196608");
+    let large = flows.deliver(&good, Call::new("1".repeat(300_000))).await.unwrap_err();
+    assert_eq!(large.to_string(), "the call has 300000 bytes, and may have 262144");
     host.drain(SECOND).await;
 }
 
@@ -426,7 +426,7 @@ async fn first_page(tool: &FleetClient, id: &str) -> (Arc<str>, Bytes) {
 
 on_each_store! {
     async fn a_journal_that_cannot_be_read_blocks_its_flow_and_is_left_as_it_is(world: World) {
-        let newer = "its journal has format 200, and this program reads formats up to 1";
+        let newer = "its journal has format 200, and this program reads formats up to 2";
         for (id, format, kind, words) in [
             ("a", 200, BlockedKind::UnknownVersion, newer),
             ("b", 0, BlockedKind::Unreadable, "a page of its journal is damaged"),

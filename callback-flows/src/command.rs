@@ -49,7 +49,7 @@ pub(crate) struct Parent {
 
 impl Command {
     pub(crate) fn encode(&self) -> Bytes {
-        let mut out = Writer(vec![FORMAT]);
+        let mut out = Writer::new(FORMAT);
         match self {
             Command::Start { version, input, parent } => {
                 out.0.push(0);
@@ -130,7 +130,7 @@ impl Parent {
 
     /// As it is kept by the child.
     pub(crate) fn encode(&self) -> Bytes {
-        let mut out = Writer(vec![FORMAT]);
+        let mut out = Writer::new(FORMAT);
         self.write(&mut out);
         out.0.into()
     }

@@ -49,8 +49,8 @@ pub(crate) use self::shared::{Item, Life, Limits, Shared, Ticket};
 
 /// The number of times that the code may wake itself before it has to wait for something.
 const MAX_SELF_WAKES: usize = 10_000;
-/// About how many bytes of steps' results go into one commit: a few of the largest.
-const MAX_HANDED_IN: usize = 2 * 1024 * 1024;
+/// About how many bytes of steps' results go into one commit, beside a message and a result of the flow: one of the largest.
+const MAX_HANDED_IN: usize = 1024 * 1024;
 
 pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 /// The code of a flow: makes its future from the input.
@@ -925,8 +925,11 @@ impl Engine {
     /// Adds what steps have handed in to the journal, as much as fits into one commit. The rest follows.
     fn take_handed_in(&mut self, now: Timestamp) {
         let mut bytes = 0;
-        while bytes < MAX_HANDED_IN {
-            let Some(event) = self.shared.state.lock().handed_in.pop_front() else { return };
+        loop {
+            let mut state = self.shared.state.lock();
+            let fits = |event: &mut Event| bytes == 0 || bytes + event.size() <= MAX_HANDED_IN;
+            let Some(event) = state.handed_in.pop_front_if(fits) else { return };
+            drop(state);
             bytes += event.size();
             self.append(now, event);
         }

@@ -212,7 +212,8 @@ impl Flow {
     /// go on by themselves. The next run is of the newest version that takes this input.
     ///
     /// # Errors
-    /// It is the error that the flow's code is to return. If `input` cannot be JSON, or has more than 256 KiB, that fails the flow.
+    /// It is the error that the flow's code is to return. If `input` cannot be JSON, or is larger than a
+    /// [value may be](crate::FlowsBuilder::max_value), that fails the flow.
     pub fn continue_with<T>(&self, input: &(impl Serialize + ?Sized)) -> FlowResult<T> {
         let input = serde_json::to_vec(input)?;
         let limit = self.shared.limits.value_bytes;

@@ -27,7 +27,7 @@ use stable_interfaces::clock::{Clock, Random, Sleep};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::engine::{BoxFuture, Code, Engine, Kind, Limits, Phase, Post, Sabotage, Shared, Stop, What};
-use crate::journal::{ChildOutcome, Ended, Entry, Event, Message, Page, StepOutcome};
+use crate::journal::{ChildOutcome, Ended, Entry, Event, Message, Page, StepOutcome, Written};
 use crate::step::Retry;
 use crate::{Callback, Flow};
 
@@ -421,7 +421,7 @@ struct Run {
     code: Code,
     sabotage: Option<Sabotage>,
     engine: Engine,
-    durable: Vec<Bytes>,
+    durable: Vec<Written>,
     /// The lines that the code had shown at the last commit, its waits, and that it had taken in everything.
     shown: Vec<String>,
     waited: Vec<(String, Option<Timestamp>)>,

@@ -5,6 +5,8 @@ mod bad_tokens;
 mod census;
 mod input;
 pub(crate) mod journals;
+#[cfg(test)]
+mod large;
 #[cfg(feature = "http")]
 mod serving;
 mod watch;
@@ -17,7 +19,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 use stable_interfaces::{
     Alarm, HostBuilder, Interface, KeyRange, NewPost, RegisterError, RequestError, RetryPolicy, Timestamp,
 };
@@ -30,7 +31,7 @@ use crate::hub::Hub;
 use crate::instance::{Answer, FlowInstance, NEXT, TurnError};
 use crate::journal::Message;
 use crate::policy::CallbackPolicy;
-use crate::status::{Outcome, RESULT_KEY, STATUS_KEY, State, Status};
+use crate::status::{Outcome, STATUS_KEY, State, Status};
 use crate::token::{Target, UrlKeys, Urls};
 use crate::verify::Unverified;
 
@@ -39,6 +40,8 @@ use self::input::Validate;
 
 /// The largest body that is posted, in bytes: there has to be room for its headers.
 pub(crate) const MAX_POSTED_BYTES: usize = 192 * 1024;
+/// The most that [`FlowsBuilder::max_value`] may be: so much that four of them would be too much for one commit.
+const MAX_VALUE_BYTES: usize = 1024 * 1024;
 /// The longest name of a callback with a policy, in bytes: within every branch it is whole in the callback's address.
 const MAX_POLICY_NAME: usize = 64;
 
@@ -141,10 +144,11 @@ impl FlowsBuilder {
         if name.is_empty() || name.len() > 64 || !name.bytes().all(is_name) {
             self.invalid.get_or_insert(format!("{name:?} cannot be the name of a flow"));
         }
-        let (code, limit) = (Arc::new(code), self.registry.limits.value_bytes);
+        let code = Arc::new(code);
         let code: Code = Arc::new(move |flow, input| {
             let code = code.clone();
             Box::pin(async move {
+                let limit = flow.shared().limits.value_bytes;
                 let input = serde_json::from_slice(&input);
                 let input = input.map_err(|error| format!("its input is of another type: {error}"))?;
                 let result = code(flow, input).await.map_err(FlowError::into_stop)?;
@@ -198,6 +202,19 @@ impl FlowsBuilder {
     /// The most entries of a flow's journal, and the most bytes; a flow with more is blocked. Default: 10,000 and 16 MiB.
     pub fn max_journal(mut self, entries: u64, bytes: usize) -> FlowsBuilder {
         (self.registry.limits.entries, self.registry.limits.bytes) = (entries, bytes);
+        self
+    }
+
+    /// The largest input, result of a step, body of a call, and result of a flow, in bytes: at most 1 MiB (1,048,576). Default: 256 KiB.
+    ///
+    /// Whatever goes through the store of another host has at most 192 KiB all the same: a start or a call at a host that does not own the
+    /// flow and cannot reach the one that does, the input of a [child](Flow::spawn), and the result that it tells its parent.
+    pub fn max_value(mut self, bytes: usize) -> FlowsBuilder {
+        if bytes > MAX_VALUE_BYTES {
+            self.invalid
+                .get_or_insert(format!("values of {bytes} bytes cannot be kept, and up to {MAX_VALUE_BYTES} can"));
+        }
+        self.registry.limits.value_bytes = bytes;
         self
     }
 
@@ -329,7 +346,7 @@ impl std::fmt::Debug for Call {
 }
 
 impl Call {
-    /// A call with this body: at most 192 KiB.
+    /// A call with this body: at most 256 KiB, or what [`FlowsBuilder::max_value`] says, at the host that owns the flow, and 192 KiB at others.
     #[must_use]
     pub fn new(body: impl Into<Bytes>) -> Call {
         Call { body: body.into(), ..Call::default() }
@@ -499,8 +516,8 @@ impl Flows {
     /// The same ID and input again are [`Started::Already`], so it may be repeated.
     ///
     /// # Errors
-    /// [`FlowsError`]: an unknown name, an ID that cannot be one, an input that does not fit, is refused or is over 192 KiB, another input
-    /// under this ID, or a store that cannot be reached.
+    /// [`FlowsError`]: an unknown name, an ID that cannot be one, an input that does not fit, is refused or is larger than it
+    /// [may be](FlowsBuilder::max_value), another input under this ID, or a store that cannot be reached.
     pub async fn start(&self, name: &str, id: &str, input: &(impl Serialize + ?Sized)) -> Result<Started, FlowsError> {
         if !self.registry.flows.contains_key(name) {
             return Err(FlowsError::UnknownFlow(name.into()));
@@ -562,7 +579,8 @@ impl Flows {
         callback: Arc<str>,
         call: Call,
     ) -> Result<Delivered, FlowsError> {
-        fits(&call)?;
+        fits("the call", call.size(), self.registry.limits.value_bytes)?;
+        let size = call.size();
         let Call { id, headers, body } = call;
         // The post of a call has the ID of that call, so that a second one does not even lie in the inbox.
         let post = id.as_ref().map(|id| format!("call-{}", short_hash(format!("{callback}\0{id}").as_bytes())));
@@ -576,6 +594,7 @@ impl Flows {
             Some(Answer::NotFound | Answer::Conflict) => return Err(FlowsError::NotFound),
             Some(Answer::Behind) | None => {}
         }
+        fits("a call that is stored for the owner of its flow", size, MAX_POSTED_BYTES)?;
         // One that is known to be over takes nothing any more; that it could not be looked at is no reason to refuse.
         let (posted, status) = tokio::join!(self.post(flow, post, command), self.status(flow));
         match status {
@@ -661,15 +680,11 @@ impl Flows {
             State::Failed { error } => Outcome::Failed(error.clone()),
             State::Cancelled => Outcome::Cancelled,
             State::Purged => Outcome::Purged,
-            State::Done => {
-                let rows = self.stored(flow, KeyRange::prefix(RESULT_KEY)).await?;
-                if rows.is_empty() {
-                    // Purged between the two reads.
-                    return Ok(Some(Outcome::Purged));
-                }
-                let json: Box<RawValue> = serde_json::from_slice(&joined(&rows)).map_err(FlowsError::Unreadable)?;
-                Outcome::Done(json)
-            }
+            State::Done => match self.result_of(flow, status).await? {
+                Some(json) => Outcome::Done(serde_json::from_slice(&json).map_err(FlowsError::Unreadable)?),
+                // Purged between the two reads.
+                None => Outcome::Purged,
+            },
             _ => return Ok(None),
         }))
     }
@@ -721,13 +736,8 @@ fn is_elsewhere<E>(error: &RequestError<E>) -> bool {
     )
 }
 
-fn fits(call: &Call) -> Result<(), FlowsError> {
-    match call.size() {
-        bytes if bytes > MAX_POSTED_BYTES => {
-            Err(FlowsError::TooLarge { what: "the call", bytes, limit: MAX_POSTED_BYTES })
-        }
-        _ => Ok(()),
-    }
+fn fits(what: &'static str, bytes: usize, limit: usize) -> Result<(), FlowsError> {
+    if bytes > limit { Err(FlowsError::TooLarge { what, bytes, limit }) } else { Ok(()) }
 }
 
 /// The ID of a flow's instance.

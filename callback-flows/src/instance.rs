@@ -35,10 +35,10 @@ use crate::blocked::{Blocked, BlockedKind};
 use crate::command::{Command, Parent};
 use crate::courier::{self, Letter, Parents, Receipt};
 use crate::engine::{Code, Engine, Phase, Shared};
-use crate::flows::journals::{PAGES, page_key, run_of};
+use crate::flows::journals::{PAGES, body_key, page_key, run_of};
 use crate::flows::{Kept, Registry, joined, parts_of};
 use crate::hash::hash_of;
-use crate::journal::{ChildOutcome, Ended, Event, Message, Page, Unreadable};
+use crate::journal::{ChildOutcome, Ended, Event, Message, Page, Unreadable, Written};
 use crate::metrics;
 use crate::status::{MAX_WAITS, RESULT_KEY, STATUS_KEY, State, Status, Waiting, fitting, short};
 
@@ -227,7 +227,7 @@ impl FlowInstance {
         let mut rows = ids.split_off(ids.partition_point(|(key, _)| key.starts_with(ONCE)));
         let parents = rows.split_off(rows.partition_point(|(key, _)| key.starts_with(PAGES)));
         self.parents = Parents::read(&parents)?;
-        let (pages, next_page) = match run_of(rows, stored.first_page) {
+        let (pages, next_page) = match run_of(rows, stored.first_page, None) {
             Ok(pages) => pages,
             Err(why) => return self.seal(cx, &status, stored, Seal::Unreadable(why)),
         };
@@ -758,7 +758,10 @@ fn seen_as(callback: &str, id: &str) -> String {
 
 /// Records a page of a journal, in as many rows as it needs.
 fn put_page(cx: &mut Context, number: u64, page: &Page) -> Result<(), ContextError> {
-    put_rows(cx, &page_key(number), &page.encode(), ROW_BYTES)
+    let Written { page, bodies, .. } = page.encode();
+    put_rows(cx, &page_key(number), &page, ROW_BYTES)?;
+    let mut bodies = bodies.iter().enumerate();
+    bodies.try_for_each(|(n, body)| put_rows(cx, &body_key(number, n), body, ROW_BYTES))
 }
 
 /// Records bytes in as many rows of this size as they need, under this prefix and their numbers.

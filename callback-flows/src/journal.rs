@@ -5,6 +5,7 @@
 //! tell where other code differs. Both are written in [`Page`]s, one a commit. The format has a version, and every version that
 //! was ever written can be read; a page of a newer one is left alone.
 
+mod apart;
 mod text;
 
 use std::fmt;
@@ -13,10 +14,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use stable_interfaces::Timestamp;
 
+pub(crate) use self::apart::Written;
 pub use self::text::Journal;
 
-/// The version that is written.
-const FORMAT: u8 = 1;
+/// The version of a page that has all within itself.
+const WHOLE: u8 = 1;
+/// The version of a page with large bodies, which are beside it, and the newest that is read.
+const FORMAT: u8 = 2;
 
 /// The full name of an operation: `scope/kind:name[key]#ordinal`.
 pub(crate) type Key = Arc<str>;
@@ -177,9 +181,9 @@ impl Page {
         self.entries.is_empty() && self.settled.is_empty() && self.ended.is_none()
     }
 
-    pub(crate) fn encode(&self) -> Bytes {
-        let mut out = Writer(Vec::with_capacity(64 + 48 * self.entries.len()));
-        out.0.push(FORMAT);
+    pub(crate) fn encode(&self) -> Written {
+        let mut out = if self.has_large_bodies() { Writer::apart(FORMAT) } else { Writer::new(WHOLE) };
+        out.0.reserve(64 + 48 * self.entries.len());
         out.number(self.settled_to);
         out.number(self.entries.len() as u64);
         for entry in &self.entries {
@@ -210,7 +214,7 @@ impl Page {
             None => out.0.push(0),
             Some(Ended::Done(value)) => {
                 out.0.push(1);
-                out.bytes(value);
+                out.result(value);
             }
             Some(Ended::Failed(error)) => {
                 out.0.push(2);
@@ -218,13 +222,14 @@ impl Page {
             }
             Some(Ended::Cancelled) => out.0.push(3),
         }
-        out.0.into()
+        out.written()
     }
 
-    pub(crate) fn decode(page: &Bytes) -> Result<Page, Unreadable> {
-        let mut reader = Reader::new(page);
+    pub(crate) fn decode(written: &Written) -> Result<Page, Unreadable> {
+        let mut reader = Reader::new(&written.page);
         match reader.byte()? {
-            FORMAT => {}
+            WHOLE => {}
+            FORMAT => reader.apart = Some(written),
             newer if newer > FORMAT => return Err(Unreadable::Newer(newer)),
             _ => return Err(Unreadable::Corrupt),
         }
@@ -247,7 +252,7 @@ impl Page {
         })?;
         let ended = match reader.byte()? {
             0 => None,
-            1 => Some(Ended::Done(reader.bytes()?)),
+            1 => Some(Ended::Done(reader.result()?)),
             2 => Some(Ended::Failed(reader.text()?)),
             3 => Some(Ended::Cancelled),
             _ => return Err(Unreadable::Corrupt),
@@ -317,10 +322,15 @@ impl fmt::Display for Event {
     }
 }
 
-/// Writes what [`Reader`] reads.
-pub(crate) struct Writer(pub(crate) Vec<u8>);
+/// Writes what [`Reader`] reads. The second part has what is kept apart, where that is done.
+pub(crate) struct Writer(pub(crate) Vec<u8>, Option<Written>);
 
 impl Writer {
+    /// A writer of something of this version.
+    pub(crate) fn new(format: u8) -> Writer {
+        Writer(vec![format], None)
+    }
+
     #[allow(clippy::cast_possible_truncation, reason = "seven bits at a time")]
     pub(crate) fn number(&mut self, mut number: u64) {
         while number >= 0x80 {
@@ -350,7 +360,7 @@ impl Writer {
                 self.number(u64::from(*version));
                 self.number(u64::from(*run));
                 self.0.extend(seed.to_le_bytes());
-                self.bytes(input);
+                self.body(input);
             }
             Event::Result { step, outcome } => {
                 self.0.push(1);
@@ -358,7 +368,7 @@ impl Writer {
                 match outcome {
                     StepOutcome::Done(value) => {
                         self.0.push(0);
-                        self.bytes(value);
+                        self.body(value);
                     }
                     StepOutcome::Failed { error, attempts } => {
                         self.0.push(1);
@@ -392,7 +402,7 @@ impl Writer {
                     self.text(name);
                     self.text(value);
                 }
-                self.bytes(&message.body);
+                self.body(&message.body);
             }
             Event::Fired { timer } => {
                 self.0.push(5);
@@ -416,7 +426,7 @@ impl Writer {
                 self.number(u64::from(*version));
                 self.number(u64::from(*run));
                 self.0.extend(seed.to_le_bytes());
-                self.bytes(input);
+                self.body(input);
                 self.number(carried.len() as u64);
                 for Carried { key, run, callback, unread } in carried {
                     self.text(key);
@@ -433,7 +443,7 @@ impl Writer {
         match outcome {
             ChildOutcome::Done(value) => {
                 self.0.push(0);
-                self.bytes(value);
+                self.body(value);
             }
             ChildOutcome::Failed(error) => {
                 self.0.push(1);
@@ -462,11 +472,14 @@ impl Writer {
 pub(crate) struct Reader<'a> {
     page: &'a Bytes,
     at: usize,
+    /// The bodies beside the page, if it is of the format that has such, and the number of them that were read.
+    apart: Option<&'a Written>,
+    bodies: usize,
 }
 
 impl Reader<'_> {
     pub(crate) fn new(page: &Bytes) -> Reader<'_> {
-        Reader { page, at: 0 }
+        Reader { page, at: 0, apart: None, bodies: 0 }
     }
 
     /// Tells whether all of it has been read.
@@ -516,6 +529,10 @@ impl Reader<'_> {
 
     pub(crate) fn bytes(&mut self) -> Result<Bytes, Unreadable> {
         let length = self.length()?;
+        self.slice(length)
+    }
+
+    fn slice(&mut self, length: usize) -> Result<Bytes, Unreadable> {
         let from = self.at;
         self.take(length)?;
         Ok(self.page.slice(from..self.at))
@@ -543,12 +560,12 @@ impl Reader<'_> {
         Ok(match self.byte()? {
             0 => {
                 let (version, run) = (self.small()?, self.small()?);
-                Event::Start { version, run, seed: self.fixed()?, input: self.bytes()? }
+                Event::Start { version, run, seed: self.fixed()?, input: self.body()? }
             }
             1 => {
                 let step = self.text()?;
                 let outcome = match self.byte()? {
-                    0 => StepOutcome::Done(self.bytes()?),
+                    0 => StepOutcome::Done(self.body()?),
                     1 => StepOutcome::Failed { error: self.text()?, attempts: self.small()? },
                     2 => StepOutcome::Interrupted,
                     3 => StepOutcome::TooLarge(self.number()?),
@@ -564,14 +581,14 @@ impl Reader<'_> {
             4 => {
                 let (callback, id) = (self.text()?, self.text()?);
                 let headers = self.list(|reader| Ok((reader.text()?, reader.text()?)))?;
-                Event::Message { callback, message: Message { id, headers, body: self.bytes()? } }
+                Event::Message { callback, message: Message { id, headers, body: self.body()? } }
             }
             5 => Event::Fired { timer: self.text()? },
             6 => Event::Cancel,
             7 => Event::ChildEnded { child: self.text()?, outcome: self.child_outcome()? },
             8 => Event::Posted { starts: self.list(Reader::text)?, cancels: self.list(Reader::text)? },
             9 => {
-                let (version, run, seed, input) = (self.small()?, self.small()?, self.fixed()?, self.bytes()?);
+                let (version, run, seed, input) = (self.small()?, self.small()?, self.fixed()?, self.body()?);
                 let carried = self.list(|reader| {
                     let (key, run, callback) = (reader.text()?, reader.small()?, reader.text()?);
                     Ok(Carried { key, run, callback, unread: reader.list(Reader::number)? })
@@ -584,7 +601,7 @@ impl Reader<'_> {
 
     pub(crate) fn child_outcome(&mut self) -> Result<ChildOutcome, Unreadable> {
         Ok(match self.byte()? {
-            0 => ChildOutcome::Done(self.bytes()?),
+            0 => ChildOutcome::Done(self.body()?),
             1 => ChildOutcome::Failed(self.text()?),
             2 => ChildOutcome::Cancelled,
             3 => ChildOutcome::Purged,
@@ -644,7 +661,7 @@ pub(crate) mod tests {
         Page { entries, settled, settled_to: 10, ended: Some(Ended::Failed(text("no taker"))) }
     }
 
-    fn bytes_of(hex: &str) -> Bytes {
+    pub(super) fn bytes_of(hex: &str) -> Bytes {
         let digits: Vec<_> = hex.chars().filter_map(|digit| digit.to_digit(16)).collect();
         digits.chunks(2).map(|pair| u8::try_from(pair[0] << 4 | pair[1]).unwrap()).collect::<Vec<_>>().into()
     }
@@ -652,9 +669,9 @@ pub(crate) mod tests {
     #[test]
     fn a_page_of_the_first_format_is_read_and_written_as_ever() {
         let golden = bytes_of(include_str!("journal/format-1.hex"));
-        let hex = hex(&full_page().encode());
+        let hex = hex(&full_page().encode().page);
         assert_eq!(bytes_of(&hex), golden, "written as {hex}");
-        assert_eq!(Page::decode(&golden), Ok(full_page()));
+        assert_eq!(Page::decode(&golden.into()), Ok(full_page()));
     }
 
     /// A page with everything about children.
@@ -684,9 +701,9 @@ pub(crate) mod tests {
     #[test]
     fn a_page_about_children_is_read_and_written_as_ever() {
         let golden = bytes_of(include_str!("journal/format-1-children.hex"));
-        let hex = hex(&page_of_children().encode());
+        let hex = hex(&page_of_children().encode().page);
         assert_eq!(bytes_of(&hex), golden, "written as {hex}");
-        assert_eq!(Page::decode(&golden), Ok(page_of_children()));
+        assert_eq!(Page::decode(&golden.into()), Ok(page_of_children()));
     }
 
     /// A page with the start of a run that goes on.
@@ -711,9 +728,9 @@ pub(crate) mod tests {
     #[test]
     fn a_page_of_a_continued_run_is_read_and_written_as_ever() {
         let golden = bytes_of(include_str!("journal/format-1-continued.hex"));
-        let hex = hex(&page_of_a_continued_run().encode());
+        let hex = hex(&page_of_a_continued_run().encode().page);
         assert_eq!(bytes_of(&hex), golden, "written as {hex}");
-        assert_eq!(Page::decode(&golden), Ok(page_of_a_continued_run()));
+        assert_eq!(Page::decode(&golden.into()), Ok(page_of_a_continued_run()));
     }
 
     #[test]
@@ -726,32 +743,32 @@ pub(crate) mod tests {
 
     #[test]
     fn a_page_of_a_newer_format_is_told_from_a_damaged_one() {
-        let mut page = full_page().encode().to_vec();
+        let mut page = full_page().encode().page.to_vec();
         page[0] = FORMAT + 1;
-        assert_eq!(Page::decode(&page.into()), Err(Unreadable::Newer(FORMAT + 1)));
-        assert_eq!(Page::decode(&Bytes::new()), Err(Unreadable::Corrupt));
+        assert_eq!(Page::decode(&Bytes::from(page).into()), Err(Unreadable::Newer(FORMAT + 1)));
+        assert_eq!(Page::decode(&Bytes::new().into()), Err(Unreadable::Corrupt));
     }
 
     #[test]
     fn a_page_that_is_cut_short_or_goes_on_is_damaged() {
-        let page = full_page().encode();
+        let page = full_page().encode().page;
         for length in 0..page.len() {
-            assert_eq!(Page::decode(&page.slice(..length)), Err(Unreadable::Corrupt), "{length} bytes");
+            assert_eq!(Page::decode(&page.slice(..length).into()), Err(Unreadable::Corrupt), "{length} bytes");
         }
         let mut longer = page.to_vec();
         longer.push(0);
-        assert_eq!(Page::decode(&longer.into()), Err(Unreadable::Corrupt));
+        assert_eq!(Page::decode(&Bytes::from(longer).into()), Err(Unreadable::Corrupt));
     }
 
     #[test]
     fn a_damaged_page_is_never_more_than_an_error() {
-        let page = full_page().encode();
+        let page = full_page().encode().page;
         let mut random = fastrand::Rng::with_seed(1);
         for _ in 0..20_000 {
             let mut damaged = page.to_vec();
             let at = random.usize(1..damaged.len());
             damaged[at] = random.u8(..);
-            let _ = Page::decode(&damaged.into());
+            let _ = Page::decode(&Bytes::from(damaged).into());
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
-use super::{Flows, FlowsBuilder, FlowsError, MAX_POSTED_BYTES, Started, identity};
+use super::{Flows, FlowsBuilder, FlowsError, MAX_POSTED_BYTES, Started, fits, identity};
 use crate::command::Command;
 use crate::hash::hash_of;
 use crate::instance::Answer;
@@ -75,15 +75,13 @@ impl Flows {
         let unknown = || FlowsError::UnknownFlow(name.into());
         let versions = self.registry.flows.get(name).ok_or_else(unknown)?;
         let flow = identity(name, id)?;
-        if input.len() > MAX_POSTED_BYTES {
-            return Err(FlowsError::TooLarge { what: "the input", bytes: input.len(), limit: MAX_POSTED_BYTES });
-        }
+        fits("the input", input.len(), self.registry.limits.value_bytes)?;
         let (version, newest) = versions.last_key_value().ok_or_else(unknown)?;
         (newest.check)(&input).map_err(|source| FlowsError::Input { flow: name.into(), source })?;
         if let Some(validate) = self.registry.validates.get(name) {
             validate(&input)?;
         }
-        let hash = hash_of(&input);
+        let (hash, size) = (hash_of(&input), input.len());
         let command = Command::Start { version: *version, input, parent: None };
         match self.ask(&flow, command.clone()).await? {
             Some(Answer::Done) => return Ok(Started::New),
@@ -97,6 +95,7 @@ impl Flows {
             Some(_) => return Err(FlowsError::Conflict),
             None => {}
         }
+        fits("an input that is stored for the owner of its flow", size, MAX_POSTED_BYTES)?;
         self.post(&flow, Some("start".into()), command).await?;
         Ok(Started::Posted)
     }

@@ -3,43 +3,86 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use serde::de::Error as _;
 use stable_interfaces::KeyRange;
 use stable_interfaces::clock::{SystemClock, SystemRandom};
 
-use super::{Flows, FlowsError, identity};
+use super::{Flows, FlowsError, identity, joined};
 use crate::blocked::Blocked;
 use crate::engine::{Engine, Shared};
-use crate::journal::{Carried, Event, Journal, Page, Unreadable};
+use crate::journal::{Carried, Event, Journal, Page, Unreadable, Written};
+use crate::status::{RESULT_KEY, State, Status};
 
-/// The prefix of the rows of a flow's journal: `page/<number>/<chunk>`.
+/// The prefix of the rows of a flow's journal: `page/<number>/<chunk>`, and those of the bodies that are kept apart from their page:
+/// `page/<number>/b<body>-<chunk>`.
 pub(crate) const PAGES: &str = "page/";
 
-/// The pages that these rows make, in the order of their keys, and the number of the next one.
-pub(crate) fn pages_of(rows: Vec<(Arc<str>, Bytes)>) -> Result<(Vec<Page>, u64), Unreadable> {
-    let mut pages: Vec<(u64, BytesMut)> = Vec::new();
-    for (key, chunk) in rows {
-        let number = key.split('/').nth(1).and_then(|number| number.parse().ok()).unwrap_or_default();
-        match pages.last_mut() {
-            Some((last, page)) if *last == number => page.extend_from_slice(&chunk),
-            _ => pages.push((number, BytesMut::from(chunk))),
+/// The rows of one page.
+#[derive(Default)]
+struct Chunks {
+    number: u64,
+    page: Vec<Bytes>,
+    bodies: Vec<Vec<Bytes>>,
+}
+
+impl Chunks {
+    /// Adds the next row: the bodies come after the page, and each in the order of its chunks.
+    fn add(&mut self, name: &str, chunk: Bytes) {
+        let Some((body, of)) = name.strip_prefix('b').and_then(|name| name.split_once('-')) else {
+            return self.page.push(chunk);
+        };
+        match self.bodies.last_mut() {
+            Some(last) if of.bytes().any(|digit| digit != b'0') => last.push(chunk),
+            // One that is missing is none, whatever comes after it.
+            _ => {
+                self.bodies.resize_with(body.parse().unwrap_or_default(), Vec::new);
+                self.bodies.push(vec![chunk]);
+            }
         }
     }
-    let next = pages.last().map_or(0, |(number, _)| number + 1);
-    let pages = pages.into_iter().map(|(_, page)| Page::decode(&page.freeze()));
-    Ok((pages.collect::<Result<_, _>>()?, next))
+
+    fn decode(self, result: Option<&Bytes>) -> Result<Page, Unreadable> {
+        let bodies = self.bodies.into_iter().map(whole).collect();
+        Page::decode(&Written { page: whole(self.page), bodies, result: result.cloned() })
+    }
+}
+
+/// What these chunks are together. Most are the only one.
+fn whole(mut chunks: Vec<Bytes>) -> Bytes {
+    if chunks.len() == 1 { chunks.pop().unwrap_or_default() } else { chunks.concat().into() }
+}
+
+/// The pages that these rows make, in the order of their keys, and the number of the next one. `result` is that of the flow: one that is
+/// large is not in the journal.
+pub(crate) fn pages_of(rows: Vec<(Arc<str>, Bytes)>, result: Option<&Bytes>) -> Result<(Vec<Page>, u64), Unreadable> {
+    let mut pages: Vec<Chunks> = Vec::new();
+    for (key, chunk) in rows {
+        let mut parts = key.split('/').skip(1);
+        let number = parts.next().and_then(|number| number.parse().ok()).unwrap_or_default();
+        if pages.last().is_none_or(|last| last.number != number) {
+            pages.push(Chunks { number, ..Chunks::default() });
+        }
+        let last = pages.last_mut().expect("one has just been pushed");
+        last.add(parts.next().unwrap_or_default(), chunk);
+    }
+    let next = pages.last().map_or(0, |page| page.number + 1);
+    Ok((pages.into_iter().map(|page| page.decode(result)).collect::<Result<_, _>>()?, next))
 }
 
 /// The journal of a run that begins with this page, out of all pages that there are: before it, the messages that it has taken over.
 /// And the number of the next page.
-pub(crate) fn run_of(mut rows: Vec<(Arc<str>, Bytes)>, first: u64) -> Result<(Vec<Page>, u64), Unreadable> {
+pub(crate) fn run_of(
+    mut rows: Vec<(Arc<str>, Bytes)>,
+    first: u64,
+    result: Option<&Bytes>,
+) -> Result<(Vec<Page>, u64), Unreadable> {
     let begin = page_key(first);
     let run = rows.split_off(rows.partition_point(|(key, _)| **key < *begin));
-    let (mut pages, next) = pages_of(run)?;
+    let (mut pages, next) = pages_of(run, result)?;
     let wanted = taken_over(&pages);
     if !wanted.is_empty() {
-        let earlier = pages_of(rows)?.0.into_iter().flat_map(|page| page.entries);
+        let earlier = pages_of(rows, None)?.0.into_iter().flat_map(|page| page.entries);
         let entries = earlier.filter(|entry| wanted.contains(&entry.seq)).collect();
         pages.insert(0, Page { entries, ..Page::default() });
     }
@@ -49,6 +92,11 @@ pub(crate) fn run_of(mut rows: Vec<(Arc<str>, Bytes)>, first: u64) -> Result<(Ve
 /// The key that the rows of a page begin with.
 pub(crate) fn page_key(number: u64) -> String {
     format!("{PAGES}{number:010}/")
+}
+
+/// The key that the rows of a body begin with which is kept apart from its page, where it is body `n`.
+pub(crate) fn body_key(page: u64, n: usize) -> String {
+    format!("{}b{n:04}-", page_key(page))
 }
 
 /// The callbacks and signals that went along into the run with these pages.
@@ -77,9 +125,19 @@ impl Flows {
         let flow = identity(name, id)?;
         let status = self.status(&flow).await?.ok_or(FlowsError::NotFound)?;
         let rows = self.stored(&flow, KeyRange::prefix(PAGES)).await?;
+        let result = self.result_of(&flow, &status).await?;
         let as_unreadable = |error: Unreadable| FlowsError::Unreadable(serde_json::Error::custom(error));
-        let (pages, _) = run_of(rows, status.first_page).map_err(as_unreadable)?;
+        let (pages, _) = run_of(rows, status.first_page, result.as_ref()).map_err(as_unreadable)?;
         if pages.is_empty() { Err(FlowsError::Gone) } else { Ok(Journal::new(name, id, pages)) }
+    }
+
+    /// The result of a flow with this status, as JSON, if it has one that is still there.
+    pub(super) async fn result_of(&self, flow: &str, status: &Status) -> Result<Option<Bytes>, FlowsError> {
+        if status.state != State::Done {
+            return Ok(None);
+        }
+        let rows = self.stored(flow, KeyRange::prefix(RESULT_KEY)).await?;
+        Ok((!rows.is_empty()).then(|| joined(&rows).into()))
     }
 
     /// Replays a journal against the code that is registered, and says where that does something else than the code which wrote it

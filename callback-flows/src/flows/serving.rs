@@ -8,11 +8,11 @@ use serde_json::Value;
 use stable_interfaces::clock::{Clock, Random};
 use stable_interfaces::{KeyRange, RequestError};
 
-use super::journals::page_key;
-use super::{Flows, FlowsBuilder, FlowsError, identity, joined, unavailable};
+use super::journals::{page_key, pages_of};
+use super::{Flows, FlowsBuilder, FlowsError, identity, unavailable};
 use crate::hash::hash_of;
 use crate::instance::TurnError;
-use crate::journal::{Event, Page};
+use crate::journal::Event;
 
 /// The time that a flow's owner has to take its start, until the start is answered without that.
 const TAKEN_WITHIN: Duration = Duration::from_secs(2);
@@ -58,8 +58,10 @@ impl Flows {
         let Some(status) = self.status(&flow).await? else { return not_known };
         // The first page of its journal has the start.
         let rows = self.stored(&flow, KeyRange::prefix(&page_key(0))).await?;
-        let Ok(page) = Page::decode(&joined(&rows).into()) else { return not_known };
-        let started = page.entries.into_iter().find_map(|entry| match entry.event {
+        let result = self.result_of(&flow, &status).await?;
+        let Ok((pages, _)) = pages_of(rows, result.as_ref()) else { return not_known };
+        let mut entries = pages.into_iter().flat_map(|page| page.entries);
+        let started = entries.find_map(|entry| match entry.event {
             Event::Start { input, .. } if hash_of(&input) == status.input => Some(input),
             _ => None,
         });
@@ -96,6 +98,11 @@ impl Flows {
     /// Completes when the host begins to leave.
     pub(crate) fn stopping(&self) -> impl Future<Output = ()> + Send + 'static {
         self.interface.stopping()
+    }
+
+    /// The largest body that a flow may be given, in bytes.
+    pub(crate) fn largest_value(&self) -> usize {
+        self.registry.limits.value_bytes
     }
 
     /// Tells whether there is a flow of that name.

@@ -23,7 +23,7 @@ type Token = Result<Path<String>, PathRejection>;
         ("token" = String, Path, description = "The last part of the URL that a flow gave out."),
         ("Idempotency-Key" = Option<String>, Header, description = "The sender's ID of this message: of several with the same, the flow takes one."),
     ),
-    request_body(content = Vec<u8>, content_type = "*/*", description = "The message, of any type. At most 192 KiB with the headers that are kept."),
+    request_body(content = Vec<u8>, content_type = "*/*", description = "The message, of any type. At most 256 KiB with the headers that are kept, if the application sets no other limit, and 192 KiB on a host that does not own the flow."),
     responses(
         (status = 202, description = "It is durable, and the flow will see it. So is a repeat under the same ID. A policy may have another status and body."),
         (status = 400, description = "The body did not arrive whole, or is not what this callback takes.", body = Problem, content_type = "application/problem+json"),
@@ -41,7 +41,8 @@ pub(super) async fn post(
     request: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    take(&http, token, &Method::POST, &request, async || body::whole(&request, body).await).await
+    take(&http, token, &Method::POST, &request, async || body::whole(&request, body, http.flows.largest_value()).await)
+        .await
 }
 
 /// Hands a message to the flow that gave this URL out, if it may be called so.
@@ -51,7 +52,7 @@ pub(super) async fn post(
         ("token" = String, Path, description = "The last part of the URL that a flow gave out."),
         ("Idempotency-Key" = Option<String>, Header, description = "The sender's ID of this message: of several with the same, the flow takes one."),
     ),
-    request_body(content = Vec<u8>, content_type = "*/*", description = "The message, of any type. At most 192 KiB with the headers that are kept."),
+    request_body(content = Vec<u8>, content_type = "*/*", description = "The message, of any type. At most 256 KiB with the headers that are kept, if the application sets no other limit, and 192 KiB on a host that does not own the flow."),
     responses(
         (status = 202, description = "It is durable, and the flow will see it. So is a repeat under the same ID. A policy may have another status and body."),
         (status = 400, description = "The body did not arrive whole, or is not what this callback takes.", body = Problem, content_type = "application/problem+json"),
@@ -70,7 +71,8 @@ pub(super) async fn put(
     request: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    take(&http, token, &Method::PUT, &request, async || body::whole(&request, body).await).await
+    take(&http, token, &Method::PUT, &request, async || body::whole(&request, body, http.flows.largest_value()).await)
+        .await
 }
 
 /// Hands the parameters of the URL, as a JSON object of texts, to the flow that gave it out, if it may be called so.

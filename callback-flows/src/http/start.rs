@@ -23,7 +23,7 @@ use crate::flows::{FlowsError, Started};
         ("id" = String, Path, description = "The ID: with the name, at most 512 bytes of UTF-8."),
         ("Prefer" = Option<String>, Header, description = "`wait=N`: waits up to N seconds, 30 at most, for the end."),
     ),
-    request_body(content = serde_json::Value, content_type = "application/json", description = "The input. At most 192 KiB."),
+    request_body(content = serde_json::Value, content_type = "application/json", description = "The input. At most 256 KiB, if the application sets no other limit, and 192 KiB on a host that does not own the flow."),
     responses(
         (status = 200, description = "It is over: its status and result. Only with `Prefer: wait`.", body = FlowStatus, headers(("Preference-Applied" = String))),
         (status = 202, description = "It is durable, now or since an earlier request with the same input.", body = FlowStatus, headers(("Location" = String), ("Retry-After" = u64), ("Preference-Applied" = String))),
@@ -57,7 +57,7 @@ pub(super) async fn put(
         ("Idempotency-Key" = Option<String>, Header, description = "The ID of the flow: safe to repeat. Without it, each request starts another one."),
         ("Prefer" = Option<String>, Header, description = "`wait=N`: waits up to N seconds, 30 at most, for the end."),
     ),
-    request_body(content = serde_json::Value, content_type = "application/json", description = "The input. At most 192 KiB."),
+    request_body(content = serde_json::Value, content_type = "application/json", description = "The input. At most 256 KiB, if the application sets no other limit, and 192 KiB on a host that does not own the flow."),
     responses(
         (status = 200, description = "It is over: its status and result. Only with `Prefer: wait`.", body = FlowStatus, headers(("Preference-Applied" = String))),
         (status = 202, description = "It is durable, now or since an earlier request with the same key and input.", body = FlowStatus, headers(("Location" = String), ("Retry-After" = u64), ("Preference-Applied" = String))),
@@ -122,7 +122,7 @@ async fn start(http: &Http, new: New, request: &HeaderMap, body: Body) -> Result
     if !headers::is_json(request) {
         return Err(Problem::new(MEDIA_TYPE, "the Content-Type is not that of JSON"));
     }
-    let input = body::whole(request, body).await?;
+    let input = body::whole(request, body, flows.largest_value()).await?;
     let text = std::str::from_utf8(&input).map_err(|error| Problem::new(NOT_JSON, error.to_string()))?;
     serde_json::from_str::<IgnoredAny>(text).map_err(|error| Problem::new(NOT_JSON, error.to_string()))?;
     let started = match flows.start_json(name, id, input.clone()).await {

@@ -159,7 +159,7 @@ impl FlowInstance {
         let after = last.to_string();
         for page in rows.chunk_by(|(a, _), (b, _)| a.rsplit_once('/').map(|a| a.0) == b.rsplit_once('/').map(|b| b.0)) {
             // One that cannot be read may have something that is needed.
-            let Ok((pages, _)) = pages_of(page.to_vec()) else { continue };
+            let Ok((pages, _)) = pages_of(page.to_vec(), None) else { continue };
             let mut entries = pages.iter().flat_map(|page| &page.entries);
             if !entries.any(|entry| going.before.messages.contains(&entry.seq)) {
                 for (key, _) in page {

@@ -179,7 +179,7 @@ rows! {
         let pieces = ["{\"id\"", ":", "\"17\"}"].map(|piece| Ok::<_, std::io::Error>(Bytes::from_static(piece.as_bytes())));
         let asked = app.ask(seen, "PUT", "/flows/order/17").header("content-type", "application/json");
         asked.body(Body::from_stream(futures_util::stream::iter(pieces))).send().await.is(202);
-        let large = "x".repeat(192 * 1024 + 1);
+        let large = "x".repeat(256 * 1024 + 1);
         let in_pieces = || {
             let pieces: Vec<_> = large.as_bytes().chunks(10_000).map(Bytes::copy_from_slice).map(Ok::<_, std::io::Error>).collect();
             Body::from_stream(futures_util::stream::iter(pieces))
