@@ -3,6 +3,7 @@
 //! Every refusal is a problem (RFC 9457) with a stable type, and says what to do. What a router answers with and what its OpenAPI document
 //! lists is compared by the tests. Nothing here holds more of a request than its body's limit, or a task of its own.
 
+mod answers;
 mod body;
 mod callbacks;
 mod events;
@@ -24,7 +25,7 @@ use axum::routing::get;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Serialize;
 use tokio::sync::Semaphore;
-use utoipa::openapi::{InfoBuilder, OpenApi, OpenApiBuilder, Server};
+use utoipa::openapi::{ComponentsBuilder, InfoBuilder, OpenApi, OpenApiBuilder, Server};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -86,8 +87,9 @@ impl Flows {
 
 fn described(title: &str) -> OpenApi {
     let info = InfoBuilder::new().title(title).version(env!("CARGO_PKG_VERSION")).build();
+    let problem = ComponentsBuilder::new().schema_from::<Problem>().build();
     // Its paths are below wherever the router is nested, as the document itself is.
-    OpenApiBuilder::new().info(info).servers(Some([Server::new(".")])).build()
+    OpenApiBuilder::new().info(info).servers(Some([Server::new(".")])).components(Some(problem)).build()
 }
 
 /// The router with its own description, and with problems in place of axum's own refusals.

@@ -18,7 +18,7 @@ use crate::status::Status;
 pub(crate) const HOST_BUFFER: usize = 1_024;
 /// The most events of one flow that are kept for its listeners, and the most bytes of them.
 const KEPT: usize = 128;
-const KEPT_BYTES: usize = 256 * 1_024;
+pub(crate) const KEPT_BYTES: usize = 256 * 1_024;
 
 /// Tells listeners.
 #[derive(Debug)]

@@ -8,7 +8,12 @@
 
 #[path = "http/app.rs"]
 mod app;
+#[macro_use]
 #[path = "http/rows.rs"]
 mod rows;
+#[path = "http/secrets.rs"]
+mod secrets;
+#[path = "http/situations.rs"]
+mod situations;
 #[path = "http/sockets.rs"]
 mod sockets;

@@ -2,6 +2,7 @@
 //! once a second.
 
 use std::collections::VecDeque;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,15 +12,16 @@ use stable_interfaces::store::Epoch;
 use stable_interfaces::{KeyRange, RequestError};
 
 use super::{Flows, FlowsError, identity, unavailable};
+use crate::engine::MAX_EVENT_BYTES;
 use crate::events::{EVENT_KEY, FlowEvent, FlowEvents, HostEvents, event_key};
-use crate::hub::{Newer, Subscription};
+use crate::hub::{KEPT_BYTES, Newer, Subscription};
 use crate::instance::{Look, TurnError};
 use crate::status::{Outcome, State, Status};
 
 /// The time after which a flow that another host has is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// The most events that are read from the store at once.
-const EVENTS_AT_ONCE: usize = 100;
+/// The most events that are read from the store at once: a slow reader holds no more in memory than its flow does.
+const EVENTS_AT_ONCE: usize = KEPT_BYTES / MAX_EVENT_BYTES;
 
 impl Flows {
     /// The status of a flow, from any host; `None` if there is none of this ID. Where this host has the flow in memory, it shows attempts of
@@ -190,24 +192,33 @@ impl Reader {
                 Newer::None => {}
             }
             if self.watch.must_read {
-                let flow = self.watch.flow.clone();
-                let Some(status) = self.flows.status(&flow).await? else { return Ok(None) };
-                if status.state == State::Purged {
-                    return Ok(None);
-                }
-                if status.events > self.after {
-                    let events = self.stored(&flow).await?;
-                    // Purged between the two reads.
-                    return Ok((!events.is_empty()).then_some(events));
-                }
-                if status.state.is_over() {
-                    let end = FlowEvent::end(flow, &status).filter(|end| end.sequence() > self.after);
-                    return Ok(end.map(|end| VecDeque::from([end])));
+                // In a place of its own: a reader that waits for news, as most do, has no room for it.
+                if let ControlFlow::Break(read) = Box::pin(self.look()).await? {
+                    return Ok(read);
                 }
                 self.watch.must_read = false;
             }
             self.watch.pause(LOOK_AGAIN).await;
         }
+    }
+
+    /// Looks for news in the store; goes on if there are none.
+    async fn look(&self) -> Result<ControlFlow<Option<VecDeque<FlowEvent>>>, FlowsError> {
+        let flow = self.watch.flow.clone();
+        let Some(status) = self.flows.status(&flow).await? else { return Ok(ControlFlow::Break(None)) };
+        if status.state == State::Purged {
+            return Ok(ControlFlow::Break(None));
+        }
+        if status.events > self.after {
+            let events = self.stored(&flow).await?;
+            // Purged between the two reads.
+            return Ok(ControlFlow::Break((!events.is_empty()).then_some(events)));
+        }
+        if status.state.is_over() {
+            let end = FlowEvent::end(flow, &status).filter(|end| end.sequence() > self.after);
+            return Ok(ControlFlow::Break(end.map(|end| VecDeque::from([end]))));
+        }
+        Ok(ControlFlow::Continue(()))
     }
 
     async fn stored(&self, flow: &Arc<str>) -> Result<VecDeque<FlowEvent>, FlowsError> {

@@ -9,7 +9,7 @@ use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse as _, Response};
 
 use super::problem::{INVALID_REQUEST, Problem, UNKNOWN_CALLBACK};
-use super::{Http, body, headers};
+use super::{Http, answers, body, headers};
 use crate::flows::{Call, FlowsError};
 use crate::policy::CallbackPolicy;
 
@@ -24,16 +24,7 @@ type Token = Result<Path<String>, PathRejection>;
         ("Idempotency-Key" = Option<String>, Header, description = "The sender's ID of this message: of several with the same, the flow takes one."),
     ),
     request_body(content = Vec<u8>, content_type = "*/*", description = "The message, of any type. At most 256 KiB with the headers that are kept, if the application sets no other limit, and 192 KiB on a host that does not own the flow."),
-    responses(
-        (status = 202, description = "It is durable, and the flow will see it. So is a repeat under the same ID. A policy may have another status and body."),
-        (status = 400, description = "The body did not arrive whole, or is not what this callback takes.", body = Problem, content_type = "application/problem+json"),
-        (status = 401, description = "It is not signed as it should be, or was signed too long ago.", body = Problem, content_type = "application/problem+json", headers(("WWW-Authenticate" = String))),
-        (status = 404, description = "This URL is none of this service.", body = Problem, content_type = "application/problem+json"),
-        (status = 410, description = "The flow or its callback is over.", body = Problem, content_type = "application/problem+json"),
-        (status = 413, description = "The body is too large.", body = Problem, content_type = "application/problem+json"),
-        (status = 429, description = "Too many messages wait for the flow.", body = Problem, content_type = "application/problem+json", headers(("Retry-After" = u64))),
-        (status = 503, description = "It is not known to be durable.", body = Problem, content_type = "application/problem+json", headers(("Retry-After" = u64))),
-    ),
+    responses(answers::Called, answers::WithBody),
 )]
 pub(super) async fn post(
     State(http): State<Http>,
@@ -53,17 +44,7 @@ pub(super) async fn post(
         ("Idempotency-Key" = Option<String>, Header, description = "The sender's ID of this message: of several with the same, the flow takes one."),
     ),
     request_body(content = Vec<u8>, content_type = "*/*", description = "The message, of any type. At most 256 KiB with the headers that are kept, if the application sets no other limit, and 192 KiB on a host that does not own the flow."),
-    responses(
-        (status = 202, description = "It is durable, and the flow will see it. So is a repeat under the same ID. A policy may have another status and body."),
-        (status = 400, description = "The body did not arrive whole, or is not what this callback takes.", body = Problem, content_type = "application/problem+json"),
-        (status = 401, description = "It is not signed as it should be, or was signed too long ago.", body = Problem, content_type = "application/problem+json", headers(("WWW-Authenticate" = String))),
-        (status = 404, description = "This URL is none of this service.", body = Problem, content_type = "application/problem+json"),
-        (status = 405, description = "This callback is not called by this method.", body = Problem, content_type = "application/problem+json", headers(("Allow" = String))),
-        (status = 410, description = "The flow or its callback is over.", body = Problem, content_type = "application/problem+json"),
-        (status = 413, description = "The body is too large.", body = Problem, content_type = "application/problem+json"),
-        (status = 429, description = "Too many messages wait for the flow.", body = Problem, content_type = "application/problem+json", headers(("Retry-After" = u64))),
-        (status = 503, description = "It is not known to be durable.", body = Problem, content_type = "application/problem+json", headers(("Retry-After" = u64))),
-    ),
+    responses(answers::Called, answers::WithBody, answers::OtherMethod),
 )]
 pub(super) async fn put(
     State(http): State<Http>,
@@ -82,16 +63,7 @@ pub(super) async fn put(
         ("token" = String, Path, description = "The last part of the URL that a flow gave out."),
         ("Idempotency-Key" = Option<String>, Header, description = "The sender's ID of this message: of several with the same, the flow takes one."),
     ),
-    responses(
-        (status = 202, description = "It is durable, and the flow will see it. So is a repeat under the same ID. A policy may have another status and body."),
-        (status = 400, description = "The parameters are not what this callback takes.", body = Problem, content_type = "application/problem+json"),
-        (status = 401, description = "It is not signed as it should be, or was signed too long ago.", body = Problem, content_type = "application/problem+json", headers(("WWW-Authenticate" = String))),
-        (status = 404, description = "This URL is none of this service.", body = Problem, content_type = "application/problem+json"),
-        (status = 405, description = "This callback is not called by this method.", body = Problem, content_type = "application/problem+json", headers(("Allow" = String))),
-        (status = 410, description = "The flow or its callback is over.", body = Problem, content_type = "application/problem+json"),
-        (status = 429, description = "Too many messages wait for the flow.", body = Problem, content_type = "application/problem+json", headers(("Retry-After" = u64))),
-        (status = 503, description = "It is not known to be durable.", body = Problem, content_type = "application/problem+json", headers(("Retry-After" = u64))),
-    ),
+    responses(answers::Called, answers::OtherMethod),
 )]
 pub(super) async fn get(
     State(http): State<Http>,

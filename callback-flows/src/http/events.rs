@@ -26,7 +26,7 @@ use utoipa::ToSchema;
 use super::look::{FlowPath, never_was, purged};
 use super::problem::{INVALID_REQUEST, Problem};
 use super::view::date_time;
-use super::{Http, headers};
+use super::{Http, answers, headers};
 use crate::events::{FlowEvent, FlowEvents, HostEvents};
 use crate::flows::{FlowsError, unavailable};
 use crate::instance::TurnError;
@@ -51,10 +51,7 @@ const OF_ALL: [&str; 5] = ["started", "succeeded", "failed", "cancelled", "block
         (status = 200, description = "Events: `progress`, `resource`, those that the flow emits, and one of `succeeded`, `failed`, `cancelled` at the end; their data is JSON.", body = String, content_type = "text/event-stream"),
         (status = 204, description = "There will be no more: an `EventSource` stops."),
         (status = 307, description = "The flow's owner is at `Location`. Only where the hosts know each other's addresses.", headers(("Location" = String))),
-        (status = 400, description = "The path or the `Last-Event-ID` cannot be understood.", body = Problem, content_type = "application/problem+json"),
-        (status = 404, description = "There never was one of this ID.", body = Problem, content_type = "application/problem+json"),
-        (status = 410, description = "It has been purged.", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "The store cannot be reached.", body = Problem, content_type = "application/problem+json", headers(("Retry-After" = u64))),
+        answers::NoFlow,
     ),
 )]
 pub(super) async fn of_one(

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::headers::{self, PREFERENCE_APPLIED};
 use super::problem::{INVALID_ID, INVALID_REQUEST, NOT_FOUND, OVER, PURGED, Problem};
 use super::view::FlowStatus;
-use super::{Http, LOOK_AGAIN, json};
+use super::{Http, LOOK_AGAIN, answers, json};
 use crate::flows::FlowsError;
 use crate::hash::short_hash;
 use crate::status::{State as FlowState, Status};
@@ -61,10 +61,7 @@ pub(super) fn purged() -> Problem {
         (status = 303, description = "What it has made is at `Location`. Only with `follow=1`.", headers(("Location" = String))),
         (status = 304, description = "Nothing has changed.", headers(("ETag" = String), ("Preference-Applied" = String))),
         (status = 307, description = "The flow's owner is at `Location`. Only with `Prefer: wait`, and where the hosts know each other's addresses.", headers(("Location" = String))),
-        (status = 400, description = "The path or the query cannot be understood.", body = Problem, content_type = "application/problem+json"),
-        (status = 404, description = "There never was one of this ID.", body = Problem, content_type = "application/problem+json"),
-        (status = 410, description = "It has been purged.", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "The store cannot be reached.", body = Problem, content_type = "application/problem+json", headers(("Retry-After" = u64))),
+        answers::NoFlow,
     ),
 )]
 pub(super) async fn get(
@@ -129,15 +126,7 @@ async fn look(http: &Http, name: &str, id: &str) -> Result<(FlowStatus, String, 
         ("name" = String, Path, description = "The name of a flow's code."),
         ("id" = String, Path, description = "The ID that it was started under."),
     ),
-    responses(
-        (status = 202, description = "It has been asked to end."),
-        (status = 400, description = "The path cannot be understood.", body = Problem, content_type = "application/problem+json"),
-        (status = 404, description = "There never was one of this ID.", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "It is over already.", body = Problem, content_type = "application/problem+json"),
-        (status = 410, description = "It has been purged.", body = Problem, content_type = "application/problem+json"),
-        (status = 429, description = "This host has too much to do.", body = Problem, content_type = "application/problem+json", headers(("Retry-After" = u64))),
-        (status = 503, description = "It is not known to be durable: repeat it.", body = Problem, content_type = "application/problem+json", headers(("Retry-After" = u64))),
-    ),
+    responses(answers::NoFlow, answers::NotCancelled),
 )]
 pub(super) async fn delete(State(http): State<Http>, FlowPath { name, id }: FlowPath) -> Result<Response, Problem> {
     match http.flows.cancel(&name, &id).await {

@@ -12,7 +12,7 @@ use super::headers::{self, PREFERENCE_APPLIED};
 use super::look::{FlowPath, purged};
 use super::problem::{CONFLICT, INVALID_ID, INVALID_INPUT, INVALID_REQUEST, KEY_REUSED, MEDIA_TYPE, NOT_JSON, Problem};
 use super::view::FlowStatus;
-use super::{ESCAPED, Http, LOOK_AGAIN, body, json};
+use super::{ESCAPED, Http, LOOK_AGAIN, answers, body, json};
 use crate::flows::{FlowsError, Started};
 
 /// Starts a flow under an ID of the client's choice. Safe to repeat.
@@ -24,19 +24,7 @@ use crate::flows::{FlowsError, Started};
         ("Prefer" = Option<String>, Header, description = "`wait=N`: waits up to N seconds, 30 at most, for the end."),
     ),
     request_body(content = serde_json::Value, content_type = "application/json", description = "The input. At most 256 KiB, if the application sets no other limit, and 192 KiB on a host that does not own the flow."),
-    responses(
-        (status = 200, description = "It is over: its status and result. Only with `Prefer: wait`.", body = FlowStatus, headers(("Preference-Applied" = String))),
-        (status = 202, description = "It is durable, now or since an earlier request with the same input.", body = FlowStatus, headers(("Location" = String), ("Retry-After" = u64), ("Preference-Applied" = String))),
-        (status = 400, description = "The body is not JSON or did not arrive whole, or the ID cannot be one.", body = Problem, content_type = "application/problem+json"),
-        (status = 404, description = "No such flow is registered.", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "There is one of this ID with another input; `field` names the first difference.", body = Problem, content_type = "application/problem+json"),
-        (status = 410, description = "There was one of this ID, and it has been purged.", body = Problem, content_type = "application/problem+json"),
-        (status = 413, description = "The body is too large.", body = Problem, content_type = "application/problem+json"),
-        (status = 415, description = "The body does not say that it is JSON.", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "The flow does not take this input; `field` names the place.", body = Problem, content_type = "application/problem+json"),
-        (status = 429, description = "This host has too much to do.", body = Problem, content_type = "application/problem+json", headers(("Retry-After" = u64))),
-        (status = 503, description = "It is not known to be durable: repeat it.", body = Problem, content_type = "application/problem+json", headers(("Retry-After" = u64))),
-    ),
+    responses(answers::Begun, answers::NotBegun, answers::OtherInput),
 )]
 pub(super) async fn put(
     State(http): State<Http>,
@@ -58,18 +46,7 @@ pub(super) async fn put(
         ("Prefer" = Option<String>, Header, description = "`wait=N`: waits up to N seconds, 30 at most, for the end."),
     ),
     request_body(content = serde_json::Value, content_type = "application/json", description = "The input. At most 256 KiB, if the application sets no other limit, and 192 KiB on a host that does not own the flow."),
-    responses(
-        (status = 200, description = "It is over: its status and result. Only with `Prefer: wait`.", body = FlowStatus, headers(("Preference-Applied" = String))),
-        (status = 202, description = "It is durable, now or since an earlier request with the same key and input.", body = FlowStatus, headers(("Location" = String), ("Retry-After" = u64), ("Preference-Applied" = String))),
-        (status = 400, description = "The body is not JSON or did not arrive whole, or the key cannot be one.", body = Problem, content_type = "application/problem+json"),
-        (status = 404, description = "No such flow is registered.", body = Problem, content_type = "application/problem+json"),
-        (status = 410, description = "There was one of this key, and it has been purged.", body = Problem, content_type = "application/problem+json"),
-        (status = 413, description = "The body is too large.", body = Problem, content_type = "application/problem+json"),
-        (status = 415, description = "The body does not say that it is JSON.", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "The flow does not take this input, or the key was used with another one; `field` names the place.", body = Problem, content_type = "application/problem+json"),
-        (status = 429, description = "This host has too much to do.", body = Problem, content_type = "application/problem+json", headers(("Retry-After" = u64))),
-        (status = 503, description = "It is not known to be durable: repeat it under the same key.", body = Problem, content_type = "application/problem+json", headers(("Retry-After" = u64))),
-    ),
+    responses(answers::Begun, answers::NotBegun),
 )]
 pub(super) async fn post(
     State(http): State<Http>,

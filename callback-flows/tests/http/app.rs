@@ -9,7 +9,7 @@ use axum::Router;
 use axum::body::{Body, BodyDataStream};
 use axum::http::{HeaderMap, Method, Request, StatusCode};
 use callback_flows::{
-    CallbackPolicy, Flow, FlowError, FlowResult, Flows, FlowsBuilder, Refused, Unverified, UrlKeys, Verify,
+    CallbackPolicy, Flow, FlowError, FlowResult, Flows, FlowsBuilder, Refused, Retry, Unverified, UrlKeys, Verify,
 };
 use futures_util::StreamExt as _;
 use parking_lot::Mutex;
@@ -78,6 +78,25 @@ async fn hook(urls: Urls, flow: Flow, name: String) -> FlowResult<()> {
     }
 }
 
+/// What a flow is to say of itself.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Telling {
+    pub(crate) events: u32,
+    /// Bytes of each.
+    pub(crate) bytes: usize,
+    pub(crate) fails: bool,
+}
+
+/// Emits events under two names in turn, one after the other.
+async fn telling(flow: Flow, input: Telling) -> FlowResult<()> {
+    for n in 0..input.events {
+        let name = if n % 2 == 0 { "step-taken" } else { "rest taken" };
+        flow.emit(name, &format!("{n} {}", "x".repeat(input.bytes)))?;
+        flow.sleep(SECOND).await;
+    }
+    if input.fails { Err(FlowError::new("it was told to")) } else { Ok(()) }
+}
+
 fn not_empty(order: &Order) -> Result<(), Refused> {
     if order.id.is_empty() { Err(Refused::new("id", "an order has a name")) } else { Ok(()) }
 }
@@ -132,6 +151,12 @@ impl World {
                 });
                 Ok(step.await?)
             })
+            .flow("flaky", 1, |flow: Flow, _: Value| async move {
+                let retry = Retry::default().between(20 * SECOND, 20 * SECOND);
+                let step = flow.step("pay").retry(retry).run(async |_| Err::<(), _>(std::io::Error::other("closed")));
+                Ok(step.await?)
+            })
+            .flow("telling", 1, telling)
             .flow("events", 3, |flow: Flow, _: Value| async move {
                 flow.sleep(5 * SECOND).await;
                 Ok("done")
@@ -375,7 +400,7 @@ impl Answer {
         self
     }
 
-    fn is_a_problem(&self) -> Value {
+    pub(crate) fn is_a_problem(&self) -> Value {
         assert_eq!(self.header("content-type"), "application/problem+json", "{self:?}");
         let problem: Value = serde_json::from_slice(&self.body).unwrap();
         assert_eq!(problem["status"], self.status);

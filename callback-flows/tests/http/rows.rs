@@ -26,7 +26,7 @@ macro_rules! rows {
             )*
         }
 
-        async fn all(seen: &Seen) {
+        pub(crate) async fn all(seen: &Seen) {
             $(Box::pin($name(seen)).await;)*
         }
     };
@@ -866,6 +866,7 @@ async fn the_document_says_that_results_are_any_json() {
 async fn the_documents_list_each_status_that_the_rows_have_seen_and_no_other() {
     let seen = Seen::default();
     all(&seen).await;
+    crate::situations::all(&seen).await;
     let listed = listed().await;
     let operations: BTreeSet<&String> = listed.iter().map(|(operation, _)| operation).collect();
     let mut seen = seen.all();

@@ -9,11 +9,14 @@ use callback_flows::{Flow, Flows};
 use serde_json::Value;
 use stable_interfaces::{Host, MemoryStore};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinHandle;
+
+use crate::app::{Telling, World};
 
 /// So long a machine that is busy with other things may take.
 const PATIENCE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3_600);
 
 /// A server that stops when its host begins to leave.
 async fn serve() -> (Host, Flows, SocketAddr, JoinHandle<std::io::Result<()>>) {
@@ -76,4 +79,71 @@ async fn a_stream_that_is_open_does_not_keep_a_server_from_stopping() {
     .await;
     assert_eq!(retries, 2, "it is told to come back");
     in_time(server).await.unwrap().unwrap();
+}
+
+/// Reads a stream of events until it is over: the numbers of those that are whole.
+async fn numbers(lines: &mut tokio::io::Lines<BufReader<TcpStream>>) -> Vec<u64> {
+    let mut numbers = Vec::new();
+    let (mut number, mut is_whole) = (None, false);
+    while let Ok(Some(line)) = in_time(lines.next_line()).await {
+        if let Some(id) = line.strip_prefix("id: ") {
+            (number, is_whole) = (id.parse::<u64>().ok(), false);
+        }
+        is_whole |= line.starts_with("data: ");
+        if line.is_empty() && is_whole {
+            numbers.extend(number.take());
+        }
+    }
+    numbers
+}
+
+#[tokio::test]
+async fn a_reader_that_stops_is_held_in_bounds_then_ended_and_goes_on_without_a_gap_or_a_repeat() {
+    // Together more than a connection takes that nobody reads from.
+    const EVENTS: u32 = 300;
+    let world = World::new();
+    let kept = world.builder().retention(HOUR, HOUR);
+    let app = world.start(Host::local(world.store.clone()), kept).await;
+    let input = Telling { events: EVENTS, bytes: 31_000, fails: false };
+    let last = u64::from(EVENTS) + 1;
+    tokio::time::pause();
+    app.flows.start("telling", "1", &input).await.unwrap();
+    app.flows.ended("telling", "1").await.unwrap();
+    tokio::time::resume();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = tokio::spawn(axum::serve(listener, app.router.clone()).into_future());
+    let mut had: Vec<u64> = Vec::new();
+    let mut pauses = 0;
+    while had.last() != Some(&last) {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(16 * 1_024).unwrap();
+        let mut connection = socket.connect(address).await.unwrap();
+        let after = had.last().copied().unwrap_or_default();
+        let request = format!("GET /flows/telling/1/events HTTP/1.1\r\nhost: a\r\nconnection: close\r\nlast-event-id: {after}\r\n\r\n");
+        connection.write_all(request.as_bytes()).await.unwrap();
+        // Until nothing has been read for it for a while, which is when all is full.
+        let mut begun = world.store.begun();
+        in_time(async {
+            loop {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                let now = world.store.begun();
+                if now == begun {
+                    break;
+                }
+                begun = now;
+            }
+        })
+        .await;
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(31)).await;
+        tokio::time::resume();
+        let more = numbers(&mut BufReader::new(connection).lines()).await;
+        assert_eq!(more.first(), Some(&(after + 1)), "the event behind the last one is next");
+        pauses += usize::from(more.last() != Some(&last));
+        had.extend(more);
+    }
+    assert_eq!(had, (1..=last).collect::<Vec<_>>());
+    assert!(pauses > 0, "all of it went into the buffers of one connection");
+    server.abort();
 }
