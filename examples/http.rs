@@ -1,6 +1,7 @@
 //! HTTP with limits on connections, headers, bodies and answers, in number or size and in time: no client takes it all.
-//! (`axum::serve` lets a header take for ever, hence hyper's builder.) A connection that was upgraded has left all this.
+//! (`axum::serve` lets a header take for ever, hence hyper's builder.) One that was upgraded has but to take what it is sent.
 
+use crate::taken::Taken;
 use axum::body::{HttpBody, to_bytes};
 use axum::{Router, extract::Request, http::StatusCode, middleware, middleware::Next, response::Response};
 use hyper::server::conn::http1;
@@ -18,7 +19,7 @@ pub(crate) const BODY: usize = 16 * 1024; // bytes; up to eight times as many ar
 /// Serves `app` until `stop` completes, then lets the requests under way finish.
 pub async fn serve(listener: TcpListener, app: Router, stop: impl Future<Output = ()>) {
     let app = TowerToHyperService::new(app.layer(middleware::from_fn(bounded)));
-    let http = http1::Builder::new().timer(TokioTimer::new()).header_read_timeout(HEADER).clone();
+    let http = http1::Builder::new().timer(TokioTimer::new()).header_read_timeout(HEADER).max_buf_size(BODY).clone();
     let (stopping, stopped) = watch::channel(());
     let (mut open, mut clients, mut stop) = (JoinSet::new(), HashMap::new(), pin!(stop));
     loop {
@@ -31,7 +32,8 @@ pub async fn serve(listener: TcpListener, app: Router, stop: impl Future<Output 
                 // Of IPv6 a client has a network of 64 bits, usually, and chooses its addresses there.
                 let client = match peer.ip().to_canonical() { V6(a) => a.to_bits() >> 64, V4(a) => a.to_bits().into() };
                 if clients.values().filter(|other| **other == client).count() >= PER_CLIENT { continue }
-                let mut connection = Box::pin(http.serve_connection(TokioIo::new(stream), app.clone()).with_upgrades());
+                let stream = TokioIo::new(Taken::new(stream));
+                let mut connection = Box::pin(http.serve_connection(stream, app.clone()).with_upgrades());
                 let mut stopped = stopped.clone();
                 let serving = async move {
                     tokio::select! { biased;

@@ -1,26 +1,36 @@
 //! Tests of the limits in `http.rs`, which has no room for them: it is to be copied.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use axum::Router;
+use axum::body::Body;
 use axum::routing::get;
+use futures_util::stream;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use crate::http::{BODY, HEADER, PER_CLIENT, serve};
+use crate::taken::TAKEN;
 
 /// The limit of anything here: it is there so that a test that would wait for ever fails.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A service that answers and looks at nothing; it ends with the sender.
 async fn service() -> (SocketAddr, oneshot::Sender<()>) {
+    service_of(Router::new().route("/", get("yes").post("yes"))).await
+}
+
+async fn service_of(app: Router) -> (SocketAddr, oneshot::Sender<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("it is bound");
     let (stop, stopped) = oneshot::channel::<()>();
-    let app = Router::new().route("/", get("yes").post("yes"));
     tokio::spawn(serve(listener, app, async move { drop(stopped.await) }));
     (address, stop)
 }
@@ -92,4 +102,119 @@ async fn a_body_that_is_too_large_is_refused_also_where_nobody_reads_it() {
     // It asks before it sends, and is not told to go on.
     let asking = post(&format!("expect: 100-continue\r\ncontent-length: {}", 100 * BODY), b"").await;
     assert_eq!(asking, "HTTP/1.1 413 Payload Too Large");
+}
+
+/// A clock that stands still, however long this machine takes, and then jumps.
+struct Standing(#[allow(dead_code, reason = "its end is what is waited for")] mpsc::Sender<()>);
+
+impl Standing {
+    fn still() -> Standing {
+        tokio::time::pause();
+        let (held, end) = mpsc::channel::<()>();
+        // A paused clock does not go on by itself while a thread is busy.
+        tokio::task::spawn_blocking(move || end.recv());
+        Standing(held)
+    }
+
+    async fn jump(self, time: Duration) {
+        tokio::time::advance(time).await;
+        tokio::time::resume();
+    }
+}
+
+#[tokio::test]
+async fn a_thousand_half_sent_headers_leave_others_unharmed_and_are_dropped_when_their_time_is_over() {
+    let standing = Standing::still();
+    let (address, _stop) = service().await;
+    let mut half_sent = Vec::new();
+    for n in 0..1_000 {
+        let mut stream = connect(&format!("127.0.0.{}", 2 + n / (PER_CLIENT - 1)), address).await;
+        stream.write_all(b"POST / HTTP/1.1\r\nhost: ").await.expect("it is read");
+        half_sent.push(stream);
+    }
+    for _ in 0..20 {
+        let answer = answer(connect("127.0.0.9", address).await, GET).await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
+    for stream in &half_sent {
+        let read = stream.try_read(&mut [0; 1]);
+        assert!(read.is_err_and(|error| error.kind() == ErrorKind::WouldBlock), "all of them are there meanwhile");
+    }
+    standing.jump(HEADER).await;
+    for mut stream in half_sent {
+        let end = timeout(PATIENCE, stream.read(&mut [0; 1])).await.expect("it is dropped");
+        assert!(!matches!(end, Ok(1..)), "{end:?}");
+    }
+    let answer = answer(connect("127.0.0.2", address).await, GET).await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "their places are free again: {answer}");
+}
+
+/// Waits, by the machine's own clock, until a number has not changed for a while.
+async fn until_it_stands(number: &AtomicUsize) -> usize {
+    let (mut known, mut since) = (number.load(Ordering::SeqCst), Instant::now());
+    let began = since;
+    while known == 0 || since.elapsed() < Duration::from_millis(300) {
+        tokio::task::yield_now().await;
+        let now = number.load(Ordering::SeqCst);
+        if now != known {
+            (known, since) = (now, Instant::now());
+        }
+        assert!(began.elapsed() < PATIENCE, "it is still growing, at {known}");
+    }
+    known
+}
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_is_sent_no_more_and_then_cut_off() {
+    /// Says when the stream that it is in is dropped.
+    struct Dropped(Option<oneshot::Sender<()>>);
+    impl Drop for Dropped {
+        fn drop(&mut self) {
+            let _ = self.0.take().expect("it is dropped once").send(());
+        }
+    }
+
+    let sent = Arc::new(AtomicUsize::new(0));
+    let (told, mut dropped) = oneshot::channel();
+    let endless = (sent.clone(), Dropped(Some(told)));
+    let body = Body::from_stream(stream::unfold(endless, async |endless| {
+        endless.0.fetch_add(1, Ordering::SeqCst);
+        Some((Ok::<_, std::convert::Infallible>("x".repeat(BODY)), endless))
+    }));
+    let body = Arc::new(std::sync::Mutex::new(Some(body)));
+    let app =
+        Router::new().route("/", get(async move || body.lock().expect("nobody panics").take().expect("asked once")));
+    let standing = Standing::still();
+    let (address, _stop) = service_of(app).await;
+    let mut client = connect("127.0.0.1", address).await;
+    client.write_all(GET).await.expect("it reads");
+    // Then all buffers between the two are full.
+    let stood = until_it_stands(&sent).await;
+    tokio::time::advance(TAKEN / 2).await;
+    assert!(dropped.try_recv().is_err(), "it has half of its time");
+    // Whoever takes something has all of it again.
+    let mut room = vec![0; 64 * BODY];
+    client.read_exact(&mut room).await.expect("it was sent");
+    while sent.load(Ordering::SeqCst) == stood {
+        tokio::task::yield_now().await;
+    }
+    until_it_stands(&sent).await;
+    tokio::time::advance(TAKEN / 2 + TAKEN / 4).await;
+    assert!(dropped.try_recv().is_err(), "it has taken something since");
+    standing.jump(TAKEN).await;
+    timeout(PATIENCE, dropped).await.expect("its time is over").expect("the stream is dropped");
+}
+
+#[tokio::test]
+async fn headers_that_are_too_large_are_refused() {
+    let (address, _stop) = service().await;
+    for (bytes, status) in [(BODY / 2, "200"), (BODY, "431")] {
+        let request = format!("GET / HTTP/1.1\r\nhost: h\r\nconnection: close\r\nx: {}\r\n\r\n", "x".repeat(bytes));
+        let mut stream = connect("127.0.0.1", address).await;
+        // Refused half-way, there may be nobody to write to any more, or to read from.
+        let _ = stream.write_all(request.as_bytes()).await;
+        let mut answer = [0; 12];
+        timeout(PATIENCE, stream.read_exact(&mut answer)).await.expect("it is answered").expect("it says why");
+        assert_eq!(std::str::from_utf8(&answer).expect("text"), format!("HTTP/1.1 {status}"));
+    }
 }

@@ -5,6 +5,7 @@ pub mod http;
 #[cfg(test)]
 mod http_tests;
 pub mod process;
+pub mod taken;
 
 /// The README's programs compile.
 #[cfg(doctest)]

@@ -146,7 +146,7 @@ fn the_readmes_first_program_is_the_greeter_and_its_table_names_every_example() 
 fn what_is_to_be_copied_is_short() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("examples");
     for (path, most) in [
-        ("http.rs", 60),
+        ("http.rs", 65),
         ("webhook_timeout/service.rs", 250),
         ("webhook_timeout/flow_service.rs", 210),
         ("delivery_broker/broker.rs", 170),

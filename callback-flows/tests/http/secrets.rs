@@ -62,7 +62,9 @@ async fn refused(app: &App, seen: &Seen, url: &str) -> String {
     let signed = format!("sha256={SIGNATURE}");
     let (changed, stretched) = (url.replacen('.', "-", 1), format!("{url}A"));
     for url in [url, &changed, &stretched, &format!("{url}/more"), &format!("{url}?secret={SIGNATURE}")] {
-        for (body, signature) in [("Hello, World!", &*signed), ("Hello, World?", &*signed), ("", "sha256=0"), ("", SECRET)] {
+        for (body, signature) in
+            [("Hello, World!", &*signed), ("Hello, World?", &*signed), ("", "sha256=0"), ("", SECRET)]
+        {
             for method in ["POST", "PUT", "GET", "DELETE"] {
                 let asked = app.ask(seen, method, url).header("x-hub-signature-256", signature);
                 let answer = asked.header("authorization", SECRET).body(body).send().await;
@@ -70,7 +72,8 @@ async fn refused(app: &App, seen: &Seen, url: &str) -> String {
             }
         }
     }
-    let started = app.ask(seen, "PUT", "/flows/hook/other").header("authorization", SECRET).json(json!({ "a": 1 })).await;
+    let started =
+        app.ask(seen, "PUT", "/flows/hook/other").header("authorization", SECRET).json(json!({ "a": 1 })).await;
     answers + &String::from_utf8_lossy(&started.body)
 }
 

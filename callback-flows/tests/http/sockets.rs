@@ -120,7 +120,9 @@ async fn a_reader_that_stops_is_held_in_bounds_then_ended_and_goes_on_without_a_
         socket.set_recv_buffer_size(16 * 1_024).unwrap();
         let mut connection = socket.connect(address).await.unwrap();
         let after = had.last().copied().unwrap_or_default();
-        let request = format!("GET /flows/telling/1/events HTTP/1.1\r\nhost: a\r\nconnection: close\r\nlast-event-id: {after}\r\n\r\n");
+        let request = format!(
+            "GET /flows/telling/1/events HTTP/1.1\r\nhost: a\r\nconnection: close\r\nlast-event-id: {after}\r\n\r\n"
+        );
         connection.write_all(request.as_bytes()).await.unwrap();
         // Until nothing has been read for it for a while, which is when all is full.
         let mut begun = world.store.begun();
