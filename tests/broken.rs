@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher as _;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use stable_interfaces::store::{
-    AlarmRow, Claim, Claimed, Epoch, Found, Hints, Incarnation, Lane, Loaded, NewMessage, Op, Page, Read, Renewed,
-    Rows, ShardId, Write,
+    AlarmRow, Claim, Claimed, Epoch, Found, Hints, Incarnation, Lane, Loaded, NewMessage, Op, Page, Read, Renewal,
+    Renewed, Rows, ShardId, Write,
 };
 use stable_interfaces::{Posted, Store, StoreError, Timestamp};
 
@@ -179,12 +178,16 @@ impl Store for Broken {
         Ok(claimed)
     }
 
-    async fn renew(&self, incarnation: Incarnation, lease: Duration) -> Result<Renewed, StoreError> {
-        self.inner.renew(incarnation, lease).await
+    async fn renew(&self, renewal: &Renewal) -> Result<Renewed, StoreError> {
+        self.inner.renew(renewal).await
     }
 
     async fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {
         self.inner.release(incarnation, shards).await
+    }
+
+    async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
+        self.inner.cordon(host, is_cordoned).await
     }
 
     async fn commit(&self, write: &Write) -> Answers {

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use stable_interfaces::store::{Incarnation, InstanceName, NewMessage, ShardId};
+use stable_interfaces::store::{Incarnation, InstanceName, NewMessage, Renewal, ShardId};
 use stable_interfaces::testing::{Fault, Method};
 use stable_interfaces::{
     ContextError, DeadKind, Directive, Fleet, FleetClient, KeyRange, NewPost, Posted, RequestError, RetryPolicy, Store,
@@ -167,7 +167,7 @@ on_each_store! {
         post(own, "at home").await;
         world.pass(60 * SECOND).await;
         assert_eq!(world.script.taken_ids(), ["at home"]);
-        assert!(world.store.renew(Incarnation(1), LEASE).await.is_err(), "nobody else owns it");
+        assert!(world.store.renew(&Renewal::new(Incarnation(1), LEASE)).await.is_err(), "nobody else owns it");
     }
 }
 

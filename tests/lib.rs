@@ -22,7 +22,7 @@ use std::time::Duration;
 use alarm_backends::FjallStore;
 use parking_lot::Mutex;
 use stable_interfaces::store::{
-    Claim, Claimed, Found, Hints, Incarnation, Loaded, NewMessage, Page, Read, Renewed, ShardId, Write,
+    Claim, Claimed, Found, Hints, Incarnation, Loaded, NewMessage, Page, Read, Renewal, Renewed, ShardId, Write,
 };
 use stable_interfaces::testing::{FaultStore, History, SeededRandom, SimClock, StoreDump, Witness};
 use stable_interfaces::{
@@ -609,15 +609,19 @@ impl Store for Between {
         self.inner.claim(claim).await
     }
 
-    async fn renew(&self, incarnation: Incarnation, lease: Duration) -> Result<Renewed, StoreError> {
+    async fn renew(&self, renewal: &Renewal) -> Result<Renewed, StoreError> {
         match (self.on_renew)() {
             Some(error) => Err(error),
-            None => self.inner.renew(incarnation, lease).await,
+            None => self.inner.renew(renewal).await,
         }
     }
 
     async fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {
         self.inner.release(incarnation, shards).await
+    }
+
+    async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
+        self.inner.cordon(host, is_cordoned).await
     }
 
     async fn commit(&self, write: &Write) -> Answers {

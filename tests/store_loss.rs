@@ -14,7 +14,7 @@ use alarm_backends::testing::servers::{Postgres, Redis, RedisOptions};
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use stable_interfaces::store::{
-    Claim, Claimed, Found, Hints, Incarnation, Loaded, NewMessage, Page, Read, Renewed, ShardId, Write,
+    Claim, Claimed, Found, Hints, Incarnation, Loaded, NewMessage, Page, Read, Renewal, Renewed, ShardId, Write,
 };
 use stable_interfaces::{
     Ended, Fleet, Health, MemoryStore, NewPost, Posted, RequestError, Store, StoreError, Timestamp,
@@ -96,20 +96,24 @@ impl Store for Losing {
         self.current().claim(claim).await
     }
 
-    async fn renew(&self, incarnation: Incarnation, lease: Duration) -> Result<Renewed, StoreError> {
+    async fn renew(&self, renewal: &Renewal) -> Result<Renewed, StoreError> {
         if self.0.is_cut_off.load(Ordering::SeqCst) {
             return Err(StoreError::NotApplied("down".into()));
         }
-        self.check(incarnation)?;
+        self.check(renewal.incarnation)?;
         if let Some(copy) = self.copy() {
-            copy.renew(incarnation, lease).await?;
+            copy.renew(renewal).await?;
         }
-        self.current().renew(incarnation, lease).await
+        self.current().renew(renewal).await
     }
 
     async fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {
         self.check(incarnation)?;
         self.current().release(incarnation, shards).await
+    }
+
+    async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
+        self.current().cordon(host, is_cordoned).await
     }
 
     async fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError> {

@@ -28,8 +28,8 @@ use fjall::PersistMode;
 use parking_lot::Mutex;
 use stable_interfaces::clock::{Clock, SystemClock};
 use stable_interfaces::store::{
-    Claim, Claimed, Found, HintSender, Hints, Incarnation, Loaded, NewMessage, Page, Read, Renewed, Sequence, ShardId,
-    Write,
+    Claim, Claimed, Found, Hint, HintSender, Hints, Incarnation, Loaded, Members, NewMessage, Page, Read, Renewal,
+    Renewed, Roster, Sequence, ShardId, Write,
 };
 use stable_interfaces::{Posted, Store, StoreError};
 
@@ -108,6 +108,7 @@ struct State {
     ownership: Ownership,
     /// Shard count and hash version of the fleet, once recorded.
     fleet: Option<(u32, u32)>,
+    members: Roster,
     /// Every shard that has inbox rows, and perhaps some that had.
     inbox: BTreeSet<ShardId>,
     watchers: Vec<HintSender>,
@@ -250,7 +251,29 @@ impl State {
             shards.extend(key::shard_of(&key[SHARD_PREFIX.len()..]).map(|shard| (shard, row)));
         }
         let inbox = Scan::new(directory).all_with_inbox().map_err(unreadable)?.into_iter().collect();
-        Ok(State { ownership: Ownership::restored(shards), fleet, inbox, watchers: Vec::new() })
+        Ok(State {
+            ownership: Ownership::restored(shards),
+            fleet,
+            members: Roster::default(),
+            inbox,
+            watchers: Vec::new(),
+        })
+    }
+}
+
+impl State {
+    /// The members, and a hint for all if they have changed since.
+    fn members_since(&mut self, version: u64, now: Duration) -> Members {
+        let members = self.members.members(now);
+        if members.version != version {
+            self.hint(Hint::Fleet);
+        }
+        members
+    }
+
+    fn hint(&mut self, hint: Hint) {
+        self.watchers.retain(|watcher| !watcher.is_closed());
+        self.watchers.iter().for_each(|watcher| watcher.send(hint));
     }
 }
 
@@ -307,21 +330,33 @@ impl Inner {
         }
         let now = self.clock.elapsed();
         let decision = state.ownership.decide(claim, now)?;
+        state.members.check(claim, now)?;
         let fleet = if state.fleet.is_none() { Some((shard_count, hash_version)) } else { None };
         // An epoch that was granted and then forgotten could be granted twice.
         self.write_shards(&decision.new, fleet)?;
         state.fleet = state.fleet.or(fleet);
-        state.ownership.grant(claim, &decision, now);
+        let version = state.members.version();
+        for ended in state.ownership.grant(claim, &decision, now) {
+            state.members.end(ended);
+        }
+        state.members.note(claim.incarnation, &claim.host, &claim.presence, (now, now.saturating_add(claim.lease)));
+        let members = state.members_since(version, now);
         let (granted, held) = (decision.granted, decision.held);
-        Ok(Claimed { granted, held, sequence: Sequence::OfLane, now: self.clock.now() })
+        Ok(Claimed { granted, held, sequence: Sequence::OfLane, now: self.clock.now(), members })
     }
 
-    fn renew(&self, incarnation: Incarnation, lease: Duration) -> Result<Renewed, StoreError> {
+    fn renew(&self, renewal: &Renewal) -> Result<Renewed, StoreError> {
+        let Renewal { incarnation, lease, ref presence } = *renewal;
         let mut state = self.state.lock();
         self.check_running()?;
         // Writes nothing, but an idle host learns here that the database gave up in the background.
         self.written(self.directory.database.persist(PersistMode::Buffer))?;
-        let owned = state.ownership.renew(incarnation, self.clock.elapsed().saturating_add(lease))?;
+        let now = self.clock.elapsed();
+        let until = now.saturating_add(lease);
+        let (host, owned) = state.ownership.renew(incarnation, until)?;
+        let version = state.members.version();
+        state.members.note(incarnation, &host, presence, (now, until));
+        let members = state.members_since(version, now);
         let candidates: Vec<_> = owned.iter().copied().filter(|shard| state.inbox.contains(shard)).collect();
         let inbox = Scan::new(&self.directory).with_inbox(candidates.iter().copied())?;
         for shard in candidates {
@@ -329,7 +364,7 @@ impl Inner {
                 state.inbox.remove(&shard);
             }
         }
-        Ok(Renewed { owned, unknown: Vec::new(), inbox, now: self.clock.now() })
+        Ok(Renewed { owned, unknown: Vec::new(), inbox, now: self.clock.now(), members })
     }
 
     fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {
@@ -338,7 +373,20 @@ impl Inner {
         let released = state.ownership.releasable(incarnation, shards);
         self.write_shards(&released, None)?;
         state.ownership.release(&released);
+        if state.ownership.owns_nothing(incarnation) {
+            state.members.owns_nothing(incarnation);
+        }
+        state.hint(Hint::Fleet);
         Ok(())
+    }
+
+    fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
+        let mut state = self.state.lock();
+        self.check_running()?;
+        let (now, version) = (self.clock.elapsed(), state.members.version());
+        let is_there = state.members.cordon(host, is_cordoned, now);
+        state.members_since(version, now);
+        Ok(is_there)
     }
 
     fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError> {
@@ -373,13 +421,19 @@ impl Store for FjallStore {
         self.blocking(Purpose::Ownership, move |inner| inner.claim(&claim)).await
     }
 
-    async fn renew(&self, incarnation: Incarnation, lease: Duration) -> Result<Renewed, StoreError> {
-        self.blocking(Purpose::Ownership, move |inner| inner.renew(incarnation, lease)).await
+    async fn renew(&self, renewal: &Renewal) -> Result<Renewed, StoreError> {
+        let renewal = renewal.clone();
+        self.blocking(Purpose::Ownership, move |inner| inner.renew(&renewal)).await
     }
 
     async fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {
         let shards = shards.to_vec();
         self.blocking(Purpose::Ownership, move |inner| inner.release(incarnation, &shards)).await
+    }
+
+    async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
+        let host = host.to_owned();
+        self.blocking(Purpose::Ownership, move |inner| inner.cordon(&host, is_cordoned)).await
     }
 
     async fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError> {

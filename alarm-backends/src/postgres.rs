@@ -26,6 +26,7 @@ mod errors;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod link;
+mod members;
 mod pages;
 mod poster;
 mod posts;
@@ -44,7 +45,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use stable_interfaces::store::{
     Batch, Claim, ClaimKind, Claimed, Epoch, Found, Grant, Held, Hints, Incarnation, Lane, Loaded, NewMessage, Page,
-    Read, Renewed, Sequence, ShardId, Write,
+    Placement, Read, Renewal, Renewed, Sequence, ShardId, Write,
 };
 use stable_interfaces::{Posted, Store, StoreError, Timestamp};
 use tokio_postgres::config::{SslMode, TargetSessionAttrs};
@@ -52,6 +53,7 @@ use tokio_postgres::{Config, Row};
 
 use errors::misses_something;
 use link::{Link, Params, Server, Turn};
+use members::{Said, members};
 use posts::Posts;
 use schema::{DEFAULT_SCHEMA, Query, Schema};
 use transaction::Transactions;
@@ -275,8 +277,24 @@ impl Store for PostgresStore {
         let (lease, is_start) = (millis(claim.lease), claim.kind == ClaimKind::Start);
         let mut turn = self.claims.alone(&self.server).await?;
         let host = &*claim.host;
-        let params: Params<'_> =
-            &[&incarnation, &host, &shards, &count, &hash, &lease, &is_start, &is_known, &given_up, &epochs];
+        let said = Said::of(&claim.presence);
+        let params: Params<'_> = &[
+            &incarnation,
+            &host,
+            &shards,
+            &count,
+            &hash,
+            &lease,
+            &is_start,
+            &is_known,
+            &given_up,
+            &epochs,
+            &said.address,
+            &said.build,
+            &said.is_leaving,
+            &said.is_live,
+            &said.placement,
+        ];
         let row = turn.one(Query::Claim, params).await;
         let row = self.or_lost(claim.incarnation, &turn, row).await;
         // Claims are rare: better a free place in the server until the next.
@@ -284,13 +302,17 @@ impl Store for PostgresStore {
         claimed(&self.server.watermarks, claim, &row?)
     }
 
-    async fn renew(&self, incarnation: Incarnation, lease: Duration) -> Result<Renewed, StoreError> {
+    async fn renew(&self, renewal: &Renewal) -> Result<Renewed, StoreError> {
+        let Renewal { incarnation, lease, ref presence } = *renewal;
         let watermarks = &self.server.watermarks;
         // What a store must hold is what it held before it was asked.
         let acknowledged = watermarks.all_acknowledged(incarnation)?;
         let (number, lease) = (wire::number("incarnation", incarnation.0)?, millis(lease));
         let mut turn = self.renewals.alone(&self.server).await?;
-        let row = turn.one(Query::Renew, &[&number, &lease]).await;
+        let said = Said::of(presence);
+        let params: Params<'_> =
+            &[&number, &lease, &said.address, &said.build, &said.is_leaving, &said.is_live, &said.placement];
+        let row = turn.one(Query::Renew, params).await;
         let row = self.or_lost(incarnation, &turn, row).await?;
         if acknowledged.is_some() && !row.get::<_, bool>("is_known") {
             return Err(watermarks.lose(incarnation, "its record of this host is gone"));
@@ -312,6 +334,7 @@ impl Store for PostgresStore {
             unknown: Vec::new(),
             inbox: row.get::<_, Vec<i32>>("inbox").into_iter().map(shard_id).collect(),
             now: Timestamp::from_millis(row.get("server_now")),
+            members: members(&row),
         })
     }
 
@@ -322,6 +345,13 @@ impl Store for PostgresStore {
         let released = turn.execute(Query::Release, &[&incarnation, &shards]).await;
         turn.retire();
         released.map(|_| ())
+    }
+
+    async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
+        let mut turn = self.claims.alone(&self.server).await?;
+        let row = turn.one(Query::Cordon, &[&host, &is_cordoned]).await;
+        turn.retire();
+        Ok(row?.get("is_there"))
     }
 
     async fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError> {
@@ -374,6 +404,11 @@ fn claimed(watermarks: &Watermarks, claim: &Claim, row: &Row) -> Result<Claimed,
                 stored_hash_version: stored("stored_hash_version"),
             });
         }
+        "placement" => {
+            let placement = claim.presence.placement;
+            let stored = if placement == Placement::List { Placement::Live } else { Placement::List };
+            return Err(StoreError::OtherPlacement { placement, stored });
+        }
         _ => {}
     }
     let grants = row.get::<_, Vec<i32>>("granted").into_iter().zip(row.get::<_, Vec<i64>>("epochs"));
@@ -392,7 +427,7 @@ fn claimed(watermarks: &Watermarks, claim: &Claim, row: &Row) -> Result<Claimed,
         })
         .collect();
     let now = Timestamp::from_millis(row.get("server_now"));
-    Ok(Claimed { granted, held, sequence: Sequence::OfLane, now })
+    Ok(Claimed { granted, held, sequence: Sequence::OfLane, now, members: members(row) })
 }
 
 /// The outcome of a write, of whose lane `acknowledged` was the last that was done before.

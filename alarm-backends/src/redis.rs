@@ -57,6 +57,7 @@
 mod failure;
 mod key;
 mod link;
+mod members;
 mod node;
 mod ownership;
 mod reply;
@@ -80,7 +81,7 @@ use futures_util::StreamExt;
 use redis::{TlsCertificates, Value};
 use stable_interfaces::clock::{Clock, SystemClock};
 use stable_interfaces::store::{
-    Claim, Claimed, Found, Hints, Incarnation, Loaded, NewMessage, Page, Read, Renewed, ShardId, Write,
+    Claim, Claimed, Found, Hint, Hints, Incarnation, Loaded, NewMessage, Page, Read, Renewal, Renewed, ShardId, Write,
 };
 use stable_interfaces::{Posted, Store, StoreError};
 
@@ -99,7 +100,8 @@ use self::watermarks::Watermarks;
 /// | --- | --- |
 /// | 1 | everything |
 /// | 2 | the record of steps in the fleet's hash: `step`, `needs`, `release` |
-const STEP: u32 = 2;
+/// | 3 | the members of the fleet: the hash `members`, and `members` in the fleet's hash |
+const STEP: u32 = 3;
 
 /// The interval at which a connection that listens is seen to be alive.
 const LISTENER_PING: Duration = Duration::from_secs(3);
@@ -418,10 +420,14 @@ fn forwarded(mut messages: redis::aio::PubSubStream, alive: impl Future<Output =
                 () = &mut alive => return,
             };
             let Some(message) = message else { return };
-            if let Some(shard) =
-                std::str::from_utf8(message.get_payload_bytes()).ok().and_then(|text| text.parse().ok())
-            {
-                sender.send(ShardId(shard));
+            match std::str::from_utf8(message.get_payload_bytes()) {
+                Ok("fleet") => sender.send(Hint::Fleet),
+                Ok(text) => {
+                    if let Ok(shard) = text.parse() {
+                        sender.send(Hint::Inbox(ShardId(shard)));
+                    }
+                }
+                Err(_) => {}
             }
         }
     });
@@ -434,12 +440,16 @@ impl Store for RedisStore {
         self.0.claim(claim).await
     }
 
-    async fn renew(&self, incarnation: Incarnation, lease: Duration) -> Result<Renewed, StoreError> {
-        self.0.renew(incarnation, lease).await
+    async fn renew(&self, renewal: &Renewal) -> Result<Renewed, StoreError> {
+        self.0.renew(renewal).await
     }
 
     async fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {
         self.0.release(incarnation, shards).await
+    }
+
+    async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
+        self.0.cordon(host, is_cordoned).await
     }
 
     async fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError> {

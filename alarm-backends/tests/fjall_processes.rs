@@ -17,7 +17,7 @@ use alarm_backends::FjallStore;
 use bytes::Bytes;
 use stable_interfaces::store::{
     After, AlarmRow, Attempts, Batch, Claim, ClaimKind, Epoch, Incarnation, InstanceName, Lane, NewMessage, Op, Page,
-    Read, ReadRange, ReadRows, Revision, Rows, ShardId, Write,
+    Presence, Read, ReadRange, ReadRows, Renewal, Revision, Rows, ShardId, Write,
 };
 use stable_interfaces::{Posted, Store, StoreError, Timestamp};
 use tempfile::TempDir;
@@ -207,6 +207,7 @@ impl Writer {
             hash_version: 1,
             lease: Duration::from_secs(600),
             kind: ClaimKind::Start,
+            presence: Presence::default(),
         };
         let claimed = store.claim(&claim).await?;
         let epochs = claimed.granted.iter().map(|grant| grant.epoch).collect();
@@ -383,7 +384,7 @@ async fn fill_up(dir: &Path) {
         NewMessage { shard: SHARDS[0], name: name(SHARDS[0]), id: "m".into(), headers: vec![], body: Bytes::new() };
     let refusals: [Option<StoreError>; 4] = [
         store.post(&[message]).await.err(),
-        store.renew(writer.incarnation, Duration::from_secs(60)).await.err(),
+        store.renew(&Renewal::new(writer.incarnation, Duration::from_secs(60))).await.err(),
         store.release(writer.incarnation, &SHARDS).await.err(),
         Writer::claim(store.clone(), 2).await.err(),
     ];

@@ -11,8 +11,8 @@ use alarm_backends::testing::servers::{Postgres, Redis};
 use alarm_backends::{PostgresStore, RedisStore};
 use bytes::Bytes;
 use stable_interfaces::store::{
-    After, Batch, Claim, ClaimKind, Epoch, Incarnation, InstanceName, Lane, NewMessage, Op, Page, Read, ReadRange,
-    ShardId, Write,
+    After, Batch, Claim, ClaimKind, Epoch, Incarnation, InstanceName, Lane, NewMessage, Op, Page, Presence, Read,
+    ReadRange, Renewal, ShardId, Write,
 };
 use stable_interfaces::{Store, StoreError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -93,6 +93,7 @@ fn claim() -> Claim {
         hash_version: 1,
         lease: Duration::from_secs(3600),
         kind: ClaimKind::Running,
+        presence: Presence::default(),
     }
 }
 
@@ -104,7 +105,7 @@ async fn call(store: &dyn Store, method: &str, round: u64) -> Result<(), StoreEr
     let batches = vec![Batch { shard: ShardId(0), epoch: Epoch(1), ops }];
     match method {
         "claim" => store.claim(&claim()).await.map(drop),
-        "renew" => store.renew(ME, Duration::from_secs(3600)).await.map(drop),
+        "renew" => store.renew(&Renewal::new(ME, Duration::from_secs(3600))).await.map(drop),
         // Of a shard that it does not have: the others are needed.
         "release" => store.release(ME, &[ShardId(1)]).await,
         "commit" => {

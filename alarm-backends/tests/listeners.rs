@@ -10,7 +10,7 @@ use alarm_backends::testing::servers::{Postgres, Redis};
 use alarm_backends::{PostgresStore, RedisStore};
 use bytes::Bytes;
 use stable_interfaces::Store;
-use stable_interfaces::store::{Incarnation, InstanceName, NewMessage, ShardId};
+use stable_interfaces::store::{Hint, Incarnation, InstanceName, NewMessage, ShardId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -75,18 +75,18 @@ fn message(id: &str) -> NewMessage {
 async fn a_frozen_listener_is_noticed(listening: Arc<dyn Store>, posting: Arc<dyn Store>, proxy: Proxy) {
     let mut hints = listening.watch(Incarnation(1)).await.unwrap();
     posting.post(&[message("before")]).await.unwrap();
-    assert_eq!(hints.next().await, Some(ShardId(7)));
+    assert_eq!(hints.next().await, Some(Hint::Inbox(ShardId(7))));
     // Quiet is not silent: who listens for longer than it takes to notice still hears.
     assert!(tokio::time::timeout(Duration::from_secs(7), hints.next()).await.is_err(), "nothing was posted");
     posting.post(&[message("after a while")]).await.unwrap();
-    assert_eq!(hints.next().await, Some(ShardId(7)));
+    assert_eq!(hints.next().await, Some(Hint::Inbox(ShardId(7))));
     proxy.freeze();
     posting.post(&[message("unheard")]).await.unwrap();
     let ended = tokio::time::timeout(Duration::from_secs(60), hints.next()).await;
     assert_eq!(ended, Ok(None), "it is seen to be dead");
     let mut hints = listening.watch(Incarnation(1)).await.unwrap();
     posting.post(&[message("heard")]).await.unwrap();
-    assert_eq!(hints.next().await, Some(ShardId(7)));
+    assert_eq!(hints.next().await, Some(Hint::Inbox(ShardId(7))));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

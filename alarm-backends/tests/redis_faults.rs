@@ -19,8 +19,9 @@ use alarm_backends::RedisStore;
 use alarm_backends::testing::servers::{Redis, RedisCluster, RedisOptions};
 use bytes::Bytes;
 use stable_interfaces::store::{
-    After, AlarmRow, Attempts, Batch, Claim, ClaimKind, DamageReason, Epoch, Incarnation, InstanceName, Lane, Loaded,
-    NewMessage, Op, Page, Read, ReadRange, ReadRows, Revision, Rows, ShardId, Write,
+    After, AlarmRow, Attempts, Batch, Claim, ClaimKind, DamageReason, Epoch, Hint, Incarnation, InstanceName, Lane,
+    Loaded, NewMessage, Op, Page, Placement, Presence, Read, ReadRange, ReadRows, Renewal, Revision, Rows, ShardId,
+    Write,
 };
 use stable_interfaces::{Posted, Store, StoreError, Timestamp};
 
@@ -44,6 +45,7 @@ fn claim_of(incarnation: Incarnation, host: &str, shards: impl IntoIterator<Item
         hash_version: 1,
         lease: LEASE,
         kind,
+        presence: Presence::default(),
     }
 }
 
@@ -154,7 +156,7 @@ async fn a_server_that_is_away_at_the_start_is_tried_again_and_named() {
     server.kill9();
     let store = quick(&server).build().unwrap();
     for _ in 0..3 {
-        let error = store.renew(ME, LEASE).await.unwrap_err();
+        let error = store.renew(&Renewal::new(ME, LEASE)).await.unwrap_err();
         let StoreError::NotApplied(error) = &error else { panic!("nothing was done, not {error:?}") };
         assert!(error.to_string().starts_with(&address), "{error}");
     }
@@ -171,7 +173,7 @@ async fn a_server_that_forgot_the_scripts_is_given_them_again() {
         assert!(store.commit(&write(seq, batches)).await.unwrap().iter().all(Result::is_ok));
         server.execute(&["SCRIPT", "FLUSH"]);
         assert_eq!(keys(&store, 49).await.len(), 1);
-        assert_eq!(store.renew(ME, LEASE).await.unwrap().owned.len(), 300);
+        assert_eq!(store.renew(&Renewal::new(ME, LEASE)).await.unwrap().owned.len(), 300);
         assert_eq!(store.post(&[message(&seq.to_string())]).await.unwrap(), [Posted::Inserted]);
     }
 }
@@ -242,10 +244,10 @@ async fn a_user_with_the_documented_rights_can_do_everything_and_one_with_less_i
     start(&store, 0..3).await;
     let mut hints = store.watch(ME).await.unwrap();
     store.post(&[message("m")]).await.unwrap();
-    assert_eq!(hints.next().await, Some(ShardId(0)));
+    assert_eq!(hints.next().await, Some(Hint::Inbox(ShardId(0))));
     commit(&store, 1, 0, vec![put("k", "v"), Op::PutAlarm(alarm("a", 10))]).await.unwrap();
     assert_eq!((keys(&store, 0).await.len(), alarms(&store).await.len()), (1, 1));
-    assert_eq!(store.renew(ME, LEASE).await.unwrap().inbox, [ShardId(0)]);
+    assert_eq!(store.renew(&Renewal::new(ME, LEASE)).await.unwrap().inbox, [ShardId(0)]);
     store.release(ME, &[ShardId(1)]).await.unwrap();
     drop(store);
 
@@ -297,7 +299,7 @@ async fn kill_9_with_a_synced_append_only_file_loses_nothing_and_halves_nothing(
             let found = keys(&store, shard).await;
             assert_eq!(found.len(), 50 * acknowledged, "of shard {shard}, all acknowledged and none twice");
         }
-        assert_eq!(store.renew(ME, LEASE).await.unwrap().owned.len(), 4);
+        assert_eq!(store.renew(&Renewal::new(ME, LEASE)).await.unwrap().owned.len(), 4);
     }
 }
 
@@ -315,11 +317,11 @@ async fn a_store_that_was_emptied_is_noticed_by_every_method() {
         stores[0].commit(&write(1, vec![batch(0, vec![put("k", "v")])])).await,
         "epoch 1 was granted, 0 is stored",
     );
-    assert_lost(stores[1].renew(ME, LEASE).await, "record of the fleet is gone");
+    assert_lost(stores[1].renew(&Renewal::new(ME, LEASE)).await, "record of the fleet is gone");
     assert_lost(stores[2].claim(&claim_of(ME, "a", 0..4, ClaimKind::Running)).await, "record of the fleet is gone");
     for store in &stores {
         assert_lost(store.claim(&claim_of(ME, "a", 0..4, ClaimKind::Start)).await, "lost data");
-        assert_lost(store.renew(ME, LEASE).await, "lost data");
+        assert_lost(store.renew(&Renewal::new(ME, LEASE)).await, "lost data");
         assert_lost(store.commit(&write(2, vec![])).await, "lost data");
         assert_lost(store.release(ME, &[ShardId(0)]).await, "lost data");
     }
@@ -357,7 +359,7 @@ async fn a_server_without_an_append_only_file_that_restarted_is_noticed() {
     server.kill9();
     server.restart();
     let renewed = loop {
-        match store.renew(ME, LEASE).await {
+        match store.renew(&Renewal::new(ME, LEASE)).await {
             Err(StoreError::Unavailable(_) | StoreError::NotApplied(_)) => {}
             other => break other,
         }
@@ -380,7 +382,7 @@ async fn a_server_that_came_back_from_an_old_file_is_noticed() {
             let answer = if by_commit {
                 commit(&store, 3, 0, vec![put("k", "next")]).await
             } else {
-                store.renew(ME, LEASE).await.map(drop)
+                store.renew(&Renewal::new(ME, LEASE)).await.map(drop)
             };
             match answer {
                 Err(StoreError::Unavailable(_) | StoreError::NotApplied(_)) => {}
@@ -456,7 +458,7 @@ async fn when_memory_is_full_nothing_is_half_written_and_deletes_and_leases_go_o
     let removals = vec![delete("a"), delete("b"), Op::RemoveAlarm { name: name(), id: "a".into(), revision }];
     commit(&store, 3, 0, removals).await.unwrap();
     assert_eq!((keys(&store, 0).await.len(), alarms(&store).await.len()), (0, 0));
-    assert_eq!(store.renew(ME, LEASE).await.unwrap().owned.len(), 2);
+    assert_eq!(store.renew(&Renewal::new(ME, LEASE)).await.unwrap().owned.len(), 2);
     let next = quick(&server).connect().await.unwrap();
     let claimed = next.claim(&claim_of(Incarnation(2), "a", 0..2, ClaimKind::Start)).await.unwrap();
     assert_eq!(claimed.granted.len(), 2);
@@ -498,7 +500,7 @@ async fn a_server_that_is_gone_or_hangs_is_given_up_on_in_time() {
     let began = Instant::now();
     let hung = commit(&store, 2, 0, vec![put("l", "v")]).await;
     assert!(matches!(hung, Err(StoreError::Unavailable(_))), "{hung:?}");
-    assert!(store.renew(ME, LEASE).await.unwrap_err().is_retryable());
+    assert!(store.renew(&Renewal::new(ME, LEASE)).await.unwrap_err().is_retryable());
     in_time(began);
     server.resume();
     // The late write and its repeat are one.
@@ -570,7 +572,7 @@ async fn a_listener_learns_that_its_connection_is_gone() {
             Err(error) => assert!(error.is_retryable(), "{error:?}"),
         }
     }
-    assert_eq!(hints.next().await, Some(ShardId(0)));
+    assert_eq!(hints.next().await, Some(Hint::Inbox(ShardId(0))));
 }
 
 #[tokio::test]
@@ -606,7 +608,7 @@ async fn of_many_starts_of_one_host_at_once_the_last_owns_everything_and_the_oth
             };
             let mut granted: Vec<_> = claimed.granted.iter().map(|grant| grant.shard).collect();
             granted.sort_unstable();
-            match store.renew(Incarnation(n), LEASE).await {
+            match store.renew(&Renewal::new(Incarnation(n), LEASE)).await {
                 Ok(renewed) => living.push((n, renewed.owned, granted)),
                 Err(error) => assert!(matches!(error, StoreError::Replaced), "{error:?}"),
             }
@@ -660,7 +662,7 @@ async fn when_a_server_of_a_cluster_is_gone_its_shards_wait_and_the_others_go_on
     assert!(store.commit(&of(all(4, "fourth"), false)).await.unwrap().iter().all(Result::is_ok));
     assert!(store.commit(&of(all(3, "third"), true)).await.unwrap().iter().all(Result::is_err));
     // The record of the fleet was there too: a host that runs goes on all the same, and does not know of what cannot be reached.
-    let renewed = store.renew(ME, LEASE).await.unwrap();
+    let renewed = store.renew(&Renewal::new(ME, LEASE)).await.unwrap();
     assert_eq!(
         renewed.owned.iter().map(|shard| shard.0).collect::<Vec<_>>(),
         (0..30).filter(|shard| !gone_shards.contains(shard)).collect::<Vec<_>>()
@@ -735,7 +737,7 @@ async fn a_slot_that_moved_is_followed() {
     }
     commit(&store, 2, 0, vec![put("l", "v")]).await.unwrap();
     assert_eq!((keys(&store, 0).await.len(), alarms(&store).await.len()), (2, 1));
-    assert_eq!(store.renew(ME, LEASE).await.unwrap().owned.len(), 4);
+    assert_eq!(store.renew(&Renewal::new(ME, LEASE)).await.unwrap().owned.len(), 4);
 }
 
 #[tokio::test]
@@ -759,7 +761,7 @@ async fn every_option_at_its_ends_is_refused_by_name_or_works() {
         start(&store, [0]).await;
         commit(&store, 1, 0, vec![put("k", "v"), Op::PutAlarm(alarm("a", 1))]).await.unwrap();
         assert_eq!((keys(&store, 0).await.len(), alarms(&store).await.len()), (1, 1));
-        store.renew(ME, Duration::MAX).await.unwrap();
+        store.renew(&Renewal::new(ME, Duration::MAX)).await.unwrap();
         store.release(ME, &[ShardId(0)]).await.unwrap();
     }
     // However long it may wait for a replica, that is a number which the server takes.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use stable_interfaces::store::{
     AlarmRow, Attempts, Batch, Claim, ClaimKind, Claimed, Epoch, HASH_VERSION, Incarnation, InstanceName, Lane, Op,
-    Revision, ShardId, Write,
+    Presence, Revision, ShardId, Write,
 };
 use stable_interfaces::{Fleet, Store, Timestamp};
 
@@ -153,6 +153,7 @@ async fn claim_all(store: &dyn Store, incarnation: Incarnation) -> Vec<Epoch> {
         hash_version: HASH_VERSION,
         lease: Duration::from_secs(3_600),
         kind: ClaimKind::Start,
+        presence: Presence::default(),
     };
     epochs(&store.claim(&claim).await.expect("the store lets its host start"))
 }

@@ -8,6 +8,9 @@
 //! Consistent Hash Algorithm", 2014) of the mixed shard number, so adding a host at the end of the list takes an equal part
 //! from each of the others and moves nothing between them.
 
+#[allow(dead_code, reason = "the hosts of a live fleet place their shards by it")]
+pub(crate) mod placement;
+
 use std::ops::RangeInclusive;
 
 use crate::id::{InvalidId, check_id};
@@ -243,10 +246,14 @@ pub(crate) fn hash_id(id: &str) -> u64 {
     xxhash_rust::xxh3::xxh3_64(id.as_bytes())
 }
 
-/// Spreads shard numbers over all of `u64`, as jump needs: the finalizer of SplitMix64 (Steele, Lea and Flood, "Fast Splittable
-/// Pseudorandom Number Generators", 2014; constants by David Stafford).
+/// Spreads shard numbers over all of `u64`, as jump needs.
 fn mix(shard: u32) -> u64 {
-    let mut z = u64::from(shard);
+    finalize(u64::from(shard))
+}
+
+/// The finalizer of SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014; constants by David
+/// Stafford).
+fn finalize(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)

@@ -24,7 +24,9 @@ use crate::quiet;
 use crate::shared::{Deferred, EndsWithRuntime, FOREVER, HostCore, HostOptions, Started};
 use crate::store::client::Backoff;
 use crate::store::deadlines::Deadlines;
-use crate::store::{ClaimKind, Damaged, Epoch, Incarnation, MemoryStore, Sequence, ShardId, Store, StoreError};
+use crate::store::{
+    ClaimKind, Damaged, Epoch, Incarnation, Member, MemoryStore, Renewal, Sequence, ShardId, Store, StoreError,
+};
 use crate::sync::atomic::Ordering;
 use crate::sync::{AbortHandle, Arc, Mutex, Runtime, mpsc, spawn_on, watch};
 use crate::tasks::Tasks;
@@ -245,6 +247,12 @@ impl Host {
         Ok(self.core.fleet.locate(id)?.host)
     }
 
+    /// The hosts of the fleet that hold a lease, ascending by name, as the store told with the last claim or renewal; none without a store.
+    #[must_use]
+    pub fn members(&self) -> Vec<Member> {
+        self.core.members().list.clone()
+    }
+
     /// Tells whether this host owns the instance `id` now: claimed, and neither lost nor released.
     ///
     /// # Errors
@@ -435,9 +443,17 @@ async fn drain(core: &HostCore, deadline: Duration) -> Drained {
     let mut released = store.is_none();
     if let Some(store) = store {
         let shards: Vec<_> = core.shards.owned().map(|(shard, _)| shard).collect();
+        let presence = core.presence();
         core.stop(Health::Stopped);
         // A handler that was cut off may have left an alarm that kills its process: such a shard is not clean.
         if running == 0 {
+            // The store takes out of its members whoever has said that it leaves and owns nothing any more.
+            let renewal = Renewal { incarnation: started.incarnation, lease: core.options.lease, presence };
+            if core.options.lease < FOREVER
+                && let Err(error) = store.renew(&renewal).await
+            {
+                tracing::warn!(error = %WithCauses(&error), "the store could not be told that this host leaves");
+            }
             match store.release(started.incarnation, &shards).await {
                 Ok(()) => released = true,
                 Err(error) => tracing::warn!(error = %WithCauses(&error), "the shards could not be released"),
@@ -498,6 +514,13 @@ impl HostBuilder {
     #[must_use]
     pub fn drain_timeout(mut self, timeout: Duration) -> HostBuilder {
         self.options.drain_timeout = timeout;
+        self
+    }
+
+    /// Sets the text by which the other hosts of the fleet know the program of this one: a version, the hash of a commit. Default: none.
+    #[must_use]
+    pub fn build(mut self, build: impl AsRef<str>) -> HostBuilder {
+        self.options.build = build.as_ref().into();
         self
     }
 

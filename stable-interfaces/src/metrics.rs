@@ -35,6 +35,8 @@ pub const OLDEST_OVERDUE: &str = "stable_interfaces_oldest_overdue_seconds";
 pub const SHARDS_LOST: &str = "stable_interfaces_shards_lost_total";
 /// Counter: how often the store's hints about new messages have ended or could not be begun, so that messages waited for the next look.
 pub const WATCHES_LOST: &str = "stable_interfaces_watches_lost_total";
+/// Gauge: hosts of the fleet that hold a lease, this one among them, as of the last claim or renewal.
+pub const MEMBERS: &str = "stable_interfaces_members";
 /// Gauge: shards owned.
 pub const SHARDS_OWNED: &str = "stable_interfaces_shards_owned";
 /// Counter, by `interface`: instances that left memory because they were idle or others needed the room.
@@ -45,7 +47,7 @@ pub const OVERLOADED: &str = "stable_interfaces_overloaded_total";
 pub const BLOCKED: &str = "stable_interfaces_blocked_handlers_total";
 
 /// Every name above.
-pub const ALL: [&str; 20] = [
+pub const ALL: [&str; 21] = [
     RESETS,
     RETRIES,
     DEAD_LETTERS,
@@ -63,6 +65,7 @@ pub const ALL: [&str; 20] = [
     SHARDS_LOST,
     WATCHES_LOST,
     SHARDS_OWNED,
+    MEMBERS,
     PASSIVATED,
     OVERLOADED,
     BLOCKED,

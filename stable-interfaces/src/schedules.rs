@@ -27,8 +27,8 @@ use shuttle::{Config, FailurePersistence, MaxSteps, Runner};
 
 use crate::clock::{Clock, Random, Sleep, Timestamp};
 use crate::store::{
-    Batch, Claim, Claimed, Found, Hints, Incarnation, Loaded, MemoryStore, NewMessage, Op, Page, Posted, Read, Renewed,
-    Sequence, ShardId, Store, StoreError, Write,
+    Batch, Claim, Claimed, Found, Hints, Incarnation, Loaded, MemoryStore, NewMessage, Op, Page, Posted, Read, Renewal,
+    Renewed, Sequence, ShardId, Store, StoreError, Write,
 };
 use crate::sync::{Arc, StaticMutex};
 
@@ -298,12 +298,16 @@ impl Store for SlowStore {
         self.store.claim(claim).await
     }
 
-    async fn renew(&self, incarnation: Incarnation, lease: Duration) -> Result<Renewed, StoreError> {
-        self.store.renew(incarnation, lease).await
+    async fn renew(&self, renewal: &Renewal) -> Result<Renewed, StoreError> {
+        self.store.renew(renewal).await
     }
 
     async fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {
         self.store.release(incarnation, shards).await
+    }
+
+    async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
+        self.store.cordon(host, is_cordoned).await
     }
 
     async fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError> {

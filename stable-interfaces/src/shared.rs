@@ -13,6 +13,7 @@ use crate::clock::{Clock, Random};
 use crate::commit::committer::Committer;
 use crate::error::{ContextError, RequestError};
 use crate::fleet::Fleet;
+use crate::fleet::placement::PLACEMENT_VERSION;
 use crate::setting::Setting;
 use crate::shards::Shards;
 use crate::shards::delivery::Delivery;
@@ -21,7 +22,10 @@ use crate::shards::wake::Wake;
 use crate::store::client::{CommitOptions, StoreClient};
 use crate::store::deadlines::Deadlines;
 use crate::store::portion::Portion;
-use crate::store::{Addressed, Grant, Held, Incarnation, Loaded, NewMessage, Page, Posted, ShardId, Store, StoreError};
+use crate::store::{
+    Addressed, Grant, Held, Incarnation, Loaded, Members, NewMessage, Page, Placement, Posted, Presence, ShardId,
+    Store, StoreError,
+};
 use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Arc, MAX_PERMITS, Mutex, Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use crate::tasks::{TaskHandle, Tasks};
@@ -60,6 +64,10 @@ pub(crate) struct HostOptions {
     pub(crate) limits: Limits,
     pub(crate) max_connections: usize,
     pub(crate) max_clock_skew: Duration,
+    /// The address at which other hosts reach this one, if they do.
+    pub(crate) address: Option<Arc<str>>,
+    /// The build of the program, for people.
+    pub(crate) build: Arc<str>,
     pub(crate) window: usize,
 }
 
@@ -84,6 +92,8 @@ impl Default for HostOptions {
             },
             max_connections: 100_000,
             max_clock_skew: Duration::from_secs(60),
+            address: None,
+            build: "".into(),
             window: 65_536,
         }
     }
@@ -176,6 +186,8 @@ pub(crate) struct HostCore {
     lease_until: AtomicU64,
     /// The host that was found to hold a shard that the fleet gives to this host.
     holders: Mutex<BTreeMap<ShardId, Arc<str>>>,
+    /// The hosts that hold a lease, as the store told last.
+    members: Mutex<Arc<Members>>,
     /// The size of the next page that handlers and tools read: what is loaded to be handled has one of its own.
     portion: Mutex<Portion>,
     /// Bounds the connections of all interfaces. Without permits until the host has its settings.
@@ -229,6 +241,7 @@ impl HostCore {
             health: AtomicU8::new(Health::NotStarted as u8),
             lease_until: AtomicU64::new(u64::MAX),
             holders: Mutex::default(),
+            members: Mutex::default(),
             portion: Mutex::default(),
             connections: Arc::new(Semaphore::new(0)),
             health_changed: Notify::new(),
@@ -351,6 +364,30 @@ impl HostCore {
     /// The host that holds the shard, as far as this one knows.
     pub(crate) fn holder(&self, shard: ShardId) -> Arc<str> {
         self.holders.lock().get(&shard).unwrap_or(self.fleet.host_of(shard)).clone()
+    }
+
+    /// This host's words about itself to the store.
+    pub(crate) fn presence(&self) -> Presence {
+        Presence {
+            address: self.options.address.clone(),
+            build: self.options.build.clone(),
+            is_leaving: self.health() >= Health::Draining,
+            placement: Placement::List,
+            placement_version: PLACEMENT_VERSION,
+        }
+    }
+
+    /// The members of the fleet, as of the last claim or renewal that was answered; none without a store.
+    pub(crate) fn members(&self) -> Arc<Members> {
+        self.members.lock().clone()
+    }
+
+    /// Notes the members, unless the store could not say.
+    pub(crate) fn note_members(&self, members: Members) {
+        if !members.list.is_empty() {
+            metrics::gauge!(crate::metrics::MEMBERS).set(u32::try_from(members.list.len()).unwrap_or(u32::MAX));
+            *self.members.lock() = Arc::new(members);
+        }
     }
 
     /// Notes who was found to hold which shards.

@@ -18,6 +18,7 @@ mod contract;
 pub(crate) mod deadlines;
 mod external;
 mod hints;
+mod members;
 mod memory;
 pub(crate) mod paging;
 pub(crate) mod portion;
@@ -29,10 +30,12 @@ pub use crate::instance::enlist::Enlistment;
 pub use address::Addressed;
 pub use contract::{
     After, BoxError, Claim, ClaimKind, Claimed, DamageReason, Damaged, Epoch, Found, Grant, Held, Incarnation, Lane,
-    Loaded, Page, Posted, Read, ReadRange, ReadRows, Renewed, Rows, Sequence, ShardId, Store, StoreError, Write,
+    Loaded, Page, Posted, Read, ReadRange, ReadRows, Renewal, Renewed, Rows, Sequence, ShardId, Store, StoreError,
+    Write,
 };
 pub use external::ExternalTransaction;
-pub use hints::{HintSender, Hints};
+pub use hints::{Hint, HintSender, Hints};
+pub use members::{Member, MemberState, Members, Placement, Presence, Roster};
 pub use memory::MemoryStore;
 pub use row::{
     AlarmKey, AlarmRow, Attempts, Batch, DeadKey, DeadLetter, DeadRow, InboxKey, InboxRow, InstanceName,

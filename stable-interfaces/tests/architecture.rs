@@ -24,7 +24,7 @@ const FLOORS: [Floor; 13] = [
     (
         "store",
         "is what a store is written against: a store knows no host and no instance",
-        &["store/", "fleet.rs", "error.rs"],
+        &["store/", "fleet.rs", "fleet/", "error.rs"],
     ),
     (
         "rows",

@@ -8,8 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use proptest::prelude::*;
 use stable_interfaces::store::{
-    After, Batch, Claim, ClaimKind, Claimed, Epoch, InboxKey, Incarnation, Lane, NewMessage, Op, Page, Read, ReadRange,
-    ReadRows, Renewed, Revision, Rows, ShardId, Write,
+    After, Batch, Claim, ClaimKind, Claimed, Epoch, InboxKey, Incarnation, Lane, NewMessage, Op, Page, Presence, Read,
+    ReadRange, ReadRows, Renewal, Renewed, Revision, Rows, ShardId, Write,
 };
 use stable_interfaces::{Posted, Store, StoreError, Timestamp};
 use tokio::runtime::Runtime;
@@ -283,7 +283,7 @@ impl Tested {
             },
             Step::Renew { life, is_long } => {
                 let lease = if *is_long { LONG } else { TINY };
-                let answer = self.store(*life).renew(Incarnation(model.incarnation(*life)), lease).await;
+                let answer = self.store(*life).renew(&Renewal::new(Incarnation(model.incarnation(*life)), lease)).await;
                 match (&answer, &model.expected) {
                     (Err(StoreError::Replaced), Expected::Replaced) => {}
                     (Ok(Renewed { owned, inbox, .. }), Expected::Renewed { owned: mine, inbox: with_mail }) => {
@@ -341,6 +341,7 @@ pub(super) fn claim_of(life: u64, shards: &[u32], is_long: bool, kind: ClaimKind
         hash_version: 1,
         lease: if is_long { LONG } else { TINY },
         kind,
+        presence: Presence::default(),
     }
 }
 

@@ -94,11 +94,9 @@ impl Ownership {
         Ok(decision)
     }
 
-    /// Carries out what [`decide`](Self::decide) said of this claim, now that it is durable.
-    pub(super) fn grant(&mut self, claim: &Claim, decision: &Decision, now: Duration) {
-        if claim.kind == ClaimKind::Start {
-            self.end_earlier_lives(claim);
-        }
+    /// Carries out what [`decide`](Self::decide) said of this claim, now that it is durable. Returns the lives that it has ended.
+    pub(super) fn grant(&mut self, claim: &Claim, decision: &Decision, now: Duration) -> Vec<Incarnation> {
+        let ended = if claim.kind == ClaimKind::Start { self.end_earlier_lives(claim) } else { Vec::new() };
         for grant in &decision.granted {
             let shard = Shard { epoch: grant.epoch, owner: Some(claim.incarnation), clean: grant.clean };
             self.shards.insert(grant.shard, shard);
@@ -110,12 +108,15 @@ impl Ownership {
             ended: false,
             taken: HashMap::new(),
         });
+        ended
     }
 
-    fn end_earlier_lives(&mut self, claim: &Claim) {
+    fn end_earlier_lives(&mut self, claim: &Claim) -> Vec<Incarnation> {
+        let mut ended = Vec::new();
         for (incarnation, life) in &mut self.lives {
             if *incarnation != claim.incarnation && life.host == claim.host {
                 life.ended = true;
+                ended.push(*incarnation);
             }
         }
         for shard in self.shards.values_mut() {
@@ -125,13 +126,24 @@ impl Ownership {
                 shard.clean = false;
             }
         }
+        ended
     }
 
-    /// Extends a lease, and names the shards it covers in ascending order.
-    pub(super) fn renew(&mut self, incarnation: Incarnation, until: Duration) -> Result<Vec<ShardId>, StoreError> {
+    /// Extends a lease; returns its host, and the shards that it covers in ascending order.
+    pub(super) fn renew(
+        &mut self,
+        incarnation: Incarnation,
+        until: Duration,
+    ) -> Result<(Arc<str>, Vec<ShardId>), StoreError> {
         let life = self.lives.get_mut(&incarnation).filter(|life| !life.ended).ok_or(StoreError::Replaced)?;
         life.until = until;
-        Ok(self.shards.iter().filter(|(_, shard)| shard.owner == Some(incarnation)).map(|(id, _)| *id).collect())
+        let owned = self.shards.iter().filter(|(_, shard)| shard.owner == Some(incarnation));
+        Ok((life.host.clone(), owned.map(|(id, _)| *id).collect()))
+    }
+
+    /// Says whether it owns no shard.
+    pub(super) fn owns_nothing(&self, incarnation: Incarnation) -> bool {
+        self.shards.values().all(|shard| shard.owner != Some(incarnation))
     }
 
     /// The rows of the `shards` that `incarnation` owns, as they are to be written when it gives them up.

@@ -7,7 +7,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use parking_lot::Mutex;
-use stable_interfaces::store::ShardId;
+use stable_interfaces::store::{Hint, ShardId};
 use stable_interfaces::{Posted, StoreError};
 use tokio::sync::oneshot;
 
@@ -83,11 +83,8 @@ impl Inner {
         }
         let mut written = if changes.is_empty() { Ok(()) } else { self.written(changes.commit()) };
         if written.is_ok() {
-            state.watchers.retain(|watcher| !watcher.is_closed());
-            for watcher in &state.watchers {
-                for shard in &fresh {
-                    watcher.send(*shard);
-                }
+            for shard in &fresh {
+                state.hint(Hint::Inbox(*shard));
             }
             state.inbox.extend(fresh);
         }

@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use stable_interfaces::store::{
     After, AlarmKey, AlarmRow, Attempts, Batch, Claim, ClaimKind, Claimed, DamageReason, DeadLetter, DeadRow, Epoch,
-    InboxKey, Incarnation, InstanceName, Lane, NewMessage, Op, Page, Read, ReadRange, ReadRows, Revision, Rows,
-    ShardId, Write,
+    Hint, InboxKey, Incarnation, InstanceName, Lane, NewMessage, Op, Page, Presence, Read, ReadRange, ReadRows,
+    Renewal, Revision, Rows, ShardId, Write,
 };
 use stable_interfaces::{Posted, Store, StoreError, Timestamp};
 use tempfile::TempDir;
@@ -52,6 +52,7 @@ async fn claim(store: &FjallStore, incarnation: u64) -> Claimed {
         hash_version: 1,
         lease: Duration::from_secs(60),
         kind: ClaimKind::Running,
+        presence: Presence::default(),
     };
     store.claim(&claim).await.unwrap()
 }
@@ -124,7 +125,10 @@ async fn what_was_committed_is_there_after_reopening() {
     let range = ReadRange::Storage("".into(), None);
     let read = owner.store.read(&Read::new(SHARD, name(), range, 10)).await.unwrap();
     assert_eq!(read.rows, ReadRows::Storage(vec![("k".into(), Bytes::from_static(b"v"))]));
-    assert_eq!(owner.store.renew(owner.incarnation, Duration::from_secs(60)).await.unwrap().inbox, [SHARD]);
+    assert_eq!(
+        owner.store.renew(&Renewal::new(owner.incarnation, Duration::from_secs(60))).await.unwrap().inbox,
+        [SHARD]
+    );
 }
 
 #[tokio::test]
@@ -159,7 +163,10 @@ async fn a_lease_ends_with_the_process_that_had_it() {
     };
     let answer = owner.store.commit(&former).await.unwrap().remove(0);
     assert!(matches!(answer, Err(StoreError::Fenced { newest: Epoch(2), .. })), "{answer:?}");
-    assert!(matches!(owner.store.renew(Incarnation(1), Duration::from_secs(1)).await, Err(StoreError::Replaced)));
+    assert!(matches!(
+        owner.store.renew(&Renewal::new(Incarnation(1), Duration::from_secs(1))).await,
+        Err(StoreError::Replaced)
+    ));
     owner.write(vec![]).await;
 }
 
@@ -177,6 +184,7 @@ async fn the_fleet_of_a_directory_cannot_change() {
         hash_version: 1,
         lease: Duration::from_secs(60),
         kind: ClaimKind::Start,
+        presence: Presence::default(),
     };
     let refused = store.claim(&claim).await.unwrap_err();
     assert!(matches!(refused, StoreError::Mismatch { shard_count: 32, stored_shard_count: 16, .. }), "{refused:?}");
@@ -359,6 +367,7 @@ async fn a_shard_of_a_life_that_was_ended_was_not_released_whenever_it_is_claime
         hash_version: 1,
         lease: Duration::from_secs(60),
         kind: ClaimKind::Start,
+        presence: Presence::default(),
     };
     assert!(owner.store.claim(&start).await.unwrap().granted[0].clean, "nobody has had it");
     assert!(!claim(&owner.store, 2).await.granted[0].clean);
@@ -481,7 +490,7 @@ fn a_store_goes_on_while_all_blocking_threads_are_busy_and_its_own_end_with_it()
         owner.write(vec![Op::PutAlarm(alarm("a", 1, 1))]).await;
         owner.store.post(&[message("m")]).await.unwrap();
         assert_eq!(owner.alarms().await.0, [("a".into(), 1)]);
-        owner.store.renew(owner.incarnation, Duration::from_secs(60)).await.unwrap();
+        owner.store.renew(&Renewal::new(owner.incarnation, Duration::from_secs(60))).await.unwrap();
         let clone = owner.store.clone();
         drop(owner);
         let all = Purpose::ALL.map(Purpose::threads).iter().sum::<usize>();
@@ -533,5 +542,5 @@ async fn a_post_is_hinted_to_everyone_who_watches() {
     let owner = Owner::of(&dir, 1).await;
     let mut hints = owner.store.watch(owner.incarnation).await.unwrap();
     owner.store.post(&[message("m")]).await.unwrap();
-    assert_eq!(hints.next().await, Some(SHARD));
+    assert_eq!(hints.next().await, Some(Hint::Inbox(SHARD)));
 }

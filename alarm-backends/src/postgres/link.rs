@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use stable_interfaces::StoreError;
-use stable_interfaces::store::{BoxError, HintSender, ShardId};
+use stable_interfaces::store::{BoxError, HintSender};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, MutexGuard, OnceCell};
@@ -26,6 +26,7 @@ use tokio_postgres::{AsyncMessage, Client, Config, Connection, Row, SimpleQueryM
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::errors::{DoubtfulCommit, NoAnswer, NoConnection, casts_doubt, judge, judge_open, pooled};
+use super::members::hint;
 use super::schema::{MakeError, Query, Schema};
 use super::watermarks::Watermarks;
 
@@ -426,8 +427,8 @@ where
                 }
             }
             Ok(AsyncMessage::Notification(note)) => {
-                if let (Some(hints), Ok(shard)) = (&hints, note.payload().parse()) {
-                    hints.send(ShardId(shard));
+                if let (Some(hints), Some(hint)) = (&hints, hint(note.payload())) {
+                    hints.send(hint);
                 }
             }
             Ok(_) => {}

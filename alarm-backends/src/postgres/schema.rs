@@ -15,7 +15,7 @@ use crate::steps::{RELEASE, Record, Refused};
 ///
 /// A step must not hold up hosts that are at work: a column has a constant default, an index is on a table that is new, and a function or
 /// type that differs has a name of its own.
-const STEPS: [&[&str]; 2] = [
+const STEPS: [&[&str]; 3] = [
     &[
         include_str!("sql/step_1/tables.sql"),
         include_str!("sql/step_1/write.sql"),
@@ -24,6 +24,7 @@ const STEPS: [&[&str]; 2] = [
         include_str!("sql/step_1/view.sql"),
     ],
     &[include_str!("sql/step_2/record.sql"), include_str!("sql/step_2/claim.sql")],
+    &[include_str!("sql/step_3/members.sql"), include_str!("sql/step_3/claim.sql")],
 ];
 
 /// The last step that this code knows.
@@ -49,6 +50,7 @@ pub(super) enum Query {
     Claim,
     Renew,
     Release,
+    Cordon,
     Write,
     WriteLast,
     OpenLane,
@@ -98,9 +100,16 @@ impl Schema {
 
     pub(super) fn text(&self, query: Query) -> String {
         let sql = match query {
-            Query::Claim => "SELECT * FROM {s}.claim_2($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
-            Query::Renew => "SELECT * FROM {s}.renew($1, $2)",
-            Query::Release => "SELECT FROM {s}.release($1, $2)",
+            // The members are those after the first function is done: the second takes its answer.
+            Query::Claim => {
+                "SELECT c.*, m.* FROM {s}.claim_3($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) c, \
+                 {s}.members(c.server_now) m"
+            }
+            Query::Renew => {
+                "SELECT r.*, m.* FROM {s}.renew_2($1, $2, $3, $4, $5, $6, $7) r, {s}.members(r.server_now) m"
+            }
+            Query::Release => "SELECT FROM {s}.release_2($1, $2)",
+            Query::Cordon => "SELECT {s}.cordon($1, $2) AS is_there",
             Query::Write => "SELECT * FROM {s}.write($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
             Query::WriteLast => {
                 "SELECT * FROM {s}.write_last($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)"

@@ -8,13 +8,15 @@ use std::time::Duration;
 
 use redis::Value;
 use stable_interfaces::store::{
-    Claim, ClaimKind, Claimed, Epoch, Grant, Held, Incarnation, Lane, Renewed, Sequence, ShardId,
+    Claim, ClaimKind, Claimed, Epoch, Grant, Held, Incarnation, Lane, Members, Placement, Renewal, Renewed, Sequence,
+    ShardId,
 };
 use stable_interfaces::{StoreError, Timestamp};
 
 use super::failure::Failure;
+use super::members::{put_said, read_members};
 use super::reply::{Texts, list, optional_text};
-use super::script::{ALIVE, CLAIMED, Call, ENTER, LEASE, RELEASE};
+use super::script::{ALIVE, CLAIMED, Call, ENTER, LEASE, MARK, RELEASE};
 use super::watermarks::Life;
 use super::{Inner, STEP, keys_of};
 use crate::steps::Record;
@@ -23,6 +25,19 @@ use crate::steps::Record;
 const SHARDS_PER_CALL: usize = 100;
 /// Leases are compared as doubles, which hold this many milliseconds and the present exactly: 30,000 years.
 const MAX_LEASE_MILLIS: u128 = 1_000_000_000_000_000;
+
+fn lease_millis(lease: Duration) -> String {
+    lease.as_millis().min(MAX_LEASE_MILLIS).to_string()
+}
+
+/// A life that has entered: the number of its start, the store's clock, the members, and at a start the shards that earlier lives of its
+/// host may own.
+struct Entered {
+    birth: u64,
+    now: Timestamp,
+    members: Members,
+    past: Vec<ShardId>,
+}
 
 /// The life of a host that extends leases and claims shards.
 struct Claimant<'a> {
@@ -57,7 +72,7 @@ enum State {
 impl Inner {
     pub(super) async fn claim(&self, claim: &Claim) -> Result<Claimed, StoreError> {
         self.watermarks.check(claim.incarnation)?;
-        let (birth, now, past) = self.enter(claim).await?;
+        let Entered { birth, now, members, past } = self.enter(claim).await?;
         let wanted: BTreeSet<ShardId> = claim.shards.iter().copied().collect();
         let life = self.watermarks.life(claim.incarnation);
         // One lease covers all shards of a life; and a start ends what earlier lives of its name may own anywhere.
@@ -91,16 +106,16 @@ impl Inner {
                 None => held.push(Held { shard, holder: claim.host.clone(), remaining: Duration::ZERO }),
             }
         }
-        Ok(Claimed { granted, held, sequence: Sequence::OfShard, now })
+        Ok(Claimed { granted, held, sequence: Sequence::OfShard, now, members })
     }
 
-    /// Records this life: its birth, the store's clock, and at a start the shards that earlier lives of the host may own.
-    async fn enter(&self, claim: &Claim) -> Result<(u64, Timestamp, Vec<ShardId>), StoreError> {
+    /// Records this life.
+    async fn enter(&self, claim: &Claim) -> Result<Entered, StoreError> {
         let Claim { shard_count, hash_version, incarnation, .. } = *claim;
         let host = &claim.host;
         let claimed = format!("claimed:{host}");
-        let keys =
-            ["fleet", "lives", "started", &claimed, &format!("past:{host}")].map(|suffix| self.keys.fleet(suffix));
+        let keys = ["fleet", "lives", "started", &claimed, &format!("past:{host}"), "members"]
+            .map(|suffix| self.keys.fleet(suffix));
         let record = Record::of(STEP);
         let call = Call::new(&ENTER, &keys)
             .arg(incarnation.0)
@@ -114,23 +129,21 @@ impl Inner {
             .arg(u8::from(self.must_exist))
             .arg(record.step)
             .arg(record.needs)
-            .arg(record.release)
+            .arg(record.release);
+        let call = put_said(call, lease_millis(claim.lease), &self.keys, &claim.presence)
             .arg(claim.shards.iter().map(|shard| shard.0).collect::<Vec<_>>());
         let answer = self.leases.one(call).await.and_then(Texts::new).map_err(Failure::into_open_error)?;
         self.read_entry(claim, answer).map_err(Failure::into_store_error)?
     }
 
-    #[allow(clippy::type_complexity, reason = "the outer error is of reading, the inner one is the store's answer")]
-    fn read_entry(
-        &self,
-        claim: &Claim,
-        mut answer: Texts,
-    ) -> Result<Result<(u64, Timestamp, Vec<ShardId>), StoreError>, Failure> {
+    /// Reads an answer of the script: the outer error is of reading, the inner one is what the store has said.
+    fn read_entry(&self, claim: &Claim, mut answer: Texts) -> Result<Result<Entered, StoreError>, Failure> {
         let Claim { shard_count, hash_version, incarnation, .. } = *claim;
         Ok(Err(match answer.text()?.as_str() {
             "entered" => {
                 let (store, birth, created) = (answer.text()?, answer.number()?, answer.text()?);
                 let now = answer.time()?;
+                let members = read_members(&mut answer, now)?;
                 if created == "created" {
                     tracing::warn!(
                         store, prefix = %self.keys.fleet(""),
@@ -142,11 +155,16 @@ impl Inner {
                 while !answer.is_done() {
                     past.push(ShardId(answer.number()?));
                 }
-                return Ok(Ok((birth, now, past)));
+                return Ok(Ok(Entered { birth, now, members, past }));
             }
             "replaced" => {
                 self.watermarks.end(incarnation);
                 StoreError::Replaced
+            }
+            "placement" => {
+                let placement = claim.presence.placement;
+                let stored = if placement == Placement::List { Placement::Live } else { Placement::List };
+                StoreError::OtherPlacement { placement, stored }
             }
             "mismatch" => {
                 let (stored_shard_count, stored_hash_version) = (answer.number()?, answer.number()?);
@@ -187,7 +205,8 @@ impl Inner {
         record.map_err(|refused| StoreError::Open(format!("the store under {}: {refused}", self.keys.fleet("")), None))
     }
 
-    pub(super) async fn renew(&self, incarnation: Incarnation, lease: Duration) -> Result<Renewed, StoreError> {
+    pub(super) async fn renew(&self, renewal: &Renewal) -> Result<Renewed, StoreError> {
+        let Renewal { incarnation, lease, ref presence } = *renewal;
         self.watermarks.check(incarnation)?;
         let known = self.watermarks.life(incarnation);
         let life = match &known {
@@ -197,14 +216,16 @@ impl Inner {
         let claimant = Claimant { incarnation, host: &life.host, birth: life.birth, is_start: false, lease };
         let mine = life.shards.keys().copied().collect();
         let (mut calls, places) = self.lease_calls(&claimant, &mine, &BTreeSet::new(), &BTreeMap::new());
-        calls.push(self.alive_call(incarnation));
+        calls.push(put_said(self.alive_call(incarnation), lease_millis(lease), &self.keys, presence));
         let mut answers = self.renewals.run(&calls).await;
         let alive = answers.pop().unwrap_or_else(|| Err(Failure::unexpected(&"none")));
         let (leased, latest, failure) = read_leases(answers, &places)?;
         // In a cluster the fleet's own server may be gone; the shards know by themselves who has been replaced.
+        let mut members = Members::default();
         let (now, failure) = match alive.and_then(|alive| read_alive(alive, incarnation)) {
             Ok(alive) => {
                 self.check_alive(incarnation, &life, known.is_some(), &alive)?;
+                members = alive.members;
                 (latest.max(Some(alive.now)), failure)
             }
             Err(failure) => (latest, Some(failure)),
@@ -225,11 +246,12 @@ impl Inner {
                 self.watermarks.give_up(incarnation, shard, shard_known.epoch);
             }
         }
-        Ok(Renewed { owned, unknown, inbox, now })
+        Ok(Renewed { owned, unknown, inbox, now, members })
     }
 
     fn alive_call(&self, incarnation: Incarnation) -> Call {
-        Call::new(&ALIVE, &["fleet", "lives", "started"].map(|suffix| self.keys.fleet(suffix))).arg(incarnation.0)
+        let keys = ["fleet", "lives", "started", "members"].map(|suffix| self.keys.fleet(suffix));
+        Call::new(&ALIVE, &keys).arg(incarnation.0)
     }
 
     /// A life that another handle led: what it may own.
@@ -297,7 +319,7 @@ impl Inner {
         let chunks = self.chunks(shards);
         let call = |some: &&[ShardId]| {
             let keys: Vec<String> = some.iter().flat_map(|shard| self.keys.shard(*shard, ["own"])).collect();
-            Call::new(&RELEASE, &keys).arg(incarnation.0)
+            Call::new(&RELEASE, &keys).arg(incarnation.0).arg(self.keys.channel())
         };
         let calls: Vec<Call> = chunks.iter().map(call).collect();
         let mut failed = None;
@@ -319,7 +341,23 @@ impl Inner {
                 }
             }
         }
+        // What it may own still was not released, or is not known to this process.
+        if failed.is_none() && self.watermarks.life(incarnation).is_some_and(|life| life.shards.is_empty()) {
+            failed =
+                self.leases.one(self.mark_call("left").arg(incarnation.0)).await.err().map(Failure::into_store_error);
+        }
         failed.map_or(Ok(()), Err)
+    }
+
+    pub(super) async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
+        let call = self.mark_call("cordon").arg(host).arg(u8::from(is_cordoned));
+        let is_there = |answer| Texts::new(answer)?.text().map(|is_there| is_there == "1");
+        self.leases.one(call).await.and_then(is_there).map_err(Failure::into_store_error)
+    }
+
+    fn mark_call(&self, what: &str) -> Call {
+        let keys = ["fleet", "members"].map(|suffix| self.keys.fleet(suffix));
+        Call::new(&MARK, &keys).arg(self.keys.channel()).arg(what)
     }
 
     /// Shards that one script may touch: on a single server many, in a cluster one, because each has a slot of its own.
@@ -347,7 +385,7 @@ impl Inner {
                 .arg(claimant.host)
                 .arg(claimant.birth)
                 .arg(if claimant.is_start { "start" } else { "running" })
-                .arg(claimant.lease.as_millis().min(MAX_LEASE_MILLIS).to_string())
+                .arg(lease_millis(claimant.lease))
                 .arg(some.iter().map(wish).collect::<Vec<_>>())
         };
         let chunks = self.chunks(&touched);
@@ -409,6 +447,8 @@ struct Alive {
     /// The birth of the last start of its host.
     started: Option<u64>,
     now: Timestamp,
+    /// None, unless it was renewed.
+    members: Members,
 }
 
 fn read_alive(answer: Value, incarnation: Incarnation) -> Result<Alive, Failure> {
@@ -423,5 +463,7 @@ fn read_alive(answer: Value, incarnation: Incarnation) -> Result<Alive, Failure>
         }
         None => None,
     };
-    Ok(Alive { store, life, started: started.parse().ok(), now: answer.time()? })
+    let now = answer.time()?;
+    let members = if answer.is_done() { Members::default() } else { read_members(&mut answer, now)? };
+    Ok(Alive { store, life, started: started.parse().ok(), now, members })
 }

@@ -26,17 +26,19 @@ impl Script {
 }
 
 macro_rules! scripts {
-    ($($name:ident = $flags:literal $file:literal;)*) => {
-        $(pub(super) static $name: LazyLock<Script> = LazyLock::new(|| Script::new($flags, include_str!($file)));)*
+    ($($name:ident = $flags:literal $($file:literal)+;)*) => {
+        $(pub(super) static $name: LazyLock<Script> =
+            LazyLock::new(|| Script::new($flags, concat!($(include_str!($file)),+)));)*
     };
 }
 
 // What ownership needs is a few bytes, and without it nothing can be deleted either.
 scripts! {
-    ENTER = " flags=allow-oom" "enter.lua";
+    ENTER = " flags=allow-oom" "members.lua" "enter.lua";
+    MARK = " flags=allow-oom" "members.lua" "mark.lua";
     LEASE = " flags=allow-oom" "lease.lua";
     RELEASE = " flags=allow-oom" "release.lua";
-    ALIVE = " flags=no-writes" "alive.lua";
+    ALIVE = " flags=allow-oom" "members.lua" "alive.lua";
     CLAIMED = " flags=no-writes" "claimed.lua";
     COMMIT = "" "commit.lua";
     COMMIT_REMOVALS = " flags=allow-oom" "commit.lua";

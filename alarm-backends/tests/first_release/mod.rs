@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use stable_interfaces::store::{
     After, AlarmRow, Attempts, Batch, Claim, ClaimKind, Claimed, DeadLetter, DeadRow, Epoch, InboxRow, Incarnation,
-    InstanceName, Lane, NewMessage, Op, Page, Read, ReadRange, ReadRows, Revision, Rows, ShardId, Write,
+    InstanceName, Lane, NewMessage, Op, Page, Presence, Read, ReadRange, ReadRows, Renewal, Revision, Rows, ShardId,
+    Write,
 };
 use stable_interfaces::{Posted, Store, Timestamp};
 
@@ -93,6 +94,7 @@ async fn claimed(store: &dyn Store, given_up: Vec<(ShardId, Epoch)>, kind: Claim
         hash_version: 1,
         lease: Duration::from_secs(600),
         kind,
+        presence: Presence::default(),
     };
     store.claim(&claim).await.expect("a claim is answered")
 }
@@ -156,6 +158,6 @@ pub(crate) async fn is_whole_and_goes_on(store: &dyn Store) {
     assert_eq!(posted, [Posted::Duplicate, Posted::Inserted], "an old message is known by its ID");
     let ids: Vec<_> = messages(store).await.into_iter().map(|row| row.id.to_string()).collect();
     assert_eq!(ids, ["tried", "new"]);
-    let renewed = store.renew(NEXT, Duration::from_secs(600)).await.expect("a renewal is answered");
+    let renewed = store.renew(&Renewal::new(NEXT, Duration::from_secs(600))).await.expect("a renewal is answered");
     assert_eq!((renewed.owned, renewed.inbox), (vec![ShardId(0), ShardId(1)], vec![ShardId(0)]));
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use alarm_backends::postgres::PostgresStore;
 use alarm_backends::testing::servers::{Postgres, PostgresOptions};
-use stable_interfaces::store::{ClaimKind, Incarnation};
+use stable_interfaces::store::{ClaimKind, Incarnation, Renewal};
 use stable_interfaces::{Store, StoreError};
 
 use super::SERVER;
@@ -39,7 +39,7 @@ async fn a_server_that_hangs_costs_the_deadline_and_no_more() {
     assert!(took >= DEADLINE && took < PATIENCE, "it took {took:?}");
     // The connection it was on is gone, and a new one is not to be had.
     assert_not_applied(&commit(&store, &write(0, 2, vec![put("k", "second")])).await);
-    let renewed = store.renew(Incarnation(1), DEADLINE).await;
+    let renewed = store.renew(&Renewal::new(Incarnation(1), DEADLINE)).await;
     assert!(renewed.as_ref().is_err_and(StoreError::is_retryable), "{renewed:?}");
 
     blocking(&server, |server| server.resume()).await;
@@ -185,7 +185,7 @@ async fn a_terminated_connection_is_replaced() {
     let mut hints = store.watch(Incarnation(1)).await.expect("the store is watched");
     for seq in 1..=3 {
         commit(&store, &write(0, seq, vec![put("k", "v")])).await.expect("the owner writes");
-        store.renew(Incarnation(1), DEADLINE).await.expect("the lease is renewed");
+        store.renew(&Renewal::new(Incarnation(1), DEADLINE)).await.expect("the lease is renewed");
         assert_eq!(value(&store, "k").await.as_deref(), Some("v"));
         raw.batch_execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'stable-interfaces'",
@@ -233,7 +233,7 @@ async fn a_store_made_anew_under_a_running_host_is_not_written_to() {
     commit(&store, &write(0, 1, vec![put("k", "v")])).await.expect_err("it is not the owner's");
     assert_eq!(value(&other, "k").await, None);
     // The other one has the same epoch; but of this life there is no trace.
-    assert_lost(&store.renew(Incarnation(1), DEADLINE).await, "its record of this host is gone");
+    assert_lost(&store.renew(&Renewal::new(Incarnation(1), DEADLINE)).await, "its record of this host is gone");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -242,16 +242,16 @@ async fn a_schema_that_is_dropped_under_a_running_host_is_noticed_at_once() {
         let (server, store) = server_with(PostgresOptions::new()).await;
         own(&store, 1).await;
         commit(&store, &write(0, 1, vec![put("k", "v")])).await.expect("the owner writes");
-        store.renew(Incarnation(1), DEADLINE).await.expect("the lease is renewed");
+        store.renew(&Renewal::new(Incarnation(1), DEADLINE)).await.expect("the lease is renewed");
         let raw = raw(&server.url("postgres")).await;
         raw.batch_execute("DROP SCHEMA stable_interfaces CASCADE").await.expect("the schema is dropped");
         let said = "its schema is gone";
         match method {
             "commit" => assert_lost(&commit(&store, &write(0, 2, vec![put("k", "v")])).await, said),
-            "renew" => assert_lost(&store.renew(Incarnation(1), DEADLINE).await, said),
+            "renew" => assert_lost(&store.renew(&Renewal::new(Incarnation(1), DEADLINE)).await, said),
             _ => assert_lost(&store.claim(&claim(1, "host-a", &[0], ClaimKind::Running)).await, said),
         }
-        assert_lost(&store.renew(Incarnation(1), DEADLINE).await, said);
+        assert_lost(&store.renew(&Renewal::new(Incarnation(1), DEADLINE)).await, said);
     }
 }
 
@@ -297,7 +297,7 @@ async fn a_server_that_comes_back_without_what_it_acknowledged_is_noticed_by_wri
         };
         blocking(&server, keep).await;
         // Nothing is lost yet: a crash that forgets nothing is no reason to complain.
-        while let Err(error) = store.renew(Incarnation(1), DEADLINE).await {
+        while let Err(error) = store.renew(&Renewal::new(Incarnation(1), DEADLINE)).await {
             assert!(error.is_retryable(), "{error:?}");
         }
         while let Err(error) = commit(&store, &write(0, 2, vec![put("k", "lost")])).await {
@@ -313,7 +313,7 @@ async fn a_server_that_comes_back_without_what_it_acknowledged_is_noticed_by_wri
             let answer = if by_commit {
                 commit(&store, &write(0, 3, vec![put("l", "next")])).await
             } else {
-                store.renew(Incarnation(1), DEADLINE).await.map(drop)
+                store.renew(&Renewal::new(Incarnation(1), DEADLINE)).await.map(drop)
             };
             match answer {
                 Err(error) if error.is_retryable() => {}
@@ -323,14 +323,14 @@ async fn a_server_that_comes_back_without_what_it_acknowledged_is_noticed_by_wri
         assert_lost(&answer, "write 2 of lane 0 was taken, 1 is stored");
         // For good, and nothing was written.
         assert_lost(&commit(&store, &write(0, 4, vec![put("l", "next")])).await, "write 2");
-        assert_lost(&store.renew(Incarnation(1), DEADLINE).await, "write 2");
+        assert_lost(&store.renew(&Renewal::new(Incarnation(1), DEADLINE)).await, "write 2");
         assert_lost(&store.claim(&claim(1, "host-a", &[0], ClaimKind::Running)).await, "write 2");
         assert_eq!((value(&store, "k").await.as_deref(), value(&store, "l").await), (Some("kept"), None));
         // Who owns nothing is served, and so is the next life.
         assert_eq!(store.post(&[message(0, "m")]).await.expect("it is posted"), [stable_interfaces::Posted::Inserted]);
         let anew = store.claim(&claim(2, "host-a", &[0], ClaimKind::Start)).await.expect("the claim is answered");
         assert_eq!(anew.granted.len(), 1);
-        store.renew(Incarnation(2), DEADLINE).await.expect("it has a lease");
+        store.renew(&Renewal::new(Incarnation(2), DEADLINE)).await.expect("it has a lease");
     }
 }
 

@@ -7,7 +7,7 @@ use alarm_backends::postgres::PostgresStore;
 use alarm_backends::testing::servers::{Postgres, PostgresOptions};
 use stable_interfaces::store::{
     After, AlarmRow, Attempts, Batch, Claim, ClaimKind, Epoch, Incarnation, InstanceName, Lane, Loaded, NewMessage, Op,
-    Page, Read, ReadRange, ReadRows, Revision, ShardId, Write,
+    Page, Presence, Read, ReadRange, ReadRows, Revision, ShardId, Write,
 };
 use stable_interfaces::{Store, StoreError, Timestamp};
 use tokio::task::JoinHandle;
@@ -56,6 +56,7 @@ pub(crate) fn claim(incarnation: u64, host: &str, shards: &[u32], kind: ClaimKin
         hash_version: 1,
         lease: LEASE,
         kind,
+        presence: Presence::default(),
     }
 }
 

@@ -7,7 +7,7 @@ use alarm_backends::postgres::PostgresStore;
 use alarm_backends::testing::servers::PostgresOptions;
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
-use stable_interfaces::store::{Batch, ClaimKind, Incarnation, Lane, ShardId, Write};
+use stable_interfaces::store::{Batch, ClaimKind, Incarnation, Lane, Renewal, ShardId, Write};
 use stable_interfaces::{Store, StoreError};
 
 use super::SERVER;
@@ -173,7 +173,7 @@ async fn tls_is_verified_and_its_lack_refused_by_name() {
     let builder = PostgresStore::builder(&url).expect("a URL").tls(trusting(certificate));
     let store = builder.connect().await.expect("the certificate is trusted and names the host");
     own(&store, 1).await;
-    store.renew(Incarnation(1), DEADLINE).await.expect("the store can be used");
+    store.renew(&Renewal::new(Incarnation(1), DEADLINE)).await.expect("the store can be used");
     let raw = raw(&server.url("postgres")).await;
     until(
         &raw,
@@ -213,7 +213,7 @@ async fn every_option_at_its_ends_is_refused_by_name_or_works() {
             store.commit(&write).await.expect("the write is answered").remove(0).expect("the owner writes");
             assert_eq!(value(&store, "k").await, Some(format!("{n} {lane}")));
         }
-        store.renew(life, Duration::MAX).await.expect("a lease may be as long as any");
+        store.renew(&Renewal::new(life, Duration::MAX)).await.expect("a lease may be as long as any");
         store.release(life, &[ShardId(0)]).await.expect("the shard is let go");
     }
 }

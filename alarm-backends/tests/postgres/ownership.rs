@@ -117,7 +117,9 @@ async fn a_lease_renewed_while_a_claim_waits_is_not_taken() {
     raw.batch_execute("UPDATE stable_interfaces.host SET lease_until = stable_interfaces.now_ms() - 1")
         .await
         .expect("the lease runs out");
-    raw.batch_execute("BEGIN; SELECT stable_interfaces.renew(1, 3600000)").await.expect("the renewal runs");
+    raw.batch_execute("BEGIN; SELECT stable_interfaces.renew_2(1, 3600000, NULL, '', false, false, 0)")
+        .await
+        .expect("the renewal runs");
     let claimer = store.clone();
     let claiming = tokio::spawn(async move { claimer.claim(&claim(2, "host-b", &[0], ClaimKind::Running)).await });
     until_blocked(&raw).await;

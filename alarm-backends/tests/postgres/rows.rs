@@ -1,7 +1,8 @@
 //! Rows that somebody else put there, and what people see.
 
 use stable_interfaces::store::{
-    After, AlarmRow, DamageReason, Epoch, Incarnation, Op, Page, Read, ReadRange, ReadRows, Revision, Rows, ShardId,
+    After, AlarmRow, DamageReason, Epoch, Incarnation, Op, Page, Read, ReadRange, ReadRows, Renewal, Revision, Rows,
+    ShardId,
 };
 use stable_interfaces::{Store, StoreError};
 use tokio_postgres::Client;
@@ -185,5 +186,7 @@ async fn a_thousand_shards_are_loaded_in_one_query_along_the_index() {
         let due: Vec<i64> = rows.iter().map(|row| row.due.as_millis()).collect();
         assert_eq!(due, (0..7).map(|n| i64::from(*shard) + n * 1024).collect::<Vec<_>>());
     }
-    assert!(store.renew(Incarnation(1), DEADLINE).await.expect("the lease is renewed").owned.len() == 1024);
+    assert!(
+        store.renew(&Renewal::new(Incarnation(1), DEADLINE)).await.expect("the lease is renewed").owned.len() == 1024
+    );
 }

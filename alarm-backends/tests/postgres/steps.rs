@@ -1,7 +1,7 @@
 //! Schemas of other releases: an old one is brought up to date, one that is a step ahead is used, any other is refused.
 
 use alarm_backends::postgres::PostgresStore;
-use stable_interfaces::store::{After, ClaimKind, Page, Rows, ShardId};
+use stable_interfaces::store::{After, Claim, ClaimKind, Page, Placement, Presence, Rows, ShardId};
 use stable_interfaces::{Store, StoreError};
 
 use super::first_release;
@@ -42,7 +42,7 @@ async fn a_schema_of_the_first_release_is_brought_up_to_date_by_many_hosts_at_on
     for opened in opening {
         opened.await.expect("it ends").expect("the store is opened");
     }
-    assert_eq!(record(&url).await, (Some(2), 1, Some(env!("CARGO_PKG_VERSION").to_owned())));
+    assert_eq!(record(&url).await, (Some(3), 2, Some(env!("CARGO_PKG_VERSION").to_owned())));
     first_release::is_whole_and_goes_on(&*store_on(&url).await).await;
 }
 
@@ -60,22 +60,23 @@ async fn a_new_schema_is_at_the_step_that_an_old_one_is_brought_to() {
         drop(store_on(&url).await);
         shapes.push(raw(&url).await.query_one_scalar::<String, _>(shape, &[]).await.expect("the schema is described"));
     }
-    assert!(shapes[0].contains("claim_2(") && shapes[0].contains("claim("), "{}", shapes[0]);
+    assert!(shapes[0].contains("claim_3(") && shapes[0].contains("claim("), "{}", shapes[0]);
     assert_eq!(shapes[0], shapes[1]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_host_of_the_first_release_starts_and_writes_beside_one_that_brought_the_schema_up_to_date() {
+async fn a_host_one_step_behind_starts_and_writes_beside_one_that_brought_the_schema_up_to_date() {
     let url = first_release().await;
     let store = store_on(&url).await;
-    // As that release asks: it compares the version with its own, claims without shards given up, and writes.
+    // As a program of step 2 asks: it compares the version with its own step, claims without a word about itself, and writes.
     let old = raw(&url).await;
     let version: i32 = old
         .query_one_scalar("SELECT version FROM stable_interfaces.schema_version", &[])
         .await
         .expect("there is a version");
-    assert_eq!(version, 1);
-    let claim_as_then = "SELECT verdict FROM stable_interfaces.claim(9, 'host-b', '{2}', 1024, 1, 60000, true, false)";
+    assert!(version <= 2, "{version}");
+    let claim_as_then =
+        "SELECT verdict FROM stable_interfaces.claim_2(9, 'host-b', '{2}', 1024, 1, 60000, true, false, '{}', '{}')";
     assert_eq!(old.query_one_scalar::<String, _>(claim_as_then, &[]).await.expect("it is answered"), "granted");
     let write_as_then = "SELECT taken FROM stable_interfaces.write(9, 0, 1, ARRAY[(2, 1)::stable_interfaces.batch], \
         ARRAY[(2, 'order', 'o-9', 'by-the-old', 1000, 1000, 1, 1, 0, 0, false, NULL, '{}')::stable_interfaces.alarm_put], \
@@ -105,21 +106,21 @@ async fn go_ahead(url: &str, step: i32) {
 async fn a_schema_one_step_ahead_is_used_and_stays_at_its_step() {
     let url = first_release().await;
     drop(store_on(&url).await);
-    go_ahead(&url, 3).await;
+    go_ahead(&url, 4).await;
     first_release::is_whole_and_goes_on(&*store_on(&url).await).await;
-    assert_eq!(record(&url).await, (Some(3), 2, Some("9.0.0".to_owned())));
+    assert_eq!(record(&url).await, (Some(4), 3, Some("9.0.0".to_owned())));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_schema_two_steps_ahead_is_refused_by_number() {
     let url = fresh_database().await;
     drop(store_on(&url).await);
-    go_ahead(&url, 4).await;
+    go_ahead(&url, 5).await;
     let text = refusal(&url).await;
-    for part in ["step 4", "release 9.0.0", "step 3", "knows step 2", "run the release that made it"] {
+    for part in ["step 5", "release 9.0.0", "step 4", "knows step 3", "run the release that made it"] {
         assert!(text.contains(part), "{part}: {text}");
     }
-    assert_eq!(record(&url).await, (Some(4), 3, Some("9.0.0".to_owned())), "nothing was written");
+    assert_eq!(record(&url).await, (Some(5), 4, Some("9.0.0".to_owned())), "nothing was written");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -150,7 +151,16 @@ async fn a_user_that_does_not_own_an_old_schema_is_told_who_can_bring_it_up_to_d
     raw(&url).await.batch_execute(&grants).await.expect("the role is made");
     let as_guest = url.replace("postgres@", &format!("{role}@"));
     let text = refusal(&as_guest).await;
-    assert!(text.contains("step 2") && text.contains("owns the schema"), "{text}");
+    assert!(text.contains("step 3") && text.contains("owns the schema"), "{text}");
     drop(store_on(&url).await);
     store_on(&as_guest).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn programs_that_know_only_lists_of_hosts_are_refused_once_a_fleet_is_live() {
+    let url = fresh_database().await;
+    let live = Presence { placement: Placement::Live, ..Presence::default() };
+    let wanted = Claim { presence: live, ..claim(1, "host-a", &[0], ClaimKind::Start) };
+    store_on(&url).await.claim(&wanted).await.expect("the first host of a live fleet starts");
+    assert_eq!(record(&url).await, (Some(3), 3, Some(env!("CARGO_PKG_VERSION").to_owned())));
 }

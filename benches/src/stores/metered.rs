@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use stable_interfaces::store::{
-    Claim, Claimed, Found, Hints, Incarnation, Loaded, NewMessage, Op, Page, Read, Renewed, ShardId, Write,
+    Claim, Claimed, Found, Hints, Incarnation, Loaded, NewMessage, Op, Page, Read, Renewal, Renewed, ShardId, Write,
 };
 use stable_interfaces::{Posted, Store, StoreError};
 use tokio::sync::Notify;
@@ -77,12 +77,16 @@ impl Store for Metered {
         self.0.store.claim(claim).await
     }
 
-    async fn renew(&self, incarnation: Incarnation, lease: Duration) -> Result<Renewed, StoreError> {
-        self.0.store.renew(incarnation, lease).await
+    async fn renew(&self, renewal: &Renewal) -> Result<Renewed, StoreError> {
+        self.0.store.renew(renewal).await
     }
 
     async fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {
         self.0.store.release(incarnation, shards).await
+    }
+
+    async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
+        self.0.store.cordon(host, is_cordoned).await
     }
 
     async fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError> {

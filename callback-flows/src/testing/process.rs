@@ -4,11 +4,10 @@ use std::fmt;
 use std::future::pending;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use stable_interfaces::store::{
-    Claim, Claimed, Found, Hints, Incarnation, Loaded, NewMessage, Page, Posted, Read, Renewed, ShardId, Write,
+    Claim, Claimed, Found, Hints, Incarnation, Loaded, NewMessage, Page, Posted, Read, Renewal, Renewed, ShardId, Write,
 };
 use stable_interfaces::{MemoryStore, Store, StoreError};
 use tokio::sync::Notify;
@@ -124,14 +123,19 @@ impl Store for Process {
         self.store.claim(claim).await
     }
 
-    async fn renew(&self, incarnation: Incarnation, lease: Duration) -> Result<Renewed, StoreError> {
+    async fn renew(&self, renewal: &Renewal) -> Result<Renewed, StoreError> {
         self.unless_ended().await;
-        self.store.renew(incarnation, lease).await
+        self.store.renew(renewal).await
     }
 
     async fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {
         self.unless_ended().await;
         self.store.release(incarnation, shards).await
+    }
+
+    async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
+        self.unless_ended().await;
+        self.store.cordon(host, is_cordoned).await
     }
 
     async fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError> {

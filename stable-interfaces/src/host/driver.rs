@@ -22,7 +22,9 @@ use crate::shared::{AnyInterface, Health, HostCore};
 use crate::store::client::{Backoff, backoff};
 use crate::store::deadlines::Deadlines;
 use crate::store::portion::Portion;
-use crate::store::{After, AlarmRow, Damaged, InboxRow, Incarnation, Loaded, Page, Rows, Sequence, ShardId, Store};
+use crate::store::{
+    After, AlarmRow, Damaged, Hint, InboxRow, Incarnation, Loaded, Page, Rows, Sequence, ShardId, Store,
+};
 use crate::sync::{Arc, first_ready, mpsc};
 
 /// While an alarm waits, the wall clock is looked at this often at least.
@@ -268,9 +270,12 @@ pub(crate) async fn watch(host: Arc<HostCore>, store: Deadlines, incarnation: In
                 // What was posted before it began has gone unheard: a renewal says where.
                 host.shards.lost.notify_one();
                 backoff.reset();
-                while let Some(shard) = hints.next().await {
-                    if shard.0 < host.fleet.shards() {
-                        host.shards.hint(shard);
+                while let Some(hint) = hints.next().await {
+                    match hint {
+                        Hint::Inbox(shard) if shard.0 < host.fleet.shards() => host.shards.hint(shard),
+                        Hint::Inbox(_) => {}
+                        // A renewal says who is there, and what is wanted is claimed after it.
+                        Hint::Fleet => host.shards.lost.notify_one(),
                     }
                 }
                 tracing::warn!("the store's hints about new messages have ended; they are asked for again");

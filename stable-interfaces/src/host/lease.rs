@@ -18,7 +18,7 @@ use crate::fleet::HASH_VERSION;
 use crate::shared::{FOREVER, Forget, Health, HostCore};
 use crate::store::client::backoff;
 use crate::store::deadlines::Deadlines;
-use crate::store::{Claim, ClaimKind, Claimed, Epoch, Incarnation, Renewed, ShardId, Store, StoreError};
+use crate::store::{Claim, ClaimKind, Claimed, Epoch, Incarnation, Renewal, Renewed, ShardId, Store, StoreError};
 use crate::sync::Arc;
 
 /// A renewal also tells which inboxes have messages, whose hints may have been lost: it comes this often at least, however long the
@@ -62,6 +62,7 @@ pub(crate) async fn claim(
         hash_version: HASH_VERSION,
         lease,
         kind,
+        presence: host.presence(),
     };
     let sent_at = host.clock.elapsed();
     let store = match kind {
@@ -74,6 +75,7 @@ pub(crate) async fn claim(
         host.set_lease(lease_end(host, sent_at));
     }
     host.note_holders(&claimed.held, &claimed.granted);
+    host.note_members(claimed.members.clone());
     let now = host.clock.now();
     let skew = now.since(claimed.now).max(claimed.now.since(now));
     if skew > SKEW_WARNING {
@@ -127,9 +129,10 @@ pub(crate) async fn keep(host: &Arc<HostCore>, store: &Deadlines, incarnation: I
             // No longer than the lease lasts: what belongs to instances ends with it.
             left => store.at_most(left),
         };
+        let renewal = Renewal { incarnation, lease: host.options.lease, presence: host.presence() };
         // A claim that ends meanwhile is nothing that the renewal can speak of.
         let asked: Vec<_> = host.shards.owned().collect();
-        let renewing = store.renew(incarnation, host.options.lease);
+        let renewing = store.renew(&renewal);
         let renewed = match keeper.beside(renewing).await {
             Ok(renewed) => renewed,
             Err(StoreError::Replaced) => {
@@ -150,6 +153,7 @@ pub(crate) async fn keep(host: &Arc<HostCore>, store: &Deadlines, incarnation: I
             }
         };
         failures = 0;
+        host.note_members(renewed.members.clone());
         keeper.note_renewal(sent_at, &asked, &renewed);
         for shard in renewed.inbox {
             host.shards.look(shard);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use shuttle::future::{self, block_on};
 
-use super::{Fate, Log, ScenarioClock, ScenarioRandom, SlowStore, WriteEvent, below, explore, pause, puts};
+use super::{Fate, Log, Presence, ScenarioClock, ScenarioRandom, SlowStore, WriteEvent, below, explore, pause, puts};
 use crate::commit::committer::{Commit, Committer, QueuedCommit, host_has_stopped};
 use crate::commit::gate::{Failure, Gate};
 use crate::fleet::HASH_VERSION;
@@ -38,6 +38,7 @@ async fn run(faults: u32, closes: bool, commit_timeout: Duration) -> (Arc<SlowSt
         hash_version: HASH_VERSION,
         lease: Duration::from_secs(1_000_000),
         kind: ClaimKind::Start,
+        presence: Presence::default(),
     };
     let claimed = store.claim(&claim).await.expect("a store in memory grants");
     let (granted, sequence) = (claimed.granted, claimed.sequence);

@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::{AlarmKey, AlarmRow, Batch, DeadKey, DeadLetter, Hints, InboxKey, InboxRow, InstanceName, NewMessage};
+use super::{
+    AlarmKey, AlarmRow, Batch, DeadKey, DeadLetter, Hints, InboxKey, InboxRow, InstanceName, Members, NewMessage,
+    Placement, Presence,
+};
 use crate::clock::Timestamp;
 use crate::sync::Arc;
 
@@ -59,12 +62,16 @@ pub trait Store: Any + Debug + Send + Sync + 'static {
     ///
     /// The first claim of a store records shard count and hash version.
     ///
+    /// The claimer is a [member](Members) of the fleet from here on, as its [`Presence`] says.
+    ///
     /// # Errors
-    /// [`StoreError::Mismatch`] if either differs from what is recorded. [`StoreError::Replaced`] if this incarnation was ended.
-    /// In both cases nothing was granted.
+    /// [`StoreError::Mismatch`] if shard count or hash version differ from what is recorded. [`StoreError::OtherPlacement`] if any other member,
+    /// those aside that this claim ends, goes by the other [`Placement`]. [`StoreError::Replaced`] if this incarnation was ended.
+    /// In all cases nothing was granted or changed.
     async fn claim(&self, claim: &Claim) -> Result<Claimed, StoreError>;
 
-    /// Extends the lease of `incarnation` to `lease` from now, and tells which of its shards have rows in their inbox.
+    /// Extends the lease of an incarnation to `renewal.lease` from now, notes what it says of itself, and tells which of its shards have rows in
+    /// their inbox, and who else holds a lease.
     ///
     /// A lease that ran out is extended all the same: only a claim by another host takes a shard away. A store that is spread over
     /// machines answers for those it can reach, and names the shards of the others in [`Renewed::unknown`]: their lease may not have
@@ -73,16 +80,23 @@ pub trait Store: Any + Debug + Send + Sync + 'static {
     /// # Errors
     /// [`StoreError::Replaced`] if the incarnation was ended by a newer one of the same name, or is not known.
     /// [`StoreError::Lost`] as in [`commit`](Self::commit).
-    async fn renew(&self, incarnation: Incarnation, lease: Duration) -> Result<Renewed, StoreError>;
+    async fn renew(&self, renewal: &Renewal) -> Result<Renewed, StoreError>;
 
     /// Gives up those of `shards` that `incarnation` still owns: anyone may claim them at once and is told that they are clean.
     ///
     /// Epochs stay; writes of the old owner under them are refused from here on. Shards it does not own are left alone, so
-    /// repeating is safe.
+    /// repeating is safe. One that is [leaving](Presence::is_leaving) and owns nothing after this holds no lease any more.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] or [`StoreError::NotApplied`]; repeating the call is safe.
     async fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError>;
+
+    /// Marks the members called `host` as [cordoned](super::MemberState::Cordoned), or takes the mark away, and tells whether there is one.
+    /// For anyone. A mark belongs to a life of the host and ends with it.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] or [`StoreError::NotApplied`]; repeating the call is safe.
+    async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError>;
 
     /// Applies each batch atomically if its shard is owned by `write.incarnation` under the batch's epoch, and answers for each
     /// in the same order. On `Ok(())` a batch survives the end of this process.
@@ -120,8 +134,8 @@ pub trait Store: Any + Debug + Send + Sync + 'static {
     /// repeating is safe, what was inserted is then reported as a duplicate.
     async fn post(&self, messages: &[NewMessage]) -> Result<Vec<Posted>, StoreError>;
 
-    /// Hints that a shard has inbox rows, from now on and for all shards. They may be lost, doubled or early: they only save
-    /// waiting for the next [`renew`](Self::renew), which comes within seconds, whatever the lease.
+    /// Hints that a shard has inbox rows, from now on and for all shards, and that members or owners have changed. They may be lost, doubled
+    /// or early: they only save waiting for the next [`renew`](Self::renew), which comes within seconds, whatever the lease.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] if the store cannot be reached; call again.
@@ -169,6 +183,8 @@ pub struct Claim {
     pub lease: Duration,
     /// Tells whether shards of the same host name may be taken from a living lease.
     pub kind: ClaimKind,
+    /// The host's words about itself.
+    pub presence: Presence,
 }
 
 /// The right of a claim to take shards from an earlier life of its own host.
@@ -191,6 +207,8 @@ pub struct Claimed {
     pub sequence: Sequence,
     /// The store's wall clock at the claim.
     pub now: Timestamp,
+    /// All who hold a lease, the claimer among them.
+    pub members: Members,
 }
 
 /// For what a store keeps the number of the last write of an incarnation and lane. A write whose outcome is unknown holds up whatever
@@ -226,6 +244,25 @@ pub struct Held {
     pub remaining: Duration,
 }
 
+/// The request of a host in [`Store::renew`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Renewal {
+    /// The incarnation that asks.
+    pub incarnation: Incarnation,
+    /// The time that its lease is to last from now, by the store's clock.
+    pub lease: Duration,
+    /// The host's words about itself.
+    pub presence: Presence,
+}
+
+impl Renewal {
+    /// A renewal of a host that says nothing of itself.
+    #[must_use]
+    pub fn new(incarnation: Incarnation, lease: Duration) -> Renewal {
+        Renewal { incarnation, lease, presence: Presence::default() }
+    }
+}
+
 /// The answer of [`Store::renew`].
 #[derive(Debug, Clone)]
 pub struct Renewed {
@@ -237,6 +274,8 @@ pub struct Renewed {
     pub inbox: Vec<ShardId>,
     /// The store's wall clock at the renewal.
     pub now: Timestamp,
+    /// All who hold a lease, the one that asked among them; an empty list if the store cannot say now.
+    pub members: Members,
 }
 
 /// One group commit of a lane.
@@ -460,6 +499,17 @@ pub enum StoreError {
         stored_shard_count: u32,
         /// The hash version recorded in the store.
         stored_hash_version: u32,
+    },
+    /// Hosts that place shards by the other rule hold a lease. Stop all of them before the first of this kind is started.
+    #[error(
+        "this host's fleet goes by {placement}, but hosts that go by {stored} hold a lease in the store; stop all of those first, or configure \
+         this host like them"
+    )]
+    OtherPlacement {
+        /// The rule that this host is configured for.
+        placement: Placement,
+        /// The rule of those that hold a lease.
+        stored: Placement,
     },
     /// The store cannot be opened as it is configured. The text says what to change.
     #[error("cannot open the store: {0}")]

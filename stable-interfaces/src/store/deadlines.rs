@@ -8,8 +8,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::{
-    BoxError, Claim, Claimed, Found, Hints, Incarnation, Loaded, NewMessage, Page, Posted, Read, Renewed, ShardId,
-    Store, StoreError, Write,
+    BoxError, Claim, Claimed, Found, Hints, Incarnation, Loaded, NewMessage, Page, Posted, Read, Renewal, Renewed,
+    ShardId, Store, StoreError, Write,
 };
 use crate::clock::{Clock, within};
 use crate::sync::Arc;
@@ -58,12 +58,16 @@ impl Store for Deadlines {
         self.change(self.store.claim(claim)).await
     }
 
-    async fn renew(&self, incarnation: Incarnation, lease: Duration) -> Result<Renewed, StoreError> {
-        self.change(self.store.renew(incarnation, lease)).await
+    async fn renew(&self, renewal: &Renewal) -> Result<Renewed, StoreError> {
+        self.change(self.store.renew(renewal)).await
     }
 
     async fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {
         self.change(self.store.release(incarnation, shards)).await
+    }
+
+    async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
+        self.change(self.store.cordon(host, is_cordoned)).await
     }
 
     async fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError> {
@@ -106,7 +110,8 @@ mod tests {
         let asked = timely.load(&[Page::new(ShardId(0), After::Alarms(None), 1)]).await;
         assert!(matches!(asked, Err(StoreError::NotApplied(ref why)) if why.to_string() == "no answer within 5s"));
         assert_eq!(began.elapsed(), Duration::from_secs(5));
-        let changed = timely.at_most(Duration::from_secs(1)).renew(Incarnation(1), Duration::from_secs(1)).await;
+        let changed =
+            timely.at_most(Duration::from_secs(1)).renew(&Renewal::new(Incarnation(1), Duration::from_secs(1))).await;
         assert!(matches!(changed, Err(StoreError::Unavailable(ref why)) if why.to_string() == "no answer within 1s"));
         assert_eq!(began.elapsed(), Duration::from_secs(6));
     }

@@ -1,7 +1,7 @@
 //! Hints on their way from a store to the owner of a shard.
 //!
-//! A hint is a fact about its shard, not an event: until it is heard, a second one for the same shard says nothing more. So
-//! those that wait are a set; it holds at most one for each shard there can be, and none is lost because others wait.
+//! A hint is a fact about its shard or its fleet, not an event: until it is heard, a second one for the same says nothing more. So
+//! those that wait are a set; it holds at most one for each shard there can be and one for the fleet, and none is lost because others wait.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,16 @@ use super::ShardId;
 use crate::fleet::MAX_SHARDS;
 use crate::sync::{Arc, Mutex, Notify};
 
-/// The stream that [`Store::watch`](super::Store::watch) returns: shards that may have new inbox rows.
+/// A reason to look at the store sooner than one would have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Hint {
+    /// Members or owners have changed: a host has joined, left or ended, or has given shards up.
+    Fleet,
+    /// The shard may have new inbox rows.
+    Inbox(ShardId),
+}
+
+/// The stream that [`Store::watch`](super::Store::watch) returns.
 #[derive(Debug)]
 pub struct Hints(Arc<Waiting>);
 
@@ -29,8 +38,8 @@ struct Waiting {
 
 #[derive(Debug)]
 struct State {
-    /// Shards that have been hinted at and not been heard of.
-    shards: BTreeSet<ShardId>,
+    /// Hints that have been given and not been heard.
+    hints: BTreeSet<Hint>,
     senders: usize,
     is_listening: bool,
 }
@@ -39,24 +48,24 @@ impl Hints {
     /// A stream of hints, and the end where they go in.
     #[must_use]
     pub fn channel() -> (HintSender, Hints) {
-        let state = State { shards: BTreeSet::new(), senders: 1, is_listening: true };
+        let state = State { hints: BTreeSet::new(), senders: 1, is_listening: true };
         let waiting = Arc::new(Waiting { state: Mutex::new(state), sent: Notify::new(), closed: Notify::new() });
         (HintSender(waiting.clone()), Hints(waiting))
     }
 
     /// The next hint; `None` once the store has lost its connection, and [`watch`](super::Store::watch) is to be called again.
     ///
-    /// Hints for one shard that nobody has heard yet come as one, and those that wait come in the order of their shards.
+    /// Hints of one thing that nobody has heard yet come as one, and those that wait come in their order.
     /// Cancel-safe: a hint is returned or stays.
-    pub async fn next(&mut self) -> Option<ShardId> {
+    pub async fn next(&mut self) -> Option<Hint> {
         loop {
             let mut sent = std::pin::pin!(self.0.sent.notified());
             // Listen first, then look: a hint in between is not missed.
             sent.as_mut().enable();
             {
                 let mut state = self.0.state.lock();
-                if let Some(shard) = state.shards.pop_first() {
-                    return Some(shard);
+                if let Some(hint) = state.hints.pop_first() {
+                    return Some(hint);
                 }
                 if state.senders == 0 {
                     return None;
@@ -75,10 +84,14 @@ impl Drop for Hints {
 }
 
 impl HintSender {
-    /// Hints at `shard`, without waiting. A number that no shard can have is ignored, and so is a hint that nobody would hear.
-    pub fn send(&self, shard: ShardId) {
+    /// Gives a hint, without waiting. A number that no shard can have is ignored, and so is a hint that nobody would hear.
+    pub fn send(&self, hint: Hint) {
+        let is_possible = match hint {
+            Hint::Fleet => true,
+            Hint::Inbox(shard) => shard.0 < MAX_SHARDS,
+        };
         let mut state = self.0.state.lock();
-        if state.is_listening && shard.0 < MAX_SHARDS && state.shards.insert(shard) {
+        if state.is_listening && is_possible && state.hints.insert(hint) {
             self.0.sent.notify_one();
         }
     }
@@ -126,13 +139,15 @@ mod tests {
         let (sender, mut hints) = Hints::channel();
         for _ in 0..3 {
             for shard in 0..5_000 {
-                sender.send(ShardId(shard));
+                sender.send(Hint::Inbox(ShardId(shard)));
+                sender.send(Hint::Fleet);
             }
         }
         // No shard has this number.
-        sender.send(ShardId(u32::MAX));
+        sender.send(Hint::Inbox(ShardId(u32::MAX)));
+        assert_eq!(hints.next().await, Some(Hint::Fleet));
         for shard in 0..5_000 {
-            assert_eq!(hints.next().await, Some(ShardId(shard)));
+            assert_eq!(hints.next().await, Some(Hint::Inbox(ShardId(shard))));
         }
         drop(sender);
         assert_eq!(hints.next().await, None);
@@ -146,10 +161,10 @@ mod tests {
         let second = sender.clone();
         drop(sender);
         tokio::task::yield_now().await;
-        second.send(ShardId(7));
+        second.send(Hint::Inbox(ShardId(7)));
         tokio::task::yield_now().await;
         drop(second);
-        assert_eq!(listening.await.expect("it does not panic"), [Some(ShardId(7)), None]);
+        assert_eq!(listening.await.expect("it does not panic"), [Some(Hint::Inbox(ShardId(7))), None]);
     }
 
     #[tokio::test]

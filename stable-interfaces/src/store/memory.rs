@@ -15,9 +15,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::{
-    After, AlarmKey, AlarmRow, Batch, Claim, ClaimKind, Claimed, DeadKey, DeadLetter, Epoch, Found, Grant, Held,
-    HintSender, Hints, InboxKey, InboxRow, Incarnation, InstanceName, Lane, Loaded, NewMessage, Op, Page, Posted, Read,
-    ReadRange, ReadRows, Renewed, Revision, Rows, Sequence, ShardId, Store, StoreError, Write,
+    After, AlarmKey, AlarmRow, Batch, Claim, ClaimKind, Claimed, DeadKey, DeadLetter, Epoch, Found, Grant, Held, Hint,
+    HintSender, Hints, InboxKey, InboxRow, Incarnation, InstanceName, Lane, Loaded, Members, NewMessage, Op, Page,
+    Posted, Read, ReadRange, ReadRows, Renewal, Renewed, Revision, Roster, Rows, Sequence, ShardId, Store, StoreError,
+    Write,
 };
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::sync::{Arc, Mutex};
@@ -43,10 +44,11 @@ struct Inner {
 struct State {
     /// Shard count and hash version, as the first claim recorded them.
     layout: Option<(u32, u32)>,
+    members: Roster,
     /// Every incarnation that ever claimed, ended ones too: they must be told.
     lives: BTreeMap<Incarnation, Life>,
     shards: BTreeMap<ShardId, Shard>,
-    /// Watchers, who hear of new inbox rows.
+    /// Watchers, who hear of new inbox rows, and of changes of members and owners.
     watchers: Vec<HintSender>,
 }
 
@@ -177,7 +179,8 @@ impl Store for MemoryStore {
     async fn claim(&self, claim: &Claim) -> Result<Claimed, StoreError> {
         let (elapsed, now) = (self.clock().elapsed(), self.clock().now());
         let mut state = self.inner.state.lock();
-        state.check_layout(claim)?;
+        state.check_layout(claim, elapsed)?;
+        let version = state.members.version();
         state.begin_life(claim, elapsed)?;
         let (mut granted, mut held) = (Vec::new(), Vec::new());
         for &shard in &claim.shards {
@@ -186,33 +189,55 @@ impl Store for MemoryStore {
                 Err(other) => held.push(other),
             }
         }
-        Ok(Claimed { granted, held, sequence: self.inner.sequence, now })
+        let members = state.members_since(version, elapsed);
+        Ok(Claimed { granted, held, sequence: self.inner.sequence, now, members })
     }
 
-    async fn renew(&self, incarnation: Incarnation, lease: Duration) -> Result<Renewed, StoreError> {
+    async fn renew(&self, renewal: &Renewal) -> Result<Renewed, StoreError> {
+        let Renewal { incarnation, lease, ref presence } = *renewal;
         let (elapsed, now) = (self.clock().elapsed(), self.clock().now());
         let mut state = self.inner.state.lock();
-        let life = state.lives.get_mut(&incarnation).filter(|life| !life.ended).ok_or(StoreError::Replaced)?;
+        let version = state.members.version();
+        let State { lives, members, .. } = &mut *state;
+        let life = lives.get_mut(&incarnation).filter(|life| !life.ended).ok_or(StoreError::Replaced)?;
         life.lease_until = elapsed.saturating_add(lease);
+        members.note(incarnation, &life.host, presence, (elapsed, life.lease_until));
+        let members = state.members_since(version, elapsed);
         let mine = || state.shards.iter().filter(|(_, shard)| shard.owner == Some(incarnation));
         Ok(Renewed {
             owned: mine().map(|(&id, _)| id).collect(),
             unknown: Vec::new(),
             inbox: mine().filter(|(_, shard)| !shard.inbox.is_empty()).map(|(&id, _)| id).collect(),
             now,
+            members,
         })
     }
 
     async fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {
         let mut state = self.inner.state.lock();
+        // An ended life has released nothing: its handlers may have been running.
+        if state.lives.get(&incarnation).is_none_or(|life| life.ended) {
+            return Ok(());
+        }
         for id in shards {
-            // An ended life has released nothing: its handlers may have been running.
-            let ended = state.lives.get(&incarnation).is_none_or(|life| life.ended);
-            if let Some(shard) = state.shards.get_mut(id).filter(|shard| shard.owner == Some(incarnation) && !ended) {
+            if let Some(shard) = state.shards.get_mut(id).filter(|shard| shard.owner == Some(incarnation)) {
                 shard.owner = None;
             }
         }
+        if !state.shards.values().any(|shard| shard.owner == Some(incarnation)) {
+            state.members.owns_nothing(incarnation);
+        }
+        state.hint(Hint::Fleet);
         Ok(())
+    }
+
+    async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
+        let elapsed = self.clock().elapsed();
+        let mut state = self.inner.state.lock();
+        let version = state.members.version();
+        let is_there = state.members.cordon(host, is_cordoned, elapsed);
+        state.members_since(version, elapsed);
+        Ok(is_there)
     }
 
     async fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError> {
@@ -259,9 +284,8 @@ impl Store for MemoryStore {
             .map(|message| state.shards.entry(message.shard).or_default().post(message, arrived))
             .collect();
         let touched: BTreeSet<ShardId> = messages.iter().map(|message| message.shard).collect();
-        state.watchers.retain(|watcher| !watcher.is_closed());
         for shard in touched {
-            state.watchers.iter().for_each(|watcher| watcher.send(shard));
+            state.hint(Hint::Inbox(shard));
         }
         Ok(posted)
     }
@@ -334,14 +358,29 @@ fn after<K: Clone>(key: &Option<K>) -> (Bound<K>, Bound<K>) {
 }
 
 impl State {
-    fn check_layout(&mut self, claim: &Claim) -> Result<(), StoreError> {
+    /// Refuses a claimer that is configured otherwise; changes nothing.
+    fn check_layout(&self, claim: &Claim, elapsed: Duration) -> Result<(), StoreError> {
         let (shard_count, hash_version) = (claim.shard_count, claim.hash_version);
-        match *self.layout.get_or_insert((shard_count, hash_version)) {
-            stored if stored == (shard_count, hash_version) => Ok(()),
-            (stored_shard_count, stored_hash_version) => {
-                Err(StoreError::Mismatch { shard_count, hash_version, stored_shard_count, stored_hash_version })
-            }
+        if let Some((stored_shard_count, stored_hash_version)) = self.layout
+            && (stored_shard_count, stored_hash_version) != (shard_count, hash_version)
+        {
+            return Err(StoreError::Mismatch { shard_count, hash_version, stored_shard_count, stored_hash_version });
         }
+        self.members.check(claim, elapsed)
+    }
+
+    /// The members, and a hint for all if they have changed since.
+    fn members_since(&mut self, version: u64, elapsed: Duration) -> Members {
+        let members = self.members.members(elapsed);
+        if members.version != version {
+            self.hint(Hint::Fleet);
+        }
+        members
+    }
+
+    fn hint(&mut self, hint: Hint) {
+        self.watchers.retain(|watcher| !watcher.is_closed());
+        self.watchers.iter().for_each(|watcher| watcher.send(hint));
     }
 
     /// Records the claimer and its lease and, at a start, ends the earlier lives of its host.
@@ -354,11 +393,16 @@ impl State {
                 life.insert(Life { host: claim.host.clone(), lease_until, ended: false, lanes: BTreeMap::new() });
             }
         }
+        self.layout = Some((claim.shard_count, claim.hash_version));
         if claim.kind == ClaimKind::Start {
             for (incarnation, life) in &mut self.lives {
-                life.ended |= *incarnation != claim.incarnation && life.host == claim.host;
+                if *incarnation != claim.incarnation && life.host == claim.host {
+                    life.ended = true;
+                    self.members.end(*incarnation);
+                }
             }
         }
+        self.members.note(claim.incarnation, &claim.host, &claim.presence, (elapsed, lease_until));
         Ok(())
     }
 
@@ -485,6 +529,7 @@ impl Shard {
 #[cfg(all(test, feature = "testing"))]
 mod tests {
     use super::*;
+    use crate::store::Presence;
     use crate::testing::SimClock;
 
     const LEASE: Duration = Duration::from_secs(10);
@@ -499,6 +544,7 @@ mod tests {
             hash_version: 1,
             lease: LEASE,
             kind: ClaimKind::Running,
+            presence: Presence::default(),
         }
     }
 
@@ -555,7 +601,7 @@ mod tests {
         assert_eq!(store.inner.state.lock().watchers.len(), 1, "who is gone is forgotten");
         drop(store);
         for shard in 0..1_500 {
-            assert_eq!(hints.next().await, Some(ShardId(shard)));
+            assert_eq!(hints.next().await, Some(Hint::Inbox(ShardId(shard))));
         }
         assert_eq!(hints.next().await, None, "the end of the store ends the stream");
     }

@@ -18,6 +18,7 @@ mod dead;
 mod given;
 mod hostile;
 mod inbox;
+mod members;
 mod owners;
 mod pages;
 mod storage;
@@ -135,6 +136,17 @@ macro_rules! __store_cases {
             claims::releasing_twice_is_safe,
             claims::a_released_shard_keeps_its_rows,
             claims::the_old_owner_writes_nothing_after_its_release,
+            members::a_join_is_seen_by_the_next_of_the_others,
+            members::a_member_is_as_it_has_said,
+            members::the_number_of_members_changes_with_them_and_only_then,
+            members::a_member_ends_with_its_lease_by_the_clock_of_the_store,
+            members::a_start_takes_the_place_of_the_member_of_its_name,
+            members::one_that_leaves_is_told_so_and_gone_when_it_owns_nothing,
+            members::one_that_owns_nothing_and_does_not_leave_stays,
+            members::a_cordon_is_seen_by_all_until_it_is_taken_away,
+            members::hosts_of_the_other_placement_are_refused_while_one_holds_a_lease,
+            members::two_hundred_members_are_all_seen,
+            members::a_hint_follows_a_join_a_release_a_cordon_and_a_leave,
             commits::a_commit_is_seen_at_once,
             commits::a_fenced_batch_leaves_nothing_and_the_others_land,
             commits::an_epoch_of_the_past_is_fenced,

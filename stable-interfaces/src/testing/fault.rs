@@ -19,8 +19,8 @@ use tokio::task::JoinSet;
 use self::away::Partly;
 use crate::clock::{Clock, SystemClock};
 use crate::store::{
-    BoxError, Claim, Claimed, Found, Hints, Incarnation, Loaded, NewMessage, Page, Posted, Read, Renewed, ShardId,
-    Store, StoreError, Write,
+    BoxError, Claim, Claimed, Found, Hints, Incarnation, Loaded, NewMessage, Page, Posted, Read, Renewal, Renewed,
+    ShardId, Store, StoreError, Write,
 };
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Arc, Mutex, Notify};
@@ -36,6 +36,8 @@ pub enum Method {
     Renew,
     /// [`Store::release`].
     Release,
+    /// [`Store::cordon`].
+    Cordon,
     /// [`Store::commit`].
     Commit,
     /// [`Store::post`].
@@ -50,10 +52,11 @@ pub enum Method {
 
 impl Method {
     /// All of them.
-    pub const ALL: [Method; 8] = [
+    pub const ALL: [Method; 9] = [
         Method::Claim,
         Method::Renew,
         Method::Release,
+        Method::Cordon,
         Method::Commit,
         Method::Post,
         Method::Watch,
@@ -515,7 +518,7 @@ impl Shared {
                     () = wait_until(&faults.released, may_pass) => {}
                 }
                 match hint {
-                    Some(shard) if !faults.are_lost.load(Ordering::SeqCst) => sender.send(shard),
+                    Some(hint) if !faults.are_lost.load(Ordering::SeqCst) => sender.send(hint),
                     Some(_) => {}
                     None => return,
                 }
@@ -596,8 +599,9 @@ impl Store for FaultStore {
         self.call(Method::Claim, claim.shards.len(), |store| Box::pin(async move { store.claim(&claim).await })).await
     }
 
-    async fn renew(&self, incarnation: Incarnation, lease: Duration) -> Result<Renewed, StoreError> {
-        self.call(Method::Renew, 1, |store| Box::pin(async move { store.renew(incarnation, lease).await })).await
+    async fn renew(&self, renewal: &Renewal) -> Result<Renewed, StoreError> {
+        let renewal = renewal.clone();
+        self.call(Method::Renew, 1, |store| Box::pin(async move { store.renew(&renewal).await })).await
     }
 
     async fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {
@@ -606,6 +610,11 @@ impl Store for FaultStore {
             Box::pin(async move { store.release(incarnation, &shards).await })
         })
         .await
+    }
+
+    async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
+        let host: Arc<str> = host.into();
+        self.call(Method::Cordon, 1, |store| Box::pin(async move { store.cordon(&host, is_cordoned).await })).await
     }
 
     async fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError> {

@@ -5,14 +5,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::time::Duration;
 
 use async_trait::async_trait;
 
 use super::history::{History, Invariant};
 use crate::store::{
-    Claim, Claimed, Epoch, Found, Hints, Incarnation, Loaded, NewMessage, Page, Posted, Read, Renewed, ShardId, Store,
-    StoreError, Write,
+    Claim, Claimed, Epoch, Found, Hints, Incarnation, Loaded, NewMessage, Page, Posted, Read, Renewal, Renewed,
+    ShardId, Store, StoreError, Write,
 };
 use crate::sync::{Arc, Mutex};
 
@@ -67,12 +66,16 @@ impl Store for Witness {
         Ok(claimed)
     }
 
-    async fn renew(&self, incarnation: Incarnation, lease: Duration) -> Result<Renewed, StoreError> {
-        self.inner.renew(incarnation, lease).await
+    async fn renew(&self, renewal: &Renewal) -> Result<Renewed, StoreError> {
+        self.inner.renew(renewal).await
     }
 
     async fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {
         self.inner.release(incarnation, shards).await
+    }
+
+    async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
+        self.inner.cordon(host, is_cordoned).await
     }
 
     async fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError> {

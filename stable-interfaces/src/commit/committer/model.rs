@@ -21,8 +21,8 @@ use crate::cases::{self, Checked, Subject};
 use crate::commit::gate::Gate;
 use crate::shards::firing::Limits;
 use crate::store::{
-    AlarmRow, Attempts, Claim, Claimed, Found, Hints, InstanceName, Loaded, NewMessage, Page, Posted, Read, Renewed,
-    Revision, Write,
+    AlarmRow, Attempts, Claim, Claimed, Found, Hints, InstanceName, Loaded, NewMessage, Page, Posted, Read, Renewal,
+    Renewed, Revision, Write,
 };
 use crate::testing::{SeededRandom, SimClock};
 
@@ -476,10 +476,13 @@ impl Store for Scripted {
     async fn claim(&self, _: &Claim) -> Result<Claimed, StoreError> {
         unreachable!("a committer only commits")
     }
-    async fn renew(&self, _: Incarnation, _: Duration) -> Result<Renewed, StoreError> {
+    async fn renew(&self, _: &Renewal) -> Result<Renewed, StoreError> {
         unreachable!("a committer only commits")
     }
     async fn release(&self, _: Incarnation, _: &[ShardId]) -> Result<(), StoreError> {
+        unreachable!("a committer only commits")
+    }
+    async fn cordon(&self, _: &str, _: bool) -> Result<bool, StoreError> {
         unreachable!("a committer only commits")
     }
     async fn post(&self, _: &[NewMessage]) -> Result<Vec<Posted>, StoreError> {

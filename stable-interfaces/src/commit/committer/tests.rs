@@ -8,7 +8,7 @@ use crate::clock::within;
 use crate::commit::gate::Gate;
 use crate::fleet::HASH_VERSION;
 use crate::shards::firing::Limits;
-use crate::store::{Claim, ClaimKind, InstanceName, MemoryStore};
+use crate::store::{Claim, ClaimKind, InstanceName, MemoryStore, Presence};
 use crate::testing::{Fault, FaultStore, Method, SeededRandom, SimClock};
 
 const SHARDS: u32 = 4;
@@ -51,6 +51,7 @@ impl World {
             hash_version: HASH_VERSION,
             lease: Duration::from_secs(1_000_000),
             kind: ClaimKind::Start,
+            presence: Presence::default(),
         };
         let claimed = store.claim(&claim).await.unwrap();
         for grant in &claimed.granted {

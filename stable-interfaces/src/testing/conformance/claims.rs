@@ -1,7 +1,7 @@
 //! Ownership: `claim`, `renew` and `release`.
 
 use super::given::*;
-use crate::store::{Claim, Epoch, ShardId, StoreError};
+use crate::store::{Claim, Epoch, Renewal, ShardId, StoreError};
 
 pub(super) async fn a_fresh_shard_is_granted_clean_at_epoch_one(store: AnyStore) {
     let claimed = claim(&store, &start(1, "host-a", &[0, 7])).await;
@@ -47,7 +47,7 @@ pub(super) async fn a_shard_given_up_and_claimed_again_has_a_greater_epoch(store
         assert_eq!(grants(&claim(&store, &again).await), [(1, 1, true), (0, 2, false)]);
     }
     assert_fenced(&one(commit(&store, &late).await), 0, 1, 2);
-    let renewed = store.renew(owner.incarnation, LONG).await.expect("the lease is renewed");
+    let renewed = store.renew(&Renewal::new(owner.incarnation, LONG)).await.expect("the lease is renewed");
     assert_eq!(ids(&renewed.owned), [0, 1]);
     owner.epochs.insert(0, Epoch(2));
     owner.commit(0, vec![put("i", "k", "after")]).await;
@@ -89,7 +89,8 @@ pub(super) async fn a_start_leaves_other_host_names_alone(store: AnyStore) {
     assert_eq!(grants(&claimed), [(1, 1, true)]);
     assert_eq!(held(&claimed), [(0, "host-a")]);
     other.commit(0, vec![put("i", "k", "v")]).await;
-    let renewed = store.renew(other.incarnation, LONG).await.expect("another host's start ends nobody else");
+    let renewed =
+        store.renew(&Renewal::new(other.incarnation, LONG)).await.expect("another host's start ends nobody else");
     assert_eq!(ids(&renewed.owned), [0]);
 }
 
@@ -98,7 +99,7 @@ pub(super) async fn a_running_claim_takes_nothing_from_a_living_lease_of_its_own
     let claimed = claim(&store, &running(2, "host-a", &[0])).await;
     assert_eq!((grants(&claimed), held(&claimed)), (vec![], vec![(0, "host-a")]));
     first.commit(0, vec![put("i", "k", "v")]).await;
-    assert!(store.renew(first.incarnation, LONG).await.is_ok(), "a running claim ends nobody");
+    assert!(store.renew(&Renewal::new(first.incarnation, LONG)).await.is_ok(), "a running claim ends nobody");
 }
 
 pub(super) async fn a_held_shard_names_its_holder_and_the_time_left(store: AnyStore) {
@@ -203,7 +204,7 @@ pub(super) async fn a_refused_configuration_ends_and_grants_nothing(store: AnySt
     let refused = store.claim(&Claim { shard_count: 7, ..start(2, "host-a", &[0, 1]) }).await;
     assert!(matches!(refused, Err(StoreError::Mismatch { .. })), "refused, not {refused:?}");
     first.commit(0, vec![put("i", "k", "v")]).await;
-    assert!(store.renew(first.incarnation, LONG).await.is_ok(), "a refused start ends nobody");
+    assert!(store.renew(&Renewal::new(first.incarnation, LONG)).await.is_ok(), "a refused start ends nobody");
     assert_eq!(
         grants(&claim(&store, &start(3, "host-b", &[1])).await),
         [(1, 1, true)],
@@ -233,7 +234,7 @@ pub(super) async fn of_many_claimers_at_once_one_gets_each_shard(store: AnyStore
 pub(super) async fn claim_post_and_renew_tell_the_same_clock(store: AnyStore) {
     let claimed = claim(&store, &start(1, "host-a", &[0])).await;
     post(&store, message(0, "i", "m", "")).await;
-    let renewed = store.renew(life(1), LONG).await.expect("the lease is renewed");
+    let renewed = store.renew(&Renewal::new(life(1), LONG)).await.expect("the lease is renewed");
     let arrived = inbox(&store, 0).await[0].arrived;
     assert!(claimed.now <= arrived, "claimed at {:?}, and after that a message arrived at {arrived:?}", claimed.now);
     assert!(arrived <= renewed.now, "a message arrived at {arrived:?}, and after that renewed at {:?}", renewed.now);
@@ -242,7 +243,7 @@ pub(super) async fn claim_post_and_renew_tell_the_same_clock(store: AnyStore) {
 pub(super) async fn renew_lists_owned_shards_ascending(store: AnyStore) {
     let owner = Owner::start(&store, 1, "host-a", &[100, 9, 1023, 10, 2]).await;
     claim(&store, &start(2, "host-b", &[3])).await;
-    let renewed = store.renew(owner.incarnation, LONG).await.expect("the lease is renewed");
+    let renewed = store.renew(&Renewal::new(owner.incarnation, LONG)).await.expect("the lease is renewed");
     assert_eq!(ids(&renewed.owned), [2, 9, 10, 100, 1023]);
     assert_eq!(renewed.unknown, [], "nothing is unknown to a store that is all there");
     assert!(renewed.inbox.is_empty(), "nothing was posted, but {:?}", renewed.inbox);
@@ -250,7 +251,7 @@ pub(super) async fn renew_lists_owned_shards_ascending(store: AnyStore) {
 
 pub(super) async fn an_unknown_incarnation_cannot_renew(store: AnyStore) {
     claim(&store, &start(1, "host-a", &[0])).await;
-    match store.renew(life(2), LONG).await {
+    match store.renew(&Renewal::new(life(2), LONG)).await {
         Err(StoreError::Replaced) => {}
         other => unexpected("an unknown incarnation cannot renew", &other),
     }
@@ -260,7 +261,7 @@ pub(super) async fn a_replaced_incarnation_cannot_renew(store: AnyStore) {
     let first = Owner::start(&store, 1, "host-a", &[0, 1]).await;
     claim(&store, &start(2, "host-a", &[0])).await;
     for _ in 0..2 {
-        match store.renew(first.incarnation, LONG).await {
+        match store.renew(&Renewal::new(first.incarnation, LONG)).await {
             Err(StoreError::Replaced) => {}
             other => unexpected("a replaced incarnation cannot renew", &other),
         }
@@ -271,7 +272,7 @@ pub(super) async fn renew_extends_a_lease_that_ran_out(store: AnyStore) {
     let first = Owner::claim(&store, &with_lease(TINY, start(1, "host-a", &[0, 1]))).await;
     // Once the other host has got shard 0, the lease has surely run out.
     claim_when_free(&store, &start(2, "host-b", &[0])).await;
-    let renewed = store.renew(first.incarnation, LONG).await.expect("only a claim takes a shard away");
+    let renewed = store.renew(&Renewal::new(first.incarnation, LONG)).await.expect("only a claim takes a shard away");
     assert_eq!(ids(&renewed.owned), [1]);
     let claimed = claim(&store, &start(3, "host-c", &[1])).await;
     assert_eq!(held(&claimed), [(1, "host-a")], "the lease lives again");
@@ -281,7 +282,8 @@ pub(super) async fn renew_leaves_out_shards_that_were_taken(store: AnyStore) {
     let first = Owner::claim(&store, &with_lease(TINY, start(1, "host-a", &[0]))).await;
     post(&store, message(0, "i", "m", "")).await;
     claim_when_free(&store, &start(2, "host-b", &[0])).await;
-    let renewed = store.renew(first.incarnation, LONG).await.expect("losing all shards is not being replaced");
+    let renewed =
+        store.renew(&Renewal::new(first.incarnation, LONG)).await.expect("losing all shards is not being replaced");
     assert_eq!((ids(&renewed.owned), ids(&renewed.inbox)), (vec![], vec![]));
 }
 
@@ -291,19 +293,19 @@ pub(super) async fn renew_names_owned_shards_with_inbox_rows(store: AnyStore) {
     for shard in [100, 3, 4, 5] {
         post(&store, message(shard, "i", "m", "")).await;
     }
-    let renewed = store.renew(owner.incarnation, LONG).await.expect("the lease is renewed");
+    let renewed = store.renew(&Renewal::new(owner.incarnation, LONG)).await.expect("the lease is renewed");
     assert_eq!(ids(&renewed.owned), [3, 20, 100]);
     assert_eq!(ids(&renewed.inbox), [3, 100], "its own shards, ascending, and no others");
     let row = inbox(&store, 3).await.remove(0);
     owner.commit(3, vec![crate::store::Op::RemoveMessage(row.key())]).await;
-    let renewed = store.renew(owner.incarnation, LONG).await.expect("the lease is renewed");
+    let renewed = store.renew(&Renewal::new(owner.incarnation, LONG)).await.expect("the lease is renewed");
     assert_eq!(ids(&renewed.inbox), [100], "an emptied inbox is not named");
 }
 
 pub(super) async fn a_released_shard_is_free_at_once_and_clean(store: AnyStore) {
     let first = Owner::start(&store, 1, "host-a", &[0]).await;
     store.release(first.incarnation, &[ShardId(0)]).await.expect("a release is answered");
-    let renewed = store.renew(first.incarnation, LONG).await.expect("who released is still alive");
+    let renewed = store.renew(&Renewal::new(first.incarnation, LONG)).await.expect("who released is still alive");
     assert!(renewed.owned.is_empty(), "all was released, but {:?}", renewed.owned);
     assert_eq!(grants(&claim(&store, &running(2, "host-b", &[0])).await), [(0, 2, true)]);
     store.release(life(2), &[ShardId(0)]).await.expect("a release is answered");

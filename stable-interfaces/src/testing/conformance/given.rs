@@ -9,8 +9,8 @@ use bytes::Bytes;
 use crate::clock::Timestamp;
 use crate::store::{
     After, AlarmRow, Attempts, Batch, Claim, ClaimKind, Claimed, DeadLetter, DeadRow, Epoch, InboxRow, Incarnation,
-    InstanceName, Lane, NewMessage, Op, Page, Read, ReadRange, ReadRows, Revision, Rows, ShardId, Store, StoreError,
-    Write,
+    InstanceName, Lane, NewMessage, Op, Page, Presence, Read, ReadRange, ReadRows, Revision, Rows, ShardId, Store,
+    StoreError, Write,
 };
 use crate::sync::Arc;
 
@@ -39,6 +39,7 @@ pub(super) fn start(incarnation: u64, host: &str, shards: &[u32]) -> Claim {
         hash_version: HASH_VERSION,
         lease: LONG,
         kind: ClaimKind::Start,
+        presence: Presence::default(),
     }
 }
 
@@ -76,6 +77,10 @@ pub(super) fn grants(claimed: &Claimed) -> Vec<(u32, u64, bool)> {
 /// `(shard, holder)` of each shard that was not granted.
 pub(super) fn held(claimed: &Claimed) -> Vec<(u32, &str)> {
     claimed.held.iter().map(|held| (held.shard.0, &*held.holder)).collect()
+}
+
+pub(super) fn ids_of(shards: &[u32]) -> Vec<ShardId> {
+    shards.iter().copied().map(ShardId).collect()
 }
 
 pub(super) fn ids(shards: &[ShardId]) -> Vec<u32> {

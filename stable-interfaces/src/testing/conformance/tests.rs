@@ -37,6 +37,20 @@ enum Flaw {
     ReleaseDoesNothing,
     ReleaseGivesUpEverything,
     AnyoneMayRelease,
+    // Members.
+    JoinsAreNotSeen,
+    MembersAreAsTheyCame,
+    NumberNeverChanges,
+    NumberAlwaysChanges,
+    RenewalsSayNothing,
+    MembersNeverEnd,
+    EarlierLivesStay,
+    LeavingNeverLeaves,
+    WhoeverOwnsNothingLeaves,
+    CordonIsForgotten,
+    PlacementIsNotCompared,
+    OnlyAHundredMembers,
+    HintsSpeakOfInboxesOnly,
     // Commits.
     AcknowledgedButNotWritten,
     EpochIsNotChecked,
@@ -114,6 +128,22 @@ const CAUGHT: &[(Flaw, &[&str])] = {
         (ReleaseDoesNothing, &["a_released_shard_is_free_at_once_and_clean"]),
         (ReleaseGivesUpEverything, &["a_release_gives_up_only_the_shards_named"]),
         (AnyoneMayRelease, &["a_release_by_somebody_else_changes_nothing", "releasing_twice_is_safe"]),
+        (JoinsAreNotSeen, &["a_join_is_seen_by_the_next_of_the_others"]),
+        (MembersAreAsTheyCame, &["a_join_is_seen_by_the_next_of_the_others"]),
+        (NumberNeverChanges, &["a_join_is_seen_by_the_next_of_the_others", "a_member_is_as_it_has_said"]),
+        (NumberAlwaysChanges, &["the_number_of_members_changes_with_them_and_only_then"]),
+        (
+            RenewalsSayNothing,
+            &["a_member_is_as_it_has_said", "one_that_leaves_is_told_so_and_gone_when_it_owns_nothing"],
+        ),
+        (MembersNeverEnd, &["a_member_ends_with_its_lease_by_the_clock_of_the_store"]),
+        (EarlierLivesStay, &["a_start_takes_the_place_of_the_member_of_its_name"]),
+        (LeavingNeverLeaves, &["one_that_leaves_is_told_so_and_gone_when_it_owns_nothing"]),
+        (WhoeverOwnsNothingLeaves, &["one_that_owns_nothing_and_does_not_leave_stays"]),
+        (CordonIsForgotten, &["a_cordon_is_seen_by_all_until_it_is_taken_away"]),
+        (PlacementIsNotCompared, &["hosts_of_the_other_placement_are_refused_while_one_holds_a_lease"]),
+        (OnlyAHundredMembers, &["two_hundred_members_are_all_seen"]),
+        (HintsSpeakOfInboxesOnly, &["a_hint_follows_a_join_a_release_a_cordon_and_a_leave"]),
         (AcknowledgedButNotWritten, &["a_commit_is_seen_at_once"]),
         (EpochIsNotChecked, &["an_epoch_of_the_past_is_fenced", "an_epoch_of_the_future_is_fenced"]),
         (
@@ -200,6 +230,8 @@ struct Flawed {
     silent: Mutex<Vec<HintSender>>,
     /// The life of each host that was started last.
     lives: Mutex<BTreeMap<Arc<str>, Incarnation>>,
+    /// Every member that was ever seen.
+    members: Mutex<BTreeMap<Incarnation, Member>>,
 }
 
 impl Flawed {
@@ -210,6 +242,29 @@ impl Flawed {
             let shards = self.inner.dump().shards.into_keys();
             let rest: Vec<_> = shards.filter(|shard| !claim.shards.contains(shard)).collect();
             self.inner.release(earlier, &rest).await.unwrap();
+        }
+    }
+
+    /// The fault in what is said of members.
+    fn flawed_members(&self, members: &mut Members) {
+        let mut known = self.members.lock();
+        match self.flaw {
+            Flaw::MembersAreAsTheyCame => members.list.sort_by_key(|member| member.incarnation.0),
+            Flaw::NumberNeverChanges => members.version = 1,
+            Flaw::NumberAlwaysChanges => members.version += self.number(),
+            Flaw::OnlyAHundredMembers => members.list.truncate(100),
+            Flaw::CordonIsForgotten => members.list.iter_mut().for_each(|member| member.state = MemberState::Up),
+            Flaw::MembersNeverEnd | Flaw::LeavingNeverLeaves | Flaw::EarlierLivesStay => {
+                known.extend(members.list.iter().map(|member| (member.incarnation, member.clone())));
+                members.list = known.values().cloned().collect();
+                members.list.sort_by(|a, b| a.name.cmp(&b.name));
+            }
+            Flaw::WhoeverOwnsNothingLeaves => {
+                let owners = self.inner.dump().shards.into_values().filter_map(|shard| shard.owner);
+                let owners: Vec<_> = owners.collect();
+                members.list.retain(|member| owners.contains(&member.incarnation));
+            }
+            _ => {}
         }
     }
 
@@ -376,23 +431,37 @@ impl Store for Flawed {
             Flaw::RepeatedClaimRaisesTheEpoch => self.inner.release(claim.incarnation, &claim.shards).await?,
             _ => {}
         }
+        if self.is(Flaw::PlacementIsNotCompared) {
+            claim.presence.placement = Placement::List;
+        }
         let mut claimed = self.inner.claim(&claim).await?;
+        self.flawed_members(&mut claimed.members);
         match self.flaw {
             Flaw::EverythingIsClean => claimed.granted.iter_mut().for_each(|grant| grant.clean = true),
             Flaw::HolderIsNotNamed => claimed.held.iter_mut().for_each(|held| held.holder = "".into()),
             Flaw::SequenceIsTheOther => claimed.sequence = Sequence::OfShard,
+            Flaw::JoinsAreNotSeen => claimed.members.list.retain(|member| member.incarnation == claim.incarnation),
             Flaw::GrantsAreSorted => claimed.granted.sort_by_key(|grant| grant.shard),
             _ => {}
         }
         Ok(claimed)
     }
 
-    async fn renew(&self, incarnation: Incarnation, lease: Duration) -> Result<Renewed, StoreError> {
-        let lease = if self.is(Flaw::RenewDoesNotExtend) { Duration::ZERO } else { lease };
-        let renewed = self.inner.renew(incarnation, lease).await;
+    async fn renew(&self, renewal: &Renewal) -> Result<Renewed, StoreError> {
+        let mut flawed = renewal.clone();
+        match self.flaw {
+            Flaw::RenewDoesNotExtend => flawed.lease = Duration::ZERO,
+            Flaw::RenewalsSayNothing => flawed.presence = Presence::default(),
+            _ => {}
+        }
+        let mut renewed = self.inner.renew(&flawed).await;
+        if let Ok(renewed) = &mut renewed {
+            self.flawed_members(&mut renewed.members);
+        }
         match self.flaw {
             Flaw::UnknownMayRenew => {
-                let nothing = Renewed { owned: vec![], unknown: vec![], inbox: vec![], now: Timestamp::UNIX_EPOCH };
+                let (now, members) = (Timestamp::UNIX_EPOCH, Members::default());
+                let nothing = Renewed { owned: vec![], unknown: vec![], inbox: vec![], now, members };
                 Ok(renewed.unwrap_or(nothing))
             }
             Flaw::EverythingIsUnknown => renewed.map(|renewed| Renewed { unknown: renewed.owned.clone(), ..renewed }),
@@ -425,6 +494,10 @@ impl Store for Flawed {
             }
             _ => self.inner.release(incarnation, shards).await,
         }
+    }
+
+    async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
+        self.inner.cordon(host, is_cordoned).await
     }
 
     async fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError> {
@@ -487,6 +560,18 @@ impl Store for Flawed {
         match self.flaw {
             Flaw::NeverHints => Ok(hints),
             Flaw::OnlyTheLastListenerHears if is_first => Ok(hints),
+            Flaw::HintsSpeakOfInboxesOnly => {
+                let mut all = self.inner.watch(incarnation).await?;
+                let (sender, some) = Hints::channel();
+                tokio::spawn(async move {
+                    while let Some(hint) = all.next().await {
+                        if hint != Hint::Fleet {
+                            sender.send(hint);
+                        }
+                    }
+                });
+                Ok(some)
+            }
             _ => self.inner.watch(incarnation).await,
         }
     }
@@ -586,7 +671,15 @@ fn try_out(case: &Case, flaw: Flaw) -> Result<(), String> {
         let clock = SimClock::new(Timestamp::from_millis(1_700_000_000_000));
         let inner = MemoryStore::with_clock(Arc::new(clock));
         let (put, silent) = (Mutex::default(), Mutex::default());
-        let store = Flawed { inner, flaw, counter: AtomicU64::new(1), put, silent, lives: Mutex::default() };
+        let store = Flawed {
+            inner,
+            flaw,
+            counter: AtomicU64::new(1),
+            put,
+            silent,
+            lives: Mutex::default(),
+            members: Mutex::default(),
+        };
         (case.run)(Arc::new(store)).await;
     };
     let done = std::panic::catch_unwind(AssertUnwindSafe(|| runtime.block_on(run)));
@@ -637,6 +730,7 @@ fn a_case_that_fails_in_a_runtime_of_its_own_fails_the_test() {
             put,
             silent,
             lives: Mutex::default(),
+            members: Mutex::default(),
         }
     };
     super::run("a_moved_alarm_leaves_no_row_at_its_old_time", || fixture);

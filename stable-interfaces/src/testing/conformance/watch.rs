@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::given::*;
-use crate::store::{Hints, ShardId};
+use crate::store::{Hint, Hints, ShardId};
 
 /// The number of times a case posts before it gives up, and the time it listens after each.
 const POSTS: u32 = 200;
@@ -15,7 +15,7 @@ async fn hears(hints: &mut Hints, shard: u32) -> bool {
     let listen = async {
         loop {
             match hints.next().await {
-                Some(ShardId(hint)) if hint == shard => return,
+                Some(Hint::Inbox(ShardId(hint))) if hint == shard => return,
                 Some(_) => {}
                 None => unexpected("a store that answers keeps its stream of hints open", hints),
             }

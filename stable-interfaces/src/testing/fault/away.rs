@@ -9,8 +9,8 @@ use tokio::task::JoinSet;
 use super::{injected, lost};
 use crate::clock::Clock;
 use crate::store::{
-    Batch, Claim, Claimed, Found, Held, Hints, Incarnation, Loaded, NewMessage, Page, Posted, Read, Renewed, ShardId,
-    Store, StoreError, Write,
+    Batch, Claim, Claimed, Found, Held, Hints, Incarnation, Loaded, NewMessage, Page, Posted, Read, Renewal, Renewed,
+    ShardId, Store, StoreError, Write,
 };
 use crate::sync::{Arc, Mutex};
 
@@ -94,8 +94,8 @@ impl Store for Partly {
         Ok(claimed)
     }
 
-    async fn renew(&self, incarnation: Incarnation, lease: Duration) -> Result<Renewed, StoreError> {
-        let mut renewed = self.inner.renew(incarnation, lease).await?;
+    async fn renew(&self, renewal: &Renewal) -> Result<Renewed, StoreError> {
+        let mut renewed = self.inner.renew(renewal).await?;
         let state = self.state.lock();
         renewed.unknown.extend(renewed.owned.extract_if(.., |shard| state.away.contains(shard)));
         renewed.unknown.sort_unstable();
@@ -108,6 +108,10 @@ impl Store for Partly {
         let (away, there): (Vec<_>, Vec<_>) = shards.iter().partition(|shard| self.is_away(**shard));
         self.inner.release(incarnation, &there).await?;
         self.check(away)
+    }
+
+    async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
+        self.inner.cordon(host, is_cordoned).await
     }
 
     async fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError> {

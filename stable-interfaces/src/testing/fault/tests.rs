@@ -1,6 +1,6 @@
 use super::*;
 use crate::clock::Timestamp;
-use crate::store::{Batch, ClaimKind, Epoch, InstanceName, Lane, MemoryStore, Op};
+use crate::store::{Batch, ClaimKind, Epoch, Hint, InstanceName, Lane, MemoryStore, Op, Presence, Renewal};
 use crate::testing::SimClock;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -18,6 +18,7 @@ async fn owned() -> (FaultStore, MemoryStore, SimClock) {
         hash_version: 1,
         lease: Duration::from_secs(3_600),
         kind: ClaimKind::Start,
+        presence: Presence::default(),
     };
     memory.claim(&claim).await.unwrap();
     (FaultStore::seeded(Arc::new(memory.clone()), Arc::new(clock.clone()), 1), memory, clock)
@@ -187,10 +188,10 @@ async fn a_store_that_is_down_refuses_everything_until_it_is_up() {
     let mut hints = store.watch(Incarnation(1)).await.unwrap();
     store.set_down(true);
     assert_eq!(hints.next().await, None, "a connection does not outlive the server");
-    assert!(matches!(store.renew(Incarnation(1), SECOND).await, Err(StoreError::NotApplied(_))));
+    assert!(matches!(store.renew(&Renewal::new(Incarnation(1), SECOND)).await, Err(StoreError::NotApplied(_))));
     assert!(matches!(store.commit(&put(1, "a")).await, Err(StoreError::NotApplied(_))));
     store.set_down(false);
-    assert!(store.renew(Incarnation(1), SECOND).await.is_ok());
+    assert!(store.renew(&Renewal::new(Incarnation(1), SECOND)).await.is_ok());
 }
 
 #[tokio::test(start_paused = true)]
@@ -205,13 +206,13 @@ async fn hints_get_through_unless_they_are_lost() {
         body: bytes::Bytes::new(),
     };
     store.post(&[message("a")]).await.unwrap();
-    assert_eq!(hints.next().await, Some(ShardId(3)));
+    assert_eq!(hints.next().await, Some(Hint::Inbox(ShardId(3))));
     store.lose_hints(true);
     store.post(&[message("b")]).await.unwrap();
     assert_eq!(crate::clock::within(&clock, SECOND, hints.next()).await, None);
     store.heal();
     store.post(&[message("c")]).await.unwrap();
-    assert_eq!(hints.next().await, Some(ShardId(3)));
+    assert_eq!(hints.next().await, Some(Hint::Inbox(ShardId(3))));
 }
 
 #[tokio::test(start_paused = true)]

@@ -6,8 +6,8 @@ use async_trait::async_trait;
 
 use crate::clock::{Clock, Sleep, Timestamp};
 use crate::store::{
-    Claim, Claimed, Found, Hints, Incarnation, Loaded, NewMessage, Page, Posted, Read, Renewed, ShardId, Store,
-    StoreError, Write,
+    Claim, Claimed, Found, Hints, Incarnation, Loaded, NewMessage, Page, Posted, Read, Renewal, Renewed, ShardId,
+    Store, StoreError, Write,
 };
 use crate::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use crate::sync::{Arc, Notify};
@@ -128,12 +128,16 @@ impl Store for Link {
         self.pass(self.faults.claim(claim)).await
     }
 
-    async fn renew(&self, incarnation: Incarnation, lease: Duration) -> Result<Renewed, StoreError> {
-        self.pass(self.faults.renew(incarnation, lease)).await
+    async fn renew(&self, renewal: &Renewal) -> Result<Renewed, StoreError> {
+        self.pass(self.faults.renew(renewal)).await
     }
 
     async fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {
         self.pass(self.faults.release(incarnation, shards)).await
+    }
+
+    async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
+        self.pass(self.faults.cordon(host, is_cordoned)).await
     }
 
     async fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError> {

@@ -1,0 +1,71 @@
+-- Members: the hosts that hold a lease, each with what it says of itself, in one hash by incarnation. A row is an object in JSON whose values are
+-- texts, so that a later version can add to it and nothing is lost in between; one that cannot be read is left alone. The number of the
+-- last change is in the fleet's hash.
+--
+-- This stands before each script that changes them.
+
+local function read_members(key)
+    local rows, fields = {}, redis.call('HGETALL', key)
+    for i = 1, #fields, 2 do
+        local is_read, row = pcall(cjson.decode, fields[i + 1])
+        if is_read and type(row) == 'table' then
+            rows[fields[i]] = row
+        end
+    end
+    return rows
+end
+
+local function is_over(row, now)
+    return (tonumber(row['until']) or 0) <= now
+end
+
+-- Takes out those whose lease is over, and those that `ends` names; whether there was one.
+local function end_members(key, rows, now, ends)
+    local has_ended = false
+    for life, row in pairs(rows) do
+        if is_over(row, now) or (ends and ends(life, row)) then
+            redis.call('HDEL', key, life)
+            rows[life] = nil
+            has_ended = true
+        end
+    end
+    return has_ended
+end
+
+-- Notes what a host says of itself: address, build, whether it is leaving, whether its fleet is live, version of the placement; each a text.
+local function note_member(key, rows, life, host, now, lease, says)
+    local row = rows[life]
+    local is_new = not row
+    row = row or { name = host, since = string.format('%.0f', now), cordoned = '0' }
+    for field, value in pairs(says) do
+        is_new = is_new or row[field] ~= value
+        row[field] = value
+    end
+    row['until'] = string.format('%.0f', now + lease)
+    rows[life] = row
+    redis.call('HSET', key, life, cjson.encode(row))
+    return is_new
+end
+
+local function members_changed(fleet, channel)
+    redis.call('HINCRBY', fleet, 'members', 1)
+    -- Only a hint: a user who may not publish may be a host all the same.
+    redis.pcall('PUBLISH', channel, 'fleet')
+end
+
+-- Adds the number of the last change, and each member with its row.
+local function answer_members(answer, fleet, rows)
+    answer[#answer + 1] = redis.call('HGET', fleet, 'members') or '0'
+    answer[#answer + 1] = tostring(0)
+    local count, at = 0, #answer
+    for life, row in pairs(rows) do
+        answer[#answer + 1] = life
+        answer[#answer + 1] = cjson.encode(row)
+        count = count + 1
+    end
+    answer[at] = tostring(count)
+end
+
+local function millis(time)
+    return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+end

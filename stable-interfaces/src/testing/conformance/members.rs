@@ -1,0 +1,240 @@
+//! Members: who holds a lease, and what each says of itself.
+
+use std::time::Duration;
+
+use super::given::*;
+use crate::store::{Claim, Hint, Hints, Member, MemberState, Members, Placement, Presence, Renewal, StoreError};
+
+/// A claim by a host that says this of itself.
+fn saying(presence: Presence, claim: Claim) -> Claim {
+    Claim { presence, ..claim }
+}
+
+fn at_address(address: &str, build: &str) -> Presence {
+    Presence { address: Some(address.into()), build: build.into(), placement_version: 3, ..Presence::default() }
+}
+
+fn leaving() -> Presence {
+    Presence { is_leaving: true, ..Presence::default() }
+}
+
+async fn renew(store: &AnyStore, incarnation: u64, presence: Presence) -> Members {
+    let renewal = Renewal { presence, ..Renewal::new(life(incarnation), LONG) };
+    store.renew(&renewal).await.expect("the lease is renewed").members
+}
+
+/// As who does not change anything sees them.
+async fn members(store: &AnyStore, incarnation: u64) -> Members {
+    renew(store, incarnation, Presence::default()).await
+}
+
+fn names(members: &Members) -> Vec<(&str, u64)> {
+    members.list.iter().map(|member| (&*member.name, member.incarnation.0)).collect()
+}
+
+fn of_life(members: &Members, incarnation: u64) -> &Member {
+    let found = members.list.iter().find(|member| member.incarnation == life(incarnation));
+    found.expect("the life is a member")
+}
+
+pub(super) async fn a_join_is_seen_by_the_next_of_the_others(store: AnyStore) {
+    let first = claim(&store, &start(1, "host-b", &[0])).await.members;
+    assert_eq!(names(&first), [("host-b", 1)], "the claimer is among them");
+    let second = claim(&store, &start(2, "host-a", &[])).await.members;
+    assert_eq!(names(&second), [("host-a", 2), ("host-b", 1)], "by name, also who owns nothing");
+    assert!(second.version > first.version, "a join changes the number");
+    assert_eq!(names(&members(&store, 1).await), [("host-a", 2), ("host-b", 1)]);
+}
+
+pub(super) async fn a_member_is_as_it_has_said(store: AnyStore) {
+    let presence = at_address("10.0.0.7:7000", "1.4.0+«ä»");
+    claim(&store, &saying(presence.clone(), start(1, "host-a", &[0]))).await;
+    let seen = claim(&store, &start(2, "host-b", &[1])).await.members;
+    let one = of_life(&seen, 1);
+    assert_eq!((one.address.as_deref(), &*one.build), (Some("10.0.0.7:7000"), "1.4.0+«ä»"));
+    assert_eq!((one.state, one.placement_version), (MemberState::Up, 3));
+    assert!(one.remaining > LONG / 2 && one.remaining <= LONG + Duration::from_millis(1), "{:?}", one.remaining);
+    assert!(one.up < LONG / 2, "{:?}", one.up);
+    assert_eq!(of_life(&seen, 2).address, None);
+    // What a renewal says takes the place of what was said before.
+    let moved = renew(&store, 1, at_address("10.0.0.8:7000", "1.5.0")).await;
+    assert!(moved.version > seen.version, "it says something new");
+    let seen = members(&store, 2).await;
+    assert_eq!((of_life(&seen, 1).address.as_deref(), &*of_life(&seen, 1).build), (Some("10.0.0.8:7000"), "1.5.0"));
+}
+
+pub(super) async fn the_number_of_members_changes_with_them_and_only_then(store: AnyStore) {
+    claim(&store, &start(1, "host-a", &[0])).await;
+    let joined = claim(&store, &start(2, "host-b", &[1])).await.members;
+    for n in [1, 2, 1] {
+        assert_eq!(members(&store, n).await.version, joined.version, "a renewal that says nothing new changes nothing");
+    }
+    claim(&store, &running(2, "host-b", &[1, 7])).await;
+    assert_eq!(members(&store, 1).await.version, joined.version, "nor does a claim");
+}
+
+#[allow(clippy::disallowed_methods, reason = "the clock of a real store cannot be set")]
+pub(super) async fn a_member_ends_with_its_lease_by_the_clock_of_the_store(store: AnyStore) {
+    claim(&store, &start(1, "host-a", &[0])).await;
+    let short = Duration::from_millis(300);
+    let before = claim(&store, &with_lease(short, start(2, "host-b", &[1]))).await.members;
+    assert!(of_life(&before, 2).remaining <= short);
+    let mut after = members(&store, 1).await;
+    for _ in 0..400 {
+        if after.list.len() == 1 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        after = members(&store, 1).await;
+    }
+    assert_eq!(names(&after), [("host-a", 1)], "nobody has to say that it ended");
+    assert!(after.version > before.version);
+    // It was not taken from, so it comes back.
+    let back = members(&store, 2).await;
+    assert_eq!(names(&back), [("host-a", 1), ("host-b", 2)]);
+    assert!(back.version > after.version);
+}
+
+pub(super) async fn a_start_takes_the_place_of_the_member_of_its_name(store: AnyStore) {
+    claim(&store, &start(1, "host-a", &[0])).await;
+    let before = claim(&store, &start(2, "host-b", &[1])).await.members;
+    let after = claim(&store, &start(3, "host-a", &[])).await.members;
+    assert_eq!(names(&after), [("host-a", 3), ("host-b", 2)], "the life before it has ended");
+    assert!(after.version > before.version);
+    match store.renew(&Renewal::new(life(1), LONG)).await {
+        Err(StoreError::Replaced) => {}
+        other => unexpected("an ended life comes back by no renewal", &other),
+    }
+    assert_eq!(names(&members(&store, 2).await), [("host-a", 3), ("host-b", 2)]);
+}
+
+pub(super) async fn one_that_leaves_is_told_so_and_gone_when_it_owns_nothing(store: AnyStore) {
+    let mut owner = Owner::start(&store, 1, "host-a", &[0, 1]).await;
+    let before = claim(&store, &start(2, "host-b", &[2])).await.members;
+    let told = renew(&store, 1, leaving()).await;
+    assert!(told.version > before.version);
+    assert_eq!(of_life(&members(&store, 2).await, 1).state, MemberState::Leaving);
+    store.release(life(1), &ids_of(&[0])).await.expect("it is released");
+    assert_eq!(of_life(&members(&store, 2).await, 1).state, MemberState::Leaving, "it still owns one");
+    owner.commit(1, vec![put("i", "k", "v")]).await;
+    store.release(life(1), &ids_of(&[1])).await.expect("it is released");
+    let after = members(&store, 2).await;
+    assert_eq!(names(&after), [("host-b", 2)]);
+    assert!(after.version > told.version);
+}
+
+pub(super) async fn one_that_owns_nothing_and_does_not_leave_stays(store: AnyStore) {
+    claim(&store, &start(1, "host-a", &[0])).await;
+    claim(&store, &start(2, "host-b", &[1])).await;
+    store.release(life(1), &ids_of(&[0])).await.expect("it is released");
+    assert_eq!(names(&members(&store, 2).await), [("host-a", 1), ("host-b", 2)]);
+}
+
+pub(super) async fn a_cordon_is_seen_by_all_until_it_is_taken_away(store: AnyStore) {
+    claim(&store, &start(1, "host-a", &[0])).await;
+    let before = claim(&store, &start(2, "host-b", &[1])).await.members;
+    assert!(!store.cordon("host-c", true).await.expect("it is answered"), "there is none of that name");
+    assert_eq!(members(&store, 2).await.version, before.version);
+    assert!(store.cordon("host-a", true).await.expect("it is answered"));
+    let marked = members(&store, 2).await;
+    assert!(marked.version > before.version);
+    let states = |members: &Members| members.list.iter().map(|member| member.state).collect::<Vec<_>>();
+    assert_eq!(states(&marked), [MemberState::Cordoned, MemberState::Up]);
+    // What the host says of itself is something else.
+    assert_eq!(states(&renew(&store, 1, at_address("x:1", "")).await), [MemberState::Cordoned, MemberState::Up]);
+    assert!(store.cordon("host-a", true).await.expect("it is answered"), "once more is the same");
+    assert!(store.cordon("host-a", false).await.expect("it is answered"));
+    assert_eq!(states(&members(&store, 2).await), [MemberState::Up, MemberState::Up]);
+    // It belongs to a life.
+    assert!(store.cordon("host-a", true).await.expect("it is answered"));
+    assert_eq!(states(&claim(&store, &start(3, "host-a", &[0])).await.members), [MemberState::Up, MemberState::Up]);
+}
+
+pub(super) async fn hosts_of_the_other_placement_are_refused_while_one_holds_a_lease(store: AnyStore) {
+    let live = |claim| saying(Presence { placement: Placement::Live, ..Presence::default() }, claim);
+    claim(&store, &start(1, "host-a", &[0])).await;
+    match store.claim(&live(start(2, "host-b", &[0, 1]))).await {
+        Err(StoreError::OtherPlacement { placement: Placement::Live, stored: Placement::List }) => {}
+        other => unexpected("hosts of both placements do not work at once", &other),
+    }
+    assert_eq!(names(&members(&store, 1).await), [("host-a", 1)], "the one refused is no member");
+    // Its own earlier life is no hindrance, and from then on the others are refused.
+    assert_eq!(grants(&claim(&store, &live(start(3, "host-a", &[0]))).await), [(0, 2, false)]);
+    match store.claim(&start(4, "host-b", &[1])).await {
+        Err(StoreError::OtherPlacement { placement: Placement::List, stored: Placement::Live }) => {}
+        other => unexpected("hosts of both placements do not work at once", &other),
+    }
+    // Back, once it has left.
+    let renewal = Presence { is_leaving: true, placement: Placement::Live, ..Presence::default() };
+    renew(&store, 3, renewal).await;
+    store.release(life(3), &ids_of(&[0])).await.expect("it is released");
+    assert_eq!(grants(&claim(&store, &start(4, "host-b", &[1])).await), [(1, 1, true)]);
+}
+
+pub(super) async fn two_hundred_members_are_all_seen(store: AnyStore) {
+    for n in 1..=200 {
+        let presence = at_address(&format!("10.0.0.{n}:7000"), "1");
+        let claimed = claim(&store, &saying(presence, start(n, &format!("host-{n:03}"), &[]))).await;
+        assert_eq!(claimed.members.list.len() as u64, n);
+    }
+    let seen = renew(&store, 7, at_address("10.0.0.7:7000", "1")).await;
+    let expected: Vec<_> = (1..=200).map(|n| format!("host-{n:03}")).collect();
+    assert_eq!(seen.list.iter().map(|member| member.name.to_string()).collect::<Vec<_>>(), expected);
+    assert!(
+        seen.list
+            .iter()
+            .all(|member| member.address.as_deref() == Some(&format!("10.0.0.{}:7000", member.incarnation.0)))
+    );
+}
+
+/// Waits for a hint at the fleet, as long as the store may take when it is busy.
+#[allow(clippy::disallowed_methods, reason = "the clock of a real store cannot be set")]
+async fn hears(hints: &mut Hints) -> bool {
+    let listen = async {
+        while let Some(hint) = hints.next().await {
+            if hint == Hint::Fleet {
+                return;
+            }
+        }
+        unexpected("a store that answers keeps its stream of hints open", hints)
+    };
+    tokio::time::timeout(Duration::from_millis(200), listen).await.is_ok()
+}
+
+/// Changes something until it is heard of: a hint may be lost.
+async fn until_heard<F: Future<Output = ()>>(hints: &mut Hints, what: &str, change: impl Fn(u64) -> F) {
+    for n in 0..50 {
+        // What was heard late is of the change before.
+        while hears(hints).await {}
+        change(n).await;
+        if hears(hints).await {
+            return;
+        }
+    }
+    unexpected("a hint follows a change of members or owners, at least sometimes", &what)
+}
+
+pub(super) async fn a_hint_follows_a_join_a_release_a_cordon_and_a_leave(store: AnyStore) {
+    claim(&store, &start(1, "host-a", &[0])).await;
+    let mut hints = store.watch(life(1)).await.expect("a watch is answered");
+    let store = &store;
+    until_heard(&mut hints, "a join", |n| async move {
+        claim(store, &start(100 + n, &format!("host-{n}"), &[])).await;
+    })
+    .await;
+    until_heard(&mut hints, "a release", |_| async move {
+        claim(store, &running(100, "host-0", &[7])).await;
+        store.release(life(100), &ids_of(&[7])).await.expect("it is released");
+    })
+    .await;
+    until_heard(&mut hints, "a cordon", |n| async move {
+        store.cordon("host-0", n % 2 == 0).await.expect("it is answered");
+    })
+    .await;
+    until_heard(&mut hints, "a leave", |n| async move {
+        let name = format!("gone-{n}");
+        claim(store, &saying(leaving(), start(1_000 + n, &name, &[7]))).await;
+        store.release(life(1_000 + n), &ids_of(&[7])).await.expect("it is released");
+    })
+    .await;
+}
