@@ -46,10 +46,10 @@ impl CannotStart {
 /// The reason for which a program that serves did not end as it was asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum Failed {
-    /// It never began.
+    /// The work never began.
     #[error(transparent)]
     Start(#[from] CannotStart),
-    /// Its host ended by itself, and so did the program: it is to be started anew.
+    /// The host ended by itself, and so did the program: it is to be started anew.
     #[error("the host has ended and is to be started anew")]
     Host(#[from] stable_interfaces::Ended),
 }

@@ -19,7 +19,7 @@ use tokio::time::timeout;
 /// The limit for a host to start or to stop.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// This very program as a host, running or killed, always at the same address and with the same arguments.
+/// A process of this very program as a host, running or killed, always at the same address and with the same arguments.
 #[derive(Debug)]
 pub struct HostProcess {
     listen: SocketAddr,

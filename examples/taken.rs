@@ -25,7 +25,7 @@ impl<S> Taken<S> {
         Taken { stream, stuck: None }
     }
 
-    /// What has become of a write, if it is in time.
+    /// The outcome of a write, if it comes in time.
     fn in_time<T>(&mut self, task: &mut Context<'_>, write: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if write.is_ready() {
             self.stuck = None;

@@ -374,8 +374,11 @@ fn what_one_has_to_know_of_flows_is_no_more_than_fits_into_a_head() {
 /// The words that no doc comment begins with: a question is explained by no riddle.
 const QUESTION_WORDS: [&str; 10] = ["What", "How", "Whether", "Which", "When", "Where", "Why", "Who", "Whose", "Whom"];
 
-/// The lines of a source on which a doc comment opens with such a word, by their numbers.
-fn riddles(source: &str) -> Vec<(usize, &str)> {
+/// The words that stand for a noun, which the reader of a comment's first line has not met.
+const PRONOUNS: [&str; 7] = ["It", "Its", "They", "Their", "These", "This", "Those"];
+
+/// The lines of a source on which a doc comment opens with one of these words, by their numbers.
+fn openings<'a>(source: &'a str, words: &[&str]) -> Vec<(usize, &'a str)> {
     let (mut found, mut is_inside) = (Vec::new(), false);
     for (number, line) in (1..).zip(source.lines().map(str::trim_start)) {
         let comment = ["///", "//!"].iter().find_map(|mark| line.strip_prefix(mark));
@@ -383,7 +386,7 @@ fn riddles(source: &str) -> Vec<(usize, &str)> {
             && !is_inside
         {
             let word = text.trim_start().split(|c: char| !c.is_alphanumeric()).next().unwrap();
-            if QUESTION_WORDS.contains(&word) {
+            if words.contains(&word) {
                 found.push((number, line));
             }
         }
@@ -404,33 +407,54 @@ fn for_each_source(folder: &Path, look: &mut impl FnMut(&Path, &str)) {
     }
 }
 
-#[test]
-fn no_doc_comment_opens_with_a_question_word() {
+/// The places below these folders where a doc comment opens with one of these words.
+fn places(folders: &[&str], words: &[&str]) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let (mut sources, mut found) = (0, Vec::new());
-    for folder in [
+    for folder in folders {
+        for_each_source(&root.join(folder), &mut |path, source| {
+            sources += 1;
+            let path = path.strip_prefix(root).unwrap();
+            let line = |(number, line): (usize, &str)| format!("{}:{number}: {line}", path.display());
+            found.extend(openings(source, words).into_iter().map(line));
+        });
+    }
+    assert!(sources > 100, "only {sources} sources were found");
+    found.join("\n")
+}
+
+#[test]
+fn no_doc_comment_opens_with_a_question_word() {
+    let folders = [
         "stable-interfaces/src",
         "alarm-backends/src",
         "alarm-backends/tests",
         "callback-flows/src",
         "examples",
         "benches/src",
-    ] {
-        for_each_source(&root.join(folder), &mut |path, source| {
-            sources += 1;
-            let path = path.strip_prefix(root).unwrap();
-            let line = |(number, line): (usize, &str)| format!("{}:{number}: {line}", path.display());
-            found.extend(riddles(source).into_iter().map(line));
-        });
-    }
-    assert!(sources > 100, "only {sources} sources were found");
-    assert!(found.is_empty(), "begin with a verb or a noun:\n{}", found.join("\n"));
+    ];
+    let found = places(&folders, &QUESTION_WORDS);
+    assert!(found.is_empty(), "begin with a verb or a noun:\n{found}");
+}
+
+#[test]
+fn no_doc_comment_opens_with_a_pronoun() {
+    let found = places(&["stable-interfaces", "alarm-backends", "callback-flows", "examples"], &PRONOUNS);
+    assert!(found.is_empty(), "begin with the noun that is meant:\n{found}");
 }
 
 #[test]
 fn a_doc_comment_that_opens_with_a_question_word_is_found_with_its_line() {
     let source = "//! Whether it is found.\n//! What follows is no opening.\n\n/// A noun.\n/// How it goes on.\nfn f() {\n    \
                   /// Why: a reason.\n    x: u8,\n    // What a plain comment says.\n    /// Whoever asks.\n}\n";
-    let lines: Vec<_> = riddles(source).into_iter().map(|(number, _)| number).collect();
+    let lines: Vec<_> = openings(source, &QUESTION_WORDS).into_iter().map(|(number, _)| number).collect();
     assert_eq!(lines, [1, 7]);
+}
+
+#[test]
+fn a_doc_comment_that_opens_with_a_pronoun_is_found_with_its_line() {
+    let source = "/// Items.\n/// Its own line goes on.\nstruct A {\n    /// Its name.\n    name: u8,\n    // This is no doc.\n    \
+                  /// It: a word.\n    it: u8,\n}\n";
+    let lines: Vec<_> = openings(source, &PRONOUNS).into_iter().map(|(number, _)| number).collect();
+    assert_eq!(lines, [4, 7]);
 }

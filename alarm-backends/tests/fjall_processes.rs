@@ -32,7 +32,7 @@ fn child_dir() -> Option<PathBuf> {
     env::var_os(DIR).map(PathBuf::from)
 }
 
-/// This test binary, about to run one test as the child on `dir`.
+/// The test binary itself, about to run one test as the child on `dir`.
 fn child(test: &str, dir: &Path) -> Command {
     let mut command = Command::new(env::current_exe().unwrap());
     command.args([test, "--exact", "--nocapture"]).env(DIR, dir).stdout(Stdio::piped()).stderr(Stdio::null());

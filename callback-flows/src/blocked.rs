@@ -66,12 +66,12 @@ pub enum BlockedKind {
     /// Processes died while its code ran for a timer or a message, outside of steps. It is not run again before it is
     /// [resumed](crate::Flows::resume).
     CodeKilled,
-    /// It asks for something that was not configured.
+    /// The code asks for something that was not configured.
     NotConfigured,
     /// No code of the flow's version is registered, or its journal was written by a newer version of this crate.
     UnknownVersion,
     /// The code holds more callbacks than it may.
     TooMany,
-    /// Its journal is damaged.
+    /// The journal is damaged.
     Unreadable,
 }

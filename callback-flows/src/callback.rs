@@ -52,13 +52,13 @@ impl Received {
         self.at
     }
 
-    /// Its sender's ID for it.
+    /// The sender's ID for the call.
     #[must_use]
     pub fn id(&self) -> &str {
         &self.message.id
     }
 
-    /// Its body.
+    /// The body of the call.
     #[must_use]
     pub fn body(&self) -> &Bytes {
         &self.message.body
@@ -74,7 +74,7 @@ impl Received {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CallbackError {
-    /// It is not what the flow waits for. It counts as taken.
+    /// The body is not what the flow waits for. The call counts as taken.
     #[error("the message {:?} is not what was waited for", received.id())]
     Decode {
         /// The message as it came.

@@ -27,10 +27,10 @@ pub struct Child {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ChildError {
-    /// It has failed with this error.
+    /// The child has failed with this error.
     #[error("{0}")]
     Failed(Arc<str>),
-    /// It was cancelled.
+    /// The child was cancelled.
     #[error("the child was cancelled")]
     Cancelled,
     /// A flow of this name and ID is there already, and was begun with another input. Take another ID.
@@ -39,17 +39,17 @@ pub enum ChildError {
     /// The host of the parent knew no flow of this name when the child was to be begun.
     #[error("no flow `{0}` is registered")]
     UnknownFlow(Arc<str>),
-    /// It could not be begun, for this reason: its ID or its input is none.
+    /// The child could not be begun, for this reason: its ID or its input is none.
     #[error("the child was not begun: {0}")]
     Refused(Arc<str>),
-    /// Its result or its input has so many bytes, and no more than 192 KiB can be sent. A result is there all the same:
+    /// The result of the child or its input has so many bytes, and no more than 192 KiB can be sent. A result is there all the same:
     /// [`Flows::result`](crate::Flows::result).
     #[error("the child's input or result has {0} bytes, which is too large to be sent")]
     TooLarge(u64),
-    /// It ended so long ago that its result is gone.
+    /// The child ended so long ago that its result is gone.
     #[error("the child ended so long ago that its result is gone")]
     Purged,
-    /// Its result is not of the type that the code asks for.
+    /// The result is not of the type that the code asks for.
     #[error("the child's result is of another type: {0}")]
     Decode(Arc<str>),
 }
@@ -115,7 +115,7 @@ impl Child {
         }
     }
 
-    /// Its full name among the operations of its parent, as a [status](crate::Waiting) shows it: `child:name[id]#0`.
+    /// The full name of the child among the operations of its parent, as a [status](crate::Waiting) shows it: `child:name[id]#0`.
     #[must_use]
     pub fn operation(&self) -> &str {
         self.ticket.key()

@@ -43,7 +43,7 @@ pub(crate) struct Parent {
     pub(crate) run: u32,
     /// The operation that the child is in the parent.
     pub(crate) child: Key,
-    /// It wanted another input than the flow has, and is to be told that.
+    /// The parent wanted another input than the flow has, and is to be told that.
     pub(crate) is_refused: bool,
 }
 

@@ -85,12 +85,12 @@ fn address(registry: &Registry, flow: &str, run: u32, post: &Post) -> Result<(St
     Ok((to, Command::Start { version, input: input.clone(), parent: Some(parent) }))
 }
 
-/// Those who are to be told how a flow ends, and who has been.
+/// Parents who are to be told how a flow ends, and who has been.
 #[derive(Debug, Default)]
 pub(crate) struct Parents {
     /// By the keys of their rows. One that has been told has none.
     rows: BTreeMap<String, Parent>,
-    /// Those that a courier of this incarnation is on the way to.
+    /// Parents that a courier of this incarnation is on the way to.
     on_the_way: BTreeSet<String>,
 }
 

@@ -60,7 +60,7 @@ pub(crate) type Code = Arc<dyn Fn(Flow, Bytes) -> BoxFuture<Result<Bytes, Stop>>
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Stop {
     Failed(Arc<str>),
-    /// It is to go on as another run, with this input as JSON.
+    /// The flow is to go on as another run, with this input as JSON.
     Continue(Bytes),
 }
 
@@ -94,12 +94,12 @@ pub(crate) type Undo = Box<dyn FnOnce(Flow) -> BoxFuture<()> + Send>;
 /// The phase that a flow is in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Phase {
-    /// Its code waits, or has something to do.
+    /// The code of the flow waits, or has something to do.
     Going,
-    /// It needs somebody to look at it.
+    /// The flow needs somebody to look at it.
     Blocked(Blocked),
     Ended(Ended),
-    /// Its run is over, and another one is to begin: [`Engine::take_continuation`].
+    /// The run is over, and another one is to begin: [`Engine::take_continuation`].
     Continued,
 }
 

@@ -61,7 +61,7 @@ impl FlowEvent {
         parts_of(&self.flow).1
     }
 
-    /// Its number among the events of its flow, from 1, without a gap. `started` and `blocked`, which are no events of the flow's own,
+    /// The number of the event among the events of its flow, from 1, without a gap. `started` and `blocked`, which are no events of the flow's own,
     /// have that of the one before them.
     #[must_use]
     pub fn sequence(&self) -> u64 {
@@ -74,14 +74,14 @@ impl FlowEvent {
         self.at
     }
 
-    /// Its name: that which was given to [`Flow::emit`], `progress`, `resource`, or one of the ends: `succeeded`, `failed`, `cancelled`.
+    /// The name of the event: that which was given to [`Flow::emit`], `progress`, `resource`, or one of the ends: `succeeded`, `failed`, `cancelled`.
     /// Of [`Flows::on_event`](crate::Flows::on_event): `started`, `blocked`, and the ends.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its value, as JSON: what was emitted, the progress, the URL of the resource, the error of `failed`, the
+    /// The value of the event, as JSON: what was emitted, the progress, the URL of the resource, the error of `failed`, the
     /// [reason](crate::Blocked) of `blocked`; else `null`.
     #[must_use]
     pub fn value(&self) -> &RawValue {

@@ -305,11 +305,11 @@ impl Listed {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Started {
-    /// It is durable, and has begun.
+    /// The flow is durable, and has begun.
     New,
-    /// It was started before, with the same input.
+    /// The flow was started before, with the same input.
     Already,
-    /// It is durable, and its owner will begin it.
+    /// The start is durable, and the flow's owner will begin it.
     Posted,
 }
 
@@ -321,7 +321,7 @@ pub enum Delivered {
     Taken,
     /// The flow had it before.
     Already,
-    /// It is durable, and the flow's owner will take it.
+    /// The call is durable, and the flow's owner will take it.
     Posted,
 }
 
@@ -430,9 +430,9 @@ pub enum FlowsError {
     /// Something is too large.
     #[error("{what} has {bytes} bytes, and may have {limit}")]
     TooLarge {
-        /// Its name.
+        /// The name of what is too large.
         what: &'static str,
-        /// Its size.
+        /// The size of what is too large.
         bytes: usize,
         /// The largest that it may have.
         limit: usize,

@@ -55,7 +55,7 @@ pub(crate) struct Subscription {
 /// The events of a flow after one that a listener has had.
 pub(crate) enum Newer {
     None,
-    /// These, without a gap.
+    /// Events without a gap.
     Events(VecDeque<FlowEvent>),
     /// There are some, and the first of them are in the store alone.
     InStore,

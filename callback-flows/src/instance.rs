@@ -75,7 +75,7 @@ const AGAIN: Duration = Duration::from_millis(50);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Answer {
     Done,
-    /// It had been done before.
+    /// The command had been carried out before.
     Already,
     /// A flow of this ID was started with another input.
     Conflict,
@@ -129,7 +129,7 @@ pub(crate) struct FlowInstance {
     /// The times that the alarm `next` is set to, and that `run` was set to, if it is set or held.
     next: Option<Timestamp>,
     runs: Option<Timestamp>,
-    /// It is noted that this process leaves in good order.
+    /// A note says that this process leaves in good order.
     has_left: bool,
 }
 
@@ -140,15 +140,15 @@ struct Lives {
     process: u64,
     /// The number of those before it that died while the same steps ran.
     died: u32,
-    /// Those steps.
+    /// The steps that ran then.
     steps: Vec<String>,
 }
 
 enum Loaded {
-    /// It was never started.
+    /// The flow was never started.
     Absent,
     Going(Box<Going>),
-    /// Its journal cannot be read here.
+    /// The journal cannot be read here.
     Sealed(Box<Sealed>),
     Over(Status),
 }

@@ -28,7 +28,7 @@ pub(crate) type Key = Arc<str>;
 /// Something that has happened to a flow.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Entry {
-    /// Its place in the journal, from 0.
+    /// The place of the entry in the journal, from 0.
     pub(crate) seq: u64,
     /// The moment that counts for it: a message's arrival, a timer's firing.
     pub(crate) at: Timestamp,
@@ -64,7 +64,7 @@ pub(crate) enum Event {
 pub(crate) struct Carried {
     /// The operation that it is in this run.
     pub(crate) key: Key,
-    /// Its address, which is that of the run that opened it: its number, 0 for a signal, and the operation that it was there.
+    /// The address of a callback, which is that of the run that opened it: its number, 0 for a signal, and the operation that it was there.
     pub(crate) run: u32,
     pub(crate) callback: Key,
     /// The entries with its messages that were not taken. They stay where they are.
@@ -78,15 +78,15 @@ pub(crate) enum ChildOutcome {
     Done(Bytes),
     Failed(Arc<str>),
     Cancelled,
-    /// It ended so long ago that its result is gone.
+    /// The child ended so long ago that its result is gone.
     Purged,
-    /// Its result has so many bytes, which are too many to be told.
+    /// The result of the child has so many bytes, which are too many to be told.
     TooLarge(u64),
     /// A flow of this ID was begun with another input.
     Conflict,
     /// The host of the parent knew no flow of this name.
     Unknown(Arc<str>),
-    /// Its ID or its input cannot be one, for this reason.
+    /// The ID or the input of the child cannot be one, for this reason.
     Refused(Arc<str>),
 }
 
@@ -95,18 +95,18 @@ pub(crate) enum ChildOutcome {
 pub(crate) enum StepOutcome {
     /// With this value, as JSON.
     Done(Bytes),
-    /// It failed so often.
+    /// The step failed so often.
     Failed { error: Arc<str>, attempts: u32 },
-    /// It may run once at most, and its process died while it ran.
+    /// The step may run once at most, and its process died while it ran.
     Interrupted,
-    /// Its value has so many bytes, which are too many.
+    /// The value of the step has so many bytes, which are too many.
     TooLarge(u64),
 }
 
 /// A message for a callback.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Message {
-    /// Its sender's ID for it: the second of two with the same is dropped.
+    /// The sender's ID for the message: the second of two with the same is dropped.
     pub(crate) id: Arc<str>,
     pub(crate) headers: Vec<(Arc<str>, Arc<str>)>,
     pub(crate) body: Bytes,

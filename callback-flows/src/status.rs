@@ -23,23 +23,23 @@ const MAX_TEXT: usize = 1_024;
 #[serde(rename_all = "snake_case", tag = "state")]
 #[non_exhaustive]
 pub enum State {
-    /// It waits, or a step of it runs.
+    /// The flow waits, or a step of it runs.
     Going,
-    /// It needs somebody to look at it.
+    /// The flow needs somebody to look at it.
     Blocked {
         /// The reason.
         why: Blocked,
     },
-    /// It has ended with a result: [`Flows::result`](crate::Flows::result).
+    /// The flow has ended with a result: [`Flows::result`](crate::Flows::result).
     Done,
-    /// It has failed.
+    /// The flow has failed.
     Failed {
         /// The error, with its causes.
         error: String,
     },
-    /// It was cancelled, and what it had registered to undo was undone.
+    /// The flow was cancelled, and what it had registered to undo was undone.
     Cancelled,
-    /// It ended so long ago that only its ID is kept, for a while.
+    /// The flow ended so long ago that only its ID is kept, for a while.
     Purged,
 }
 
@@ -78,7 +78,7 @@ fn is_zero(number: &u32) -> bool {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Status {
-    /// Its state.
+    /// The state of the flow.
     #[serde(flatten)]
     pub state: State,
     /// The version of its code, fixed at its start.
@@ -192,9 +192,9 @@ pub enum Outcome {
     Done(Box<RawValue>),
     /// With this error.
     Failed(String),
-    /// It was cancelled.
+    /// The flow was cancelled.
     Cancelled,
-    /// It ended so long ago that its result is gone.
+    /// The flow ended so long ago that its result is gone.
     Purged,
 }
 

@@ -102,7 +102,7 @@ impl Retry {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum StepError {
-    /// Its last attempt failed.
+    /// The last attempt of the step failed.
     #[error("{error} (attempt {attempts})")]
     Failed {
         /// The error of the last attempt, with its causes.
@@ -110,13 +110,13 @@ pub enum StepError {
         /// The attempts that were made.
         attempts: u32,
     },
-    /// It may run once at most, and the process died while it ran: it may have happened.
+    /// The step may run once at most, and the process died while it ran: it may have happened.
     #[error("its process died while it ran, and it may run once at most")]
     Interrupted,
-    /// Its value is too large to be kept. It has happened.
+    /// The value of the step is too large to be kept. It has happened.
     #[error("its value has {0} bytes, which is too large to be kept")]
     TooLarge(u64),
-    /// Its recorded value is not of the type that the code asks for.
+    /// The recorded value is not of the type that the code asks for.
     #[error("its recorded value is of another type: {0}")]
     Decode(Arc<str>),
 }

@@ -158,7 +158,7 @@ pub enum TestError {
     /// A flow is blocked, or would be when it is replayed.
     #[error("the flow `{flow}` is blocked: {why}")]
     Blocked {
-        /// Its name and ID.
+        /// The name and the ID of the flow.
         flow: String,
         /// The reason.
         why: Blocked,
@@ -166,7 +166,7 @@ pub enum TestError {
     /// A flow has waited for too long: an hour for the end of a step, or a year for its own end.
     #[error("the flow `{flow}` still waits for {what}")]
     Waits {
-        /// Its name and ID.
+        /// The name and the ID of the flow.
         flow: String,
         /// The operations that it waits for.
         what: String,
@@ -174,9 +174,9 @@ pub enum TestError {
     /// A flow has ended in another way.
     #[error("the flow `{flow}` has ended with {outcome:?}")]
     Ended {
-        /// Its name and ID.
+        /// The name and the ID of the flow.
         flow: String,
-        /// Its end.
+        /// The end of the flow.
         outcome: Outcome,
     },
     /// The result of a flow is of another type.

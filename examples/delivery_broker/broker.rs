@@ -124,7 +124,7 @@ pub(crate) struct Remote {
 pub(crate) struct Notice {
     /// The order, or the region.
     pub(crate) of: String,
-    /// Its taker.
+    /// The taker of the order or the region.
     pub(crate) by: String,
     /// The URL at which it is to answer.
     pub(crate) callback: String,

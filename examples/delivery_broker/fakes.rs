@@ -43,7 +43,7 @@ pub(crate) enum Granting {
     Twice,
     /// After half a limit.
     Slow,
-    /// It does it, and answers with an error, so that it is asked again.
+    /// The partner does it, and answers with an error, so that it is asked again.
     Unsure,
 }
 

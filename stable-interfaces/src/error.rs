@@ -66,11 +66,11 @@ pub enum RequestError<E> {
     /// Another process took over the shard. None of the effects happened; ask the new owner.
     #[error("another process has taken over the instance's shard")]
     Fenced,
-    /// This host has not reached its store for so long that its lease has run out: it may not act, and does not know whether
+    /// The host that was asked has not reached its store for so long that its lease has run out: it may not act, and does not know whether
     /// another process does. None of the effects happened; try again later, here or at another host.
     #[error("this host's lease has run out, because it has not reached its store")]
     LeaseLost,
-    /// This host is shutting down and takes no new work. Nothing happened; ask the next owner.
+    /// The host is shutting down and takes no new work. Nothing happened; ask the next owner.
     #[error("this host is draining")]
     Draining,
     /// Another process was started under this host's name, and this host has stopped for good. Nothing happened; ask again where

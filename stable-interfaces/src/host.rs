@@ -55,7 +55,7 @@ pub enum StartError {
     /// An option has a value that cannot work; the text names it.
     #[error("{0}")]
     Option(&'static str),
-    /// This host's clock and the store's are too far apart: alarms would fire at the wrong time. Set the clock.
+    /// The clocks of this host and of the store are too far apart: alarms would fire at the wrong time. Set the clock.
     #[error(
         "this host's clock and the store's differ by {skew:?}, more than {limit:?}: set this machine's clock or, if it is a simulated one, \
          give it to the store as well (the store's own option: MemoryStore::with_clock, FjallStoreBuilder::clock)"
@@ -227,7 +227,7 @@ impl Host {
         builder
     }
 
-    /// This host's name in the fleet.
+    /// The name of this host in the fleet.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.core.name

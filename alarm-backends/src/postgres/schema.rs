@@ -215,7 +215,7 @@ impl Schema {
 pub(super) enum MakeError {
     #[error(transparent)]
     Sql(#[from] tokio_postgres::Error),
-    /// This program may not use the layout that is there.
+    /// The program may not use the layout that is there.
     #[error("the schema cannot be used: {0}")]
     Refused(#[from] Refused),
     /// An old schema belongs to another user.

@@ -10,9 +10,9 @@ use tokio::net::{TcpListener, TcpStream};
 /// A part that a client sends at once and waits for: one simple query, or everything up to a Sync.
 #[derive(Debug, Clone)]
 pub(crate) struct Statement {
-    /// Its place on its connection, counted from the BEGIN of an application's transaction, which is number 1.
+    /// The place of a statement on its connection, counted from the BEGIN of an application's transaction, which is number 1.
     pub(crate) number: usize,
-    /// Its text, if it has one.
+    /// The text of the statement, if it has one.
     pub(crate) text: String,
 }
 
@@ -20,11 +20,11 @@ pub(crate) struct Statement {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Forward,
-    /// It is lost, and the connection with it, on both sides.
+    /// The statement is lost, and the connection with it, on both sides.
     Lose,
     /// The server gets and answers it; the answer is lost, and the connection with it.
     LoseAnswer,
-    /// It is lost, and nobody is told: both sides keep their connections.
+    /// The statement is lost, and nobody is told: both sides keep their connections.
     Swallow,
 }
 

@@ -48,7 +48,7 @@ impl What {
 struct Known {
     name: Arc<str>,
     id: Arc<str>,
-    /// Its start has been posted.
+    /// The start of the child has been posted.
     is_posted: bool,
 }
 
@@ -64,7 +64,7 @@ pub(super) struct Children {
     ready: Vec<Post>,
     /// Posts that have gone out, which is not in the journal.
     gone: BTreeSet<(Key, bool)>,
-    /// They are to be cancelled.
+    /// The children are to be cancelled.
     is_cancelled: bool,
 }
 

@@ -72,7 +72,7 @@ pub(super) struct Op {
     /// The key without its ordinal.
     pub(super) base: Arc<str>,
     pub(super) kind: Kind,
-    /// Its number among the flow's operations, in the order in which they began in this life.
+    /// The number of the operation among the flow's operations, in the order in which they began in this life.
     pub(super) number: u64,
     /// A step may start when [`State::open_to`] is greater.
     pub(super) opens_at: u64,
@@ -171,7 +171,7 @@ pub(super) struct State {
     pub(super) now: Timestamp,
     /// The operations that the code began because of the entry that is being taken in.
     pub(super) begun: Vec<Begun>,
-    /// Those that it began the first time, if that is known.
+    /// The operations that it began the first time, if that is known.
     pub(super) expected: Option<Vec<Begun>>,
     /// The events that it emitted because of that entry.
     pub(super) emitted: Vec<Emitted>,
@@ -565,7 +565,7 @@ pub(crate) struct Ticket {
     shared: Arc<Shared>,
     index: usize,
     key: Key,
-    /// Its number, and the deadline of a timer.
+    /// The number of the operation, and the deadline of a timer.
     at: (u64, Option<Timestamp>),
 }
 

@@ -19,7 +19,7 @@ const MOST: usize = 1_000_000;
 pub(crate) struct Kept {
     /// The version of its code.
     pub(crate) version: u32,
-    /// It has ended.
+    /// The flow has ended.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) is_over: bool,
 }

@@ -48,7 +48,7 @@ impl Chunks {
     }
 }
 
-/// What these chunks are together. Most are the only one.
+/// Joins the chunks of a row. Most are the only one.
 fn whole(mut chunks: Vec<Bytes>) -> Bytes {
     if chunks.len() == 1 { chunks.pop().unwrap_or_default() } else { chunks.concat().into() }
 }

@@ -76,7 +76,7 @@ pub(super) struct Problem {
     title: &'static str,
     /// The HTTP status.
     status: u16,
-    /// This problem in words.
+    /// The detail of this very problem, in words.
     #[schema(value_type = String)]
     detail: Box<str>,
     /// The remedy.

@@ -82,7 +82,7 @@ struct New {
     name: String,
     id: String,
     location: String,
-    /// Its ID is the client's key for this request.
+    /// The ID is the client's key for this request.
     has_key: bool,
 }
 

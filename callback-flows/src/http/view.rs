@@ -34,7 +34,7 @@ pub(super) struct FlowStatus {
     /// The reason, of one that is blocked.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
-    /// Its result, when it has succeeded: any JSON.
+    /// The result of the flow, when it has succeeded: any JSON.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Value>)]
     result: Option<Box<RawValue>>,
@@ -55,10 +55,10 @@ pub(super) struct FlowStatus {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum Stage {
-    /// It is durable, and its owner will begin it.
+    /// The start is durable, and the flow's owner will begin it.
     Accepted,
     Running,
-    /// It needs those who run the service, and goes on then.
+    /// The flow needs those who run the service, and goes on then.
     Blocked,
     Succeeded,
     Failed,
@@ -72,7 +72,7 @@ enum Stage {
 struct Awaited {
     /// `step`, `callback`, `timer`, ..
     kind: String,
-    /// Its name, with those of its branches.
+    /// The name of the operation, with those of its branches.
     name: String,
     #[schema(format = DateTime)]
     since: String,

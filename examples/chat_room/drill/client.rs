@@ -47,15 +47,15 @@ struct Link {
 /// Something that a member learns.
 #[derive(Debug)]
 pub(crate) enum News {
-    /// It is in the room, with others; it has missed so many entries for ever.
+    /// The client is in the room, with others; it has missed so many entries for ever.
     In {
         members: Vec<String>,
         missed: u64,
     },
     Entry(Entry),
-    /// It was cut off, and why.
+    /// The client was cut off, and why.
     Out(String),
-    /// It was not let in, and why.
+    /// The client was not let in, and why.
     Refused(String),
 }
 

@@ -66,7 +66,7 @@ struct Counts {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Stage {
     Talk,
-    /// Those who do not come back stay away from now on.
+    /// Clients that do not come back stay away from now on.
     Killed,
     /// Read up to this number in each room, and be done.
     Finish(Arc<BTreeMap<String, u64>>),

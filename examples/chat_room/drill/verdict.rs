@@ -79,7 +79,7 @@ pub(crate) struct Transcript {
 pub(crate) struct Kill {
     /// The number of messages that were under way.
     pub(crate) unacknowledged: usize,
-    /// It was started again at some time between these two.
+    /// The host was started again at some time between these two.
     pub(crate) restarted: Timestamp,
     pub(crate) back: Timestamp,
     pub(crate) gone_after: Duration,

@@ -70,7 +70,7 @@ impl QueuedCommit {
         self.counted.as_ref().map_or(0, |counted| counted.bytes)
     }
 
-    /// Its contents, for the model of a machine.
+    /// The contents of the queue, for the model of a machine.
     #[cfg(all(test, not(shuttle)))]
     pub(crate) fn contents(&self) -> (&Arc<Commit>, u64, Option<&Delivery>) {
         (&self.commit, self.ticket.number(), self.woken_by.as_ref())

@@ -126,7 +126,7 @@ enum Pass {
     None,
     /// The next page is this one.
     At(Next),
-    /// This page is being loaded; with what left the inbox since it was begun.
+    /// A page is being loaded; with what left the inbox since it was begun.
     Loading(Next, HashMap<Identity, Gone>),
 }
 

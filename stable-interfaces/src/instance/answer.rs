@@ -52,9 +52,9 @@ impl<R, E> Answer<R, E> {
 
 /// The end of a turn.
 pub(crate) enum Ending<S, R, E> {
-    /// Its handler has returned.
+    /// The handler has returned.
     Returned { state: State<S>, recorded: Recorded, result: Outcome<R, E> },
-    /// Its handler is gone, and the instance with it.
+    /// The handler is gone, and the instance with it.
     Broken {
         error: RequestError<E>,
         /// The reason for which the incarnation ends.

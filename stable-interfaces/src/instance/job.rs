@@ -72,7 +72,7 @@ pub(crate) trait Turn<I: StableInterface>: Send {
     /// Tells its caller, which waits no longer, that the handler runs on.
     fn leave_caller(&mut self);
 
-    /// Its first poll was not enough: it will take a while.
+    /// Tells that one poll was not enough: the job will take a while.
     fn stays(&mut self);
 
     /// Ends it for running out of time.
@@ -81,10 +81,10 @@ pub(crate) trait Turn<I: StableInterface>: Send {
 
 /// A message that waits for its turn.
 pub(crate) trait Job<I: StableInterface>: Waiter + Send {
-    /// Its turn has come.
+    /// Begins, the turn of the job having come.
     fn start(self: Box<Self>, slot: Arc<Slot<I>>, state: State<I>, epoch: Epoch) -> Box<dyn Turn<I>>;
 
-    /// It will not have one.
+    /// Ends without a turn.
     fn refuse(self: Box<Self>, error: Refusal);
 
     /// The time for which it was to wait.

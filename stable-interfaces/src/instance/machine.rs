@@ -111,24 +111,24 @@ const _: () = assert!(size_of::<Next<u64, Box<dyn Send>>>() <= 40);
 
 /// The outcome of an attempt to take a machine.
 pub(crate) enum Take<S> {
-    /// It is the caller's now: run a turn with this state.
+    /// The instance is the caller's now: run a turn with this state.
     Free(State<S>),
     /// Somebody has it.
     Busy,
-    /// It is the caller's now, who has the incarnation [ended](Machine::renew) first.
+    /// The instance is the caller's now, who has the incarnation [ended](Machine::renew) first.
     Stale,
     Gone,
 }
 
 /// The reason why a message was not queued, and the message.
 pub(crate) enum Enqueue<J> {
-    /// It left the table meanwhile.
+    /// The slot left the table meanwhile.
     Gone(J),
-    /// It became idle meanwhile.
+    /// The instance became idle meanwhile.
     Free(J),
     /// Too many wait already.
     Full(J),
-    /// Its request is under way already.
+    /// The request for it is under way already.
     Needless(J),
 }
 

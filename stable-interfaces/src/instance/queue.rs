@@ -99,7 +99,7 @@ impl<W: Waiter> Queue<W> {
         std::mem::take(self).waiting
     }
 
-    /// Those that wait, in their order.
+    /// Entries that wait, in their order.
     #[cfg(all(test, not(shuttle)))]
     pub(crate) fn waiting(&self) -> impl Iterator<Item = &W> {
         self.waiting.iter()

@@ -47,13 +47,13 @@ pub(crate) struct Slot<I: StableInterface> {
 
 /// The outcome of an attempt to take a slot.
 pub(crate) enum Taken<I: StableInterface> {
-    /// It is the caller's now: run a turn with this state.
+    /// The instance is the caller's now: run a turn with this state.
     Free(State<I>),
     /// Somebody has it: queue the message.
     Busy,
-    /// It was idle, but its last incarnation has to be waited for: queue the message, then do this.
+    /// The instance was idle, but its last incarnation has to be waited for: queue the message, then do this.
     Unsettled(Next<I>),
-    /// It is out of the table: look the ID up again.
+    /// The slot is out of the table: look the ID up again.
     Gone,
 }
 

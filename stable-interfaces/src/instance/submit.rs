@@ -36,9 +36,9 @@ pub(crate) struct Route {
 
 /// A message on its way.
 enum Submitted<I: StableInterface, W: Work<I>> {
-    /// Its handler is done, and its result waits for nothing.
+    /// The handler is done, and its result waits for nothing.
     Done(Outcome<W::Reply, I::Error>),
-    /// Its handler is done.
+    /// The handler is done.
     Behind(AnswerOf<I, W>),
     /// The answer will come.
     Waiting(oneshot::Receiver<Quiet<AnswerOf<I, W>>>),

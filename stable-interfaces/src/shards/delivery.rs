@@ -104,7 +104,7 @@ impl Delivery {
         matches!((&self.wake, found), (Wake::Alarm(alarm), Some(row)) if alarm.revision == row.revision)
     }
 
-    /// This binary does not know its interface: it stays in the store, and out of the way.
+    /// Leaves in the store, and out of the way, what this binary has no interface for.
     pub(crate) fn set_aside(mut self) {
         self.due_again = None;
         self.shards.set_aside(self.shard, self.epoch, &self.wake);

@@ -449,7 +449,7 @@ pub enum StoreError {
         /// The epoch the store has.
         newest: Epoch,
     },
-    /// This incarnation was ended by another one of the same host name. It must stop wholly.
+    /// The incarnation was ended by another one of the same host name. It must stop wholly.
     #[error("this host has been replaced by another process of the same name")]
     Replaced,
     /// A newer write of this lane has been taken. Nothing was written.

@@ -269,7 +269,7 @@ pub struct Look {
 }
 
 impl Look {
-    /// This value was read: neither less than what had been acknowledged when the look began, nor more than was ever asked for.
+    /// A value was read: neither less than what had been acknowledged when the look began, nor more than was ever asked for.
     pub fn saw(self, value: i64) {
         let mut record = self.history.0.lock();
         let asked = record.counts.get(&self.effect).map_or(0, |count| count.asked);

@@ -47,9 +47,9 @@ enum Step {
     Wait(u64),
     /// Another host takes the shard; this one finds out when it writes.
     Taken(u32),
-    /// This host gives the shard up, its lease being over.
+    /// The host gives the shard up, its lease being over.
     GivenUp(u32),
-    /// This host claims the shard again.
+    /// The host claims the shard again.
     Claimed(u32),
 }
 

@@ -84,7 +84,7 @@ impl Effect {
         }
     }
 
-    /// These effects in words, and what each says of which alarm.
+    /// Effects in words, and what each says of which alarm.
     fn all(effects: &[Effect]) -> Vec<(String, Option<(u8, u64, bool)>)> {
         let all = effects.iter().map(|effect| {
             let of_alarm = match *effect {
