@@ -14,6 +14,7 @@ use stable_interfaces::Timestamp;
 
 use crate::callback::Callback;
 use crate::engine::{Kind, Shared, Stop, scope_within, timer_name};
+use crate::flows::parts_of;
 use crate::journal::Detail;
 use crate::step::{Step, StepCx, with_causes};
 use crate::timer::{Elapsed, Sleep};
@@ -86,6 +87,12 @@ impl Flow {
     /// The name of the branch, for those of its operations.
     pub(crate) fn scope(&self) -> &str {
         &self.scope
+    }
+
+    /// The ID that the flow was started under, which whoever started it chose.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        parts_of(&self.shared.identity).1
     }
 
     /// The same flow, with names of its own: for code that runs beside other code, or is used in several places.

@@ -197,6 +197,12 @@ async fn a_wait_that_timed_out_does_not_swallow_the_next_message() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_flow_knows_the_id_that_it_was_started_under_in_each_branch() {
+    let flow = Tested::start(async |flow: Flow| Ok(format!("{} {}", flow.id(), flow.branch("a/b").id())));
+    assert_eq!(flow.result(), "1 1");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_message_before_anyone_waits_is_kept() {
     let mut flow = Tested::start(async |flow: Flow| {
         flow.sleep(seconds(5)).await;
