@@ -13,7 +13,8 @@ use tokio::{net::TcpListener, sync::watch, task::JoinSet, time};
 const CONNECTIONS: usize = 1024; // at once; the next ones wait in the listener's backlog
 pub(crate) const PER_CLIENT: usize = 256; // of them; those beyond are closed at once
 pub(crate) const HEADER: Duration = Duration::from_secs(10); // for a whole header, and for a connection without a request
-const ANSWER: Duration = Duration::from_secs(15); // for a body and its answer; in the end for all that are under way
+const ARRIVAL: Duration = Duration::from_secs(15); // for a whole body; in the end for all that are under way
+const ANSWER: Duration = Duration::from_secs(40); // for an answer to begin: `Prefer: wait` holds one up for 30
 pub(crate) const BODY: usize = 16 * 1024; // bytes; up to eight times as many are read, so that the client sees why not
 
 /// Serves `app` until `stop` completes, then lets the requests under way finish.
@@ -46,17 +47,16 @@ pub async fn serve(listener: TcpListener, app: Router, stop: impl Future<Output 
         }
     }
     drop((listener, stopping));
-    let _ = time::timeout(ANSWER, async { while open.join_next().await.is_some() {} }).await;
+    let _ = time::timeout(ARRIVAL, async { while open.join_next().await.is_some() {} }).await;
 }
 
 /// Reads the body before anything else, also where nobody looks at it: so none is too large and overlooked.
 async fn bounded(request: Request, next: Next) -> Result<Response, StatusCode> {
     let (parts, body) = request.into_parts();
-    let answer = async {
-        // One that is announced as much too large is not read at all: a client that asks first need not send it.
-        let read = if body.size_hint().lower() > 8 * BODY as u64 { None } else { to_bytes(body, 8 * BODY).await.ok() };
-        let body = read.filter(|body| body.len() <= BODY).ok_or(StatusCode::PAYLOAD_TOO_LARGE)?;
-        Ok(next.run(Request::from_parts(parts, body.into())).await)
-    };
-    time::timeout(ANSWER, answer).await.unwrap_or(Err(StatusCode::REQUEST_TIMEOUT))
+    // One that is announced as much too large is not read at all: a client that asks first need not send it.
+    let is_hopeless = body.size_hint().lower() > 8 * BODY as u64;
+    let read = async { if is_hopeless { None } else { to_bytes(body, 8 * BODY).await.ok() } };
+    let body = time::timeout(ARRIVAL, read).await.or(Err(StatusCode::REQUEST_TIMEOUT))?;
+    let body = body.filter(|body| body.len() <= BODY).ok_or(StatusCode::PAYLOAD_TOO_LARGE)?;
+    time::timeout(ANSWER, next.run(Request::from_parts(parts, body.into()))).await.or(Err(StatusCode::REQUEST_TIMEOUT))
 }
