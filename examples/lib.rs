@@ -1,6 +1,7 @@
 //! Programs that each solve one problem: see the folders beside this file. Here is what they have in common as programs:
 //! how they serve HTTP, how they start and kill a host of their own, and how they end.
 
+pub mod drill;
 pub mod http;
 #[cfg(test)]
 mod http_tests;
@@ -16,6 +17,8 @@ use std::error::Error;
 use std::fmt::Write;
 use std::process::ExitCode;
 use std::time::Duration;
+
+use reqwest::redirect::Policy;
 
 /// Any error that can cross tasks.
 pub type BoxError = Box<dyn Error + Send + Sync>;
@@ -115,9 +118,23 @@ pub fn no_arguments(program: &str) {
 /// Never: a client without TLS has nothing to load that could fail.
 #[must_use]
 pub fn client(limit: Duration) -> reqwest::Client {
+    with_end(limit, Policy::default())
+}
+
+/// The same, to see where it would be sent: it follows no redirect.
+///
+/// # Panics
+/// As [`client`]: never.
+#[must_use]
+pub fn client_that_stays(limit: Duration) -> reqwest::Client {
+    with_end(limit, Policy::none())
+}
+
+fn with_end(limit: Duration, policy: Policy) -> reqwest::Client {
     reqwest::Client::builder()
         .timeout(limit)
         .no_proxy()
+        .redirect(policy)
         .pool_max_idle_per_host(0)
         .build()
         .expect("a client without TLS has nothing to load that could fail")

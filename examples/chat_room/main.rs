@@ -30,9 +30,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use examples::{CannotStart, Failed, in_one_line, process};
+use examples::drill::{log_filter, self_test as prove};
+use examples::{CannotStart, Failed, process};
 use lexopt::ValueExt;
-use tokio::time::timeout;
 
 use crate::drill::{self_test, terminal};
 
@@ -141,7 +141,7 @@ async fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Ok(Command::Serve(options)) => {
-            tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(log_filter()).init();
+            tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(log_filter("warn")).init();
             let Serve { listen, data, gone_after, until_stdin_ends } = options;
             match web::serve(listen, &data, gone_after, process::asked_to_stop(until_stdin_ends)).await {
                 Ok(()) => ExitCode::SUCCESS,
@@ -157,40 +157,15 @@ async fn main() -> ExitCode {
     }
 }
 
-/// The filter of `RUST_LOG`; warnings without it.
-fn log_filter() -> tracing_subscriber::EnvFilter {
-    tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into())
-}
-
 async fn run_self_test() -> ExitCode {
-    let data = match tempfile::Builder::new().prefix("chat_room-").tempdir() {
-        Ok(data) => data,
-        Err(error) => return CannotStart::new("cannot make a temporary directory", error).report(NAME),
-    };
-    let report = tokio::select! { biased;
-        // The child ends with us, and the directory goes with `data`.
-        () = process::asked_to_stop(false) => {
-            eprintln!("{NAME}: interrupted");
-            return ExitCode::FAILURE;
+    let run = async |data: PathBuf| {
+        let report = self_test::run(&data).await?;
+        for fault in &report.faults {
+            println!("{fault}");
         }
-        report = timeout(self_test::LIMIT, self_test::run(data.path())) => {
-            report.unwrap_or_else(|_| Err(format!("not done after {:?}", self_test::LIMIT).into()))
-        }
+        Ok(report)
     };
-    let (is_right, last_line) = match report {
-        Ok(report) => {
-            for fault in &report.faults {
-                println!("{fault}");
-            }
-            (report.faults.is_empty(), report.to_string())
-        }
-        Err(error) => (false, format!("the self-test was cut short: {}", in_one_line(error.as_ref()))),
-    };
-    if !is_right {
-        println!("the host's data is kept in {}", data.keep().display());
-    }
-    println!("{last_line}");
-    if is_right { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    prove(NAME, self_test::LIMIT, run, |report| report.faults.is_empty()).await
 }
 
 #[cfg(test)]

@@ -29,6 +29,7 @@ mod verdict;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+use examples::drill::log_filter;
 use examples::{CannotStart, in_one_line, process};
 use lexopt::ValueExt;
 
@@ -171,11 +172,6 @@ async fn main() -> ExitCode {
         }
         Err(error) => CannotStart::new("bad arguments (--help explains them)", error).report(NAME),
     }
-}
-
-/// The filter of `RUST_LOG`; `level` without it.
-fn log_filter(level: &str) -> tracing_subscriber::EnvFilter {
-    tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| level.into())
 }
 
 async fn run_drill(options: drill::Options) -> ExitCode {
