@@ -5,6 +5,7 @@
 //! handlers of one instance ever run at once; [`World`] checks that when it is dropped, so every test is a test of that too.
 
 pub mod broken;
+pub mod browser;
 pub mod example;
 pub mod exercise;
 pub mod flow_exercise;
