@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use callback_flows::script::{CallCx, CallError, Script, ScriptFlows};
 use callback_flows::{Flow, Flows};
 use metrics::{
     Counter, CounterFn, Gauge, GaugeFn, Histogram, HistogramFn, Key, KeyName, Metadata, Recorder, SharedString, Unit,
@@ -182,7 +183,12 @@ async fn flows_of_every_kind() {
             assert!(!fails, "it was told to");
             Ok(())
         };
-        let flows = Flows::builder().flow("one", 1, code).register(&mut host).unwrap();
+        let mut flows = Flows::builder().flow("one", 1, code);
+        let second = |cx: CallCx, _| async move {
+            if cx.attempt() < 2 { Err(CallError::new("busy", "later").retry()) } else { Ok(cx.attempt().into()) }
+        };
+        ScriptFlows::builder().script("asks", "second()").call("second", second).register(&mut flows).unwrap();
+        let flows = flows.register(&mut host).unwrap();
         (host.start().await.unwrap(), flows)
     };
     let (zero, flows) = member("zero").await;
@@ -196,6 +202,7 @@ async fn flows_of_every_kind() {
         }
     }
     elsewhere.signal("one", &ids[2], "go", &()).await.unwrap();
+    flows.start("script", "s", &Script::named("asks")).await.unwrap();
     world.pass(SECOND).await;
     zero.crash();
     let (zero, _) = member("zero").await;
@@ -226,7 +233,7 @@ fn every_documented_metric_is_emitted_and_nothing_else() {
     let documented = stable_interfaces::metrics::ALL.into_iter().chain(callback_flows::metrics::ALL);
     assert_eq!(emitted, documented.collect());
     // No label may have as many values as there are instances.
-    let allowed = ["counter", "gauge", "histogram", "interface", "kind", "flow", "outcome"];
+    let allowed = ["counter", "gauge", "histogram", "interface", "kind", "flow", "outcome", "call", "script"];
     let allowed = BTreeSet::from(allowed.map(str::to_owned));
     for (name, facets) in &*seen {
         assert!(facets.is_subset(&allowed), "{name}: {facets:?}");

@@ -115,6 +115,12 @@ impl Child {
         }
     }
 
+    /// Names the place in a script that waits for it, for the flow's status.
+    #[cfg(feature = "rhai")]
+    pub(crate) fn show_at(&self, place: Arc<str>) {
+        self.ticket.show_at(place);
+    }
+
     /// The full name of the child among the operations of its parent, as a [status](crate::Waiting) shows it: `child:name[id]#0`.
     #[must_use]
     pub fn operation(&self) -> &str {

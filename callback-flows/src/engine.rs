@@ -112,6 +112,7 @@ pub(crate) struct Wait {
     pub(crate) until: Option<Timestamp>,
     pub(crate) attempts: u32,
     pub(crate) last_error: Option<Arc<str>>,
+    pub(crate) at: Option<Arc<str>>,
 }
 
 /// Faults that tests put into an engine, to see that they are found.
@@ -293,6 +294,7 @@ impl Engine {
                     until: op.due,
                     attempts: op.attempts,
                     last_error: op.last_error.clone(),
+                    at: op.at.clone(),
                 };
                 (op.number, wait)
             })

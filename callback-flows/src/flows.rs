@@ -35,6 +35,8 @@ use crate::status::{Outcome, STATUS_KEY, State, Status};
 use crate::token::{Target, UrlKeys, Urls};
 use crate::verify::Unverified;
 
+#[cfg(feature = "rhai")]
+pub(crate) use self::input::Prepare;
 pub use self::input::Refused;
 use self::input::Validate;
 
@@ -65,6 +67,9 @@ pub(crate) struct Registry {
     flows: HashMap<String, BTreeMap<u32, Version>>,
     /// By the names of flows.
     validates: HashMap<String, Arc<Validate>>,
+    /// By the names of flows.
+    #[cfg(feature = "rhai")]
+    prepares: HashMap<String, Arc<Prepare>>,
     pub(crate) urls: Option<Arc<Urls>>,
     /// Says where the router of another host is.
     #[cfg(feature = "http")]
@@ -494,6 +499,8 @@ impl Flows {
         let registry = Registry {
             flows: HashMap::new(),
             validates: HashMap::new(),
+            #[cfg(feature = "rhai")]
+            prepares: HashMap::new(),
             urls: None,
             #[cfg(feature = "http")]
             peers: None,

@@ -730,6 +730,7 @@ impl Going {
             until: wait.until,
             attempts: wait.attempts,
             last_error: wait.last_error.as_deref().map(short),
+            at: wait.at.as_deref().map(short),
         });
         Status {
             state,

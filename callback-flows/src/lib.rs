@@ -47,6 +47,7 @@
 //! | begin another one, and wait for it | [`Child`] |
 //! | know how it is with one | [`Status`], [`Blocked`], [`Journal`] |
 //! | test one | `testing` (feature `testing`), [`Flows::check`] |
+//! | write them in Rhai (feature `rhai`) | `script` |
 //! | serve them over HTTP (feature `http`) | [`Flows::router`](Flows#method.router), [`Flows::callback_router`](Flows#method.callback_router) |
 
 mod blocked;
@@ -72,6 +73,8 @@ mod instance;
 mod journal;
 pub mod metrics;
 mod policy;
+#[cfg(feature = "rhai")]
+pub mod script;
 mod signal;
 mod status;
 mod step;
@@ -93,7 +96,7 @@ pub use journal::Journal;
 pub use policy::CallbackPolicy;
 pub use signal::Signal;
 pub use status::{Outcome, State, Status, Waiting};
-pub use step::{Fatal, Retry, Step, StepCx, StepError};
+pub use step::{Fatal, Retry, RetryAfter, Step, StepCx, StepError};
 pub use timer::{Elapsed, Sleep};
 pub use token::{KeyError, UrlKeys};
 pub use verify::{Unverified, Verify};

@@ -3,6 +3,9 @@
 //!
 //! A test holds this list: each name here is emitted, and nothing else is. The label `flow` is the name of a flow's code.
 
+#[cfg(feature = "rhai")]
+pub(crate) mod scripts;
+
 use std::cmp::Ordering;
 use std::time::Duration;
 
@@ -21,8 +24,36 @@ pub const ENTRIES: &str = "callback_flows_journal_entries";
 /// Counter: messages dropped because there is no such flow.
 pub const UNKNOWN: &str = "callback_flows_messages_for_unknown_flows_total";
 
-/// Every name above.
-pub const ALL: [&str; 7] = [STARTED, FINISHED, BLOCKED, UNREAD, REPLAY_SECONDS, ENTRIES, UNKNOWN];
+/// Counter, by `call` and `outcome` (`succeeded`, `failed`): attempts of the calls of scripts. The label `call` is the name that the host has
+/// registered it by.
+pub const SCRIPT_CALLS: &str = "callback_flows_script_calls_total";
+/// Counter, by `call`: those of them that were no first attempts.
+pub const SCRIPT_RETRIES: &str = "callback_flows_script_retries_total";
+/// Histogram, seconds, by `call`: the time that an attempt has taken.
+pub const SCRIPT_CALL_SECONDS: &str = "callback_flows_script_call_seconds";
+/// Counter, by `script` and `outcome` (`succeeded`, `failed`): scripts that have ended. The label `script` is the name of one in the library.
+pub const SCRIPTS: &str = "callback_flows_scripts_total";
+/// Histogram, by `script`: how often a script that has ended was run in this process.
+pub const SCRIPT_RUNS: &str = "callback_flows_script_runs";
+/// Histogram, by `script`: the operations that a script has asked for.
+pub const SCRIPT_OPERATIONS: &str = "callback_flows_script_operations";
+
+/// Every name above; those of scripts are emitted with the feature `rhai`.
+pub const ALL: [&str; 13] = [
+    STARTED,
+    FINISHED,
+    BLOCKED,
+    UNREAD,
+    REPLAY_SECONDS,
+    ENTRIES,
+    UNKNOWN,
+    SCRIPT_CALLS,
+    SCRIPT_RETRIES,
+    SCRIPT_CALL_SECONDS,
+    SCRIPTS,
+    SCRIPT_RUNS,
+    SCRIPT_OPERATIONS,
+];
 
 pub(crate) fn started(flow: &str) {
     metrics::counter!(STARTED, "flow" => flow.to_owned()).increment(1);

@@ -67,6 +67,9 @@ pub struct Waiting {
     /// The error of the last of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
+    /// The place in a script that waits for it: its file, line and column, such as `checkout.rhai:12:5`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<String>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
@@ -166,7 +169,8 @@ impl Status {
 /// The waits that fit into a status, the oldest first: so many, and not too many bytes of them.
 pub(crate) fn fitting(waits: impl Iterator<Item = Waiting>) -> Vec<Waiting> {
     let mut left = MAX_WAITS_BYTES;
-    let size = |wait: &Waiting| wait.name.len() + wait.last_error.as_ref().map_or(0, String::len) + 100;
+    let length = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+    let size = |wait: &Waiting| wait.name.len() + length(&wait.last_error) + length(&wait.at) + 100;
     let fits = |wait: &Waiting| {
         let fits = size(wait) <= left;
         left = left.saturating_sub(size(wait));
@@ -210,6 +214,7 @@ mod tests {
             until: Some(Timestamp::UNIX_EPOCH),
             attempts: 7,
             last_error: Some(short(&"e".repeat(5_000))),
+            at: Some("checkout.rhai:12:5".into()),
         };
         let full = Status {
             waits: fitting((0..2_000).map(wait)),

@@ -41,6 +41,8 @@ pub struct Step<'a> {
     input: Option<u64>,
     is_at_most_once: bool,
     blocks: bool,
+    #[cfg(feature = "rhai")]
+    at: Option<Arc<str>>,
 }
 
 /// The number of attempts of a step that fails, and the waits between them.
@@ -88,12 +90,12 @@ impl Retry {
         self
     }
 
-    /// The wait after so many failed attempts, if there is to be another.
-    fn wait(&self, failed: u32, since: Duration, random: &dyn Random) -> Option<Duration> {
+    /// The wait after so many failed attempts, if there is to be another, and at least `least`.
+    fn wait(&self, failed: u32, least: Duration, since: Duration, random: &dyn Random) -> Option<Duration> {
         let doubled = self.first.saturating_mul(1_u32.checked_shl(failed - 1).unwrap_or(u32::MAX)).min(self.longest);
         let half = doubled / 2;
         let nanos = u64::try_from(half.as_nanos()).unwrap_or(u64::MAX);
-        let wait = half + Duration::from_nanos(random.next_u64() % nanos.saturating_add(1));
+        let wait = (half + Duration::from_nanos(random.next_u64() % nanos.saturating_add(1))).max(least);
         (failed < self.attempts && since.saturating_add(wait) <= self.within).then_some(wait)
     }
 }
@@ -145,6 +147,36 @@ impl Error for Fatal {
     }
 }
 
+/// An error of a step after which it is tried again no sooner than after a time, such as the `Retry-After` of a response, be it alone or the
+/// cause of another.
+///
+/// The wait counts by the [`Retry`] of the step too: an attempt that it leaves no time for is not made.
+#[derive(Debug)]
+pub struct RetryAfter {
+    wait: Duration,
+    error: Box<dyn Error + Send + Sync>,
+}
+
+impl RetryAfter {
+    /// Wraps an error after which this time is to pass.
+    #[must_use]
+    pub fn new(wait: Duration, error: impl Into<Box<dyn Error + Send + Sync>>) -> RetryAfter {
+        RetryAfter { wait, error: error.into() }
+    }
+}
+
+impl fmt::Display for RetryAfter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl Error for RetryAfter {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.error.source()
+    }
+}
+
 /// The context that one attempt of a step is given.
 #[derive(Debug, Clone)]
 pub struct StepCx {
@@ -187,7 +219,25 @@ impl StepCx {
 impl<'a> Step<'a> {
     pub(crate) fn new(flow: &'a Flow, name: &'a str, key: Option<&'a str>) -> Step<'a> {
         let retry = Retry::default();
-        Step { flow, name, key, retry, timeout: None, input: None, is_at_most_once: false, blocks: false }
+        Step {
+            flow,
+            name,
+            key,
+            retry,
+            timeout: None,
+            input: None,
+            is_at_most_once: false,
+            blocks: false,
+            #[cfg(feature = "rhai")]
+            at: None,
+        }
+    }
+
+    /// Names the place in a script that waits for it, for the flow's status.
+    #[cfg(feature = "rhai")]
+    pub(crate) fn shown_at(mut self, place: Arc<str>) -> Step<'a> {
+        self.at = Some(place);
+        self
     }
 
     /// The rule by which it is tried again. Default: [`Retry::default`].
@@ -238,9 +288,13 @@ impl<'a> Step<'a> {
         T: Serialize + DeserializeOwned,
         E: Into<Box<dyn Error + Send + Sync>>,
     {
-        let Step { flow, name, key, retry, timeout, input, is_at_most_once, blocks } = self;
+        let Step { flow, name, key, retry, timeout, input, is_at_most_once, blocks, .. } = self;
         let detail = input.map_or(Detail::None, Detail::Input);
         let ticket = flow.shared().claim(flow.scope(), Kind::Step, name, key, detail);
+        #[cfg(feature = "rhai")]
+        if let Some(at) = self.at {
+            ticket.show_at(at);
+        }
         let since = flow.now();
         let retry = if is_at_most_once { Retry::never() } else { retry };
         #[cfg(feature = "testing")]
@@ -331,7 +385,7 @@ impl<Fut> Attempts<Fut> {
                     Poll::Pending => return,
                 },
                 Stage::Running(attempt, limit) => {
-                    let (error, is_fatal) = match attempt.as_mut().poll(task) {
+                    let (error, is_fatal, least) = match attempt.as_mut().poll(task) {
                         Poll::Ready(Ok(value)) => match serde_json::to_vec(&value) {
                             Ok(json) if json.len() > shared.limits.value_bytes => {
                                 self.stage = Stage::Idle;
@@ -341,16 +395,16 @@ impl<Fut> Attempts<Fut> {
                                 self.stage = Stage::Idle;
                                 return ticket.hand_in(result(StepOutcome::Done(json.into())));
                             }
-                            Err(error) => (format!("its value cannot be JSON: {error}"), true),
+                            Err(error) => (format!("its value cannot be JSON: {error}"), true, Duration::ZERO),
                         },
                         Poll::Ready(Err(error)) => {
                             let error = error.into();
-                            (with_causes(&*error), is_fatal(&*error))
+                            (with_causes(&*error), is_fatal(&*error), least_wait(&*error))
                         }
                         Poll::Pending => match limit.as_mut().map(|limit| limit.as_mut().poll(task)) {
                             Some(Poll::Ready(())) => {
                                 let limit = self.timeout.unwrap_or_default();
-                                (format!("it did not end within {limit:?}"), false)
+                                (format!("it did not end within {limit:?}"), false, Duration::ZERO)
                             }
                             _ => return,
                         },
@@ -359,7 +413,8 @@ impl<Fut> Attempts<Fut> {
                     self.failed += 1;
                     let error: Arc<str> = cut(error).into();
                     let since = clock.now().since(self.since);
-                    let wait = if is_fatal { None } else { self.retry.wait(self.failed, since, &*shared.random) };
+                    let wait =
+                        if is_fatal { None } else { self.retry.wait(self.failed, least, since, &*shared.random) };
                     match wait {
                         None if self.blocks => {
                             let attempts = self.failed;
@@ -386,15 +441,18 @@ impl<Fut> Attempts<Fut> {
     }
 }
 
+/// An error and its causes.
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |error| <dyn Error>::source(*error))
+}
+
 fn is_fatal(error: &(dyn Error + Send + Sync + 'static)) -> bool {
-    let mut cause: Option<&(dyn Error + 'static)> = Some(error);
-    while let Some(error) = cause {
-        if error.is::<Fatal>() {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
+    causes(error).any(|cause| cause.is::<Fatal>())
+}
+
+/// The time that is to pass before the next attempt, whatever else is said.
+fn least_wait(error: &(dyn Error + Send + Sync + 'static)) -> Duration {
+    causes(error).find_map(|cause| cause.downcast_ref::<RetryAfter>()).map_or(Duration::ZERO, |after| after.wait)
 }
 
 /// An error and its causes, as one line: `a: b: c`.

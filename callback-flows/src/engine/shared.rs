@@ -95,6 +95,8 @@ pub(super) struct Op {
     /// Failed attempts of a step, as journaled.
     pub(super) attempts: u32,
     pub(super) last_error: Option<Arc<str>>,
+    /// The place in a script that waits for it.
+    pub(super) at: Option<Arc<str>>,
     /// The intent to run it once is in the journal: since this life, or since an earlier one.
     pub(super) intent: Option<Life>,
     /// The item that a sabotaged engine has given to whoever waited.
@@ -468,6 +470,7 @@ impl Shared {
             has_started: false,
             attempts: 0,
             last_error: None,
+            at: None,
             intent: None,
             #[cfg(test)]
             given: None,
@@ -686,6 +689,14 @@ impl Ticket {
         if let Some(op) = self.shared.state.lock().op(self.index) {
             op.attempts = attempt;
             op.last_error = Some(error);
+        }
+    }
+
+    /// Names the place in a script that waits for it, for the flow's status.
+    #[cfg(feature = "rhai")]
+    pub(crate) fn show_at(&self, place: Arc<str>) {
+        if let Some(op) = self.shared.state.lock().op(self.index) {
+            op.at = Some(place);
         }
     }
 

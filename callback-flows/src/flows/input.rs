@@ -13,6 +13,18 @@ use crate::instance::Answer;
 /// A check of an application's own of the input of its flows, as JSON.
 pub(super) type Validate = dyn Fn(&[u8]) -> Result<(), FlowsError> + Send + Sync;
 
+/// What becomes of an input before it is stored.
+#[cfg(feature = "rhai")]
+pub(crate) struct Prepare {
+    /// Makes what is stored of what was asked for, or refuses it.
+    pub(crate) prepare: Box<PrepareInput>,
+    /// Tells whether two stored inputs were asked for alike.
+    pub(crate) is_same: fn(&[u8], &[u8]) -> bool,
+}
+
+#[cfg(feature = "rhai")]
+type PrepareInput = dyn Fn(&[u8]) -> Result<Bytes, FlowsError> + Send + Sync;
+
 /// The reason why an application's check does not take an input: [`FlowsBuilder::validate`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {reason}")]
@@ -69,12 +81,32 @@ impl FlowsBuilder {
     }
 }
 
+#[cfg(feature = "rhai")]
+impl FlowsBuilder {
+    /// Registers the code of a flow whose input is prepared before it is stored.
+    pub(crate) fn add_prepared<I, O, F, Fut>(&mut self, name: &str, code: F, prepare: Prepare)
+    where
+        F: Fn(crate::Flow, I) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = crate::FlowResult<O>> + Send + 'static,
+        I: for<'de> serde::Deserialize<'de> + Send + 'static,
+        O: serde::Serialize + 'static,
+    {
+        *self = self.clone().flow(name, 1, code);
+        self.registry.prepares.insert(name.to_owned(), Arc::new(prepare));
+    }
+}
+
 impl Flows {
     /// Starts a flow with an input that is JSON already: [`start`](Flows::start).
     pub(crate) async fn start_json(&self, name: &str, id: &str, input: Bytes) -> Result<Started, FlowsError> {
         let unknown = || FlowsError::UnknownFlow(name.into());
         let versions = self.registry.flows.get(name).ok_or_else(unknown)?;
         let flow = identity(name, id)?;
+        #[cfg(feature = "rhai")]
+        let input = match self.registry.prepares.get(name) {
+            Some(prepare) => (prepare.prepare)(&input)?,
+            None => input,
+        };
         fits("the input", input.len(), self.registry.limits.value_bytes)?;
         let (version, newest) = versions.last_key_value().ok_or_else(unknown)?;
         (newest.check)(&input).map_err(|source| FlowsError::Input { flow: name.into(), source })?;
@@ -82,21 +114,38 @@ impl Flows {
             validate(&input)?;
         }
         let (hash, size) = (hash_of(&input), input.len());
-        let command = Command::Start { version: *version, input, parent: None };
+        let command = Command::Start { version: *version, input: input.clone(), parent: None };
         match self.ask(&flow, command.clone()).await? {
             Some(Answer::Done) => return Ok(Started::New),
             Some(Answer::Already) => return Ok(Started::Already),
-            Some(_) => return Err(FlowsError::Conflict),
+            Some(_) => return self.conflict(name, id, &input).await,
             None => {}
         }
         // Its owner may have it already.
         match self.status(&flow).await? {
             Some(status) if status.input == hash => return Ok(Started::Already),
-            Some(_) => return Err(FlowsError::Conflict),
+            Some(_) => return self.conflict(name, id, &input).await,
             None => {}
         }
         fits("an input that is stored for the owner of its flow", size, MAX_POSTED_BYTES)?;
         self.post(&flow, Some("start".into()), command).await?;
         Ok(Started::Posted)
+    }
+
+    /// The answer where a flow of that ID was begun with another input: one that was prepared may differ from what it would be now.
+    async fn conflict(&self, name: &str, id: &str, input: &[u8]) -> Result<Started, FlowsError> {
+        #[cfg(feature = "rhai")]
+        if let Some(prepare) = self.registry.prepares.get(name) {
+            match self.journal(name, id).await {
+                Ok(journal) if journal.input().is_some_and(|stored| (prepare.is_same)(stored, input)) => {
+                    return Ok(Started::Already);
+                }
+                Err(error @ FlowsError::Unavailable(_)) => return Err(error),
+                _ => {}
+            }
+        }
+        #[cfg(not(feature = "rhai"))]
+        let _ = (name, id, input);
+        Err(FlowsError::Conflict)
     }
 }

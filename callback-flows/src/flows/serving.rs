@@ -125,7 +125,7 @@ impl Flows {
 /// The path to the first place at which two values differ; `None` if they are the same.
 fn first_difference(one: &Value, other: &Value) -> Option<String> {
     let within = |key: String, rest: String| match rest.chars().next() {
-        None | Some('[') => key + &rest,
+        None | Some('[') => key + &*rest,
         Some(_) => format!("{key}.{rest}"),
     };
     match (one, other) {

@@ -215,7 +215,7 @@ mod tests {
         let wait = |name: &str| {
             let name = name.to_owned();
             let since = Timestamp::UNIX_EPOCH;
-            let shown = Awaited::new(&Waiting { name, since, until: None, attempts: 0, last_error: None });
+            let shown = Awaited::new(&Waiting { name, since, until: None, attempts: 0, last_error: None, at: None });
             (shown.kind, shown.name)
         };
         assert_eq!(wait("callback:accepted#0"), ("callback".into(), "accepted".into()));

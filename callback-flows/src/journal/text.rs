@@ -73,6 +73,15 @@ impl Journal {
         &self.id
     }
 
+    /// The input that it began with.
+    #[cfg(feature = "rhai")]
+    pub(crate) fn input(&self) -> Option<&[u8]> {
+        self.pages.iter().flat_map(|page| &page.entries).find_map(|entry| match &entry.event {
+            Event::Start { input, .. } | Event::Continued { input, .. } => Some(&**input),
+            _ => None,
+        })
+    }
+
     /// The version of the code that it began with; 0 if it has no start.
     #[must_use]
     pub fn version(&self) -> u32 {

@@ -74,7 +74,7 @@ async fn refused(app: &App, seen: &Seen, url: &str) -> String {
     }
     let started =
         app.ask(seen, "PUT", "/flows/hook/other").header("authorization", SECRET).json(json!({ "a": 1 })).await;
-    answers + &String::from_utf8_lossy(&started.body)
+    answers + &*String::from_utf8_lossy(&started.body)
 }
 
 #[tokio::test(start_paused = true)]
