@@ -96,7 +96,7 @@ pub use journal::Journal;
 pub use policy::CallbackPolicy;
 pub use signal::Signal;
 pub use status::{Outcome, State, Status, Waiting};
-pub use step::{Fatal, Retry, RetryAfter, Step, StepCx, StepError};
+pub use step::{Fatal, Retry, Step, StepCx, StepError};
 pub use timer::{Elapsed, Sleep};
 pub use token::{KeyError, UrlKeys};
 pub use verify::{Unverified, Verify};

@@ -151,26 +151,29 @@ impl Error for Fatal {
 /// cause of another.
 ///
 /// The wait counts by the [`Retry`] of the step too: an attempt that it leaves no time for is not made.
+#[cfg(feature = "rhai")]
 #[derive(Debug)]
-pub struct RetryAfter {
+pub(crate) struct RetryAfter {
     wait: Duration,
     error: Box<dyn Error + Send + Sync>,
 }
 
+#[cfg(feature = "rhai")]
 impl RetryAfter {
     /// Wraps an error after which this time is to pass.
-    #[must_use]
-    pub fn new(wait: Duration, error: impl Into<Box<dyn Error + Send + Sync>>) -> RetryAfter {
+    pub(crate) fn new(wait: Duration, error: impl Into<Box<dyn Error + Send + Sync>>) -> RetryAfter {
         RetryAfter { wait, error: error.into() }
     }
 }
 
+#[cfg(feature = "rhai")]
 impl fmt::Display for RetryAfter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.error.fmt(f)
     }
 }
 
+#[cfg(feature = "rhai")]
 impl Error for RetryAfter {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         self.error.source()
@@ -452,7 +455,13 @@ fn is_fatal(error: &(dyn Error + Send + Sync + 'static)) -> bool {
 
 /// The time that is to pass before the next attempt, whatever else is said.
 fn least_wait(error: &(dyn Error + Send + Sync + 'static)) -> Duration {
-    causes(error).find_map(|cause| cause.downcast_ref::<RetryAfter>()).map_or(Duration::ZERO, |after| after.wait)
+    #[cfg(feature = "rhai")]
+    if let Some(after) = causes(error).find_map(|cause| cause.downcast_ref::<RetryAfter>()) {
+        return after.wait;
+    }
+    #[cfg(not(feature = "rhai"))]
+    let _ = error;
+    Duration::ZERO
 }
 
 /// An error and its causes, as one line: `a: b: c`.

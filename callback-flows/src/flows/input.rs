@@ -13,7 +13,7 @@ use crate::instance::Answer;
 /// A check of an application's own of the input of its flows, as JSON.
 pub(super) type Validate = dyn Fn(&[u8]) -> Result<(), FlowsError> + Send + Sync;
 
-/// What becomes of an input before it is stored.
+/// The way in which an input becomes what is stored.
 #[cfg(feature = "rhai")]
 pub(crate) struct Prepare {
     /// Makes what is stored of what was asked for, or refuses it.

@@ -1,6 +1,8 @@
 //! Scripts that would harm their host: they fail with the reason, and the host goes on.
 
 use callback_flows::BlockedKind;
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use callback_flows::script::CallError;
 use callback_flows::testing::{TestError, TestFlows};
 use serde_json::json;
@@ -75,5 +77,27 @@ async fn a_host_function_that_panics_blocks_the_flow_which_is_not_lost() {
         // What wakes it up may see it end.
         let _ = t.ask(async |flows| flows.resume("script", "1").await).await;
         assert_eq!(ended(&t).await, Ok(json!(2)), "it goes on when that is mended");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_script_that_asks_for_something_else_than_its_record_says_is_blocked_with_its_place() {
+    for (main, says) in [
+        (
+            "ask(0);\n  ask(dice());\nask(3);",
+            "main.rhai:2:3: it asks for `ask` with other arguments where its record has `ask`",
+        ),
+        ("if dice() % 2 == 1 { ask(0); } else {\n sleep(1); }\nask(3);", "where its record has `"),
+    ] {
+        let (t, drawn) = (TestFlows::new(), AtomicU32::new(0));
+        let scripts = functions(&Partner::echo()).functions(move |engine| {
+            // No function of its arguments alone, as those of a host have to be.
+            engine.register_fn("dice", move || i64::from(drawn.fetch_add(1, Ordering::Relaxed)));
+        });
+        t.deploy(flows(scripts.script("main", main))).await.unwrap();
+        t.start("script", "1", &input("main", json!({}))).await.unwrap();
+        let Err(TestError::Blocked { why, .. }) = t.ended("script", "1").await else { panic!("it is not blocked") };
+        assert_eq!(why.kind(), BlockedKind::Differs);
+        assert!(why.message().contains(says) && why.message().starts_with("main.rhai:"), "{why}");
     }
 }
