@@ -27,7 +27,7 @@ use super::start::{FORMAT, RHAI, Row};
 use super::value::{to_json, to_script};
 use crate::blocked::{Blocked, BlockedKind};
 use crate::callback::{NextRaw, Received};
-use crate::engine::{Kind, timer_name};
+use crate::engine::{Kind, Ticket, timer_name};
 use crate::flow::{Flow, FlowError, FlowResult};
 use crate::hash::short_hash;
 use crate::journal::Detail;
@@ -64,6 +64,8 @@ struct Drive {
     /// The variables of all scripts.
     args: Vec<(String, Dynamic)>,
     context: Map<String, Value>,
+    /// The callbacks, with their URLs, that scripts have left open.
+    callbacks: Vec<(Arc<Ticket>, String)>,
     /// The number of scripts that have begun.
     begun: u32,
     /// Operations that may still be asked for.
@@ -102,6 +104,7 @@ pub(super) async fn drive(host: Arc<Host>, flow: Flow, row: Row) -> FlowResult<V
         set,
         args,
         context: Map::new(),
+        callbacks: Vec::new(),
         begun: 0,
         left: MAX_ASKED,
         under_way: FuturesUnordered::new(),
@@ -157,7 +160,11 @@ impl Drive {
 
     /// Runs one script to its end, and gives its value.
     async fn script(&mut self, instance: Arc<Mutex<Instance>>, waiting: &mut VecDeque<Instance>) -> FlowResult<Value> {
-        instance.lock().context.clone_from(&self.context);
+        {
+            let mut instance = instance.lock();
+            instance.context.clone_from(&self.context);
+            instance.callbacks = std::mem::take(&mut self.callbacks);
+        }
         loop {
             let outcome = self.run(&instance);
             let Outcome { ended, context, asked, dispatched, .. } = outcome;
@@ -189,7 +196,9 @@ impl Drive {
                 };
                 say_over("succeeded");
                 self.context = context;
-                instance.lock().record.close_all();
+                let mut instance = instance.lock();
+                self.callbacks = std::mem::take(&mut instance.callbacks);
+                self.callbacks.extend(instance.record.take_callbacks());
                 return Ok(value);
             }
             for asked in asked {

@@ -93,13 +93,12 @@ impl Record {
         }
     }
 
-    /// Closes the callbacks that are open.
-    pub(super) fn close_all(&mut self) {
-        for recorded in self.0.values_mut() {
-            if let Some(Answer::Callback(ticket, _)) = &mut recorded.answer {
-                *ticket = None;
-            }
-        }
+    /// The callbacks that its script leaves open, which are not its own from here on.
+    pub(super) fn take_callbacks(&mut self) -> impl Iterator<Item = (Arc<Ticket>, String)> {
+        self.0.values_mut().filter_map(|recorded| match &mut recorded.answer {
+            Some(Answer::Callback(ticket, url)) => Some((ticket.take()?, url.clone())),
+            _ => None,
+        })
     }
 
     pub(super) fn len(&self) -> usize {
@@ -118,6 +117,8 @@ pub(super) struct Instance {
     /// The context as it was when it began.
     pub(super) context: Map<String, Value>,
     pub(super) record: Record,
+    /// The callbacks, with their URLs, that scripts before it have left open and that it has not asked for.
+    pub(super) callbacks: Vec<(Arc<Ticket>, String)>,
     /// The number of things that it has said in an earlier run, by the branches that it was said in.
     pub(super) said: BTreeMap<String, u32>,
     /// The closures to undo something that the flow knows of.
@@ -165,6 +166,7 @@ pub(super) struct Run {
     pub(super) compiled: Arc<Compiled>,
     pub(super) context: Map<String, Value>,
     record: Record,
+    callbacks: Vec<(Arc<Ticket>, String)>,
     /// The branch that runs: a prefix of paths, and the number of the next question in it.
     branch: String,
     next: u32,
@@ -233,6 +235,7 @@ impl Runner<'_> {
             compiled: self.compiled.clone(),
             context: instance.context.clone(),
             record: std::mem::take(&mut instance.record),
+            callbacks: std::mem::take(&mut instance.callbacks),
             branch: String::new(),
             next: 0,
             left,
@@ -253,7 +256,7 @@ impl Runner<'_> {
         }
         let run = RUN.take().expect("nobody else takes it");
         drop(cleared);
-        (instance.record, instance.said) = (run.record, run.said);
+        (instance.record, instance.callbacks, instance.said) = (run.record, run.callbacks, run.said);
         let undos = run.undos.into_iter().map(|undo| undo.place).collect();
         Outcome { ended, context: run.context, asked: run.asked, dispatched: run.dispatched, undos }
     }
@@ -452,8 +455,13 @@ impl Run {
         Ok(())
     }
 
-    /// Opens a callback.
+    /// Opens a callback, or goes on with that of the name which a script before this one has left open.
     pub(super) fn open(&mut self, name: &str, ticket: impl FnOnce(&Flow) -> Ticket) -> Result<Answer, String> {
+        let left_open = |(ticket, _): &(Arc<Ticket>, String)| crate::engine::is_callback_named(ticket.key(), name);
+        if let Some(at) = self.callbacks.iter().position(left_open) {
+            let (ticket, url) = self.callbacks.swap_remove(at);
+            return Ok(Answer::Callback(Some(ticket), url));
+        }
         let is_open = self.record.0.values().any(|recorded| {
             let is_of = |ticket: &Arc<Ticket>| crate::engine::is_callback_named(ticket.key(), name);
             matches!(&recorded.answer, Some(Answer::Callback(Some(ticket), _)) if is_of(ticket))

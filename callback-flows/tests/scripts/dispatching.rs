@@ -1,6 +1,7 @@
 //! Calls that a script does not wait for, and the scripts that their answers begin.
 
 use callback_flows::script::CallError;
+use callback_flows::Call;
 use callback_flows::testing::{TestFlows, crash_everywhere};
 use serde_json::json;
 
@@ -68,4 +69,31 @@ async fn a_response_script_that_fails_fails_the_flow_and_what_was_registered_is_
     t.start("script", "1", &input("main", json!({}))).await.unwrap();
     assert_eq!(ended(&t).await, Err("new_create_customer_response.rhai:2:3: cus_ada".into()));
     assert_eq!(partner.calls().last().unwrap(), &("ask".to_owned(), json!("undone")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_callback_that_a_script_leaves_open_is_the_same_one_in_the_scripts_that_answers_begin() {
+    let deaths = crash_everywhere(async |t: &TestFlows| {
+        let partner = partner();
+        let scripts = functions(&partner)
+            .script("main", "new_customer().name(callback(\"paid\").url).create();")
+            .script("new_create_customer_response", "ask(1); new_payment_intent().customer(\"poor\").create();")
+            .script("new_create_customer_error", CUSTOMER_ERROR)
+            .script("new_create_payment_intent_response", INTENT)
+            .script(
+                "new_create_payment_intent_error",
+                "let paid = callback(\"paid\"); let calls = [paid.next(), paid.next()]; paid.close(); set_context(\"calls\", calls);",
+            );
+        t.deploy(flows(scripts)).await.unwrap();
+        t.start("script", "1", &input("main", json!({}))).await.unwrap();
+        t.run_until_parked().await.unwrap();
+        // The partner was given its URL by the first script, and calls it twice.
+        let url = partner.calls()[0].1["name"].as_str().unwrap().to_owned();
+        for call in ["1", "2"] {
+            t.deliver(&url, Call::new(call).id(call)).await.unwrap();
+        }
+        assert_eq!(ended(t).await, Ok(json!({ "calls": [1, 2] })));
+    })
+    .await;
+    assert!(deaths >= 8, "{deaths}");
 }
