@@ -186,6 +186,21 @@ fn the_guide_to_flows_shows_and_counts_the_two_services_as_they_are() {
     }
 }
 
+#[test]
+fn the_guide_to_scripts_shows_those_of_the_example_as_they_are() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let guide = std::fs::read_to_string(root.join("docs/scripts.md")).unwrap();
+    let section = guide.split("\n## ").find(|section| section.starts_with("From blocking calls")).unwrap();
+    let scripts = std::fs::read_dir(root.join("examples/payments/flows")).unwrap();
+    let scripts: Vec<_> = scripts.map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap()).collect();
+    let shown: Vec<_> =
+        section.split("```rhai example\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert!(shown.len() > 3, "only {} scripts are shown", shown.len());
+    for script in shown {
+        assert!(scripts.iter().any(|known| known == script), "the example has no such script: {script}");
+    }
+}
+
 /// The sources of the flows, with texts that go over several lines joined.
 fn flow_sources() -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::doors::Doors;
 use crate::fakes::{self, Entry, Fakes};
-use crate::server::Private;
+use crate::hosts::{Hosts, stop};
 use crate::service::{BROKER, View};
 use crate::store::Kind;
 use crate::verdict::Report;
@@ -40,49 +40,6 @@ pub(crate) struct Options {
     pub(crate) hosts: usize,
 }
 
-/// The hosts, and the server they share if they share one.
-struct Service {
-    hosts: Vec<HostProcess>,
-    _server: Option<Private>,
-}
-
-impl Service {
-    async fn start(options: &Options, data: &Path, world: &str) -> Result<Service, BoxError> {
-        let limit = options.limit.as_millis().to_string();
-        let mut shared: Vec<String> = ["serve", "--world", world, "--limit-ms", &limit].map(str::to_owned).into();
-        let mut server = None;
-        if options.store == Kind::Fjall {
-            shared.extend(["--data".to_owned(), data.join("host").display().to_string()]);
-        } else {
-            let private = Private::start(options.store).await?;
-            shared.extend(["--store", options.store.name(), "--url", &private.url()].map(str::to_owned));
-            server = Some(private);
-        }
-        let hosts = (0..options.hosts).map(|_| HostProcess::new(shared.iter().map(Into::into)));
-        let mut hosts = hosts.collect::<Result<Vec<_>, _>>()?;
-        let fleet: Vec<_> = hosts.iter().map(|host| host.address().to_string()).collect();
-        for host in &mut hosts {
-            if server.is_some() {
-                host.add_args(["--fleet".into(), fleet.join(",").into()]);
-            }
-            host.start().await?;
-        }
-        Ok(Service { hosts, _server: server })
-    }
-
-    async fn stop(mut self) -> Result<(), BoxError> {
-        for host in &mut self.hosts {
-            stop(host).await?;
-        }
-        Ok(())
-    }
-}
-
-async fn stop(host: &mut HostProcess) -> Result<(), BoxError> {
-    let ended = host.stop().await?;
-    if ended.success() { Ok(()) } else { Err(format!("asked to stop, a host ended with {ended}").into()) }
-}
-
 /// Runs the drill with its data in `data`.
 pub(crate) async fn run(options: &Options, data: &Path) -> Result<Report, BoxError> {
     let say = |line: String| {
@@ -93,7 +50,9 @@ pub(crate) async fn run(options: &Options, data: &Path) -> Result<Report, BoxErr
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let world = format!("http://{}/", listener.local_addr()?);
     let began = Instant::now();
-    let mut service = Service::start(options, data, &world).await?;
+    let limit = options.limit.as_millis().to_string();
+    let args = ["serve", "--world", &world, "--limit-ms", &limit].map(str::to_owned);
+    let mut service = Hosts::start(options.store, options.hosts, data, args.into()).await?;
     let doors = Doors::new(service.hosts.iter().map(HostProcess::url));
     let fakes = Fakes {
         ledger: Arc::new(Mutex::new(fakes::plans(options.orders, options.seed))),

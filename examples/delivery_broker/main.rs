@@ -12,6 +12,7 @@
 mod broker;
 mod drill;
 mod fakes;
+mod hosts;
 mod service;
 mod verdict;
 

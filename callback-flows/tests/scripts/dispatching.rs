@@ -1,7 +1,7 @@
 //! Calls that a script does not wait for, and the scripts that their answers begin.
 
-use callback_flows::script::CallError;
 use callback_flows::Call;
+use callback_flows::script::CallError;
 use callback_flows::testing::{TestFlows, crash_everywhere};
 use serde_json::json;
 
