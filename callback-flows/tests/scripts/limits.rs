@@ -101,3 +101,25 @@ async fn a_script_that_asks_for_something_else_than_its_record_says_is_blocked_w
         assert!(why.message().contains(says) && why.message().starts_with("main.rhai:"), "{why}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn no_script_calls_itself_so_deep_that_its_thread_has_no_stack_left() {
+    let deep = |within: &str, times: usize| format!("{}{within}{}", "1 + (".repeat(times), ")".repeat(times));
+    for main in [
+        format!("fn f(n) {{ {} }}\nf(0)", deep("f(n)", 25)),
+        format!("fn f(n) {{ [n].map(|n| {})[0] }}\nf(0)", deep("f(n)", 20)),
+        format!("fn f(n) {{ all([|| {}])[0] }}\nf(0)", deep("f(n)", 20)),
+        "fn f(n) { try { f(n) } catch (e) { f(n) } }\nf(0)".to_owned(),
+        "fn f(n) { if true { for m in 0..1 { while true { switch n { 0 => f(n) } } } } }\nf(0)".to_owned(),
+        "fn f(n) { [n].map(|n| [n].map(|n| [n].map(|n| f(n)))) }\nf(0)".to_owned(),
+        "fn f(n) { let g = || f(n); [1, 2].sort(|a, b| g.call()); g.call() }\nf(0)".to_owned(),
+    ] {
+        let main: &'static str = Box::leak(main.into_boxed_str());
+        let failed = result_of(main, json!({})).await.unwrap_err();
+        assert!(failed.contains("Stack overflow") || failed.contains("operations"), "{main}: {failed}");
+    }
+    // And what is so deep that it is not even compiled.
+    let main: &'static str = Box::leak(deep("1", 100).into_boxed_str());
+    let refused = functions(&Partner::echo()).script("main", main).check().unwrap_err();
+    assert!(refused.reason().contains("complexity"), "{refused}");
+}
