@@ -51,7 +51,7 @@ pub async fn serve(listener: TcpListener, app: Router, stop: impl Future<Output 
 }
 
 /// Reads the body before anything else, also where nobody looks at it: so none is too large and overlooked.
-async fn bounded(request: Request, next: Next) -> Result<Response, StatusCode> {
+pub(crate) async fn bounded(request: Request, next: Next) -> Result<Response, StatusCode> {
     let (parts, body) = request.into_parts();
     // One that is announced as much too large is not read at all: a client that asks first need not send it.
     let is_hopeless = body.size_hint().lower() > 8 * BODY as u64;

@@ -7,16 +7,20 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, Bytes};
+use axum::extract::Request;
+use axum::http::StatusCode;
 use axum::routing::get;
+use axum::{Router, middleware};
 use futures_util::stream;
+use hyper::service::Service;
+use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use crate::http::{BODY, HEADER, PER_CLIENT, serve};
+use crate::http::{BODY, HEADER, PER_CLIENT, bounded, serve};
 use crate::taken::TAKEN;
 
 /// The limit of anything here: it is there so that a test that would wait for ever fails.
@@ -217,4 +221,21 @@ async fn headers_that_are_too_large_are_refused() {
         timeout(PATIENCE, stream.read_exact(&mut answer)).await.expect("it is answered").expect("it says why");
         assert_eq!(std::str::from_utf8(&answer).expect("text"), format!("HTTP/1.1 {status}"));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_may_take_as_long_as_a_client_may_ask_to_wait_and_a_body_may_not() {
+    let slow = |seconds| get(move || tokio::time::sleep(Duration::from_secs(seconds)));
+    let app = Router::new().route("/waits", slow(30)).route("/hangs", slow(300)).route("/", get("yes").post("yes"));
+    let app = TowerToHyperService::new(app.layer(middleware::from_fn(bounded)));
+    let ask = async |method: &str, path: &str, body: Body| {
+        let request = Request::builder().method(method).uri(path).body(body).expect("a request");
+        app.call(request).await.expect("an answer").status()
+    };
+    assert_eq!(ask("GET", "/waits", Body::empty()).await, StatusCode::OK);
+    assert_eq!(ask("GET", "/hangs", Body::empty()).await, StatusCode::REQUEST_TIMEOUT);
+    let endless = Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>());
+    let began = tokio::time::Instant::now();
+    assert_eq!(ask("POST", "/", endless).await, StatusCode::REQUEST_TIMEOUT);
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
 }
