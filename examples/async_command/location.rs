@@ -55,7 +55,7 @@ struct Failure {
     reason: String,
 }
 
-/// Those who are asked on the way.
+/// The instances that are asked on the way.
 #[derive(Debug, Clone)]
 pub(crate) struct World {
     pub(crate) names: Interface<Name>,

@@ -77,7 +77,7 @@ pub(crate) fn index(form: &Form, locations: &[Location]) -> Html<String> {
     let invalid = |field: &str| if wrong_at(field).is_empty() { "" } else { " aria-invalid=\"true\" autofocus" };
     let failed = match &*form.failed {
         "" => String::new(),
-        why => format!("<strong>There is no location of this.</strong> {}", escaped(why)),
+        why => format!("<strong>“{}” was not created.</strong> {}", escaped(form.name.trim()), escaped(why)),
     };
     let hidden = |is_hidden: bool| if is_hidden { " hidden" } else { "" };
     let main = fill(

@@ -1,4 +1,4 @@
-//! Those whom a flow asks: the registry of names, a partner, and the atlas, which is what is read.
+//! The world around a flow: the registry of names, a partner, and the atlas, which is what is read.
 //!
 //! Each is an interface of its own, and knows nothing of flows, but that the atlas tells one that its location is written. The partner
 //! is played here; it would be a service of somebody else.

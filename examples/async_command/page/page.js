@@ -64,7 +64,7 @@ async function ask(id, options, suffix = "") {
   try {
     const answer = await fetch(`/flows/location/${encodeURIComponent(id)}${suffix}`, {...options, cache: "no-store"});
     isConnected(answer.status < 500);
-    if (answer.status >= 500 || answer.status === 429) return null;
+    if (answer.status >= 500 || answer.status === 408 || answer.status === 429) return null;
     const type = answer.headers.get("content-type") ?? "";
     return {status: answer.status, body: type.includes("json") ? await answer.json() : null};
   } catch {
@@ -170,12 +170,12 @@ function showList(all) {
   for (const row of list.querySelectorAll("[data-own]")) {
     if (all.some(command => command.id === row.dataset.id)) continue;
     // One that is there stays there: it was only seen in another tab.
-    if (row.dataset.stage === "succeeded") delete row.dataset.own; else row.remove();
+    if (row.dataset.stage === "succeeded") delete row.dataset.own; else remove(row);
   }
   for (const command of [...all].reverse()) {
     let row = [...list.children].find(row => row.dataset.id === command.id);
     if (row && !("own" in row.dataset)) continue;
-    if (command.id === current.id && isWrong(command)) { row?.remove(); continue; }
+    if (command.id === current.id && isWrong(command)) { if (row) remove(row); continue; }
     if (!row) {
       row = element("li");
       Object.assign(row.dataset, {id: command.id, own: ""});
@@ -184,6 +184,7 @@ function showList(all) {
     const stage = isUnderWay(command) && command.slow ? "slow" : command.state;
     const detail = isWrong(command) ? command.wrong.reason : isUnderWay(command) ? command.progress ?? "" : command.input.description;
     if (row.dataset.stage !== stage) {
+      const hadFocus = row.contains(document.activeElement);
       row.dataset.stage = stage;
       const name = command.state === "succeeded" ? link(command, command.input.name) : element("span", "", command.input.name);
       const [kind, text] = isWrong(command) ? ["bad", "Not created"] : isUnderWay(command) ? ["wait", "Creating…"] : ["ready", "Ready"];
@@ -195,10 +196,18 @@ function showList(all) {
         row.append(actions(edit, button("Dismiss", () => { commands.forget(command.id); go(); })));
       }
       row.querySelectorAll("button").forEach(made => made.setAttribute("aria-label", `${made.textContent}: ${command.input.name}`));
+      if (hadFocus) row.querySelector("a, button")?.focus();
     }
     row.querySelector("p").textContent = detail;
   }
   $("none").hidden = list.children.length > 0;
+}
+
+/** Takes a line away. What had the focus in it leaves it to the form. */
+function remove(row) {
+  const hadFocus = row.contains(document.activeElement);
+  row.remove();
+  if (hadFocus) form.elements.name.focus();
 }
 
 function actions(...buttons) {
@@ -206,6 +215,8 @@ function actions(...buttons) {
   made.append(...buttons);
   return made;
 }
+
+let wrongId;                  // the command with which the form says that something is wrong
 
 /** What has become of the command that the form has sent. */
 function showCurrent(command) {
@@ -218,6 +229,8 @@ function showCurrent(command) {
   if (isWaiting) {
     show(status, "status", spinner, `Creating ${quoted(command)}…`);
   } else if (isUnderWay(command)) {
+    // Free for another. Should this one fail, it is filled again.
+    if (isStill(command.input)) form.reset();
     show(status, "status wait", spinner, `${quoted(command)} will be ready shortly. You may leave this page: it goes on, and you find it here.`);
   } else if (command.state === "succeeded") {
     settle(command);
@@ -230,13 +243,9 @@ function showCurrent(command) {
     show(status, "status", `${quoted(command)} was cancelled, and nothing of it is left.`);
   } else {
     show(status, "status");
-    current.id = undefined;
-    if (isBlank() || isStill(command.input)) {
-      // Here it is said, and nowhere else.
-      commands.forget(command.id);
-      fill(command.input);
-      sayWrong(command);
-    }
+    if (wrongId === command.id) return;
+    // Here it is said, and nowhere else, until the form is sent again; but what is written meanwhile is not written over.
+    if (isBlank() || isStill(command.input)) { wrongId = command.id; fill(command.input); sayWrong(command); } else current.id = undefined;
   }
 }
 
@@ -278,7 +287,8 @@ function fill(input) {
 }
 
 /** Says what is wrong: at its field, if there is one, and else above the form. */
-function sayWrong({wrong}) {
+function sayWrong(command) {
+  const {wrong} = command;
   const field = wrong.field && $(wrong.field), place = $(`${wrong.field}-wrong`);
   if (field && place) {
     place.textContent = wrong.reason;
@@ -286,7 +296,7 @@ function sayWrong({wrong}) {
     field.focus();
     return;
   }
-  $("failed").replaceChildren(element("strong", "", "There is no location of this."), ` ${wrong.reason} You may change it, and send it again.`);
+  $("failed").replaceChildren(element("strong", "", `${quoted(command)} was not created.`), ` ${wrong.reason} You may change it, and send it again.`);
   $("failed").hidden = false;
   $("failed").focus();
 }
@@ -301,11 +311,12 @@ function submit(event) {
   event.preventDefault();
   const before = commands.get(current.id);
   if (before && isUnderWay(before) && !before.slow) return;
+  if (before && isWrong(before)) commands.forget(before.id);
   sayNothingIsWrong();
   show($("status"), "status");
   const input = read();
   if (!Number.isInteger(input.slow) || input.slow < 0) {
-    sayWrong({wrong: {field: "slow", reason: "A number of seconds, such as 5."}});
+    sayWrong({input, wrong: {field: "slow", reason: "A number of seconds, such as 5."}});
     return;
   }
   const id = [...crypto.getRandomValues(new Uint8Array(16))].map(byte => byte.toString(16).padStart(2, "0")).join("");
