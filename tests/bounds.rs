@@ -82,7 +82,7 @@ async fn when_no_instance_can_leave_new_ones_are_refused_at_once_until_one_can()
     let busy: Vec<_> = ["a", "b"].into_iter().map(|id| spawn(&site.probes, id, wait(SECOND))).collect();
     world.settle().await;
     let refused = now_or_never(site.probes.request("c", life())).await.expect("refused at once");
-    assert!(matches!(refused, Err(RequestError::Overloaded("instances in memory"))));
+    assert!(matches!(refused, Err(RequestError::Overloaded(what)) if what == "instances in memory"));
     let more = spawn(&site.probes, "a", life());
     for request in busy {
         request.await.unwrap().unwrap();
@@ -276,7 +276,9 @@ async fn a_full_queue_of_writes_refuses_new_handlers_at_once_and_nothing_that_be
         let request = spawn(&site.probes, id, put("k", 1));
         world.settle().await;
         if request.is_finished() {
-            assert!(matches!(request.await.unwrap(), Err(RequestError::Overloaded("writes to the store"))));
+            assert!(
+                matches!(request.await.unwrap(), Err(RequestError::Overloaded(what)) if what == "writes to the store")
+            );
             refused += 1;
         } else {
             accepted.push((id, request));
@@ -310,7 +312,9 @@ async fn large_values_before_a_hanging_store_are_refused_when_they_have_filled_t
             let request = spawn(&site.probes, &format!("i-{i}"), large());
             world.settle().await;
             if request.is_finished() {
-                assert!(matches!(request.await.unwrap(), Err(RequestError::Overloaded("writes to the store"))));
+                assert!(
+                    matches!(request.await.unwrap(), Err(RequestError::Overloaded(what)) if what == "writes to the store")
+                );
                 refused += 1;
             } else {
                 accepted.push(request);

@@ -173,7 +173,7 @@ async fn settings_count_in_whatever_order_they_and_the_interfaces_are_given() {
             .await
             .unwrap_or_else(|error| panic!("{error}, given {given:?}"));
         let refused = probes.connect("a", "").await;
-        assert!(matches!(refused, Err(RequestError::Overloaded("connections"))), "{given:?}");
+        assert!(matches!(refused, Err(RequestError::Overloaded(what)) if what == "connections"), "{given:?}");
         world.pass(10 * SECOND).await;
         assert!(world.script.fired().iter().all(|fired| (1_000..1_005).contains(&fired.at)), "{given:?}");
         assert!(world.script.fired().len() == 1 && world.store.calls(Method::Renew) >= 9, "{given:?}");

@@ -14,7 +14,7 @@ use metrics::{
 };
 use parking_lot::Mutex;
 use stable_interfaces::store::{DamageReason, Damaged};
-use stable_interfaces::testing::{Fault, Method};
+use stable_interfaces::testing::{Fault, MemoryNetwork, Method};
 use stable_interfaces::{
     Context, ContextError, Fleet, Handle, Health, Host, MemoryStore, NewPost, RetryPolicy, StableInterface, StoreError,
 };
@@ -172,6 +172,27 @@ async fn a_bit_of_everything() {
     assert_eq!(last.host.health(), Health::StoreLost);
 }
 
+/// Makes requests go to another host, which is not always there.
+async fn through_another_door() {
+    let (world, network) = (World::in_memory(), MemoryNetwork::new());
+    let fleet = Fleet::new(["zero", "one"], 32).unwrap();
+    let member = async |name: &str| {
+        let mut host = world.member(name, &fleet).transport(network.transport());
+        let blockers = host.interface(|_| Blocker).forward::<Duration>("block").register().unwrap();
+        (host.start().await.unwrap(), blockers)
+    };
+    let (zero, blockers) = member("zero").await;
+    let _one = member("one").await;
+    let id = (0..).map(|n| n.to_string()).find(|id| !zero.owns(id).unwrap()).unwrap();
+    network.cut("zero", "one", true);
+    let waiting = blockers.request(&id, Duration::ZERO);
+    let (answer, ()) = tokio::join!(waiting, async {
+        world.pass(SECOND).await;
+        network.cut("zero", "one", false);
+    });
+    answer.unwrap();
+}
+
 /// Makes flows do everything that is counted.
 async fn flows_of_every_kind() {
     let world = World::in_memory();
@@ -219,6 +240,7 @@ fn every_documented_metric_is_emitted_and_nothing_else() {
     let paused = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     paused.block_on(system_tests::in_time(a_bit_of_everything()));
     paused.block_on(system_tests::in_time(flows_of_every_kind()));
+    paused.block_on(system_tests::in_time(through_another_door()));
     // Only the machine's own clock shows who blocks a thread.
     let real = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     real.block_on(async {

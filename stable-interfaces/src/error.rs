@@ -45,9 +45,16 @@ pub enum RequestError<E> {
         /// The host to ask.
         holder: Arc<str>,
     },
+    /// The host that owns the instance's shard could not be reached for as long as the request may wait for its turn. It was never sent, so
+    /// nothing happened; try again later.
+    #[error("{host}, which owns the instance, cannot be reached")]
+    Unreachable {
+        /// The host that was to be asked.
+        host: Arc<str>,
+    },
     /// Too much is waiting already. Nothing happened; try again later, more slowly.
     #[error("overloaded: {0} already at its limit")]
-    Overloaded(&'static str),
+    Overloaded(Cow<'static, str>),
     /// The request was not done in time, and none of its effects happened: its turn came too late, so it has not begun and never will, or
     /// its handler took too long and its instance has been reset. The text says whom it waited for.
     #[error("timed out after {after:?} waiting for {waited_for}")]
@@ -94,7 +101,7 @@ pub enum RequestError<E> {
     #[error("invalid {what} ID {text:?}: {reason}")]
     InvalidId {
         /// The kind of ID: `"instance"`, `"alarm"`, `"message"`, ..
-        what: &'static str,
+        what: Cow<'static, str>,
         /// The text, or its beginning.
         text: Arc<str>,
         /// The fault in it.
@@ -128,6 +135,13 @@ pub enum RequestError<E> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Interim(bool);
 
+impl Interim {
+    /// Tells whether it was, or may have been.
+    pub(crate) fn is_set(self) -> bool {
+        self.0
+    }
+}
+
 /// The outcome of a request, inside the library: it is moved from hand to hand, so the rare error is kept small.
 pub(crate) type Outcome<R, E> = Result<R, Box<RequestError<E>>>;
 
@@ -137,6 +151,7 @@ impl<E> RequestError<E> {
     pub fn is_retryable(&self) -> bool {
         match self {
             RequestError::NotOwner { .. }
+            | RequestError::Unreachable { .. }
             | RequestError::Overloaded(_)
             | RequestError::TimedOut { .. }
             | RequestError::Fenced
@@ -176,10 +191,11 @@ impl<E> RequestError<E> {
     }
 
     /// Tells the application's own error from all others.
-    fn split(self) -> Result<(E, Interim), RequestError<Infallible>> {
+    pub(crate) fn split(self) -> Result<(E, Interim), RequestError<Infallible>> {
         Err(match self {
             RequestError::Handler(error, interim) => return Ok((error, interim)),
             RequestError::NotOwner { holder } => RequestError::NotOwner { holder },
+            RequestError::Unreachable { host } => RequestError::Unreachable { host },
             RequestError::Overloaded(what) => RequestError::Overloaded(what),
             RequestError::TimedOut { after, waited_for } => RequestError::TimedOut { after, waited_for },
             RequestError::Panicked(text) => RequestError::Panicked(text),
@@ -228,6 +244,18 @@ pub struct JsonError {
     error: serde_json::Error,
 }
 
+impl JsonError {
+    /// One that another host has told.
+    pub(crate) fn told(what: Option<String>, error: &str) -> JsonError {
+        JsonError { what, error: serde::de::Error::custom(error) }
+    }
+
+    /// The name of the value, and the fault in it, as texts.
+    pub(crate) fn parts(&self) -> (Option<&str>, String) {
+        (self.what.as_deref(), self.error.to_string())
+    }
+}
+
 impl fmt::Display for JsonError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let what = self.what.as_deref().unwrap_or("cannot be converted to or from JSON");
@@ -248,7 +276,7 @@ pub enum ContextError {
     #[error("invalid {what} {text:?}: {reason}")]
     InvalidId {
         /// The kind of text it was to be: `"alarm ID"`, `"storage key"`, ..
-        what: &'static str,
+        what: Cow<'static, str>,
         /// The text, or its beginning.
         text: Arc<str>,
         /// The fault in it.
@@ -280,7 +308,7 @@ pub enum ContextError {
     Closed,
     /// An operation that cannot be done here, and never will be; the text says what. Nothing was recorded.
     #[error("not possible here: {0}")]
-    NotHere(&'static str),
+    NotHere(Cow<'static, str>),
 }
 
 impl ContextError {
@@ -296,7 +324,7 @@ impl ContextError {
 
     /// `text` cannot be a `what`.
     pub(crate) fn invalid(what: &'static str, text: &str, reason: InvalidId) -> ContextError {
-        ContextError::InvalidId { what, text: beginning(text), reason }
+        ContextError::InvalidId { what: what.into(), text: beginning(text), reason }
     }
 
     /// `what` cannot be read as a `T`.
@@ -337,7 +365,11 @@ impl<E> From<ContextError> for RequestError<E> {
     fn from(error: ContextError) -> RequestError<E> {
         match error {
             ContextError::InvalidId { what, text, reason } => {
-                RequestError::InvalidId { what: what.strip_suffix(" ID").unwrap_or(what), text, reason }
+                let what = match what {
+                    Cow::Borrowed(what) => Cow::Borrowed(what.strip_suffix(" ID").unwrap_or(what)),
+                    Cow::Owned(what) => Cow::Owned(what.strip_suffix(" ID").unwrap_or(&what).to_owned()),
+                };
+                RequestError::InvalidId { what, text, reason }
             }
             ContextError::TooLarge(what) => RequestError::TooLarge(what),
             ContextError::Json(error) => RequestError::Json(error),

@@ -1,5 +1,5 @@
 //! The functions that the fuzz targets of this crate try on any bytes. Each function panics where something does not hold, and tells whether the
-//! bytes were of any use: a fleet, an ID, a meta, a directive.
+//! bytes were of any use: a fleet, an ID, a meta, a directive, a request of another host.
 //!
 //! `tests/run fuzz` feeds them what a fuzzer makes up; the test below, on every run, what is in `fuzz/corpus`.
 
@@ -15,7 +15,9 @@ use std::sync::LazyLock;
 use crate::alarm::{Alarm, encode_meta};
 use crate::clock::Timestamp;
 use crate::directive::Directive;
+use crate::error::RequestError;
 use crate::fleet::{Fleet, FleetError, MAX_HOST_BYTES, MAX_HOSTS, MAX_SHARDS};
+use crate::forward::wire::{Answer, Request};
 use crate::id::{
     InvalidId, MAX_ID_BYTES, MAX_KEY_BYTES, check_id, check_interface_name, check_key, inbox_of, interface_of,
     is_interface_name,
@@ -191,6 +193,23 @@ pub fn directive(data: &[u8]) -> bool {
     Directive::try_out(&message.into_row(Timestamp::UNIX_EPOCH))
 }
 
+/// Any bytes as a request of another host and as an answer: each is none, or reads the same when it is written again.
+pub fn forwarded(data: &[u8]) -> bool {
+    let request = Request::decode(data);
+    if let Ok(request) = &request {
+        assert_eq!(Request::decode(&request.encode()).as_ref(), Ok(request));
+    }
+    let answer = Answer::decode(data);
+    if let Ok(answer) = &answer {
+        assert_eq!(Answer::decode(&answer.encode()).as_ref(), Ok(answer));
+        if let Answer::Failed(told) = answer {
+            let error: RequestError<std::convert::Infallible> = told.clone().into_error();
+            assert!(!(error.is_retryable() && error.may_have_happened()), "{error}");
+        }
+    }
+    request.is_ok() || answer.is_ok()
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -200,8 +219,9 @@ mod tests {
     type Target = (&'static str, fn(&[u8]) -> bool);
 
     #[test]
-    fn what_the_fuzzers_of_routing_ids_and_metas_begin_with_holds() {
-        let targets: [Target; 4] = [("fleet", fleet), ("ids", ids), ("meta", meta), ("directive", directive)];
+    fn what_the_fuzzers_of_routing_ids_metas_and_requests_begin_with_holds() {
+        let targets: [Target; 5] =
+            [("fleet", fleet), ("ids", ids), ("meta", meta), ("directive", directive), ("forwarded", forwarded)];
         for (target, run) in targets {
             let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus").join(target);
             let mut useful = 0;

@@ -14,22 +14,28 @@ use crate::alarm::RetryPolicy;
 use crate::clock::{Clock, Random, SystemClock, SystemRandom, within};
 use crate::commit::committer::Committer;
 use crate::error::WithCauses;
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, HASH_VERSION};
+use crate::forward::door::HostDoor;
+use crate::forward::reach::Reach;
+use crate::forward::serve::answer_message;
+use crate::forward::table::{Errors, Forwards, Whole, Words};
 use crate::id::{InvalidId, is_interface_name};
 use crate::instance::kind::{InterfaceCore, InterfaceOptions, WakeFn};
 use crate::instance::stop::stop_job;
-use crate::instance::{OnAlarm, OnMessage, StableInterface};
+use crate::instance::{Handle, OnAlarm, OnMessage, StableInterface};
 use crate::interface::{Interface, fire_alarm, take_message};
 use crate::quiet;
 use crate::shared::{Deferred, EndsWithRuntime, FOREVER, HostCore, HostOptions, Started};
 use crate::store::client::Backoff;
 use crate::store::deadlines::Deadlines;
 use crate::store::{
-    ClaimKind, Damaged, Epoch, Incarnation, Member, MemoryStore, Renewal, Sequence, ShardId, Store, StoreError,
+    BoxError, ClaimKind, Damaged, Epoch, Incarnation, Member, MemoryStore, Renewal, Sequence, ShardId, Store,
+    StoreError,
 };
 use crate::sync::atomic::Ordering;
 use crate::sync::{AbortHandle, Arc, Mutex, Runtime, mpsc, spawn_on, watch};
 use crate::tasks::Tasks;
+use crate::transport::{Crossing, CrossingError, Introduction, Running, TextError, Transport};
 
 pub use crate::shared::Health;
 
@@ -66,6 +72,9 @@ pub enum StartError {
         /// The most they may.
         limit: Duration,
     },
+    /// The transport could not begin, for the reason that is its source: its port is taken, say.
+    #[error("the transport to other hosts could not begin")]
+    Transport(#[source] BoxError),
     /// The store could not be reached within the start timeout, or refused this host for good.
     #[error("the store did not let this host start")]
     Store(#[source] StoreError),
@@ -81,6 +90,12 @@ pub enum RegisterError {
     /// An interface of that `NAME` is registered already.
     #[error("an interface named {0:?} is registered already")]
     Duplicate(&'static str),
+    /// The name under which a message is to cross is not `[a-z0-9_-]{1,64}`.
+    #[error("{0:?} cannot be the name of a message: it must be 1 to 64 of a-z, 0-9, _ and -")]
+    InvalidMessageName(&'static str),
+    /// Two messages are to cross under this name, or one of them under two.
+    #[error("a message named {0:?}, or its type, has a name already")]
+    DuplicateMessage(&'static str),
 }
 
 /// A host that has not been started: its place in the fleet, its store, its interfaces and its limits.
@@ -108,6 +123,7 @@ pub struct HostBuilder {
     clock: Arc<dyn Clock>,
     random: Arc<dyn Random>,
     options: HostOptions,
+    transport: Option<Arc<dyn Transport>>,
     /// Says whether it is the only host of its store.
     is_local: bool,
     /// The host that its interfaces point to, until it starts with what was set by then.
@@ -210,6 +226,7 @@ impl Host {
         HostBuilder {
             core: Some(Arc::new(HostCore::new(name.as_ref().into(), fleet))),
             store: None,
+            transport: None,
             clock: Arc::new(SystemClock::default()),
             random: Arc::new(SystemRandom::default()),
             options: HostOptions::default(),
@@ -402,6 +419,9 @@ impl Drop for Host {
     }
 }
 
+/// The time that the answers to other hosts have to get on their way when a host has drained.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Drains a host, see [`Host::drain`].
 async fn drain(core: &HostCore, deadline: Duration) -> Drained {
     let Some(started) = core.started() else { return Drained::NOTHING };
@@ -439,6 +459,10 @@ async fn drain(core: &HostCore, deadline: Duration) -> Drained {
     let busy = || interfaces.iter().map(|interface| interface.busy()).sum::<usize>();
     let running = if in_time { 0 } else { started.turns.running().max(busy()) };
     let instances = interfaces.iter().map(|interface| interface.running()).sum();
+    if let Some(reach) = core.reach() {
+        // What others are told here is on its way before the links end.
+        within(&*core.clock, CLOSE_TIMEOUT, reach.close()).await;
+    }
     let store = core.timely_store();
     let mut released = store.is_none();
     if let Some(store) = store {
@@ -477,6 +501,16 @@ impl HostBuilder {
     #[must_use]
     pub fn shared_store(mut self, store: Arc<dyn Store>) -> HostBuilder {
         self.store = Some(store);
+        self
+    }
+
+    /// Sets the way to the other hosts of the fleet: requests that another host is to answer are sent there, and theirs are answered here.
+    /// Default: none, and such requests are refused with [`RequestError::NotOwner`](crate::RequestError::NotOwner).
+    ///
+    /// Only messages cross that were registered with [`InterfaceBuilder::forward`] under the same name on both hosts.
+    #[must_use]
+    pub fn transport(mut self, transport: impl Transport) -> HostBuilder {
+        self.transport = Some(Arc::new(transport));
         self
     }
 
@@ -626,6 +660,7 @@ impl HostBuilder {
             options: InterfaceOptions::default(),
             fire: None,
             take: None,
+            forwards: Forwards::default(),
         }
     }
 
@@ -647,6 +682,8 @@ impl HostBuilder {
     /// [`StartError`] says what to change. Nothing stays claimed by a host that did not start, beyond its lease.
     pub async fn start(mut self) -> Result<Host, StartError> {
         let core = self.core();
+        let runtime = Runtime::try_current().map_err(|_| StartError::NoRuntime)?;
+        let links = self.open_transport(&core).await.map_err(StartError::Transport)?;
         // From here on, an early return stops what has begun.
         self.core = None;
         let options = self.options.clone().within_reach(core.fleet.shards());
@@ -657,7 +694,6 @@ impl HostBuilder {
         }
         core.set(self.store.take(), self.clock.clone(), self.random.clone(), options);
         let host = Host { core: core.clone(), drain: Mutex::new(None) };
-        let runtime = Runtime::try_current().map_err(|_| StartError::NoRuntime)?;
         if core.fleet.index_of(&core.name).is_none() {
             let hosts: Vec<_> = core.fleet.hosts().iter().take(8).map(|host| &**host).collect();
             let more = if core.fleet.hosts().len() > hosts.len() { ", .." } else { "" };
@@ -690,6 +726,9 @@ impl HostBuilder {
             incarnation,
         });
         let Some(started) = core.started() else { return Err(StartError::NoRuntime) };
+        if let Some(links) = links {
+            started.system.spawn(links);
+        }
         let assigned = lease::assigned(&core);
         match (core.timely_store(), committer) {
             (Some(store), Some(committer)) => {
@@ -726,6 +765,21 @@ impl HostBuilder {
             std::future::pending::<()>().await;
         });
         Ok(host)
+    }
+}
+
+impl HostBuilder {
+    /// Opens the transport, if there is one: from here on others are answered, at first that this host has not started.
+    async fn open_transport(&mut self, core: &Arc<HostCore>) -> Result<Option<Running>, BoxError> {
+        let Some(transport) = self.transport.take() else { return Ok(None) };
+        let (host, shards, clock) = (core.name.clone(), core.fleet.shards(), self.clock.clone());
+        let own = Introduction { host: host.clone(), shards, hash_version: HASH_VERSION, clock };
+        let interfaces = core.interfaces.lock().clone();
+        let door = HostDoor::new(host, self.options.build.clone(), &interfaces);
+        let links = transport.open(own, Some(Arc::new(door))).await?;
+        self.options.address = transport.address();
+        core.set_reach(Reach::new(transport));
+        Ok(Some(links))
     }
 }
 
@@ -791,6 +845,7 @@ pub struct InterfaceBuilder<'a, I: StableInterface> {
     options: InterfaceOptions,
     fire: Option<WakeFn<I>>,
     take: Option<WakeFn<I>>,
+    forwards: Forwards<I>,
 }
 
 impl<I: StableInterface> std::fmt::Debug for InterfaceBuilder<'_, I> {
@@ -818,6 +873,70 @@ impl<I: StableInterface> InterfaceBuilder<'_, I> {
         I: OnMessage,
     {
         self.take = Some(take_message::<I>);
+        self
+    }
+
+    /// Lets messages of type `M` cross from host to host: requests with them are answered on every host that has a
+    /// [`transport`](HostBuilder::transport), by whichever owns the instance.
+    ///
+    /// `message` is their name between hosts, `[a-z0-9_-]{1,64}`, unique within the interface: it must never change, and the type's own name
+    /// may. They cross as JSON, so that a field with a default can be added while older programs run. An error of the interface crosses as
+    /// what it is, and all others of [`RequestError`](crate::RequestError) as well.
+    ///
+    /// ```
+    /// # use serde::{Deserialize, Serialize};
+    /// # use stable_interfaces::{Context, ContextError, Handle, Host, MemoryStore, StableInterface};
+    /// # struct Order;
+    /// # impl StableInterface for Order {
+    /// #     const NAME: &'static str = "order";
+    /// #     type Error = ContextError;
+    /// # }
+    /// #[derive(Serialize, Deserialize)]
+    /// struct Place { cents: u64 }
+    ///
+    /// impl Handle<Place> for Order {
+    ///     type Reply = u64;
+    ///     async fn handle(&mut self, cx: &mut Context, Place { cents }: Place) -> Result<u64, ContextError> {
+    ///         cx.put("cents", &cents)?;
+    ///         Ok(cents)
+    ///     }
+    /// }
+    ///
+    /// # let mut host = Host::local(MemoryStore::new());
+    /// let orders = host.interface(|_id| Order).forward::<Place>("place").register()?;
+    /// # Ok::<(), stable_interfaces::RegisterError>(())
+    /// ```
+    pub fn forward<M>(self, message: &'static str) -> Self
+    where
+        I: Handle<M>,
+        M: Crossing,
+        I::Reply: Crossing,
+        I::Error: CrossingError,
+    {
+        self.forward_with::<M, Whole>(message)
+    }
+
+    /// As [`forward`](Self::forward), where the interface's own error cannot be written and read again, as an `anyhow::Error` cannot: its words
+    /// and those of its causes cross, as a
+    /// [`RemoteError`](crate::transport::RemoteError) that it is made from.
+    pub fn forward_with_text_errors<M>(self, message: &'static str) -> Self
+    where
+        I: Handle<M>,
+        M: Crossing,
+        I::Reply: Crossing,
+        I::Error: TextError,
+    {
+        self.forward_with::<M, Words>(message)
+    }
+
+    fn forward_with<M, C>(mut self, message: &'static str) -> Self
+    where
+        I: Handle<M>,
+        M: Crossing,
+        I::Reply: Crossing,
+        C: Errors<I::Error>,
+    {
+        self.forwards.add::<M, I::Reply, C>(message, answer_message::<I, M, C>);
         self
     }
 
@@ -878,14 +997,23 @@ impl<I: StableInterface> InterfaceBuilder<'_, I> {
     /// Registers it.
     ///
     /// # Errors
-    /// [`RegisterError`] if its `NAME` cannot be one or is taken.
+    /// [`RegisterError`] if its `NAME`, or that of a message, cannot be one or is taken.
     pub fn register(self) -> Result<Interface<I>, RegisterError> {
         if !is_interface_name(I::NAME) {
             return Err(RegisterError::InvalidName(I::NAME));
         }
+        let (mut names, twice) = self.forwards.names();
+        if let Some(name) = names.find(|name| !is_interface_name(name)) {
+            return Err(RegisterError::InvalidMessageName(name));
+        }
+        drop(names);
+        if let Some(name) = twice {
+            return Err(RegisterError::DuplicateMessage(name));
+        }
         let host = self.host.core();
-        let core =
-            Arc::new(InterfaceCore::new(host.clone(), self.options, self.factory, self.fire, self.take, stop_job));
+        let (fire, take) = (self.fire, self.take);
+        let core = InterfaceCore::new(host.clone(), self.options, self.factory, fire, take, stop_job, self.forwards);
+        let core = Arc::new(core);
         let mut interfaces = host.interfaces.lock();
         if interfaces.iter().any(|interface| interface.name() == I::NAME) {
             return Err(RegisterError::Duplicate(I::NAME));

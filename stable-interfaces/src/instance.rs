@@ -2,6 +2,7 @@
 
 pub(crate) mod admin;
 pub(crate) mod answer;
+pub(crate) mod ask;
 pub(crate) mod chain;
 pub(crate) mod context;
 pub(crate) mod drive;

@@ -20,18 +20,16 @@ use crate::clock::{Clock, Random, Timestamp};
 use crate::connection::Closed;
 use crate::dead::{self, Dead};
 use crate::directive::{Directive, Needs};
-use crate::error::{ContextError, Outcome, RequestError};
+use crate::error::{ContextError, RequestError};
 use crate::fleet::hash_id;
 use crate::inbox::NewPost;
 use crate::instance::admin::{CarryOut, ListAlarms, SetAlarmIfAbsent};
-use crate::instance::context::Context;
-use crate::instance::job::Work;
+use crate::instance::ask::Ask;
 use crate::instance::kind::InterfaceCore;
 use crate::instance::stop::Stop;
 use crate::instance::task::InstanceRef;
-use crate::instance::turn::awaken;
 use crate::instance::{Handle, OnConnect, OnMessage, StableInterface};
-use crate::quiet::{Quiet, drop_quietly};
+use crate::quiet::drop_quietly;
 use crate::shared::Health;
 use crate::store::{Addressed, Epoch, InstanceName, Posted};
 use crate::sync::Arc;
@@ -99,6 +97,9 @@ impl<I: StableInterface> Interface<I> {
     /// The handler is polled once right here; if it needs more, a task of the host carries on. When this returns `Ok`, every
     /// effect of the handler is durable.
     ///
+    /// Where another host owns the instance, a message that was registered with [`forward`](crate::InterfaceBuilder::forward) is sent there, if
+    /// this host has a [`transport`](crate::HostBuilder::transport); any other is refused with [`RequestError::NotOwner`].
+    ///
     /// # Errors
     /// [`RequestError::Handler`] is the handler's own error; each other variant says what happened and what to do.
     pub async fn request<M>(&self, id: &str, message: M) -> Result<I::Reply, RequestError<I::Error>>
@@ -126,7 +127,7 @@ impl<I: StableInterface> Interface<I> {
         let Some(permit) = self.core.host.permit_connection() else {
             metrics::counter!(crate::metrics::OVERLOADED, "interface" => I::NAME).increment(1);
             drop_quietly(meta);
-            return Err(RequestError::Overloaded("connections"));
+            return Err(RequestError::Overloaded("connections".into()));
         };
         self.core.ask(id, Connect { meta, permit, core: self.core.clone() }).await
     }
@@ -344,20 +345,5 @@ impl<I: StableInterface> InstanceRef<I> {
     #[must_use]
     pub fn interface(&self) -> Interface<I> {
         Interface::new(self.core().clone())
-    }
-}
-
-/// Handles a message.
-struct Ask<M>(M);
-
-impl<I: Handle<M>, M: Send + 'static> Work<I> for Ask<M> {
-    type Reply = I::Reply;
-
-    async fn run(self, state: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<I::Reply, I::Error> {
-        // It may be dropped while a panic of the instance being built unwinds.
-        let message = Quiet::new(self.0);
-        let instance = awaken(state, cx).await?;
-        let message = message.into_inner().expect("the message is there until it is handled");
-        instance.handle(cx, message).await.map_err(|error| RequestError::handler(error).into())
     }
 }

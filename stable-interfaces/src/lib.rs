@@ -62,6 +62,7 @@
 //! | change and read what it keeps | [`Context`] |
 //! | talk to it | [`Interface`] |
 //! | look after a fleet without being a host | [`FleetClient`], [`Directive`] |
+//! | answer on any host | [`Transport`](transport::Transport), [`InterfaceBuilder::forward`] |
 //! | keep data elsewhere | [`Store`] |
 //! | test all that | `testing` (feature `testing`) |
 
@@ -77,6 +78,7 @@ mod directive;
 mod error;
 mod fleet;
 mod fleet_client;
+mod forward;
 /// Functions that the fuzz targets try; there for the targets and the tests alone.
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
@@ -99,6 +101,7 @@ mod sync;
 mod tasks;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod transport;
 
 pub use alarm::{Alarm, FireId, RetryPolicy};
 pub use clock::Timestamp;

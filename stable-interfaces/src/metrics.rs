@@ -43,11 +43,17 @@ pub const SHARDS_OWNED: &str = "stable_interfaces_shards_owned";
 pub const PASSIVATED: &str = "stable_interfaces_passivated_total";
 /// Counter, by `interface`: requests refused because a limit was reached.
 pub const OVERLOADED: &str = "stable_interfaces_overloaded_total";
+/// Counter, by `interface`: requests sent on to the host that owns their instance.
+pub const FORWARDED: &str = "stable_interfaces_forwarded_total";
+/// Counter, by `interface`: how often such a request was asked again, because it had not begun where it was sent.
+pub const FORWARDED_AGAIN: &str = "stable_interfaces_forwarded_again_total";
+/// Counter: how often another host could not be reached.
+pub const UNREACHABLE: &str = "stable_interfaces_unreachable_total";
 /// Counter: handlers seen blocking their thread.
 pub const BLOCKED: &str = "stable_interfaces_blocked_handlers_total";
 
 /// Every name above.
-pub const ALL: [&str; 21] = [
+pub const ALL: [&str; 24] = [
     RESETS,
     RETRIES,
     DEAD_LETTERS,
@@ -68,5 +74,8 @@ pub const ALL: [&str; 21] = [
     MEMBERS,
     PASSIVATED,
     OVERLOADED,
+    FORWARDED,
+    FORWARDED_AGAIN,
+    UNREACHABLE,
     BLOCKED,
 ];

@@ -51,6 +51,8 @@ pub(crate) struct Shards {
     pub(crate) pages_wanted: Notify,
     /// Shards that may have something due in the store that is not in memory, and since when, by the lease clock.
     behind: Mutex<BTreeSet<(Duration, ShardId)>>,
+    /// Tells whoever waits for it that a shard has come to be owned.
+    pub(crate) gained: Notify,
     /// Asks for a renewal at once: a write found a shard lost, or messages may have come unheard.
     pub(crate) lost: Notify,
     /// Alarms and messages that are being handled or committed now.
@@ -199,6 +201,7 @@ impl Shards {
             pages: Mutex::new((BTreeSet::new(), ShardId(0))),
             pages_wanted: Notify::new(),
             behind: Mutex::default(),
+            gained: Notify::new(),
             lost: Notify::new(),
             firing: Firing::default(),
             room: Notify::new(),
@@ -250,6 +253,8 @@ impl Shards {
             }));
             self.relist(shard, owned.as_deref_mut());
         }
+        drop(owned);
+        self.gained.notify_waiters();
     }
 
     /// Gives the shard up, if it is owned under `epoch`: nothing of it fires any more.

@@ -14,6 +14,8 @@ use crate::commit::committer::Committer;
 use crate::error::{ContextError, RequestError};
 use crate::fleet::Fleet;
 use crate::fleet::placement::PLACEMENT_VERSION;
+use crate::forward::reach::Reach;
+use crate::forward::wire::Request;
 use crate::setting::Setting;
 use crate::shards::Shards;
 use crate::shards::delivery::Delivery;
@@ -23,12 +25,13 @@ use crate::store::client::{CommitOptions, StoreClient};
 use crate::store::deadlines::Deadlines;
 use crate::store::portion::Portion;
 use crate::store::{
-    Addressed, Grant, Held, Incarnation, Loaded, Members, NewMessage, Page, Placement, Posted, Presence, ShardId,
-    Store, StoreError,
+    Addressed, Grant, Held, Incarnation, Loaded, MemberState, Members, NewMessage, Page, Placement, Posted, Presence,
+    ShardId, Store, StoreError,
 };
 use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Arc, MAX_PERMITS, Mutex, Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use crate::tasks::{TaskHandle, Tasks};
+use crate::transport::Answering;
 
 /// The health of a host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -151,6 +154,8 @@ pub(crate) trait AnyInterface: Debug + Send + Sync {
     fn check_options(&self) -> Result<(), &'static str>;
     /// Says whether it was registered with what this needs.
     fn handles(&self, wake: &Wake) -> bool;
+    /// Answers a request of another host for one of its instances.
+    fn answer(self: Arc<Self>, request: &Request<'_>) -> Answering;
     /// Hands something due to its instance.
     fn wake(self: Arc<Self>, delivery: Delivery);
     /// Stops every instance in good order; completes through the host's tasks.
@@ -208,6 +213,8 @@ pub(crate) struct HostCore {
     pub(crate) stops_cut: AtomicUsize,
     /// Set when the store has lost data: what is in memory is being saved, and the host ends when it is.
     is_rescuing: AtomicBool,
+    /// The way to the other hosts, once the host has started with one.
+    reach: OnceLock<Reach>,
     /// Emptied when the host stops: interfaces point back at the host.
     pub(crate) interfaces: Mutex<Vec<Arc<dyn AnyInterface>>>,
 }
@@ -252,6 +259,7 @@ impl HostCore {
             started: OnceLock::new(),
             stops_cut: AtomicUsize::new(0),
             is_rescuing: AtomicBool::new(false),
+            reach: OnceLock::new(),
             interfaces: Mutex::default(),
         }
     }
@@ -272,6 +280,29 @@ impl HostCore {
         self.clock.give(clock);
         self.random.give(random);
         self.options.give(Arc::new(options));
+    }
+
+    pub(crate) fn set_reach(&self, reach: Reach) {
+        // A host is started once: `start` consumes the builder.
+        drop(self.reach.set(reach));
+    }
+
+    /// The way to the other hosts, if there is one.
+    pub(crate) fn reach(&self) -> Option<&Reach> {
+        self.reach.get()
+    }
+
+    /// Waits until this host owns the shard.
+    pub(crate) async fn wait_owned(&self, shard: ShardId) {
+        loop {
+            let mut gained = std::pin::pin!(self.shards.gained.notified());
+            // Enabled before the epoch is read, so that no grant is missed between the two.
+            gained.as_mut().enable();
+            if self.shards.epoch(shard).is_some() {
+                return;
+            }
+            gained.await;
+        }
     }
 
     /// The store of alarms and storage, if there is one.
@@ -380,6 +411,13 @@ impl HostCore {
     /// The members of the fleet, as of the last claim or renewal that was answered; none without a store.
     pub(crate) fn members(&self) -> Arc<Members> {
         self.members.lock().clone()
+    }
+
+    /// The address at which a host is reached, as it has told the store; the one of its life that goes on, if one of them leaves.
+    pub(crate) fn address_of(&self, name: &str) -> Option<Arc<str>> {
+        let members = self.members();
+        let lives = members.list.iter().filter(|member| *member.name == *name);
+        lives.min_by_key(|member| member.state == MemberState::Leaving)?.address.clone()
     }
 
     /// Notes the members, unless the store could not say.

@@ -15,7 +15,7 @@ use syn::visit::Visit;
 type Floor = (&'static str, &'static str, &'static [&'static str]);
 
 /// From the ground up.
-const FLOORS: [Floor; 13] = [
+const FLOORS: [Floor; 14] = [
     (
         "ground",
         "is the ground: it would know what is built on it",
@@ -27,6 +27,11 @@ const FLOORS: [Floor; 13] = [
         &["store/", "fleet.rs", "fleet/", "error.rs"],
     ),
     (
+        "wire",
+        "is what hosts say to each other, as bytes and data: it knows no host and no instance",
+        &["transport.rs", "transport/", "forward/reach.rs", "forward/told.rs", "forward/wire.rs"],
+    ),
+    (
         "rows",
         "is plain data and windows: nothing in it runs, so nothing in it may need what does",
         &["alarm.rs", "alarm/", "inbox.rs", "inbox/", "dead.rs", "directive.rs", "crowds.rs"],
@@ -36,12 +41,19 @@ const FLOORS: [Floor; 13] = [
     (
         "shared",
         "is what all parts of a host share: it declares what it asks of an interface, and the interface implements it",
-        &["shared.rs", "tasks.rs"],
+        &["forward/door.rs", "shared.rs", "tasks.rs"],
     ),
     (
         "recorded",
         "is what a handler leaves behind, as data: it must not need the handler's context",
-        &["connection.rs", "instance/chain.rs", "instance/life.rs", "instance/range.rs", "instance/recorded.rs"],
+        &[
+            "connection.rs",
+            "forward/arrival.rs",
+            "instance/chain.rs",
+            "instance/life.rs",
+            "instance/range.rs",
+            "instance/recorded.rs",
+        ],
     ),
     (
         "machine",
@@ -56,12 +68,19 @@ const FLOORS: [Floor; 13] = [
     (
         "slot",
         "is where one instance is: it knows messages by a trait alone, not how they are run",
-        &["instance/job.rs", "instance/kind.rs", "instance/slot.rs", "instance/slot/", "instance/table.rs"],
+        &[
+            "forward/table.rs",
+            "instance/job.rs",
+            "instance/kind.rs",
+            "instance/slot.rs",
+            "instance/slot/",
+            "instance/table.rs",
+        ],
     ),
     (
         "turn",
         "runs messages on slots, from wherever they come: it must not know what the interface makes of that",
-        &["instance/"],
+        &["forward.rs", "forward/", "instance/"],
     ),
     ("interface", "is used by hosts: it reaches its own by what all parts share", &["interface.rs", "interface/"]),
     (

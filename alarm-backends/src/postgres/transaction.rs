@@ -132,7 +132,8 @@ where
 {
     let store = cx.store().ok_or(ContextError::NoStore)? as &dyn Any;
     let store = store.downcast_ref::<PostgresStore>();
-    let transactions = store.ok_or(ContextError::NotHere("the host's store is not Postgres"))?.transactions.clone();
+    let transactions =
+        store.ok_or(ContextError::NotHere("the host's store is not Postgres".into()))?.transactions.clone();
     let enlistment = cx.enlist().await?;
     let open =
         transactions.begin(enlistment.incarnation()).await.map_err(|error| ContextError::Store(Arc::new(error)))?;

@@ -25,6 +25,21 @@ pub(crate) trait ChainLink: Any + Debug + Send + Sync {
 
     /// The time that a handler of this instance may take.
     fn handler_timeout(&self) -> Duration;
+
+    /// Shown as what it is, if it is on another host: it is known there by its name alone.
+    fn elsewhere(&self) -> Option<&str> {
+        None
+    }
+
+    /// The callers of what has arrived from another host, if this stands for that: a request is theirs, and no handler of this host asks.
+    fn arrived(&self) -> Option<&Arc<Chain>> {
+        None
+    }
+
+    /// Tells whether it is a handler that asks, here or on another host.
+    fn is_handler(&self) -> bool {
+        true
+    }
 }
 
 /// The callers of a message, innermost first.
@@ -41,6 +56,23 @@ pub(crate) struct Chain {
 }
 
 impl Chain {
+    /// A caller on another host, who asks now.
+    pub(crate) fn elsewhere(
+        link: Arc<dyn ChainLink>,
+        caller: Option<Arc<Chain>>,
+        now: Duration,
+        given: Duration,
+        waits: Duration,
+    ) -> Arc<Chain> {
+        Arc::new(Chain { link, caller, waits_until: now.saturating_add(waits), asked_at: now, given })
+    }
+
+    /// Shows the callers that are handlers, innermost first.
+    pub(crate) fn shown(&self) -> Vec<String> {
+        let links = std::iter::successors(Some(self), |chain| chain.caller.as_deref());
+        links.filter(|chain| chain.link.is_handler()).map(|chain| Described(&*chain.link).to_string()).collect()
+    }
+
     /// The time for which what the innermost caller asked waits for its turn.
     pub(crate) fn given(&self) -> Duration {
         self.given
@@ -258,7 +290,7 @@ pub async fn outside_of_handlers<F: Future>(future: F) -> F::Output {
 
 /// Tells whether a handler is being polled on this thread.
 pub(crate) fn in_handler() -> bool {
-    CURRENT.with(|thread| thread.frame.borrow().is_some())
+    CURRENT.with(|thread| thread.frame.borrow().as_ref().is_some_and(|frame| frame.instance.is_handler()))
 }
 
 /// Looks at the current handler, if there is one. If it has no deadline yet, its own interface's limit from `now` on becomes it;
@@ -276,6 +308,9 @@ fn chain_of_current(now: Duration, timeout: Duration) -> Option<Arc<Chain>> {
 
 impl Frame {
     fn chain(&mut self, now: Duration, timeout: Duration) -> Arc<Chain> {
+        if let Some(callers) = self.instance.arrived() {
+            return callers.clone();
+        }
         let limit = || now.saturating_add(self.instance.handler_timeout());
         let deadline = self.deadline.get_or_insert_with(limit);
         // A handler outlasts a caller that has given up. Until then it asks for no longer than that caller waits.
@@ -295,7 +330,10 @@ impl Frame {
 
 /// The cycle that a request to `target` would close, as text: each instance from `target` back to itself.
 pub(crate) fn find_cycle(callers: Option<&Arc<Chain>>, target: &dyn ChainLink) -> Option<String> {
-    let same = |link: &Arc<dyn ChainLink>| std::ptr::addr_eq(Arc::as_ptr(link), std::ptr::from_ref(target));
+    let same = |link: &Arc<dyn ChainLink>| match link.elsewhere() {
+        Some(name) => *name == Described(target).to_string(),
+        None => std::ptr::addr_eq(Arc::as_ptr(link), std::ptr::from_ref(target)),
+    };
     let mut links = Vec::new();
     let mut next = callers;
     while let Some(chain) = next {

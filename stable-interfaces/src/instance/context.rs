@@ -321,7 +321,7 @@ impl Context {
     /// return it with `?`; the instance is reset when the handler ends.
     pub async fn commit(&mut self) -> Result<(), ContextError> {
         if self.recorded.enlisted() == Enlisted::UnderWay {
-            return Err(ContextError::NotHere("a commit inside a transaction"));
+            return Err(ContextError::NotHere("a commit inside a transaction".into()));
         }
         if self.recorded.ops().is_empty() {
             return match self.pending() {

@@ -56,7 +56,7 @@ impl Context {
     /// earlier commit of this instance failed.
     pub async fn enlist(&mut self) -> Result<Enlistment<'_>, ContextError> {
         if self.recorded.enlisted() == Enlisted::UnderWay {
-            return Err(ContextError::NotHere("a transaction inside a transaction"));
+            return Err(ContextError::NotHere("a transaction inside a transaction".into()));
         }
         self.recorded.require_open()?;
         let incarnation = self.host_core().started().ok_or(ContextError::NoStore)?.incarnation;

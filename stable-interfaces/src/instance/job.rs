@@ -7,10 +7,12 @@ use std::time::Duration;
 use super::StableInterface;
 use super::answer::{Answer, Refusal, State};
 use super::context::Context;
+use super::kind::InterfaceCore;
 use super::queue::Waiter;
 use super::recorded::Recorded;
 use super::slot::{Next, Slot};
 use crate::error::Outcome;
+use crate::forward::table::Writing;
 use crate::quiet::Quiet;
 use crate::store::Epoch;
 use crate::sync::{Arc, oneshot};
@@ -28,6 +30,12 @@ pub(crate) trait Work<I: StableInterface>: Send + 'static {
     /// Says whether it does so because the host drains: one at a time waits for that.
     fn is_drain(&self) -> bool {
         false
+    }
+
+    /// Writes it for the host that owns its instance; `None` if it cannot be sent on.
+    fn write(&self, interface: &InterfaceCore<I>) -> Writing<Self::Reply, I::Error> {
+        let _ = interface;
+        None
     }
 
     /// Does it. `state` is the instance if it is in memory; [`awaken`] builds it where it is needed.

@@ -12,6 +12,7 @@ use super::table::Table;
 use crate::alarm::RetryPolicy;
 use crate::directive::Needs;
 use crate::error::{ContextError, RequestError};
+use crate::forward::table::Forwards;
 use crate::quiet::Quiet;
 use crate::shards::delivery::Delivery;
 use crate::shared::{Health, HostCore};
@@ -62,6 +63,8 @@ pub(crate) struct InterfaceCore<I: StableInterface> {
     pub(crate) fire: Option<WakeFn<I>>,
     /// Handles a message, if the interface was registered with an inbox.
     pub(crate) take: Option<WakeFn<I>>,
+    /// The messages that may cross from host to host.
+    pub(crate) forwards: Forwards<I>,
 }
 
 impl<I: StableInterface> fmt::Debug for InterfaceCore<I> {
@@ -78,6 +81,7 @@ impl<I: StableInterface> InterfaceCore<I> {
         fire: Option<WakeFn<I>>,
         take: Option<WakeFn<I>>,
         stop: fn() -> Box<dyn Job<I>>,
+        forwards: Forwards<I>,
     ) -> Self {
         InterfaceCore {
             name: I::NAME.into(),
@@ -88,6 +92,7 @@ impl<I: StableInterface> InterfaceCore<I> {
             fire,
             take,
             stop,
+            forwards,
         }
     }
 

@@ -175,9 +175,9 @@ impl Recorded {
     pub(crate) fn require_open(&self) -> Result<(), ContextError> {
         match self.enlisted() {
             Enlisted::None | Enlisted::UnderWay => Ok(()),
-            Enlisted::Completed => {
-                Err(ContextError::NotHere("an effect after the transaction that completed what woke the handler"))
-            }
+            Enlisted::Completed => Err(ContextError::NotHere(
+                "an effect after the transaction that completed what woke the handler".into(),
+            )),
             Enlisted::Cut => Err(ContextError::Unknown),
         }
     }

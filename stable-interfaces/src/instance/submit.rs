@@ -19,6 +19,7 @@ use super::table::Full;
 use super::turn::{Header, Queued, Running, boxed, handler, poll_handler, span_of};
 use crate::error::{ContextError, Outcome, RequestError};
 use crate::fleet::hash_id;
+use crate::forward::send::Away;
 use crate::id::check_id;
 use crate::quiet::{Quiet, drop_quietly};
 use crate::shared::Health;
@@ -42,6 +43,8 @@ enum Submitted<I: StableInterface, W: Work<I>> {
     Behind(AnswerOf<I, W>),
     /// The answer will come.
     Waiting(oneshot::Receiver<Quiet<AnswerOf<I, W>>>),
+    /// Another host owns its instance, and may be asked.
+    Elsewhere(Box<Away<W>>),
 }
 
 impl<I: StableInterface> InterfaceCore<I> {
@@ -54,6 +57,7 @@ impl<I: StableInterface> InterfaceCore<I> {
         let outcome = match self.submit(id, Quiet::new(work)) {
             Ok(Submitted::Done(result)) => result,
             Ok(Submitted::Behind(answer)) => answer.release().await,
+            Ok(Submitted::Elsewhere(away)) => self.send_on(id, *away).await,
             Ok(Submitted::Waiting(answer)) => {
                 // Without an answer the host ended while the handler ran, or before.
                 let answer = answer.await.ok().and_then(Quiet::into_inner);
@@ -99,7 +103,7 @@ impl<I: StableInterface> InterfaceCore<I> {
         let route = self.locate(id, is_of_task)?;
         if self.host.committer().is_some_and(|committer| committer.is_full(route.shard)) {
             cold_path();
-            return Err(RequestError::Overloaded("writes to the store").into());
+            return Err(RequestError::Overloaded("writes to the store".into()).into());
         }
         Ok(route)
     }
@@ -147,6 +151,19 @@ impl<I: StableInterface> InterfaceCore<I> {
         (if is_own { RequestError::LeaseLost } else { RequestError::NotOwner { holder } }).into()
     }
 
+    /// Refuses a request that is not to be handled here, or has it sent on.
+    #[cold]
+    fn turn_away<W: Work<I>>(
+        &self,
+        error: RequestError<I::Error>,
+        work: Quiet<W>,
+    ) -> Outcome<Submitted<I, W>, I::Error> {
+        match (error, self.host.reach()) {
+            (RequestError::NotOwner { holder }, Some(_)) => Ok(Submitted::Elsewhere(Box::new(Away { work, holder }))),
+            (error, _) => Err(error.into()),
+        }
+    }
+
     /// The slot of `id`, made if it is absent.
     #[inline(always)]
     pub(crate) fn slot(self: &Arc<Self>, id: &str, route: Route) -> Outcome<Arc<Slot<I>>, I::Error> {
@@ -159,7 +176,7 @@ impl<I: StableInterface> InterfaceCore<I> {
     #[cold]
     fn slot_in_full_table(self: &Arc<Self>, id: &str, route: Route) -> Outcome<Arc<Slot<I>>, I::Error> {
         if !self.make_room() {
-            return Err(RequestError::Overloaded("instances in memory").into());
+            return Err(RequestError::Overloaded("instances in memory".into()).into());
         }
         let slot = self.table.get_or_insert(id, route.hash, true, || Slot::new(id, route.shard, self.clone()));
         Ok(slot.expect("a table that may be exceeded takes every slot"))
@@ -181,7 +198,13 @@ impl<I: StableInterface> InterfaceCore<I> {
 
     /// Starts `work` on the instance, or queues it there. Everything a request does before its first wait.
     fn submit<W: Work<I>>(self: &Arc<Self>, id: &str, work: Quiet<W>) -> Outcome<Submitted<I, W>, I::Error> {
-        let route = self.route(id, W::IS_OF_TASK)?;
+        let route = match self.route(id, W::IS_OF_TASK) {
+            Ok(route) => route,
+            Err(error) => {
+                cold_path();
+                return self.turn_away(*error, work);
+            }
+        };
         let Route { shard, epoch, .. } = route;
         let origin = chain::origin(|| self.host.clock.elapsed(), self.options.handler_timeout);
         loop {
@@ -290,7 +313,7 @@ impl<I: StableInterface> InterfaceCore<I> {
                         return Ok(());
                     }
                     Err(Enqueue::<I>::Full(_refused)) => {
-                        return Err(RequestError::Overloaded("messages waiting for the instance").into());
+                        return Err(RequestError::Overloaded("messages waiting for the instance".into()).into());
                     }
                     Err(Enqueue::<I>::Gone(back) | Enqueue::<I>::Free(back)) => job = back,
                 },

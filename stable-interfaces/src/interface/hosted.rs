@@ -5,6 +5,8 @@ use std::time::Duration;
 use super::wake::carry_out;
 use crate::connection::Closed;
 use crate::fleet::hash_id;
+use crate::forward::serve;
+use crate::forward::wire::Request;
 use crate::id::interface_of;
 use crate::instance::drive::run_inline;
 use crate::instance::kind::{InterfaceCore, WakeFn};
@@ -16,6 +18,7 @@ use crate::shards::delivery::Delivery;
 use crate::shards::wake::Wake;
 use crate::shared::{AnyInterface, Forget, SHORTEST};
 use crate::sync::Arc;
+use crate::transport::Answering;
 
 /// Into how many steps the idle timeout is divided.
 const IDLE_STEPS: u32 = 4;
@@ -34,6 +37,10 @@ impl<I: StableInterface> AnyInterface for InterfaceCore<I> {
 
     fn handles(&self, wake: &Wake) -> bool {
         self.handler_of(wake).is_some()
+    }
+
+    fn answer(self: Arc<Self>, request: &Request<'_>) -> Answering {
+        serve::answer(&self, request)
     }
 
     fn wake(self: Arc<Self>, delivery: Delivery) {

@@ -1,0 +1,122 @@
+//! The end of a request that answers it: a message from another host takes its turn like one of this host, with its callers and its time,
+//! and is never sent on.
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::arrival::Arrival;
+use super::door::{refused, unhandled};
+use super::table::{Arrived, Errors};
+use super::told::Told;
+use super::wire::{Answer, Request};
+use crate::clock::within;
+use crate::error::{ContextError, RequestError};
+use crate::instance::ask::Served;
+use crate::instance::kind::InterfaceCore;
+use crate::instance::{Handle, StableInterface};
+use crate::quiet::{Quiet, guarded};
+use crate::shared::Health;
+use crate::store::ShardId;
+use crate::sync::Arc;
+use crate::transport::{Answering, MAX_MESSAGE_BYTES};
+
+/// Answers a request of another host for an instance of this interface.
+pub(crate) fn answer<I: StableInterface>(core: &Arc<InterfaceCore<I>>, request: &Request<'_>) -> Answering {
+    if core.host.health() == Health::NotStarted {
+        return refused(&RequestError::NotStarted);
+    }
+    let Some(answer) = core.forwards.answer(request.message) else {
+        let what = format_args!("messages named {:?} of other hosts", request.message);
+        return refused(&unhandled(&core.host.name, &core.host.options.build, what));
+    };
+    let arrival = Arrival::new(core.host.clock.elapsed(), request.given, request.waits, &request.callers);
+    answer(core, Arrived { id: request.id, body: request.body, arrival })
+}
+
+/// Answers a message of type `M`. Captured where the interface is registered.
+pub(crate) fn answer_message<I, M, C>(core: &Arc<InterfaceCore<I>>, arrived: Arrived<'_>) -> Answering
+where
+    I: Handle<M>,
+    I::Reply: Serialize,
+    M: DeserializeOwned + Send + 'static,
+    C: Errors<I::Error>,
+{
+    let Arrived { id, body, arrival } = arrived;
+    let message = match guarded(|| serde_json::from_slice::<M>(body)) {
+        Ok(Ok(message)) => Quiet::new(message),
+        Ok(Err(error)) => return refused(&ContextError::not_a::<M>("a message of another host", error).into()),
+        Err(panic) => {
+            return refused(&RequestError::Rejected(format!("the message panicked when it was read: {panic}")));
+        }
+    };
+    let (core, id, bytes): (_, Box<str>, _) = (core.clone(), id.into(), body.len());
+    Box::pin(async move {
+        let Some(message) = core.until_owned(&id, &arrival, bytes, message).await else {
+            let holder = core.host.fleet.shard_of(&id).map(|shard| core.host.holder(shard));
+            let holder = holder.unwrap_or_else(|_| core.host.name.clone());
+            return Answer::<Bytes>::Failed(Told::of(&RequestError::NotOwner { holder })).encode();
+        };
+        let outcome = arrival.run(core.ask(&id, Served(message))).await;
+        written::<I::Reply, I::Error, C>(outcome).encode()
+    })
+}
+
+impl<I: StableInterface> InterfaceCore<I> {
+    /// Waits while the shard is to come here and has not: a host that gives it up sends its requests here at once. Gives back the message, or
+    /// drops it if the shard is another host's.
+    async fn until_owned<M>(&self, id: &str, arrival: &Arrival, bytes: usize, message: Quiet<M>) -> Option<M> {
+        let host = &self.host;
+        // What cannot be an ID is refused with that, behind this.
+        if let Ok(shard) = host.fleet.shard_of(id)
+            && host.shards.epoch(shard).is_none()
+        {
+            let _place = host.reach().filter(|_| self.is_to_come(shard))?.place_to_wait(bytes)?;
+            let left = arrival.turn_until().saturating_sub(host.clock.elapsed());
+            within(&*host.clock, left, host.wait_owned(shard)).await?;
+        }
+        message.into_inner()
+    }
+
+    fn is_to_come(&self, shard: ShardId) -> bool {
+        self.host.health() == Health::Running && *self.host.holder(shard) == *self.host.name
+    }
+}
+
+/// The outcome of a request as its answer.
+fn written<R: Serialize, E, C: Errors<E>>(outcome: Result<R, RequestError<E>>) -> Answer<Vec<u8>> {
+    let failed = |error: RequestError<std::convert::Infallible>| Answer::Failed(Told::of(&error));
+    match outcome {
+        Ok(reply) => {
+            let reply = Quiet::new(reply);
+            // From here on it has happened, whatever becomes of the reply.
+            match guarded(|| serde_json::to_vec(&reply.as_ref())) {
+                Ok(Ok(reply)) if reply.len() <= MAX_MESSAGE_BYTES => Answer::Reply(reply),
+                Ok(Ok(reply)) => {
+                    let what = format!("the reply has {} bytes, more than {MAX_MESSAGE_BYTES}", reply.len());
+                    failed(RequestError::unknown(RequestError::TooLarge(what)))
+                }
+                Ok(Err(error)) => failed(RequestError::unknown(ContextError::not_json("the reply", error).into())),
+                Err(panic) => {
+                    let what = format!("the reply panicked when it was written: {panic}");
+                    failed(RequestError::unknown(RequestError::Rejected(what)))
+                }
+            }
+        }
+        Err(error) => match error.split() {
+            Ok((error, interim)) => {
+                let error = Quiet::new(error);
+                let error = guarded(|| error.into_inner().map(C::write));
+                match error {
+                    Ok(Some(Ok(error))) => Answer::Handler { interim: interim.is_set(), error },
+                    _ => {
+                        let error =
+                            RequestError::Rejected("the handler failed with an error that cannot be written".into());
+                        failed(if interim.is_set() { error.in_doubt() } else { error })
+                    }
+                }
+            }
+            Err(error) => failed(error),
+        },
+    }
+}

@@ -1,0 +1,152 @@
+//! The messages of an interface that may cross from host to host: how each is written and read, captured where its type is known.
+
+use std::any::{Any, TypeId};
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::arrival::Arrival;
+use super::told::RemoteError;
+use crate::error::{ContextError, Outcome, RequestError};
+use crate::instance::StableInterface;
+use crate::instance::kind::InterfaceCore;
+use crate::quiet::guarded;
+use crate::store::BoxError;
+use crate::sync::Arc;
+use crate::transport::Answering;
+
+/// How an interface's own errors are written and read.
+pub(crate) trait Errors<E> {
+    fn write(error: E) -> Result<Vec<u8>, serde_json::Error>;
+    fn read(error: &[u8]) -> Result<E, serde_json::Error>;
+}
+
+/// As what they are.
+#[derive(Debug)]
+pub(crate) enum Whole {}
+
+impl<E: Serialize + DeserializeOwned> Errors<E> for Whole {
+    fn write(error: E) -> Result<Vec<u8>, serde_json::Error> {
+        serde_json::to_vec(&error)
+    }
+
+    fn read(error: &[u8]) -> Result<E, serde_json::Error> {
+        serde_json::from_slice(error)
+    }
+}
+
+/// As their words and those of their causes.
+#[derive(Debug)]
+pub(crate) enum Words {}
+
+impl<E: Into<BoxError> + From<RemoteError>> Errors<E> for Words {
+    fn write(error: E) -> Result<Vec<u8>, serde_json::Error> {
+        let error: BoxError = error.into();
+        serde_json::to_vec(&RemoteError::of(&*error))
+    }
+
+    fn read(error: &[u8]) -> Result<E, serde_json::Error> {
+        serde_json::from_slice::<RemoteError>(error).map(E::from)
+    }
+}
+
+/// A request from another host, as the message's own type is to be read from it.
+pub(crate) struct Arrived<'a> {
+    pub(crate) id: &'a str,
+    pub(crate) body: &'a [u8],
+    pub(crate) arrival: Arc<Arrival>,
+}
+
+/// Answers one kind of message.
+pub(crate) type AnswerFn<I> = fn(&Arc<InterfaceCore<I>>, Arrived<'_>) -> Answering;
+
+/// A message on its way out, and how its answer is read.
+pub(crate) struct Written<R, E> {
+    /// The name under which it is registered.
+    pub(crate) message: &'static str,
+    pub(crate) body: Vec<u8>,
+    pub(crate) read: fn(&[u8]) -> Result<R, serde_json::Error>,
+    pub(crate) read_error: fn(&[u8]) -> Result<E, serde_json::Error>,
+}
+
+/// A message on its way out, or the reason why it cannot be written; `None` if it may not cross.
+pub(crate) type Writing<R, E> = Option<Outcome<Written<R, E>, E>>;
+
+/// How messages of type `M` are written, and their answers are read.
+struct Way<M, R, E> {
+    message: &'static str,
+    write: fn(&M) -> Result<Vec<u8>, serde_json::Error>,
+    read: fn(&[u8]) -> Result<R, serde_json::Error>,
+    read_error: fn(&[u8]) -> Result<E, serde_json::Error>,
+}
+
+/// The messages that may cross.
+pub(crate) struct Forwards<I: StableInterface> {
+    /// A [`Way`] for each type of message.
+    ways: BTreeMap<TypeId, Box<dyn Any + Send + Sync>>,
+    answers: BTreeMap<&'static str, AnswerFn<I>>,
+    /// The first name that was given twice.
+    twice: Option<&'static str>,
+}
+
+impl<I: StableInterface> Default for Forwards<I> {
+    fn default() -> Forwards<I> {
+        Forwards { ways: BTreeMap::new(), answers: BTreeMap::new(), twice: None }
+    }
+}
+
+impl<I: StableInterface> fmt::Debug for Forwards<I> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.answers.keys()).finish()
+    }
+}
+
+impl<I: StableInterface> Forwards<I> {
+    /// Lets messages of type `M` cross under a name.
+    pub(crate) fn add<M, R, C>(&mut self, message: &'static str, answer: AnswerFn<I>)
+    where
+        M: Serialize + 'static,
+        R: DeserializeOwned + 'static,
+        C: Errors<I::Error>,
+    {
+        let way: Way<M, R, I::Error> = Way {
+            message,
+            write: |message| serde_json::to_vec(message),
+            read: |reply| serde_json::from_slice(reply),
+            read_error: C::read,
+        };
+        let had_type = self.ways.insert(TypeId::of::<M>(), Box::new(way)).is_some();
+        let had_name = self.answers.insert(message, answer).is_some();
+        if had_type || had_name {
+            self.twice.get_or_insert(message);
+        }
+    }
+
+    /// The names, and the first that was given twice or whose message had one already.
+    pub(crate) fn names(&self) -> (impl Iterator<Item = &'static str>, Option<&'static str>) {
+        (self.answers.keys().copied(), self.twice)
+    }
+
+    /// The function that answers messages of this name.
+    pub(crate) fn answer(&self, message: &str) -> Option<AnswerFn<I>> {
+        self.answers.get(message).copied()
+    }
+
+    /// Writes a message; `None` if its type may not cross.
+    pub(crate) fn write<M: 'static, R: 'static>(&self, message: &M) -> Writing<R, I::Error> {
+        let way = self.ways.get(&TypeId::of::<M>())?.downcast_ref::<Way<M, R, I::Error>>()?;
+        let what = format_args!("the message {:?}", way.message).to_string();
+        let body = match guarded(|| (way.write)(message)) {
+            Ok(Ok(body)) => body,
+            Ok(Err(error)) => return Some(Err(ContextError::not_json(what, error).into())),
+            Err(panic) => {
+                return Some(Err(
+                    RequestError::Rejected(format!("{what} panicked when it was written: {panic}")).into()
+                ));
+            }
+        };
+        Some(Ok(Written { message: way.message, body, read: way.read, read_error: way.read_error }))
+    }
+}
