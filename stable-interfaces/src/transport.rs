@@ -4,6 +4,9 @@
 //! [was not](Undelivered::NotSent) is asked again without harm; what [was](Undelivered::Unanswered) may have happened, and is never sent
 //! twice by the library.
 
+#[cfg(feature = "tcp")]
+mod tcp;
+
 use std::fmt::{self, Debug};
 use std::future::Future;
 use std::pin::Pin;
@@ -19,6 +22,8 @@ use crate::store::BoxError;
 use crate::sync::Arc;
 
 pub use crate::forward::told::RemoteError;
+#[cfg(feature = "tcp")]
+pub use tcp::{TcpTransport, Tls};
 
 /// Carries requests to other hosts, and those of others to this one. One for each host: it is given to
 /// [`HostBuilder::transport`](crate::HostBuilder::transport).

@@ -1,0 +1,267 @@
+//! The end of a link that was called: takes requests, and answers them.
+//!
+//! What arrives together is begun together, on a task of its own: so a handler that blocks its thread holds up what came with it, and not the
+//! link. Whoever has not said a right first word is one of few; frames have a limit of time, links of silence.
+
+use std::collections::VecDeque;
+use std::io;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{AbortHandle, JoinSet};
+
+use super::frame::{Assembly, Frames, Kind, Outbox, put, write_some};
+use super::hello::{Hello, Wire, answer, in_time};
+use super::tls::is_made_out_to;
+use super::{Closing, Options};
+use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use crate::sync::{Arc, Mutex, Notify, watch};
+use crate::transport::{Answering, Door, Introduction};
+
+/// The most that have called and not been greeted. Past it, the one that has waited longest has to go.
+const MAX_STRANGERS: usize = 256;
+/// The most links that are open. Past it, nobody new is let in.
+const MAX_GUESTS: usize = 4_096;
+/// How often a link is looked at.
+const LOOK: Duration = Duration::from_secs(5);
+/// After so many looks at which nothing was heard a link is over: who calls asks for signs of life more often.
+const SILENT_LOOKS: u32 = 6;
+/// The most requests of one link that are being answered. Past it, no more of it are read.
+const MAX_REQUESTS: usize = 16_384;
+/// The pause after a connection could not be taken.
+const AFTER_FAILURE: Duration = Duration::from_millis(50);
+
+/// Those who have called.
+#[derive(Debug, Clone)]
+pub(super) struct Guests(Arc<Shared>);
+
+struct Shared {
+    own: Arc<Introduction>,
+    options: Options,
+    closing: watch::Sender<bool>,
+    /// The number of links that are open.
+    open: watch::Sender<usize>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Guests").field("open", &*self.open.borrow()).finish_non_exhaustive()
+    }
+}
+
+/// Counts one open link for as long as it is.
+struct Open(Arc<Shared>);
+
+impl Open {
+    fn begin(shared: &Arc<Shared>) -> Open {
+        shared.open.send_modify(|open| *open += 1);
+        Open(shared.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.send_modify(|open| *open -= 1);
+    }
+}
+
+impl Guests {
+    pub(super) fn new(own: Arc<Introduction>, options: Options) -> Guests {
+        Guests(Arc::new(Shared { own, options, closing: watch::Sender::new(false), open: watch::Sender::new(0) }))
+    }
+
+    /// Takes no more requests, and waits until those that were taken are answered and the answers written.
+    pub(super) async fn close(&self) {
+        self.0.closing.send_replace(true);
+        // It cannot fail: the sender is at hand.
+        drop(self.0.open.subscribe().wait_for(|open| *open == 0).await);
+    }
+
+    /// Lets callers in until it is to close; those who are in stay until they have been answered.
+    pub(super) async fn receive(&self, listener: TcpListener, door: Arc<dyn Door>) {
+        let mut guests = JoinSet::new();
+        let mut strangers: VecDeque<(Arc<AtomicBool>, AbortHandle)> = VecDeque::new();
+        let mut closing = self.0.closing.subscribe();
+        let is_closing = async { drop(closing.wait_for(|is_closing| *is_closing).await) };
+        let mut is_closing = std::pin::pin!(is_closing);
+        loop {
+            tokio::select! { biased;
+                () = &mut is_closing => break,
+                Some(_ended) = guests.join_next(), if !guests.is_empty() => {}
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => {
+                        strangers.retain(|(is_greeted, task)| !is_greeted.load(Ordering::Acquire) && !task.is_finished());
+                        if strangers.len() >= MAX_STRANGERS
+                            && let Some((_, oldest)) = strangers.pop_front()
+                        {
+                            oldest.abort();
+                        }
+                        let is_greeted = Arc::<AtomicBool>::default();
+                        let guest = guest(stream, self.0.clone(), door.clone(), is_greeted.clone());
+                        strangers.push_back((is_greeted, guests.spawn(guest)));
+                    }
+                    Err(error) => {
+                        // Too many open files, say.
+                        tracing::warn!(host = %self.0.own.host, %error, "a connection could not be taken");
+                        self.0.own.clock.sleep(AFTER_FAILURE).await;
+                    }
+                },
+            }
+        }
+        drop(listener);
+        while guests.join_next().await.is_some() {}
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Greets one who has called, and answers it.
+async fn guest(stream: TcpStream, shared: Arc<Shared>, door: Arc<dyn Door>, is_greeted: Arc<AtomicBool>) {
+    let own = &shared.own;
+    let (mut frames, mut incoming) = (Frames::new(), BytesMut::new());
+    let greeting = async {
+        stream.set_nodelay(true)?;
+        let (mut stream, certificate) = match &shared.options.tls {
+            Some(tls) => tls.answer(stream).await?,
+            None => (Box::new(stream) as Box<dyn Wire>, None),
+        };
+        let has_tls = shared.options.tls.is_some();
+        let is_it = |name: &str| if has_tls { is_made_out_to(certificate.as_ref(), name) } else { Ok(()) };
+        let hello = Hello::new(own, shared.options.fleet.as_deref(), "");
+        let hello = answer(&mut *stream, hello, is_it, &mut frames, &mut incoming).await?;
+        Ok((stream, hello))
+    };
+    let (stream, hello) = match in_time(own, greeting).await {
+        Ok(greeted) => greeted,
+        Err(error) => {
+            tracing::warn!(host = %own.host, %error, "a caller was not let in");
+            return;
+        }
+    };
+    is_greeted.store(true, Ordering::Release);
+    if *shared.open.borrow() >= MAX_GUESTS {
+        tracing::warn!(host = %own.host, from = hello.host, "there are too many links already");
+        return;
+    }
+    let _open = Open::begin(&shared);
+    let closing = shared.closing.subscribe();
+    if let Err(error) = talk(stream, frames, incoming, &door, own, closing).await {
+        tracing::debug!(host = %own.host, from = hello.host, %error, "a link has ended");
+    }
+}
+
+/// The answers of one link.
+#[derive(Debug, Default)]
+struct Answers {
+    outbox: Mutex<Outbox>,
+    /// Taken and not answered.
+    under_way: AtomicUsize,
+    /// Told when there is something to write.
+    wake: Notify,
+}
+
+impl Answers {
+    fn answer(&self, answers: impl IntoIterator<Item = (u64, Bytes)>) {
+        let mut outbox = self.outbox.lock();
+        for (number, answer) in answers {
+            outbox.push(number, answer);
+            // Counted down once it waits to be written, so that it is always one or the other.
+            self.under_way.fetch_sub(1, Ordering::Release);
+        }
+        drop(outbox);
+        self.wake.notify_one();
+    }
+}
+
+/// Answers what has arrived together.
+async fn answer_all(requests: Vec<(u64, Answering)>, answers: Arc<Answers>) {
+    let numbered = |(number, answering): (u64, Answering)| async move { (number, answering.await) };
+    let mut waiting: FuturesUnordered<_> = requests.into_iter().map(numbered).collect();
+    let mut ready = Vec::new();
+    while let Some(answer) = waiting.next().await {
+        ready.push(answer);
+        // Whatever else is ready goes with it.
+        while let Some(Some(answer)) = futures_util::FutureExt::now_or_never(waiting.next()) {
+            ready.push(answer);
+        }
+        answers.answer(ready.drain(..));
+    }
+}
+
+async fn talk(
+    stream: Box<dyn Wire>,
+    mut frames: Frames,
+    mut incoming: BytesMut,
+    door: &Arc<dyn Door>,
+    own: &Introduction,
+    mut closing: Closing,
+) -> io::Result<()> {
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    let (mut out, mut assembly) = (BytesMut::new(), Assembly::default());
+    let answers = Arc::<Answers>::default();
+    let mut tasks = JoinSet::new();
+    let (mut must_flush, mut has_heard, mut silent, mut taken_before) = (false, true, 0, None);
+    let mut look = own.clock.sleep(LOOK);
+    let mut is_closing = false;
+    loop {
+        let mut arrived = Vec::new();
+        while let Some(frame) = frames.next(&mut incoming)? {
+            let number = frame.number;
+            match frame.kind {
+                Kind::Part | Kind::Last => {
+                    if let Some(request) = assembly.add(frame)? {
+                        arrived.push((number, door.answer(request)));
+                    }
+                }
+                Kind::Ping => {
+                    put(&mut out, Kind::Pong, number, &[]);
+                    must_flush = true;
+                }
+                _ => {}
+            }
+        }
+        if !arrived.is_empty() {
+            answers.under_way.fetch_add(arrived.len(), Ordering::Relaxed);
+            tasks.spawn(answer_all(arrived, answers.clone()));
+        }
+        let under_way = answers.under_way.load(Ordering::Acquire);
+        if out.is_empty() {
+            answers.outbox.lock().write(&mut out, |_| {});
+            must_flush |= !out.is_empty();
+        }
+        if is_closing && under_way == 0 && out.is_empty() {
+            // All that was taken is answered; what has come since is not read any more.
+            put(&mut out, Kind::Goodbye, 0, &[]);
+            writer.write_all(&out).await?;
+            return writer.shutdown().await;
+        }
+        tokio::select! { biased;
+            written = write_some(&mut writer, &mut out, &mut must_flush), if must_flush => written?,
+            Some(ended) = tasks.join_next(), if !tasks.is_empty() => ended.map_err(io::Error::other)?,
+            read = reader.read_buf(&mut incoming), if !is_closing && under_way < MAX_REQUESTS => {
+                if read? == 0 {
+                    return Ok(());
+                }
+                has_heard = true;
+            }
+            () = answers.wake.notified(), if out.is_empty() => {}
+            changed = closing.changed(), if !is_closing => is_closing = changed.is_err() || *closing.borrow(),
+            () = &mut look => {
+                silent = if has_heard { 0 } else { silent + 1 };
+                let is_incomplete = !incoming.is_empty() || !assembly.is_empty();
+                if silent >= SILENT_LOOKS {
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, "the caller says nothing any more"));
+                }
+                if is_incomplete && taken_before == Some(frames.taken) {
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, "a frame was begun and not ended"));
+                }
+                taken_before = is_incomplete.then_some(frames.taken);
+                has_heard = false;
+                look = own.clock.sleep(LOOK);
+            }
+        }
+    }
+}

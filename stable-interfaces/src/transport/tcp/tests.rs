@@ -1,0 +1,381 @@
+//! Two ends over real sockets of this machine: what one says, the other hears, and nobody else gets in.
+//!
+//! Waits of seconds are run through faster, on a clock of their own.
+
+use std::future::{Future, pending};
+use std::time::Duration;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, date_time_ymd,
+};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+
+use bytes::BytesMut;
+
+use super::frame::Frames;
+use super::hello::Hello;
+use super::*;
+use crate::clock::{Clock, Sleep, SystemClock, Timestamp};
+use crate::transport::{Answering, MAX_MESSAGE_BYTES};
+
+/// How many times as fast as the machine's its clock goes.
+const FASTER: u32 = 10;
+
+#[derive(Debug, Default)]
+struct FastClock(SystemClock);
+
+impl Clock for FastClock {
+    fn now(&self) -> Timestamp {
+        self.0.now()
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.0.elapsed() * FASTER
+    }
+
+    fn sleep(&self, duration: Duration) -> Sleep {
+        self.0.sleep(duration / FASTER)
+    }
+
+    fn sleep_exact(&self, until: Timestamp) -> Sleep {
+        self.0.sleep_exact(until)
+    }
+
+    fn is_simulated(&self) -> bool {
+        false
+    }
+}
+
+/// Gives back what it is sent; of `"hang"` there is no end, and `"slow"` takes a second.
+#[derive(Debug)]
+struct Echo(Arc<dyn Clock>);
+
+impl Door for Echo {
+    fn answer(&self, request: Bytes) -> Answering {
+        let slow = self.0.sleep(Duration::from_secs(1));
+        Box::pin(async move {
+            match &*request {
+                b"hang" => pending().await,
+                b"slow" => slow.await,
+                _ => {}
+            }
+            request
+        })
+    }
+}
+
+/// One host, until it is dropped.
+struct Site {
+    transport: Arc<TcpTransport>,
+    running: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        self.running.abort();
+    }
+}
+
+fn introduction(host: &str, shards: u32) -> Introduction {
+    Introduction { host: host.into(), shards, hash_version: 1, clock: Arc::new(FastClock::default()) }
+}
+
+async fn open_as(own: Introduction, transport: TcpTransport) -> Site {
+    let transport = Arc::new(transport);
+    let door: Arc<dyn Door> = Arc::new(Echo(own.clock.clone()));
+    let running = transport.open(own, Some(door)).await.unwrap();
+    Site { transport, running: tokio::spawn(running) }
+}
+
+async fn open(host: &str, transport: TcpTransport) -> Site {
+    open_as(introduction(host, 64), transport).await
+}
+
+fn here() -> TcpTransport {
+    TcpTransport::listen("127.0.0.1:0")
+}
+
+impl Site {
+    fn address(&self) -> String {
+        self.transport.address().unwrap().to_string()
+    }
+
+    async fn ask_at(&self, address: &str, host: &str, request: impl Into<Bytes>) -> Result<Bytes, Undelivered> {
+        let to = Addressee { host: host.into(), address: Some(address.into()) };
+        self.transport.send(&to, request.into()).await
+    }
+
+    async fn ask(&self, other: &Site, host: &str, request: impl Into<Bytes>) -> Result<Bytes, Undelivered> {
+        self.ask_at(&other.address(), host, request).await
+    }
+}
+
+/// The words of what was certainly not sent.
+fn not_sent(answer: Result<Bytes, Undelivered>) -> String {
+    match answer {
+        Err(Undelivered::NotSent(error)) => error.to_string(),
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn in_time<T>(work: impl Future<Output = T>) -> T {
+    crate::clock::within(&SystemClock::default(), Duration::from_secs(60), work).await.expect("it hangs")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_requests_of_every_size_are_answered_on_one_connection_each_with_its_own_answer() {
+    let (zero, one) = (open("host-0", here()).await, open("host-1", here()).await);
+    let sizes = [0, 1, 100, 32_768, 32_769, 300_000, MAX_MESSAGE_BYTES + 200_000];
+    let ask = |number: usize| {
+        let request = vec![u8::try_from(number % 251).unwrap(); sizes[number % sizes.len()]];
+        let (zero, one) = (&zero, &one);
+        async move { assert_eq!(zero.ask(one, "host-1", request.clone()).await.unwrap(), request) }
+    };
+    in_time(futures_util::future::join_all((0..200).map(ask))).await;
+    assert_eq!(zero.transport.opened.get().unwrap().links.lock().len(), 1);
+    // And the other way round on another one.
+    assert_eq!(in_time(one.ask(&zero, "host-0", "back")).await.unwrap(), "back");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_takes_long_holds_up_no_other_and_one_that_never_ends_is_over_with_its_host() {
+    let (zero, one) = (open("host-0", here()).await, open("host-1", here()).await);
+    in_time(async {
+        let hanging = zero.ask(&one, "host-1", "hang");
+        let mut hanging = std::pin::pin!(hanging);
+        for _ in 0..3 {
+            tokio::select! { biased;
+                answer = &mut hanging => panic!("{answer:?}"),
+                answer = zero.ask(&one, "host-1", "quick") => assert_eq!(answer.unwrap(), "quick"),
+            }
+        }
+        // Seconds pass, in which the other side gives signs of life.
+        tokio::select! { biased;
+            answer = &mut hanging => panic!("{answer:?}"),
+            () = FastClock::default().sleep(Duration::from_secs(10)) => {}
+        }
+        one.running.abort();
+        assert!(matches!(hanging.await, Err(Undelivered::Unanswered(_))));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_taken_is_answered_before_a_host_closes_and_what_was_not_is_not_sent() {
+    let (zero, one) = (open("host-0", here()).await, open("host-1", here()).await);
+    in_time(async {
+        assert_eq!(zero.ask(&one, "host-1", "first").await.unwrap(), "first");
+        let (slow, ()) = tokio::join!(zero.ask(&one, "host-1", "slow"), async {
+            FastClock::default().sleep(Duration::from_millis(500)).await;
+            one.transport.close().await;
+        });
+        assert_eq!(slow.unwrap(), "slow");
+        not_sent(zero.ask(&one, "host-1", "late").await);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_of_another_fleet_or_not_the_one_that_was_called_is_refused_with_the_reason() {
+    let one = open("host-1", here().fleet("orders")).await;
+    let cases = [
+        (introduction("host-0", 64), here().fleet("stock"), "host-1", "of the fleet"),
+        (introduction("host-0", 128), here(), "host-1", "128 shards"),
+        (introduction("host-0", 64), here(), "host-2", "and this is \"host-1\""),
+    ];
+    for (own, transport, host, reason) in cases {
+        let zero = open_as(own, transport).await;
+        let said = not_sent(in_time(zero.ask(&one, host, "x")).await);
+        assert!(said.contains(reason), "{said}");
+    }
+    let zero = open("host-0", here()).await;
+    assert_eq!(in_time(zero.ask(&one, "host-1", "x")).await.unwrap(), "x", "it was given no name of a fleet");
+    let said =
+        not_sent(in_time(zero.transport.send(&Addressee { host: "host-3".into(), address: None }, Bytes::new())).await);
+    assert!(said.contains("the address of \"host-3\" is not known"), "{said}");
+    // Nobody is there.
+    not_sent(in_time(zero.ask_at("127.0.0.1:1", "host-2", "x")).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_greets_and_then_says_nothing_is_over_after_seconds() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let silent = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let (mut frames, mut incoming) = (Frames::new(), BytesMut::new());
+        let own = Hello::new(&introduction("host-1", 64), None, "");
+        hello::answer(&mut stream, own, |_| Ok(()), &mut frames, &mut incoming).await.unwrap();
+        // It reads, so that everything is sent.
+        loop {
+            stream.read_buf(&mut incoming).await.unwrap();
+        }
+    });
+    let zero = open("host-0", here()).await;
+    let clock = FastClock::default();
+    let began = clock.elapsed();
+    let answer = in_time(zero.ask_at(&address, "host-1", "x")).await;
+    assert!(
+        matches!(&answer, Err(Undelivered::Unanswered(error)) if error.to_string().contains("says nothing")),
+        "{answer:?}"
+    );
+    assert!(clock.elapsed() - began >= Duration::from_secs(2));
+    silent.abort();
+}
+
+/// Certificates of one authority.
+struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+impl Authority {
+    fn new() -> Authority {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        Authority(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+    }
+
+    /// A host that shows a certificate made out to `name`, and trusts this authority.
+    fn of(&self, name: &str, until: i32) -> Tls {
+        let mut params = CertificateParams::new([name.to_owned()]).unwrap();
+        params.not_after = date_time_ymd(until, 1, 1);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.0).unwrap();
+        Tls::from_pem(self.0.pem().as_bytes(), certificate.pem().as_bytes(), key.serialize_pem().as_bytes()).unwrap()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_tls_each_side_shows_a_certificate_of_its_fleet_made_out_to_its_name() {
+    let (ours, theirs) = (Authority::new(), Authority::new());
+    let one = open("host-1", here().tls(ours.of("host-1", 2100))).await;
+    let zero = open("host-0", here().tls(ours.of("host-0", 2100))).await;
+    let large = vec![1; MAX_MESSAGE_BYTES];
+    assert_eq!(in_time(zero.ask(&one, "host-1", large.clone())).await.unwrap(), large);
+    let strangers = [
+        ("of another authority", theirs.of("host-0", 2100)),
+        ("made out to another name", ours.of("host-2", 2100)),
+        ("expired", ours.of("host-0", 2020)),
+    ];
+    for (which, tls) in strangers {
+        let stranger = open("host-0", here().tls(tls)).await;
+        // With TLS 1.3 the one that calls hears of it with its first read.
+        not_sent(in_time(stranger.ask(&one, "host-1", which)).await);
+    }
+    let impostor = open("host-3", here().tls(ours.of("host-2", 2100))).await;
+    not_sent(in_time(zero.ask(&impostor, "host-3", "x")).await);
+    let plain = open("host-0", here()).await;
+    not_sent(in_time(plain.ask(&one, "host-1", "x")).await);
+    assert_eq!(in_time(zero.ask(&one, "host-1", "still")).await.unwrap(), "still", "nobody else is harmed");
+    assert!(Tls::from_pem(b"", b"", b"no key").is_err());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_a_stranger_sends_its_link_ends_and_others_are_answered() {
+    let (zero, one) = (open("host-0", here()).await, open("host-1", here()).await);
+    let greeting = {
+        let mut out = BytesMut::new();
+        let hello = serde_json::to_vec(&Hello::new(&introduction("host-9", 64), None, "host-1")).unwrap();
+        frame::put(&mut out, frame::Kind::Hello, 0, &hello);
+        out
+    };
+    let greeted = |more: &[u8]| [&greeting[..], more].concat();
+    let half = u32::to_be_bytes(20);
+    // A part without an end, again and again, of a message without an end.
+    let endless: Vec<u8> = {
+        let mut out = BytesMut::new();
+        (0..60).for_each(|_| frame::put(&mut out, frame::Kind::Part, 1, &[0; 32 * 1024]));
+        out.to_vec()
+    };
+    let cases = [
+        ("garbage", b"GET / HTTP/1.1\r\nhost: x\r\n\r\n".to_vec()),
+        ("nothing", Vec::new()),
+        ("4 GiB announced", u32::MAX.to_be_bytes().to_vec()),
+        ("another first frame", {
+            let mut out = BytesMut::new();
+            frame::put(&mut out, frame::Kind::Last, 1, b"x");
+            out.to_vec()
+        }),
+        ("a first word that is none", {
+            let mut out = BytesMut::new();
+            frame::put(&mut out, frame::Kind::Hello, 1, b"{}");
+            out.to_vec()
+        }),
+        ("half a frame for ever", greeted(&half)),
+        ("half a message for ever", greeted(&endless[..50_000])),
+        ("a message without an end", greeted(&endless)),
+        ("4 GiB announced behind a greeting", greeted(&u32::MAX.to_be_bytes())),
+        ("silence behind a greeting", greeted(&[])),
+    ];
+    let ends = cases.map(|(which, bytes)| {
+        let address = one.address();
+        async move {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            // It may have ended before all is written.
+            let _ = stream.write_all(&bytes).await;
+            let mut heard = Vec::new();
+            // It ends, in whatever way.
+            let _ = stream.read_to_end(&mut heard).await;
+            which
+        }
+    });
+    let quick = async {
+        for _ in 0..20 {
+            assert_eq!(zero.ask(&one, "host-1", "quick").await.unwrap(), "quick");
+        }
+    };
+    let (ended, ()) = in_time(async { tokio::join!(futures_util::future::join_all(ends), quick) }).await;
+    assert_eq!(ended.len(), 10);
+
+    // Kinds that are not known are stepped over.
+    let mut stream = TcpStream::connect(one.address()).await.unwrap();
+    let mut unknown = greeted(&[0, 0, 0, 9, 77, 0, 0, 0, 0, 0, 0, 0, 0]);
+    let mut ping = BytesMut::new();
+    frame::put(&mut ping, frame::Kind::Ping, 5, b"");
+    unknown.extend_from_slice(&ping);
+    stream.write_all(&unknown).await.unwrap();
+    let (mut frames, mut incoming) = (Frames::new(), BytesMut::new());
+    let pong = in_time(async {
+        loop {
+            match frames.next(&mut incoming).unwrap() {
+                Some(frame) if frame.kind == frame::Kind::Pong => break frame.number,
+                Some(_) => {}
+                None => drop(stream.read_buf(&mut incoming).await.unwrap()),
+            }
+        }
+    });
+    assert_eq!(pong.await, 5);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_without_number_keep_nobody_out() {
+    let (zero, one) = (open("host-0", here()).await, open("host-1", here()).await);
+    let mut strangers = Vec::new();
+    for _ in 0..700 {
+        // The oldest of them is let go meanwhile.
+        strangers.push(TcpStream::connect(one.address()).await.unwrap());
+    }
+    assert_eq!(in_time(zero.ask(&one, "host-1", "x")).await.unwrap(), "x");
+    let mut closed = 0;
+    let mut byte = [0];
+    for stranger in &mut strangers[..300] {
+        closed += usize::from(matches!(in_time(stranger.read(&mut byte)).await, Ok(0) | Err(_)));
+    }
+    assert_eq!(closed, 300, "of 700, no more than 256 are waited for");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_port_for_all_machines_has_to_be_guarded_and_one_that_is_taken_is_an_error() {
+    let listen = |address: &str| TcpTransport::listen(address);
+    let begin =
+        |transport: TcpTransport| async move { transport.open(introduction("host-0", 64), None).await.map(drop) };
+    let error = begin(listen("0.0.0.0:0")).await.unwrap_err().to_string();
+    assert!(error.contains("TcpTransport::tls") && error.contains("plaintext"), "{error}");
+    begin(listen("0.0.0.0:0").plaintext()).await.unwrap();
+    begin(listen("0.0.0.0:0").tls(Authority::new().of("host-0", 2100))).await.unwrap();
+    let one = open("host-1", here()).await;
+    begin(listen(&one.address())).await.unwrap_err();
+    begin(listen("no port")).await.unwrap_err();
+    let advertised = TcpTransport::listen("0.0.0.0:0").plaintext().advertise("10.0.0.7:7000");
+    assert_eq!(advertised.address().as_deref(), Some("10.0.0.7:7000"));
+}
