@@ -16,6 +16,7 @@ use crate::alarms::{LatenessRun, share, wall_millis};
 use crate::measure::percentile;
 use crate::stores::{HOST, Metered, Place, SHARDS};
 
+pub mod http;
 #[cfg(feature = "durable")]
 pub mod peers;
 
@@ -175,6 +176,11 @@ impl Running {
     async fn begin(&self, id: &str, slot: usize, steps: u64) -> String {
         let input = Wait { slot, id: id.to_owned(), steps };
         self.flows.start("wait", id, &input).await.expect("a flow can be started");
+        self.url_in(slot, id).await
+    }
+
+    /// The URL that this flow leaves in its slot.
+    async fn url_in(&self, slot: usize, id: &str) -> String {
         loop {
             let (of, url) = lock(&self.seen.slots[slot].url).clone();
             if of == id {

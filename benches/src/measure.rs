@@ -4,6 +4,7 @@ use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
 
 /// The median; the mean of the middle two if their number is even.
@@ -46,6 +47,26 @@ pub fn resident_bytes() -> u64 {
 pub fn cpu_time() -> Duration {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+/// Raises the limit of open descriptors of this process to so many, as far as its hard limit goes, and returns what it is now: where that is
+/// less, it says so.
+pub fn most_descriptors(wanted: u64) -> u64 {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let raised = maximum.map_or(wanted, |maximum| maximum.min(wanted));
+    if raised < wanted {
+        println!(
+            "this process may open {raised} descriptors (its hard limit, see `ulimit -Hn`), and {wanted} were meant"
+        );
+    }
+    match current {
+        Some(current) if current < raised => {
+            let limit = Rlimit { current: Some(raised), maximum };
+            setrlimit(Resource::Nofile, limit).map_or(current, |()| raised)
+        }
+        // As many as are wanted, or without a limit.
+        _ => raised,
+    }
 }
 
 /// The first argument of a process that measures one thing for the process that started it.

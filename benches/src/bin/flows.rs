@@ -2,13 +2,14 @@
 //!
 //! ```text
 //! cargo run --release -p benches --bin flows -- --store memory|fjall|postgres|redis [--quick] [--only NAME]
+//! cargo run --release -p benches --bin flows -- --http [--store fjall|postgres] [--quick] [--only NAME]
 //! ```
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use benches::alarms;
-use benches::flows::{self, Hosts, Running};
+use benches::flows::{self, Hosts, Running, http};
 use benches::measure::{child_arguments, in_fresh_process, median, percentile, resident_bytes};
 use benches::report::{Line, print_lines, print_table};
 use benches::stores::{self, Backend};
@@ -25,6 +26,8 @@ struct Effort {
     /// Flows whose memory is measured.
     resident: u64,
     peers: Duration,
+    /// Event streams that are open at once.
+    streams: u64,
 }
 
 const FULL: Effort = Effort {
@@ -35,6 +38,7 @@ const FULL: Effort = Effort {
     parked: 100_000,
     resident: 50_000,
     peers: Duration::from_secs(5),
+    streams: 10_000,
 };
 const QUICK: Effort = Effort {
     rounds: 1,
@@ -44,6 +48,7 @@ const QUICK: Effort = Effort {
     parked: 10_000,
     resident: 10_000,
     peers: Duration::from_secs(2),
+    streams: 1_000,
 };
 
 const CALLERS: [usize; 2] = [64, 512];
@@ -53,7 +58,8 @@ const LATENESS_SPAN: Duration = Duration::from_secs(5);
 const LEAD: Duration = Duration::from_secs(10);
 
 const USAGE: &str = "usage: flows --store memory|fjall|postgres|redis [--quick]
-             [--only commits|rate|post|resume|step|lateness|memory|replay|takeover]";
+             [--only commits|rate|post|resume|step|lateness|memory|replay|takeover]
+       flows --http [--store fjall|postgres] [--quick] [--only rate|ack|forged|beside|streams]";
 
 fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -64,11 +70,12 @@ fn main() {
     if let Some(arguments) = child_arguments() {
         return runtime.block_on(child(&arguments));
     }
-    let (mut effort, mut store, mut only) = (FULL, None, None);
+    let (mut effort, mut store, mut only, mut by_http) = (FULL, None, None, false);
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--quick" => effort = QUICK,
+            "--http" => by_http = true,
             "--store" => store = arguments.next(),
             "--only" => only = arguments.next(),
             _ => return eprintln!("{USAGE}"),
@@ -79,10 +86,25 @@ fn main() {
         store.as_deref() == Some(backend.name()) && backend.mode().is_none_or(|mode| mode == "everysec")
     };
     let backends = stores::all();
+    let wanted = |name: &str| only.as_deref().is_none_or(|only| only == name);
+    if by_http {
+        // A server of streams is another process, which has to find the store.
+        let names = match store.as_deref() {
+            None => vec!["fjall", "postgres"],
+            Some(name @ ("fjall" | "postgres")) => vec![name],
+            Some(_) => return eprintln!("{USAGE}"),
+        };
+        return runtime.block_on(async {
+            let mut lines = Vec::new();
+            for backend in backends.iter().filter(|backend| names.contains(&backend.name())) {
+                over_http(&**backend, &effort, wanted, &mut lines).await;
+            }
+            print_lines(&lines);
+        });
+    }
     let Some(backend) = backends.iter().map(|backend| &**backend).find(|backend| is_meant(backend)) else {
         return eprintln!("{USAGE}");
     };
-    let wanted = |name: &str| only.as_deref().is_none_or(|only| only == name);
     runtime.block_on(async {
         flows::probe(&*backend.fresh().await).await;
         let mut lines = Vec::new();
@@ -314,7 +336,74 @@ async fn takeover(backend: &dyn Backend, effort: &Effort, lines: &mut Vec<Line>)
     lines.push(line("flow_takeover", backend).number("ms", millis));
 }
 
-/// A fresh process: the memory that parked flows take in it, or that its host has on a store that holds them.
+/// Clients that are kept alive.
+const CLIENTS: usize = 64;
+/// Connections that send half a header, and then nothing.
+const HALF_SENT: usize = 1_000;
+/// Calls beside them, which are over before the time for a header is.
+const CALLS_BESIDE: u64 = 1_000;
+
+async fn over_http(backend: &dyn Backend, effort: &Effort, wanted: impl Fn(&str) -> bool, lines: &mut Vec<Line>) {
+    let mut rows = Vec::new();
+    let mut row = |what: &str, value: f64| rows.push((what.to_owned(), vec![Some(value)]));
+    if wanted("rate") {
+        let (mut within, mut rates, mut each) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..effort.rounds {
+            within.push(flows::rate(&*backend.fresh().await, Hosts::One, CLIENTS, effort.run).await);
+            let (rate, cpu) = http::rate(&*backend.fresh().await, CLIENTS, effort.run).await;
+            rates.push(rate);
+            each.push(cpu);
+        }
+        let (within, rate, each) = (median(&within), median(&rates), median(&each));
+        row("flows per s", rate);
+        row("within the process", within);
+        row("µs of processors for each", each);
+        let line = line("flows_per_s_http", backend).number("ours", rate).number("within", within);
+        lines.push(line.number("cpu_us", each));
+    }
+    if wanted("ack") {
+        let (within, by_http) = http::acknowledged(&*backend.fresh().await, effort.singles).await;
+        let [within, p50] = [&within, &by_http].map(|times| percentile(times, 0.5));
+        let p99 = percentile(&by_http, 0.99);
+        row("acknowledged, p50 ms", p50);
+        row("acknowledged, p99 ms", p99);
+        row("within the process, p50 ms", within);
+        let line = line("callback_ack_http", backend).number("p50_ms", p50).number("p99_ms", p99);
+        lines.push(line.number("flow_ack_p50_ms", within).number("more_ms", p50 - within));
+    }
+    if wanted("forged") {
+        let forged = http::forged(&*backend.fresh().await, CLIENTS, effort.run).await;
+        row("forged tokens refused per s", forged.rate);
+        row("calls of the store meanwhile", forged.calls as f64);
+        row("calls of the store before", forged.calls_before as f64);
+        let line = line("forged_per_s", backend).number("ours", forged.rate);
+        lines.push(line.number("store_calls", forged.calls as f64).number("calls_before", forged.calls_before as f64));
+    }
+    if wanted("beside") {
+        let (mut alone, mut beside) = (Vec::new(), Vec::new());
+        for _ in 0..effort.rounds {
+            let (one, other) = http::beside(&*backend.fresh().await, CALLS_BESIDE, HALF_SENT).await;
+            alone.push(percentile(&one, 0.99));
+            beside.push(percentile(&other, 0.99));
+        }
+        let (alone, beside) = (median(&alone), median(&beside));
+        row("calls, p99 ms", alone);
+        row("beside half-sent requests, p99 ms", beside);
+        let line = line("half_sent_p99", backend).number("ms", beside).number("alone_ms", alone);
+        lines.push(line.number("ratio", beside / alone));
+    }
+    if wanted("streams") {
+        let place = backend.fresh().await;
+        http::leave_parked(&*place, effort.streams).await;
+        let address = place.address().expect("another process finds it");
+        let (bytes, streams) = http::stream_bytes(backend.name(), &address, effort.streams).await;
+        row("bytes per idle event stream", bytes);
+        lines.push(line("sse_bytes", backend).number("ours", bytes).number("streams", streams as f64));
+    }
+    print_table(&format!("{}: over HTTP", backend.name()), &[""], &rows);
+}
+
+/// A fresh process: the memory that parked flows take in it, or that its host has on a store that holds them, or that streams of them take.
 #[allow(clippy::panic, reason = "a child that is started wrongly has nothing to measure")]
 async fn child(arguments: &[String]) {
     /// The time that a host takes to load what it keeps in memory, and the store to put its files in order.
@@ -323,6 +412,9 @@ async fn child(arguments: &[String]) {
     let backend = stores::all().into_iter().find(|backend| backend.name() == store).expect("a store has this name");
     let place = backend.at(address);
     let flows: u64 = flows.parse().expect("a number of flows");
+    if what == "streams" {
+        return http::serve_streams(&*place, flows).await;
+    }
     let running = Arc::new(Running::start(&*place, Hosts::One).await);
     match what.as_str() {
         "parked" => {
@@ -334,7 +426,7 @@ async fn child(arguments: &[String]) {
             tokio::time::sleep(SETTLE).await;
             println!("{}", resident_bytes());
         }
-        _ => panic!("a child is asked for one of two things"),
+        _ => panic!("a child is asked for one of three things"),
     }
     Arc::into_inner(running).expect("nobody else is left").end().await;
 }

@@ -17,7 +17,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 use super::{Hosts, Running};
-use crate::measure::{CHILD, most_descriptors, resident_bytes};
+use crate::measure::{CHILD, cpu_time, most_descriptors, resident_bytes};
 use crate::stores::Place;
 
 /// The time that a client has for a header, as in the examples: nothing that is measured takes so long.
@@ -45,11 +45,8 @@ impl Server {
         let app = Router::new().nest("/flows", flows.router()).nest("/callbacks", flows.callback_router());
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("there is a free port");
         let address = listener.local_addr().expect("it is bound");
-        let http = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEADER)
-            .max_buf_size(BUFFER)
-            .clone();
+        let http =
+            http1::Builder::new().timer(TokioTimer::new()).header_read_timeout(HEADER).max_buf_size(BUFFER).clone();
         let app = TowerToHyperService::new(app);
         let mut serving = JoinSet::new();
         serving.spawn(async move {
@@ -139,12 +136,13 @@ impl Running {
     }
 }
 
-/// Flows per second, each started and called by HTTP, with so many clients for so long.
-pub async fn rate(place: &dyn Place, clients: usize, time: Duration) -> f64 {
+/// Flows per second, each started and called by HTTP, with so many clients for so long; and the time of processors that each has taken in this
+/// process, clients included, in microseconds.
+pub async fn rate(place: &dyn Place, clients: usize, time: Duration) -> (f64, f64) {
     let running = Arc::new(Running::start(place, Hosts::One).await);
     let server = Server::start(&running).await;
     let next = Arc::new(AtomicU64::new(0));
-    let started = Instant::now();
+    let (started, used) = (Instant::now(), cpu_time());
     let run = |slot| {
         let (running, next, address) = (running.clone(), next.clone(), server.address);
         tokio::spawn(async move {
@@ -164,9 +162,10 @@ pub async fn rate(place: &dyn Place, clients: usize, time: Duration) -> f64 {
         flows += client.await.expect("no client fails");
     }
     let rate = flows as f64 / started.elapsed().as_secs_f64();
+    let each = (cpu_time() - used).as_secs_f64() * 1e6 / flows as f64;
     drop(server);
     Arc::into_inner(running).expect("no client is left").end().await;
-    rate
+    (rate, each)
 }
 
 /// Times until a call was acknowledged, in milliseconds, in order: handed in within the process, and by HTTP, in turn, each while
@@ -199,8 +198,19 @@ pub async fn acknowledged(place: &dyn Place, flows: u64) -> (Vec<f64>, Vec<f64>)
     (within, by_http)
 }
 
-/// Calls per second that are refused because their token is forged, by so many clients for so long; and the calls of the store meanwhile.
-pub async fn forged(place: &dyn Place, clients: usize, time: Duration) -> (f64, u64) {
+/// Calls that are refused because their token is forged.
+#[derive(Debug)]
+pub struct Forged {
+    /// Calls a second.
+    pub rate: f64,
+    /// The calls of the store meanwhile.
+    pub calls: u64,
+    /// The calls of the store in as much time before, in which nobody asked for anything.
+    pub calls_before: u64,
+}
+
+/// Sends forged calls, by so many clients for so long.
+pub async fn forged(place: &dyn Place, clients: usize, time: Duration) -> Forged {
     let running = Running::start(place, Hosts::One).await;
     let server = Server::start(&running).await;
     let url = running.begin("forged", 0, 0).await;
@@ -208,6 +218,8 @@ pub async fn forged(place: &dyn Place, clients: usize, time: Duration) -> (f64, 
     let last = if forged.pop() == Some('A') { 'Q' } else { 'A' };
     forged.push(last);
     let requests = call(&forged).repeat(AT_ONCE);
+    let first = running.store.calls();
+    tokio::time::sleep(time).await;
     let (before, started) = (running.store.calls(), Instant::now());
     let run = |_| {
         let (requests, address) = (requests.clone(), server.address);
@@ -229,10 +241,11 @@ pub async fn forged(place: &dyn Place, clients: usize, time: Duration) -> (f64, 
     for client in clients {
         refused += client.await.expect("no client fails");
     }
-    let (calls, rate) = (running.store.calls() - before, refused as f64 / started.elapsed().as_secs_f64());
+    let rate = refused as f64 / started.elapsed().as_secs_f64();
+    let found = Forged { rate, calls: running.store.calls() - before, calls_before: before - first };
     drop(server);
     running.end().await;
-    (rate, calls)
+    found
 }
 
 /// Times of calls by HTTP, in milliseconds, in order: by themselves, and with so many connections beside them whose header is half sent.
@@ -306,7 +319,9 @@ pub async fn stream_bytes(store: &str, address: &str, streams: u64) -> (f64, u64
             let mut open = Vec::new();
             for number in (opener..streams).step_by(OPENERS) {
                 let mut client = Client::connect(address).await;
-                let request = format!("GET /flows/sleep/{number}/events HTTP/1.1\r\nhost: h\r\naccept: text/event-stream\r\n\r\n");
+                let request = format!(
+                    "GET /flows/sleep/{number}/events HTTP/1.1\r\nhost: h\r\naccept: text/event-stream\r\n\r\n"
+                );
                 client.send(&request).await;
                 while !client.rest.windows(7).any(|word| word == b"retry: ") {
                     assert!(client.stream.read_buf(&mut client.rest).await.expect("it is there") > 0, "it is open");

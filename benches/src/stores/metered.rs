@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use stable_interfaces::store::{
@@ -18,6 +17,7 @@ pub struct Metered(Arc<Counted>);
 #[derive(Debug)]
 struct Counted {
     store: Arc<dyn Store>,
+    calls: AtomicU64,
     writes: AtomicU64,
     posts: AtomicU64,
     put: AtomicU64,
@@ -29,14 +29,25 @@ impl Metered {
     /// Counts from zero.
     #[must_use]
     pub fn new(store: Arc<dyn Store>) -> Metered {
-        let (writes, posts, put, removed) = Default::default();
-        Metered(Arc::new(Counted { store, writes, posts, put, removed, changed: Notify::new() }))
+        let (calls, writes, posts, put, removed) = Default::default();
+        Metered(Arc::new(Counted { store, calls, writes, posts, put, removed, changed: Notify::new() }))
     }
 
     /// Says whether there are other clones of this one.
     #[must_use]
     pub fn is_shared(&self) -> bool {
         Arc::strong_count(&self.0) > 1
+    }
+
+    /// The number of calls that read or write something.
+    #[must_use]
+    pub fn calls(&self) -> u64 {
+        self.0.calls.load(Ordering::SeqCst)
+    }
+
+    fn count(&self) -> &Counted {
+        self.0.calls.fetch_add(1, Ordering::SeqCst);
+        &self.0
     }
 
     /// The number of group commits, and of messages that were posted.
@@ -90,7 +101,7 @@ impl Store for Metered {
     }
 
     async fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError> {
-        let answers = self.0.store.commit(write).await?;
+        let answers = self.count().store.commit(write).await?;
         let (mut put, mut removed) = (0, 0);
         for (batch, _) in write.batches.iter().zip(&answers).filter(|(_, answer)| answer.is_ok()) {
             for op in &batch.ops {
@@ -112,7 +123,7 @@ impl Store for Metered {
 
     async fn post(&self, messages: &[NewMessage]) -> Result<Vec<Posted>, StoreError> {
         self.0.posts.fetch_add(messages.len() as u64, Ordering::SeqCst);
-        self.0.store.post(messages).await
+        self.count().store.post(messages).await
     }
 
     async fn watch(&self, incarnation: Incarnation) -> Result<Hints, StoreError> {
@@ -120,10 +131,10 @@ impl Store for Metered {
     }
 
     async fn load(&self, pages: &[Page]) -> Result<Vec<Loaded>, StoreError> {
-        self.0.store.load(pages).await
+        self.count().store.load(pages).await
     }
 
     async fn read(&self, read: &Read) -> Result<Found, StoreError> {
-        self.0.store.read(read).await
+        self.count().store.read(read).await
     }
 }
