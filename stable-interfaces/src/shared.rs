@@ -397,7 +397,7 @@ impl HostCore {
         self.holders.lock().get(&shard).unwrap_or(self.fleet.host_of(shard)).clone()
     }
 
-    /// This host's words about itself to the store.
+    /// The words of this host about itself to the store.
     pub(crate) fn presence(&self) -> Presence {
         Presence {
             address: self.options.address.clone(),

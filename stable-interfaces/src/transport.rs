@@ -64,11 +64,11 @@ pub trait Door: Debug + Send + Sync + 'static {
     fn answer(&self, request: Bytes) -> Answering;
 }
 
-/// What a host says of itself to those that it meets.
+/// The words of a host about itself, for those that it meets.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Introduction {
-    /// Its name in the fleet.
+    /// The name of the host in the fleet.
     pub host: Arc<str>,
     /// The number of shards of its fleet.
     pub shards: u32,
@@ -82,9 +82,9 @@ pub struct Introduction {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Addressee {
-    /// Its name in the fleet.
+    /// The name of the host in the fleet.
     pub host: Arc<str>,
-    /// Its address, if it has told one.
+    /// The address of the host, if it has told one.
     pub address: Option<Arc<str>>,
 }
 
@@ -93,7 +93,7 @@ pub struct Addressee {
 pub enum Undelivered {
     /// Nothing of it was sent, or the other host has said that it did not take it: it has not happened.
     NotSent(BoxError),
-    /// It was sent, and the link was lost before its answer came: it may have happened, or may happen still.
+    /// The request was sent, and the link was lost before its answer came: it may have happened, or may happen still.
     Unanswered(BoxError),
 }
 
@@ -106,7 +106,7 @@ impl fmt::Display for Undelivered {
     }
 }
 
-/// What crosses from host to host: a message, and the reply to it. Whatever can be written and read by serde is.
+/// A message, or the reply to one, that crosses from host to host. Whatever can be written and read by serde is.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot cross from host to host",
     label = "this message, or the reply to it",

@@ -78,7 +78,7 @@ async fn hook(urls: Urls, flow: Flow, name: String) -> FlowResult<()> {
     }
 }
 
-/// What a flow is to say of itself.
+/// The events that a flow is to tell, and its end.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Telling {
     pub(crate) events: u32,

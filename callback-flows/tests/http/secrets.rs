@@ -1,4 +1,4 @@
-//! What is secret appears in nothing that somebody may see: a log, a span, what is printed of a value, an answer.
+//! Secrets appear in nothing that somebody may see: a log, a span, what is printed of a value, an answer.
 
 use std::fmt::{Debug, Write as _};
 use std::sync::Arc;

@@ -71,7 +71,7 @@ async fn answers(app: &App, seen: &Seen, orders: &[String]) -> Vec<String> {
     answers
 }
 
-/// What was answered in a situation that is not as it should be.
+/// Answers in a situation that are not as they should be.
 fn differing(situation: &str, asked_of: &str, answered: &[String], expected: &str) -> Vec<String> {
     let expected: Vec<&str> = expected.split(" | ").collect();
     assert_eq!(expected.len(), OPERATIONS.len(), "{expected:?}");

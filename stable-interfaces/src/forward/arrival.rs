@@ -1,4 +1,4 @@
-//! What has arrived from another host, as a link of the call chain: its callers there are links as those here are, known by their names.
+//! A request that has arrived from another host, as a link of the call chain: its callers there are links as those here are, known by their names.
 //!
 //! A request is bounded by the time that its sender had left, counted from the moment at which it arrived.
 

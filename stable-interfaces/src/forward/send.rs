@@ -85,7 +85,7 @@ impl<I: StableInterface> InterfaceCore<I> {
         })
     }
 
-    /// What all tries have in common, unless it is more than may be sent.
+    /// The part that all tries have in common, unless it is more than may be sent.
     fn sending<'a, R>(
         &self,
         id: &'a str,

@@ -17,7 +17,7 @@ use crate::store::BoxError;
 use crate::sync::Arc;
 use crate::transport::Answering;
 
-/// How an interface's own errors are written and read.
+/// A way to write and to read an interface's own errors.
 pub(crate) trait Errors<E> {
     fn write(error: E) -> Result<Vec<u8>, serde_json::Error>;
     fn read(error: &[u8]) -> Result<E, serde_json::Error>;
@@ -74,7 +74,7 @@ pub(crate) struct Written<R, E> {
 /// A message on its way out, or the reason why it cannot be written; `None` if it may not cross.
 pub(crate) type Writing<R, E> = Option<Outcome<Written<R, E>, E>>;
 
-/// How messages of type `M` are written, and their answers are read.
+/// The way to write messages of type `M`, and to read their answers.
 struct Way<M, R, E> {
     message: &'static str,
     write: fn(&M) -> Result<Vec<u8>, serde_json::Error>,

@@ -124,7 +124,7 @@ impl Told {
         serde_json::from_slice(bytes).ok()
     }
 
-    /// What is told of an error that is not a handler's own.
+    /// The answer that tells of an error that is not a handler's own.
     pub(crate) fn of(error: &RequestError<std::convert::Infallible>) -> Told {
         Told {
             error: serde_json::to_value(Variant::of(error)).expect("texts and numbers can be written as JSON"),

@@ -107,7 +107,7 @@ fn millis(value: &[u8]) -> Result<Duration, Unreadable> {
 }
 
 impl<'a> Request<'a> {
-    /// Its bytes. Texts longer than a field can be are cut off: those of a request that was checked are not.
+    /// Writes the request as bytes. Texts longer than a field can be are cut off: those of a request that was checked are not.
     pub(crate) fn encode(&self) -> Bytes {
         let texts = [self.interface, self.message, self.id];
         let texts = texts.iter().chain(&self.callers).map(|text| text.len() + 3).sum::<usize>();

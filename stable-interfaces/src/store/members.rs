@@ -92,9 +92,9 @@ pub struct Presence {
 /// A host that holds a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
-    /// Its life.
+    /// The life of the member.
     pub incarnation: Incarnation,
-    /// Its name.
+    /// The name of the member.
     pub name: Arc<str>,
     /// The address at which other hosts reach it, if they do.
     pub address: Option<Arc<str>>,
@@ -121,7 +121,7 @@ pub struct Members {
 }
 
 impl Members {
-    /// These members, put in their order.
+    /// Puts members in their order.
     #[must_use]
     pub fn new(version: u64, mut list: Vec<Member>) -> Members {
         list.sort_by(|a, b| (&a.name, a.incarnation).cmp(&(&b.name, b.incarnation)));
@@ -142,7 +142,7 @@ struct Row {
     presence: Presence,
     is_cordoned: bool,
     since: Duration,
-    /// Its lease has run out once that time is reached.
+    /// The end of the lease, which is over once that time is reached.
     until: Duration,
 }
 

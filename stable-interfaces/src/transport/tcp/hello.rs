@@ -23,7 +23,7 @@ pub(super) trait Wire: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Wire for S {}
 
-/// What one side says of itself, and whom it takes the other for. Fields of a newer release are stepped over.
+/// The words of one side about itself, and whom it takes the other for. Fields of a newer release are stepped over.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Hello {
     protocols: Vec<u8>,

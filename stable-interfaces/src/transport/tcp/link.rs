@@ -17,9 +17,9 @@ use super::hello::{Hello, Wire, call, in_time};
 use crate::sync::{Arc, Mutex, Notify, oneshot};
 use crate::transport::{Addressee, Introduction, Undelivered};
 
-/// How often a link is looked at on which something is asked.
+/// The time between two looks at a link on which something is asked.
 const LOOK: Duration = Duration::from_millis(750);
-/// How often one is looked at on which nothing is.
+/// The time between two looks at a link on which nothing is.
 const LOOK_IDLE: Duration = Duration::from_secs(10);
 /// After so many looks at which nothing was heard a link is over. With the first of them the other side is asked for a sign of life.
 const SILENT_LOOKS: u32 = 3;

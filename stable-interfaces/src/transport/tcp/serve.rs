@@ -26,7 +26,7 @@ use crate::transport::{Answering, Door, Introduction};
 const MAX_STRANGERS: usize = 256;
 /// The most links that are open. Past it, nobody new is let in.
 const MAX_GUESTS: usize = 4_096;
-/// How often a link is looked at.
+/// The time between two looks at a link.
 const LOOK: Duration = Duration::from_secs(5);
 /// After so many looks at which nothing was heard a link is over: who calls asks for signs of life more often.
 const SILENT_LOOKS: u32 = 6;
@@ -35,7 +35,7 @@ const MAX_REQUESTS: usize = 16_384;
 /// The pause after a connection could not be taken.
 const AFTER_FAILURE: Duration = Duration::from_millis(50);
 
-/// Those who have called.
+/// Hosts that have called.
 #[derive(Debug, Clone)]
 pub(super) struct Guests(Arc<Shared>);
 

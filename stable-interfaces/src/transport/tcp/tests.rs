@@ -19,7 +19,7 @@ use super::*;
 use crate::clock::{Clock, Sleep, SystemClock, Timestamp};
 use crate::transport::{Answering, MAX_MESSAGE_BYTES};
 
-/// How many times as fast as the machine's its clock goes.
+/// The speed of a link's clock, as a multiple of the machine's.
 const FASTER: u32 = 10;
 
 #[derive(Debug, Default)]
