@@ -46,6 +46,7 @@ mod failure;
 mod functions;
 mod http;
 mod library;
+mod names;
 mod run;
 mod start;
 mod value;

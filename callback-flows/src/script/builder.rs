@@ -16,7 +16,7 @@ use super::drive::{Host, drive};
 use super::functions::{self, Calls};
 use super::http::{self, HttpRequest, HttpResponse};
 use super::library::{Imports, Library, ScriptError, is_name};
-use super::{run, start};
+use super::{names, run, start};
 use crate::Flow;
 use crate::flows::{FlowsBuilder, Prepare};
 
@@ -225,6 +225,7 @@ fn engine(calls: &Arc<Calls>, dispatches: &BTreeMap<String, Arc<Dispatch>>, func
     for register in functions {
         register(&mut engine);
     }
+    names::register(&mut engine);
     functions::register(&mut engine, calls);
     dispatch::register(&mut engine, dispatches);
     engine.on_progress(|_| if run::may_go_on() { None } else { Some(rhai::Dynamic::UNIT) });

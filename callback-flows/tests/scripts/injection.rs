@@ -73,9 +73,15 @@ let injected = ();
 try { http.get("https://a", #{ headers: #{ "x-note": text + "\r\nx-evil: 1" } }); } catch (e) { injected = e.type; }
 let named;
 try { call_flow(text); } catch (e) { named = e; }
+let list = ["x", text, 7];
+let found = [list.index_of(text), list.index_of(text, -1), ["x"].index_of(text)];
+let mapped = [];
+for attempt in [|| [1].map(text), || [1].filter(text), || [2, 1].sort(text), || [1, 2].reduce(text, 0), || [1].some(text)] {
+    try { attempt.call(); mapped.push(text); } catch (e) { }
+}
 let same = answered == text && thrown == text && came.body == text && get_context(text) == text;
 #{ same: same, header: came.headers["x-note"], text: text, fetched: parse_json(fetched).text == text,
-   interpolated: `${text}` == text, injected: injected, named: type_of(named) }
+   interpolated: `${text}` == text && mapped == [] && found == [1, -1, -1], injected: injected, named: type_of(named) }
 "#;
 
 #[tokio::test(start_paused = true)]
