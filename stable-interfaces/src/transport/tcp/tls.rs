@@ -26,7 +26,7 @@ impl Tls {
     /// Reads them from PEM: the certificates of the authority, the host's own with those between the two, and its private key.
     ///
     /// # Errors
-    /// What is wrong with them: no PEM, none in it, a key that does not fit.
+    /// The fault in them: no PEM, none in it, a key that does not fit.
     pub fn from_pem(authority: &[u8], certificate: &[u8], key: &[u8]) -> Result<Tls, BoxError> {
         let mut roots = RootCertStore::empty();
         for root in CertificateDer::pem_slice_iter(authority) {
