@@ -65,10 +65,21 @@ fn a_fleet_on_redis_that_is_killed_while_calls_are_in_flight_charges_each_custom
 }
 
 #[test]
+fn a_host_that_sends_another_key_with_each_attempt_is_found_to_charge_customers_twice() {
+    let output = PAYMENTS.run(&["--broken", "--orders", "40", "--kills", "1", "--seed", "1", "--quiet"]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    let last = said.lines().last().unwrap_or_default();
+    let twice = last.split("; ").nth(1).and_then(|rest| rest.split(' ').next()?.parse::<u64>().ok());
+    assert!(twice.is_some_and(|twice| twice > 0) && output.status.code() == Some(1), "{said}");
+    println!("with another key for each attempt: {last}");
+}
+
+#[test]
 fn bad_arguments_are_refused() {
     PAYMENTS.assert_refuses(&["--store", "fjall", "--hosts", "3"], "only one process can open its directory");
     PAYMENTS.assert_refuses(&["--ordres", "50"], "--ordres");
     PAYMENTS.assert_refuses(&["--orders", "3"], "--orders 20");
     PAYMENTS.assert_refuses(&["--stripe-url", "https://api.stripe.com"], "STRIPE_API_KEY");
     PAYMENTS.assert_refuses(&["serve"], "--data");
+    PAYMENTS.assert_refuses(&["--broken", "--stripe-url", "https://api.stripe.com"], "STRIPE_API_KEY");
 }

@@ -57,6 +57,8 @@ pub(crate) struct Options {
     pub(crate) quiet: bool,
     pub(crate) store: Kind,
     pub(crate) hosts: usize,
+    /// The host is broken: each attempt of a call has a key of its own.
+    pub(crate) is_broken: bool,
     /// Stripe's own URL, and the API key there; without it there is the fake.
     pub(crate) stripe: Option<(Url, String)>,
 }
@@ -79,6 +81,8 @@ struct Placed {
 struct Shop {
     http: reqwest::Client,
     doors: Doors,
+    /// All hosts, for whoever operates them.
+    hosts: Vec<Url>,
     orders: Arc<Mutex<BTreeMap<String, Placed>>>,
     /// The number of orders that may be placed by now: there are to be some left for the next kill, however long that takes.
     allowed: Arc<AtomicUsize>,
@@ -182,8 +186,8 @@ impl Shop {
                     placed.view = Some(view);
                 }
             }
-            for door in self.doors.all() {
-                let Ok(answer) = self.http.post(format!("{door}scripts")).send().await else { continue };
+            for host in &self.hosts {
+                let Ok(answer) = self.http.post(format!("{host}scripts")).send().await else { continue };
                 let resumed: Vec<(String, String)> = answer.json().await.unwrap_or_default();
                 for (id, why) in resumed.into_iter().filter(|_| !self.quiet) {
                     println!("         {id} is blocked ({why}), and is resumed");
@@ -218,6 +222,7 @@ pub(crate) async fn run(options: &Options, data: &Path) -> Result<Report, BoxErr
     };
     let mut args = vec!["serve".to_owned(), "--flows".to_owned(), flows.display().to_string()];
     args.extend(["--canary".to_owned(), canary.display().to_string()].into_iter().chain(to));
+    args.extend(options.is_broken.then(|| "--broken".to_owned()));
     let mut service = Hosts::start(options.store, options.hosts, data, args).await?;
     let doors = Doors::new(service.hosts.iter().map(HostProcess::url));
 
@@ -242,6 +247,7 @@ pub(crate) async fn run(options: &Options, data: &Path) -> Result<Report, BoxErr
     let shop = Shop {
         http,
         doors,
+        hosts: service.hosts.iter().map(HostProcess::url).collect(),
         orders: Arc::default(),
         allowed: Arc::new(AtomicUsize::new(options.orders * 2 / (options.kills + 2))),
         edition: Arc::new(AtomicUsize::new(OLD)),
@@ -374,8 +380,8 @@ async fn asked(stripe: &Account, order: &str) -> Result<verdict::Account, BoxErr
         let page = page.map_err(|error| format!("Stripe does not say what it has of {order}: {error}"))?;
         Ok::<_, BoxError>(page["data"].as_array().cloned().unwrap_or_default())
     };
-    let mut account = verdict::Account::default();
-    account.customers = list("customers", json!({"email": format!("{order}@example.com")})).await?;
+    let customers = list("customers", json!({"email": format!("{order}@example.com")})).await?;
+    let mut account = verdict::Account { customers, ..verdict::Account::default() };
     for customer in account.customers.clone() {
         account.intents.extend(list("payment_intents", json!({"customer": customer["id"]})).await?);
         account.subscriptions.extend(list("subscriptions", json!({"customer": customer["id"]})).await?);

@@ -65,7 +65,8 @@ const SECRET: &str = "STRIPE_WEBHOOK_SECRET";
 const HELP: &str = "\
 Payments through Stripe, in scripts, on a host that is killed while calls are in flight: every customer is charged once.
 
-usage: payments [--store fjall|postgres|redis] [--hosts N] [--orders N] [--kills N] [--seed N] [--quiet] [--stripe-url URL]
+usage: payments [--store fjall|postgres|redis] [--hosts N] [--orders N] [--kills N] [--seed N] [--quiet] [--broken]
+                [--stripe-url URL]
 
 It plays Stripe, and runs the host as a child process. Customers order; each is charged and, if Stripe says in time that it is
 paid, gets what was ordered, else the money back. Half of the orders run a script from top to bottom, half a script for each
@@ -78,6 +79,7 @@ meanwhile, a script is changed on disk. In the end Stripe's books are held again
   --kills N     how often a host is killed (default 3, at least 1)
   --seed N      draws the orders and what Stripe does with each (default 1)
   --quiet       print only what went wrong, and the last line
+  --broken      send another key with each attempt of a call: then customers are charged twice, and the drill has to find that
   --stripe-url URL
                 use Stripe's test mode: URL is https://api.stripe.com, its key is in STRIPE_API_KEY (sk_test_..), and the secret of
                 its events in STRIPE_WEBHOOK_SECRET, as `stripe listen --print-secret` says it; a line says how to forward the
@@ -95,6 +97,7 @@ struct Serving {
     stripe: Url,
     key: String,
     secret: String,
+    is_broken: bool,
 }
 
 #[derive(Debug)]
@@ -111,7 +114,7 @@ fn parse(
     use lexopt::Arg::{Long, Short, Value};
     let mut args = lexopt::Parser::from_args(args);
     let (mut orders, mut kills, mut seed, mut quiet) = (None, None, 1, false);
-    let (mut store, mut hosts, mut is_host) = (Kind::Fjall, 1, false);
+    let (mut store, mut hosts, mut is_host, mut is_broken) = (Kind::Fjall, 1, false, false);
     let (mut data, mut url, mut fleet, mut listen, mut flows, mut canary) = (None, None, None, None, None, None);
     let (mut stripe_url, mut fake_url): (Option<Url>, Option<Url>) = (None, None);
     while let Some(arg) = args.next()? {
@@ -124,6 +127,7 @@ fn parse(
             Long("kills") => kills = Some(args.value()?.parse()?),
             Long("seed") => seed = args.value()?.parse()?,
             Long("quiet") | Short('q') => quiet = true,
+            Long("broken") => is_broken = true,
             Long("stripe-url") => stripe_url = Some(args.value()?.parse()?),
             Long("fake-url") if is_host => fake_url = Some(args.value()?.parse()?),
             Long("data") if is_host => data = Some(args.value()?.into()),
@@ -163,7 +167,7 @@ fn parse(
         let (flows, canary) = flows.zip(canary).ok_or("a host needs --flows and --canary")?;
         let fake = fake_url.map(|url| (url, FAKE_KEY.to_owned(), FAKE_SECRET.to_owned()));
         let (stripe, key, secret) = stripe.or(fake).ok_or("a host needs --stripe-url or --fake-url")?;
-        return Ok(Command::Serve(Serving { home, listen, flows, canary, stripe, key, secret }));
+        return Ok(Command::Serve(Serving { home, listen, flows, canary, stripe, key, secret, is_broken }));
     }
     let (all_orders, all_kills) = if stripe.is_some() { (20, 1) } else { (150, 3) };
     let (orders, kills) = (orders.unwrap_or(all_orders), kills.unwrap_or(all_kills));
@@ -176,15 +180,18 @@ fn parse(
         return Err(why.into());
     }
     let stripe = stripe.map(|(url, key, _)| (url, key));
-    Ok(Command::Drill(drill::Options { orders, kills, seed, quiet, store, hosts, stripe }))
+    if is_broken && stripe.is_some() {
+        return Err("--broken is for the fake alone".into());
+    }
+    Ok(Command::Drill(drill::Options { orders, kills, seed, quiet, store, hosts, is_broken, stripe }))
 }
 
 async fn serve(serving: Serving) -> Result<(), Failed> {
-    let Serving { home, listen, flows, canary, stripe, key, secret } = serving;
+    let Serving { home, listen, flows, canary, stripe, key, secret, is_broken } = serving;
     let cannot_listen = |error| CannotStart::new(format!("cannot listen on {listen}"), error);
     let listener = TcpListener::bind(listen).await.map_err(cannot_listen)?;
     let host = home.host(&listener.local_addr().map_err(cannot_listen)?.to_string()).await?;
-    let account = Account::new(Wire::new(&stripe)?, &key);
+    let account = Account::new(Wire::new(&stripe)?, &key).broken(is_broken);
     let keys = UrlKeys::new("drill", NO_SECRET).map_err(|e| CannotStart::new("cannot sign URLs", e))?;
     let service = Service { library: flows, account, secret, canary, keys };
     Ok(service::serve(host, listener, service, process::asked_to_stop(true)).await?)

@@ -52,11 +52,20 @@ pub(crate) const RESOURCES: [Resource; 7] = [
 pub(crate) struct Account {
     wire: Wire,
     authorization: String,
+    /// Each attempt of a call has a key of its own.
+    is_broken: bool,
 }
 
 impl Account {
     pub(crate) fn new(wire: Wire, key: &str) -> Account {
-        Account { wire, authorization: format!("Basic {}", STANDARD.encode(format!("{key}:"))) }
+        let authorization = format!("Basic {}", STANDARD.encode(format!("{key}:")));
+        Account { wire, authorization, is_broken: false }
+    }
+
+    /// Breaks it, if it is to be broken: each attempt of a call has a key of its own, so that Stripe takes it for another call. Whoever looks
+    /// for customers that are charged twice has to find some then.
+    pub(crate) fn broken(self, is_broken: bool) -> Account {
+        Account { is_broken, ..self }
     }
 
     /// Teaches scripts all that is done with it: for each kind of resource `create`, `list` and `retrieve`, and a builder whose answer has
@@ -86,7 +95,10 @@ impl Account {
     }
 
     async fn create(&self, plural: &str, cx: &CallCx, params: &Value) -> Result<Value, CallError> {
-        let key = cx.idempotency_key();
+        let mut key = cx.idempotency_key();
+        if self.is_broken {
+            key += &format!("-{}", cx.attempt());
+        }
         let headers = [
             ("authorization", self.authorization.as_str()),
             ("content-type", "application/x-www-form-urlencoded"),

@@ -313,6 +313,8 @@ mod tests {
         row
     }
 
+    type Change = fn(&mut Row);
+
     /// The finding on a row that somebody has changed.
     fn finding(mut row: Row, change: impl FnOnce(&mut Row)) -> Finding {
         change(&mut row);
@@ -347,7 +349,7 @@ mod tests {
 
     #[test]
     fn money_that_is_not_where_the_flow_says_is_lost() {
-        let lost: [(Row, fn(&mut Row)); 6] = [
+        let lost: [(Row, Change); 6] = [
             (paid(), |row| row.view = None),
             (paid(), |row| row.view.as_mut().expect("it is there").status = "blocked".into()),
             (paid(), |row| row.account.intents.clear()),
@@ -375,7 +377,7 @@ mod tests {
 
     #[test]
     fn whatever_else_does_not_agree_is_wrong() {
-        let wrong: [(Row, fn(&mut Row)); 10] = [
+        let wrong: [(Row, Change); 10] = [
             (paid(), |row| row.account.was_fooled = true),
             (paid(), |row| row.plan.hook = Hook::Forged),
             (paid(), |row| row.plan.order.in_stock = false),
@@ -395,7 +397,7 @@ mod tests {
 
     #[test]
     fn a_flow_that_goes_on_in_another_edition_is_wrong() {
-        let changed: [fn(&mut Row); 2] =
+        let changed: [Change; 2] =
             [|row| row.account.intents[0]["metadata"]["edition"] = "2".into(), |row| row.edition = Some("2")];
         for change in changed {
             assert!(matches!(finding(paid(), change), Finding::Wrong(_)));

@@ -14,11 +14,6 @@ impl Doors {
         Doors(hosts.into_iter().collect())
     }
 
-    /// All of them.
-    pub(crate) fn all(&self) -> &[Url] {
-        &self.0
-    }
-
     /// One of them, drawn by chance.
     pub(crate) fn any(&self) -> &Url {
         &self.0[fastrand::usize(..self.0.len())]
