@@ -4,11 +4,14 @@
 //! cancelled, the last first, and goes on after a crash where it was. `world.rs` has those who are asked here, and `web.rs` the doors
 //! through which commands come in and their outcomes go out.
 
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use callback_flows::{CallbackError, Flow, FlowError, FlowResult, Refused, StepError};
+use callback_flows::{CallbackError, Flow, FlowError, FlowResult, Flows, FlowsBuilder, Refused, StepError};
 use serde::{Deserialize, Serialize};
-use stable_interfaces::{ContextError, Handle, Interface, NewPost, StableInterface, Timestamp};
+use stable_interfaces::{
+    ContextError, Handle, HostBuilder, Interface, NewPost, RegisterError, StableInterface, Timestamp,
+};
 
 use crate::web;
 use crate::world::{ATLAS, Assign, Atlas, Change, GiveBack, Name, OFFICE, Release, Reserve, Survey, Surveyor, key_of};
@@ -63,6 +66,24 @@ pub(crate) struct World {
     pub(crate) atlas: Interface<Atlas>,
 }
 
+impl World {
+    /// Registers all of them with a host. `told` has the flows that the atlas tells of what it has written: to be set before the host starts.
+    pub(crate) fn register(host: &mut HostBuilder, told: &Arc<OnceLock<Flows>>) -> Result<World, RegisterError> {
+        let told = told.clone();
+        Ok(World {
+            names: host.interface(|_id| Name).register()?,
+            surveyor: host.interface(|_id| Surveyor).register()?,
+            atlas: host.interface(move |_id| Atlas { flows: told.clone() }).with_inbox().register()?,
+        })
+    }
+
+    /// The flow that creates locations in this world, to be registered.
+    pub(crate) fn flows(self) -> FlowsBuilder {
+        let builder = Flows::builder().flow(LOCATION, 1, move |flow, new| create(self.clone(), flow, new));
+        builder.validate(LOCATION, validate)
+    }
+}
+
 /// Refuses what can be seen to be wrong, before anything is stored.
 pub(crate) fn validate(new: &NewLocation) -> Result<(), Refused> {
     let name = new.name.trim();
@@ -85,7 +106,7 @@ pub(crate) fn validate(new: &NewLocation) -> Result<(), Refused> {
 }
 
 /// Creates a location under the flow's own ID, which the client chose, and says how that has ended.
-pub(crate) async fn create(world: World, flow: Flow, new: NewLocation) -> FlowResult<Location> {
+async fn create(world: World, flow: Flow, new: NewLocation) -> FlowResult<Location> {
     match build(&world, &flow, &new).await {
         Ok(location) => {
             flow.resource(&format!("/locations/{}", web::segment(&location.id)))?;
@@ -187,7 +208,36 @@ impl From<FlowError> for Failure {
 
 #[cfg(test)]
 mod tests {
+    use callback_flows::Outcome;
+    use stable_interfaces::testing::SimClock;
+    use stable_interfaces::{Host, MemoryStore};
+
     use super::*;
+    use crate::world::Show;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_location_is_announced_when_the_atlas_has_said_that_it_is_written_and_not_before() {
+        let clock = Arc::new(SimClock::new(Timestamp::UNIX_EPOCH));
+        let mut host = Host::local(MemoryStore::with_clock(clock.clone())).clock(clock);
+        let told = Arc::default();
+        let world = World::register(&mut host, &told).expect("they are not there yet");
+        let flows = world.clone().flows().register(&mut host).expect("nor are they");
+        let host = host.start().await.expect("it starts");
+        let new = NewLocation { name: "Lisbon".to_owned(), ..NewLocation::default() };
+        flows.start(LOCATION, "1", &new).await.expect("it is durable");
+        // The atlas writes it, and can tell nobody.
+        let is_there = async || world.atlas.request(ATLAS, Show("1".to_owned())).await.expect("an answer").is_some();
+        while !is_there().await {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let status = flows.get(LOCATION, "1").await.expect("an answer").expect("it was started");
+        assert!(!status.state.is_over() && status.resource.is_none(), "{status:?}");
+        told.set(flows.clone()).expect("it was not set");
+        let outcome = flows.ended(LOCATION, "1").await.expect("an end");
+        assert!(matches!(outcome, Outcome::Done(_)), "{outcome:?}");
+        host.drain(Duration::from_secs(1)).await;
+    }
 
     fn refused(change: impl FnOnce(&mut NewLocation)) -> Option<String> {
         let mut new = NewLocation { name: "Lisbon".to_owned(), ..NewLocation::default() };

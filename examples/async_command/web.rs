@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use alarm_backends::FjallStore;
@@ -23,10 +23,10 @@ use serde::{Deserialize, Serialize};
 use stable_interfaces::{Host, RequestError};
 use tokio::net::TcpListener;
 
-use crate::location::{LOCATION, NAME_TAKEN, NewLocation, World, create, validate};
+use crate::location::{LOCATION, NAME_TAKEN, NewLocation, World, validate};
 use crate::options;
 use crate::pages::{self, Form};
-use crate::world::{ATLAS, Atlas, Holder, List, Name, OFFICE, PlotOf, Show, Surveyor, key_of};
+use crate::world::{ATLAS, Holder, List, OFFICE, PlotOf, Show, key_of};
 
 /// The time for which the ID of a command is kept when the command itself is not any more.
 const KEEP_ID: Duration = Duration::from_secs(30 * 24 * 3_600);
@@ -49,19 +49,9 @@ pub(crate) async fn serve(listen: SocketAddr, data: &Path, keep: Duration, stop:
     let address = tcp.local_addr()?;
     let store = FjallStore::open(data).with_context(|| format!("cannot open {}", data.display()))?;
     let mut host = Host::local(store);
-    let told = Arc::new(OnceLock::new());
-    let for_atlas = told.clone();
-    let world = World {
-        names: host.interface(|_id| Name).register()?,
-        surveyor: host.interface(|_id| Surveyor).register()?,
-        atlas: host.interface(move |_id| Atlas { flows: for_atlas.clone() }).with_inbox().register()?,
-    };
-    let for_flow = world.clone();
-    let flows = Flows::builder()
-        .flow(LOCATION, 1, move |flow, new| create(for_flow.clone(), flow, new))
-        .validate(LOCATION, validate)
-        .retention(keep, KEEP_ID)
-        .register(&mut host)?;
+    let told = Arc::default();
+    let world = World::register(&mut host, &told)?;
+    let flows = world.clone().flows().retention(keep, KEEP_ID).register(&mut host)?;
     let flows = told.get_or_init(|| flows).clone();
     let host = host.start().await.context("cannot start the host")?;
 

@@ -1,7 +1,8 @@
 //! The world around a flow: the registry of names, a partner, and the atlas, which is what is read.
 //!
 //! Each is an interface of its own, and knows nothing of flows, but that the atlas tells one that its location is written. The partner
-//! is played here; it would be a service of somebody else.
+//! is played here; it would be a service of somebody else. All are on one host, as an embedded store has but one: on a fleet, where an
+//! instance may be another host's, they would be posted to as the atlas is.
 
 use std::sync::{Arc, OnceLock};
 

@@ -284,6 +284,33 @@ async fn what_is_sent_while_nobody_is_there_is_sent_when_somebody_is_and_shown_o
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs Debian's chromium: tests/run async_command"]
+async fn of_many_at_once_each_ends_right_and_one_that_failed_can_be_sent_again() {
+    let mut story = Story::begin().await;
+    let page = story.open().await;
+    // More than it listens to: of the others it asks for the status.
+    let many = "for (const n of [1, 2, 3, 4, 5]) {
+        const input = {name: `Beja ${n}`, description: '', slow: 1, fail: n === 3 ? 1 : 0};
+        commands.add({id: `beja-${n}`, input, state: 'sending', at: Date.now(), heard: 0});
+    }
+    go()";
+    story.browser.eval(&page, many).await;
+    story.browser.until(&page, "document.querySelectorAll('#list .ready').length === 4").await;
+    story.until_says(&page, "#list", "no firm ground").await;
+    assert_eq!(story.list(&page).await.as_array().map(Vec::len), Some(5));
+    story.shown_well(&page, "8-many").await;
+    story.browser.eval(&page, "document.querySelector('#list li .do button').focus()").await;
+    story.browser.press(&page, "Enter").await;
+    assert_eq!(story.focus(&page).await, "name");
+    let filled = "[document.querySelector('#name').value, document.querySelector('#fail').checked]";
+    assert_eq!(story.browser.eval(&page, filled).await, json!(["Beja 3", true]));
+    assert_eq!(story.list(&page).await.as_array().map(Vec::len), Some(4));
+    story.ask_for(&page, "Beja 3", 0, false).await;
+    story.arrives(&page).await;
+    assert_eq!(story.text(&page, "h1").await, "Beja 3");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs Debian's chromium: tests/run async_command"]
 async fn without_javascript_the_form_leads_to_the_location_all_the_same() {
     let mut story = Story::begin().await;
     let page = story.open().await;
