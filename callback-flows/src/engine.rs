@@ -45,7 +45,7 @@ pub(crate) use self::emitted::{Emitted, MAX_EVENT_BYTES};
 #[cfg(feature = "testing")]
 pub(crate) use self::names::name_of;
 pub(crate) use self::names::{Kind, is_callback_named, scope_within, signal_key, timer_name};
-pub(crate) use self::shared::{Item, Life, Limits, Shared, Ticket};
+pub(crate) use self::shared::{Item, Life, Limits, Nudge, Shared, Ticket};
 
 /// The number of times that the code may wake itself before it has to wait for something.
 const MAX_SELF_WAKES: usize = 10_000;
@@ -328,9 +328,20 @@ impl Engine {
         matches!(self.phase, Phase::Going) && is_wanted()
     }
 
+    /// Tells whether there are entries that the code has not taken in, and could.
+    pub(crate) fn has_more(&self) -> bool {
+        matches!(self.phase, Phase::Going) && (self.current.is_some() || !self.pending.is_empty())
+    }
+
     /// Tells whether steps are under way, or about to start.
     pub(crate) fn has_running_steps(&self) -> bool {
-        self.shared.state.lock().ops.iter().flatten().any(is_running)
+        matches!(self.phase, Phase::Going) && self.shared.state.lock().ops.iter().flatten().any(is_running)
+    }
+
+    /// Tells whether the code holds a step that may start when what was written by a mark is durable, or later.
+    pub(crate) fn has_steps_from(&self, mark: u64) -> bool {
+        let is_step = |op: &Op| op.kind == Kind::Step && !op.is_over && op.opens_at >= mark;
+        matches!(self.phase, Phase::Going) && self.shared.state.lock().ops.iter().flatten().any(is_step)
     }
 
     /// Tells whether steps are to end before the flow may leave memory; on a host that is about to leave, only those that have begun.
@@ -429,7 +440,7 @@ impl Engine {
             self.append(at.unwrap_or(due), Event::Fired { timer });
         }
         for step in steps {
-            self.shared.wake_step(step);
+            self.shared.wants_polled(step);
         }
         count
     }
@@ -878,7 +889,7 @@ impl Engine {
             .collect();
         drop(state);
         for step in steps {
-            self.shared.wake_step(step);
+            self.shared.wants_polled(step);
         }
     }
 

@@ -815,7 +815,7 @@ fn ended_child(entry: Entry) -> Option<String> {
 
 fn engine(hand: &Arc<Hand>, code: &Code, pages: Vec<Page>, sabotage: Option<Sabotage>) -> Engine {
     let (clock, random) = (Arc::new(HandClock(hand.clone())), Arc::new(Half));
-    let shared = Shared::new("program/1".into(), clock, random, Limits::default(), None, Box::new(|| {}));
+    let shared = Shared::new("program/1".into(), clock, random, Limits::default(), None, Arc::new(()));
     Engine::new(shared, code.clone(), pages).sabotaged(sabotage)
 }
 

@@ -22,13 +22,14 @@ use serde::{Deserialize, Serialize};
 use stable_interfaces::{
     Alarm, HostBuilder, Interface, KeyRange, NewPost, RegisterError, RequestError, RetryPolicy, Timestamp,
 };
+use tokio::sync::mpsc;
 
 use crate::command::Command;
 use crate::engine::{Code, Limits, is_callback_named};
 use crate::flow::{Flow, FlowError, FlowResult};
 use crate::hash::short_hash;
 use crate::hub::Hub;
-use crate::instance::{Answer, FlowInstance, NEXT, TurnError};
+use crate::instance::{Answer, FlowInstance, NEXT, Strays, TurnError, watch_strays};
 use crate::journal::Message;
 use crate::policy::CallbackPolicy;
 use crate::status::{Outcome, STATUS_KEY, State, Status};
@@ -83,6 +84,7 @@ pub(crate) struct Registry {
     pub(crate) expiry: Duration,
     /// Tells this process from others.
     pub(crate) process: u64,
+    pub(crate) strays: Strays,
     /// The steps of a test.
     #[cfg(feature = "testing")]
     pub(crate) fakes: Option<Arc<crate::testing::fakes::Fakes>>,
@@ -255,12 +257,14 @@ impl FlowsBuilder {
             return Err(FlowsError::Invalid(what));
         }
         // Those who listen to a host do not hear the one after it.
-        let registry = Arc::new(Registry { hub: Arc::default(), ..self.registry });
+        let (strays, stray) = mpsc::unbounded_channel();
+        let registry = Arc::new(Registry { hub: Arc::default(), strays, ..self.registry });
         let built = registry.clone();
         let interface = host.interface(move |id| FlowInstance::new(id, built.clone())).with_alarms().with_inbox();
         // A timer or a message of a flow is never given up: what ends processes blocks its flow.
         let retry = RetryPolicy::new().longest(Duration::from_secs(60)).attempts(u32::MAX);
         let interface = interface.retry(retry).max_crashes(u32::MAX).register().map_err(FlowsError::Register)?;
+        host.beside(watch_strays(interface.clone(), stray));
         let flows = Flows { registry, interface };
         host.beside(flows.clone().take_census());
         Ok(flows)
@@ -512,6 +516,7 @@ impl Flows {
             expiry: 365 * day,
             // Keyed at random.
             process: RandomState::new().hash_one(0_u8),
+            strays: mpsc::unbounded_channel().0,
             #[cfg(feature = "testing")]
             fakes: None,
         };

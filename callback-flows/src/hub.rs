@@ -94,7 +94,10 @@ impl Hub {
         let topics = self.topics.lock();
         let Some(topic) = topics.get(flow) else { return };
         topic.told.send_modify(|told| {
-            told.status = Some(status.clone());
+            // Two that were durable at about the same time may be told in any order.
+            if told.status.as_ref().is_none_or(|known| known.revision <= status.revision) {
+                told.status = Some(status.clone());
+            }
             for event in events {
                 if told.events.back().is_some_and(|last| last.sequence() + 1 != event.sequence()) {
                     told.events.clear();
@@ -108,10 +111,12 @@ impl Hub {
         });
     }
 
-    /// Tells the listeners of all flows.
-    pub(crate) fn tell_all(&self, event: FlowEvent) {
-        // An error says that there are none.
-        let _ = self.host.send(event);
+    /// Tells the listeners of all flows, if there are any.
+    pub(crate) fn tell_all(&self, event: impl FnOnce() -> FlowEvent) {
+        if self.host.receiver_count() > 0 {
+            // An error says that the last of them has left.
+            let _ = self.host.send(event());
+        }
     }
 }
 

@@ -1,11 +1,11 @@
 //! A flow as an instance: its journal is its storage, and its code is polled in its turns.
 //!
 //! A turn takes one thing in (a start, a message, a timer, what a step has come to), polls the code for as long as that leads
-//! anywhere, and is one commit of all that was decided. Steps start when the commit that they began in is durable: `after_commit`
-//! rings the [`Bell`], and the [`pump`], a task of the incarnation, brings the next turn. If a commit fails, the instance is built
-//! anew and its code replayed.
+//! anywhere, and is one commit of all that was decided. Steps start when the commit that they began in is durable: then the
+//! [`pump`], a task of the incarnation, brings the next turn. If a commit fails, the instance is built anew and its code replayed.
 
 mod continued;
+mod pump;
 mod sealed;
 mod telling;
 #[cfg(feature = "postgres")]
@@ -13,28 +13,26 @@ mod transaction;
 
 use std::collections::HashSet;
 use std::fmt;
-use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use stable_interfaces::clock::Clock;
 use stable_interfaces::{
-    Alarm, Context, ContextError, Handle, InstanceRef, KeyRange, Message as Posted, OnAlarm, OnMessage, RequestError,
-    StableInterface, Timestamp,
+    Alarm, Context, ContextError, Handle, KeyRange, Message as Posted, OnAlarm, OnMessage, StableInterface, Timestamp,
 };
-use tokio::sync::Notify;
 
 use self::continued::{Before, LEFTOVERS, ONCE};
+use self::pump::{Bell, Pumping};
+pub(crate) use self::pump::{Strays, watch_strays};
 use self::sealed::{Seal, Sealed};
 pub(crate) use self::telling::Look;
-use self::telling::{Said, Unread};
+use self::telling::{News, Said, Unread};
 use crate::blocked::{Blocked, BlockedKind};
 use crate::command::{Command, Parent};
 use crate::courier::{self, Letter, Parents, Receipt};
 use crate::engine::{Code, Engine, Phase, Shared};
+use crate::events;
 use crate::flows::journals::{PAGES, body_key, page_key, run_of};
 use crate::flows::{Kept, Registry, joined, parts_of};
 use crate::hash::hash_of;
@@ -68,9 +66,6 @@ const MAX_CODE_DEATHS: u64 = 3;
 const CALLS_FIRST: Duration = Duration::from_millis(10);
 /// The time after which a flow is looked at again that was to be purged, and has parents that were not told.
 const PARENTS_FIRST: Duration = Duration::from_secs(60);
-/// The time after which a turn that the host refused is asked for again.
-const AGAIN: Duration = Duration::from_millis(50);
-
 /// The answer to a [`Command`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Answer {
@@ -100,21 +95,6 @@ pub(crate) enum TurnError {
     Sealed(Seal),
     #[error("its status cannot be read")]
     Status(#[source] serde_json::Error),
-}
-
-/// Wakes the pump of a flow, from any thread.
-#[derive(Debug, Default)]
-struct Bell {
-    notify: Notify,
-    /// Steps that began before this mark may start.
-    open_to: AtomicU64,
-    /// Steps run: the flow is to stay in memory.
-    is_busy: AtomicBool,
-    /// The host is about to leave: steps end, and none begins.
-    is_leaving: AtomicBool,
-    /// Steps wait for a transaction.
-    #[cfg(feature = "postgres")]
-    has_transactions: AtomicBool,
 }
 
 /// A flow in memory.
@@ -156,6 +136,7 @@ enum Loaded {
 struct Going {
     engine: Engine,
     bell: Arc<Bell>,
+    pumping: Pumping,
     version: u32,
     started_at: Timestamp,
     input: u64,
@@ -165,8 +146,6 @@ struct Going {
     before: Before,
     /// Messages that were taken, by callback and ID, and ends of children, by child.
     seen: HashSet<String>,
-    /// The mark up to which steps were let start.
-    opened: u64,
     /// The status as it was last written.
     status: Option<Arc<Status>>,
     said: Said,
@@ -254,10 +233,11 @@ impl FlowInstance {
         going.before = before_it;
         going.seen = seen;
         going.said = Said::of(&stored);
-        going.status = Some(Arc::new(stored));
-        if going.engine.settle(usize::MAX) {
-            going.bell.notify.notify_one();
-        }
+        let stored = Arc::new(stored);
+        going.status = Some(stored.clone());
+        going.engine.settle(usize::MAX);
+        // An earlier life may have ended between its commit and the word of it.
+        self.registry.hub.tell(&self.id, &stored, Vec::new());
         metrics::replayed(&name, clock.elapsed().saturating_sub(began));
         self.address_posts(cx.now());
         if let Some(before) = before {
@@ -267,22 +247,21 @@ impl FlowInstance {
         self.write(cx)
     }
 
-    /// An engine for this flow, and the task that brings its turns.
+    /// An engine for this flow.
     fn begin(
         &mut self,
         cx: &mut Context,
         (version, run): (u32, u32),
         pages: Vec<Page>,
     ) -> Result<&mut Going, TurnError> {
-        let bell = Arc::<Bell>::default();
-        let ring = bell.clone();
+        let bell = Arc::new(Bell::new(self.id.clone(), self.registry.strays.clone()));
         let shared = Shared::new(
             self.id.clone(),
             cx.clock(),
             cx.random(),
             self.registry.limits,
             self.registry.urls.clone(),
-            Box::new(move || ring.notify.notify_one()),
+            bell.clone(),
         );
         #[cfg(feature = "testing")]
         if let Some(fakes) = &self.registry.fakes {
@@ -297,19 +276,16 @@ impl FlowInstance {
         if !is_known {
             engine.block(Blocked::unknown_version(name, version));
         }
-        let pumped = bell.clone();
-        let clock = cx.clock();
-        cx.spawn(move |me: InstanceRef<FlowInstance>| pump(me, pumped, clock))?;
         self.loaded = Loaded::Going(Box::new(Going {
             engine,
             bell,
+            pumping: Pumping::default(),
             version,
             started_at: cx.now(),
             input: 0,
             pages: 0,
             before: Before::none(),
             seen: HashSet::new(),
-            opened: 0,
             status: None,
             said: Said::default(),
             unread: Unread::default(),
@@ -442,21 +418,11 @@ impl FlowInstance {
     /// Polls the code for as long as that leads anywhere, and records what was decided.
     fn advance(&mut self, cx: &mut Context) -> Result<(), TurnError> {
         let Loaded::Going(going) = &mut self.loaded else { return Ok(()) };
-        let mut has_more = going.engine.settle(RELEASES);
-        if !has_more && going.engine.wants_steps_polled() {
+        if !going.engine.settle(RELEASES) && going.engine.wants_steps_polled() {
             going.engine.poll_steps(cx.now());
-            has_more = going.engine.settle(RELEASES);
+            going.engine.settle(RELEASES);
         }
         self.address_posts(cx.now());
-        let Loaded::Going(going) = &mut self.loaded else { return Ok(()) };
-        if has_more || going.engine.wants_steps_polled() {
-            going.bell.notify.notify_one();
-        }
-        #[cfg(feature = "postgres")]
-        if going.engine.wants_transactions() {
-            going.bell.has_transactions.store(true, Ordering::Release);
-            going.bell.notify.notify_one();
-        }
         self.write(cx)
     }
 
@@ -555,25 +521,21 @@ impl FlowInstance {
         if going.status.as_ref().is_none_or(|old| !old.is_same(&status)) {
             cx.put(STATUS_KEY, &status)?;
             let status = Arc::new(status);
-            let before = going.status.replace(status.clone());
-            telling::tell(cx, &self.id, &self.registry.hub, before, status, events);
+            let mut news = News::new(&self.id, &self.registry.hub, going.status.as_deref(), &status, events);
+            if let Phase::Ended(ended) = going.engine.phase() {
+                news.finished = Some((events::outcome(ended), going.engine.entries()));
+            }
+            going.status = Some(status);
+            if let Some(news) = going.pumping.leave(news) {
+                news.tell_after(cx);
+            }
         }
         let is_blocked = matches!(going.engine.phase(), Phase::Blocked(_));
-        let has_steps = !is_over && !is_blocked && going.engine.has_running_steps();
-        let is_busy = !is_over && !is_blocked && going.engine.has_steps_to_end();
-        going.bell.is_busy.store(is_busy, Ordering::Release);
+        let has_steps = going.engine.has_running_steps();
         let next = match going.engine.phase() {
             Phase::Ended(_) => cx.now() + self.registry.retention,
             _ => going.engine.next_due().unwrap_or(going.started_at + self.registry.expiry),
         };
-        if mark > going.opened {
-            going.opened = mark;
-            let bell = going.bell.clone();
-            cx.after_commit(move || {
-                bell.open_to.fetch_max(mark, Ordering::AcqRel);
-                bell.notify.notify_one();
-            });
-        }
         let has_posts = (!is_over && going.engine.has_posts()) || self.parents.has_refused();
         let is_told = !is_over || self.parents.is_empty();
         let must_run = has_steps || is_blocked || has_posts || !is_told || going.engine.has_unseen();
@@ -589,6 +551,7 @@ impl FlowInstance {
             let process = if is_blocked || is_over { LEFT } else { self.registry.process };
             self.set_running(cx, Lives { process, died: 0, steps: Vec::new() })?;
         }
+        self.pump(cx, mark)?;
         let Loaded::Going(going) = &mut self.loaded else { return Ok(()) };
         if let Phase::Ended(ended) = going.engine.phase() {
             let outcome = match ended {
@@ -596,34 +559,13 @@ impl FlowInstance {
                 Ended::Failed(error) => ChildOutcome::Failed(short(error).into()),
                 Ended::Cancelled => ChildOutcome::Cancelled,
             };
-            // The pump ends by itself.
-            going.bell.notify.notify_one();
+            going.bell.end();
             if let Some(status) = going.status.take() {
                 self.loaded = Loaded::Over(Arc::unwrap_or_clone(status));
             }
             self.tell_of(cx, Some(&outcome))?;
         }
         Ok(())
-    }
-
-    /// Asked for by the pump. Says whether there is anything left to pump for.
-    fn nudged(&mut self, cx: &mut Context, bell: &Arc<Bell>) -> Result<bool, TurnError> {
-        let Loaded::Going(going) = &mut self.loaded else { return Ok(false) };
-        // It was resumed meanwhile, and has another one.
-        if !Arc::ptr_eq(&going.bell, bell) {
-            return Ok(false);
-        }
-        let is_leaving = going.bell.is_leaving.load(Ordering::Acquire);
-        if is_leaving {
-            going.engine.drain();
-        }
-        going.engine.open(going.bell.open_to.load(Ordering::Acquire));
-        self.advance(cx)?;
-        if is_leaving && self.runs.is_some() && !std::mem::replace(&mut self.has_left, true) {
-            // What is cut off now has killed nothing.
-            self.set_running(cx, Lives { process: LEFT, died: 0, steps: Vec::new() })?;
-        }
-        Ok(matches!(self.loaded, Loaded::Going(_)))
     }
 
     /// Counts the processes that died while steps ran which are still to be run, and blocks the flow rather than let them end a
@@ -692,13 +634,13 @@ impl FlowInstance {
         }
         let next = if is_last { cx.now() + self.registry.tombstone } else { cx.now() };
         if is_last {
-            let before = Arc::new(status.clone());
+            let before = status.clone();
             (status.state, status.changed_at) = (State::Purged, cx.now());
             (status.progress, status.resource) = (None, None);
             status.revision += 1;
             cx.put(STATUS_KEY, &status)?;
             let after = Arc::new(status.clone());
-            telling::tell(cx, &self.id, &self.registry.hub, Some(before), after, Vec::new());
+            News::new(&self.id, &self.registry.hub, Some(&before), &after, Vec::new()).tell_after(cx);
         }
         cx.set_alarm(NEXT, next, &Kept { version: status.version, is_over: true })?;
         self.next = Some(next);
@@ -771,42 +713,6 @@ fn put_rows(cx: &mut Context, prefix: &str, bytes: &Bytes, size: usize) -> Resul
         cx.put_bytes(&format!("{prefix}{n:04}"), bytes.slice(at..bytes.len().min(at + size)))?;
     }
     Ok(())
-}
-
-/// Brings a turn whenever the bell rings. While no step runs it does not keep the flow in memory.
-async fn pump(me: InstanceRef<FlowInstance>, bell: Arc<Bell>, clock: Arc<dyn Clock>) {
-    let mut leaving = pin!(me.leaving());
-    let mut is_leaving = false;
-    loop {
-        let is_busy = bell.is_busy.load(Ordering::Acquire);
-        let parked = (!is_busy).then(|| me.park());
-        tokio::select! { biased;
-            () = bell.notify.notified() => {}
-            () = &mut leaving, if !is_leaving => {
-                is_leaving = true;
-                bell.is_leaving.store(true, Ordering::Release);
-                if !is_busy {
-                    continue;
-                }
-            }
-        }
-        drop(parked);
-        loop {
-            let rung = bell.clone();
-            match me.turn(move |flow, cx| flow.nudged(cx, &rung)).await {
-                Ok(true) => break,
-                Ok(false) | Err(RequestError::Closed) => return,
-                Err(error) => {
-                    tracing::debug!(flow = me.id(), %error, "a turn of a flow was refused; asking again");
-                    clock.sleep(AGAIN).await;
-                }
-            }
-        }
-        #[cfg(feature = "postgres")]
-        if !transaction::pump_transactions(&me, &bell, &*clock).await {
-            return;
-        }
-    }
 }
 
 impl StableInterface for FlowInstance {

@@ -119,6 +119,22 @@ pub(super) struct Named {
     pub(super) alive: u32,
 }
 
+/// Asks for turns of a flow, from any thread.
+pub(crate) trait Nudge: Send + Sync {
+    /// A step wants to be polled.
+    fn step(&self);
+
+    /// The code was woken by something that is not in its journal. Told once.
+    fn stray(&self);
+}
+
+/// Where somebody else takes care that there are turns.
+impl Nudge for () {
+    fn step(&self) {}
+
+    fn stray(&self) {}
+}
+
 /// The state that a flow's code and its engine share.
 pub(crate) struct Shared {
     /// `name/id`.
@@ -142,8 +158,7 @@ pub(crate) struct Shared {
     /// Attempts of steps that wait for a transaction.
     #[cfg(feature = "postgres")]
     pub(super) transactions: Mutex<VecDeque<crate::transaction::Asked>>,
-    /// Asks for a turn of the flow, from any thread.
-    pub(super) nudge: Box<dyn Fn() + Send + Sync>,
+    pub(super) nudge: Arc<dyn Nudge>,
     pub(super) state: Mutex<State>,
 }
 
@@ -235,7 +250,7 @@ impl Wake for FlowWaker {
         if CURRENT.get() == self.0.address() {
             self.0.self_woken.store(true, Ordering::Relaxed);
         } else if !self.0.foreign_woken.swap(true, Ordering::AcqRel) {
-            (self.0.nudge)();
+            self.0.nudge.stray();
         }
     }
 }
@@ -252,7 +267,9 @@ impl Wake for StepWaker {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.shared.wake_step(self.step);
+        if self.shared.wants_polled(self.step) {
+            self.shared.nudge.step();
+        }
     }
 }
 
@@ -263,7 +280,7 @@ impl Shared {
         random: Arc<dyn Random>,
         limits: Limits,
         urls: Option<Arc<Urls>>,
-        nudge: Box<dyn Fn() + Send + Sync>,
+        nudge: Arc<dyn Nudge>,
     ) -> Arc<Shared> {
         let state = State {
             mode: Mode::Idle,
@@ -326,16 +343,14 @@ impl Shared {
         std::ptr::from_ref(self).addr()
     }
 
-    pub(super) fn wake_step(&self, step: (usize, u64)) {
+    /// Has a step polled in the next turn. Says whether it is the first one that asks for that turn.
+    pub(super) fn wants_polled(&self, step: (usize, u64)) -> bool {
         let mut woken = self.woken.lock();
-        if !woken.contains(&step) {
+        let is_new = !woken.contains(&step);
+        if is_new {
             woken.push(step);
-            let is_first = woken.len() == 1;
-            drop(woken);
-            if is_first {
-                (self.nudge)();
-            }
         }
+        is_new && woken.len() == 1
     }
 
     /// The time of the newest entry that the code has seen.

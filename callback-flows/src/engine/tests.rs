@@ -175,7 +175,7 @@ impl Tested {
 
 fn engine(code: &Code, limits: Limits, clock: &SimClock, pages: Vec<Page>) -> Engine {
     let (clock, random) = (Arc::new(clock.clone()), Arc::new(SeededRandom::new(1)));
-    let shared = Shared::new("test/1".into(), clock, random, limits, None, Box::new(|| {}));
+    let shared = Shared::new("test/1".into(), clock, random, limits, None, Arc::new(()));
     Engine::new(shared, code.clone(), pages)
 }
 

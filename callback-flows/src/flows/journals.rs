@@ -176,7 +176,7 @@ impl Flows {
             Arc::new(SystemRandom::default()),
             self.registry.limits,
             self.registry.urls.clone(),
-            Box::new(|| {}),
+            Arc::new(()),
         );
         Engine::check(shared, code, journal.pages().to_vec())
     }

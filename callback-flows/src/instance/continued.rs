@@ -131,9 +131,8 @@ impl FlowInstance {
         going.pages = old.pages + 1;
         let Going { started_at, input, status, said, bell, .. } = old;
         (going.started_at, going.input, going.status, going.said) = (started_at, input, status, said);
-        // The old pump ends, and the new one brings the turn in which the run begins.
-        bell.notify.notify_one();
-        going.bell.notify.notify_one();
+        // Another pump brings the turn in which the run begins.
+        bell.end();
         cx.set_alarm(LEFTOVERS, now, &Cursor::default())?;
         Ok(true)
     }

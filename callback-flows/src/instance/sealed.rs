@@ -10,7 +10,8 @@ use bytes::Bytes;
 use serde_json::{Map, Value};
 use stable_interfaces::Context;
 
-use super::{FlowInstance, LEFT, Lives, Loaded, TurnError, telling};
+use super::telling::News;
+use super::{FlowInstance, LEFT, Lives, Loaded, TurnError};
 use crate::blocked::{Blocked, BlockedKind};
 use crate::journal::Unreadable;
 use crate::status::{STATUS_KEY, State, Status};
@@ -52,7 +53,7 @@ impl FlowInstance {
         };
         let state = State::Blocked { why: Blocked::new(kind, why.to_string()) };
         if status.state != state {
-            let before = Arc::new(status.clone());
+            let before = status.clone();
             (status.state, status.changed_at) = (state, cx.now());
             status.revision += 1;
             // Whatever else a newer program has put into that row stays there.
@@ -62,8 +63,8 @@ impl FlowInstance {
             };
             fields.extend(known);
             cx.put(STATUS_KEY, &fields)?;
-            let flow = self.id.clone();
-            telling::tell(cx, &flow, &self.registry.hub, Some(before), Arc::new(status.clone()), Vec::new());
+            let (hub, after) = (&self.registry.hub, Arc::new(status.clone()));
+            News::new(&self.id, hub, Some(&before), &after, Vec::new()).tell_after(cx);
         }
         if self.runs.is_none() {
             // The next host looks at once.

@@ -6,7 +6,6 @@ use serde_json::Value;
 use stable_interfaces::{Context, Handle};
 
 use super::{FlowInstance, Going, Loaded, TurnError};
-use crate::engine::Phase;
 use crate::events::{self, FlowEvent, event_key};
 use crate::flows::parts_of;
 use crate::hub::Hub;
@@ -72,48 +71,78 @@ impl Going {
             stored.push(event);
         }
         self.unread.set(self.engine.unread());
-        if let Phase::Ended(ended) = self.engine.phase() {
-            let (name, _) = parts_of(flow);
-            let (outcome, entries) = (events::outcome(ended), self.engine.entries());
-            let name = name.to_owned();
-            cx.after_commit(move || metrics::finished(&name, outcome, entries));
-        }
         Ok(stored)
     }
 }
 
-/// Tells those who listen, when it is durable, that the status of a flow has become another one.
-pub(super) fn tell(
-    cx: &mut Context,
-    flow: &Arc<str>,
-    hub: &Arc<Hub>,
-    before: Option<Arc<Status>>,
+/// The word that the status of a flow has become another one, for those who listen.
+pub(super) struct News {
+    flow: Arc<str>,
+    hub: Arc<Hub>,
     status: Arc<Status>,
-    mut events: Vec<FlowEvent>,
-) {
-    let (flow, hub) = (flow.clone(), hub.clone());
-    cx.after_commit(move || {
-        let was_over = before.as_ref().is_some_and(|before| before.state.is_over());
-        let is_same_state = before.as_ref().is_some_and(|before| before.state == status.state);
+    events: Vec<FlowEvent>,
+    /// The flow had no status before.
+    is_first: bool,
+    was_over: bool,
+    /// The flow is in another state than before.
+    is_other_state: bool,
+    /// The end of the flow, as it is counted, and the number of its journal's entries.
+    pub(super) finished: Option<(&'static str, u64)>,
+}
+
+impl News {
+    /// The word that `status` has come after `before`, with these events.
+    pub(super) fn new(
+        flow: &Arc<str>,
+        hub: &Arc<Hub>,
+        before: Option<&Status>,
+        status: &Arc<Status>,
+        events: Vec<FlowEvent>,
+    ) -> News {
+        News {
+            flow: flow.clone(),
+            hub: hub.clone(),
+            status: status.clone(),
+            events,
+            is_first: before.is_none(),
+            was_over: before.is_some_and(|before| before.state.is_over()),
+            is_other_state: before.is_none_or(|before| before.state != status.state),
+            finished: None,
+        }
+    }
+
+    /// Tells whether nothing is lost if it is not told: a flow that is built anew tells its status again.
+    pub(super) fn may_be_repeated(&self) -> bool {
+        !self.is_other_state && self.events.is_empty() && self.finished.is_none()
+    }
+
+    /// Tells it when what the turn has recorded is durable.
+    pub(super) fn tell_after(self, cx: &mut Context) {
+        cx.after_commit(move || self.tell());
+    }
+
+    /// Tells it. All of it is durable.
+    pub(super) fn tell(self) {
+        let News { flow, hub, status, mut events, is_first, was_over, is_other_state, finished } = self;
+        if let Some((outcome, entries)) = finished {
+            metrics::finished(parts_of(&flow).0, outcome, entries);
+        }
         let of_host =
             |name: &str, value| FlowEvent::new(flow.clone(), status.events, status.changed_at, name.into(), value);
-        if before.is_none() {
+        if is_first {
             metrics::started(parts_of(&flow).0);
-            hub.tell_all(of_host(events::STARTED, events::json(&())));
+            hub.tell_all(|| of_host(events::STARTED, events::json(&())));
         }
-        if let State::Blocked { why } = &status.state
-            && !is_same_state
-        {
+        if is_other_state && let State::Blocked { why } = &status.state {
             metrics::blocked(parts_of(&flow).0);
-            hub.tell_all(of_host(events::BLOCKED, events::json(why)));
+            hub.tell_all(|| of_host(events::BLOCKED, events::json(why)));
         }
-        let end = if was_over { None } else { FlowEvent::end(flow.clone(), &status) };
-        if let Some(end) = &end {
-            hub.tell_all(end.clone());
+        if !was_over && let Some(end) = FlowEvent::end(flow.clone(), &status) {
+            hub.tell_all(|| end.clone());
+            events.push(end);
         }
-        events.extend(end);
         hub.tell(&flow, &status, events);
-    });
+    }
 }
 
 impl Handle<Look> for FlowInstance {

@@ -11,7 +11,8 @@ use alarm_backends::postgres::PostgresContext as _;
 use stable_interfaces::clock::{Clock, Sleep};
 use stable_interfaces::{Context, ContextError, Handle, InstanceRef, RequestError};
 
-use super::{AGAIN, Bell, FlowInstance, Loaded, TurnError, put_page};
+use super::pump::{AGAIN, Bell};
+use super::{FlowInstance, Loaded, TurnError, put_page};
 use crate::blocked::{Blocked, BlockedKind};
 use crate::journal::{Entry, Event, Page};
 use crate::transaction::Asked;
