@@ -12,6 +12,7 @@
 mod check;
 mod children;
 mod continued;
+mod due;
 mod emitted;
 mod faults;
 mod names;
@@ -19,7 +20,7 @@ mod shared;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -106,6 +107,8 @@ pub(crate) enum Phase {
 /// Something that the code waits for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Wait {
+    /// The number of the operation among those that the code has begun in this life.
+    number: u64,
     pub(crate) key: Key,
     pub(crate) kind: Kind,
     pub(crate) since: Timestamp,
@@ -166,7 +169,7 @@ pub(crate) struct Engine {
     left: Option<(Bytes, continued::Open)>,
     /// The number of entries that the code has taken in in an earlier life, and what it began because of which.
     recorded_to: u64,
-    recorded: HashMap<u64, Vec<Begun>>,
+    recorded: BTreeMap<u64, Vec<Begun>>,
     /// The entries and beginnings that are still to be written.
     fresh: Page,
     /// The events that are still to be stored.
@@ -208,7 +211,7 @@ impl Engine {
             taken_along: BTreeMap::new(),
             left: None,
             recorded_to: 0,
-            recorded: HashMap::new(),
+            recorded: BTreeMap::new(),
             fresh: Page::default(),
             emitted: Vec::new(),
             phase: Phase::Going,
@@ -218,7 +221,7 @@ impl Engine {
             #[cfg(test)]
             sabotage: None,
         };
-        let mut patched = HashSet::new();
+        let mut patched = BTreeSet::new();
         for page in pages {
             engine.recorded_to = engine.recorded_to.max(page.settled_to);
             for settled in page.settled {
@@ -270,7 +273,7 @@ impl Engine {
 
     /// The earliest deadline of a timer, or of a step's next attempt.
     pub(crate) fn next_due(&self) -> Option<Timestamp> {
-        self.shared.state.lock().due.first().map(|(due, _)| *due)
+        self.shared.state.lock().due.first().map(|(due, _)| due)
     }
 
     /// The number of messages that the code has not taken.
@@ -284,23 +287,20 @@ impl Engine {
     /// Everything that the code waits for, oldest first.
     pub(crate) fn waits(&self) -> Vec<Wait> {
         let state = self.shared.state.lock();
-        let waiting = state.ops.iter().flatten().filter(|op| op.waker.is_some());
-        let mut waits: Vec<_> = waiting
-            .map(|op| {
-                let wait = Wait {
-                    key: op.key.clone(),
-                    kind: op.kind,
-                    since: op.since,
-                    until: op.due,
-                    attempts: op.attempts,
-                    last_error: op.last_error.clone(),
-                    at: op.at.clone(),
-                };
-                (op.number, wait)
-            })
-            .collect();
-        waits.sort_by_key(|(number, _)| *number);
-        waits.into_iter().map(|(_, wait)| wait).collect()
+        let mut waits = Vec::with_capacity(state.waiting);
+        waits.extend(state.ops.iter().flatten().filter(|op| op.waker.is_some()).map(|op| Wait {
+            number: op.number,
+            key: op.key.clone(),
+            kind: op.kind,
+            since: op.since,
+            until: op.due,
+            attempts: op.attempts,
+            last_error: op.last_error.clone(),
+            at: op.at.clone(),
+        }));
+        drop(state);
+        waits.sort_unstable_by_key(|wait| wait.number);
+        waits
     }
 
     /// Tells whether the code holds this callback, or has not begun it yet: else a message for it comes too late.
@@ -328,20 +328,16 @@ impl Engine {
         matches!(self.phase, Phase::Going) && is_wanted()
     }
 
-    /// Tells whether there are entries that the code has not taken in, and could.
-    pub(crate) fn has_more(&self) -> bool {
-        matches!(self.phase, Phase::Going) && (self.current.is_some() || !self.pending.is_empty())
-    }
-
     /// Tells whether steps are under way, or about to start.
     pub(crate) fn has_running_steps(&self) -> bool {
-        matches!(self.phase, Phase::Going) && self.shared.state.lock().ops.iter().flatten().any(is_running)
+        matches!(self.phase, Phase::Going) && self.shared.state.lock().ops.iter().flatten().any(|op| is_running(op))
     }
 
     /// Tells whether the code holds a step that may start when what was written by a mark is durable, or later.
     pub(crate) fn has_steps_from(&self, mark: u64) -> bool {
-        let is_step = |op: &Op| op.kind == Kind::Step && !op.is_over && op.opens_at >= mark;
-        matches!(self.phase, Phase::Going) && self.shared.state.lock().ops.iter().flatten().any(is_step)
+        let state = self.shared.state.lock();
+        let mut steps = state.ops.iter().flatten().filter(|op| op.kind == Kind::Step);
+        matches!(self.phase, Phase::Going) && steps.any(|op| !op.is_over && op.opens_at >= mark)
     }
 
     /// Tells whether steps are to end before the flow may leave memory; on a host that is about to leave, only those that have begun.
@@ -373,8 +369,15 @@ impl Engine {
         let entry = Entry { seq: self.next_seq, at, event };
         self.next_seq += 1;
         self.bytes += entry.event.size();
+        // There is one a turn, mostly.
+        if self.fresh.entries.capacity() == 0 {
+            self.fresh.entries.reserve_exact(1);
+        }
         self.fresh.entries.push(entry.clone());
         if matches!(self.phase, Phase::Going | Phase::Continued) {
+            if self.pending.capacity() == 0 {
+                self.pending.reserve_exact(1);
+            }
             self.pending.push_back(entry);
         } else {
             self.unseen += usize::from(matches!(entry.event, Event::Message { .. }));
@@ -424,8 +427,8 @@ impl Engine {
         let mut fired = Vec::new();
         let mut steps = Vec::new();
         let mut state = self.shared.state.lock();
-        while let Some((due, index)) = state.due.first().copied().filter(|(due, _)| *due <= until) {
-            state.due.remove(&(due, index));
+        while let Some((due, index)) = state.due.first().filter(|(due, _)| *due <= until) {
+            state.due.remove((due, index));
             let Some(op) = state.op(index) else { continue };
             op.due = None;
             if op.kind == Kind::Timer {
@@ -458,7 +461,11 @@ impl Engine {
                 Some(seq) => seq,
                 None if self.has_emitted_enough() && !self.pending.is_empty() => return true,
                 None => {
-                    let Some(entry) = self.pending.pop_front() else { return false };
+                    let Some(entry) = self.pending.pop_front() else {
+                        // A flow that waits, for as long as years, is to be small.
+                        self.pending = VecDeque::new();
+                        return false;
+                    };
                     let seq = entry.seq;
                     self.current = Some(seq);
                     if let Err(why) = self.deliver(entry) {
@@ -506,7 +513,7 @@ impl Engine {
                 && let Some(index) = state.by_key.get(timer).copied()
                 && let Some(due) = state.op(index).and_then(|op| op.due.take())
             {
-                state.due.remove(&(due, index));
+                state.due.remove((due, index));
             }
         }
         drop(state);
@@ -600,7 +607,7 @@ impl Engine {
                     op.is_over = true;
                     // In a replay nobody has fired it.
                     if let Some(due) = op.due.take() {
-                        state.due.remove(&(due, index));
+                        state.due.remove((due, index));
                     }
                 }
                 #[cfg(test)]
@@ -630,11 +637,14 @@ impl Engine {
                 Ok(value) => End::Over(Ended::Done(value)),
                 Err(Stop::Continue(input)) => End::Continue(input),
                 Err(Stop::Failed(error)) => {
-                    undo_all(&flow).await;
+                    Box::pin(undo_all(&flow)).await;
                     End::Over(Ended::Failed(error))
                 }
             };
-            flow.shared().all_posted().await;
+            // Boxed, for few come here with anything to wait for, and all would be larger.
+            if flow.shared().has_unposted() {
+                Box::pin(flow.shared().all_posted()).await;
+            }
             ended
         }));
     }

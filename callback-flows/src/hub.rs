@@ -111,6 +111,11 @@ impl Hub {
         });
     }
 
+    /// Tells whether anybody listens.
+    pub(crate) fn is_heard(&self) -> bool {
+        self.count.load(Ordering::SeqCst) > 0 || self.host.receiver_count() > 0
+    }
+
     /// Tells the listeners of all flows, if there are any.
     pub(crate) fn tell_all(&self, event: impl FnOnce() -> FlowEvent) {
         if self.host.receiver_count() > 0 {

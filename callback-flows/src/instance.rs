@@ -11,7 +11,7 @@ mod telling;
 #[cfg(feature = "postgres")]
 mod transaction;
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -130,7 +130,30 @@ enum Loaded {
     Going(Box<Going>),
     /// The journal cannot be read here.
     Sealed(Box<Sealed>),
-    Over(Status),
+    Over(Box<Status>),
+}
+
+/// All of a stored status that is kept in memory: enough to tell whether there is news.
+struct Stored {
+    state: State,
+    changed_at: Timestamp,
+    revision: u64,
+    deaths: u64,
+    digest: u64,
+}
+
+impl From<&Status> for Stored {
+    fn from(status: &Status) -> Stored {
+        let Status { changed_at, revision, deaths, .. } = *status;
+        Stored { state: status.state.clone(), changed_at, revision, deaths, digest: status.digest() }
+    }
+}
+
+impl Stored {
+    /// Tells whether another status says the same, whenever that was.
+    fn is_same(&self, other: &Stored) -> bool {
+        self.state == other.state && self.digest == other.digest
+    }
 }
 
 struct Going {
@@ -145,9 +168,9 @@ struct Going {
     /// The things that its run has from those before it.
     before: Before,
     /// Messages that were taken, by callback and ID, and ends of children, by child.
-    seen: HashSet<String>,
-    /// The status as it was last written.
-    status: Option<Arc<Status>>,
+    seen: BTreeSet<Box<str>>,
+    /// The status as it was last written, if there is one.
+    stored: Option<Stored>,
     said: Said,
     unread: Unread,
 }
@@ -167,7 +190,13 @@ impl FlowInstance {
 
     /// Reads what is stored, and replays the code to where it was.
     async fn load(&mut self, cx: &mut Context, resumes: bool) -> Result<(), TurnError> {
-        let Some(status) = cx.get_bytes(STATUS_KEY).await? else { return Ok(()) };
+        match cx.get_bytes(STATUS_KEY).await? {
+            Some(status) => Box::pin(self.load_stored(cx, status, resumes)).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn load_stored(&mut self, cx: &mut Context, status: Bytes, resumes: bool) -> Result<(), TurnError> {
         let (clock, name) = (cx.clock(), self.name());
         let began = clock.elapsed();
         let stored = Status::from_stored(&status).map_err(TurnError::Status)?;
@@ -184,7 +213,7 @@ impl FlowInstance {
             }
         }
         if stored.state.is_over() {
-            self.loaded = Loaded::Over(stored);
+            self.loaded = Loaded::Over(Box::new(stored));
             // It is set for as long as somebody is to be told.
             if self.runs.is_some() {
                 let rows = cx.list(courier::PARENTS).await?;
@@ -233,11 +262,10 @@ impl FlowInstance {
         going.before = before_it;
         going.seen = seen;
         going.said = Said::of(&stored);
-        let stored = Arc::new(stored);
-        going.status = Some(stored.clone());
+        going.stored = Some(Stored::from(&stored));
         going.engine.settle(usize::MAX);
         // An earlier life may have ended between its commit and the word of it.
-        self.registry.hub.tell(&self.id, &stored, Vec::new());
+        self.registry.hub.tell(&self.id, &Arc::new(stored), Vec::new());
         metrics::replayed(&name, clock.elapsed().saturating_sub(began));
         self.address_posts(cx.now());
         if let Some(before) = before {
@@ -285,8 +313,8 @@ impl FlowInstance {
             input: 0,
             pages: 0,
             before: Before::none(),
-            seen: HashSet::new(),
-            status: None,
+            seen: BTreeSet::new(),
+            stored: None,
             said: Said::default(),
             unread: Unread::default(),
         }));
@@ -304,12 +332,13 @@ impl FlowInstance {
             return Err(sealed.refusal());
         }
         let answer = match command {
-            Command::Resume => return self.resume(cx).await,
+            // Boxed, as all that is rare in here: each turn makes room for the largest.
+            Command::Resume => return Box::pin(self.resume(cx)).await,
             Command::Start { version, input, parent: None } => self.start(cx, version, input)?,
             Command::Start { version, input, parent: Some(parent) } => {
                 let is_refused = self.start(cx, version, input)? == Answer::Conflict;
                 self.parents.add(cx, Parent { is_refused, ..parent })?;
-                self.tell(cx).await?;
+                Box::pin(self.tell(cx)).await?;
                 Answer::Done
             }
             Command::Deliver { run, callback, message } => self.deliver(cx, (run, callback), message, arrived),
@@ -363,7 +392,8 @@ impl FlowInstance {
             message.id = format!("{:016x}", cx.random().next_u64()).into();
         }
         let Some(callback) = going.before.callback(run, &address) else { return Answer::Gone };
-        if going.seen.contains(&seen_as(&callback, &message.id)) || going.before.has_taken(run, &address, &message.id) {
+        let seen = seen_as(&callback, &message.id);
+        if going.seen.contains(&seen) || going.before.has_taken(run, &address, &message.id) {
             return Answer::Already;
         }
         going.pass_until(arrived);
@@ -373,7 +403,7 @@ impl FlowInstance {
         if going.engine.unread() >= MAX_UNREAD {
             return Answer::Full;
         }
-        going.seen.insert(seen_as(&callback, &message.id));
+        going.seen.insert(seen);
         going.engine.append(arrived, Event::Message { callback, message });
         Answer::Done
     }
@@ -514,18 +544,20 @@ impl FlowInstance {
         let is_over = matches!(going.engine.phase(), Phase::Ended(_));
         if let Phase::Ended(Ended::Done(value)) = going.engine.phase() {
             let value = value.clone();
-            put_rows(cx, &format!("{RESULT_KEY}/"), &value, ROW_BYTES)?;
+            put_rows(cx, format!("{RESULT_KEY}/"), value, ROW_BYTES)?;
         }
         let status = going.status_at(cx.now());
         // The time alone is no news.
-        if going.status.as_ref().is_none_or(|old| !old.is_same(&status)) {
+        let mut over = None;
+        let stored = Stored::from(&status);
+        if going.stored.as_ref().is_none_or(|old| !old.is_same(&stored)) {
             cx.put(STATUS_KEY, &status)?;
-            let status = Arc::new(status);
-            let mut news = News::new(&self.id, &self.registry.hub, going.status.as_deref(), &status, events);
+            let before = going.stored.replace(stored);
+            over = is_over.then(|| Box::new(status.clone()));
+            let mut news = News::new(&self.id, &self.registry.hub, before.map(|before| before.state), status, events);
             if let Phase::Ended(ended) = going.engine.phase() {
                 news.finished = Some((events::outcome(ended), going.engine.entries()));
             }
-            going.status = Some(status);
             if let Some(news) = going.pumping.leave(news) {
                 news.tell_after(cx);
             }
@@ -560,8 +592,8 @@ impl FlowInstance {
                 Ended::Cancelled => ChildOutcome::Cancelled,
             };
             going.bell.end();
-            if let Some(status) = going.status.take() {
-                self.loaded = Loaded::Over(Arc::unwrap_or_clone(status));
+            if let Some(status) = over {
+                self.loaded = Loaded::Over(status);
             }
             self.tell_of(cx, Some(&outcome))?;
         }
@@ -610,11 +642,12 @@ impl FlowInstance {
         if !going.engine.awaits_messages() || going.engine.next_due().is_none_or(|due| due > now) {
             return Ok(None);
         }
-        Ok(cx.inbox().await?.first().map(|message| message.arrived().min(now)))
+        let stored = Box::pin(cx.inbox()).await?;
+        Ok(stored.first().map(|message| message.arrived().min(now)))
     }
 
     /// Removes a part of what is kept of a flow that is over, and in the end its ID.
-    async fn purge(&mut self, cx: &mut Context, mut status: Status) -> Result<(), TurnError> {
+    async fn purge(&mut self, cx: &mut Context, mut status: Box<Status>) -> Result<(), TurnError> {
         if !self.parents.is_empty() {
             // It is not to be gone before they know.
             let again = cx.now() + PARENTS_FIRST;
@@ -634,13 +667,13 @@ impl FlowInstance {
         }
         let next = if is_last { cx.now() + self.registry.tombstone } else { cx.now() };
         if is_last {
-            let before = status.clone();
+            let before = status.state.clone();
             (status.state, status.changed_at) = (State::Purged, cx.now());
             (status.progress, status.resource) = (None, None);
             status.revision += 1;
             cx.put(STATUS_KEY, &status)?;
-            let after = Arc::new(status.clone());
-            News::new(&self.id, &self.registry.hub, Some(&before), &after, Vec::new()).tell_after(cx);
+            let hub = &self.registry.hub;
+            News::new(&self.id, hub, Some(before), Status::clone(&status), Vec::new()).tell_after(cx);
         }
         cx.set_alarm(NEXT, next, &Kept { version: status.version, is_over: true })?;
         self.next = Some(next);
@@ -680,7 +713,7 @@ impl Going {
             run: self.before.run,
             started_at: self.started_at,
             changed_at: now,
-            revision: self.status.as_ref().map_or(1, |before| before.revision + 1),
+            revision: self.stored.as_ref().map_or(1, |before| before.revision + 1),
             waits: fitting(waits),
             unread: self.engine.unread() as u64,
             progress: self.said.progress.clone(),
@@ -690,25 +723,29 @@ impl Going {
             bytes: self.engine.bytes() as u64,
             input: self.input,
             first_page: self.before.first_page,
-            deaths: self.status.as_ref().map_or(0, |before| before.deaths),
+            deaths: self.stored.as_ref().map_or(0, |before| before.deaths),
         }
     }
 }
 
-fn seen_as(callback: &str, id: &str) -> String {
-    format!("{callback}\0{id}")
+fn seen_as(callback: &str, id: &str) -> Box<str> {
+    [callback, "\0", id].concat().into()
 }
 
 /// Records a page of a journal, in as many rows as it needs.
 fn put_page(cx: &mut Context, number: u64, page: &Page) -> Result<(), ContextError> {
     let Written { page, bodies, .. } = page.encode();
-    put_rows(cx, &page_key(number), &page, ROW_BYTES)?;
-    let mut bodies = bodies.iter().enumerate();
-    bodies.try_for_each(|(n, body)| put_rows(cx, &body_key(number, n), body, ROW_BYTES))
+    put_rows(cx, page_key(number), page, ROW_BYTES)?;
+    let mut bodies = bodies.into_iter().enumerate();
+    bodies.try_for_each(|(n, body)| put_rows(cx, body_key(number, n), body, ROW_BYTES))
 }
 
 /// Records bytes in as many rows of this size as they need, under this prefix and their numbers.
-fn put_rows(cx: &mut Context, prefix: &str, bytes: &Bytes, size: usize) -> Result<(), ContextError> {
+fn put_rows(cx: &mut Context, prefix: String, bytes: Bytes, size: usize) -> Result<(), ContextError> {
+    if bytes.len() <= size {
+        // Not a part of them, so that nothing is copied.
+        return if bytes.is_empty() { Ok(()) } else { cx.put_bytes(&(prefix + "0000"), bytes) };
+    }
     for (n, at) in (0..bytes.len()).step_by(size).enumerate() {
         cx.put_bytes(&format!("{prefix}{n:04}"), bytes.slice(at..bytes.len().min(at + size)))?;
     }
@@ -770,7 +807,7 @@ impl OnAlarm for FlowInstance {
             return Ok(());
         }
         if alarm.id() == LEFTOVERS {
-            return self.clear_leftovers(cx, alarm).await;
+            return Box::pin(self.clear_leftovers(cx, alarm)).await;
         }
         if alarm.id() == RUNNING {
             match &mut self.loaded {
@@ -792,7 +829,7 @@ impl OnAlarm for FlowInstance {
             Loaded::Absent | Loaded::Sealed(_) => Ok(()),
             Loaded::Over(status) => {
                 let status = status.clone();
-                self.purge(cx, status).await
+                Box::pin(self.purge(cx, status)).await
             }
             Loaded::Going(going) => {
                 let now = cx.now();

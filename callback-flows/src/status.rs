@@ -1,5 +1,7 @@
 //! A flow as it is seen from outside: the row that it keeps of itself.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -138,9 +140,16 @@ impl Status {
         serde_json::from_slice(stored)
     }
 
-    /// Tells whether another one says the same, whenever that was.
-    pub(crate) fn is_same(&self, other: &Status) -> bool {
-        *self == Status { changed_at: self.changed_at, revision: self.revision, ..other.clone() }
+    /// A number that two statuses of one flow in one state share if they say the same, whenever that was. Progress and resource go by
+    /// the number of events.
+    pub(crate) fn digest(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        (self.version, self.run, self.started_at, self.unread).hash(&mut hasher);
+        (self.events, self.entries, self.bytes, self.input, self.first_page, self.deaths).hash(&mut hasher);
+        for Waiting { name, since, until, attempts, last_error, at } in &self.waits {
+            (name, since, until, attempts, last_error, at).hash(&mut hasher);
+        }
+        hasher.finish()
     }
 
     #[cfg(test)]
@@ -176,7 +185,9 @@ pub(crate) fn fitting(waits: impl Iterator<Item = Waiting>) -> Vec<Waiting> {
         left = left.saturating_sub(size(wait));
         fits
     };
-    waits.take(MAX_WAITS).take_while(fits).collect()
+    let mut fitting = Vec::with_capacity(waits.size_hint().0.min(MAX_WAITS));
+    fitting.extend(waits.take(MAX_WAITS).take_while(fits));
+    fitting
 }
 
 /// A text that fits into a status.
@@ -205,6 +216,40 @@ pub enum Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_digest_of_a_status_tells_news_from_the_mere_passing_of_time() {
+        let wait = Waiting {
+            name: "step:pay#0".into(),
+            since: Timestamp::UNIX_EPOCH,
+            until: None,
+            attempts: 1,
+            last_error: Some("refused".into()),
+            at: None,
+        };
+        let status = Status { waits: vec![wait.clone()], ..Status::for_tests() };
+        let later = Timestamp::UNIX_EPOCH + std::time::Duration::from_secs(1);
+        assert_eq!(status.digest(), Status { changed_at: later, revision: 7, ..status.clone() }.digest());
+        let others = [
+            Status { version: 2, ..status.clone() },
+            Status { run: 2, ..status.clone() },
+            Status { started_at: later, ..status.clone() },
+            Status { waits: Vec::new(), ..status.clone() },
+            Status { waits: vec![Waiting { attempts: 2, ..wait.clone() }], ..status.clone() },
+            Status { waits: vec![Waiting { until: Some(later), ..wait.clone() }], ..status.clone() },
+            Status { waits: vec![Waiting { last_error: None, ..wait.clone() }], ..status.clone() },
+            Status { waits: vec![Waiting { at: Some("line 3".into()), ..wait }], ..status.clone() },
+            Status { unread: 1, ..status.clone() },
+            Status { events: 1, ..status.clone() },
+            Status { entries: 2, ..status.clone() },
+            Status { bytes: 2, ..status.clone() },
+            Status { first_page: 1, ..status.clone() },
+            Status { deaths: 1, ..status.clone() },
+        ];
+        for other in others {
+            assert_ne!(status.digest(), other.digest(), "{other:?}");
+        }
+    }
 
     #[test]
     fn a_status_that_says_all_that_it_may_has_about_four_kib() {

@@ -29,6 +29,8 @@ pub(crate) fn to_vec(value: &(impl Serialize + ?Sized)) -> Result<Vec<u8>, serde
         // There is no telling what the null was, but for looking at the value itself.
         value.serialize(FiniteOnly)?;
     }
+    // It is kept as long as the row or the alarm that it is of.
+    json.shrink_to_fit();
     Ok(json)
 }
 

@@ -170,9 +170,14 @@ impl Shared {
         ticket
     }
 
+    /// Tells whether there is something for children that has not gone out.
+    pub(super) fn has_unposted(&self) -> bool {
+        !self.state.lock().children.unposted.is_empty()
+    }
+
     /// Waits until everything for children has gone out: nobody would repeat it for a flow that is over.
     pub(super) async fn all_posted(self: &Arc<Shared>) {
-        if self.state.lock().children.unposted.is_empty() {
+        if !self.has_unposted() {
             return;
         }
         let posted = self.claim("", Kind::Posts, "children", None, Detail::None);
@@ -191,7 +196,7 @@ impl Engine {
 
     /// Tells whether there are posts that the journal does not have as gone out.
     pub(crate) fn has_posts(&self) -> bool {
-        !self.shared.state.lock().children.unposted.is_empty()
+        self.shared.has_unposted()
     }
 
     /// Notes that a post has gone out. It goes into the journal along with the next entry.

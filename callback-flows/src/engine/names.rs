@@ -57,7 +57,7 @@ impl Kind {
 
 /// The name of an operation without its ordinal: no two of different parts are the same.
 pub(super) fn base_of(scope: &str, kind: Kind, name: &str, key: Option<&str>) -> String {
-    let mut base = String::with_capacity(scope.len() + name.len() + 16);
+    let mut base = String::with_capacity(scope.len() + name.len() + key.map_or(0, str::len) + 24);
     if !scope.is_empty() {
         base.push_str(scope);
         base.push('/');

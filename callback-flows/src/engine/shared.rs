@@ -3,8 +3,9 @@
 //! No waker is woken or dropped, and nothing of the application called, while the lock is held.
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt;
+use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
@@ -16,6 +17,7 @@ use stable_interfaces::clock::{Clock, Random};
 
 use super::Undo;
 use super::children::Children;
+use super::due::Due;
 use super::emitted::Emitted;
 use super::faults::{beside_the_journal, out_of_place, too_many_open, two_at_once};
 use super::names::{Kind, base_of};
@@ -69,8 +71,6 @@ pub(super) enum Mode {
 /// An operation that the code has begun and still holds.
 pub(super) struct Op {
     pub(super) key: Key,
-    /// The key without its ordinal.
-    pub(super) base: Arc<str>,
     pub(super) kind: Kind,
     /// The number of the operation among the flow's operations, in the order in which they began in this life.
     pub(super) number: u64,
@@ -128,7 +128,7 @@ pub(crate) trait Nudge: Send + Sync {
     fn stray(&self);
 }
 
-/// Where somebody else takes care that there are turns.
+/// Nobody is asked: somebody else takes care that there are turns.
 impl Nudge for () {
     fn step(&self) {}
 
@@ -164,18 +164,19 @@ pub(crate) struct Shared {
 
 pub(super) struct State {
     pub(super) mode: Mode,
-    pub(super) ops: Vec<Option<Op>>,
+    pub(super) ops: Vec<Option<Box<Op>>>,
     pub(super) free: Vec<usize>,
     pub(super) by_key: HashMap<Key, usize>,
     /// Operations that were dropped by a panic, which may have blocked the flow.
     pub(super) unwound: Vec<usize>,
+    /// By the keys without ordinals.
     pub(super) named: HashMap<Arc<str>, Named>,
     /// Messages for callbacks that the code has not begun.
-    pub(super) early: HashMap<Key, VecDeque<Item>>,
+    pub(super) early: BTreeMap<Key, VecDeque<Item>>,
     /// Operations that wait and have something, by their oldest entry.
     pub(super) ready: BTreeSet<(u64, usize)>,
     /// Deadlines of timers, and of steps that wait for their next attempt.
-    pub(super) due: BTreeSet<(Timestamp, usize)>,
+    pub(super) due: Due,
     /// The number of operations that wait.
     pub(super) waiting: usize,
     /// The number of operations that began in this life.
@@ -195,8 +196,8 @@ pub(super) struct State {
     /// The number of callbacks and signals that it holds.
     pub(super) open: usize,
     /// The names of all patches in the journal.
-    pub(super) patched: HashSet<Key>,
-    pub(super) patches: HashMap<Key, bool>,
+    pub(super) patched: BTreeSet<Key>,
+    pub(super) patches: BTreeMap<Key, bool>,
     /// The entries that steps have handed over.
     pub(super) handed_in: VecDeque<Event>,
     pub(super) undo: Vec<Undo>,
@@ -205,7 +206,7 @@ pub(super) struct State {
     pub(super) is_continuing: bool,
     pub(super) kept: BTreeMap<Key, VecDeque<Item>>,
     /// The addresses of callbacks that an earlier run has opened: the number of that run, and the operation that it was there.
-    pub(super) carried: HashMap<Key, (u32, Key)>,
+    pub(super) carried: BTreeMap<Key, (u32, Key)>,
     /// The entries that the code has been told in this run, and about how many bytes they have.
     pub(super) told_entries: u64,
     pub(super) told_bytes: usize,
@@ -289,9 +290,9 @@ impl Shared {
             by_key: HashMap::new(),
             unwound: Vec::new(),
             named: HashMap::new(),
-            early: HashMap::new(),
+            early: BTreeMap::new(),
             ready: BTreeSet::new(),
-            due: BTreeSet::new(),
+            due: Due::default(),
             waiting: 0,
             numbers: 0,
             open_to: 0,
@@ -302,14 +303,14 @@ impl Shared {
             expected: None,
             emitted: Vec::new(),
             open: 0,
-            patched: HashSet::new(),
-            patches: HashMap::new(),
+            patched: BTreeSet::new(),
+            patches: BTreeMap::new(),
             handed_in: VecDeque::new(),
             undo: Vec::new(),
             children: Children::default(),
             is_continuing: false,
             kept: BTreeMap::new(),
-            carried: HashMap::new(),
+            carried: BTreeMap::new(),
             told_entries: 0,
             told_bytes: 0,
             fault: None,
@@ -441,25 +442,29 @@ impl Shared {
         key: Option<&str>,
         detail: Detail,
     ) -> Ticket {
-        let base: Arc<str> = base_of(scope, kind, name, key).into();
+        let mut base = base_of(scope, kind, name, key);
         let mut state = self.state.lock();
         if state.mode != Mode::Settling || CURRENT.get() != self.address() {
             if !matches!(state.mode, Mode::Leaving | Mode::Blocking) {
                 state.fault.get_or_insert_with(|| out_of_place(&base));
             }
-            return Ticket { shared: self.clone(), index: usize::MAX, key: base, at: (0, None) };
+            return Ticket { shared: self.clone(), index: usize::MAX, key: base.into(), at: (0, None) };
         }
         state.let_go_of_unwound();
-        let named = state.named.entry(base.clone()).or_default();
+        let named = match state.named.get_mut(&*base) {
+            Some(named) => named,
+            None => state.named.entry(base.as_str().into()).or_default(),
+        };
         if kind.is_exclusive() && named.alive > 0 {
             state.fault.get_or_insert_with(|| two_at_once(kind, name));
-            return Ticket { shared: self.clone(), index: usize::MAX, key: base, at: (0, None) };
+            return Ticket { shared: self.clone(), index: usize::MAX, key: base.into(), at: (0, None) };
         }
         let ordinal = named.next;
         // A signal is found by its name alone, whoever waits for it.
         named.next += u32::from(kind != Kind::Signal);
         named.alive += 1;
-        let key: Key = format!("{base}#{ordinal}").into();
+        let _ = write!(base, "#{ordinal}");
+        let key: Key = base.into();
         // The deadline of a timer is the one that it was given first.
         let first = |begun: &&Begun| begun.key == key && matches!(detail, Detail::Due(_));
         let known = state.expected.as_ref().and_then(|expected| expected.iter().find(first));
@@ -469,9 +474,8 @@ impl Shared {
         let (number, now) = (state.numbers, state.now);
         state.numbers += 1;
         let queue = state.early.remove(&key).unwrap_or_default();
-        let op = Op {
+        let op = Box::new(Op {
             key: key.clone(),
-            base,
             kind,
             number,
             opens_at: number,
@@ -489,7 +493,7 @@ impl Shared {
             intent: None,
             #[cfg(test)]
             given: None,
-        };
+        });
         let index = state.free.pop().unwrap_or(state.ops.len());
         if index == state.ops.len() {
             state.ops.push(Some(op));
@@ -520,7 +524,7 @@ impl Shared {
 
 impl State {
     pub(super) fn op(&mut self, index: usize) -> Option<&mut Op> {
-        self.ops.get_mut(index).and_then(Option::as_mut)
+        self.ops.get_mut(index).and_then(Option::as_deref_mut)
     }
 
     /// Gives an operation something to give.
@@ -534,7 +538,7 @@ impl State {
     }
 
     /// Removes an operation: its callback is closed, its timer disarmed.
-    fn let_go(&mut self, index: usize) -> Option<Op> {
+    fn let_go(&mut self, index: usize) -> Option<Box<Op>> {
         let mut op = self.ops.get_mut(index)?.take()?;
         self.free.push(index);
         self.open -= usize::from(op.kind.takes_messages());
@@ -546,11 +550,13 @@ impl State {
             self.kept.insert(op.key.clone(), std::mem::take(&mut op.queue));
         }
         self.by_key.remove(&op.key);
-        if let Some(named) = self.named.get_mut(&op.base) {
+        if let Some((base, _)) = op.key.rsplit_once('#')
+            && let Some(named) = self.named.get_mut(base)
+        {
             named.alive -= 1;
         }
         if let Some(due) = op.due {
-            self.due.remove(&(due, index));
+            self.due.remove((due, index));
         }
         Some(op)
     }

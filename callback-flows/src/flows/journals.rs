@@ -1,6 +1,7 @@
 //! Journals that are taken out of a store, and held against today's code.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -91,7 +92,10 @@ pub(crate) fn run_of(
 
 /// The key that the rows of a page begin with.
 pub(crate) fn page_key(number: u64) -> String {
-    format!("{PAGES}{number:010}/")
+    // With room for the number of a row.
+    let mut key = String::with_capacity(PAGES.len() + 16);
+    let _ = write!(key, "{PAGES}{number:010}/");
+    key
 }
 
 /// The key that the rows of a body begin with which is kept apart from its page, where it is body `n`.

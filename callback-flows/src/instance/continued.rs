@@ -4,7 +4,7 @@
 //! those with messages that the run has taken over: they stay where they are. The IDs of calls that were taken are kept in rows of
 //! their own, for callbacks that go along, and for the flow's life.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -35,9 +35,9 @@ pub(super) struct Before {
     pub(super) run: u32,
     pub(super) first_page: u64,
     /// Callbacks by the addresses that earlier runs have given them.
-    addresses: HashMap<(u32, Key), Key>,
+    addresses: BTreeMap<(u32, Key), Key>,
     /// The IDs of calls that were taken before this run.
-    once: HashSet<Id>,
+    once: BTreeSet<Id>,
     /// The entries with messages that it has taken over.
     messages: BTreeSet<u64>,
 }
@@ -86,7 +86,7 @@ fn hash(run: u32, callback: &str, id: &str) -> Id {
 }
 
 /// The IDs of calls that a run has taken for what goes along.
-fn ids(seen: &HashSet<String>, carried: &[(Key, Carried)]) -> BytesMut {
+fn ids(seen: &BTreeSet<Box<str>>, carried: &[(Key, Carried)]) -> BytesMut {
     let carried: HashMap<&str, &Carried> = carried.iter().map(|(key, one)| (&**key, one)).collect();
     let mut ids = BytesMut::new();
     for (callback, id) in seen.iter().filter_map(|seen| seen.split_once('\0')) {
@@ -108,7 +108,7 @@ impl FlowInstance {
         let ids = ids(&going.seen, &continuation.carried).freeze();
         let once = ids.chunks_exact(ID_BYTES).filter_map(|id| Id::try_from(id).ok());
         let once = going.before.once.iter().copied().chain(once).collect();
-        put_rows(cx, &format!("{ONCE}{run:010}/"), &ids, ROW_BYTES - ROW_BYTES % ID_BYTES)?;
+        put_rows(cx, format!("{ONCE}{run:010}/"), ids.clone(), ROW_BYTES - ROW_BYTES % ID_BYTES)?;
         let began_with = going.version;
         let version = self.registry.version_after(&self.name(), began_with, &continuation.input);
         let Loaded::Going(old) = std::mem::replace(&mut self.loaded, Loaded::Absent) else { return Ok(false) };
@@ -129,8 +129,8 @@ impl FlowInstance {
         going.before.once = once;
         put_page(cx, old.pages, &page)?;
         going.pages = old.pages + 1;
-        let Going { started_at, input, status, said, bell, .. } = old;
-        (going.started_at, going.input, going.status, going.said) = (started_at, input, status, said);
+        let Going { started_at, input, stored, said, bell, .. } = old;
+        (going.started_at, going.input, going.stored, going.said) = (started_at, input, stored, said);
         // Another pump brings the turn in which the run begins.
         bell.end();
         cx.set_alarm(LEFTOVERS, now, &Cursor::default())?;

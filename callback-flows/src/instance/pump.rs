@@ -1,6 +1,6 @@
 //! The task that brings the turns of a flow whose steps run.
 //!
-//! It is there while a step runs, or is about to, and while there is more to take in than one turn takes: [`FlowInstance::pump`] starts it at the
+//! The task is there while a step runs, or is about to, and while there is more to take in than one turn takes: [`FlowInstance::pump`] starts it at the
 //! end of the turn from which on that is so, and it ends with the turn after which it is not. A flow that only waits has none. What is
 //! not in its journal and wakes its code all the same has the host bring a turn, which blocks it: [`watch_strays`].
 
@@ -88,7 +88,7 @@ pub(super) struct Pumped {
     is_over: bool,
     /// Steps may start that began before this mark.
     opens_to: u64,
-    news: Option<News>,
+    news: Option<Box<News>>,
 }
 
 /// The pump's part of a flow in memory.
@@ -107,7 +107,7 @@ impl Pumping {
     pub(super) fn leave(&mut self, news: News) -> Option<News> {
         match &mut self.own {
             Some(own) if own.news.is_none() && news.may_be_repeated() => {
-                own.news = Some(news);
+                own.news = Some(Box::new(news));
                 None
             }
             _ => Some(news),
@@ -121,7 +121,7 @@ impl FlowInstance {
     pub(super) fn pump(&mut self, cx: &mut Context, mark: u64) -> Result<(), TurnError> {
         let Loaded::Going(going) = &mut self.loaded else { return Ok(()) };
         let engine = &going.engine;
-        let must_turn = engine.has_more() || engine.wants_steps_polled();
+        let must_turn = engine.has_unseen() || engine.wants_steps_polled();
         #[cfg(feature = "postgres")]
         let must_turn = if engine.wants_transactions() {
             going.bell.has_transactions.store(true, Ordering::Release);
@@ -179,7 +179,10 @@ impl FlowInstance {
         if is_leaving {
             going.engine.drain();
         }
-        going.engine.open(going.bell.open_to.load(Ordering::Acquire));
+        let opened = going.bell.open_to.load(Ordering::Acquire);
+        going.engine.open(opened);
+        // A turn before this one may have been durable without its answer having come.
+        going.pumping.opened = opened;
         going.pumping.own = Some(Pumped::default());
         let advanced = self.advance(cx);
         let own = match &mut self.loaded {

@@ -4,8 +4,6 @@
 //! Its journal is left as it is, to the last byte. It is shown as blocked; calls for it are refused for now, posted ones stay in the inbox,
 //! and its alarms are held, all for a host that can read it, or until somebody resumes it.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use serde_json::{Map, Value};
 use stable_interfaces::Context;
@@ -53,7 +51,7 @@ impl FlowInstance {
         };
         let state = State::Blocked { why: Blocked::new(kind, why.to_string()) };
         if status.state != state {
-            let before = status.clone();
+            let before = status.state.clone();
             (status.state, status.changed_at) = (state, cx.now());
             status.revision += 1;
             // Whatever else a newer program has put into that row stays there.
@@ -63,8 +61,8 @@ impl FlowInstance {
             };
             fields.extend(known);
             cx.put(STATUS_KEY, &fields)?;
-            let (hub, after) = (&self.registry.hub, Arc::new(status.clone()));
-            News::new(&self.id, hub, Some(&before), &after, Vec::new()).tell_after(cx);
+            let hub = &self.registry.hub;
+            News::new(&self.id, hub, Some(before), status.clone(), Vec::new()).tell_after(cx);
         }
         if self.runs.is_none() {
             // The next host looks at once.

@@ -79,7 +79,7 @@ impl Going {
 pub(super) struct News {
     flow: Arc<str>,
     hub: Arc<Hub>,
-    status: Arc<Status>,
+    status: Status,
     events: Vec<FlowEvent>,
     /// The flow had no status before.
     is_first: bool,
@@ -91,22 +91,22 @@ pub(super) struct News {
 }
 
 impl News {
-    /// The word that `status` has come after `before`, with these events.
+    /// The word that `status` has come after one of the state `before`, with these events.
     pub(super) fn new(
         flow: &Arc<str>,
         hub: &Arc<Hub>,
-        before: Option<&Status>,
-        status: &Arc<Status>,
+        before: Option<State>,
+        status: Status,
         events: Vec<FlowEvent>,
     ) -> News {
         News {
             flow: flow.clone(),
             hub: hub.clone(),
-            status: status.clone(),
-            events,
             is_first: before.is_none(),
-            was_over: before.is_some_and(|before| before.state.is_over()),
-            is_other_state: before.is_none_or(|before| before.state != status.state),
+            was_over: before.as_ref().is_some_and(State::is_over),
+            is_other_state: before.is_none_or(|before| before != status.state),
+            status,
+            events,
             finished: None,
         }
     }
@@ -137,11 +137,14 @@ impl News {
             metrics::blocked(parts_of(&flow).0);
             hub.tell_all(|| of_host(events::BLOCKED, events::json(why)));
         }
+        if !hub.is_heard() {
+            return;
+        }
         if !was_over && let Some(end) = FlowEvent::end(flow.clone(), &status) {
             hub.tell_all(|| end.clone());
             events.push(end);
         }
-        hub.tell(&flow, &status, events);
+        hub.tell(&flow, &Arc::new(status), events);
     }
 }
 
@@ -151,12 +154,12 @@ impl Handle<Look> for FlowInstance {
     async fn handle(&mut self, cx: &mut Context, _: Look) -> Result<Option<Status>, TurnError> {
         Ok(match &self.loaded {
             Loaded::Absent => None,
-            Loaded::Over(status) => Some(status.clone()),
+            Loaded::Over(status) => Some(Status::clone(status)),
             Loaded::Sealed(sealed) => Some(sealed.status.clone()),
             Loaded::Going(going) => {
                 let now = going.status_at(cx.now());
                 // Attempts in memory are no change of the flow.
-                let stored = going.status.as_ref().map(|stored| (stored.changed_at, stored.revision));
+                let stored = going.stored.as_ref().map(|stored| (stored.changed_at, stored.revision));
                 let (changed_at, revision) = stored.unwrap_or((now.changed_at, now.revision));
                 Some(Status { changed_at, revision, ..now })
             }

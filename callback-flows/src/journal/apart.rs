@@ -83,7 +83,8 @@ impl Writer {
 
     /// All that was written.
     pub(super) fn written(self) -> Written {
-        Written { page: self.0.into(), ..self.1.unwrap_or_default() }
+        // Not larger than it is: it is kept.
+        Written { page: self.0.into_boxed_slice().into(), ..self.1.unwrap_or_default() }
     }
 }
 
