@@ -305,6 +305,22 @@ on_each_store! {
         assert_eq!(found, expected);
         assert_eq!(zero.probes.all_alarms(None, 100).await.unwrap().len(), 90, "from any host");
         assert!(outside.all_alarms("other", None, 10).await.unwrap().is_empty());
+        // Each host has its own part of them, page by page too.
+        let mut parts = Vec::new();
+        for site in [&zero, &one] {
+            let mut after = None;
+            loop {
+                let page = site.probes.own_alarms(after.as_ref(), 7).await.unwrap();
+                assert!(page.iter().all(|alarm| site.host.owns(alarm.instance()).unwrap()));
+                parts.extend(page.iter().map(|alarm| (alarm.instance().to_owned(), alarm.id().to_owned())));
+                after = page.last().cloned();
+                if page.len() < 7 {
+                    break;
+                }
+            }
+        }
+        parts.sort();
+        assert_eq!(parts, expected);
     }
 }
 

@@ -41,10 +41,11 @@ pub(crate) fn check_alarm_id(id: &str) -> Result<(), ContextError> {
     check_id(id).map_err(|reason| ContextError::invalid("alarm ID", id, reason))
 }
 
-/// Alarms of an interface, shard by shard, at most `limit` after the one named by `after`.
+/// Alarms of an interface, shard by shard, at most `limit` after the one named by `after`; of the shards that are wanted.
 pub(crate) async fn list(
     client: &StoreClient<'_>,
     fleet: &Fleet,
+    is_wanted: impl Fn(ShardId) -> bool,
     interface: &str,
     after: Option<&Alarm>,
     limit: usize,
@@ -68,11 +69,16 @@ pub(crate) async fn list(
         if at_once > 1 {
             // Never more than the last answers allow.
             let few = at_once.min(client.portion.lock().shards());
-            let pages: Vec<Page> = (shard..fleet.shards()).take(few).map(|shard| first_few(ShardId(shard))).collect();
+            let wanted = (shard..fleet.shards()).map(ShardId).filter(|shard| is_wanted(*shard));
+            let pages: Vec<Page> = wanted.take(few).map(first_few).collect();
+            if pages.is_empty() {
+                break;
+            }
             at_once = (at_once * 2).min(SHARDS_AT_ONCE);
             let loaded = noted(client.portion, client.load(&pages).await, |_| true).map_err(ContextError::store)?;
-            for Loaded { rows, is_last, .. } in loaded {
+            for (page, Loaded { rows, is_last, .. }) in pages.iter().zip(loaded) {
                 let rows = AlarmRow::from_rows(rows).ok_or_else(|| ContextError::store(wrong_rows()))?;
+                shard = page.shard.0;
                 if !is_last {
                     at_once = 1;
                     break;
@@ -83,6 +89,11 @@ pub(crate) async fn list(
             if at_once > 1 {
                 continue;
             }
+        }
+        if !is_wanted(ShardId(shard)) {
+            after = None;
+            shard += 1;
+            continue;
         }
         let (mut pages, mut count) = (client.pages::<AlarmRow>(ShardId(shard), after.take()), 0);
         while found.len() < limit

@@ -107,7 +107,7 @@ impl FleetClient {
         after: Option<&Alarm>,
         limit: usize,
     ) -> Result<Vec<Alarm>, ContextError> {
-        alarm::list(&self.store_client(), &self.fleet, interface, after, limit).await
+        alarm::list(&self.store_client(), &self.fleet, |_| true, interface, after, limit).await
     }
 
     /// The messages that wait in the inbox of the instance `id`, in the order of their arrival. Reads the inboxes of its shard.

@@ -188,7 +188,19 @@ impl<I: StableInterface> Interface<I> {
         self.core.require_started()?;
         let host = &self.core.host;
         let client = host.store_client().ok_or(ContextError::NoStore)?;
-        Ok(crate::alarm::list(&client, &host.fleet, I::NAME, after, limit).await?)
+        Ok(crate::alarm::list(&client, &host.fleet, |_| true, I::NAME, after, limit).await?)
+    }
+
+    /// As [`all_alarms`](Self::all_alarms), of the instances that this host owns: the shards of other hosts are not read.
+    ///
+    /// # Errors
+    /// As [`all_alarms`](Self::all_alarms).
+    pub async fn own_alarms(&self, after: Option<&Alarm>, limit: usize) -> Result<Vec<Alarm>, RequestError<I::Error>> {
+        self.core.require_started()?;
+        let host = &self.core.host;
+        let client = host.store_client().ok_or(ContextError::NoStore)?;
+        let is_own = |shard| host.shards.epoch(shard).is_some();
+        Ok(crate::alarm::list(&client, &host.fleet, is_own, I::NAME, after, limit).await?)
     }
 
     /// Sets an alarm of the instance `id`, as [`Context::set_alarm`] does from inside. The instance is not built for it.

@@ -3,14 +3,18 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use futures_util::future::try_join_all;
 use serde::{Deserialize, Serialize};
+use stable_interfaces::Alarm;
 
 use super::{Flows, FlowsError, parts_of, unavailable};
 use crate::instance::{NEXT, RUNNING};
 use crate::status::State;
 
-/// The number of alarms that are read at once.
-const PAGE: usize = 1_000;
+/// The number of alarms that are read at once, as many as the store is asked for: what it brings beyond that is read again.
+const PAGE: usize = 4_096;
+/// The number of statuses that are read at once.
+const STATUSES: usize = 64;
 /// The number of flows after which the rest is not counted.
 const MOST: usize = 1_000_000;
 
@@ -63,27 +67,27 @@ impl Flows {
     async fn count(&self) -> Result<Census, FlowsError> {
         let (mut census, mut after) = (Census::default(), None);
         for _ in 0..MOST / PAGE {
-            let page = self.interface.all_alarms(after.as_ref(), PAGE).await.map_err(unavailable)?;
-            for alarm in page.iter().filter(|alarm| self.interface.epoch(alarm.instance()).is_some()) {
-                match alarm.id() {
-                    NEXT => {
-                        let Ok(kept) = alarm.meta::<Kept>() else { continue };
-                        if kept.is_over {
-                            continue;
-                        }
-                        census.waiting += 1;
-                        let (name, _) = parts_of(alarm.instance());
-                        if self.registry.code(name, kept.version).is_none() {
-                            census.missing.insert(format!("{name}@{}", kept.version));
-                        }
-                    }
-                    // It runs steps, or is blocked.
-                    RUNNING => match self.status(alarm.instance()).await?.map(|status| status.state) {
+            let page = self.interface.own_alarms(after.as_ref(), PAGE).await.map_err(unavailable)?;
+            for alarm in page.iter().filter(|alarm| alarm.id() == NEXT) {
+                let Ok(kept) = alarm.meta::<Kept>() else { continue };
+                if kept.is_over {
+                    continue;
+                }
+                census.waiting += 1;
+                let (name, _) = parts_of(alarm.instance());
+                if self.registry.code(name, kept.version).is_none() {
+                    census.missing.insert(format!("{name}@{}", kept.version));
+                }
+            }
+            // They run steps, or are blocked.
+            let running: Vec<_> = page.iter().filter(|alarm| alarm.id() == RUNNING).map(Alarm::instance).collect();
+            for some in running.chunks(STATUSES) {
+                for status in try_join_all(some.iter().map(|flow| self.status(flow))).await? {
+                    match status.map(|status| status.state) {
                         Some(State::Going) => census.running += 1,
                         Some(State::Blocked { .. }) => census.blocked += 1,
                         _ => {}
-                    },
-                    _ => {}
+                    }
                 }
             }
             let is_last = page.len() < PAGE;
