@@ -536,10 +536,14 @@ async fn alarms_that_were_slowed_down_wait_no_longer_for_a_wall_that_goes_back()
 }
 
 /// Every option of the builders that is a time or a number.
-const HOST_OPTIONS: [&str; 16] = [
+const HOST_OPTIONS: [&str; 20] = [
     "lease",
     "start_timeout",
     "drain_timeout",
+    "gather",
+    "settle",
+    "handoff_batch",
+    "handoff_timeout",
     "store_timeout",
     "commit_timeout",
     "lanes",
@@ -566,6 +570,10 @@ fn set_on_host(host: HostBuilder, option: &str, time: Duration, count: u64) -> H
         "lease" => host.lease(time),
         "start_timeout" => host.start_timeout(time),
         "drain_timeout" => host.drain_timeout(time),
+        "gather" => host.gather(time),
+        "settle" => host.settle(time),
+        "handoff_batch" => host.handoff_batch(fit(count, usize::MAX)),
+        "handoff_timeout" => host.handoff_timeout(time),
         "store_timeout" => host.store_timeout(time),
         "commit_timeout" => host.commit_timeout(time),
         "lanes" => host.lanes(fit(count, u16::MAX)),
@@ -728,5 +736,5 @@ fn no_option_of_a_builder_is_missing_among_those_that_are_tried_at_their_ends() 
             }
         }
     }
-    assert_eq!(options, [HOST_OPTIONS[..15].as_ref(), &INTERFACE_OPTIONS, &["cache_bytes"]].concat());
+    assert_eq!(options, [HOST_OPTIONS[..19].as_ref(), &INTERFACE_OPTIONS, &["cache_bytes"]].concat());
 }

@@ -19,7 +19,7 @@ on_each_store! {
             let id = format!("order-{i}");
             let owner = fleet.locate(&id).unwrap().host.to_owned();
             for site in &sites {
-                assert_eq!(site.host.owner_of(&id).unwrap(), owner);
+                assert_eq!(*site.host.owner_of(&id).unwrap(), *owner);
                 assert_eq!(site.host.owns(&id).unwrap(), site.host.name() == owner);
                 let whole = act(|me: &mut Probe, cx| {
                     let seen = (me.id.clone(), cx.id().to_owned(), cx.host().to_owned(), cx.shard());

@@ -17,6 +17,7 @@ mod holding;
 mod inbox;
 mod instances;
 mod limits;
+mod live;
 mod overload;
 mod ownership;
 mod restart;

@@ -1,5 +1,7 @@
 //! The place of an instance: ID → shard → host.
 //!
+//! Of a list of hosts this is all there is; in a live fleet the second step is [`placement`]'s, over the hosts that hold a lease.
+//!
 //! Pure functions of the ID, the shard count and the host list, so every host of a fleet computes the same answer without
 //! asking anyone. The numbers are frozen: a store full of alarms was written under them, and [`HASH_VERSION`] names them.
 //!
@@ -8,7 +10,6 @@
 //! Consistent Hash Algorithm", 2014) of the mixed shard number, so adding a host at the end of the list takes an equal part
 //! from each of the others and moves nothing between them.
 
-#[allow(dead_code, reason = "the hosts of a live fleet place their shards by it")]
 pub(crate) mod placement;
 
 use std::ops::RangeInclusive;
@@ -48,7 +49,7 @@ struct Inner {
     /// Names in the order given, without duplicates: jump's bucket numbers are positions in it.
     hosts: Vec<Arc<str>>,
     shards: u32,
-    /// The host of each shard. `u16`, because the table is read on every request and [`MAX_HOSTS`] positions just fit.
+    /// The host of each shard; empty in a live fleet. `u16`, so that a million shards are small: [`MAX_HOSTS`] positions just fit.
     owners: Box<[u16]>,
 }
 
@@ -57,7 +58,7 @@ struct Inner {
 pub struct Location<'a> {
     /// The instance's shard.
     pub shard: ShardId,
-    /// The name of the host that is to own the shard.
+    /// The name of the host that is to own the shard; empty for a [live](Fleet::live) fleet, whose hosts only its store knows.
     pub host: &'a str,
 }
 
@@ -95,11 +96,7 @@ impl Fleet {
         if let Some(twice) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
             return Err(FleetError::DuplicateHost(twice[0].to_owned()));
         }
-        match shards {
-            0 => return Err(FleetError::NoShards),
-            1..=MAX_SHARDS => {}
-            _ => return Err(FleetError::TooManyShards { shards }),
-        }
+        check_shards(shards)?;
         if (shards as usize) < names.len() {
             return Err(FleetError::FewerShardsThanHosts { shards, hosts: names.len() });
         }
@@ -112,6 +109,40 @@ impl Fleet {
         }
         let owners = (0..shards).map(|shard| owner(shard, names.len())).collect();
         Ok(Fleet(Arc::new(Inner { hosts: names, shards, owners })))
+    }
+
+    /// A fleet of whichever hosts hold a lease in its store, with `shards` shards: hosts join by being started, under any name, and leave by
+    /// being drained or by dying.
+    ///
+    /// A shard is placed on one of the hosts by a pure function of their names. One without a living owner is claimed at once by the host that
+    /// it is placed on; one with a living owner moves when that hands it over. So the shards of a host that dies go on elsewhere when its
+    /// lease is over, and those of one that comes back under its name, sooner than that, are its own again. The shard count cannot change
+    /// once a store was written; take at least 16 for each host that you may ever have.
+    ///
+    /// It needs a [store](crate::HostBuilder::store). The places of IDs in it are known to its [hosts](crate::Host::owner_of) alone.
+    ///
+    /// # Errors
+    /// [`FleetError::NoShards`] and [`FleetError::TooManyShards`].
+    ///
+    /// ```
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// use stable_interfaces::{Fleet, Host, MemoryStore};
+    ///
+    /// let host = Host::builder("pod-7f9c", Fleet::live(1_024)?).store(MemoryStore::new()).start().await?;
+    /// assert_eq!(host.shards().len(), 1_024); // Nobody else is there.
+    /// # Ok(())
+    /// # }
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(example()).unwrap();
+    /// ```
+    pub fn live(shards: u32) -> Result<Fleet, FleetError> {
+        check_shards(shards)?;
+        Ok(Fleet(Arc::new(Inner { hosts: Vec::new(), shards, owners: Box::default() })))
+    }
+
+    /// Tells whether its hosts are those that hold a lease, and not a list.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        self.0.hosts.is_empty()
     }
 
     /// A fleet whose host names follow a pattern: each `{first..last}` in it stands for the whole numbers from `first` to
@@ -127,7 +158,7 @@ impl Fleet {
         Fleet::new(expand(pattern)?, shards)
     }
 
-    /// The host names, in order.
+    /// The host names, in order; none for a [live](Self::live) fleet.
     #[must_use]
     pub fn hosts(&self) -> &[Arc<str>] {
         &self.0.hosts
@@ -159,7 +190,7 @@ impl Fleet {
     /// The position in [`hosts`](Self::hosts) of the host that is to own `shard`.
     ///
     /// # Panics
-    /// If `shard` is not below [`shards`](Self::shards).
+    /// If `shard` is not below [`shards`](Self::shards), or the fleet is [live](Self::live).
     #[must_use]
     #[inline]
     pub fn owner_of(&self, shard: ShardId) -> usize {
@@ -169,7 +200,7 @@ impl Fleet {
     /// The name of the host that is to own `shard`.
     ///
     /// # Panics
-    /// If `shard` is not below [`shards`](Self::shards).
+    /// If `shard` is not below [`shards`](Self::shards), or the fleet is [live](Self::live).
     #[must_use]
     #[inline]
     pub fn host_of(&self, shard: ShardId) -> &Arc<str> {
@@ -182,7 +213,7 @@ impl Fleet {
     /// [`InvalidId`] if the text cannot be an ID.
     pub fn locate(&self, id: &str) -> Result<Location<'_>, InvalidId> {
         let shard = self.shard_of(id)?;
-        Ok(Location { shard, host: self.host_of(shard) })
+        Ok(Location { shard, host: if self.is_live() { "" } else { self.host_of(shard) } })
     }
 
     /// The position of `host` in [`hosts`](Self::hosts), if it belongs to the fleet.
@@ -267,7 +298,15 @@ fn owner(shard: u32, hosts: usize) -> u16 {
     u16::try_from(host).expect("jump's result is below the number of hosts, which is at most 65,536")
 }
 
-fn check_host(name: &str) -> Result<(), FleetError> {
+fn check_shards(shards: u32) -> Result<(), FleetError> {
+    match shards {
+        0 => Err(FleetError::NoShards),
+        1..=MAX_SHARDS => Ok(()),
+        _ => Err(FleetError::TooManyShards { shards }),
+    }
+}
+
+pub(crate) fn check_host(name: &str) -> Result<(), FleetError> {
     let problem = match name.len() {
         0 => "is empty",
         1..=MAX_HOST_BYTES if name.chars().any(char::is_control) => "has a control character",

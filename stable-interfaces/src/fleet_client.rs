@@ -134,6 +134,15 @@ impl FleetClient {
         dead::list(&self.store_client(), shards, interface, after, limit).await
     }
 
+    /// Marks the host of this name, so that it gives its shards to the others and stays as a door to them, or takes the mark away; `false` if
+    /// no such host holds a lease. For a [live](Fleet::live) fleet; the mark ends with the process.
+    ///
+    /// # Errors
+    /// [`ContextError::Store`] if the store could not be reached.
+    pub async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, ContextError> {
+        self.store_client().store.cordon(host, is_cordoned).await.map_err(ContextError::store)
+    }
+
     /// Posts a message to the inbox of the instance `id`, as [`Interface::post`](crate::Interface::post) does.
     ///
     /// # Errors

@@ -1,11 +1,13 @@
 //! The host, which an application starts and drains: one process's part in the fleet.
 
 mod driver;
+mod handoff;
 mod keeper;
 pub(crate) mod lease;
 mod rescue;
 
 use std::any::Any;
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
@@ -14,7 +16,7 @@ use crate::alarm::RetryPolicy;
 use crate::clock::{Clock, Random, SystemClock, SystemRandom, within};
 use crate::commit::committer::Committer;
 use crate::error::WithCauses;
-use crate::fleet::{Fleet, HASH_VERSION};
+use crate::fleet::{Fleet, HASH_VERSION, check_host};
 use crate::forward::door::HostDoor;
 use crate::forward::reach::Reach;
 use crate::forward::serve::answer_message;
@@ -256,18 +258,19 @@ impl Host {
         self.core.health()
     }
 
-    /// The name of the host that should own the instance `id`.
+    /// The name of the host that should own the instance `id`; in a live fleet, as far as this host knows.
     ///
     /// # Errors
     /// [`InvalidId`] if `id` cannot be an ID.
-    pub fn owner_of(&self, id: &str) -> Result<&str, InvalidId> {
-        Ok(self.core.fleet.locate(id)?.host)
+    pub fn owner_of(&self, id: &str) -> Result<Arc<str>, InvalidId> {
+        let shard = self.core.fleet.shard_of(id)?;
+        Ok(self.core.placed(shard).unwrap_or_else(|| self.core.name.clone()))
     }
 
     /// The hosts of the fleet that hold a lease, ascending by name, as the store told with the last claim or renewal; none without a store.
     #[must_use]
     pub fn members(&self) -> Vec<Member> {
-        self.core.members().list.clone()
+        self.core.view().members.list.clone()
     }
 
     /// Tells whether this host owns the instance `id` now: claimed, and neither lost nor released.
@@ -322,14 +325,19 @@ impl Host {
         async move { core.wait_for(Health::Draining).await }
     }
 
-    /// Tells whether this host should be sent work: it runs, its lease holds, it owns all the shards that the fleet gives to it, and
-    /// none of its alarms or messages has been due for longer than `max_overdue`.
+    /// Tells whether this host should be sent work: it runs, its lease holds, each of the shards that the fleet gives to it is its own, or
+    /// another host's that has not let go of it yet, and none of its alarms or messages has been due for longer than `max_overdue`.
+    ///
+    /// So a deployment that restarts one host after the other, and waits for each to be ready, comes to its end also where the list of hosts
+    /// grows: what a host is to have and another one holds is refused until then with the name of the one that does.
     #[must_use]
     pub fn is_ready(&self, max_overdue: Duration) -> bool {
         let core = &self.core;
         core.health() == Health::Running
             && core.lease_holds()
-            && lease::assigned(core).iter().all(|shard| core.shards.epoch(*shard).is_some())
+            && lease::assigned(core)
+                .iter()
+                .all(|shard| core.shards.epoch(*shard).is_some() || core.is_held_elsewhere(*shard))
             && self.overdue() <= max_overdue
     }
 
@@ -396,6 +404,12 @@ impl Host {
         Some(Drain { result, task })
     }
 
+    /// The shards that are to be this host's, ascending.
+    #[cfg(feature = "testing")]
+    pub(crate) fn assigned(&self) -> Vec<ShardId> {
+        lease::assigned(&self.core)
+    }
+
     /// Ends the host as a crash would: nothing is finished, told or released.
     #[cfg(feature = "testing")]
     pub fn crash(self) {
@@ -427,7 +441,9 @@ async fn drain(core: &HostCore, deadline: Duration) -> Drained {
     let Some(started) = core.started() else { return Drained::NOTHING };
     let began = core.clock.elapsed();
     let interfaces = core.interfaces.lock().clone();
-    let with_busy_tasks = || interfaces.iter().map(|interface| interface.with_busy_tasks()).sum::<usize>();
+    let with_busy_tasks = || interfaces.iter().map(|interface| interface.with_busy_tasks(None)).sum::<usize>();
+    // The others may know it at once.
+    core.news.notify_one();
     // Tasks that are not parked have something to bring to an end, and their instances go on until they have.
     let rest = async {
         while with_busy_tasks() > 0 {
@@ -441,7 +457,7 @@ async fn drain(core: &HostCore, deadline: Duration) -> Drained {
     let finish = async {
         loop {
             for interface in &interfaces {
-                interface.clone().stop_all();
+                interface.clone().stop_all(None);
             }
             started.turns.wait_idle().await;
             if interfaces.iter().all(|interface| interface.running() == 0) {
@@ -466,7 +482,9 @@ async fn drain(core: &HostCore, deadline: Duration) -> Drained {
     let store = core.timely_store();
     let mut released = store.is_none();
     if let Some(store) = store {
-        let shards: Vec<_> = core.shards.owned().map(|(shard, _)| shard).collect();
+        let owned = core.shards.owned().map(|(shard, _)| shard);
+        // And those that were being handed over.
+        let shards: Vec<_> = owned.chain(core.shards.closing()).collect::<BTreeSet<_>>().into_iter().collect();
         let presence = core.presence();
         core.stop(Health::Stopped);
         // A handler that was cut off may have left an alarm that kills its process: such a shard is not clean.
@@ -555,6 +573,37 @@ impl HostBuilder {
     #[must_use]
     pub fn build(mut self, build: impl AsRef<str>) -> HostBuilder {
         self.options.build = build.as_ref().into();
+        self
+    }
+
+    /// Sets the time for which the first host of a [live](Fleet::live) fleet waits for others before it takes all shards; so does one that
+    /// finds only others that began within that time. At most the start timeout. Default: 500 ms.
+    #[must_use]
+    pub fn gather(mut self, wait: Duration) -> HostBuilder {
+        self.options.gather = wait;
+        self
+    }
+
+    /// Sets the time that another host of a [live](Fleet::live) fleet must have been up before this one hands shards over to it, so that one
+    /// that comes and goes moves nothing. Default: a [`lease`](Self::lease).
+    #[must_use]
+    pub fn settle(mut self, time: Duration) -> HostBuilder {
+        self.options.settle = Some(time);
+        self
+    }
+
+    /// The most shards that a host of a [live](Fleet::live) fleet hands over at once. At least 1. Default: 32.
+    #[must_use]
+    pub fn handoff_batch(mut self, shards: usize) -> HostBuilder {
+        self.options.handoff_batch = shards;
+        self
+    }
+
+    /// Limits the time that a host of a [live](Fleet::live) fleet lets tasks of instances come to their end before it hands over their shard.
+    /// Default: 30 s.
+    #[must_use]
+    pub fn handoff_timeout(mut self, timeout: Duration) -> HostBuilder {
+        self.options.handoff_timeout = timeout;
         self
     }
 
@@ -694,7 +743,16 @@ impl HostBuilder {
         }
         core.set(self.store.take(), self.clock.clone(), self.random.clone(), options);
         let host = Host { core: core.clone(), drain: Mutex::new(None) };
-        if core.fleet.index_of(&core.name).is_none() {
+        if core.fleet.is_live() {
+            if core.store().is_none() {
+                return Err(StartError::Option(
+                    "a live fleet needs a store: its hosts are those that hold a lease there",
+                ));
+            }
+            if check_host(&core.name).is_err() {
+                return Err(StartError::Option("the name of a host must have 1 to 255 bytes and no control character"));
+            }
+        } else if core.fleet.index_of(&core.name).is_none() {
             let hosts: Vec<_> = core.fleet.hosts().iter().take(8).map(|host| &**host).collect();
             let more = if core.fleet.hosts().len() > hosts.len() { ", .." } else { "" };
             return Err(StartError::UnknownHost { name: core.name.to_string(), hosts: hosts.join(", ") + more });
@@ -729,10 +787,12 @@ impl HostBuilder {
         if let Some(links) = links {
             started.system.spawn(links);
         }
-        let assigned = lease::assigned(&core);
         match (core.timely_store(), committer) {
             (Some(store), Some(committer)) => {
-                let sequence = claim_all(&core, &store, incarnation).await?;
+                if core.fleet.is_live() {
+                    join(&core, &store, incarnation).await?;
+                }
+                let sequence = claim_all(&core, &store, incarnation, lease::assigned).await?;
                 for lane in committer.lanes() {
                     started.system.spawn(committer.clone().run(lane, sequence));
                 }
@@ -740,12 +800,17 @@ impl HostBuilder {
                 started.system.spawn(driver::load(core.clone(), sequence));
                 started.system.spawn(driver::run(core.clone()));
                 started.system.spawn(driver::watch(core.clone(), store.clone(), incarnation));
+                if core.fleet.is_live() {
+                    started.system.spawn(handoff::run(core.clone(), store.clone(), incarnation));
+                }
                 let owned = core.shards.owned().count();
                 metrics::gauge!(crate::metrics::SHARDS_OWNED).set(u32::try_from(owned).unwrap_or(u32::MAX));
-                tracing::info!(host = %core.name, shards = owned, waiting_for = assigned.len() - owned, store = ?core.store(), "started");
+                let waiting_for = lease::assigned(&core).len().saturating_sub(owned);
+                tracing::info!(host = %core.name, shards = owned, waiting_for, store = ?core.store(), "started");
                 keeper::start(&core, Some((store, incarnation)));
             }
             _ => {
+                let assigned = lease::assigned(&core);
                 for shard in &assigned {
                     core.shards.own(*shard, Epoch(1), true, 0, 0);
                 }
@@ -792,11 +857,29 @@ impl Drop for HostBuilder {
     }
 }
 
-/// The first claim, repeated while the store cannot be reached. Returns for what the store keeps the numbers of writes.
-async fn claim_all(core: &HostCore, store: &Deadlines, incarnation: Incarnation) -> Result<Sequence, StartError> {
+/// Becomes a member of a live fleet that owns nothing yet, and learns who else is one; where all are new, it waits a moment for others.
+async fn join(core: &HostCore, store: &Deadlines, incarnation: Incarnation) -> Result<(), StartError> {
+    let nothing = |_: &HostCore| Vec::new();
+    claim_all(core, store, incarnation, nothing).await?;
+    let gather = core.options.gather.min(core.options.start_timeout);
+    let is_new = |member: &Member| member.name == core.name || member.up < gather;
+    if !gather.is_zero() && core.view().members.list.iter().all(is_new) {
+        core.clock.sleep(gather).await;
+        claim_all(core, store, incarnation, nothing).await?;
+    }
+    Ok(())
+}
+
+/// A claim at a start, repeated while the store cannot be reached. Returns for what the store keeps the numbers of writes.
+async fn claim_all(
+    core: &HostCore,
+    store: &Deadlines,
+    incarnation: Incarnation,
+    wanted: fn(&HostCore) -> Vec<ShardId>,
+) -> Result<Sequence, StartError> {
     let mut backoff = Backoff::new(&*core.clock, &*core.random);
     loop {
-        match lease::claim(core, store, incarnation, lease::assigned(core), ClaimKind::Start).await {
+        match lease::claim(core, store, incarnation, wanted(core), ClaimKind::Start).await {
             Ok(claimed) => {
                 let now = core.clock.now();
                 let (skew, limit) = (now.since(claimed.now).max(claimed.now.since(now)), core.options.max_clock_skew);

@@ -318,7 +318,7 @@ impl<I: StableInterface> Interface<I> {
     pub fn holder(&self, id: &str) -> Option<Arc<str>> {
         let host = &self.core.host;
         let shard = host.fleet.shard_of(id).ok()?;
-        let is_elsewhere = host.shards.epoch(shard).is_none();
+        let is_elsewhere = host.shards.intake(shard).is_none();
         is_elsewhere.then(|| host.holder(shard)).filter(|holder| **holder != *host.name)
     }
 

@@ -33,6 +33,8 @@ pub const ALARMS_SAVED: &str = "stable_interfaces_alarms_saved_total";
 pub const OLDEST_OVERDUE: &str = "stable_interfaces_oldest_overdue_seconds";
 /// Counter: shards lost to another owner.
 pub const SHARDS_LOST: &str = "stable_interfaces_shards_lost_total";
+/// Counter: shards handed over to the hosts that they are placed on by now.
+pub const SHARDS_HANDED_OVER: &str = "stable_interfaces_shards_handed_over_total";
 /// Counter: how often the store's hints about new messages have ended or could not be begun, so that messages waited for the next look.
 pub const WATCHES_LOST: &str = "stable_interfaces_watches_lost_total";
 /// Gauge: hosts of the fleet that hold a lease, this one among them, as of the last claim or renewal.
@@ -53,7 +55,7 @@ pub const UNREACHABLE: &str = "stable_interfaces_unreachable_total";
 pub const BLOCKED: &str = "stable_interfaces_blocked_handlers_total";
 
 /// Every name above.
-pub const ALL: [&str; 24] = [
+pub const ALL: [&str; 25] = [
     RESETS,
     RETRIES,
     DEAD_LETTERS,
@@ -71,6 +73,7 @@ pub const ALL: [&str; 24] = [
     SHARDS_LOST,
     WATCHES_LOST,
     SHARDS_OWNED,
+    SHARDS_HANDED_OVER,
     MEMBERS,
     PASSIVATED,
     OVERLOADED,

@@ -22,11 +22,12 @@ use crate::clock::{Clock, Moment, Timestamp};
 use crate::inbox::window::InboxWindow;
 use crate::setting::Setting;
 use crate::store::{AlarmKey, AlarmRow, Epoch, InboxKey, InboxRow, InstanceName, Op, Revision, ShardId};
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use crate::sync::{Arc, Mutex, Notify};
 
 pub(crate) mod delivery;
 pub(crate) mod firing;
+pub(crate) mod handoff;
 pub(crate) mod wake;
 
 #[cfg(test)]
@@ -69,6 +70,10 @@ pub(crate) struct Shards {
 struct Shard {
     /// Zero: not owned.
     epoch: AtomicU64,
+    /// As `epoch`, and zero already while the shard is being handed over: what comes from outside is let in under this.
+    intake: AtomicU64,
+    /// The stretch of its way to another host that is behind it, as a [`Handoff`].
+    handoff: AtomicU8,
     /// The last epoch under which this host owned it and then gave it up; zero if there is none.
     given_up: AtomicU64,
     /// The counter of the next [`Revision`]. Never reset: revisions differ even if an epoch came twice.
@@ -92,6 +97,8 @@ struct Owned {
     wait: Option<Duration>,
     /// If the last owner did not release the shard: alarms due up to then are marked before they are handled.
     marks_until: Option<Timestamp>,
+    /// It is being handed over: nothing of it is handed out or loaded any more.
+    is_closing: bool,
 }
 
 impl Owned {
@@ -240,6 +247,7 @@ impl Shards {
         let this = self.shard(shard);
         let mut owned = this.owned.lock();
         this.epoch.store(epoch.0, Ordering::Release);
+        this.intake.store(epoch.0, Ordering::Release);
         if window_cap > 0 {
             *owned = Some(Box::new(Owned {
                 alarms: AlarmWindow::bounded(window_cap, window_bytes),
@@ -250,6 +258,7 @@ impl Shards {
                 behind: None,
                 wait: None,
                 marks_until: (!clean).then(|| self.clock.now()),
+                is_closing: false,
             }));
             self.relist(shard, owned.as_deref_mut());
         }
@@ -264,6 +273,7 @@ impl Shards {
         if this.epoch.compare_exchange(epoch.0, 0, Ordering::AcqRel, Ordering::Acquire).is_err() {
             return false;
         }
+        this.intake.store(0, Ordering::Release);
         this.given_up.store(epoch.0, Ordering::Release);
         if let Some(owned) = owned.take() {
             if let Some(listed) = owned.listed {
@@ -336,13 +346,13 @@ impl Shards {
     /// Brings `deadlines`, `waits` and `pages` up to date after a change of the shard's windows.
     fn relist(&self, shard: ShardId, owned: Option<&mut Owned>) {
         let Some(owned) = owned else { return };
-        let (deadline, wait) = (owned.next_deadline(), owned.next_wait());
+        let (deadline, wait) = if owned.is_closing { (None, None) } else { (owned.next_deadline(), owned.next_wait()) };
         let is_due_earlier = list(&self.deadlines, shard, &mut owned.listed, deadline);
         let is_ready_earlier = list(&self.waits, shard, &mut owned.wait, wait);
         if is_due_earlier || is_ready_earlier {
             self.changed.notify_one();
         }
-        let behind = owned.note_behind(&*self.clock);
+        let behind = owned.note_behind(&*self.clock).filter(|_| !owned.is_closing);
         if behind != owned.behind {
             let mut all = self.behind.lock();
             if let Some(before) = owned.behind {
@@ -351,7 +361,10 @@ impl Shards {
             all.extend(behind.map(|since| (since, shard)));
             owned.behind = behind;
         }
-        if (owned.alarms.wants_page() || owned.inbox.wants_page()) && self.pages.lock().0.insert(shard) {
+        if !owned.is_closing
+            && (owned.alarms.wants_page() || owned.inbox.wants_page())
+            && self.pages.lock().0.insert(shard)
+        {
             self.pages_wanted.notify_one();
         }
     }

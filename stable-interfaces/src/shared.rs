@@ -3,17 +3,19 @@
 //! Health only moves forward, and a host that has stopped owns nothing and runs nothing. Interfaces are known here by what a host
 //! must be able to ask of them ([`AnyInterface`]), so nothing in here knows an instance.
 
+mod view;
+
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::future::Future;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use self::view::View;
 use crate::clock::{Clock, Random};
 use crate::commit::committer::Committer;
 use crate::error::{ContextError, RequestError};
 use crate::fleet::Fleet;
-use crate::fleet::placement::PLACEMENT_VERSION;
 use crate::forward::reach::Reach;
 use crate::forward::wire::Request;
 use crate::setting::Setting;
@@ -24,10 +26,7 @@ use crate::shards::wake::Wake;
 use crate::store::client::{CommitOptions, StoreClient};
 use crate::store::deadlines::Deadlines;
 use crate::store::portion::Portion;
-use crate::store::{
-    Addressed, Grant, Held, Incarnation, Loaded, MemberState, Members, NewMessage, Page, Placement, Posted, Presence,
-    ShardId, Store, StoreError,
-};
+use crate::store::{Addressed, Incarnation, Loaded, NewMessage, Page, Posted, ShardId, Store, StoreError};
 use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Arc, MAX_PERMITS, Mutex, Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use crate::tasks::{TaskHandle, Tasks};
@@ -69,6 +68,14 @@ pub(crate) struct HostOptions {
     pub(crate) max_clock_skew: Duration,
     /// The address at which other hosts reach this one, if they do.
     pub(crate) address: Option<Arc<str>>,
+    /// In a live fleet: for how long the first host waits for others.
+    pub(crate) gather: Duration,
+    /// In a live fleet: for how long a host must have been up before others hand shards over to it; as long as a lease if it is not set.
+    pub(crate) settle: Option<Duration>,
+    /// The most shards that are handed over at once.
+    pub(crate) handoff_batch: usize,
+    /// The time that a shard waits for its tasks before it is handed over.
+    pub(crate) handoff_timeout: Duration,
     /// The build of the program, for people.
     pub(crate) build: Arc<str>,
     pub(crate) window: usize,
@@ -96,6 +103,10 @@ impl Default for HostOptions {
             max_connections: 100_000,
             max_clock_skew: Duration::from_secs(60),
             address: None,
+            gather: Duration::from_millis(500),
+            settle: None,
+            handoff_batch: 32,
+            handoff_timeout: Duration::from_secs(30),
             build: "".into(),
             window: 65_536,
         }
@@ -121,6 +132,7 @@ impl HostOptions {
             (limits.max_firing == 0, "max_firing must be at least 1"),
             (limits.max_fires_per_second == 0, "max_fires_per_second must be at least 1"),
             (limits.max_crashes == 0, "max_crashes must be at least 1"),
+            (self.handoff_batch == 0, "handoff_batch must be at least 1"),
         ];
         refused.into_iter().find(|(is_wrong, _)| *is_wrong).map_or(Ok(()), |(_, text)| Err(text))
     }
@@ -158,8 +170,8 @@ pub(crate) trait AnyInterface: Debug + Send + Sync {
     fn answer(self: Arc<Self>, request: &Request<'_>) -> Answering;
     /// Hands something due to its instance.
     fn wake(self: Arc<Self>, delivery: Delivery);
-    /// Stops every instance in good order; completes through the host's tasks.
-    fn stop_all(self: Arc<Self>);
+    /// Stops every instance in good order, or those of some shards, which are ascending; completes through the host's tasks.
+    fn stop_all(self: Arc<Self>, of: Option<&[ShardId]>);
     /// Drops idle instances that this host may not run any more. Those that are busy go when their turn ends.
     fn forget(self: Arc<Self>, which: Forget);
     /// Passivates what has been idle for long enough; to be called again after the time returned.
@@ -168,8 +180,10 @@ pub(crate) trait AnyInterface: Debug + Send + Sync {
     fn running(&self) -> usize;
     /// The number of them that are busy.
     fn busy(&self) -> usize;
-    /// The number of instances with a task that is not parked.
-    fn with_busy_tasks(&self) -> usize;
+    /// The number of instances with a task that is not parked, of all or of some shards.
+    fn with_busy_tasks(&self, of: Option<&[ShardId]>) -> usize;
+    /// The number of instances in memory that are of these shards.
+    fn running_of(&self, of: &[ShardId]) -> usize;
     /// Names the instance at this address of memory, if it is one of these.
     fn name_instance(&self, address: usize) -> Option<String>;
     /// Forgets every instance at once.
@@ -191,8 +205,14 @@ pub(crate) struct HostCore {
     lease_until: AtomicU64,
     /// The host that was found to hold a shard that the fleet gives to this host.
     holders: Mutex<BTreeMap<ShardId, Arc<str>>>,
-    /// The hosts that hold a lease, as the store told last.
-    members: Mutex<Arc<Members>>,
+    /// The fleet, as the store told last.
+    view: Mutex<Arc<View>>,
+    /// Wakes the task that hands shards over, when members have changed.
+    pub(crate) view_changed: Notify,
+    /// Asks for a look at the fleet: members or owners may have changed.
+    pub(crate) news: Notify,
+    /// Told when something ends in a shard that is being handed over.
+    pub(crate) handed_on: Notify,
     /// The size of the next page that handlers and tools read: what is loaded to be handled has one of its own.
     portion: Mutex<Portion>,
     /// Bounds the connections of all interfaces. Without permits until the host has its settings.
@@ -248,7 +268,10 @@ impl HostCore {
             health: AtomicU8::new(Health::NotStarted as u8),
             lease_until: AtomicU64::new(u64::MAX),
             holders: Mutex::default(),
-            members: Mutex::default(),
+            view: Mutex::default(),
+            view_changed: Notify::new(),
+            news: Notify::new(),
+            handed_on: Notify::new(),
             portion: Mutex::default(),
             connections: Arc::new(Semaphore::new(0)),
             health_changed: Notify::new(),
@@ -390,51 +413,6 @@ impl HostCore {
     /// Tells whether what is in memory is being saved, or has been.
     pub(crate) fn is_rescuing(&self) -> bool {
         self.is_rescuing.load(Ordering::Acquire)
-    }
-
-    /// The host that holds the shard, as far as this one knows.
-    pub(crate) fn holder(&self, shard: ShardId) -> Arc<str> {
-        self.holders.lock().get(&shard).unwrap_or(self.fleet.host_of(shard)).clone()
-    }
-
-    /// The words of this host about itself to the store.
-    pub(crate) fn presence(&self) -> Presence {
-        Presence {
-            address: self.options.address.clone(),
-            build: self.options.build.clone(),
-            is_leaving: self.health() >= Health::Draining,
-            placement: Placement::List,
-            placement_version: PLACEMENT_VERSION,
-        }
-    }
-
-    /// The members of the fleet, as of the last claim or renewal that was answered; none without a store.
-    pub(crate) fn members(&self) -> Arc<Members> {
-        self.members.lock().clone()
-    }
-
-    /// The address at which a host is reached, as it has told the store; the one of its life that goes on, if one of them leaves.
-    pub(crate) fn address_of(&self, name: &str) -> Option<Arc<str>> {
-        let members = self.members();
-        let lives = members.list.iter().filter(|member| *member.name == *name);
-        lives.min_by_key(|member| member.state == MemberState::Leaving)?.address.clone()
-    }
-
-    /// Notes the members, unless the store could not say.
-    pub(crate) fn note_members(&self, members: Members) {
-        if !members.list.is_empty() {
-            metrics::gauge!(crate::metrics::MEMBERS).set(u32::try_from(members.list.len()).unwrap_or(u32::MAX));
-            *self.members.lock() = Arc::new(members);
-        }
-    }
-
-    /// Notes who was found to hold which shards.
-    pub(crate) fn note_holders(&self, held: &[Held], granted: &[Grant]) {
-        let mut holders = self.holders.lock();
-        for grant in granted {
-            holders.remove(&grant.shard);
-        }
-        holders.extend(held.iter().map(|held| (held.shard, held.holder.clone())));
     }
 
     /// A permit for one more connection, if there may be one.

@@ -41,7 +41,7 @@ const FLOORS: [Floor; 14] = [
     (
         "shared",
         "is what all parts of a host share: it declares what it asks of an interface, and the interface implements it",
-        &["forward/door.rs", "shared.rs", "tasks.rs"],
+        &["forward/door.rs", "shared.rs", "shared/", "tasks.rs"],
     ),
     (
         "recorded",

@@ -21,6 +21,8 @@ const NOBODY: u16 = u16::MAX;
 /// The hosts of a fleet at one time, and the one that each shard is placed on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Placement {
+    /// The version of the rule that made it.
+    rule: u32,
     /// Ascending, each once.
     hosts: Vec<Arc<str>>,
     /// The position in `hosts`, by shard.
@@ -28,8 +30,9 @@ pub(crate) struct Placement {
 }
 
 impl Placement {
-    /// Places so many shards on hosts of these names. Past 65,535 hosts the last names get none.
-    pub(crate) fn new(hosts: impl IntoIterator<Item = Arc<str>>, shards: u32) -> Placement {
+    /// Places so many shards on hosts of these names, by the rule of that version, of which there is one so far. Past 65,535 hosts the last
+    /// names get none.
+    pub(crate) fn new(rule: u32, hosts: impl IntoIterator<Item = Arc<str>>, shards: u32) -> Placement {
         let mut hosts: Vec<Arc<str>> = hosts.into_iter().collect();
         hosts.sort_unstable();
         hosts.dedup();
@@ -47,7 +50,15 @@ impl Placement {
             })
         };
         let places = (0..shards).map(&mut place).collect();
-        Placement { hosts, places }
+        Placement { rule, hosts, places }
+    }
+
+    /// Tells whether it is the one of this rule on just these hosts, of which names may come twice and in any order.
+    pub(crate) fn is_of(&self, rule: u32, hosts: &[Arc<str>]) -> bool {
+        let mut hosts: Vec<_> = hosts.iter().collect();
+        hosts.sort_unstable();
+        hosts.dedup();
+        self.rule == rule && self.hosts.iter().eq(hosts)
     }
 
     /// The host that a shard is placed on; `None` where there is no host.
@@ -64,6 +75,11 @@ impl Placement {
         let placed = (0..).map(ShardId).zip(&self.places);
         placed.filter(|(_, place)| usize::from(**place) == host).map(|(shard, _)| shard).collect()
     }
+}
+
+/// The version of the rule in force among hosts that know these: the lowest, so that a fleet of two releases agrees.
+pub(crate) fn in_force(known: impl IntoIterator<Item = u32>) -> u32 {
+    known.into_iter().fold(PLACEMENT_VERSION, u32::min).max(1)
 }
 
 /// The most shards that one of so many hosts gets: 1.25 of an even share, rounded up.
@@ -136,7 +152,7 @@ mod tests {
             PLACEMENT_VERSION, 1,
             "another rule needs golden vectors of its own, and this one stays for older hosts"
         );
-        let placement = Placement::new(named(["host-0", "host-1", "host-2", "ёлка", "a b"]), 32);
+        let placement = Placement::new(1, named(["host-0", "host-1", "host-2", "ёлка", "a b"]), 32);
         let found: String =
             placement.places.iter().map(|place| char::from(b'0' + u8::try_from(*place).unwrap())).collect();
         assert_eq!(found, GOLDEN);
@@ -148,7 +164,8 @@ mod tests {
     #[test]
     fn a_host_more_or_less_moves_what_it_must_and_next_to_nothing_beside() {
         for hosts in 2..=64 {
-            let (fewer, more) = (Placement::new(numbered(hosts - 1), 1_024), Placement::new(numbered(hosts), 1_024));
+            let (fewer, more) =
+                (Placement::new(1, numbered(hosts - 1), 1_024), Placement::new(1, numbered(hosts), 1_024));
             let last = format!("host-{}", hosts - 1);
             let (needed, beside) = moved_beside(&fewer, &more, &last);
             let most = most_of(1_024, hosts);
@@ -161,7 +178,7 @@ mod tests {
     #[test]
     fn no_host_has_more_than_one_and_a_quarter_of_its_share_and_none_is_left_empty() {
         for hosts in 2..=64 {
-            let loads = loads(&Placement::new(numbered(hosts), 1_024));
+            let loads = loads(&Placement::new(1, numbered(hosts), 1_024));
             let most = (1_024.0 * 1.25 / hosts as f64).ceil();
             assert_eq!(loads.len(), hosts, "each has some");
             assert!(loads.values().all(|load| f64::from(*load) <= most), "{hosts} hosts: {loads:?}");
@@ -170,14 +187,26 @@ mod tests {
 
     #[test]
     fn fewer_shards_than_hosts_are_all_placed_and_nobody_has_two() {
-        let loads = loads(&Placement::new(numbered(64), 5));
+        let loads = loads(&Placement::new(1, numbered(64), 5));
         assert_eq!(loads.values().sum::<u32>(), 5);
         assert!(loads.values().all(|load| *load == 1), "{loads:?}");
     }
 
     #[test]
+    fn the_rule_in_force_is_the_oldest_that_a_host_knows() {
+        assert_eq!(in_force([PLACEMENT_VERSION + 1, PLACEMENT_VERSION]), PLACEMENT_VERSION);
+        assert_eq!(in_force([PLACEMENT_VERSION + 1]), PLACEMENT_VERSION, "this program's own counts");
+        assert_eq!(in_force([1, PLACEMENT_VERSION]), 1);
+        assert_eq!(in_force([0]), 1, "a host that does not say knows the first");
+        let placement = Placement::new(1, numbered(2), 8);
+        let mut hosts = numbered(2);
+        hosts.reverse();
+        assert!(placement.is_of(1, &hosts) && !placement.is_of(2, &hosts) && !placement.is_of(1, &hosts[1..]));
+    }
+
+    #[test]
     fn without_a_host_a_shard_is_placed_on_nobody() {
-        let placement = Placement::new([], 4);
+        let placement = Placement::new(1, [], 4);
         assert_eq!(placement.host_of(ShardId(3)), None);
         assert!(placement.shards_of("host-0").is_empty());
     }
@@ -192,11 +221,11 @@ mod tests {
             seed in any::<u64>(),
         ) {
             let names = named(&names);
-            let placement = Placement::new(names.clone(), shards);
+            let placement = Placement::new(1, names.clone(), shards);
             let mut mixed: Vec<_> = names.iter().chain(&names[..names.len() / 2]).cloned().collect();
             let mut rng = fastrand::Rng::with_seed(seed);
             rng.shuffle(&mut mixed);
-            prop_assert_eq!(&Placement::new(mixed, shards), &placement);
+            prop_assert_eq!(&Placement::new(1, mixed, shards), &placement);
             let most = most_of(shards, names.len());
             let mut all = 0;
             for name in &names {
@@ -216,7 +245,7 @@ mod tests {
             let names = named(&names);
             let gone = names[who.index(names.len())].clone();
             let rest = names.iter().filter(|name| **name != gone).cloned();
-            let (more, fewer) = (Placement::new(names.clone(), 512), Placement::new(rest, 512));
+            let (more, fewer) = (Placement::new(1, names.clone(), 512), Placement::new(1, rest, 512));
             let (needed, beside) = moved_beside(&more, &fewer, &gone);
             prop_assert!(needed <= most_of(512, names.len()) as usize);
             prop_assert!(beside <= 512 / 8, "{} moved between others", beside);

@@ -16,6 +16,7 @@ use crate::clock::Moment;
 use crate::error::WithCauses;
 use crate::id::interface_of;
 use crate::shards::delivery::Delivery;
+use crate::shards::handoff::Handoff;
 use crate::shards::wake::Wake;
 use crate::shards::{BegunAfter, BegunPage};
 use crate::shared::{AnyInterface, Health, HostCore};
@@ -93,7 +94,8 @@ async fn fire(host: Arc<HostCore>, mut due: mpsc::Receiver<Delivery>) {
     while let Some(delivery) = due.recv().await {
         // A host that drains starts nothing more by itself, and one that stood still may have lost its lease meanwhile: what was
         // handed out already goes back.
-        if host.health() > Health::Running || !host.lease_holds() {
+        let is_closing = host.shards.handoff(delivery.shard().0) == Handoff::Closing;
+        if host.health() > Health::Running || is_closing || !host.lease_holds() {
             continue;
         }
         let name = delivery.wake().name();
@@ -275,7 +277,7 @@ pub(crate) async fn watch(host: Arc<HostCore>, store: Deadlines, incarnation: In
                         Hint::Inbox(shard) if shard.0 < host.fleet.shards() => host.shards.hint(shard),
                         Hint::Inbox(_) => {}
                         // A renewal says who is there, and what is wanted is claimed after it.
-                        Hint::Fleet => host.shards.lost.notify_one(),
+                        Hint::Fleet => host.news.notify_one(),
                     }
                 }
                 tracing::warn!("the store's hints about new messages have ended; they are asked for again");

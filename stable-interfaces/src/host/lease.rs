@@ -15,6 +15,7 @@ use std::time::Duration;
 use super::rescue::Rescue;
 use crate::error::WithCauses;
 use crate::fleet::HASH_VERSION;
+use crate::shards::handoff::Handoff;
 use crate::shared::{FOREVER, Forget, Health, HostCore};
 use crate::store::client::backoff;
 use crate::store::deadlines::Deadlines;
@@ -25,11 +26,17 @@ use crate::sync::Arc;
 /// lease is.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
+/// The time after the end of another host's lease at which its shards are asked for.
+const JUST_AFTER: Duration = Duration::from_millis(2);
+
 /// The difference that the store's clock and this host's may have before it is worth a warning.
 const SKEW_WARNING: Duration = Duration::from_secs(5);
 
 /// The shards the fleet gives to this host.
 pub(crate) fn assigned(host: &HostCore) -> Vec<ShardId> {
+    if host.fleet.is_live() {
+        return host.view().placement.as_ref().map_or_else(Vec::new, |placement| placement.shards_of(&host.name));
+    }
     (0..host.fleet.shards()).map(ShardId).filter(|shard| *host.fleet.host_of(*shard) == host.name).collect()
 }
 
@@ -75,13 +82,14 @@ pub(crate) async fn claim(
         host.set_lease(lease_end(host, sent_at));
     }
     host.note_holders(&claimed.held, &claimed.granted);
-    host.note_members(claimed.members.clone());
+    host.note_members(&claimed.members);
     let now = host.clock.now();
     let skew = now.since(claimed.now).max(claimed.now.since(now));
     if skew > SKEW_WARNING {
         tracing::warn!(?skew, "this host's clock and the store's differ; alarms follow this host's");
     }
-    let assigned = assigned(host).len();
+    // Of a live fleet more may be placed here later: what is owned already counts.
+    let assigned = assigned(host).len().max(host.shards.owned().count() + claimed.granted.len());
     let (cap, bytes) = (window_cap(host, assigned), window_bytes(host, assigned));
     for grant in &claimed.granted {
         if host.shards.epoch(grant.shard) != Some(grant.epoch) {
@@ -107,7 +115,7 @@ pub(crate) async fn keep(host: &Arc<HostCore>, store: &Deadlines, incarnation: I
     loop {
         let left = keeper.left();
         let wait = match failures {
-            0 if !left.is_zero() => pause.min(left),
+            0 if !left.is_zero() => pause.min(left).min(keeper.until_first_end()),
             // It has run out before its renewal was answered.
             0 => Duration::ZERO,
             _ if left.is_zero() => backoff(&*host.random, failures).min(pause),
@@ -116,6 +124,7 @@ pub(crate) async fn keep(host: &Arc<HostCore>, store: &Deadlines, incarnation: I
         let look = async {
             tokio::select! { biased;
                 () = host.shards.lost.notified() => true,
+                () = host.news.notified() => false,
                 () = host.clock.sleep(wait) => false,
             }
         };
@@ -153,7 +162,7 @@ pub(crate) async fn keep(host: &Arc<HostCore>, store: &Deadlines, incarnation: I
             }
         };
         failures = 0;
-        host.note_members(renewed.members.clone());
+        host.note_members(&renewed.members);
         keeper.note_renewal(sent_at, &asked, &renewed);
         for shard in renewed.inbox {
             host.shards.look(shard);
@@ -168,7 +177,7 @@ pub(crate) async fn keep(host: &Arc<HostCore>, store: &Deadlines, incarnation: I
 
 /// Ends the instances that this host may not run any more, with their tasks and connections: others may own them by now, and nothing
 /// must go on beside its successor.
-fn forget_unowned(host: &HostCore) {
+pub(crate) fn forget_unowned(host: &HostCore) {
     let which = if host.lease_holds() { Forget::Lost } else { Forget::All };
     let interfaces = host.interfaces.lock().clone();
     for interface in interfaces {
@@ -193,6 +202,23 @@ struct Keeper<'a> {
 type Claiming<'a> = Pin<Box<dyn Future<Output = (Duration, Result<Claimed, StoreError>)> + Send + 'a>>;
 
 impl Keeper<'_> {
+    /// The time until the first lease of another host would end, where somebody waits for that: its shards are free just after.
+    fn until_first_end(&self) -> Duration {
+        let host = self.host;
+        let waits = host.fleet.is_live() || self.missing().next().is_some();
+        match host.view().first_end(&host.name).filter(|_| waits) {
+            Some(end) => end.saturating_sub(host.clock.elapsed()).saturating_add(JUST_AFTER),
+            None => Duration::MAX,
+        }
+    }
+
+    /// The shards that this host should own and does not.
+    fn missing(&self) -> impl Iterator<Item = ShardId> + use<'_> {
+        let shards = &self.host.shards;
+        let is_missing = |shard: &ShardId| shards.epoch(*shard).is_none() && shards.handoff(*shard) < Handoff::Closing;
+        assigned(self.host).into_iter().filter(is_missing)
+    }
+
     /// The time that the lease of what was renewed still lasts; zero if it is over.
     fn left(&self) -> Duration {
         self.renewed.saturating_sub(self.host.clock.elapsed())
@@ -284,7 +310,7 @@ impl Keeper<'_> {
     /// Begins to claim the shards that this host should own and does not, unless that is being done.
     fn claim_missing(&mut self) {
         let (host, store, incarnation) = (self.host, self.store, self.incarnation);
-        let missing: Vec<_> = assigned(host).into_iter().filter(|shard| host.shards.epoch(*shard).is_none()).collect();
+        let missing: Vec<_> = self.missing().collect();
         if missing.is_empty() {
             return;
         }

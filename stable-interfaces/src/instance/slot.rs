@@ -257,7 +257,7 @@ impl<I: StableInterface> Slot<I> {
 
     /// Notes that the remains of the incarnation that ended are done.
     pub(crate) fn settled(self: &Arc<Self>) -> Next<I> {
-        self.interface.host.task_rested.notify_one();
+        self.interface.host.task_rests(self.shard);
         self.act(self.machine.lock(), |machine, hands, left| machine.settled(hands, left))
     }
 
@@ -289,7 +289,7 @@ impl<I: StableInterface> Slot<I> {
 
     /// A task has ended by itself: nothing of it is kept.
     fn task_ended(&self, life: &Arc<Life>) {
-        self.interface.host.task_rested.notify_one();
+        self.interface.host.task_rests(self.shard);
         self.machine.lock().task_ended(life, TaskHandle::is_current);
     }
 

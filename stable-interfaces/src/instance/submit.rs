@@ -120,7 +120,7 @@ impl<I: StableInterface> InterfaceCore<I> {
         }
         let hash = hash_id(id);
         let shard = self.host.fleet.shard_of_hash(hash);
-        let Some(epoch) = self.host.shards.epoch(shard) else { return Err(self.not_owned(shard)) };
+        let Some(epoch) = self.host.shards.intake(shard) else { return self.not_let_in(hash, shard, is_of_task) };
         if !self.host.lease_holds() {
             cold_path();
             return Err(RequestError::LeaseLost.into());
@@ -140,6 +140,17 @@ impl<I: StableInterface> InterfaceCore<I> {
             Health::Draining if is_of_task && self.host.serves_tasks.load(Ordering::Acquire) => Ok(()),
             Health::Draining => Err(RequestError::Draining.into()),
             _ => Err(self.host.ended().unwrap_or(RequestError::Draining).into()),
+        }
+    }
+
+    /// Refuses what this host does not let in, but for what those ask that still run in a shard that is being handed over.
+    #[cold]
+    fn not_let_in(&self, hash: u64, shard: ShardId, is_of_task: bool) -> Outcome<Route, I::Error> {
+        match self.host.shards.epoch(shard) {
+            Some(epoch) if (is_of_task || chain::in_handler()) && self.host.lease_holds() => {
+                Ok(Route { hash, shard, epoch })
+            }
+            _ => Err(self.not_owned(shard)),
         }
     }
 

@@ -16,7 +16,6 @@ use super::recorded::{Output, hand_over};
 use super::slot::Slot;
 use super::turn::slot_of;
 use super::{Handle, StableInterface};
-use crate::Health;
 use crate::error::{ContextError, Outcome, RequestError};
 use crate::sync::Arc;
 
@@ -92,15 +91,16 @@ impl<I: StableInterface> InstanceRef<I> {
     #[must_use = "the task counts as busy again when this is dropped"]
     pub fn park(&self) -> Parked {
         self.member.change(|state| state.parks += 1);
-        self.slot.interface.host.task_rested.notify_one();
+        self.slot.interface.host.task_rests(self.slot.shard);
         Parked(self.member.clone())
     }
 
-    /// Completes when the host begins to drain; at once, if that has happened. From then on there is time to come to an end: a
-    /// task that is not parked goes on, and its turns are served, for half of the drain's deadline at most.
+    /// Completes when the host begins to drain, or to hand the instance over to another host; at once, if that has happened. From then on
+    /// there is time to come to an end: a task that is not parked goes on, and its turns are served, for half of the drain's deadline at
+    /// most, or the [handoff timeout](crate::HostBuilder::handoff_timeout).
     pub fn leaving(&self) -> impl Future<Output = ()> + Send + 'static + use<I> {
-        let host = self.slot.interface.host.clone();
-        async move { host.wait_for(Health::Draining).await }
+        let (host, shard) = (self.slot.interface.host.clone(), self.slot.shard);
+        async move { host.wait_leaving(shard).await }
     }
 }
 

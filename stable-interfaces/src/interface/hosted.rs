@@ -10,13 +10,14 @@ use crate::forward::wire::Request;
 use crate::id::interface_of;
 use crate::instance::drive::run_inline;
 use crate::instance::kind::{InterfaceCore, WakeFn};
-use crate::instance::slot::Taken;
+use crate::instance::slot::{Slot, Taken};
 use crate::instance::stop::stop_job_of;
 use crate::instance::submit::Route;
 use crate::instance::{StableInterface, chain};
 use crate::shards::delivery::Delivery;
 use crate::shards::wake::Wake;
 use crate::shared::{AnyInterface, Forget, SHORTEST};
+use crate::store::ShardId;
 use crate::sync::Arc;
 use crate::transport::Answering;
 
@@ -50,8 +51,8 @@ impl<I: StableInterface> AnyInterface for InterfaceCore<I> {
         }
     }
 
-    fn stop_all(self: Arc<Self>) {
-        for slot in self.table.slots() {
+    fn stop_all(self: Arc<Self>, of: Option<&[ShardId]>) {
+        for slot in self.slots_of(of) {
             let Some(epoch) = self.host.shards.epoch(slot.shard) else {
                 if let Some(next) = slot.forget(Forget::Lost) {
                     run_inline(&slot, next);
@@ -92,8 +93,12 @@ impl<I: StableInterface> AnyInterface for InterfaceCore<I> {
         self.table.slots().iter().filter(|slot| slot.is_busy()).count()
     }
 
-    fn with_busy_tasks(&self) -> usize {
-        self.table.slots().iter().filter(|slot| slot.has_busy_tasks()).count()
+    fn with_busy_tasks(&self, of: Option<&[ShardId]>) -> usize {
+        self.slots_of(of).iter().filter(|slot| slot.has_busy_tasks()).count()
+    }
+
+    fn running_of(&self, of: &[ShardId]) -> usize {
+        self.slots_of(Some(of)).len()
     }
 
     fn name_instance(&self, address: usize) -> Option<String> {
@@ -109,6 +114,15 @@ impl<I: StableInterface> AnyInterface for InterfaceCore<I> {
 }
 
 impl<I: StableInterface> InterfaceCore<I> {
+    /// All instances, or those of some shards.
+    fn slots_of(&self, of: Option<&[ShardId]>) -> Vec<Arc<Slot<I>>> {
+        let mut slots = self.table.slots();
+        if let Some(of) = of {
+            slots.retain(|slot| of.binary_search(&slot.shard).is_ok());
+        }
+        slots
+    }
+
     /// The function that handles this, if the interface was registered with one.
     fn handler_of(&self, wake: &Wake) -> Option<WakeFn<I>> {
         match wake {

@@ -121,6 +121,13 @@ pub struct Members {
 }
 
 impl Members {
+    /// The names of the hosts that shards are placed on: those that are up, or, where there are none, those that are cordoned.
+    pub(crate) fn placeable(&self) -> Vec<Arc<str>> {
+        let of = |state| self.list.iter().filter(move |member| member.state == state).map(|member| member.name.clone());
+        let up: Vec<_> = of(MemberState::Up).collect();
+        if up.is_empty() { of(MemberState::Cordoned).collect() } else { up }
+    }
+
     /// Puts members in their order.
     #[must_use]
     pub fn new(version: u64, mut list: Vec<Member>) -> Members {

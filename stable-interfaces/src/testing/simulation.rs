@@ -418,7 +418,10 @@ impl Simulation {
         // out, as that of the only host on an embedded store.
         let is_spread = self.wrap.is_none() && self.seed % 2 == 1;
         let lease = if matches!(self.seed % 5, 1 | 3) { Duration::MAX } else { Duration::from_secs(6) };
-        let shape = Shape { hosts: self.hosts, shards: self.shards, calls: self.faults.calls, is_spread, lease };
+        // In some the hosts go by no list, and join and leave through the store.
+        let is_live = self.wrap.is_none() && lease < Duration::MAX && matches!(self.seed % 5, 0 | 4);
+        let (hosts, shards, calls) = (self.hosts, self.shards, self.faults.calls);
+        let shape = Shape { hosts, shards, calls, is_spread, lease, is_live };
         let make = if is_spread { MemoryStore::spread } else { MemoryStore::with_clock };
         let memory = make(Arc::new(clock.clone()));
         let inner: Arc<dyn Store> = match &self.wrap {

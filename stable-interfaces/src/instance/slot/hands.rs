@@ -161,6 +161,7 @@ impl<I: StableInterface> Hands<Box<dyn Job<I>>> for SlotHands<'_, I> {
         if self.host().health() >= Health::Draining {
             self.host().instance_left.notify_one();
         }
+        self.host().hand_on(self.slot.shard);
     }
 }
 

@@ -181,6 +181,7 @@ impl<A> Running<A> {
 }
 
 struct State<A> {
+    /// The hosts that there are to be; in a live fleet they do not know it.
     fleet: Fleet,
     living: BTreeMap<Arc<str>, Running<A>>,
     /// Hosts that have been replaced and may not know.
@@ -218,6 +219,8 @@ pub(super) struct Shape {
     pub(super) is_spread: bool,
     /// For how long a renewal counts.
     pub(super) lease: Duration,
+    /// Says whether hosts know no list of each other.
+    pub(super) is_live: bool,
 }
 
 impl Shape {
@@ -265,8 +268,16 @@ impl<A: Clone + Send + Sync + 'static> World<A> {
 
     pub(super) fn owner_of(&self, id: &str) -> Option<Site<A>> {
         let state = self.state.lock();
-        let host = state.fleet.locate(id).ok()?.host;
-        state.living.get(host).map(|running| running.site.clone())
+        let is_owner = |running: &&Running<A>| {
+            let host = running.host.lock();
+            host.as_ref().is_some_and(|host| host.owns(id) == Ok(true))
+        };
+        // While a shard has no owner, anybody can say so.
+        let running = match self.shape.is_live {
+            true => state.living.values().find(is_owner).or_else(|| state.living.values().next())?,
+            false => state.living.get(state.fleet.locate(id).ok()?.host)?,
+        };
+        Some(running.site.clone())
     }
 
     pub(super) fn named(&self, name: &str) -> Option<Site<A>> {
@@ -374,7 +385,9 @@ impl<A: Clone + Send + Sync + 'static> World<A> {
                 common: common.clone(),
                 is_current: AtomicBool::new(true),
             }));
-            (faults, life, state.fleet.clone())
+            let shards = state.fleet.shards();
+            let fleet = if self.shape.is_live { Fleet::live(shards).ok()? } else { state.fleet.clone() };
+            (faults, life, fleet)
         };
         if !life.is_healed() {
             set_chances(&faults, self.shape.calls);
@@ -391,7 +404,10 @@ impl<A: Clone + Send + Sync + 'static> World<A> {
             .commit_timeout(second * 4)
             .start_timeout(second * 10)
             .max_firing(32)
-            .alarm_window(16);
+            .alarm_window(16)
+            .settle(second * 3)
+            .handoff_batch(2)
+            .handoff_timeout(second * 2);
         let (builder, app) = (self.register)(builder, &life);
         let since = common.clock.elapsed();
         let faults = link.faults.clone();
@@ -564,6 +580,9 @@ impl<A: Clone + Send + Sync + 'static> World<A> {
             running.pause(false);
             running.set_right();
         });
+        for name in self.wanted() {
+            self.cordon(&name, false).await;
+        }
         self.crash_replaced();
         let mut drains = std::mem::take(&mut self.state.lock().drains);
         while drains.join_next().await.is_some() {}
@@ -593,16 +612,24 @@ impl<A: Clone + Send + Sync + 'static> World<A> {
         state.fleet.hosts().iter().all(|name| state.living.get(name).is_some_and(is_idle))
     }
 
-    /// Tells whether every shard is owned by the host it belongs to.
+    /// Tells whether every shard is owned by the host it belongs to, and by no other.
     fn is_whole(&self) -> bool {
         let state = self.state.lock();
+        let mut owned = 0;
         state.fleet.hosts().iter().all(|name| {
             let Some(running) = state.living.get(name) else { return false };
             let host = running.host.lock();
             let Some(host) = host.as_ref() else { return false };
-            let mine = (0..state.fleet.shards()).map(ShardId).filter(|shard| *state.fleet.host_of(*shard) == *name);
-            host.health() == Health::Running && host.shards().into_iter().eq(mine)
-        })
+            let shards = host.shards();
+            owned += shards.len();
+            host.health() == Health::Running && shards == host.assigned()
+        }) && owned == state.fleet.shards() as usize
+    }
+
+    /// Marks a host as one to empty, or takes the mark away.
+    pub(super) async fn cordon(&self, name: &str, is_cordoned: bool) {
+        let done = self.store.cordon(name, is_cordoned).await;
+        debug_assert!(done.is_ok(), "the store itself does not fail");
     }
 
     pub(super) async fn drain_all(self: &Arc<Self>) {

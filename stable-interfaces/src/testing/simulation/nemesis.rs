@@ -299,10 +299,23 @@ fn restart<A: Clone + Send + Sync + 'static>(world: &Arc<World<A>>, name: &Arc<s
     world.start(name, random.up_to(Duration::from_secs(most)));
 }
 
+/// A host gives its shards away for a while.
+async fn empty<A: Clone + Send + Sync + 'static>(world: &World<A>) {
+    let (common, wanted) = (&world.common, world.wanted());
+    let Some(name) = common.random.pick(&wanted) else { return };
+    common.fault("cordon");
+    world.cordon(name, true).await;
+    common.clock.sleep(common.random.up_to(Duration::from_secs(20))).await;
+    world.cordon(name, false).await;
+}
+
 /// One host more or one less: each is started anew with the new list, one after the other.
 async fn roll<A: Clone + Send + Sync + 'static>(world: Arc<World<A>>) {
     let common = world.common.clone();
-    common.fault("change of the host list");
+    if world.shape.is_live && common.random.chance(0.3) {
+        return empty(&world).await;
+    }
+    common.fault(if world.shape.is_live { "a host joins or leaves" } else { "change of the host list" });
     let (hosts, shards) = world.hosts_and_shards();
     let hosts = u64::try_from(hosts).unwrap_or(1);
     let more = hosts < 3 || (hosts < 5 && common.random.chance(0.5));
@@ -310,6 +323,10 @@ async fn roll<A: Clone + Send + Sync + 'static>(world: Arc<World<A>>) {
     world.set_fleet(fleet_of(if more { hosts + 1 } else { hosts - 1 }, shards));
     let after = world.wanted();
     for name in before.iter().chain(after.iter().filter(|name| !before.contains(name))) {
+        // Where nobody knows a list, the others need not hear of another one.
+        if world.shape.is_live && before.contains(name) && after.contains(name) {
+            continue;
+        }
         let old = world.named(name).map(|site| site.life().number());
         if old.is_some() {
             if common.random.chance(0.7) {
