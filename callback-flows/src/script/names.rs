@@ -5,7 +5,7 @@ use rhai::{Array, Dynamic, Engine, ImmutableString, NativeCallContext};
 
 use super::failure::{Thrown, thrown};
 
-/// Those that take a name, and those that take a name and a first value.
+/// Functions that take a name, and those that take a name and a first value.
 const BY_NAME: [&str; 10] =
     ["all", "dedup", "drain", "filter", "map", "reduce", "reduce_rev", "retain", "some", "sort"];
 const FROM_A_VALUE: [&str; 2] = ["reduce", "reduce_rev"];
