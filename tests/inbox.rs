@@ -445,6 +445,27 @@ async fn a_post_whose_answer_is_lost_is_not_repeated_behind_its_owner_who_has_ha
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_post_through_its_owner_is_looked_for_once() {
+    let world = World::in_memory();
+    count_messages(&world);
+    let loads = Arc::new(AtomicUsize::new(0));
+    let counted = loads.clone();
+    let store = Between::new(MemoryStore::with_clock(Arc::new(world.clock.clone())));
+    let store = store.on_load(move |_, _| {
+        counted.fetch_add(1, Ordering::Relaxed);
+    });
+    let site = world.launch(world.equip(Host::local(store)), |probes| probes).await;
+    world.settle().await;
+    let before = loads.load(Ordering::Relaxed);
+    for n in 1..=10 {
+        site.probes.post("a", message("m")).await.unwrap();
+        world.settle().await;
+        assert_eq!(site.probes.request("a", get("n")).await.unwrap(), Some(n));
+    }
+    assert_eq!(loads.load(Ordering::Relaxed) - before, 10, "the hint of the store asks for no second pass");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_post_to_a_store_that_is_down_ends_within_the_commit_timeout_and_says_that_it_did_not_happen() {
     let world = World::in_memory();
     let site = world.launch(world.local().commit_timeout(10 * SECOND).store_timeout(2 * SECOND), |probes| probes).await;

@@ -589,6 +589,38 @@ impl Shards {
             self.with_owned(shard, epoch, |owned| owned.inbox.hint());
         }
     }
+
+    /// The store hints that there may be new messages in the shard's inbox.
+    pub(crate) fn hint_of_store(&self, shard: ShardId) {
+        if let Some(epoch) = self.epoch(shard) {
+            self.with_owned(shard, epoch, |owned| owned.inbox.hint_of_store());
+        }
+    }
+
+    /// Notes that this host posts to the shard, until what it returns is dropped: then there may be a new message.
+    pub(crate) fn posting(&self, shard: ShardId) -> Posting<'_> {
+        let is_owned = |epoch: &Epoch| self.with_owned(shard, *epoch, |owned| owned.inbox.begin_post()).is_some();
+        Posting { shards: self, shard, epoch: self.epoch(shard).filter(is_owned) }
+    }
+}
+
+/// A post of this host that is under way.
+#[derive(Debug)]
+pub(crate) struct Posting<'a> {
+    shards: &'a Shards,
+    shard: ShardId,
+    /// The epoch under which this host owned the shard when it began.
+    epoch: Option<Epoch>,
+}
+
+impl Drop for Posting<'_> {
+    fn drop(&mut self) {
+        let ended =
+            self.epoch.and_then(|epoch| self.shards.with_owned(self.shard, epoch, |owned| owned.inbox.end_post()));
+        if ended.is_none() {
+            self.shards.hint(self.shard);
+        }
+    }
 }
 
 /// Lists a shard under another time, or not at all; whether the first time of all has become an earlier one.

@@ -531,10 +531,10 @@ impl HostCore {
     pub(crate) async fn post_row(&self, message: NewMessage) -> Result<Posted, ContextError> {
         let shard = message.shard;
         let has_ended = || self.health() >= Health::Stopped;
-        let answer = self.store_client().ok_or(ContextError::NoStore)?.post(message, has_ended).await;
-        // The store's own hint may get lost; this one does not. After a failure the message may be there all the same.
-        self.shards.hint(shard);
-        answer
+        let client = self.store_client().ok_or(ContextError::NoStore)?;
+        // The store's own hint may get lost; that of its end does not. After a failure the message may be there all the same.
+        let _posting = self.shards.posting(shard);
+        client.post(message, has_ended).await
     }
 
     /// A task or thread of this host has ended by a panic: the host stops wholly.

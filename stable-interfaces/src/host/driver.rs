@@ -274,7 +274,7 @@ pub(crate) async fn watch(host: Arc<HostCore>, store: Deadlines, incarnation: In
                 backoff.reset();
                 while let Some(hint) = hints.next().await {
                     match hint {
-                        Hint::Inbox(shard) if shard.0 < host.fleet.shards() => host.shards.hint(shard),
+                        Hint::Inbox(shard) if shard.0 < host.fleet.shards() => host.shards.hint_of_store(shard),
                         Hint::Inbox(_) => {}
                         // A renewal says who is there, and what is wanted is claimed after it.
                         Hint::Fleet => host.news.notify_one(),

@@ -2,7 +2,8 @@
 //!
 //! `taken` names every message in memory: waiting, postponed or being handled; a page skips those, so none is handled twice
 //! beside itself. Pages are read from the start of the inbox to its end, as a *pass*; a hint during a pass starts another after
-//! it, because messages may become visible in another order than they arrived. An ID may be posted again once its message has
+//! it, because messages may become visible in another order than they arrived; one before a pass has begun to read is answered by that
+//! pass. The store's hint about a post of this host's own, which may come before that post has ended, waits for its end. An ID may be posted again once its message has
 //! left the store, which may be before this window hears of it, and within the same millisecond: nothing in a row says which of
 //! the two it is. So what a page shows while its namesake is being handled, or has just gone, is skipped, and looked for again
 //! once that has left.
@@ -52,6 +53,8 @@ pub(crate) struct InboxWindow {
     pass: Pass,
     /// Tells whether messages may have come that the pass under way does not see.
     is_hinted: bool,
+    /// The number of posts of this host to the shard that are under way.
+    posts: usize,
     /// Tells whether all that a first pass found has been handed out: until then the shard's alarms wait.
     lets_alarms_fire: bool,
     cap: usize,
@@ -173,6 +176,7 @@ impl InboxWindow {
             left_behind: HashSet::new(),
             pass: Pass::At(Next::first(Part::Rows)),
             is_hinted: false,
+            posts: 0,
             lets_alarms_fire: false,
             cap,
         }
@@ -180,16 +184,37 @@ impl InboxWindow {
 
     /// There may be messages that have not been seen.
     pub(crate) fn hint(&mut self) {
-        match self.pass {
-            Pass::None => self.pass = self.first_page(MANY),
-            _ => self.is_hinted = true,
+        self.want_pass(MANY);
+    }
+
+    /// The same, as the store says it. While this host itself posts it says nothing more than what the end of that post does.
+    pub(crate) fn hint_of_store(&mut self) {
+        if self.posts == 0 {
+            self.hint();
         }
+    }
+
+    /// This host posts to the shard.
+    pub(crate) fn begin_post(&mut self) {
+        self.posts += 1;
+    }
+
+    /// A post of this host has ended, however it has.
+    pub(crate) fn end_post(&mut self) {
+        self.posts -= 1;
+        self.hint();
     }
 
     /// There are messages, and all may be known.
     pub(crate) fn look(&mut self) {
-        match self.pass {
-            Pass::None => self.pass = self.first_page(1),
+        self.want_pass(1);
+    }
+
+    /// Has a pass begin from here on: the one that there is if it has read nothing, or another after it.
+    fn want_pass(&mut self, many: usize) {
+        match &self.pass {
+            Pass::None => self.pass = self.first_page(many),
+            Pass::At(Next { after: None, part: Part::Rows | Part::Keys }) => {}
             _ => self.is_hinted = true,
         }
     }

@@ -192,6 +192,46 @@ fn a_hint_during_a_pass_starts_another_after_it() {
 }
 
 #[test]
+fn a_hint_before_a_pass_has_begun_to_read_starts_no_other() {
+    let mut window = InboxWindow::new(10);
+    for rows in [vec![row("a", 1)], vec![row("b", 2)]] {
+        window.hint();
+        window.hint();
+        window.begin_page();
+        window.abandon_page();
+        window.hint();
+        window.begin_page();
+        window.merge_page(rows, true, NOW);
+        assert!(!window.is_behind());
+    }
+    // The store's hints about posts of this host's own, of which the second ends later.
+    window.begin_post();
+    window.begin_post();
+    window.hint_of_store();
+    assert!(!window.is_behind());
+    window.end_post();
+    window.begin_page();
+    window.hint_of_store();
+    window.merge_page(Vec::new(), true, NOW);
+    assert!(!window.is_behind());
+    window.end_post();
+    window.begin_page();
+    window.hint_of_store();
+    window.merge_page(Vec::new(), true, NOW);
+    assert!(window.is_behind(), "it may be about the post of another host");
+    window.begin_page();
+    window.merge_page(Vec::new(), true, NOW);
+    // A pass that has read its first page has not seen what comes before its place.
+    window.hint();
+    window.begin_page();
+    window.merge_page(vec![row("c", 3)], false, NOW);
+    window.hint();
+    window.begin_page();
+    window.merge_page(Vec::new(), true, NOW);
+    assert!(window.wants_page());
+}
+
+#[test]
 fn alarms_wait_until_the_first_pass_is_read_and_handed_out() {
     let mut window = InboxWindow::new(1);
     window.begin_page();
