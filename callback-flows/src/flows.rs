@@ -20,7 +20,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use stable_interfaces::{
-    Alarm, HostBuilder, Interface, KeyRange, NewPost, RegisterError, RequestError, RetryPolicy, Timestamp,
+    Alarm, HostBuilder, Interface, KeyRange, NewPost, Posted, RegisterError, RequestError, RetryPolicy, Timestamp,
 };
 use tokio::sync::mpsc;
 
@@ -318,7 +318,7 @@ pub enum Started {
     New,
     /// The flow was started before, with the same input.
     Already,
-    /// The start is durable, and the flow's owner will begin it.
+    /// The start is durable, and the flow's owner, which is not this host, will begin it: it is the first start of its ID that was stored.
     Posted,
 }
 
@@ -611,7 +611,7 @@ impl Flows {
         let (posted, status) = tokio::join!(self.post(flow, post, command), self.status(flow));
         match status {
             Ok(Some(status)) if status.state.is_over() => Err(FlowsError::Gone),
-            _ => posted.map(|()| Delivered::Posted),
+            _ => posted.map(|_| Delivered::Posted),
         }
     }
 
@@ -649,7 +649,7 @@ impl Flows {
             // One that is known to be over is not asked any more.
             None => match self.status(&flow).await {
                 Ok(Some(status)) if status.state.is_over() => Err(FlowsError::Gone),
-                _ => self.post(&flow, Some(post.into()), command).await,
+                _ => self.post(&flow, Some(post.into()), command).await.map(drop),
             },
         }
     }
@@ -716,12 +716,12 @@ impl Flows {
         }
     }
 
-    async fn post(&self, flow: &str, id: Option<String>, command: Command) -> Result<(), FlowsError> {
+    async fn post(&self, flow: &str, id: Option<String>, command: Command) -> Result<Posted, FlowsError> {
         let mut post = NewPost::new(command.encode());
         if let Some(id) = id {
             post = post.id(id);
         }
-        self.interface.post(flow, post).await.map(drop).map_err(unavailable)
+        self.interface.post(flow, post).await.map_err(unavailable)
     }
 
     async fn status(&self, flow: &str) -> Result<Option<Status>, FlowsError> {

@@ -22,7 +22,7 @@ use crate::dead::{self, Dead};
 use crate::directive::{Directive, Needs};
 use crate::error::{ContextError, RequestError};
 use crate::fleet::hash_id;
-use crate::inbox::NewPost;
+use crate::inbox::{Message, NewPost};
 use crate::instance::admin::{CarryOut, ListAlarms, SetAlarmIfAbsent};
 use crate::instance::ask::Ask;
 use crate::instance::kind::InterfaceCore;
@@ -177,6 +177,20 @@ impl<I: StableInterface> Interface<I> {
         let client = host.store_client().ok_or(ContextError::NoStore)?;
         let name = InstanceName { interface: I::NAME.into(), instance: id.into() };
         Ok(range.into().read(&client, shard, &name).await?)
+    }
+
+    /// The messages that wait in the inbox of the instance `id`, in the order of their arrival, wherever that instance lives. Nobody is asked: its
+    /// owner may be about to take them. Reads the inboxes of the instance's shard.
+    ///
+    /// # Errors
+    /// As [`stored`](Self::stored).
+    pub async fn inbox(&self, id: &str) -> Result<Vec<Message>, RequestError<I::Error>> {
+        self.core.require_started()?;
+        let host = &self.core.host;
+        let shard = host.fleet.shard_of(id).map_err(|reason| ContextError::invalid("instance ID", id, reason))?;
+        let client = host.store_client().ok_or(ContextError::NoStore)?;
+        let name = InstanceName { interface: I::NAME.into(), instance: id.into() };
+        Ok(crate::inbox::waiting(&client, shard, &name).await?)
     }
 
     /// At most `limit` alarms of all instances of this interface, on whatever host, after the one named by `after`: as

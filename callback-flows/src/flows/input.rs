@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
+use stable_interfaces::Posted;
 
-use super::{Flows, FlowsBuilder, FlowsError, MAX_POSTED_BYTES, Started, fits, identity};
+use super::{Flows, FlowsBuilder, FlowsError, MAX_POSTED_BYTES, Started, fits, identity, unavailable};
 use crate::command::Command;
 use crate::hash::hash_of;
 use crate::instance::Answer;
@@ -128,8 +129,32 @@ impl Flows {
             None => {}
         }
         fits("an input that is stored for the owner of its flow", size, MAX_POSTED_BYTES)?;
-        self.post(&flow, Some("start".into()), command).await?;
-        Ok(Started::Posted)
+        match self.post(&flow, Some("start".into()), command).await? {
+            Posted::Inserted => Ok(Started::Posted),
+            // There is another start of this ID, and this one is dropped.
+            _ => self.is_first(&flow, hash).await.map(|()| Started::Posted),
+        }
+    }
+
+    /// Checks that the input with this hash is the one that a flow was begun with, or will be when its owner takes the first start that is stored.
+    pub(crate) async fn is_first(&self, flow: &str, hash: u64) -> Result<(), FlowsError> {
+        // Before the status: its owner may come in between.
+        let stored = self.stored_start(flow).await?;
+        let begun = self.status(flow).await?.map(|status| status.input);
+        match begun.or(stored.map(|input| hash_of(&input))) {
+            Some(first) if first == hash => Ok(()),
+            Some(_) => Err(FlowsError::Conflict),
+            None => Err(unavailable("it is not known whether the flow was started with this input")),
+        }
+    }
+
+    /// The input of the first start of a flow that is stored and that the flow's owner has not taken.
+    pub(crate) async fn stored_start(&self, flow: &str) -> Result<Option<Bytes>, FlowsError> {
+        let waiting = self.interface.inbox(flow).await.map_err(unavailable)?;
+        Ok(waiting.iter().find_map(|message| match Command::decode(message.body()) {
+            Ok(Command::Start { input, .. }) => Some(input),
+            _ => None,
+        }))
     }
 
     /// The answer where a flow of that ID was begun with another input: one that was prepared may differ from what it would be now.

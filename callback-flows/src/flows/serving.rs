@@ -33,29 +33,36 @@ impl FlowsBuilder {
 }
 
 impl Flows {
-    /// Waits for a little while until the owner of a flow has taken its start: of two that are posted at once, it takes one.
+    /// Waits for a little while until the owner of a flow has taken its start: of two that are posted at once, it takes one. Where it does not
+    /// come, the first that is stored is the one that it will take.
     pub(crate) async fn taken(&self, name: &str, id: &str, input: &[u8]) -> Result<(), FlowsError> {
         let flow = identity(name, id)?;
         let clock = self.interface.clock().ok_or_else(|| unavailable(RequestError::NotStarted::<TurnError>))?;
-        let (began, mut pause) = (clock.elapsed(), FIRST_LOOK);
+        let (began, hash, mut pause) = (clock.elapsed(), hash_of(input), FIRST_LOOK);
         loop {
             match self.status(&flow).await {
-                Ok(Some(status)) if status.input == hash_of(input) => return Ok(()),
+                Ok(Some(status)) if status.input == hash => return Ok(()),
                 Ok(Some(_)) => return Err(FlowsError::Conflict),
-                // That it is durable is known, whatever has become of the store since.
-                Ok(None) | Err(_) if clock.elapsed().saturating_sub(began) + pause > TAKEN_WITHIN => return Ok(()),
+                Ok(None) | Err(_) if clock.elapsed().saturating_sub(began) + pause > TAKEN_WITHIN => {
+                    return self.is_first(&flow, hash).await;
+                }
                 Ok(None) | Err(_) => clock.sleep(pause).await,
             }
             pause *= 2;
         }
     }
 
-    /// The first field in which the input that a flow was started with differs from another one: empty if that is not known any more,
-    /// `None` if both are the same JSON.
+    /// The first field in which the input that a flow was started with, or will be, differs from another one: empty if that is not known any
+    /// more, `None` if both are the same JSON.
     pub(crate) async fn difference(&self, name: &str, id: &str, input: &[u8]) -> Result<Option<String>, FlowsError> {
         let flow = identity(name, id)?;
         let not_known = Ok(Some(String::new()));
-        let Some(status) = self.status(&flow).await? else { return not_known };
+        let Some(status) = self.status(&flow).await? else {
+            return Ok(self
+                .stored_start(&flow)
+                .await?
+                .map_or(Some(String::new()), |stored| difference(&stored, input)));
+        };
         // The first page of its journal has the start.
         let rows = self.stored(&flow, KeyRange::prefix(&page_key(0))).await?;
         let result = self.result_of(&flow, &status).await?;
@@ -65,11 +72,7 @@ impl Flows {
             Event::Start { input, .. } if hash_of(&input) == status.input => Some(input),
             _ => None,
         });
-        let Some(started) = started else { return not_known };
-        match (serde_json::from_slice(&started), serde_json::from_slice(input)) {
-            (Ok(started), Ok(input)) => Ok(first_difference(&started, &input)),
-            _ => not_known,
-        }
+        Ok(started.map_or(Some(String::new()), |started| difference(&started, input)))
     }
 
     /// The field of an input that an error is about.
@@ -119,6 +122,14 @@ impl Flows {
     pub(crate) fn peer(&self, name: &str, id: &str) -> Option<String> {
         let peers = self.registry.peers.as_ref()?;
         peers(&self.interface.holder(&identity(name, id).ok()?)?)
+    }
+}
+
+/// The first field in which two texts differ as JSON; empty if one is none, `None` if they are the same.
+fn difference(one: &[u8], other: &[u8]) -> Option<String> {
+    match (serde_json::from_slice(one), serde_json::from_slice(other)) {
+        (Ok(one), Ok(other)) => first_difference(&one, &other),
+        _ => Some(String::new()),
     }
 }
 

@@ -790,6 +790,55 @@ rows! {
         assert_eq!(zero.get(seen, id).await.is(200).json()["status"], "running");
     }
 
+    async fn of_two_starts_under_one_id_the_second_is_refused_also_while_the_owner_is_away(seen: &Seen) {
+        let world = World::new();
+        let (zero, one) = (world.member("zero").await, world.member("one").await);
+        one.host.crash();
+        // One after the other, and both at once.
+        let id = &*owned_by("one", 1);
+        zero.put(seen, id).await.is(202);
+        let other = zero.ask(seen, "PUT", &format!("/flows/order/{id}")).json(json!({ "id": "x" })).await;
+        assert_eq!(other.is_problem(409, "conflict")["field"], "id");
+        assert_eq!(zero.put(seen, id).await.is(202).json()["status"], "accepted");
+        let key = |text: &str| format!("\"{text}\"");
+        let post = |input| zero.ask(seen, "POST", "/flows/order").header("idempotency-key", &key(id)).json(input);
+        post(json!({ "id": "x" })).await.is_problem(422, "key-reused");
+        let mut accepted = Vec::new();
+        for n in 2..6 {
+            let id = owned_by("one", n);
+            let path = format!("/flows/order/{id}");
+            let put = |input: &str| zero.ask(seen, "PUT", &path).json(json!({ "id": input }));
+            let (a, b) = tokio::join!(put("a"), put("b"));
+            let (input, accepted_one, refused) = if a.status == 202 { ("a", a, b) } else { ("b", b, a) };
+            accepted_one.is(202);
+            assert_eq!(refused.is_problem(409, "conflict")["field"], "id");
+            accepted.push((id, input));
+        }
+        tokio::time::sleep(20 * SECOND).await;
+        let _one = world.member("one").await;
+        zero.settle().await;
+        for (id, input) in accepted {
+            let path = format!("/flows/order/{id}");
+            zero.ask(seen, "PUT", &path).json(json!({ "id": input })).await.is(202);
+        }
+    }
+
+    async fn a_start_of_which_it_is_not_known_whether_it_is_the_first_is_to_be_repeated(seen: &Seen) {
+        let world = World::new();
+        let (zero, one) = (world.member("zero").await, world.member("one").await);
+        one.host.crash();
+        let id = &*owned_by("one", 1);
+        let (answer, ()) = tokio::join!(zero.put(seen, id), async {
+            tokio::time::sleep(SECOND).await;
+            world.store.set_chance(Method::Load, Fault::FailBefore, 1.0);
+        });
+        let retry = answer.header("retry-after").to_owned();
+        answer.is_problem(503, "unavailable");
+        assert!(!retry.is_empty());
+        world.store.heal();
+        zero.put(seen, id).await.is(202);
+    }
+
     async fn a_host_that_drains_accepts_what_the_next_owner_will_do(seen: &Seen) {
         let app = World::new().alone().await;
         app.put(seen, "17").await.is(202);
