@@ -15,7 +15,7 @@ use crate::transport::Introduction;
 /// The versions of frames that this release speaks.
 const PROTOCOLS: [u8; 1] = [1];
 
-/// The time that the first words of a link may take.
+/// The time that a caller has for its first words.
 pub(super) const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A stream of bytes, with TLS or without.
@@ -148,7 +148,11 @@ async fn hear(
 }
 
 /// Bounds the first words of a link.
-pub(super) async fn in_time<T>(own: &Introduction, words: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+pub(super) async fn in_time<T>(
+    own: &Introduction,
+    limit: Duration,
+    words: impl Future<Output = io::Result<T>>,
+) -> io::Result<T> {
     let clock = Arc::clone(&own.clock);
-    within(&*clock, HELLO_TIMEOUT, words).await.unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()))
+    within(&*clock, limit, words).await.unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()))
 }

@@ -21,6 +21,8 @@ use crate::transport::{Addressee, Introduction, Undelivered};
 const LOOK: Duration = Duration::from_millis(750);
 /// The time between two looks at a link on which nothing is.
 const LOOK_IDLE: Duration = Duration::from_secs(10);
+/// The time after which a host counts as one that cannot be reached, from the call to the end of its greeting.
+const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 /// After so many looks at which nothing was heard a link is over. With the first of them the other side is asked for a sign of life.
 const SILENT_LOOKS: u32 = 3;
 
@@ -163,7 +165,7 @@ async fn connect(to: &Addressee, own: &Introduction, options: &Options) -> io::R
         call(&mut *stream, &hello, &mut frames, &mut incoming).await?;
         Ok((stream, frames, incoming))
     };
-    let greeted = in_time(own, connecting).await;
+    let greeted = in_time(own, CALL_TIMEOUT, connecting).await;
     if let Err(error) = &greeted
         && error.kind() == io::ErrorKind::PermissionDenied
     {

@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::frame::{Assembly, Frames, Kind, Outbox, put, write_some};
-use super::hello::{Hello, Wire, answer, in_time};
+use super::hello::{HELLO_TIMEOUT, Hello, Wire, answer, in_time};
 use super::tls::is_made_out_to;
 use super::{Closing, Options};
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -134,7 +134,7 @@ async fn guest(stream: TcpStream, shared: Arc<Shared>, door: Arc<dyn Door>, is_g
         let hello = answer(&mut *stream, hello, is_it, &mut frames, &mut incoming).await?;
         Ok((stream, hello))
     };
-    let (stream, hello) = match in_time(own, greeting).await {
+    let (stream, hello) = match in_time(own, HELLO_TIMEOUT, greeting).await {
         Ok(greeted) => greeted,
         Err(error) => {
             tracing::warn!(host = %own.host, %error, "a caller was not let in");
