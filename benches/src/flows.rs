@@ -19,6 +19,7 @@ use crate::stores::{HOST, Metered, Place, SHARDS};
 pub mod http;
 #[cfg(feature = "durable")]
 pub mod peers;
+pub mod scripts;
 
 /// The limit of a wait that is not to be over.
 const HOUR: Duration = Duration::from_secs(3_600);

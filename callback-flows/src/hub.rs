@@ -99,6 +99,9 @@ impl Hub {
                 told.status = Some(status.clone());
             }
             for event in events {
+                if told.events.back().is_some_and(|last| last.sequence() >= event.sequence()) {
+                    continue;
+                }
                 if told.events.back().is_some_and(|last| last.sequence() + 1 != event.sequence()) {
                     told.events.clear();
                 }
@@ -212,6 +215,18 @@ mod tests {
         hub.tell("one/a", &status, vec![event(5, 1)]);
         assert_eq!(sequences(listener.newer_than(1)), [0], "2 to 4 are in the store");
         assert_eq!(sequences(listener.newer_than(4)), [5]);
+    }
+
+    #[test]
+    fn word_that_comes_late_takes_nothing_newer_away() {
+        let hub = Arc::new(Hub::default());
+        let mut listener = hub.subscribe("one/a");
+        let at = |revision| Arc::new(Status { revision, ..Status::for_tests() });
+        hub.tell("one/a", &at(3), vec![event(2, 1)]);
+        hub.tell("one/a", &at(2), vec![event(1, 1)]);
+        assert_eq!(listener.status().map(|status| status.revision), Some(3));
+        assert_eq!(sequences(listener.newer_than(1)), [2]);
+        assert_eq!(sequences(listener.newer_than(0)), [0], "the first is in the store");
     }
 
     #[test]
