@@ -3,12 +3,14 @@
 //! ```text
 //! cargo run --release -p benches --bin flows -- --store memory|fjall|postgres|redis [--quick] [--only NAME]
 //! cargo run --release -p benches --bin flows -- --http [--store fjall|postgres] [--quick] [--only NAME]
+//! cargo run --release -p benches --bin flows -- --rhai [--store NAME] [--quick]    scripts alone; on memory if nothing is said
 //! ```
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use benches::alarms;
+use benches::flows::scripts::{self, Both, In};
 use benches::flows::{self, Hosts, Running, http};
 use benches::measure::{child_arguments, in_fresh_process, median, percentile, resident_bytes};
 use benches::report::{Line, print_lines, print_table};
@@ -58,7 +60,8 @@ const LATENESS_SPAN: Duration = Duration::from_secs(5);
 const LEAD: Duration = Duration::from_secs(10);
 
 const USAGE: &str = "usage: flows --store memory|fjall|postgres|redis [--quick]
-             [--only commits|rate|post|resume|step|lateness|memory|replay|takeover]
+             [--only commits|rate|post|resume|step|lateness|memory|replay|takeover|rhai]
+       flows --rhai [--store NAME] [--quick]
        flows --http [--store fjall|postgres] [--quick] [--only rate|ack|forged|beside|streams]";
 
 fn main() {
@@ -76,10 +79,14 @@ fn main() {
         match argument.as_str() {
             "--quick" => effort = QUICK,
             "--http" => by_http = true,
+            "--rhai" => only = Some("rhai".to_owned()),
             "--store" => store = arguments.next(),
             "--only" => only = arguments.next(),
             _ => return eprintln!("{USAGE}"),
         }
+    }
+    if only.as_deref() == Some("rhai") {
+        store.get_or_insert("memory".to_owned());
     }
     // Of Redis the mode that is the default of its servers.
     let is_meant = |backend: &&dyn Backend| {
@@ -134,6 +141,9 @@ fn main() {
         }
         if wanted("takeover") {
             takeover(backend, &effort, &mut lines).await;
+        }
+        if wanted("rhai") {
+            scripts_beside_rust(backend, &effort, &mut lines).await;
         }
         print_lines(&lines);
     });
@@ -403,6 +413,40 @@ async fn over_http(backend: &dyn Backend, effort: &Effort, wanted: impl Fn(&str)
     print_table(&format!("{}: over HTTP", backend.name()), &[""], &rows);
 }
 
+/// Scripts with one call and one callback beside the same flows in Rust, in turns; and the CPU time of twenty operations.
+async fn scripts_beside_rust(backend: &dyn Backend, effort: &Effort, lines: &mut Vec<Line>) {
+    const FLOWS: u32 = 500;
+    let (mut rhai, mut rust) = (Vec::new(), Vec::new());
+    for _ in 0..effort.rounds {
+        rust.push(scripts::rate(&*backend.fresh().await, In::Rust, 64, effort.run).await);
+        rhai.push(scripts::rate(&*backend.fresh().await, In::Rhai, 64, effort.run).await);
+    }
+    let (rhai, rust) = (median(&rhai), median(&rust));
+    let both = Both::start(&*backend.fresh().await).await;
+    let (of_rust, of_rhai) = (both.twenty(In::Rust, FLOWS).await, both.twenty(In::Rhai, FLOWS).await);
+    both.end().await;
+    let rows = vec![
+        ("flows per s, 64 callers".to_owned(), vec![Some(rhai), Some(rust), Some(rhai / rust)]),
+        ("CPU of twenty operations, ms".to_owned(), vec![Some(of_rhai), Some(of_rust), Some(of_rhai / of_rust)]),
+    ];
+    print_table(&format!("{}: scripts, and the same in Rust", backend.name()), &["Rhai", "Rust", "ratio"], &rows);
+    lines.push(line("scripts_per_s", backend).number("ours", rhai).number("rust", rust).number("ratio", rhai / rust));
+    lines.push(line("script_cpu", backend).number("ms", of_rhai).number("rust_ms", of_rust));
+
+    let (place, empty) = (backend.fresh().await, backend.fresh().await);
+    if place.address().is_some() {
+        let flows = effort.resident.to_string();
+        let measure = |what: &str, place: &dyn stores::Place| {
+            in_fresh_process(&[what, backend.name(), &place.address().unwrap_or_default(), &flows])[0]
+        };
+        measure("scripts_parked", &*place);
+        let passivated = (measure("scripts", &*place) - measure("scripts", &*empty)) / effort.resident as f64;
+        let title = format!("{}: bytes per passivated script", backend.name());
+        print_table(&title, &["bytes"], &[(String::new(), vec![Some(passivated)])]);
+        lines.push(line("script_passivated_bytes", backend).number("ours", passivated));
+    }
+}
+
 /// A fresh process: the memory that parked flows take in it, or that its host has on a store that holds them, or that streams of them take.
 #[allow(clippy::panic, reason = "a child that is started wrongly has nothing to measure")]
 async fn child(arguments: &[String]) {
@@ -415,6 +459,16 @@ async fn child(arguments: &[String]) {
     if what == "streams" {
         return http::serve_streams(&*place, flows).await;
     }
+    if what.starts_with("scripts") {
+        let both = Both::start(&*place).await;
+        if what == "scripts_parked" {
+            both.park(flows).await;
+        } else {
+            tokio::time::sleep(SETTLE).await;
+        }
+        println!("{}", resident_bytes());
+        return both.end().await;
+    }
     let running = Arc::new(Running::start(&*place, Hosts::One).await);
     match what.as_str() {
         "parked" => {
@@ -426,7 +480,7 @@ async fn child(arguments: &[String]) {
             tokio::time::sleep(SETTLE).await;
             println!("{}", resident_bytes());
         }
-        _ => panic!("a child is asked for one of three things"),
+        _ => panic!("a child is asked for one of these things"),
     }
     Arc::into_inner(running).expect("nobody else is left").end().await;
 }
