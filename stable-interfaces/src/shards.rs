@@ -97,7 +97,7 @@ struct Owned {
     wait: Option<Duration>,
     /// If the last owner did not release the shard: alarms due up to then are marked before they are handled.
     marks_until: Option<Timestamp>,
-    /// It is being handed over: nothing of it is handed out or loaded any more.
+    /// The shard is being handed over: nothing of it is handed out or loaded any more.
     is_closing: bool,
 }
 

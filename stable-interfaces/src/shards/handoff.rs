@@ -11,9 +11,9 @@ use crate::sync::atomic::Ordering;
 /// The stretch of a shard's way to another host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Handoff {
-    /// It stays.
+    /// The shard stays.
     None,
-    /// Its tasks come to their end.
+    /// The tasks of the shard come to their end.
     Leaving,
     /// All that runs comes to its end.
     Closing,
@@ -57,7 +57,7 @@ impl Shards {
         Some(epoch)
     }
 
-    /// It stays after all, or has gone: it may be claimed again.
+    /// Notes that the shard stays after all, or has gone: it may be claimed again.
     pub(crate) fn end_handoff(&self, shard: ShardId) {
         self.shard(shard).handoff.store(Handoff::None as u8, Ordering::Release);
     }
