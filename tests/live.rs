@@ -7,8 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use stable_interfaces::store::{MemberState, ShardId};
-use stable_interfaces::testing::{Fault, FaultStore, Method};
-use stable_interfaces::{Fleet, FleetClient, Health, Host, HostBuilder, RequestError, StartError, StoreError};
+use stable_interfaces::testing::{Fault, FaultStore, MemoryNetwork, Method};
+use stable_interfaces::{
+    Context, ContextError, Fleet, FleetClient, Handle, Health, Host, HostBuilder, Interface, RequestError,
+    StableInterface, StartError, StoreError,
+};
 use system_tests::{Site, World, act, count, get, in_time, life, on_each_store, put, wait};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -185,6 +188,63 @@ async fn who_asks_while_shards_move_is_answered_or_sent_to_the_next_owner_and_no
         }
         assert!(!c.host.shards().is_empty() && sent_on > 0);
         assert!(longest <= 300, "the longest wait was {longest} ms");
+    })
+    .await;
+}
+
+/// Counts for whichever host asks.
+struct Till;
+
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Add;
+
+impl StableInterface for Till {
+    const NAME: &'static str = "till";
+    type Error = ContextError;
+}
+
+impl Handle<Add> for Till {
+    type Reply = i64;
+
+    async fn handle(&mut self, cx: &mut Context, _: Add) -> Result<i64, ContextError> {
+        let count = cx.get("n").await?.unwrap_or(0) + 1;
+        cx.put("n", &count)?;
+        Ok(count)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_host_answers_for_every_id_while_one_joins_and_one_drains() {
+    in_time(async {
+        let (world, network) = (World::in_memory(), MemoryNetwork::new());
+        let start = async |name: &str| {
+            let mut host = builder(&world, name).transport(network.transport()).settle(2 * SECOND);
+            let tills: Interface<Till> = host.interface(|_| Till).forward::<Add>("add").register().unwrap();
+            (host.start().await.unwrap(), tills)
+        };
+        let ((a, at_a), (b, at_b)) = tokio::join!(start("a"), start("b"));
+        let mut counted = 0;
+        // One answer from each door for each ID, time after time.
+        let mut ask = async |doors: &[&Interface<Till>], rounds: u32| {
+            for _ in 0..rounds {
+                for door in doors {
+                    counted += 1;
+                    for id in 0..12 {
+                        let count = door.request(&format!("id-{id}"), Add).await.unwrap();
+                        assert_eq!(count, counted, "each has happened once");
+                    }
+                    world.pass(Duration::from_millis(20)).await;
+                }
+            }
+        };
+        ask(&[&at_a, &at_b], 10).await;
+        let (c, at_c) = start("c").await;
+        ask(&[&at_a, &at_b, &at_c], 60).await;
+        assert!(!c.shards().is_empty(), "it has its part");
+        let draining = tokio::spawn(async move { b.drain(10 * SECOND).await });
+        ask(&[&at_a, &at_c], 40).await;
+        assert!(draining.await.unwrap().released);
+        assert_eq!(a.shards().len() + c.shards().len(), SHARDS as usize);
     })
     .await;
 }

@@ -142,7 +142,7 @@ impl<I: StableInterface> InterfaceCore<I> {
                 host.clock.sleep(pause.min(left)).await;
             }
             tries += 1;
-            if host.shards.epoch(sending.shard).is_some() {
+            if host.shards.intake(sending.shard).is_some() {
                 return Carried::Here;
             }
             holder = named.cloned().unwrap_or_else(|| host.holder(sending.shard));
