@@ -194,7 +194,7 @@ impl InboxWindow {
         }
     }
 
-    /// This host posts to the shard.
+    /// Notes that this host posts to the shard.
     pub(crate) fn begin_post(&mut self) {
         self.posts += 1;
     }
