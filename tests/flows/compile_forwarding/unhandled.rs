@@ -1,6 +1,5 @@
 // A message that nobody handles.
 //~ instances of `Order` do not handle `String`
-//~ ::forward`
 
 use stable_interfaces::{Context, ContextError, Handle, HostBuilder, Interface, StableInterface};
 
