@@ -898,8 +898,8 @@ async fn what_cannot_be_is_refused_by_name_and_nothing_is_stored() {
     assert_eq!(text(flows.start("order", "", &()).await), "the ID of a flow is empty");
     assert!(text(flows.start("order", "a\0b", &new_order("1")).await).contains("cannot be the ID of a flow"));
     assert_eq!(text(flows.start("order", "1", &17).await), "the input is not what `order` takes");
-    let large = new_order(&"x".repeat(200_000));
-    assert!(text(flows.start("order", "1", &large).await).contains("the input has 200009 bytes"));
+    let large = new_order(&"x".repeat(300_000));
+    assert!(text(flows.start("order", "1", &large).await).contains("the input has 300009 bytes"));
     assert!(matches!(flows.deliver("k1.1.abc.def", accept("ada")).await, Err(FlowsError::NotFound)));
     let other = UrlKeys::new("k1", [8; 32]).unwrap();
     assert!(!format!("{other:?}").contains('8'));
