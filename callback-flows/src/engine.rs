@@ -15,6 +15,7 @@ mod continued;
 mod due;
 mod emitted;
 mod faults;
+mod halted;
 mod names;
 mod shared;
 #[cfg(test)]
@@ -129,6 +130,8 @@ pub(crate) enum Sabotage {
     ConsumesAtDelivery,
     EmitsInReplays,
     EmitsBeforeAllIsTakenIn,
+    ForgetsWhatComesAsARunEnds,
+    GoesOnWithoutWhatWaits,
 }
 
 enum Running {
@@ -157,6 +160,12 @@ pub(crate) struct Engine {
     pending: VecDeque<Entry>,
     /// The number of messages that have come while it is blocked, or that its code had not seen then.
     unseen: usize,
+    /// The number of the first operation that began after the last entry that the code has taken in.
+    numbers_settled: u64,
+    /// The things that its code waited for when it was blocked.
+    waited: Vec<Wait>,
+    /// Timers that are in the journal of a blocked flow, and that its code has not begun, by their deadlines.
+    unheld: BTreeSet<(Timestamp, Key)>,
     /// The entry that is being taken in, if that was interrupted.
     current: Option<u64>,
     next_seq: u64,
@@ -204,6 +213,9 @@ impl Engine {
             waker,
             pending: VecDeque::new(),
             unseen: 0,
+            numbers_settled: 0,
+            waited: Vec::new(),
+            unheld: BTreeSet::new(),
             current: None,
             next_seq: 0,
             first_seq: 0,
@@ -273,7 +285,8 @@ impl Engine {
 
     /// The earliest deadline of a timer, or of a step's next attempt.
     pub(crate) fn next_due(&self) -> Option<Timestamp> {
-        self.shared.state.lock().due.first().map(|(due, _)| due)
+        let held = self.shared.state.lock().due.first().map(|(due, _)| due);
+        held.into_iter().chain(self.unheld.first().map(|(due, _)| *due)).min()
     }
 
     /// The number of messages that the code has not taken.
@@ -281,11 +294,15 @@ impl Engine {
         let state = self.shared.state.lock();
         let in_callbacks = state.ops.iter().flatten().filter(|op| op.kind.takes_messages());
         let in_callbacks = in_callbacks.map(|op| op.queue.len()).sum::<usize>();
+        let in_callbacks = in_callbacks + state.kept.values().map(VecDeque::len).sum::<usize>();
         in_callbacks + state.early.values().map(VecDeque::len).sum::<usize>() + self.unseen
     }
 
     /// Everything that the code waits for, oldest first.
     pub(crate) fn waits(&self) -> Vec<Wait> {
+        if matches!(self.phase, Phase::Blocked(_)) {
+            return self.waited.clone();
+        }
         let state = self.shared.state.lock();
         let mut waits = Vec::with_capacity(state.waiting);
         waits.extend(state.ops.iter().flatten().filter(|op| op.waker.is_some()).map(|op| Wait {
@@ -313,13 +330,18 @@ impl Engine {
             return true;
         }
         let state = self.shared.state.lock();
-        !has_begun(&state.named, callback) || state.by_key.contains_key(callback)
+        let is_held = state.by_key.contains_key(callback) || state.kept.contains_key(callback);
+        is_held || !has_begun(&state.named, callback)
     }
 
     /// Tells whether the code holds anything that messages come for: a callback, a signal, a child.
     pub(crate) fn awaits_messages(&self) -> bool {
+        if matches!(self.phase, Phase::Blocked(_)) {
+            // Nobody can tell what its code holds.
+            return true;
+        }
         let state = self.shared.state.lock();
-        state.open > 0 || state.children.are_known()
+        state.open > 0 || !state.kept.is_empty() || state.children.are_known()
     }
 
     /// Tells whether steps have asked to be polled.
@@ -438,6 +460,7 @@ impl Engine {
             }
         }
         drop(state);
+        self.take_unheld(until, &mut fired);
         let count = fired.len() + steps.len();
         for (due, timer) in fired {
             self.append(at.unwrap_or(due), Event::Fired { timer });
@@ -501,25 +524,6 @@ impl Engine {
         false
     }
 
-    /// Replays what the code has taken in in an earlier life, and nothing that came later: for a flow that is to stay blocked, whose
-    /// callbacks are open and whose timers run.
-    pub(crate) fn replay(&mut self) {
-        let taken_in = self.pending.partition_point(|entry| entry.seq < self.recorded_to);
-        let later = self.pending.split_off(taken_in);
-        self.settle(usize::MAX);
-        let mut state = self.shared.state.lock();
-        for entry in &later {
-            if let Event::Fired { timer } = &entry.event
-                && let Some(index) = state.by_key.get(timer).copied()
-                && let Some(due) = state.op(index).and_then(|op| op.due.take())
-            {
-                state.due.remove((due, index));
-            }
-        }
-        drop(state);
-        self.pending.extend(later);
-    }
-
     /// Something that has happened to the code between two polls, and must not have.
     fn outside_fault(&self) -> Option<Blocked> {
         let fault = self.shared.state.lock().fault.take();
@@ -571,6 +575,11 @@ impl Engine {
         };
         let is_replay = state.expected.is_some();
         let Some(index) = state.by_key.get(&target).copied() else {
+            if let Some(kept) = state.kept.get_mut(&target) {
+                // The code has let it go for the next run to take.
+                kept.push_back(Item { seq, at, event });
+                return Ok(());
+            }
             if has_begun(&state.named, &target) {
                 // It lost a race.
                 return Ok(());
@@ -786,7 +795,10 @@ impl Engine {
         drop(state);
         match expected {
             Some(expected) => {
-                compare(seq, &expected, &begun)?;
+                if let Err(why) = compare(seq, &expected, &begun) {
+                    self.recorded.insert(seq, expected);
+                    return Err(why);
+                }
                 #[cfg(test)]
                 if self.sabotage == Some(Sabotage::EmitsInReplays) {
                     self.emitted.extend(emitted);
@@ -808,7 +820,9 @@ impl Engine {
                            for, such as a task or a socket, belongs into a step";
             return Err(Blocked::new(BlockedKind::NotDurable, message.into()));
         }
-        self.shared.state.lock().children.settle();
+        let mut state = self.shared.state.lock();
+        state.children.settle();
+        self.numbers_settled = state.numbers;
         Ok(())
     }
 
@@ -829,6 +843,7 @@ impl Engine {
                 self.leave(Mode::Leaving);
                 return;
             }
+            self.recorded.insert(seq, expected);
             let goes_on = format!(
                 "its code has ended with entry {seq} of its journal, and went on waiting when it was written ({} entries are left)",
                 self.pending.len()
@@ -861,9 +876,10 @@ impl Engine {
         if !matches!(self.phase, Phase::Going) {
             return;
         }
+        self.waited = self.waits();
         self.leave(Mode::Blocking);
-        self.unseen = self.pending.iter().filter(|entry| matches!(entry.event, Event::Message { .. })).count();
         self.phase = Phase::Blocked(why);
+        self.take_stock();
     }
 
     /// Drops the code. That closes nothing, and in [`Mode::Blocking`] it disarms nothing either.

@@ -1,10 +1,10 @@
 //! Random programs under random schedules, with a crash wherever there can be one.
 //!
 //! A program is made of everything that flows are made of: steps (tried again, run once at most), timers, callbacks, `join!`,
-//! `select!`, `FuturesUnordered`, `buffer_unordered`, branches that talk by a channel, code that wakes itself, children, undo. It is
-//! run as a host would: some events, a turn, a commit; and between any two of these it may be dropped and replayed from what was
+//! `select!`, `FuturesUnordered`, `buffer_unordered`, branches that talk by a channel, code that wakes itself, children, undo; and some
+//! go on as another run, once or twice, with a callback that is open all along. It is run as a host would: some events, a turn, a commit; and between any two of these it may be dropped and replayed from what was
 //! committed. Each replay must show what the first run has shown, step by step, and wait for the same; no message may be lost, none
-//! may come twice, no step whose result is kept may run again, no child may be left out, or go on when its parent is cancelled, and
+//! may come twice, those that a run has not taken are there for the next one, no step whose result is kept may run again, no child may be left out, or go on when its parent is cancelled, and
 //! each event that the code emits is stored once.
 //!
 //! `tests/run flow_schedules`: `SCHEDULES=n` runs so many, `SEED=n` begins with that one. (`select!` itself begins at random, so
@@ -26,7 +26,9 @@ use stable_interfaces::Timestamp;
 use stable_interfaces::clock::{Clock, Random, Sleep};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::FlowError;
 use crate::engine::{BoxFuture, Code, Engine, Kind, Limits, Phase, Post, Sabotage, Shared, Stop, What};
+use crate::flows::journals::taken_over;
 use crate::journal::{ChildOutcome, Ended, Entry, Event, Message, Page, StepOutcome, Written};
 use crate::step::Retry;
 use crate::{Callback, Flow};
@@ -221,15 +223,18 @@ impl World {
     }
 }
 
+/// Shows a line, and emits it.
+fn say_in(flow: &Flow, world: &World, text: &str) {
+    let line = format!("{}: {text}", flow.scope());
+    // More than may be emitted without a wait is not what is tested here.
+    let _ = flow.emit("said", &line);
+    world.say(line);
+}
+
 fn execute<'a>(flow: Flow, node: &'a Node, world: &'a Arc<World>) -> BoxedIn<'a> {
     Box::pin(async move {
         let at = flow.scope().to_owned();
-        let say = |text: String| {
-            let line = format!("{at}: {text}");
-            // More than may be emitted without a wait is not what is tested here.
-            let _ = flow.emit("said", &line);
-            world.say(line);
-        };
+        let say = |text: String| say_in(&flow, world, &text);
         match node {
             Node::Step { fails, once } => {
                 let key = format!("{}step:s#0", if at.is_empty() { String::new() } else { format!("{at}/") });
@@ -393,14 +398,31 @@ fn execute<'a>(flow: Flow, node: &'a Node, world: &'a Arc<World>) -> BoxedIn<'a>
     })
 }
 
+/// The name of the callback that is open from the first run to the last.
+const ALONG: &str = "along";
+/// The line at the end of each run, which is not emitted.
+const END: &str = "the end";
+
 type BoxedIn<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
 
-fn code_of(program: Arc<Node>, world: Arc<World>, fails: bool) -> Code {
-    Arc::new(move |flow, _| -> BoxFuture<Result<Bytes, Stop>> {
+/// A program that is run so many times, each as the next run of its flow, and perhaps fails at its end.
+fn code_of(program: Arc<Node>, world: Arc<World>, runs: u32, fails: bool) -> Code {
+    Arc::new(move |flow, run| -> BoxFuture<Result<Bytes, Stop>> {
         let (program, world) = (program.clone(), world.clone());
         Box::pin(async move {
-            execute(flow, &program, &world).await;
-            world.say("the end".into());
+            let run: u32 = serde_json::from_slice(&run).unwrap();
+            let mut along: Option<Callback<u64>> = (runs > 1).then(|| flow.callback(ALONG));
+            execute(flow.clone(), &program, &world).await;
+            if let Some(along) = &mut along
+                && let Ok(got) = flow.timeout(Duration::from_millis(10), along.next()).await
+            {
+                say_in(&flow, &world, &format!("along got {}", got.unwrap()));
+            }
+            world.say(END.into());
+            if run < runs {
+                let goes_on = flow.continue_with::<()>(&(run + 1));
+                return Err(goes_on.map_or_else(FlowError::into_stop, |()| unreachable!("it is an error")));
+            }
             if fails { Err("it fails at its end".into()) } else { Ok(Bytes::from_static(b"null")) }
         })
     })
@@ -422,6 +444,10 @@ struct Run {
     sabotage: Option<Sabotage>,
     engine: Engine,
     durable: Vec<Written>,
+    /// The number of this run of its flow, that of its first page, and the lines of those before it.
+    run: u32,
+    first_page: usize,
+    before: Vec<String>,
     /// The lines that the code had shown at the last commit, its waits, and that it had taken in everything.
     shown: Vec<String>,
     waited: Vec<(String, Option<Timestamp>)>,
@@ -444,6 +470,8 @@ struct Counts {
     entries: u64,
     crashes: u64,
     messages: u64,
+    /// The times that a flow went on as another run.
+    runs: u64,
 }
 
 impl Run {
@@ -452,8 +480,12 @@ impl Run {
         let program = Node::Seq((0..random.usize(1..4)).map(|_| Node::random(&mut random, 3)).collect());
         let mut callbacks = Vec::new();
         program.callbacks("", &mut callbacks);
+        let runs = if random.u8(..3) == 0 { random.u32(2..4) } else { 1 };
+        if runs > 1 {
+            callbacks.push(format!("callback:{ALONG}#0"));
+        }
         let (hand, world) = (Arc::new(Hand::default()), Arc::new(World::default()));
-        let code = code_of(Arc::new(program), world.clone(), random.u8(..6) == 0);
+        let code = code_of(Arc::new(program), world.clone(), runs, random.u8(..6) == 0);
         let engine = engine(&hand, &code, Vec::new(), sabotage);
         let mut run = Run {
             random,
@@ -463,6 +495,9 @@ impl Run {
             sabotage,
             engine,
             durable: Vec::new(),
+            run: 1,
+            first_page: 0,
+            before: Vec::new(),
             shown: Vec::new(),
             waited: Vec::new(),
             was_calm: false,
@@ -475,7 +510,7 @@ impl Run {
             emitted: Vec::new(),
             counts: Counts::default(),
         };
-        let start = Event::Start { version: 1, run: 1, seed, input: Bytes::new() };
+        let start = Event::Start { version: 1, run: 1, seed, input: Bytes::from_static(b"1") };
         run.engine.append(run.hand.now(), start);
         run.engine.settle(usize::MAX);
         run
@@ -515,12 +550,64 @@ impl Run {
             self.waited = self.waits();
             self.was_calm = !self.engine.settle(0);
         }
+        let mark = if self.switch()? { 0 } else { mark };
         if self.random.u8(..12) == 0 {
             return self.crash();
         }
         self.letters.extend(self.engine.take_posts());
         self.engine.open(mark);
         Ok(())
+    }
+
+    /// Begins the next run in the commit that ends the one before, if that has ended so.
+    fn switch(&mut self) -> Result<bool, String> {
+        let Some(continuation) = self.engine.take_continuation() else { return Ok(false) };
+        self.check_messages()?;
+        self.check_children()?;
+        let body = |entry: &Entry| match &entry.event {
+            Event::Message { message, .. } => serde_json::from_slice(&message.body).unwrap(),
+            event => panic!("{event} goes along"),
+        };
+        let bodies: BTreeMap<u64, u64> = continuation.messages.iter().map(|entry| (entry.seq, body(entry))).collect();
+        let mut unread = BTreeMap::new();
+        for (key, carried) in &continuation.carried {
+            // Each is the first of its name.
+            assert_eq!(*key, carried.key);
+            unread.insert(key.to_string(), carried.unread.iter().map(|seq| bodies[seq]).collect::<Vec<_>>());
+        }
+        for (callback, came) in &mut self.taken {
+            let got = got(&self.world.log.lock(), callback).len();
+            let kept = unread.remove(callback);
+            if kept.as_ref().is_some_and(|kept| *kept != came[got..]) {
+                return Err(format!("{callback} was sent {came:?}, gave out {got} of them, and {kept:?} go along"));
+            }
+            if kept.is_none() && callback.ends_with(&format!("callback:{ALONG}#0")) {
+                return Err(format!("{callback} does not go along"));
+            }
+            *came = kept.unwrap_or_default();
+        }
+        self.before.append(&mut self.world.log.lock());
+        self.world.kept.lock().clear();
+        self.world.steps.lock().clear();
+        // Children go on by themselves, and are begun again by whichever run asks for them.
+        (self.letters, self.born, self.told) = (Vec::new(), BTreeMap::new(), HashSet::new());
+        self.run += 1;
+        self.counts.runs += 1;
+        let along = Page { entries: continuation.messages, ..Page::default() };
+        let mut next = engine(&self.hand, &self.code, vec![along], self.sabotage);
+        next.count_from(continuation.next_seq);
+        let (run, seed, input) = (self.run, u64::from(self.run), continuation.input);
+        let carried = continuation.carried.into_iter().map(|(_, carried)| carried).collect();
+        next.append(self.hand.now(), Event::Continued { version: 1, run, seed, input, carried });
+        if continuation.is_cancelled {
+            next.append(self.hand.now(), Event::Cancel);
+        }
+        let (page, _) = next.take_page();
+        self.first_page = self.durable.len();
+        self.durable.push(page.encode());
+        (self.shown, self.waited, self.was_calm) = (Vec::new(), Vec::new(), false);
+        self.engine = next;
+        Ok(true)
     }
 
     /// A post arrives, and perhaps that is noted.
@@ -611,6 +698,7 @@ impl Run {
             self.waited = self.waits();
             self.was_calm = true;
         }
+        let mark = if self.switch()? { 0 } else { mark };
         self.letters = self.engine.take_posts();
         self.engine.open(mark);
         Ok(())
@@ -623,7 +711,16 @@ impl Run {
     }
 
     fn pages(&self) -> Vec<Page> {
-        self.durable.iter().map(|page| Page::decode(page).unwrap()).collect()
+        let decoded = |pages: &[Written]| pages.iter().map(|page| Page::decode(page).unwrap()).collect::<Vec<_>>();
+        let (earlier, run) = self.durable.split_at(self.first_page);
+        let mut pages = decoded(run);
+        let wanted = taken_over(&pages);
+        if !wanted.is_empty() {
+            let entries = decoded(earlier).into_iter().flat_map(|page| page.entries);
+            let entries = entries.filter(|entry| wanted.contains(&entry.seq)).collect();
+            pages.insert(0, Page { entries, ..Page::default() });
+        }
+        pages
     }
 
     /// Something happens outside.
@@ -743,7 +840,7 @@ impl Run {
         // It may have ended before anything was durable.
         self.keep_emitted();
         let log = self.world.log.lock();
-        let said: Vec<_> = log.iter().filter(|line| *line != "the end").collect();
+        let said: Vec<_> = self.before.iter().chain(&*log).filter(|line| *line != END).collect();
         if said.iter().copied().eq(&self.emitted) {
             return Ok(());
         }
@@ -775,12 +872,14 @@ impl Run {
     /// Checks that every child that the code began was begun, and that those of a cancelled flow were cancelled if they had not ended.
     fn check_children(&self) -> Result<(), String> {
         let pages = self.pages();
-        let has_ended = pages.last().and_then(|page| page.ended.clone());
-        let Some(ended) = has_ended else { return Ok(()) };
+        let ended = pages.last().and_then(|page| page.ended.clone());
+        if ended.is_none() && !matches!(self.engine.phase(), Phase::Continued) {
+            return Ok(());
+        }
         let begun = pages.iter().flat_map(|page| &page.settled).flat_map(|settled| &settled.begun);
         for begun in begun.filter(|begun| begun.key.contains("child:child[")) {
             let Some(born) = self.born.get(&*begun.key) else { return Err(format!("{} was never begun", begun.key)) };
-            if ended == Ended::Cancelled && !born.is_cancelled && !self.told.contains(&*begun.key) {
+            if ended == Some(Ended::Cancelled) && !born.is_cancelled && !self.told.contains(&*begun.key) {
                 return Err(format!("{} goes on, and its parent is cancelled", begun.key));
             }
         }
@@ -791,22 +890,26 @@ impl Run {
     fn check_messages(&self) -> Result<(), String> {
         let log = self.world.log.lock();
         for (callback, came) in &self.taken {
-            let (scope, name) = match callback.rsplit_once("/callback:") {
-                Some((scope, name)) => (scope, name),
-                None => ("", callback.strip_prefix("callback:").unwrap()),
-            };
-            let says = match name {
-                "a#0" => format!("{scope}: a got "),
-                "b#0" => format!("{scope}: b got "),
-                _ => format!("{scope}: got "),
-            };
-            let got: Vec<u64> = log.iter().filter_map(|line| line.strip_prefix(&says)?.parse().ok()).collect();
+            let got = got(&log, callback);
             if !came.starts_with(&got) {
                 return Err(format!("{callback} was sent {came:?}, and gave out {got:?}"));
             }
         }
         Ok(())
     }
+}
+
+/// The messages that a callback has given out in this run.
+fn got(log: &[String], callback: &str) -> Vec<u64> {
+    let (scope, name) = match callback.rsplit_once("/callback:") {
+        Some((scope, name)) => (scope, name),
+        None => ("", callback.strip_prefix("callback:").unwrap()),
+    };
+    let says = match name {
+        "c#0" => format!("{scope}: got "),
+        name => format!("{scope}: {} got ", name.trim_end_matches("#0")),
+    };
+    log.iter().filter_map(|line| line.strip_prefix(&says)?.parse().ok()).collect()
 }
 
 fn ended_child(entry: Entry) -> Option<String> {
@@ -856,13 +959,14 @@ fn every_replay_shows_what_the_first_run_has_shown_and_no_event_is_lost_or_comes
                     counts.entries += one.entries;
                     counts.crashes += one.crashes;
                     counts.messages += one.messages;
+                    counts.runs += one.runs;
                 }
             });
         }
     });
-    let (Counts { entries, crashes, messages }, seconds) = (*counts.lock(), began.elapsed().as_secs_f64());
+    let (Counts { entries, crashes, messages, runs }, seconds) = (*counts.lock(), began.elapsed().as_secs_f64());
     println!(
-        "{schedules} schedules exact, {:.0} a second: {entries} entries, {messages} messages, {crashes} crashes",
+        "{schedules} schedules exact, {:.0} a second: {entries} entries, {messages} messages, {crashes} crashes, {runs} runs that went on",
         f64::from(u32::try_from(schedules).unwrap()) / seconds
     );
 }
@@ -877,6 +981,8 @@ fn each_fault_put_into_the_engine_is_found() {
         (Sabotage::ConsumesAtDelivery, false),
         (Sabotage::EmitsInReplays, false),
         (Sabotage::EmitsBeforeAllIsTakenIn, false),
+        (Sabotage::ForgetsWhatComesAsARunEnds, false),
+        (Sabotage::GoesOnWithoutWhatWaits, false),
     ];
     for (fault, is_without_budget) in faults {
         let found = (0..3_000).find_map(|seed| {

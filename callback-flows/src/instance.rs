@@ -171,6 +171,8 @@ struct Going {
     seen: BTreeSet<Box<str>>,
     /// The status as it was last written, if there is one.
     stored: Option<Stored>,
+    /// The things that a flow waited for that was blocked as it was loaded.
+    waited: Vec<Waiting>,
     said: Said,
     unread: Unread,
 }
@@ -264,6 +266,9 @@ impl FlowInstance {
         going.said = Said::of(&stored);
         going.stored = Some(Stored::from(&stored));
         going.engine.settle(usize::MAX);
+        if matches!(going.engine.phase(), Phase::Blocked(_)) {
+            going.waited = stored.waits.clone();
+        }
         // An earlier life may have ended between its commit and the word of it.
         self.registry.hub.tell(&self.id, &Arc::new(stored), Vec::new());
         metrics::replayed(&name, clock.elapsed().saturating_sub(began));
@@ -315,6 +320,7 @@ impl FlowInstance {
             before: Before::none(),
             seen: BTreeSet::new(),
             stored: None,
+            waited: Vec::new(),
             said: Said::default(),
             unread: Unread::default(),
         }));
@@ -699,14 +705,18 @@ impl Going {
             Phase::Ended(Ended::Failed(error)) => State::Failed { error: short(error) },
             Phase::Ended(Ended::Cancelled) => State::Cancelled,
         };
-        let waits = self.engine.waits().into_iter().map(|wait| Waiting {
-            name: short(&wait.key),
-            since: wait.since,
-            until: wait.until,
-            attempts: wait.attempts,
-            last_error: wait.last_error.as_deref().map(short),
-            at: wait.at.as_deref().map(short),
-        });
+        let waits = match self.engine.phase() {
+            // Its code did not come so far again as to say.
+            Phase::Blocked(_) if !self.waited.is_empty() => self.waited.clone(),
+            _ => fitting(self.engine.waits().into_iter().map(|wait| Waiting {
+                name: short(&wait.key),
+                since: wait.since,
+                until: wait.until,
+                attempts: wait.attempts,
+                last_error: wait.last_error.as_deref().map(short),
+                at: wait.at.as_deref().map(short),
+            })),
+        };
         Status {
             state,
             version: self.version,
@@ -714,7 +724,7 @@ impl Going {
             started_at: self.started_at,
             changed_at: now,
             revision: self.stored.as_ref().map_or(1, |before| before.revision + 1),
-            waits: fitting(waits),
+            waits,
             unread: self.engine.unread() as u64,
             progress: self.said.progress.clone(),
             resource: self.said.resource.clone(),

@@ -97,7 +97,7 @@ pub struct Status {
     /// The number of changes so far: two statuses of one flow with the same revision are the same.
     #[serde(default)]
     pub revision: u64,
-    /// The operations that it waits for, oldest first; the first 16.
+    /// The operations that it waits for, oldest first; the first 16. Of a flow that is blocked, those that it waited for before that.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub waits: Vec<Waiting>,
     /// Messages that its code has not taken.

@@ -73,6 +73,8 @@
 mod events;
 pub(crate) mod fakes;
 #[cfg(test)]
+mod halted;
+#[cfg(test)]
 mod journals;
 mod process;
 #[cfg(test)]

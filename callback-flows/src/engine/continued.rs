@@ -8,6 +8,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 
+#[cfg(test)]
+use super::Sabotage;
 use super::names::has_begun;
 use super::shared::{Item, Mode, Shared, State};
 use super::{Engine, Kind, Phase};
@@ -94,6 +96,12 @@ impl Engine {
     /// Takes what this run, which has ended so, leaves to the next one.
     pub(crate) fn take_continuation(&mut self) -> Option<Continuation> {
         let (input, mut open) = self.left.take()?;
+        #[cfg(test)]
+        match self.sabotage {
+            Some(Sabotage::ForgetsWhatComesAsARunEnds) => self.pending.clear(),
+            Some(Sabotage::GoesOnWithoutWhatWaits) => open.values_mut().for_each(VecDeque::clear),
+            _ => {}
+        }
         let mut is_cancelled = false;
         let mut state = self.shared.state.lock();
         for Entry { seq, at, event } in self.pending.drain(..) {
