@@ -558,8 +558,17 @@ const HOST_OPTIONS: [&str; 20] = [
     "alarm_window_bytes",
     "cache_bytes",
 ];
-const INTERFACE_OPTIONS: [&str; 8] =
-    ["idle_timeout", "handler_timeout", "stop_timeout", "max_waiting", "max_instances", "first", "longest", "attempts"];
+const INTERFACE_OPTIONS: [&str; 9] = [
+    "idle_timeout",
+    "handler_timeout",
+    "stop_timeout",
+    "max_waiting",
+    "max_instances",
+    "max_crashes",
+    "first",
+    "longest",
+    "attempts",
+];
 
 fn fit<T: TryFrom<u64>>(count: u64, most: T) -> T {
     T::try_from(count).unwrap_or(most)
@@ -605,6 +614,7 @@ fn set_on_interface<'a>(
         "stop_timeout" => return probes.stop_timeout(time),
         "max_waiting" => return probes.max_waiting(fit(count, usize::MAX)),
         "max_instances" => return probes.max_instances(fit(count, usize::MAX)),
+        "max_crashes" => return probes.max_crashes(fit(count, u32::MAX)),
         "first" => *retry = retry.first(time),
         "longest" => *retry = retry.longest(time),
         "attempts" => *retry = retry.attempts(fit(count, u32::MAX)),

@@ -51,6 +51,7 @@ pub fn cpu_time() -> Duration {
 
 /// Raises the limit of open descriptors of this process to so many, as far as its hard limit goes, and returns what it is now: where that is
 /// less, it says so.
+#[must_use]
 pub fn most_descriptors(wanted: u64) -> u64 {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let raised = maximum.map_or(wanted, |maximum| maximum.min(wanted));

@@ -250,7 +250,7 @@ pub async fn forged(place: &dyn Place, clients: usize, time: Duration) -> Forged
 
 /// Times of calls by HTTP, in milliseconds, in order: by themselves, and with so many connections beside them whose header is half sent.
 pub async fn beside(place: &dyn Place, flows: u64, half_sent: usize) -> (Vec<f64>, Vec<f64>) {
-    most_descriptors(2 * half_sent as u64 + OTHERS);
+    let _granted = most_descriptors(2 * half_sent as u64 + OTHERS);
     let running = Arc::new(Running::start(place, Hosts::One).await);
     let server = Server::start(&running).await;
     let next = Arc::new(AtomicU64::new(0));
@@ -345,7 +345,7 @@ pub async fn stream_bytes(store: &str, address: &str, streams: u64) -> (f64, u64
 /// # Panics
 /// If a flow is not there.
 pub async fn serve_streams(place: &dyn Place, streams: u64) {
-    most_descriptors(streams + OTHERS);
+    let _granted = most_descriptors(streams + OTHERS);
     let running = Running::start(place, Hosts::One).await;
     let server = Server::start(&running).await;
     // What the store keeps in memory of what was read is not the streams'.

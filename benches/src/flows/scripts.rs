@@ -52,7 +52,11 @@ fn meet(meetings: &Meetings, meeting: Meeting) {
 async fn meet_in_rust(meetings: Meetings, flow: Flow, id: String) -> FlowResult<Value> {
     let mut go = flow.callback::<Value>("go");
     let meeting = || Meeting { id: id.clone(), url: go.url() };
-    flow.step("meet").run(|_| ready(Ok::<_, std::io::Error>(meet(&meetings, meeting())))).await?;
+    let meets = |_| {
+        meet(&meetings, meeting());
+        ready(Ok::<_, std::io::Error>(()))
+    };
+    flow.step("meet").run(meets).await?;
     Ok(flow.timeout(HOUR, go.next()).await??)
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use stable_interfaces::clock::SystemClock;
+use stable_interfaces::clock::{Clock, SystemClock};
 use stable_interfaces::{Fleet, Host, HostBuilder, KeyRange, MemoryStore};
 
 use super::journals::PAGES;
@@ -172,7 +172,7 @@ async fn large_bodies_that_a_run_has_read_go_with_it_and_those_that_nobody_read_
     call(&flows, "both/1", text('e', 30_000)).await.unwrap();
     flows.signal("both", "1", "go", &()).await.unwrap();
     flows.wait("both", "1", Duration::MAX, |status| status.run == 2).await.unwrap();
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    Clock::sleep(&SystemClock::default(), Duration::from_secs(1)).await;
     let bodies = async |flows: &Flows| {
         let rows = rows(flows, "both/1", PAGES).await;
         rows.into_iter().filter(|(key, _)| key.contains("/b")).map(|(_, bytes)| bytes).collect::<Vec<_>>()

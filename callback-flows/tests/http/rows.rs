@@ -801,7 +801,7 @@ rows! {
         assert_eq!(other.is_problem(409, "conflict")["field"], "id");
         assert_eq!(zero.put(seen, id).await.is(202).json()["status"], "accepted");
         let key = |text: &str| format!("\"{text}\"");
-        let post = |input| zero.ask(seen, "POST", "/flows/order").header("idempotency-key", &key(id)).json(input);
+        let post = |input| zero.ask(seen, "POST", "/flows/order").header("idempotency-key", key(id)).json(input);
         post(json!({ "id": "x" })).await.is_problem(422, "key-reused");
         let mut accepted = Vec::new();
         for n in 2..6 {

@@ -2,6 +2,8 @@
 //!
 //! Waits of seconds are run through faster, on a clock of their own.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
 use std::future::{Future, pending};
 use std::time::Duration;
 
