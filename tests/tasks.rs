@@ -508,6 +508,33 @@ async fn what_runs_after_the_commit_runs_then_and_only_then() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_commit_lets_run_runs_when_it_becomes_durable_after_its_caller_was_told_that_it_is_unknown() {
+    let world = World::in_memory();
+    let site = world.start().await;
+    let script = world.script.clone();
+    let begin = act(move |_: &mut Probe, cx: &mut Context| {
+        let (notes, task) = (script.clone(), script.clone());
+        Box::pin(async move {
+            cx.put("k", &1)?;
+            cx.after_commit(move || notes.note("durable".to_owned()));
+            cx.spawn(move |_: InstanceRef<Probe>| async move { task.note("begun".to_owned()) })?;
+            Ok(())
+        })
+    });
+    world.store.set_chance(Method::Commit, Fault::FailAfter, 1.0);
+    let error = site.probes.request("a", begin).await.unwrap_err();
+    assert!(matches!(error, RequestError::Unknown(_)), "{error}");
+    world.pass(5 * SECOND).await;
+    assert_eq!(world.script.notes(), [""; 0], "nobody knows yet");
+    world.store.heal();
+    world.pass(5 * SECOND).await;
+    let mut notes = world.script.notes();
+    notes.sort();
+    assert_eq!(notes, ["begun", "durable"]);
+    assert!(site.probes.is_running("a"), "it was not built anew");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_task_of_another_interface_cannot_be_spawned() {
     let world = World::in_memory();
     let site = world.start().await;

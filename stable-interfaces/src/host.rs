@@ -1070,8 +1070,8 @@ impl<I: StableInterface> InterfaceBuilder<'_, I> {
     }
 
     /// In how many processes that died an alarm or message of this interface may have been handled before it becomes a dead letter, in place
-    /// of what [`HostBuilder::max_crashes`] says. At least 1. With `u32::MAX` none is given up: for instances that look at [`Context::crashes`] and
-    /// know what to do in place of what ends their process.
+    /// of what [`HostBuilder::max_crashes`] says. At least 1. With `u32::MAX` none is given up: for instances that look at
+    /// [`Context::crashes`](crate::Context::crashes) and know what to do in place of what ends their process.
     pub fn max_crashes(mut self, crashes: u32) -> Self {
         self.options.max_crashes = Some(crashes);
         self

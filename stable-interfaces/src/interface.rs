@@ -217,10 +217,10 @@ impl<I: StableInterface> Interface<I> {
         Ok(crate::alarm::list(&client, &host.fleet, is_own, I::NAME, after, limit).await?)
     }
 
-    /// Sets an alarm of the instance `id`, as [`Context::set_alarm`] does from inside. The instance is not built for it.
+    /// Sets an alarm of the instance `id`, as [`Context::set_alarm`](crate::Context::set_alarm) does from inside. The instance is not built for it.
     ///
     /// # Errors
-    /// As [`request`](Self::request), and as [`Context::set_alarm`].
+    /// As [`request`](Self::request), and as [`Context::set_alarm`](crate::Context::set_alarm).
     pub async fn set_alarm(
         &self,
         id: &str,

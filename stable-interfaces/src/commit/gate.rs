@@ -47,6 +47,11 @@ impl Ticket {
         self.gate.wait(self.number).await.map_err(|(_, failure)| failure)
     }
 
+    /// Waits until it is known whether all commits up to this one are durable, whoever has been left without an answer meanwhile.
+    pub(crate) async fn known(&self) -> Result<(), Failure> {
+        self.gate.wait_known(self.number).await.map_err(|(_, failure)| failure)
+    }
+
     /// As [`wait`](Self::wait), and tells the number of the commit that failed.
     pub(crate) async fn wait_for_which(&self) -> Result<(), (u64, Failure)> {
         self.gate.wait(self.number).await
@@ -195,10 +200,15 @@ impl Gate {
         GateWait { gate: self.clone(), ticket, wait: Wait::Answer }
     }
 
+    /// As [`Ticket::known`].
+    fn wait_known(self: &Arc<Gate>, ticket: u64) -> impl Future<Output = Result<(), (u64, Failure)>> + Send + use<> {
+        GateWait { gate: self.clone(), ticket, wait: Wait::Settled }
+    }
+
     /// Waits until every ticket taken so far is settled, however it ended.
     pub(crate) async fn wait_settled(self: &Arc<Gate>) {
         let ticket = self.state.lock().queued;
-        let _ = GateWait { gate: self.clone(), ticket, wait: Wait::Settled }.await;
+        let _ = self.wait_known(ticket).await;
     }
 }
 
@@ -295,8 +305,9 @@ mod tests {
         let ticket = gate.take_ticket();
         ticket.leave_unanswered();
         assert!(matches!(poll(ticket.wait()), Poll::Ready(Err(Failure::Unknown))));
-        assert!(poll(gate.wait_settled()).is_pending());
+        assert!(poll(ticket.known()).is_pending() && poll(gate.wait_settled()).is_pending());
         ticket.settle(Ok(()));
         assert!(poll(gate.wait_settled()).is_ready());
+        assert!(matches!(poll(ticket.known()), Poll::Ready(Ok(()))));
     }
 }

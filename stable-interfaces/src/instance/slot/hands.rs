@@ -213,10 +213,10 @@ fn truncate(error: &str) -> String {
     error[..error.floor_char_boundary(MAX_ERROR_BYTES)].replace('\0', "\u{fffd}")
 }
 
-/// Waits for the commits up to a ticket; whether they became durable.
+/// Waits for the commits up to a ticket, also past the time at which callers are told that they are unknown; tells whether they became durable.
 async fn opens(behind: Option<Ticket>) -> bool {
     match behind {
-        Some(ticket) => ticket.wait().await.is_ok(),
+        Some(ticket) => ticket.known().await.is_ok(),
         None => true,
     }
 }
