@@ -474,7 +474,7 @@ async fn once_a_part_of_a_handler_is_durable_no_answer_says_that_nothing_happene
                 (RequestError::Panicked(_), End::Panics)
                     | (RequestError::TimedOut { .. }, End::RunsOutOfTime)
                     | (RequestError::Store(_), End::LastCommitIsRefused)
-                    | (RequestError::Fenced, End::LosesItsShard)
+                    | (RequestError::Fenced | RequestError::Replaced, End::LosesItsShard)
             ),
             _ => false,
         };
