@@ -362,7 +362,7 @@ on_each_store! {
                 Ok("rested".into())
             }
         });
-        let (host, flows) = start(code, world.local()).await;
+        let (host, flows) = start(code.replay_at_parks(false), world.local()).await;
         flows.start("one", "a", &()).await.unwrap();
         let reader = tokio::spawn(rest(flows.events("one", "a", 0).await.unwrap()));
         assert!(matches!(in_time(flows.ended("one", "a")).await.unwrap(), Outcome::Done(_)));

@@ -82,6 +82,8 @@ pub(crate) struct Registry {
     pub(crate) retention: Duration,
     pub(crate) tombstone: Duration,
     pub(crate) expiry: Duration,
+    /// Flows are replayed as they park.
+    pub(crate) rehearses: bool,
     /// Tells this process from others.
     pub(crate) process: u64,
     pub(crate) strays: Strays,
@@ -231,10 +233,20 @@ impl FlowsBuilder {
         self
     }
 
+    /// Replays each flow whenever it comes to wait, and blocks it if its code does not do again what it did: so a decision that is not in the
+    /// journal, by the time, by chance or by what is in memory, is found at once. The code runs once more for that, without its steps and its log
+    /// lines; a journal of more than 100 entries is replayed only when it has become longer by a tenth. Default: in debug builds.
+    pub fn replay_at_parks(mut self, replays: bool) -> FlowsBuilder {
+        self.registry.rehearses = replays;
+        self
+    }
+
     /// The same for one process of a test.
     #[cfg(feature = "testing")]
     pub(crate) fn for_test(mut self, process: u64, fakes: Arc<crate::testing::fakes::Fakes>) -> FlowsBuilder {
         (self.registry.process, self.registry.fakes) = (process, Some(fakes));
+        // The test replays them itself, in a process of their own.
+        self.registry.rehearses = false;
         self
     }
 
@@ -514,6 +526,7 @@ impl Flows {
             retention: 7 * day,
             tombstone: 30 * day,
             expiry: 365 * day,
+            rehearses: cfg!(debug_assertions),
             // Keyed at random.
             process: RandomState::new().hash_one(0_u8),
             strays: mpsc::unbounded_channel().0,

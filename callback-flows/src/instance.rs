@@ -6,6 +6,7 @@
 
 mod continued;
 mod pump;
+mod rehearsal;
 mod sealed;
 mod telling;
 #[cfg(feature = "postgres")]
@@ -25,6 +26,7 @@ use stable_interfaces::{
 use self::continued::{Before, LEFTOVERS, ONCE};
 use self::pump::{Bell, Pumping};
 pub(crate) use self::pump::{Strays, watch_strays};
+use self::rehearsal::Rehearsal;
 use self::sealed::{Seal, Sealed};
 pub(crate) use self::telling::Look;
 use self::telling::{News, Said, Unread};
@@ -175,6 +177,8 @@ struct Going {
     waited: Vec<Waiting>,
     said: Said,
     unread: Unread,
+    /// Where flows are replayed as they park.
+    rehearsal: Option<Rehearsal>,
 }
 
 impl fmt::Debug for FlowInstance {
@@ -302,6 +306,7 @@ impl FlowInstance {
         }
         let (name, id) = parts_of(&self.id);
         let code = self.registry.code(name, version);
+        let rehearsal = self.registry.rehearses.then(|| Rehearsal::of(&pages));
         let is_known = code.is_some();
         let nothing: Code = Arc::new(|_, _| Box::pin(std::future::pending()));
         let mut engine = Engine::new(shared, code.unwrap_or(nothing), pages);
@@ -323,6 +328,7 @@ impl FlowInstance {
             waited: Vec::new(),
             said: Said::default(),
             unread: Unread::default(),
+            rehearsal,
         }));
         match &mut self.loaded {
             Loaded::Going(going) => Ok(going),
@@ -459,7 +465,8 @@ impl FlowInstance {
             going.engine.settle(RELEASES);
         }
         self.address_posts(cx.now());
-        self.write(cx)
+        self.write(cx)?;
+        self.rehearse(cx)
     }
 
     /// Makes letters of what the code has to post, and tells it of what cannot be posted.
@@ -543,6 +550,9 @@ impl FlowInstance {
         if !page.is_empty() {
             put_page(cx, going.pages, &page)?;
             going.pages += 1;
+            if let Some(rehearsal) = &mut going.rehearsal {
+                rehearsal.note(&page);
+            }
         }
         let events = going.store_events(&self.id, cx)?;
         let mark = if self.switch(cx)? { 0 } else { mark };

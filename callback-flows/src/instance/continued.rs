@@ -128,6 +128,9 @@ impl FlowInstance {
         going.before = Before::of(run, old.pages, std::slice::from_ref(&page), &[]);
         going.before.once = once;
         put_page(cx, old.pages, &page)?;
+        if let Some(rehearsal) = &mut going.rehearsal {
+            rehearsal.note(&page);
+        }
         going.pages = old.pages + 1;
         let Going { started_at, input, stored, said, bell, .. } = old;
         (going.started_at, going.input, going.stored, going.said) = (started_at, input, stored, said);
