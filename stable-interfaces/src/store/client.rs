@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::deadlines::Deadlines;
 use super::portion::Portion;
-use super::{Addressed, Found, Loaded, NewMessage, Page, Posted, Read, ReadRows, Rows, Store, StoreError};
+use super::{Addressed, After, Found, Loaded, NewMessage, Page, Posted, Read, ReadRows, Rows, Store, StoreError};
 use crate::clock::{Clock, Random};
 use crate::error::ContextError;
 use crate::fleet::Fleet;
@@ -41,7 +41,7 @@ impl StoreClient<'_> {
             return Err(StoreError::NotApplied("a page is missing in the store's answer".into()));
         }
         // Nothing says where to go on then, and to ask for the same again at once would never end.
-        match pages.iter().zip(&loaded).find(|(_, loaded)| loaded.rows.is_empty() && !loaded.is_last) {
+        match pages.iter().zip(&loaded).find(|(page, loaded)| !loaded.is_last && !goes_on(&page.after, &loaded.rows)) {
             Some((page, _)) => Err(stuck(&format!("shard {}", page.shard))),
             None => Ok(loaded),
         }
@@ -84,10 +84,21 @@ impl StoreClient<'_> {
     }
 }
 
-/// The error for an answer without rows that is said not to be the last.
+/// Tells whether the last row of a page comes after what was asked for.
+fn goes_on(after: &After, rows: &Rows) -> bool {
+    match (after, rows) {
+        (After::Alarms(Some(after)), Rows::Alarms(rows)) => rows.last().is_some_and(|row| row.key() > *after),
+        (After::Inbox(Some(after)), Rows::Inbox(rows)) => rows.last().is_some_and(|row| row.key() > *after),
+        (After::Dead(Some(after)), Rows::Dead(rows)) => rows.last().is_some_and(|row| row.key() > *after),
+        _ => !rows.is_empty(),
+    }
+}
+
+/// The error for an answer that leads no further and is said not to be the last.
 fn stuck(of: &str) -> StoreError {
-    let what =
-        format!("the store has given no rows of {of} and said that there are more, which is a fault of the store");
+    let what = format!(
+        "the store has given no further rows of {of} and said that there are more, which is a fault of the store"
+    );
     StoreError::NotApplied(what.into())
 }
 
