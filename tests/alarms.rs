@@ -949,7 +949,7 @@ async fn a_page_without_rows_that_is_said_not_to_be_the_last_is_asked_for_again_
     assert!(!site.host.is_ready(5 * SECOND) && site.host.overdue() > 50 * SECOND);
     let error = site.probes.all_alarms(None, 10).await.unwrap_err().report().to_string();
     assert!(
-        error.contains("no rows of shard 0 and said that there are more, which is a fault of the store"),
+        error.contains("no further rows of shard 0 and said that there are more, which is a fault of the store"),
         "{error}"
     );
     is_broken.store(false, Ordering::SeqCst);

@@ -45,7 +45,8 @@ BEGIN
 END
 $$;
 
--- The members at p_now, by name and then by life, and the number of the last change. The number is read first, so that it is never of a later list.
+-- The members at p_now, by name and then by life, and the number of the last change. The number is read first, so that it is never of a later list;
+-- and a lease that has ended since is_member was last looked after counts until the next look, which changes list and number together.
 CREATE FUNCTION {s}.members(
     p_now bigint, OUT members bigint, OUT lives bigint[], OUT names text[], OUT addresses text[], OUT builds text[], OUT leaving boolean[],
     OUT cordoned boolean[], OUT placements bigint[], OUT member_left bigint[], OUT member_up bigint[]
@@ -57,11 +58,11 @@ BEGIN
     SELECT
         coalesce(array_agg(h.incarnation), '{}'), coalesce(array_agg(h.name), '{}'), coalesce(array_agg(h.address), '{}'),
         coalesce(array_agg(h.build), '{}'), coalesce(array_agg(h.is_leaving), '{}'), coalesce(array_agg(h.is_cordoned), '{}'),
-        coalesce(array_agg(h.placement), '{}'), coalesce(array_agg(h.lease_until - p_now), '{}'),
+        coalesce(array_agg(h.placement), '{}'), coalesce(array_agg(greatest(h.lease_until - p_now, 1)), '{}'),
         coalesce(array_agg(greatest(p_now - h.since, 0)), '{}')
         INTO lives, names, addresses, builds, leaving, cordoned, placements, member_left, member_up
         FROM (
-            SELECT * FROM {s}.host h WHERE h.is_member AND NOT h.ended AND h.lease_until > p_now ORDER BY h.name, h.incarnation
+            SELECT * FROM {s}.host h WHERE h.is_member AND NOT h.ended ORDER BY h.name, h.incarnation
         ) h;
 END
 $$;
