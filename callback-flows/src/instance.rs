@@ -177,7 +177,7 @@ struct Going {
     waited: Vec<Waiting>,
     said: Said,
     unread: Unread,
-    /// Where flows are replayed as they park.
+    /// The journal, kept for replays, if flows are replayed as they park.
     rehearsal: Option<Rehearsal>,
 }
 
