@@ -6,14 +6,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use shuttle::future::{self, block_on};
 
-use super::{Fate, Log, Presence, ScenarioClock, ScenarioRandom, SlowStore, WriteEvent, below, explore, pause, puts};
+use super::{Fate, Log, ScenarioClock, ScenarioRandom, SlowStore, WriteEvent, below, explore, pause, puts};
 use crate::commit::committer::{Commit, Committer, QueuedCommit, host_has_stopped};
 use crate::commit::gate::{Failure, Gate};
 use crate::fleet::HASH_VERSION;
 use crate::shards::Shards;
 use crate::shards::firing::Limits;
 use crate::store::client::CommitOptions;
-use crate::store::{Claim, ClaimKind, Incarnation, InstanceName, Op, Sequence, ShardId, Store, Write};
+use crate::store::{Claim, ClaimKind, Incarnation, InstanceName, Op, Presence, Sequence, ShardId, Store, Write};
 use crate::sync::Arc;
 
 const SHARDS: u32 = 3;
