@@ -66,12 +66,14 @@ async fn order(partner: Arc<Partner>, flow: Flow, Placed { order, timeout_ms }: 
     let due = Some(flow.now() + timeout);
     let mut callback = flow.callback::<()>("accepted");
     let url = callback.url();
+    let limit = flow.sleep(timeout); // From now on. One call is waited for: the partner is told, however long this host was away.
+    let told = flow.step("tell").retry(Retry::never()).run(|_| partner.tell(&order, &url)).await;
     let again = Retry::default().between(TELL_AGAIN, LONGEST);
-    let tell = flow.step("tell").retry(again).run(|_| partner.tell(&order, &url));
+    let tell = flow.step("tell again").retry(again).run(|_| partner.tell(&order, &url));
     let outcome = tokio::select! {
         _ = callback.next_raw() => Outcome::Accepted,
-        () = flow.sleep(timeout) => Outcome::Expired,
-        Err(never_told) = tell => return Err(never_told.into()), // Once it is told, it is waited for the other two.
+        () = limit => Outcome::Expired,
+        Err(never_told) = tell, if told.is_err() => return Err(never_told.into()),
     };
     Ok(View { due, blocked: None, decisions: vec![Decision { outcome, at: flow.now() }] })
 }
