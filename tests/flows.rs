@@ -789,7 +789,7 @@ on_each_store! {
                 Ok(go.next().await?.by)
             }
         });
-        let (host, flows) = start(code, world.local()).await;
+        let (host, flows) = start(code.replay_at_parks(false), world.local()).await;
         flows.start("one", "a", &()).await.unwrap();
         world.pass(3_600 * SECOND).await;
         assert_eq!(lives.load(Ordering::Relaxed), 1);
