@@ -69,7 +69,7 @@ impl Report {
     }
 }
 
-/// `34 checks, 0 failed; host killed 2 times`
+/// `37 checks, 0 failed; host killed 2 times`
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} checks, {} failed; host killed {} times", self.checks, self.failed, self.kills)

@@ -16,7 +16,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::get;
 use axum::{Json, Router};
-use callback_flows::{Flows, FlowsError, Outcome, State as FlowState};
+use callback_flows::{Flows, FlowsError, State as FlowState};
 use examples::http;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
@@ -255,11 +255,11 @@ async fn follow(
         let form = fields.form();
         if reason == NAME_TAKEN { form.wrong("name", reason) } else { form.failed(reason) }
     };
-    Ok(match app.flows.result(LOCATION, &id).await? {
-        Some(Outcome::Done(_)) => Redirect::to(&status.resource.unwrap_or_default()).into_response(),
-        Some(Outcome::Failed(reason)) => app.page(&failed(&reason)).await,
-        Some(_) => app.page(&failed(pages::CANCELLED)).await,
-        None => {
+    Ok(match &status.state {
+        FlowState::Done => Redirect::to(status.resource.as_deref().unwrap_or_default()).into_response(),
+        FlowState::Failed { error } => app.page(&failed(error)).await,
+        FlowState::Cancelled => app.page(&failed(pages::CANCELLED)).await,
+        _ => {
             let progress = status.progress.as_ref().and_then(|progress| progress.as_str()).unwrap_or_default();
             let page = uncached(pages::command(&fields.name, progress));
             ([(header::REFRESH, LOOK_AGAIN)], page).into_response()

@@ -71,7 +71,6 @@ const NEW: usize = 2;
 /// An order as far as the shop knows of it.
 #[derive(Debug, Clone, Default)]
 struct Placed {
-    is_placed: bool,
     edition: Option<&'static str>,
     view: Option<View>,
 }
@@ -81,8 +80,6 @@ struct Placed {
 struct Shop {
     http: reqwest::Client,
     doors: Doors,
-    /// All hosts, for whoever operates them.
-    hosts: Vec<Url>,
     orders: Arc<Mutex<BTreeMap<String, Placed>>>,
     /// The number of orders that may be placed by now: there are to be some left for the next kill, however long that takes.
     allowed: Arc<AtomicUsize>,
@@ -149,7 +146,7 @@ impl Shop {
             // Meanwhile it was changed.
             _ => None,
         };
-        self.orders().insert(plan.order.id, Placed { is_placed: true, edition, view: None });
+        self.orders().insert(plan.order.id, Placed { edition, view: None });
         Ok(())
     }
 
@@ -176,8 +173,7 @@ impl Shop {
             sleep(LOOK_AGAIN).await;
             let going: Vec<_> = {
                 let orders = self.orders();
-                let is_going =
-                    |placed: &Placed| placed.is_placed && placed.view.as_ref().is_none_or(|view| !view.is_over());
+                let is_going = |placed: &Placed| placed.view.as_ref().is_none_or(|view| !view.is_over());
                 orders.iter().filter(|(_, placed)| is_going(placed)).map(|(id, _)| id.clone()).collect()
             };
             for id in going {
@@ -186,12 +182,10 @@ impl Shop {
                     placed.view = Some(view);
                 }
             }
-            for host in &self.hosts {
-                let Ok(answer) = self.http.post(format!("{host}scripts")).send().await else { continue };
-                let resumed: Vec<(String, String)> = answer.json().await.unwrap_or_default();
-                for (id, why) in resumed.into_iter().filter(|_| !self.quiet) {
-                    println!("         {id} is blocked ({why}), and is resumed");
-                }
+            let Ok(answer) = self.http.post(format!("{}scripts", self.doors.any())).send().await else { continue };
+            let resumed: Vec<(String, String)> = answer.json().await.unwrap_or_default();
+            for (id, why) in resumed.into_iter().filter(|_| !self.quiet) {
+                println!("         {id} is blocked ({why}), and is resumed");
             }
         }
     }
@@ -200,7 +194,7 @@ impl Shop {
     fn count(&self) -> (usize, usize) {
         let orders = self.orders();
         let is_over = |placed: &&Placed| placed.view.as_ref().is_some_and(View::is_over);
-        (orders.values().filter(|placed| placed.is_placed).count(), orders.values().filter(is_over).count())
+        (orders.len(), orders.values().filter(is_over).count())
     }
 }
 
@@ -247,7 +241,6 @@ pub(crate) async fn run(options: &Options, data: &Path) -> Result<Report, BoxErr
     let shop = Shop {
         http,
         doors,
-        hosts: service.hosts.iter().map(HostProcess::url).collect(),
         orders: Arc::default(),
         allowed: Arc::new(AtomicUsize::new(options.orders * 2 / (options.kills + 2))),
         edition: Arc::new(AtomicUsize::new(OLD)),
@@ -330,7 +323,7 @@ pub(crate) async fn run(options: &Options, data: &Path) -> Result<Report, BoxErr
             None => account(&stripe.books(), &plan.order.id),
             Some((url, key)) => asked(&Account::new(crate::wire::Wire::new(url)?, key), &plan.order.id).await?,
         };
-        let Placed { edition, view, .. } = placed.get(&plan.order.id).cloned().unwrap_or_default();
+        let Placed { edition, view } = placed.get(&plan.order.id).cloned().unwrap_or_default();
         rows.push(Row { plan, edition, account, view });
     }
     let sung = std::fs::read_to_string(&canary).unwrap_or_default();

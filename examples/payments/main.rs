@@ -262,6 +262,8 @@ mod tests {
         assert!(parsed(url, &of("sk_live_1")).is_err_and(|why| why.contains("would charge people")));
         assert!(parsed(url, &[(KEY, "sk_test_1")]).is_err_and(|why| why.contains(SECRET)));
         assert!(parsed(url, &[(SECRET, "whsec_1")]).is_err_and(|why| why.contains(KEY)));
+        let broken = format!("{url} --broken");
+        assert!(parsed(&broken, &of("sk_test_1")).is_err_and(|why| why.contains("for the fake alone")));
     }
 
     #[test]

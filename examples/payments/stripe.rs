@@ -68,11 +68,11 @@ impl Account {
         Account { is_broken, ..self }
     }
 
-    /// Teaches scripts all that is done with it: for each kind of resource `create`, `list` and `retrieve`, and a builder whose answer has
-    /// a script of its own.
+    /// Teaches scripts all that is done with it: for each kind of resource `create` and `list`, and a builder whose answer has a script of
+    /// its own.
     pub(crate) fn teach(self: Arc<Account>, mut scripts: ScriptFlowsBuilder) -> ScriptFlowsBuilder {
         for Resource { plural, object, fields } in RESOURCES {
-            let [create, list, retrieve] = std::array::from_fn(|_| self.clone());
+            let [create, list] = std::array::from_fn(|_| self.clone());
             scripts = scripts
                 .call(&format!("stripe.{plural}.create"), move |cx, params| {
                     let account = create.clone();
@@ -81,10 +81,6 @@ impl Account {
                 .call(&format!("stripe.{plural}.list"), move |_, filter| {
                     let account = list.clone();
                     async move { account.get(&format!("/v1/{plural}?{}", form::encode(&filter))).await }
-                })
-                .call(&format!("stripe.{plural}.retrieve"), move |_, params| {
-                    let account = retrieve.clone();
-                    async move { account.get(&format!("/v1/{plural}/{}", id_of(&params)?)).await }
                 })
                 .dispatch(
                     Dispatch::new(&format!("new_{object}"), "create", &format!("stripe.{plural}.create"))
@@ -110,13 +106,6 @@ impl Account {
     pub(crate) async fn get(&self, path: &str) -> Result<Value, CallError> {
         read(self.wire.send("GET", path, &[("authorization", &self.authorization)], String::new()).await)
     }
-}
-
-/// The ID that is to be a part of a path, which it can be if it has letters, digits and `_` alone.
-fn id_of(params: &Value) -> Result<&str, CallError> {
-    let id = params["id"].as_str().filter(|id| !id.is_empty());
-    id.filter(|id| id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_'))
-        .ok_or_else(|| CallError::new("invalid_request_error", "it needs the `id` of what is to be retrieved"))
 }
 
 /// The answer to a request as a script has it.

@@ -96,7 +96,7 @@ impl Books {
         self.objects.iter().filter(move |known| known["object"] == object)
     }
 
-    pub(crate) fn find(&self, object: &str, id: &str) -> Option<&Value> {
+    fn find(&self, object: &str, id: &str) -> Option<&Value> {
         self.of(object).find(|known| known["id"] == id)
     }
 

@@ -91,9 +91,9 @@ impl Stripe {
         self.books.lock().expect("nobody panics while writing the books")
     }
 
-    /// `POST` and `GET /v1/{kind}`, and `GET /v1/{kind}/{id}`.
+    /// `POST` and `GET /v1/{kind}`.
     pub(crate) fn routes(self) -> Router {
-        Router::new().route("/v1/{kind}", get(list).post(create)).route("/v1/{kind}/{id}", get(look)).with_state(self)
+        Router::new().route("/v1/{kind}", get(list).post(create)).with_state(self)
     }
 
     fn begin(&self) -> InFlight {
@@ -146,11 +146,9 @@ impl Stripe {
 /// The object of a kind, as its URL has it.
 fn object_of(kind: &str) -> Result<&'static str, Answer> {
     let known = RESOURCES.iter().find(|resource| resource.plural == kind);
-    known.map(|resource| resource.object).ok_or_else(|| not_found("url", kind))
-}
-
-fn not_found(of: &str, id: &str) -> Answer {
-    Answer::refused(404, "invalid_request_error", "resource_missing", format!("No such {of}: '{id}'"))
+    known.map(|resource| resource.object).ok_or_else(|| {
+        Answer::refused(404, "invalid_request_error", "resource_missing", format!("No such url: '{kind}'"))
+    })
 }
 
 fn respond(answer: Answer, is_repeated: bool) -> Response {
@@ -227,15 +225,6 @@ async fn list(State(stripe): State<Stripe>, Path(kind): Path<String>, headers: H
         wanted.remove("limit");
     }
     let found = stripe.check(&headers).and_then(|()| Ok(stripe.books().list(object_of(&kind)?, &wanted)));
-    found.map_or_else(|refused| respond(refused, false), |found| Json(found).into_response())
-}
-
-async fn look(State(stripe): State<Stripe>, Path((kind, id)): Path<(String, String)>, headers: HeaderMap) -> Response {
-    let _in_flight = stripe.begin();
-    let found = stripe.check(&headers).and_then(|()| {
-        let object = object_of(&kind)?;
-        stripe.books().find(object, &id).cloned().ok_or_else(|| not_found(object, &id))
-    });
     found.map_or_else(|refused| respond(refused, false), |found| Json(found).into_response())
 }
 
