@@ -9,6 +9,8 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
@@ -16,7 +18,7 @@ use tokio::time::{sleep, timeout};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 
-/// How long the browser may take for one thing: it is there so that a test that would wait for ever fails.
+/// The limit of one thing in the browser: it is there so that a test that would wait for ever fails.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Looks at every text and every control that can be seen, and lists those that stand out too little (WCAG 2.2, 1.4.3 and 1.4.11).
@@ -280,21 +282,6 @@ impl Browser {
         let Some(directory) = self.shots.clone() else { return };
         let picture = self.call(Some(page), "Page.captureScreenshot", json!({})).await;
         let path = directory.join(format!("{name}.png"));
-        std::fs::write(path, base64(picture["data"].as_str().unwrap())).unwrap();
+        std::fs::write(path, STANDARD.decode(picture["data"].as_str().unwrap()).unwrap()).unwrap();
     }
-}
-
-/// Bytes from base64 (RFC 4648, section 4).
-fn base64(text: &str) -> Vec<u8> {
-    let digits = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let (mut bits, mut count, mut bytes) = (0_u32, 0, Vec::new());
-    for digit in text.bytes().filter_map(|byte| digits.iter().position(|digit| *digit == byte)) {
-        bits = bits << 6 | u32::try_from(digit).unwrap();
-        count += 6;
-        if count >= 8 {
-            count -= 8;
-            bytes.push(u8::try_from(bits >> count & 0xff).unwrap());
-        }
-    }
-    bytes
 }

@@ -12,6 +12,7 @@
 use std::time::{Duration, Instant};
 
 use alarm_backends::testing::servers::{Postgres, Redis};
+use system_tests::number;
 use system_tests::process::{FlowHosts, Place, Seat};
 
 /// The flows that are under way at a time.
@@ -23,10 +24,6 @@ const ANSWERS: std::ops::Range<usize> = 20..160;
 #[ignore = "a child of these tests: runs only when its parent starts it"]
 async fn child() {
     system_tests::process::flow_child().await;
-}
-
-fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
 }
 
 fn seat(name: &str) -> Seat {

@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use alarm_backends::testing::servers::{Postgres, PostgresOptions, Redis, RedisOptions};
+use system_tests::number;
 use system_tests::process::{Hosts, PATIENCE, Place, Seat, Verdict};
 
 /// How many kills a store sees before the account is settled and the next one begins. An embedded store reads its journal at each
@@ -46,10 +47,6 @@ async fn child() {
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
 }
 
 fn seat(name: &str) -> Seat {

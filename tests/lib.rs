@@ -38,6 +38,12 @@ pub use hooks::{Peers, Taken};
 /// When every world begins.
 pub const START: Timestamp = Timestamp::from_millis(1_700_000_000_000);
 
+/// The number in a variable of the environment; `default` without one.
+#[must_use]
+pub fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
+}
+
 /// A future of a handler.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 

@@ -83,10 +83,8 @@ async fn changes(of: &str, store: impl AsyncFn() -> Arc<dyn Store>) {
     let all = SHARDS as usize;
     until("b is handed its part", || !b.shards().is_empty() && owned(&[&a, &b]) == all).await;
     let is_over = Arc::new(AtomicBool::new(false));
-    let asking = |sites: &Sites| {
-        (0..IDS).map(|n| tokio::spawn(ask(format!("id-{n}"), sites.clone(), is_over.clone()))).collect::<Vec<_>>()
-    };
-    let asked = asking(&sites);
+    let asked: Vec<_> =
+        (0..IDS).map(|n| tokio::spawn(ask(format!("id-{n}"), sites.clone(), is_over.clone()))).collect();
 
     // One dies for good, and nobody is told.
     tokio::time::sleep(LEASE / 4).await;
