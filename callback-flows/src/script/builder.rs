@@ -15,7 +15,7 @@ use super::dispatch::{self, Dispatch};
 use super::drive::{Host, drive};
 use super::functions::{self, Calls};
 use super::http::{self, HttpRequest, HttpResponse};
-use super::library::{Imports, Library, ScriptError, is_name};
+use super::library::{Imports, Library, ScriptError, is_name, no_name};
 use super::{names, run, start};
 use crate::Flow;
 use crate::flows::{FlowsBuilder, Prepare};
@@ -95,8 +95,7 @@ impl ScriptFlowsBuilder {
     /// Adds a script that is a part of the program, such as by `include_str!`. It comes before a file of the same name.
     pub fn script(mut self, name: &str, text: &'static str) -> ScriptFlowsBuilder {
         if !is_name(name) {
-            let reason = "the name of a script has 1 to 64 of `a-z`, `0-9`, `_`, `-`";
-            self.invalid.get_or_insert(ScriptError::new(format!("{name:?}"), reason));
+            self.invalid.get_or_insert(ScriptError::new(format!("{name:?}"), no_name()));
         }
         self.texts.insert(name.into(), text.into());
         self
@@ -107,7 +106,8 @@ impl ScriptFlowsBuilder {
     ///
     /// Each call is a [step](crate::Step) of its name: it runs at least once, with the same [key](CallCx::idempotency_key) each time, and
     /// its answer is recorded. `call` is given the arguments as JSON, once for each attempt; an attempt that takes longer than its `timeout`
-    /// is dropped.
+    /// is dropped. `retry` is the number of further attempts, 0 to 1,000 (default 5); `timeout` is for one attempt, more than 0 and at most an
+    /// hour (default 30 s).
     pub fn call<F, Fut>(mut self, name: &str, call: F) -> ScriptFlowsBuilder
     where
         F: Fn(CallCx, Value) -> Fut + Send + Sync + 'static,

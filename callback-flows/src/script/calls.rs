@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rhai::{Dynamic, Map};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::metrics;
 use crate::engine::BoxFuture;
@@ -198,6 +198,11 @@ impl Options {
             other => return Err(format!("`{other}` is no option of a call: `retry` and `timeout` are")),
         }
         Ok(())
+    }
+
+    /// All by which a call with these arguments is told from another one of its name.
+    pub(super) fn key(&self, arguments: &Value) -> Value {
+        json!([arguments, self.retries, self.timeout])
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use rhai::{Dynamic, Engine, ImmutableString, NativeCallContext};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::calls::{Call, Options};
 use super::failure::{Place, Thrown, thrown};
@@ -14,7 +14,7 @@ use super::value::to_json;
 
 /// A function with which scripts make a call and go on at once: `new_payment_intent().amount(2000).currency("usd").create()`.
 ///
-/// When the answer is there, the script of its name with `_response` runs, with the answer as `parsed_data`, or the one with `_error`, with
+/// The script of its name with `_response` runs as soon as the answer is there, with the answer as `parsed_data`, or the one with `_error`, with
 /// the error as `parsed_error`; both have the name of who answered as `source`. Both have to be in the library.
 #[derive(Debug, Clone)]
 #[must_use = "it is given to `ScriptFlowsBuilder::dispatch`"]
@@ -104,7 +104,7 @@ impl Draft {
             return Err(thrown(context, text));
         }
         let arguments = Value::Object(arguments);
-        let key = json!([arguments, options.retries, options.timeout]);
+        let key = options.key(&arguments);
         let what = format!("{}().{}()", dispatch.constructor, dispatch.method);
         at_once(context, &what, &key, |run, path, place: &Place| {
             let (path, place) = (path.to_owned(), place.clone());

@@ -4,7 +4,6 @@
 //! are operations of the ordinary engine and under way at once; each answer is taken in alone, in the order of the journal.
 
 use std::collections::VecDeque;
-use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -27,7 +26,7 @@ use super::start::{FORMAT, RHAI, Row};
 use super::value::{to_json, to_script};
 use crate::blocked::{Blocked, BlockedKind};
 use crate::callback::{NextRaw, Received};
-use crate::engine::{Kind, Ticket, timer_name};
+use crate::engine::{BoxFuture, Kind, Ticket, timer_name};
 use crate::flow::{Flow, FlowError, FlowResult};
 use crate::hash::short_hash;
 use crate::journal::Detail;
@@ -46,12 +45,10 @@ pub(super) struct Host {
     pub(super) max_operations: u64,
 }
 
-type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
-
-/// The receiver of an answer.
+/// An answer, by its receiver.
 enum To {
-    /// The script that runs, at this place of its record.
-    Script(String),
+    /// For the script that runs, at this place of its record.
+    Script(String, Answer),
     /// A script that begins with it.
     Next(Arc<Dispatch>, Answered),
 }
@@ -70,7 +67,7 @@ struct Drive {
     begun: u32,
     /// Operations that may still be asked for.
     left: u32,
-    under_way: FuturesUnordered<BoxFuture<(To, Answer)>>,
+    under_way: FuturesUnordered<BoxFuture<To>>,
 }
 
 /// Blocks the flow.
@@ -131,7 +128,7 @@ impl Drive {
                 result = value;
             }
             while waiting.is_empty() && !self.under_way.is_empty() {
-                let Some((to, _)) = self.under_way.next().await else { break };
+                let Some(to) = self.under_way.next().await else { break };
                 self.take_in(to, &mut waiting);
             }
         }
@@ -169,16 +166,10 @@ impl Drive {
             let outcome = self.run(&instance);
             let Outcome { ended, context, asked, dispatched, .. } = outcome;
             let name = instance.lock().script.clone();
-            let say_over = |outcome| {
-                let now = instance.lock();
-                if !self.flow.is_replaying() {
-                    metrics::script_over(&now.script, outcome, now.runs, now.record.len());
-                }
-            };
             match ended {
                 Ended::Asked | Ended::Done(_) => {}
                 Ended::Failed(said) => {
-                    say_over("failed");
+                    self.say_over(&instance, "failed");
                     return Err(FlowError::new(said));
                 }
                 Ended::Blocked(why) => return blocked(&self.flow, why).await,
@@ -192,9 +183,12 @@ impl Drive {
                 let value = match to_json(&value) {
                     Ok(value) => value,
                     Err(_) if number > 0 => Value::Null,
-                    Err(error) => return Err(FlowError::new(format!("{}: its result: {error}", file_of(&name)))),
+                    Err(error) => {
+                        self.say_over(&instance, "failed");
+                        return Err(FlowError::new(format!("{}: its result: {error}", file_of(&name))));
+                    }
                 };
-                say_over("succeeded");
+                self.say_over(&instance, "succeeded");
                 self.context = context;
                 let mut instance = instance.lock();
                 self.callbacks = std::mem::take(&mut instance.callbacks);
@@ -208,25 +202,32 @@ impl Drive {
             // Scripts whose answer comes meanwhile have their turn when this one is over.
             loop {
                 match self.under_way.next().await {
-                    Some((To::Script(path), answer)) => {
+                    Some(To::Script(path, answer)) => {
                         instance.lock().record.answer(&path, answer);
                         break;
                     }
-                    Some((to, _)) => self.take_in(to, waiting),
-                    None => return Err(FlowError::new(format!("{}: it waits for nothing", file_of(&name)))),
+                    Some(to) => self.take_in(to, waiting),
+                    None => {
+                        self.say_over(&instance, "failed");
+                        return Err(FlowError::new(format!("{}: it waits for nothing", file_of(&name))));
+                    }
                 }
             }
+        }
+    }
+
+    /// Counts a script that has ended.
+    fn say_over(&self, instance: &Mutex<Instance>, outcome: &'static str) {
+        let now = instance.lock();
+        if !self.flow.is_replaying() {
+            metrics::script_over(&now.script, outcome, now.runs, now.record.len());
         }
     }
 
     /// Runs a script once, and registers what it has to undo.
     fn run(&mut self, shared: &Arc<Mutex<Instance>>) -> Outcome {
         let mut instance = shared.lock();
-        let before = instance.record.len();
-        let runner =
-            Runner { engine: &self.host.engine, max_operations: self.host.max_operations, compiled: &self.set };
-        let outcome = runner.run(&self.flow, &mut instance, self.left, None);
-        self.left -= u32::try_from(instance.record.len() - before).unwrap_or(self.left).min(self.left);
+        let outcome = run_once(&self.host, &self.set, &self.flow, &mut instance, &mut self.left, None);
         let known = instance.undos;
         instance.undos = known.max(outcome.undos.len());
         drop(instance);
@@ -239,21 +240,37 @@ impl Drive {
         outcome
     }
 
-    fn dispatched(&self, number: u32, dispatched: Dispatched) -> BoxFuture<(To, Answer)> {
+    fn dispatched(&self, number: u32, dispatched: Dispatched) -> BoxFuture<To> {
         let Dispatched { path, place, dispatch, arguments, options } = dispatched;
         let Some(call) = call_of(&self.host.calls, &dispatch) else {
             unreachable!("a dispatching function is registered with its call");
         };
         let (key, at) = (key_of(number, &path, &place), place.to_string().into());
         let answer = begin(&self.flow, (call, &key, at), arguments, options, false);
-        Box::pin(async move { (To::Next(dispatch, answer.await), Answer::Value(Dynamic::UNIT)) })
+        Box::pin(async move { To::Next(dispatch, answer.await) })
     }
 
-    fn perform(&self, flow: &Flow, number: u32, asked: Asked, is_undo: bool) -> BoxFuture<(To, Answer)> {
+    fn perform(&self, flow: &Flow, number: u32, asked: Asked, is_undo: bool) -> BoxFuture<To> {
         let path = asked.path.clone();
         let answer = perform(&self.host, &self.set, flow, number, asked, is_undo);
-        Box::pin(async move { (To::Script(path), answer.await) })
+        Box::pin(async move { To::Script(path, answer.await) })
     }
+}
+
+/// Runs a script once, and takes what it has asked for anew off `left`.
+fn run_once(
+    host: &Host,
+    set: &Arc<Compiled>,
+    flow: &Flow,
+    instance: &mut Instance,
+    left: &mut u32,
+    undo: Option<usize>,
+) -> Outcome {
+    let before = instance.record.len();
+    let runner = Runner { engine: &host.engine, max_operations: host.max_operations, compiled: set };
+    let outcome = runner.run(flow, instance, *left, undo);
+    *left -= u32::try_from(instance.record.len() - before).unwrap_or(*left).min(*left);
+    outcome
 }
 
 /// The key of an operation: the number of its script and its place in the record, and, for whoever reads it, where it is in the text.
@@ -350,14 +367,7 @@ async fn undo(host: Arc<Host>, set: Arc<Compiled>, instance: Arc<Mutex<Instance>
     let mut left = MAX_ASKED;
     let mut under_way = FuturesUnordered::new();
     loop {
-        let outcome = {
-            let mut instance = instance.lock();
-            let before = instance.record.len();
-            let runner = Runner { engine: &host.engine, max_operations: host.max_operations, compiled: &set };
-            let outcome = runner.run(&flow, &mut instance, left, Some(number));
-            left -= u32::try_from(instance.record.len() - before).unwrap_or(left).min(left);
-            outcome
-        };
+        let outcome = run_once(&host, &set, &flow, &mut instance.lock(), &mut left, Some(number));
         let of = instance.lock().number;
         match outcome.ended {
             Ended::Done(_) => return,

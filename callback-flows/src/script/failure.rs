@@ -13,7 +13,7 @@ pub(super) type Thrown = Box<EvalAltResult>;
 /// A place in a script: its file, line and column.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Place {
-    pub(super) file: Arc<str>,
+    file: Arc<str>,
     position: Position,
 }
 

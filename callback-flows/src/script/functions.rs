@@ -70,17 +70,15 @@ fn register_calls(engine: &mut Engine, calls: &Arc<Calls>) {
         for_arguments(engine, method, calls);
     }
     for name in names.iter().filter(|parts| parts.len() == 1).map(|parts| parts[0]) {
-        let registered = |calls: &Arc<Calls>| calls.clone();
-        let of = registered(calls);
-        engine
-            .register_fn(name, move |context: NativeCallContext<'_>| called(&context, &of, context.fn_name(), &mut []));
-        let of = registered(calls);
+        let of = calls.clone();
+        engine.register_fn(name, move |context: NativeCallContext<'_>| called(&context, &of, context.fn_name(), &[]));
+        let of = calls.clone();
         engine.register_fn(name, move |context: NativeCallContext<'_>, a: Dynamic| {
-            called(&context, &of, context.fn_name(), &mut [a])
+            called(&context, &of, context.fn_name(), &[a])
         });
-        let of = registered(calls);
+        let of = calls.clone();
         engine.register_fn(name, move |context: NativeCallContext<'_>, a: Dynamic, b: Dynamic| {
-            called(&context, &of, context.fn_name(), &mut [a, b])
+            called(&context, &of, context.fn_name(), &[a, b])
         });
     }
     let roots: BTreeSet<_> = names.iter().filter(|parts| parts.len() > 1).map(|parts| parts[0].to_owned()).collect();
@@ -97,22 +95,22 @@ fn for_arguments(engine: &mut Engine, method: &str, calls: &Arc<Calls>) {
     let full = |context: &NativeCallContext<'_>, api: &Api| format!("{}.{}", api.0, context.fn_name());
     let of = calls.clone();
     engine.register_fn(method, move |context: NativeCallContext<'_>, api: Api| {
-        called(&context, &of, &full(&context, &api), &mut [])
+        called(&context, &of, &full(&context, &api), &[])
     });
     let of = calls.clone();
     engine.register_fn(method, move |context: NativeCallContext<'_>, api: Api, a: Dynamic| {
-        called(&context, &of, &full(&context, &api), &mut [a])
+        called(&context, &of, &full(&context, &api), &[a])
     });
     let of = calls.clone();
     engine.register_fn(method, move |context: NativeCallContext<'_>, api: Api, a: Dynamic, b: Dynamic| {
-        called(&context, &of, &full(&context, &api), &mut [a, b])
+        called(&context, &of, &full(&context, &api), &[a, b])
     });
     if http::METHODS.contains(&method) && calls.contains_key(&format!("http.{method}")) {
         let of = calls.clone();
         engine.register_fn(
             method,
             move |context: NativeCallContext<'_>, api: Api, a: Dynamic, b: Dynamic, c: Dynamic| {
-                called(&context, &of, &full(&context, &api), &mut [a, b, c])
+                called(&context, &of, &full(&context, &api), &[a, b, c])
             },
         );
     }
@@ -123,7 +121,7 @@ fn called(
     context: &NativeCallContext<'_>,
     calls: &Calls,
     name: &str,
-    arguments: &mut [Dynamic],
+    arguments: &[Dynamic],
 ) -> Result<Dynamic, Thrown> {
     let call = calls.get(name).ok_or_else(|| thrown(context, format!("there is no `{name}`")))?;
     let (arguments, options) = match name.strip_prefix("http.") {
@@ -135,7 +133,7 @@ fn called(
             _ => return Err(thrown(context, format!("`{name}` takes its arguments as one object, and options"))),
         },
     };
-    let key = json!([arguments, options.retries, options.timeout]);
+    let key = options.key(&arguments);
     ask(context, name, &key, |_| Ok(Ask::Call { call: call.clone(), arguments, options }))
 }
 
@@ -153,11 +151,7 @@ fn options_of(context: &NativeCallContext<'_>, value: &Dynamic) -> Result<Option
 }
 
 /// A request as `http.get(url, options)` or `http.post(url, body, options)` asks for it.
-fn request(
-    context: &NativeCallContext<'_>,
-    method: &str,
-    arguments: &mut [Dynamic],
-) -> Result<(Value, Options), Thrown> {
+fn request(context: &NativeCallContext<'_>, method: &str, arguments: &[Dynamic]) -> Result<(Value, Options), Thrown> {
     let has_body = !matches!(method, "get" | "delete");
     let (url, body, given) = match arguments {
         [url] => (url, None, None),
@@ -197,11 +191,7 @@ fn request(
 fn register_callbacks(engine: &mut Engine) {
     engine.register_type_with_name::<Handle>("callback");
     engine.register_fn("callback", |context: NativeCallContext<'_>, name: ImmutableString| {
-        let mut path = String::new();
-        in_run(&context, |run| {
-            path = run.next_path();
-            Ok(())
-        })?;
+        let path = in_run(&context, |run| Ok(run.next_path()))?;
         if name.is_empty() {
             return Err(thrown(&context, "a callback has a name"));
         }

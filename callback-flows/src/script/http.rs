@@ -147,8 +147,8 @@ pub(super) fn body_of(body: &[u8]) -> Value {
 
 impl CallError {
     /// The error that a response is: its `error.type`, `error.code` and `error.message` where its body is JSON with these, as that of many
-    /// APIs is. 409, 425, 429 and from 500 on are [tried again](Self::retry), as soon as a `retry-after` in seconds allows, or when
-    /// `stripe-should-retry` says so.
+    /// APIs is. 409, 425, 429 and from 500 on are [tried again](Self::retry), as soon as a `retry-after` in seconds allows (at most a
+    /// day), or when `stripe-should-retry` says so.
     #[must_use]
     pub fn from_response(status: u16, headers: &[(String, String)], body: &[u8]) -> CallError {
         let parsed: Value = serde_json::from_slice(body).unwrap_or_default();

@@ -96,12 +96,12 @@ fn hash_of<'a>(sources: impl Iterator<Item = (&'a str, &'a str)>) -> Arc<str> {
 /// Compiles and finds scripts.
 #[derive(Debug)]
 pub(super) struct Library {
-    pub(super) directories: Vec<PathBuf>,
+    directories: Vec<PathBuf>,
     /// Scripts from memory, by their names. They come before files.
-    pub(super) texts: BTreeMap<String, Arc<str>>,
+    texts: BTreeMap<String, Arc<str>>,
     /// By the name of the function.
-    pub(super) dispatches: BTreeMap<String, Arc<Dispatch>>,
-    pub(super) known: Known,
+    dispatches: BTreeMap<String, Arc<Dispatch>>,
+    known: Known,
     /// The newest text of each script that was compiled.
     newest: Mutex<HashMap<Arc<str>, Arc<Checked>>>,
     sets: Mutex<Sets>,
@@ -137,8 +137,7 @@ impl Library {
                 }
                 let name = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
                 if !is_name(name) {
-                    let reason = format!("the name of a script has 1 to {MAX_NAME} of `a-z`, `0-9`, `_`, `-`");
-                    return Err(ScriptError::new(path.display(), reason));
+                    return Err(ScriptError::new(path.display(), no_name()));
                 }
                 names.push(name.to_owned());
             }
@@ -188,14 +187,13 @@ impl Library {
         if scripts.is_empty() {
             return Err(ScriptError::new("script", format!("there is no script {main:?}")));
         }
-        let set = self.keep(scripts);
-        let bytes = set.sources().map(|(_, text)| text.len()).sum::<usize>();
+        let bytes = scripts.values().map(|script| script.text.len()).sum::<usize>();
         if bytes > MAX_POSTED_BYTES {
             let reason =
                 format!("it has {bytes} bytes with the scripts that it names, and may have {MAX_POSTED_BYTES}");
             return Err(ScriptError::new(file_of(main), reason));
         }
-        Ok(set)
+        Ok(self.keep(scripts))
     }
 
     /// The part of a set that a flow with this main script needs.
@@ -212,23 +210,29 @@ impl Library {
         scripts: &mut BTreeMap<Arc<str>, Arc<Checked>>,
         find: impl Fn(&str) -> Result<Option<Arc<Checked>>, ScriptError>,
     ) -> Result<(), ScriptError> {
-        let mut left = vec![main.to_owned()];
-        while let Some(name) = left.pop() {
+        // With those that were looked for already.
+        let mut left: Vec<(String, Option<Arc<Checked>>)> = vec![(main.to_owned(), None)];
+        while let Some((name, found)) = left.pop() {
             if scripts.contains_key(&*name) {
                 continue;
             }
-            let Some(script) = find(&name)? else { continue };
-            left.extend(script.seen.literals.iter().filter(|literal| is_name(literal)).cloned());
+            let found = if found.is_some() { found } else { find(&name)? };
+            let Some(script) = found else { continue };
+            let literals = script.seen.literals.iter().filter(|literal| is_name(literal));
+            left.extend(literals.map(|literal| (literal.clone(), None)));
             for call in &script.seen.calls {
                 let Some(dispatch) = self.dispatches.get(&call.name) else { continue };
                 for after in dispatch.scripts_after() {
-                    if find(&after)?.is_none() {
+                    if scripts.contains_key(&*after) {
+                        continue;
+                    }
+                    let Some(found) = find(&after)? else {
                         let place = Place::new(&file_of(&name), call.position());
                         let reason =
                             format!("`{}` needs the script `{}`, which is not there", call.name, file_of(&after));
                         return Err(ScriptError::new(place, reason));
-                    }
-                    left.push(after);
+                    };
+                    left.push((after, Some(found)));
                 }
             }
             scripts.insert(name.into(), script);
@@ -274,6 +278,11 @@ impl Library {
 pub(super) fn is_name(name: &str) -> bool {
     let may_be = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'_' | b'-');
     !name.is_empty() && name.len() <= MAX_NAME && name.bytes().all(may_be)
+}
+
+/// The reason why a text cannot be the name of a script.
+pub(super) fn no_name() -> String {
+    format!("the name of a script has 1 to {MAX_NAME} of `a-z`, `0-9`, `_`, `-`")
 }
 
 fn compile(engine: &Engine, name: &str, text: &Arc<str>) -> Result<Checked, ScriptError> {

@@ -25,7 +25,7 @@ use crate::hash::hash_of;
 /// The most operations that the scripts of a flow may ask for.
 pub(super) const MAX_ASKED: u32 = 500;
 /// The most that the context of a flow may have, in bytes.
-pub(super) const MAX_CONTEXT_BYTES: usize = 256 * 1024;
+const MAX_CONTEXT_BYTES: usize = 256 * 1024;
 
 /// Something that a script may ask for, and has to wait for.
 pub(super) enum Ask {
@@ -532,12 +532,11 @@ pub(super) fn on_undo(context: &NativeCallContext<'_>, closure: FnPtr) -> Result
 
 /// Calls each closure up to its first question without an answer, and hands out their results when all have one.
 pub(super) fn all(context: &NativeCallContext<'_>, closures: Vec<FnPtr>) -> Result<Dynamic, Thrown> {
-    let (branch, next, pending) = in_run(context, |run| {
+    let (path, branch, next, pending) = in_run(context, |run| {
         let path = run.next_path();
         run.next += 1;
-        Ok((std::mem::replace(&mut run.branch, path), run.next, std::mem::take(&mut run.pending)))
+        Ok((path, std::mem::take(&mut run.branch), run.next, std::mem::take(&mut run.pending)))
     })?;
-    let path = with(|run| run.branch.clone());
     let mut results = Vec::with_capacity(closures.len());
     let mut error = None;
     for (number, closure) in closures.iter().enumerate() {
