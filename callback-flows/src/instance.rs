@@ -126,6 +126,13 @@ struct Lives {
     steps: Vec<String>,
 }
 
+impl Lives {
+    /// No step runs in this process yet.
+    fn of(process: u64) -> Lives {
+        Lives { process, died: 0, steps: Vec::new() }
+    }
+}
+
 enum Loaded {
     /// The flow was never started.
     Absent,
@@ -517,7 +524,7 @@ impl FlowInstance {
     fn tell_of(&mut self, cx: &mut Context, outcome: Option<&ChildOutcome>) -> Result<(), TurnError> {
         let letters = self.parents.letters(&self.id, outcome);
         if !letters.is_empty() && self.runs.is_none() {
-            self.set_running(cx, Lives { process: LEFT, died: 0, steps: Vec::new() })?;
+            self.set_running(cx, Lives::of(LEFT))?;
         }
         courier::send(cx, letters)
     }
@@ -549,10 +556,7 @@ impl FlowInstance {
         let (page, mark) = going.engine.take_page();
         if !page.is_empty() {
             put_page(cx, going.pages, &page)?;
-            going.pages += 1;
-            if let Some(rehearsal) = &mut going.rehearsal {
-                rehearsal.note(&page);
-            }
+            going.noted(|| page);
         }
         let events = going.store_events(&self.id, cx)?;
         let mark = if self.switch(cx)? { 0 } else { mark };
@@ -597,7 +601,7 @@ impl FlowInstance {
         if must_run && self.runs.is_none() {
             // A flow that is blocked or over runs no step that could end anything.
             let process = if is_blocked || is_over { LEFT } else { self.registry.process };
-            self.set_running(cx, Lives { process, died: 0, steps: Vec::new() })?;
+            self.set_running(cx, Lives::of(process))?;
         }
         self.pump(cx, mark)?;
         let Loaded::Going(going) = &mut self.loaded else { return Ok(()) };
@@ -699,6 +703,14 @@ impl FlowInstance {
 }
 
 impl Going {
+    /// Counts a page that was put, and keeps it for replays, if flows are replayed as they park.
+    fn noted(&mut self, page: impl FnOnce() -> Page) {
+        self.pages += 1;
+        if let Some(rehearsal) = &mut self.rehearsal {
+            rehearsal.note(page());
+        }
+    }
+
     /// Lets everything happen that was due before something came: it came after that.
     fn pass_until(&mut self, arrived: Timestamp) {
         let before = arrived - Duration::from_millis(1);

@@ -11,13 +11,13 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use sha2::{Digest as _, Sha256};
 use stable_interfaces::clock::{Clock, Random, Sleep};
 use stable_interfaces::{Timestamp, outside_of_handlers};
 
 use crate::blocked::{Blocked, BlockedKind};
 use crate::engine::{Kind, Life, Shared, Ticket};
 use crate::flow::Flow;
+use crate::hash::hash_of;
 use crate::journal::{Detail, Event, Key, StepOutcome};
 
 /// A wait for the next attempt that is longer than this outlives the process.
@@ -270,8 +270,7 @@ impl<'a> Step<'a> {
 
     /// The input that it works on. A replay with another input is found out, and blocks the flow.
     pub fn input(mut self, input: &(impl Serialize + ?Sized)) -> Step<'a> {
-        let hash = serde_json::to_vec(input).map(Sha256::digest);
-        self.input = hash.ok().map(|hash| u64::from_le_bytes(hash[..8].try_into().expect("32 bytes are more than 8")));
+        self.input = serde_json::to_vec(input).ok().map(|json| hash_of(&json));
         self
     }
 

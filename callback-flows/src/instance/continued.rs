@@ -128,10 +128,8 @@ impl FlowInstance {
         going.before = Before::of(run, old.pages, std::slice::from_ref(&page), &[]);
         going.before.once = once;
         put_page(cx, old.pages, &page)?;
-        if let Some(rehearsal) = &mut going.rehearsal {
-            rehearsal.note(&page);
-        }
-        going.pages = old.pages + 1;
+        going.pages = old.pages;
+        going.noted(|| page);
         let Going { started_at, input, stored, said, bell, .. } = old;
         (going.started_at, going.input, going.stored, going.said) = (started_at, input, stored, said);
         // Another pump brings the turn in which the run begins.

@@ -132,6 +132,7 @@ impl FlowInstance {
         let opens = mark > going.pumping.opened && engine.has_steps_from(going.pumping.opened);
         let is_needed = must_turn || opens || engine.has_running_steps();
         going.bell.is_busy.store(is_needed && engine.has_steps_to_end(), Ordering::Release);
+        let opens_to = if opens { mark } else { 0 };
         if opens {
             going.pumping.opened = mark;
         }
@@ -140,7 +141,7 @@ impl FlowInstance {
         }
         if let Some(own) = &mut going.pumping.own {
             own.is_over = !is_needed;
-            own.opens_to = if opens { mark } else { 0 };
+            own.opens_to = opens_to;
             going.pumping.is_there = is_needed;
             return Ok(());
         }
@@ -148,7 +149,6 @@ impl FlowInstance {
             if is_needed {
                 going.pumping.is_there = true;
                 let (bell, clock) = (going.bell.clone(), cx.clock());
-                let opens_to = if opens { mark } else { 0 };
                 cx.spawn(move |me: InstanceRef<FlowInstance>| {
                     // It starts when the turn is durable.
                     if opens_to > 0 {
@@ -192,7 +192,7 @@ impl FlowInstance {
         advanced?;
         if is_leaving && self.runs.is_some() && !std::mem::replace(&mut self.has_left, true) {
             // What is cut off now has killed nothing.
-            self.set_running(cx, Lives { process: LEFT, died: 0, steps: Vec::new() })?;
+            self.set_running(cx, Lives::of(LEFT))?;
         }
         Ok(own.unwrap_or(OVER))
     }

@@ -25,8 +25,8 @@ impl Rehearsal {
         Rehearsal { pages: pages.to_vec(), entries: 0 }
     }
 
-    pub(super) fn note(&mut self, page: &Page) {
-        self.pages.push(page.clone());
+    pub(super) fn note(&mut self, page: Page) {
+        self.pages.push(page);
     }
 
     /// Tells whether a journal with so many entries is to be replayed now.

@@ -66,7 +66,7 @@ impl FlowInstance {
         }
         if self.runs.is_none() {
             // The next host looks at once.
-            self.set_running(cx, Lives { process: LEFT, died: 0, steps: Vec::new() })?;
+            self.set_running(cx, Lives::of(LEFT))?;
         }
         self.loaded = Loaded::Sealed(Box::new(Sealed { status, why }));
         Ok(())

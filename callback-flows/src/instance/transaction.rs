@@ -89,10 +89,7 @@ impl FlowInstance {
         });
         match committed.await {
             Ok(entry) => {
-                going.pages += 1;
-                if let Some(rehearsal) = &mut going.rehearsal {
-                    rehearsal.note(&Page { entries: vec![entry.clone()], settled_to, ..Page::default() });
-                }
+                going.noted(|| Page { entries: vec![entry.clone()], settled_to, ..Page::default() });
                 going.engine.append_written(entry);
             }
             // Whoever waits for the step takes it as an attempt that failed.
