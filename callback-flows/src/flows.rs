@@ -367,7 +367,8 @@ impl std::fmt::Debug for Call {
 }
 
 impl Call {
-    /// A call with this body: at most 256 KiB, or what [`FlowsBuilder::max_value`] says, at the host that owns the flow, and 192 KiB at others.
+    /// A call with this body: at most 256 KiB, or what [`FlowsBuilder::max_value`] says, at the host that owns the flow, and 192 KiB at one that
+    /// cannot reach that host.
     #[must_use]
     pub fn new(body: impl Into<Bytes>) -> Call {
         Call { body: body.into(), ..Call::default() }

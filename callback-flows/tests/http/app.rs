@@ -22,6 +22,8 @@ use tower::ServiceExt as _;
 pub(crate) const SECOND: Duration = Duration::from_secs(1);
 /// The time after which a flow that is over is purged here.
 pub(crate) const RETENTION: Duration = Duration::from_secs(60);
+/// The signature of `Hello, World!` as the callback `signed` checks it.
+pub(crate) const SIGNATURE: &str = "757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17";
 const BEGINNING: Timestamp = Timestamp::from_millis(1_700_000_000_000);
 
 /// Every pair of an operation and a status that was answered, the operation as the documents name it.

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use stable_interfaces::Host;
 use stable_interfaces::testing::{Fault, Method};
 
-use crate::app::{RETENTION, SECOND, Seen, World, owned_by};
+use crate::app::{RETENTION, SECOND, SIGNATURE, Seen, World, owned_by};
 
 /// A test for each row, and all of them in turn.
 macro_rules! rows {
@@ -367,14 +367,14 @@ rows! {
     async fn a_call_that_is_not_signed_as_it_should_be_is_refused_and_shows_no_secret(seen: &Seen) {
         let app = World::new().alone().await;
         let url = app.hook(seen, "signed").await;
-        let signature = "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17";
+        let signature = format!("sha256={SIGNATURE}");
         let call = async |signature: &str, body: &'static str| {
             let asked = app.ask(seen, "POST", &url).header("x-hub-signature-256", signature);
             asked.header("x-github-delivery", "d-1").body(body).send().await
         };
         for _ in 0..2 {
             // The second one is the same call, and answered in the same way.
-            call(signature, "Hello, World!").await.is(202);
+            call(&signature, "Hello, World!").await.is(202);
         }
         for at in 0..signature.len() {
             let other = if &signature[at..=at] == "0" { "1" } else { "0" };
@@ -384,7 +384,7 @@ rows! {
             let problem = answer.is_problem(401, "unverified").to_string();
             assert!(!problem.contains("757107ea") && !problem.contains("Everybody"), "{problem}");
         }
-        call(signature, "Hello, World?").await.is_problem(401, "unverified");
+        call(&signature, "Hello, World?").await.is_problem(401, "unverified");
         app.ask(seen, "POST", &url).body("Hello, World!").send().await.is_problem(401, "unverified");
         app.settle().await;
         let path = "/flows/hook/signed";

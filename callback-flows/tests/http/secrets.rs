@@ -12,7 +12,7 @@ use tracing::{Event, Metadata, Subscriber};
 
 use callback_flows::{Call, CallbackPolicy, UrlKeys, Verify};
 
-use crate::app::{App, Seen, World};
+use crate::app::{App, SIGNATURE, Seen, World};
 
 /// Everything that is said to a subscriber, of every level.
 #[derive(Debug, Clone, Default)]
@@ -53,7 +53,6 @@ impl Subscriber for Heard {
     fn exit(&self, _: &Id) {}
 }
 
-const SIGNATURE: &str = "757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17";
 const SECRET: &str = "It's a Secret to Everybody";
 
 /// Asks for all that can be refused, and gives what was answered.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use axum::body::to_bytes;
 use serde_json::{Value, json};
 
-use crate::app::{Answer, App, Asked, RETENTION, SECOND, Seen, Telling, Told, World, fleet, owned_by};
+use crate::app::{Answer, App, Asked, RETENTION, SECOND, SIGNATURE, Seen, Telling, Told, World, fleet, owned_by};
 
 /// The operations of the columns below.
 const OPERATIONS: [&str; 10] =
@@ -158,7 +158,7 @@ rows! {
             app.ask(seen, "POST", &format!("{typed}A")).body("1").send().await.is_problem(404, "unknown-callback");
             assert_eq!(app.world.store.begun(), before, "calls of the store");
             app.ask(seen, "POST", &typed).body("1").send().await.is(202);
-            let signature = "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17";
+            let signature = format!("sha256={SIGNATURE}");
             let genuine = app.ask(seen, "POST", &signed).header("x-hub-signature-256", signature);
             genuine.header("x-github-delivery", "d-1").body("Hello, World!").send().await.is(202);
         }
