@@ -18,7 +18,7 @@ const MAX_BYTES: usize = 64 * 1024 * 1024;
 #[derive(Debug)]
 pub(crate) struct Reach {
     transport: Arc<dyn Transport>,
-    /// Under way to each host that was ever asked.
+    /// Under way to each host that was asked, at least while something is.
     hosts: Mutex<BTreeMap<Arc<str>, Arc<Load>>>,
     /// Arrived, and waiting for a shard to come to this host.
     waiting: Arc<Load>,
@@ -60,9 +60,20 @@ impl Reach {
         Reach { transport, hosts: Mutex::default(), waiting: Arc::default() }
     }
 
+    /// The load of a host: a new one, if there is none.
+    fn load_of(&self, host: &Arc<str>) -> Arc<Load> {
+        let mut hosts = self.hosts.lock();
+        if let Some(load) = hosts.get(&**host) {
+            return load.clone();
+        }
+        // Nothing is under way to those that nobody else holds: each place has its load.
+        hosts.retain(|_, load| Arc::strong_count(load) > 1);
+        hosts.entry(host.clone()).or_default().clone()
+    }
+
     /// Sends a request; `None` if too much is under way to that host already.
     pub(crate) async fn send(&self, to: &Addressee, request: Bytes) -> Option<Result<Bytes, Undelivered>> {
-        let load = self.hosts.lock().entry(to.host.clone()).or_default().clone();
+        let load = self.load_of(&to.host);
         let _place = load.place(request.len())?;
         Some(self.transport.send(to, request).await)
     }

@@ -112,10 +112,13 @@ pub(crate) async fn keep(host: &Arc<HostCore>, store: &Deadlines, incarnation: I
     let mut keeper =
         Keeper { host, store, incarnation, renewed: host.lease_until(), doubts: BTreeMap::new(), claiming: None };
     let mut failures = 0_u32;
+    // Says whether the last renewal told the members. The ends in an older view may be long past, and others' leases renewed since.
+    let mut knows = true;
     loop {
         let left = keeper.left();
+        let first_end = if knows { keeper.until_first_end() } else { Duration::MAX };
         let wait = match failures {
-            0 if !left.is_zero() => pause.min(left).min(keeper.until_first_end()),
+            0 if !left.is_zero() => pause.min(left).min(first_end),
             // It has run out before its renewal was answered.
             0 => Duration::ZERO,
             _ if left.is_zero() => backoff(&*host.random, failures).min(pause),
@@ -162,7 +165,7 @@ pub(crate) async fn keep(host: &Arc<HostCore>, store: &Deadlines, incarnation: I
             }
         };
         failures = 0;
-        host.note_members(&renewed.members);
+        knows = host.note_members(&renewed.members);
         keeper.note_renewal(sent_at, &asked, &renewed);
         for shard in renewed.inbox {
             host.shards.look(shard);
@@ -205,11 +208,11 @@ impl Keeper<'_> {
     /// The time until the first lease of another host would end, where somebody waits for that: its shards are free just after.
     fn until_first_end(&self) -> Duration {
         let host = self.host;
-        let waits = host.fleet.is_live() || self.missing().next().is_some();
-        match host.view().first_end(&host.name).filter(|_| waits) {
-            Some(end) => end.saturating_sub(host.clock.elapsed()).saturating_add(JUST_AFTER),
-            None => Duration::MAX,
+        let Some(end) = host.view().first_end(&host.name) else { return Duration::MAX };
+        if !host.fleet.is_live() && self.missing().next().is_none() {
+            return Duration::MAX;
         }
+        end.saturating_sub(host.clock.elapsed()).saturating_add(JUST_AFTER)
     }
 
     /// The shards that this host should own and does not.

@@ -91,11 +91,11 @@ impl HostCore {
         lives.min_by_key(|member| member.state == MemberState::Leaving)?.address.clone()
     }
 
-    /// Notes the members as the store has just told them, unless it could not say.
-    pub(crate) fn note_members(&self, members: &Members) {
+    /// Notes the members as the store has just told them, and tells whether it could say.
+    pub(crate) fn note_members(&self, members: &Members) -> bool {
         // Whoever asks is one of them, but for the moment in which somebody noted that its lease had been over.
         if members.list.iter().all(|member| member.name != self.name) {
-            return;
+            return false;
         }
         metrics::gauge!(crate::metrics::MEMBERS).set(u32::try_from(members.list.len()).unwrap_or(u32::MAX));
         let before = self.view();
@@ -113,6 +113,7 @@ impl HostCore {
         if is_news {
             self.view_changed.notify_one();
         }
+        true
     }
 
     /// Completes when the host begins to drain, or to hand over the shard.

@@ -26,7 +26,7 @@ use bytes::Bytes;
 use tokio::net::{TcpListener, lookup_host};
 use tokio::task::JoinSet;
 
-use self::link::{Link, Start};
+use self::link::{EndsLink, Link, Start};
 use self::serve::Guests;
 use crate::store::BoxError;
 use crate::sync::{Arc, Mutex, mpsc, watch};
@@ -76,6 +76,19 @@ struct Opened {
     guests: Guests,
 }
 
+impl Opened {
+    /// The link to a host: a new one, if there is none.
+    fn link_to(&self, host: &Arc<str>) -> Arc<Link> {
+        let mut links = self.links.lock();
+        if let Some(link) = links.get(&**host) {
+            return link.clone();
+        }
+        // Nothing is asked on those that nobody else holds: whoever asks has them, and so has the task that sees to them.
+        links.retain(|_, link| Arc::strong_count(link) > 1);
+        links.entry(host.clone()).or_default().clone()
+    }
+}
+
 impl fmt::Debug for TcpTransport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Options { listen, advertise, tls, .. } = &self.options;
@@ -97,7 +110,7 @@ impl TcpTransport {
     }
 
     /// Sets the address at which other hosts reach this one. Default: the one it listens at, unless that is every one of the machine
-    /// (`0.0.0.0`).
+    /// (`0.0.0.0`). At most 255 bytes, and no NUL.
     #[must_use]
     pub fn advertise(mut self, address: impl Into<Arc<str>>) -> TcpTransport {
         self.options.advertise = Some(address.into());
@@ -198,13 +211,11 @@ impl Transport for TcpTransport {
 
     async fn send(&self, to: &Addressee, request: Bytes) -> Result<Bytes, Undelivered> {
         let opened = self.opened.get().ok_or_else(|| Undelivered::NotSent("it has not been opened".into()))?;
-        let link = opened.links.lock().entry(to.host.clone()).or_default().clone();
+        let link = opened.link_to(&to.host);
         let (answer, is_first) = link.ask(request);
         if is_first {
-            let start = Start { link: link.clone(), to: to.clone() };
-            if let Err(unsent) = opened.starts.send(start) {
-                unsent.0.link.end("the transport has ended", false);
-            }
+            // Where nobody takes it any more, it ends the link.
+            drop(opened.starts.send(Start { link: EndsLink(Some(link)), to: to.clone() }));
         }
         // Dropped without an answer, its link has ended with the transport.
         answer.await.unwrap_or_else(|_| Err(Undelivered::Unanswered("the transport has ended".into())))

@@ -53,10 +53,10 @@ struct Asked {
     is_sent: bool,
 }
 
-/// A link that is to begin.
+/// A link that is to begin. Dropped before it has, it ends.
 #[derive(Debug)]
 pub(super) struct Start {
-    pub(super) link: Arc<Link>,
+    pub(super) link: EndsLink,
     pub(super) to: Addressee,
 }
 
@@ -100,7 +100,7 @@ impl Link {
     }
 
     /// Ends it. `has_parted` says that the other host has taken nothing that it has not answered.
-    pub(super) fn end(&self, reason: &str, has_parted: bool) {
+    fn end(&self, reason: &str, has_parted: bool) {
         let asked = {
             let mut state = self.state.lock();
             state.is_running = false;
@@ -114,14 +114,9 @@ impl Link {
     }
 }
 
-/// The end of what was said on a link.
-enum Ended {
-    /// The other host has said its last word.
-    Parted,
-}
-
-/// Ends a link also where its task is dropped.
-struct EndsLink(Option<Arc<Link>>);
+/// Ends a link also where its task is dropped, or never comes to be.
+#[derive(Debug)]
+pub(super) struct EndsLink(pub(super) Option<Arc<Link>>);
 
 impl Drop for EndsLink {
     fn drop(&mut self) {
@@ -133,11 +128,11 @@ impl Drop for EndsLink {
 
 /// Calls the other host, and carries what is asked of it until the link fails.
 pub(super) async fn run(start: Start, own: Arc<Introduction>, options: Options) {
-    let Start { link, to } = start;
-    let mut ends = EndsLink(Some(link.clone()));
+    let Start { link: mut ends, to } = start;
+    let Some(link) = ends.0.clone() else { return };
     let (reason, has_parted) = match connect(&to, &own, &options).await {
         Ok((stream, frames, incoming)) => match talk(stream, frames, incoming, &link, &own).await {
-            Ok(Ended::Parted) => ("it has said goodbye".to_owned(), true),
+            Ok(()) => ("it has said goodbye".to_owned(), true),
             Err(error) => (error.to_string(), false),
         },
         Err(error) => (error.to_string(), true),
@@ -174,13 +169,14 @@ async fn connect(to: &Addressee, own: &Introduction, options: &Options) -> io::R
     greeted
 }
 
+/// Carries what is asked until the other host has said its last word.
 async fn talk(
     stream: Box<dyn Wire>,
     mut frames: Frames,
     mut incoming: BytesMut,
     link: &Link,
     own: &Introduction,
-) -> io::Result<Ended> {
+) -> io::Result<()> {
     let (mut reader, mut writer) = tokio::io::split(stream);
     let (mut out, mut assembly) = (BytesMut::new(), Assembly::default());
     let (mut must_flush, mut is_asking, mut has_heard, mut silent) = (false, false, true, 0);
@@ -194,7 +190,7 @@ async fn talk(
                         link.answered(number, answer);
                     }
                 }
-                Kind::Goodbye => return Ok(Ended::Parted),
+                Kind::Goodbye => return Ok(()),
                 _ => {}
             }
         }

@@ -1,7 +1,7 @@
 //! The end of a link that was called: takes requests, and answers them.
 //!
-//! What arrives together is begun together, on a task of its own: so a handler that blocks its thread holds up what came with it, and not the
-//! link. Whoever has not said a right first word is one of few; frames have a limit of time, links of silence.
+//! Requests that arrive together are begun together, on a task of its own: so a handler that blocks its thread holds up what came with
+//! it, and not the link. Whoever has not said a right first word is one of few; frames have a limit of time, links of silence.
 
 use std::collections::VecDeque;
 use std::io;
@@ -30,8 +30,9 @@ const MAX_GUESTS: usize = 4_096;
 const LOOK: Duration = Duration::from_secs(5);
 /// After so many looks at which nothing was heard a link is over: who calls asks for signs of life more often.
 const SILENT_LOOKS: u32 = 6;
-/// The most requests of one link that are being answered. Past it, no more of it are read.
-const MAX_REQUESTS: usize = 16_384;
+/// The most requests of one link that are being answered. Past it, no more of it are read. More than one host has under way (see `reach.rs`), so
+/// that its pings are always read.
+const MAX_REQUESTS: usize = 2 * 16_384;
 /// The pause after a connection could not be taken.
 const AFTER_FAILURE: Duration = Duration::from_millis(50);
 
@@ -205,7 +206,7 @@ async fn talk(
     let mut tasks = JoinSet::new();
     let (mut must_flush, mut has_heard, mut silent, mut taken_before) = (false, true, 0, None);
     let mut look = own.clock.sleep(LOOK);
-    let mut is_closing = false;
+    let mut is_closing = *closing.borrow_and_update();
     loop {
         let mut arrived = Vec::new();
         while let Some(frame) = frames.next(&mut incoming)? {
@@ -238,10 +239,11 @@ async fn talk(
             writer.write_all(&out).await?;
             return writer.shutdown().await;
         }
+        let is_reading = !is_closing && under_way < MAX_REQUESTS;
         tokio::select! { biased;
             written = write_some(&mut writer, &mut out, &mut must_flush), if must_flush => written?,
             Some(ended) = tasks.join_next(), if !tasks.is_empty() => ended.map_err(io::Error::other)?,
-            read = reader.read_buf(&mut incoming), if !is_closing && under_way < MAX_REQUESTS => {
+            read = reader.read_buf(&mut incoming), if is_reading => {
                 if read? == 0 {
                     return Ok(());
                 }
@@ -250,8 +252,9 @@ async fn talk(
             () = answers.wake.notified(), if out.is_empty() => {}
             changed = closing.changed(), if !is_closing => is_closing = changed.is_err() || *closing.borrow(),
             () = &mut look => {
-                silent = if has_heard { 0 } else { silent + 1 };
-                let is_incomplete = !incoming.is_empty() || !assembly.is_empty();
+                // Whoever is not listened to is not silent, but whoever takes no answers is.
+                silent = if has_heard || (!is_reading && out.is_empty()) { 0 } else { silent + 1 };
+                let is_incomplete = is_reading && (!incoming.is_empty() || !assembly.is_empty());
                 if silent >= SILENT_LOOKS {
                     return Err(io::Error::new(io::ErrorKind::TimedOut, "the caller says nothing any more"));
                 }

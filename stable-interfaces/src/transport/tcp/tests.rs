@@ -189,6 +189,17 @@ async fn what_was_taken_is_answered_before_a_host_closes_and_what_was_not_is_not
     .await;
 }
 
+#[tokio::test]
+async fn a_request_whose_transport_ends_before_its_link_begins_is_not_sent_and_nor_is_a_later_one() {
+    let transport = here();
+    let running = transport.open(introduction("host-0", 64), None).await.unwrap();
+    let to = Addressee { host: "host-1".into(), address: None };
+    let ask = || transport.send(&to, Bytes::new());
+    let (first, ()) = in_time(async { tokio::join!(ask(), async { drop(running) }) }).await;
+    not_sent(first);
+    not_sent(in_time(ask()).await);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_of_another_fleet_or_not_the_one_that_was_called_is_refused_with_the_reason() {
     let one = open("host-1", here().fleet("orders")).await;
