@@ -17,7 +17,7 @@ use system_tests::{Site, World, act, count, get, in_time, life, on_each_store, p
 const SECOND: Duration = Duration::from_secs(1);
 const LEASE: Duration = Duration::from_secs(15);
 const SHARDS: u32 = 64;
-/// What a store and a hint take, and no look by the clock does.
+/// The time that a store and a hint take, and no look by the clock does.
 const AT_ONCE: Duration = Duration::from_millis(100);
 
 fn live() -> Fleet {

@@ -12,6 +12,8 @@ mod fjall;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
+#[cfg(any(feature = "postgres", feature = "redis"))]
+mod hint;
 #[cfg(any(feature = "fjall", feature = "redis"))]
 #[cfg_attr(
     not(feature = "redis"),

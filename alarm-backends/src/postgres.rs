@@ -45,7 +45,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use stable_interfaces::store::{
     Batch, Claim, ClaimKind, Claimed, Epoch, Found, Grant, Held, Hints, Incarnation, Lane, Loaded, NewMessage, Page,
-    Placement, Read, Renewal, Renewed, Sequence, ShardId, Write,
+    Read, Renewal, Renewed, Sequence, ShardId, Write,
 };
 use stable_interfaces::{Posted, Store, StoreError, Timestamp};
 use tokio_postgres::config::{SslMode, TargetSessionAttrs};
@@ -406,8 +406,7 @@ fn claimed(watermarks: &Watermarks, claim: &Claim, row: &Row) -> Result<Claimed,
         }
         "placement" => {
             let placement = claim.presence.placement;
-            let stored = if placement == Placement::List { Placement::Live } else { Placement::List };
-            return Err(StoreError::OtherPlacement { placement, stored });
+            return Err(StoreError::OtherPlacement { placement, stored: placement.other() });
         }
         _ => {}
     }

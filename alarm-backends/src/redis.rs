@@ -81,7 +81,7 @@ use futures_util::StreamExt;
 use redis::{TlsCertificates, Value};
 use stable_interfaces::clock::{Clock, SystemClock};
 use stable_interfaces::store::{
-    Claim, Claimed, Found, Hint, Hints, Incarnation, Loaded, NewMessage, Page, Read, Renewal, Renewed, ShardId, Write,
+    Claim, Claimed, Found, Hints, Incarnation, Loaded, NewMessage, Page, Read, Renewal, Renewed, ShardId, Write,
 };
 use stable_interfaces::{Posted, Store, StoreError};
 
@@ -93,6 +93,7 @@ use self::reply::{list, optional_text};
 use self::script::{Call, PROBE};
 use self::target::Target;
 use self::watermarks::Watermarks;
+use crate::hint::hint;
 
 /// The last [step](crate::steps) of the layout that this code knows.
 ///
@@ -420,14 +421,8 @@ fn forwarded(mut messages: redis::aio::PubSubStream, alive: impl Future<Output =
                 () = &mut alive => return,
             };
             let Some(message) = message else { return };
-            match std::str::from_utf8(message.get_payload_bytes()) {
-                Ok("fleet") => sender.send(Hint::Fleet),
-                Ok(text) => {
-                    if let Ok(shard) = text.parse() {
-                        sender.send(Hint::Inbox(ShardId(shard)));
-                    }
-                }
-                Err(_) => {}
+            if let Some(hint) = std::str::from_utf8(message.get_payload_bytes()).ok().and_then(hint) {
+                sender.send(hint);
             }
         }
     });

@@ -45,8 +45,8 @@ pub enum RequestError<E> {
         /// The host to ask.
         holder: Arc<str>,
     },
-    /// The host that owns the instance's shard could not be reached for as long as the request may wait for its turn. It was never sent, so
-    /// nothing happened; try again later.
+    /// The host that owns the instance's shard could not be reached for a lease, or for as long as the request may wait for its turn if that is
+    /// shorter. It was never sent, so nothing happened; try again later.
     #[error("{host}, which owns the instance, cannot be reached")]
     Unreachable {
         /// The host that was to be asked.

@@ -569,7 +569,8 @@ impl HostBuilder {
         self
     }
 
-    /// Sets the text by which the other hosts of the fleet know the program of this one: a version, the hash of a commit. Default: none.
+    /// Sets the text by which the other hosts of the fleet know the program of this one: a version, the hash of a commit. At most 255 bytes, and
+    /// no NUL. Default: none.
     #[must_use]
     pub fn build(mut self, build: impl AsRef<str>) -> HostBuilder {
         self.options.build = build.as_ref().into();

@@ -97,8 +97,8 @@ impl<I: StableInterface> Interface<I> {
     /// The handler is polled once right here; if it needs more, a task of the host carries on. When this returns `Ok`, every
     /// effect of the handler is durable.
     ///
-    /// Where another host owns the instance, a message that was registered with [`forward`](crate::InterfaceBuilder::forward) is sent there, if
-    /// this host has a [`transport`](crate::HostBuilder::transport); any other is refused with [`RequestError::NotOwner`].
+    /// A message that was registered with [`forward`](crate::InterfaceBuilder::forward) is sent there where another host owns the instance, if this
+    /// host has a [`transport`](crate::HostBuilder::transport); any other is refused with [`RequestError::NotOwner`].
     ///
     /// # Errors
     /// [`RequestError::Handler`] is the handler's own error; each other variant says what happened and what to do.

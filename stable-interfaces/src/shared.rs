@@ -123,6 +123,8 @@ impl HostOptions {
     /// Refuses what cannot work; the text names the option.
     pub(crate) fn check(&self) -> Result<(), &'static str> {
         let HostOptions { lease, commit, limits, .. } = self;
+        // As `Presence` says.
+        let is_unfit = |text: &str| text.len() > 255 || text.contains('\0');
         let refused = [
             (*lease < Duration::from_millis(100), "the lease must be at least 100 ms"),
             (commit.store_timeout < SHORTEST, "store_timeout must be at least 1 ms"),
@@ -133,6 +135,11 @@ impl HostOptions {
             (limits.max_fires_per_second == 0, "max_fires_per_second must be at least 1"),
             (limits.max_crashes == 0, "max_crashes must be at least 1"),
             (self.handoff_batch == 0, "handoff_batch must be at least 1"),
+            (is_unfit(&self.build), "build must have at most 255 bytes and no NUL"),
+            (
+                self.address.as_deref().is_some_and(is_unfit),
+                "the address of a host must have at most 255 bytes and no NUL",
+            ),
         ];
         refused.into_iter().find(|(is_wrong, _)| *is_wrong).map_or(Ok(()), |(_, text)| Err(text))
     }

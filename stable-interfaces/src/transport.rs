@@ -7,7 +7,7 @@
 #[cfg(feature = "tcp")]
 mod tcp;
 
-use std::fmt::{self, Debug};
+use std::fmt::Debug;
 use std::future::Future;
 use std::pin::Pin;
 
@@ -28,7 +28,7 @@ pub use tcp::{TcpTransport, Tls};
 /// Carries requests to other hosts, and those of others to this one. One for each host: it is given to
 /// [`HostBuilder::transport`](crate::HostBuilder::transport).
 ///
-/// What it carries is opaque to it, at most [`MAX_MESSAGE_BYTES`] in either direction and a few hundred bytes more.
+/// The bytes that it carries mean nothing to it: at most [`MAX_MESSAGE_BYTES`] in either direction and a few hundred bytes more.
 #[async_trait]
 pub trait Transport: Debug + Send + Sync + 'static {
     /// The address at which other hosts reach this one, as it is told them; `None` if they know it by themselves, or cannot.
@@ -89,21 +89,14 @@ pub struct Addressee {
 }
 
 /// The reason why a request has no answer.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum Undelivered {
     /// Nothing of it was sent, or the other host has said that it did not take it: it has not happened.
+    #[error("not sent: {}", WithCauses(&**.0))]
     NotSent(BoxError),
     /// The request was sent, and the link was lost before its answer came: it may have happened, or may happen still.
+    #[error("sent, and not answered: {}", WithCauses(&**.0))]
     Unanswered(BoxError),
-}
-
-impl fmt::Display for Undelivered {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Undelivered::NotSent(error) => write!(f, "not sent: {}", WithCauses(&**error)),
-            Undelivered::Unanswered(error) => write!(f, "sent, and not answered: {}", WithCauses(&**error)),
-        }
-    }
 }
 
 /// A message, or the reply to one, that crosses from host to host. Whatever can be written and read by serde is.

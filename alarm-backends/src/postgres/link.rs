@@ -26,9 +26,9 @@ use tokio_postgres::{AsyncMessage, Client, Config, Connection, Row, SimpleQueryM
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::errors::{DoubtfulCommit, NoAnswer, NoConnection, casts_doubt, judge, judge_open, pooled};
-use super::members::hint;
 use super::schema::{MakeError, Query, Schema};
 use super::watermarks::Watermarks;
+use crate::hint::hint;
 
 /// The settings that every query of the store takes for granted. Each walks an index: a plan made while the tables were empty would say otherwise,
 /// and stay.

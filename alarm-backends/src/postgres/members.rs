@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use stable_interfaces::store::{Hint, Incarnation, Member, MemberState, Members, Placement, Presence, ShardId};
+use stable_interfaces::store::{Incarnation, Member, MemberState, Members, Placement, Presence};
 use tokio_postgres::Row;
 
 /// The words of a host about itself, as the functions of step 3 take them.
@@ -33,27 +33,16 @@ pub(super) fn members(row: &Row) -> Members {
     let (leaving, cordoned) = (row.get::<_, Vec<bool>>("leaving"), row.get::<_, Vec<bool>>("cordoned"));
     let placements = row.get::<_, Vec<i64>>("placements");
     let (left, up) = (row.get::<_, Vec<i64>>("member_left"), row.get::<_, Vec<i64>>("member_up"));
-    let member = |at: usize| {
-        let presence = Presence { is_leaving: leaving[at], ..Presence::default() };
-        Member {
-            incarnation: Incarnation(lives[at].unsigned_abs()),
-            name: names[at].into(),
-            address: addresses[at].map(Into::into),
-            build: builds[at].into(),
-            state: MemberState::of(&presence, cordoned[at]),
-            placement_version: u32::try_from(placements[at]).unwrap_or(u32::MAX),
-            remaining: Duration::from_millis(left[at].unsigned_abs()),
-            up: Duration::from_millis(up[at].unsigned_abs()),
-        }
+    let member = |at: usize| Member {
+        incarnation: Incarnation(lives[at].unsigned_abs()),
+        name: names[at].into(),
+        address: addresses[at].map(Into::into),
+        build: builds[at].into(),
+        state: MemberState::of(leaving[at], cordoned[at]),
+        placement_version: u32::try_from(placements[at]).unwrap_or(u32::MAX),
+        remaining: Duration::from_millis(left[at].unsigned_abs()),
+        up: Duration::from_millis(up[at].unsigned_abs()),
     };
     let version = row.get::<_, Option<i64>>("members").map_or(0, i64::unsigned_abs);
     Members { version, list: (0..lives.len()).map(member).collect() }
-}
-
-/// The hint that a notification carries.
-pub(super) fn hint(payload: &str) -> Option<Hint> {
-    match payload {
-        "fleet" => Some(Hint::Fleet),
-        shard => Some(Hint::Inbox(ShardId(shard.parse().ok()?))),
-    }
 }

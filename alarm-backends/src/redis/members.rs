@@ -51,14 +51,13 @@ pub(super) fn read_members(answer: &mut Texts, now: Timestamp) -> Result<Members
 
 fn member(incarnation: Incarnation, row: Row, now: Timestamp) -> Member {
     let time = |text: &str| Timestamp::from_millis(text.parse().unwrap_or_default());
-    // What is neither yes nor no is a newer version's, and nothing is placed on it.
-    let presence = Presence { is_leaving: row.leaving != "0", ..Presence::default() };
     Member {
         incarnation,
         name: row.name.into(),
         address: Some(row.address).filter(|address| !address.is_empty()).map(Into::into),
         build: row.build.into(),
-        state: MemberState::of(&presence, row.cordoned != "0"),
+        // What is neither yes nor no is a newer version's, and nothing is placed on it.
+        state: MemberState::of(row.leaving != "0", row.cordoned != "0"),
         placement_version: row.placement.parse().unwrap_or_default(),
         remaining: time(&row.until).since(now).max(Duration::from_millis(1)),
         up: now.since(time(&row.since)),

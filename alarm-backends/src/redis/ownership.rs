@@ -8,8 +8,7 @@ use std::time::Duration;
 
 use redis::Value;
 use stable_interfaces::store::{
-    Claim, ClaimKind, Claimed, Epoch, Grant, Held, Incarnation, Lane, Members, Placement, Renewal, Renewed, Sequence,
-    ShardId,
+    Claim, ClaimKind, Claimed, Epoch, Grant, Held, Incarnation, Lane, Members, Renewal, Renewed, Sequence, ShardId,
 };
 use stable_interfaces::{StoreError, Timestamp};
 
@@ -163,8 +162,7 @@ impl Inner {
             }
             "placement" => {
                 let placement = claim.presence.placement;
-                let stored = if placement == Placement::List { Placement::Live } else { Placement::List };
-                StoreError::OtherPlacement { placement, stored }
+                StoreError::OtherPlacement { placement, stored: placement.other() }
             }
             "mismatch" => {
                 let (stored_shard_count, stored_hash_version) = (answer.number()?, answer.number()?);

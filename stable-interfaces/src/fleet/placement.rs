@@ -90,7 +90,7 @@ fn most_of(shards: u32, hosts: usize) -> u32 {
 
 /// The number from which the scores of a host of this name are drawn: XXH3-64 of the name's bytes.
 fn seed(host: &str) -> u64 {
-    xxhash_rust::xxh3::xxh3_64(host.as_bytes())
+    super::hash_id(host)
 }
 
 /// The claim of the host with this [`seed`] to the shard: output number `shard` of SplitMix64 (Steele, Lea and Flood, "Fast Splittable

@@ -1,8 +1,8 @@
 //! The end of a request that sends it on: it asks whoever is said to own the shard, and goes where that host says, until the request is
 //! answered or may wait no longer.
 //!
-//! What has not begun anywhere is asked again: it was never sent, or the other host does not own the shard, takes nothing new, or has not
-//! started yet. Everything else is the answer.
+//! A request that has not begun anywhere is asked again: it was never sent, or the other host does not own the shard, takes nothing new, or has
+//! not started yet. Everything else is the answer.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -174,13 +174,12 @@ impl<I: StableInterface> InterfaceCore<I> {
         let Some(reach) = self.host.reach() else {
             return Said::NotHere(RequestError::NotOwner { holder: holder.clone() });
         };
-        let unreachable = || RequestError::Unreachable { host: holder.clone() };
         match reach.send(&to, request.encode()).await {
             Some(Ok(answer)) => read_answer(&answer, written, holder),
             Some(Err(error @ Undelivered::NotSent(_))) => {
                 metrics::counter!(crate::metrics::UNREACHABLE).increment(1);
                 tracing::debug!(interface = I::NAME, id = sending.id, to = %holder, %error, "another host cannot be reached");
-                Said::NotHere(unreachable())
+                Said::NotHere(unreachable_of(holder))
             }
             Some(Err(error @ Undelivered::Unanswered(_))) => {
                 tracing::warn!(interface = I::NAME, id = sending.id, to = %holder, %error, "the outcome of a request is not known");

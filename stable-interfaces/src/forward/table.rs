@@ -137,13 +137,13 @@ impl<I: StableInterface> Forwards<I> {
     /// Writes a message; `None` if its type may not cross.
     pub(crate) fn write<M: 'static, R: 'static>(&self, message: &M) -> Writing<R, I::Error> {
         let way = self.ways.get(&TypeId::of::<M>())?.downcast_ref::<Way<M, R, I::Error>>()?;
-        let what = format_args!("the message {:?}", way.message).to_string();
+        let what = || format!("the message {:?}", way.message);
         let body = match guarded(|| (way.write)(message)) {
             Ok(Ok(body)) => body,
-            Ok(Err(error)) => return Some(Err(ContextError::not_json(what, error).into())),
+            Ok(Err(error)) => return Some(Err(ContextError::not_json(what(), error).into())),
             Err(panic) => {
                 return Some(Err(
-                    RequestError::Rejected(format!("{what} panicked when it was written: {panic}")).into()
+                    RequestError::Rejected(format!("{} panicked when it was written: {panic}", what())).into()
                 ));
             }
         };

@@ -89,6 +89,9 @@ async fn hand_over(host: &HostCore, store: &Deadlines, incarnation: Incarnation,
             None => host.shards.end_handoff(*shard),
         }
     }
+    if closed.is_empty() {
+        return;
+    }
     let shards: Vec<_> = closed.iter().map(|(shard, _)| *shard).collect();
     let are_gone = || interfaces.iter().all(|interface| interface.running_of(&shards) == 0);
     let finish = async {
@@ -114,22 +117,26 @@ async fn hand_over(host: &HostCore, store: &Deadlines, incarnation: Incarnation,
         host.shards.lose(*shard, *epoch);
     }
     forget_unowned(host);
-    release(host, store, incarnation, &shards).await;
+    let is_released = release(host, store, incarnation, &shards).await;
     shards.iter().for_each(|shard| host.shards.end_handoff(*shard));
-    metrics::counter!(crate::metrics::SHARDS_HANDED_OVER).increment(shards.len() as u64);
-    tracing::info!(host = %host.name, shards = shards.len(), first = ?shards.first(), "handed over");
+    if is_released {
+        metrics::counter!(crate::metrics::SHARDS_HANDED_OVER).increment(shards.len() as u64);
+        tracing::info!(host = %host.name, shards = shards.len(), first = ?shards.first(), "handed over");
+    }
 }
 
-/// Releases shards, however long the store is away: nobody else can have them until it has been told.
-async fn release(host: &HostCore, store: &Deadlines, incarnation: Incarnation, shards: &[ShardId]) {
+/// Releases shards, however long the store is away: nobody else can have them until it has been told. Tells whether it has: not if
+/// the host has ended before.
+async fn release(host: &HostCore, store: &Deadlines, incarnation: Incarnation, shards: &[ShardId]) -> bool {
     let mut backoff = Backoff::new(&*host.clock, &*host.random);
     while let Err(error) = store.release(incarnation, shards).await {
         if host.health() > Health::Draining {
-            return;
+            return false;
         }
         if backoff.is_first() {
             tracing::warn!(error = %WithCauses(&error), "shards that are handed over could not be released; trying again");
         }
         backoff.pause().await;
     }
+    true
 }

@@ -21,6 +21,17 @@ pub enum Placement {
     Live,
 }
 
+impl Placement {
+    /// The other rule.
+    #[must_use]
+    pub fn other(self) -> Placement {
+        match self {
+            Placement::List => Placement::Live,
+            Placement::Live => Placement::List,
+        }
+    }
+}
+
 impl std::fmt::Display for Placement {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
@@ -45,31 +56,11 @@ pub enum MemberState {
 impl MemberState {
     /// The state of a host that says this of itself and is marked so.
     #[must_use]
-    pub fn of(presence: &Presence, is_cordoned: bool) -> MemberState {
-        match (presence.is_leaving, is_cordoned) {
+    pub fn of(is_leaving: bool, is_cordoned: bool) -> MemberState {
+        match (is_leaving, is_cordoned) {
             (true, _) => MemberState::Leaving,
             (false, true) => MemberState::Cordoned,
             (false, false) => MemberState::Up,
-        }
-    }
-
-    /// The number by which stores keep it.
-    #[must_use]
-    pub fn number(self) -> u8 {
-        match self {
-            MemberState::Up => 0,
-            MemberState::Cordoned => 1,
-            MemberState::Leaving => 2,
-        }
-    }
-
-    /// The state of this number. One that this version does not know is a host that nothing should be placed on.
-    #[must_use]
-    pub fn of_number(number: u8) -> MemberState {
-        match number {
-            0 => MemberState::Up,
-            1 => MemberState::Cordoned,
-            _ => MemberState::Leaving,
         }
     }
 }
@@ -228,7 +219,7 @@ impl Roster {
             name: row.name.clone(),
             address: row.presence.address.clone(),
             build: row.presence.build.clone(),
-            state: MemberState::of(&row.presence, row.is_cordoned),
+            state: MemberState::of(row.presence.is_leaving, row.is_cordoned),
             placement_version: row.presence.placement_version,
             remaining: row.until.saturating_sub(now),
             up: now.saturating_sub(row.since),
@@ -295,13 +286,5 @@ mod tests {
         roster.note(Incarnation(3), &"b".into(), &leaving, (SECOND, SECOND * 10));
         roster.owns_nothing(Incarnation(3));
         assert_eq!(lives(&roster.members(SECOND * 2)), [2, 1]);
-    }
-
-    #[test]
-    fn a_number_of_a_state_that_is_not_known_is_a_host_that_nothing_is_placed_on() {
-        for state in [MemberState::Up, MemberState::Cordoned, MemberState::Leaving] {
-            assert_eq!(MemberState::of_number(state.number()), state);
-        }
-        assert_eq!(MemberState::of_number(9), MemberState::Leaving);
     }
 }

@@ -1,7 +1,6 @@
 //! The first words of a link: who calls, whom, and of which fleet. Both sides look, and whoever refuses says why.
 
 use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -153,6 +152,5 @@ pub(super) async fn in_time<T>(
     limit: Duration,
     words: impl Future<Output = io::Result<T>>,
 ) -> io::Result<T> {
-    let clock = Arc::clone(&own.clock);
-    within(&*clock, limit, words).await.unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()))
+    within(&*own.clock, limit, words).await.unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()))
 }
