@@ -63,11 +63,11 @@ struct View {
 /// The life of one order.
 async fn order(partner: Arc<Partner>, flow: Flow, Placed { order, timeout_ms }: Placed) -> FlowResult<View> {
     let timeout = Duration::from_millis(timeout_ms);
-    let due = Some(flow.now() + timeout);
     let mut callback = flow.callback::<()>("accepted");
     let url = callback.url();
-    let limit = flow.sleep(timeout); // From now on. One call is waited for: the partner is told, however long this host was away.
     let told = flow.step("tell").retry(Retry::never()).run(|_| partner.tell(&order, &url)).await;
+    let limit = flow.sleep(timeout); // From the first call on, however long this host was away before.
+    let due = Some(limit.deadline());
     let again = Retry::default().between(TELL_AGAIN, LONGEST);
     let tell = flow.step("tell again").retry(again).run(|_| partner.tell(&order, &url));
     let outcome = tokio::select! {
