@@ -2,7 +2,11 @@
 
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::journal::{ChildOutcome, Event, Key, Message, Reader, Unreadable, Writer};
 
@@ -48,6 +52,17 @@ pub(crate) struct Parent {
 }
 
 impl Command {
+    /// About how many bytes it has.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Command::Start { input, .. } => input.len(),
+            Command::Deliver { message: Message { headers, body, .. }, .. } => {
+                body.len() + headers.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>()
+            }
+            _ => 0,
+        }
+    }
+
     pub(crate) fn encode(&self) -> Bytes {
         let mut out = Writer::new(FORMAT);
         match self {
@@ -115,6 +130,20 @@ impl Command {
     }
 }
 
+/// As it is posted, in base64: whatever crosses from host to host is JSON.
+impl Serialize for Command {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&STANDARD.encode(self.encode()))
+    }
+}
+
+impl<'de> Deserialize<'de> for Command {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Command, D::Error> {
+        let body = STANDARD.decode(String::deserialize(deserializer)?).map_err(D::Error::custom)?;
+        Command::decode(&body.into()).map_err(D::Error::custom)
+    }
+}
+
 impl Parent {
     fn write(&self, out: &mut Writer) {
         out.text(&self.flow);
@@ -165,6 +194,8 @@ mod tests {
         for command in commands {
             let body = command.encode();
             assert_eq!(Command::decode(&body), Ok(command.clone()));
+            let crossed = serde_json::to_vec(&command).unwrap();
+            assert_eq!(serde_json::from_slice::<Command>(&crossed).unwrap(), command);
             for length in 0..body.len() {
                 assert!(Command::decode(&body.slice(..length)).is_err(), "{command:?}, {length} bytes");
             }

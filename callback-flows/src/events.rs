@@ -17,6 +17,7 @@ use tokio::sync::broadcast;
 use crate::engine::MAX_EVENT_BYTES;
 use crate::flow::{Flow, FlowError, FlowResult};
 use crate::flows::{FlowsError, Reader, parts_of};
+use crate::hub::OfAll;
 use crate::journal::Ended;
 use crate::status::{State, Status};
 
@@ -59,6 +60,11 @@ impl FlowEvent {
     #[must_use]
     pub fn id(&self) -> &str {
         parts_of(&self.flow).1
+    }
+
+    /// The ID of the flow's instance: `name/id`.
+    pub(crate) fn instance(&self) -> &str {
+        &self.flow
     }
 
     /// The number of the event among the events of its flow, from 1, without a gap. `started` and `blocked`, which are no events of the flow's own,
@@ -278,23 +284,24 @@ impl Stream for FlowEvents {
     }
 }
 
-/// The events of all flows of this host: [`Flows::on_event`](crate::Flows::on_event).
+/// The events of all flows of the fleet: [`Flows::on_event`](crate::Flows::on_event).
 #[derive(Debug)]
-pub struct HostEvents(broadcast::Receiver<FlowEvent>);
+pub struct HostEvents(broadcast::Receiver<OfAll>);
 
 impl HostEvents {
-    pub(crate) fn new(events: broadcast::Receiver<FlowEvent>) -> HostEvents {
+    pub(crate) fn new(events: broadcast::Receiver<OfAll>) -> HostEvents {
         HostEvents(events)
     }
 
     /// The next event; `None` when the host is gone. Dropped while it waits, it loses nothing.
     ///
     /// # Errors
-    /// [`FlowsError::Missed`] says how many were missed, because more than 1,024 had not been taken. It goes on with the oldest of those that
-    /// are there.
+    /// [`FlowsError::Missed`] says how many were missed, because more than 1,024 had not been taken, here or on their way from another host. It
+    /// goes on with the oldest of those that are there.
     pub async fn next(&mut self) -> Option<Result<FlowEvent, FlowsError>> {
         match self.0.recv().await {
-            Ok(event) => Some(Ok(event)),
+            Ok(OfAll::Event(event)) => Some(Ok(event)),
+            Ok(OfAll::Missed(missed)) => Some(Err(FlowsError::Missed(missed))),
             Err(broadcast::error::RecvError::Lagged(missed)) => Some(Err(FlowsError::Missed(missed))),
             Err(broadcast::error::RecvError::Closed) => None,
         }

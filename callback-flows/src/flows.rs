@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod bad_tokens;
 mod census;
+mod elsewhere;
+mod everywhere;
 mod input;
 pub(crate) mod journals;
 #[cfg(test)]
@@ -22,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use stable_interfaces::{
     Alarm, HostBuilder, Interface, KeyRange, NewPost, Posted, RegisterError, RequestError, RetryPolicy, Timestamp,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::command::Command;
 use crate::engine::{Code, Limits, is_callback_named};
@@ -78,6 +80,8 @@ pub(crate) struct Registry {
     /// By the names of the flow and its callback.
     policies: HashMap<(String, String), CallbackPolicy>,
     pub(crate) hub: Arc<Hub>,
+    /// Questions to other hosts for news of their flows.
+    hearing: Arc<Semaphore>,
     pub(crate) limits: Limits,
     pub(crate) retention: Duration,
     pub(crate) tombstone: Duration,
@@ -217,7 +221,8 @@ impl FlowsBuilder {
     /// The largest input, result of a step, body of a call, and result of a flow, in bytes: at most 1 MiB (1,048,576). Default: 256 KiB.
     ///
     /// Whatever goes through the store of another host has at most 192 KiB all the same: a start or a call at a host that does not own the
-    /// flow and cannot reach the one that does, the input of a [child](Flow::spawn), and the result that it tells its parent.
+    /// flow and cannot reach the one that does, the input of a [child](Flow::spawn), and the result that it tells its parent. A start or a
+    /// call of more than 700 KiB is taken by the flow's owner alone.
     pub fn max_value(mut self, bytes: usize) -> FlowsBuilder {
         if bytes > MAX_VALUE_BYTES {
             self.invalid
@@ -270,22 +275,27 @@ impl FlowsBuilder {
         }
         // Those who listen to a host do not hear the one after it.
         let (strays, stray) = mpsc::unbounded_channel();
-        let registry = Arc::new(Registry { hub: Arc::default(), strays, ..self.registry });
+        let hearing = Arc::new(Semaphore::new(elsewhere::MAX_HEARING));
+        let registry = Arc::new(Registry { hub: Arc::default(), hearing, strays, ..self.registry });
         let built = registry.clone();
         let interface = host.interface(move |id| FlowInstance::new(id, built.clone())).with_alarms().with_inbox();
+        let interface = elsewhere::answering(interface, &registry);
         // A timer or a message of a flow is never given up: what ends processes blocks its flow.
         let retry = RetryPolicy::new().longest(Duration::from_secs(60)).attempts(u32::MAX);
         let interface = interface.retry(retry).max_crashes(u32::MAX).register().map_err(FlowsError::Register)?;
         host.beside(watch_strays(interface.clone(), stray));
         let flows = Flows { registry, interface };
         host.beside(flows.clone().take_census());
+        host.beside(flows.clone().follow_others());
         Ok(flows)
     }
 }
 
 /// An application's handle on its flows: cheap to clone, for any task of the process, on every host.
 ///
-/// Each request goes to the flow at once where this host owns it, and else into the flow's inbox, from where its owner takes it.
+/// Each request goes to the flow at once: on the host that owns it, or through the host's
+/// [`transport`](stable_interfaces::HostBuilder::transport) to that one. Where the owner cannot be reached within two seconds, it goes into the
+/// flow's inbox, from where the flow's next owner takes it.
 #[derive(Clone)]
 pub struct Flows {
     registry: Arc<Registry>,
@@ -523,6 +533,7 @@ impl Flows {
             peers: None,
             policies: HashMap::new(),
             hub: Arc::default(),
+            hearing: Arc::new(Semaphore::new(elsewhere::MAX_HEARING)),
             limits: Limits::default(),
             retention: 7 * day,
             tombstone: 30 * day,
@@ -556,8 +567,8 @@ impl Flows {
     /// returns, the call is durable.
     ///
     /// A token is checked without a look at the store, and then the [policy](FlowsBuilder::callback_policy) of its callback. The owner of a
-    /// flow knows whether it takes the call. Other hosts store it, unless the flow is known to be over: a call that is too late, or one too
-    /// many, is dropped by the owner, and counted.
+    /// flow knows whether it takes the call. Where it cannot be reached, the call is stored, unless the flow is known to be over: a call that
+    /// is too late, or one too many, is dropped by the owner, and counted.
     ///
     /// # Errors
     /// [`FlowsError::NotFound`] for a token that is none of ours, [`FlowsError::Gone`] where the flow or the callback is over,
@@ -608,9 +619,12 @@ impl Flows {
         fits("the call", call.size(), self.registry.limits.value_bytes)?;
         let size = call.size();
         let Call { id, headers, body } = call;
+        // With one of its own it is taken once, however often it is sent.
+        let id = id
+            .unwrap_or_else(|| self.interface.random().map_or_else(String::new, |r| format!("{:016x}", r.next_u64())));
         // The post of a call has the ID of that call, so that a second one does not even lie in the inbox.
-        let post = id.as_ref().map(|id| format!("call-{}", short_hash(format!("{callback}\0{id}").as_bytes())));
-        let message = Message { id: id.unwrap_or_default().into(), headers, body };
+        let post = Some(format!("call-{}", short_hash(format!("{callback}\0{id}").as_bytes())));
+        let message = Message { id: id.into(), headers, body };
         let command = Command::Deliver { run, callback, message };
         match self.ask(flow, command.clone()).await? {
             Some(Answer::Done) => return Ok(Delivered::Taken),
@@ -641,7 +655,7 @@ impl Flows {
     /// Cancels a flow: its code is dropped where it waits, and what it has registered to [undo](Flow::undo) is undone.
     ///
     /// # Errors
-    /// [`FlowsError::NotFound`] where this host owns the flow, [`FlowsError::Gone`] where it is over, [`FlowsError::Unavailable`].
+    /// [`FlowsError::NotFound`] where the flow's owner can be reached, [`FlowsError::Gone`] where it is over, [`FlowsError::Unavailable`].
     pub async fn cancel(&self, name: &str, id: &str) -> Result<(), FlowsError> {
         self.command(name, id, "cancel", Command::Cancel).await
     }
@@ -721,15 +735,6 @@ impl Flows {
         self.registry.urls.as_ref().map_or_else(String::new, |urls| urls.of(flow, crate::instance::RUN, callback))
     }
 
-    /// Asks the flow itself; `None` if another host has it, or may have it soon.
-    async fn ask(&self, flow: &str, command: Command) -> Result<Option<Answer>, FlowsError> {
-        match self.interface.request(flow, command).await {
-            Ok(answer) => Ok(Some(answer)),
-            Err(error) if is_elsewhere(&error) => Ok(None),
-            Err(error) => Err(unavailable(error)),
-        }
-    }
-
     async fn post(&self, flow: &str, id: Option<String>, command: Command) -> Result<Posted, FlowsError> {
         let mut post = NewPost::new(command.encode());
         if let Some(id) = id {
@@ -747,19 +752,6 @@ impl Flows {
     async fn stored(&self, flow: &str, range: KeyRange) -> Result<Vec<(Arc<str>, Bytes)>, FlowsError> {
         self.interface.stored(flow, range).await.map_err(unavailable)
     }
-}
-
-/// Tells whether nothing has happened because this host may not act for the flow.
-fn is_elsewhere<E>(error: &RequestError<E>) -> bool {
-    matches!(
-        error,
-        RequestError::NotOwner { .. }
-            | RequestError::LeaseLost
-            | RequestError::Fenced
-            | RequestError::Draining
-            | RequestError::Replaced
-            | RequestError::StoreLost
-    )
 }
 
 fn fits(what: &'static str, bytes: usize, limit: usize) -> Result<(), FlowsError> {

@@ -2,7 +2,10 @@
 //!
 //! A flow's turn tells what it has committed, after the commit, and never waits for a listener: of a flow that is listened to the
 //! newest events are kept for a while, and a listener that is slower than that reads the store. What happens to all flows goes through one
-//! bounded channel, whose slow listeners are told how many events they have missed.
+//! bounded channel, whose slow listeners are told how many events they have missed; what happens to those of this host is kept in a list as
+//! long, for listeners on other hosts.
+
+mod own;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -11,6 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use parking_lot::Mutex;
 use tokio::sync::{broadcast, watch};
 
+pub(crate) use self::own::Own;
 use crate::events::FlowEvent;
 use crate::status::Status;
 
@@ -26,7 +30,19 @@ pub(crate) struct Hub {
     topics: Mutex<HashMap<Arc<str>, Topic>>,
     /// The number of topics, for a look without the lock.
     count: AtomicUsize,
-    host: broadcast::Sender<FlowEvent>,
+    /// Events of all flows, those of other hosts among them if they are followed.
+    all: broadcast::Sender<OfAll>,
+    /// The other hosts know that somebody listens here.
+    follows: watch::Sender<bool>,
+    own: Own,
+}
+
+/// An item for those who listen to all flows.
+#[derive(Debug, Clone)]
+pub(crate) enum OfAll {
+    Event(FlowEvent),
+    /// So many events of another host were missed.
+    Missed(u64),
 }
 
 /// A flow that is listened to.
@@ -63,8 +79,14 @@ pub(crate) enum Newer {
 
 impl Default for Hub {
     fn default() -> Hub {
-        let (host, _) = broadcast::channel(HOST_BUFFER);
-        Hub { topics: Mutex::default(), count: AtomicUsize::new(0), host }
+        let (all, _) = broadcast::channel(HOST_BUFFER);
+        Hub {
+            topics: Mutex::default(),
+            count: AtomicUsize::new(0),
+            all,
+            follows: watch::Sender::new(false),
+            own: Own::default(),
+        }
     }
 }
 
@@ -82,8 +104,32 @@ impl Hub {
         Subscription { hub: self.clone(), flow, told }
     }
 
-    pub(crate) fn subscribe_to_all(&self) -> broadcast::Receiver<FlowEvent> {
-        self.host.subscribe()
+    pub(crate) fn subscribe_to_all(&self) -> broadcast::Receiver<OfAll> {
+        let listener = self.all.subscribe();
+        self.own.listened.notify_one();
+        listener
+    }
+
+    /// Tells whether anybody on this host listens to all flows.
+    pub(crate) fn has_listeners_to_all(&self) -> bool {
+        self.all.receiver_count() > 0
+    }
+
+    /// Takes note of whether other hosts tell what they are asked for.
+    pub(crate) fn follows(&self, follows: bool) {
+        self.follows.send_replace(follows);
+    }
+
+    /// Waits until other hosts tell.
+    #[cfg(feature = "http")]
+    pub(crate) async fn followed(&self) {
+        // It cannot fail: the sender is here.
+        drop(self.follows.subscribe().wait_for(|follows| *follows).await);
+    }
+
+    /// Events of all flows of this host, for listeners on others.
+    pub(crate) fn own(&self) -> &Own {
+        &self.own
     }
 
     /// Tells the listeners of a flow. All of it is durable.
@@ -116,15 +162,28 @@ impl Hub {
 
     /// Tells whether anybody listens.
     pub(crate) fn is_heard(&self) -> bool {
-        self.count.load(Ordering::SeqCst) > 0 || self.host.receiver_count() > 0
+        self.count.load(Ordering::SeqCst) > 0 || self.has_listeners_to_all() || self.own.is_kept()
     }
 
-    /// Tells the listeners of all flows, if there are any.
+    /// Tells the listeners of all flows of an event on this host, if there are any.
     pub(crate) fn tell_all(&self, event: impl FnOnce() -> FlowEvent) {
-        if self.host.receiver_count() > 0 {
-            // An error says that the last of them has left.
-            let _ = self.host.send(event());
+        let (is_heard, is_kept) = (self.has_listeners_to_all(), self.own.is_kept());
+        if !is_heard && !is_kept {
+            return;
         }
+        let event = event();
+        if is_kept {
+            self.own.keep(event.clone());
+        }
+        if is_heard {
+            self.relay(OfAll::Event(event));
+        }
+    }
+
+    /// Tells the listeners of this host of what another one has told.
+    pub(crate) fn relay(&self, item: OfAll) {
+        // An error says that the last of them has left.
+        let _ = self.all.send(item);
     }
 }
 

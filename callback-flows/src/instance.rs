@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use stable_interfaces::transport::RemoteError;
 use stable_interfaces::{
     Alarm, Context, ContextError, Handle, KeyRange, Message as Posted, OnAlarm, OnMessage, StableInterface, Timestamp,
 };
@@ -69,7 +70,7 @@ const CALLS_FIRST: Duration = Duration::from_millis(10);
 /// The time after which a flow is looked at again that was to be purged, and has parents that were not told.
 const PARENTS_FIRST: Duration = Duration::from_secs(60);
 /// The answer to a [`Command`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Answer {
     Done,
     /// The command had been carried out before.
@@ -97,6 +98,8 @@ pub(crate) enum TurnError {
     Sealed(Seal),
     #[error("its status cannot be read")]
     Status(#[source] serde_json::Error),
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
 }
 
 /// A flow in memory.

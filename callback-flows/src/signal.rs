@@ -69,7 +69,7 @@ impl Flows {
     /// durable. Sent again it is another one: see [`signal_call`](Self::signal_call).
     ///
     /// # Errors
-    /// [`FlowsError::NotFound`] where this host owns the flow, [`FlowsError::Gone`] where it is over, [`FlowsError::TooManyUnread`],
+    /// [`FlowsError::NotFound`] where the flow's owner can be reached, [`FlowsError::Gone`] where it is over, [`FlowsError::TooManyUnread`],
     /// [`FlowsError::TooLarge`], [`FlowsError::Invalid`] for a value that cannot be JSON, [`FlowsError::Unavailable`].
     pub async fn signal(
         &self,

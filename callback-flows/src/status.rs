@@ -74,6 +74,15 @@ pub struct Waiting {
     pub at: Option<String>,
 }
 
+impl Waiting {
+    /// The parts of its name: the scope, which may be empty, the kind, and the rest.
+    pub(crate) fn parts(&self) -> (&str, &str, &str) {
+        let (scope, operation) = self.name.rsplit_once('/').unwrap_or(("", &self.name));
+        let (kind, name) = operation.split_once(':').unwrap_or(("", operation));
+        (scope, kind, name)
+    }
+}
+
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
 fn is_zero(number: &u32) -> bool {
     *number == 0
@@ -150,6 +159,11 @@ impl Status {
             (name, since, until, attempts, last_error, at).hash(&mut hasher);
         }
         hasher.finish()
+    }
+
+    /// Tells whether a step of the flow runs, as far as it says what it waits for: more of that is then in the memory of the flow's owner.
+    pub(crate) fn has_steps(&self) -> bool {
+        self.waits.iter().any(|wait| wait.parts().1 == "step")
     }
 
     #[cfg(test)]

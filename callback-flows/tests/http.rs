@@ -8,6 +8,8 @@
 
 #[path = "http/app.rs"]
 mod app;
+#[path = "http/moves.rs"]
+mod moves;
 #[macro_use]
 #[path = "http/rows.rs"]
 mod rows;

@@ -46,7 +46,8 @@ pub enum RequestError<E> {
         holder: Arc<str>,
     },
     /// The host that owns the instance's shard could not be reached for a lease, or for as long as the request may wait for its turn if that is
-    /// shorter. It was never sent, so nothing happened; try again later.
+    /// shorter, or for what its interface was [registered](crate::InterfaceBuilder::reach_timeout) with. It was never sent, so nothing happened;
+    /// try again later.
     #[error("{host}, which owns the instance, cannot be reached")]
     Unreachable {
         /// The host that was to be asked.

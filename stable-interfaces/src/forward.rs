@@ -14,9 +14,11 @@
 //! | `arrival.rs` | callers on other hosts, as links of the call chain |
 //! | `table.rs` | the messages of an interface that may cross, and how |
 //! | `send.rs`, `serve.rs` | the two ends |
+//! | `question.rs` | both ends of a question, which a host answers and no instance |
 
 pub(crate) mod arrival;
 pub(crate) mod door;
+pub(crate) mod question;
 pub(crate) mod reach;
 pub(crate) mod send;
 pub(crate) mod serve;

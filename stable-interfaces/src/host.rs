@@ -18,6 +18,7 @@ use crate::commit::committer::Committer;
 use crate::error::WithCauses;
 use crate::fleet::{Fleet, HASH_VERSION, check_host};
 use crate::forward::door::HostDoor;
+use crate::forward::question::answer_question;
 use crate::forward::reach::Reach;
 use crate::forward::serve::answer_message;
 use crate::forward::table::{Errors, Forwards, Whole, Words};
@@ -37,7 +38,7 @@ use crate::store::{
 use crate::sync::atomic::Ordering;
 use crate::sync::{AbortHandle, Arc, Mutex, Runtime, mpsc, spawn_on, watch};
 use crate::tasks::Tasks;
-use crate::transport::{Crossing, CrossingError, Introduction, Running, TextError, Transport};
+use crate::transport::{Crossing, CrossingError, Introduction, Question, Running, TextError, Transport};
 
 pub use crate::shared::Health;
 
@@ -1024,6 +1025,49 @@ impl<I: StableInterface> InterfaceBuilder<'_, I> {
         self
     }
 
+    /// Answers a [`Question`] of other hosts of the fleet, by a function beside all instances: it takes no turn of any, holds up no handoff, and
+    /// may take its time. It should end soon after [`Interface::stopping`], for a drain waits for what other hosts are waiting for.
+    ///
+    /// For what a host knows and its store does not, or not yet.
+    ///
+    /// ```
+    /// # use serde::{Deserialize, Serialize};
+    /// # use stable_interfaces::{ContextError, Host, Interface, MemoryStore, StableInterface};
+    /// # use stable_interfaces::transport::Question;
+    /// # struct Order;
+    /// # impl StableInterface for Order {
+    /// #     const NAME: &'static str = "order";
+    /// #     type Error = ContextError;
+    /// # }
+    /// #[derive(Serialize, Deserialize)]
+    /// struct HowMany;
+    ///
+    /// impl Question for HowMany {
+    ///     const NAME: &'static str = "how-many";
+    ///     type Answer = usize;
+    /// }
+    ///
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let mut host = Host::local(MemoryStore::new());
+    /// let orders = host.interface(|_id| Order);
+    /// let orders = orders.answer(async |orders: Interface<Order>, _: HowMany| orders.running()).register()?;
+    /// let host = host.start().await?;
+    /// assert_eq!(orders.ask_host(host.name(), &HowMany).await?, 0);
+    /// # Ok(())
+    /// # }
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(example()).unwrap();
+    /// ```
+    pub fn answer<Q, F, Fut>(mut self, answer: F) -> Self
+    where
+        Q: Question,
+        F: Fn(Interface<I>, Q) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Q::Answer> + Send + 'static,
+    {
+        let answer = answer_question(move |core, question| answer(Interface::new(core), question));
+        self.forwards.add_question(Q::NAME, answer);
+        self
+    }
+
     /// Sets the time without a message after which an instance leaves memory, counted to within a quarter more. An instance
     /// with connections, or with a task that is not parked, stays. Default: 10 min.
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
@@ -1041,6 +1085,14 @@ impl<I: StableInterface> InterfaceBuilder<'_, I> {
     /// [`RequestError::Unknown`](crate::RequestError::Unknown).
     pub fn handler_timeout(mut self, timeout: Duration) -> Self {
         self.options.handler_timeout = timeout;
+        self
+    }
+
+    /// Limits the time for which a host that cannot be reached is asked again, before a request of this interface is refused with
+    /// [`RequestError::Unreachable`](crate::RequestError::Unreachable). With zero it is refused at once: for who has something else to do then.
+    /// Default: a lease, after which a live fleet has another owner.
+    pub fn reach_timeout(mut self, timeout: Duration) -> Self {
+        self.options.reach_timeout = Some(timeout);
         self
     }
 

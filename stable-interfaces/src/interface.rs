@@ -31,8 +31,9 @@ use crate::instance::task::InstanceRef;
 use crate::instance::{Handle, OnConnect, OnMessage, StableInterface};
 use crate::quiet::drop_quietly;
 use crate::shared::Health;
-use crate::store::{Addressed, Epoch, InstanceName, Posted};
+use crate::store::{Addressed, Epoch, InstanceName, Member, Posted};
 use crate::sync::Arc;
+use crate::transport::Question;
 
 /// An application's handle on one of its interfaces: cheap to clone, for any task of the process.
 ///
@@ -109,6 +110,20 @@ impl<I: StableInterface> Interface<I> {
     {
         let work = Ask(message);
         self.core.ask(id, work).await
+    }
+
+    /// Asks a host of the fleet a question, which it answers by what it was registered with:
+    /// [`InterfaceBuilder::answer`](crate::InterfaceBuilder::answer). This host answers itself.
+    ///
+    /// The question is sent once, and its answer is waited for as long as that host is there.
+    ///
+    /// # Errors
+    /// [`RequestError::Unreachable`] if it was not sent, also for want of a [`transport`](crate::HostBuilder::transport);
+    /// [`RequestError::Unknown`] if it was and has no answer; [`RequestError::Unhandled`] if that host's program does not know it;
+    /// [`RequestError::Panicked`], [`RequestError::Overloaded`], [`RequestError::TooLarge`], [`RequestError::Json`],
+    /// [`RequestError::NotStarted`].
+    pub async fn ask_host<Q: Question>(&self, host: &str, question: &Q) -> Result<Q::Answer, RequestError<I::Error>> {
+        self.core.ask_of_host(host, question).await
     }
 
     /// Connects to the instance `id`, which is told `meta` and accepts or rejects. It is built if it is not in memory.
@@ -334,6 +349,18 @@ impl<I: StableInterface> Interface<I> {
         let shard = host.fleet.shard_of(id).ok()?;
         let is_elsewhere = host.shards.intake(shard).is_none();
         is_elsewhere.then(|| host.holder(shard)).filter(|holder| **holder != *host.name)
+    }
+
+    /// The name of this host.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        &self.core.host.name
+    }
+
+    /// The hosts of the fleet: [`Host::members`](crate::Host::members), for what holds interfaces alone.
+    #[must_use]
+    pub fn members(&self) -> Vec<Member> {
+        self.core.host.view().members.list.clone()
     }
 
     /// The host's source of random numbers; `None` before it is started.

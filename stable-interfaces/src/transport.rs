@@ -110,6 +110,17 @@ pub trait Crossing: Serialize + DeserializeOwned + Send + 'static {}
 #[diagnostic::do_not_recommend]
 impl<T: Serialize + DeserializeOwned + Send + 'static> Crossing for T {}
 
+/// A question to a host, which answers for an interface as a whole and not for one instance:
+/// [`InterfaceBuilder::answer`](crate::InterfaceBuilder::answer), [`Interface::ask_host`](crate::Interface::ask_host).
+pub trait Question: Crossing + Sync {
+    /// The name of the question between hosts, `[a-z0-9_-]{1,64}`, unique among the messages and questions of its interface. It must never
+    /// change.
+    const NAME: &'static str;
+
+    /// The answer to it.
+    type Answer: Crossing;
+}
+
 /// An interface's own error that crosses from host to host as what it is. Whatever can be written and read by serde does.
 #[diagnostic::on_unimplemented(
     message = "errors of type `{Self}` cannot cross from host to host as what they are",

@@ -24,8 +24,8 @@ pub(super) type Peers = dyn Fn(&str) -> Option<String> + Send + Sync;
 
 impl FlowsBuilder {
     /// Says where [`Flows::router`] of another host is reached by clients, such as `https://host-2.example/flows`, by the host's name. Who streams
-    /// events, or waits by `GET`, is then sent to the flow's owner (307), and hears of what happens at once. Default: this host looks at
-    /// the store once a second for them.
+    /// events, or waits by `GET`, is then sent to the flow's owner (307), and hears of what happens at once. Default: this host asks
+    /// the owner for them, over its transport; where it has none, it looks at the store once a second.
     pub fn peers(mut self, url: impl Fn(&str) -> Option<String> + Send + Sync + 'static) -> FlowsBuilder {
         self.registry.peers = Some(Arc::new(url));
         self

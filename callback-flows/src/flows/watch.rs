@@ -1,8 +1,9 @@
-//! Looking at flows, and waiting for them: from memory and on a word where this host owns the flow, and else by a look at the store
-//! once a second.
+//! Looking at flows, and waiting for them: from memory and on a word where this host owns the flow, and on a word of the owner where another
+//! one does. Where that does not answer, the store is looked at once a second.
 
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,36 +12,43 @@ use stable_interfaces::clock::Clock;
 use stable_interfaces::store::Epoch;
 use stable_interfaces::{KeyRange, RequestError};
 
+use super::elsewhere::Hearing;
 use super::{Flows, FlowsError, identity, unavailable};
 use crate::engine::MAX_EVENT_BYTES;
 use crate::events::{EVENT_KEY, FlowEvent, FlowEvents, HostEvents, event_key};
 use crate::hub::{KEPT_BYTES, Newer, Subscription};
-use crate::instance::{Look, TurnError};
+use crate::instance::TurnError;
 use crate::status::{Outcome, State, Status};
 
-/// The time after which a flow that another host has is looked at again.
+/// The time after which a flow that another host has, which does not answer, is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// The most events that are read from the store at once: a slow reader holds no more in memory than its flow does.
 const EVENTS_AT_ONCE: usize = KEPT_BYTES / MAX_EVENT_BYTES;
 
 impl Flows {
-    /// The status of a flow, from any host; `None` if there is none of this ID. Where this host has the flow in memory, it shows attempts of
-    /// steps that run now; else it is as of the flow's last commit.
+    /// The status of a flow, from any host; `None` if there is none of this ID. Where its owner has the flow in memory and can be reached, it shows
+    /// attempts of steps that run now; else it is as of the flow's last commit.
     ///
     /// # Errors
     /// [`FlowsError::Unavailable`], [`FlowsError::Unreadable`].
     pub async fn get(&self, name: &str, id: &str) -> Result<Option<Status>, FlowsError> {
         let flow = identity(name, id)?;
-        if self.interface.is_running(&flow)
-            && let Ok(Some(status)) = self.interface.request(&flow, Look).await
-        {
+        if let Some(status) = self.look(&flow).await {
             return Ok(Some(status));
         }
-        self.status(&flow).await
+        let stored = self.status(&flow).await;
+        let may_know_more = match &stored {
+            Ok(status) => status.as_ref().is_some_and(Status::has_steps),
+            Err(_) => true,
+        };
+        if may_know_more && let Some(now) = self.look_elsewhere(&flow).await {
+            return Ok(Some(now));
+        }
+        stored
     }
 
-    /// Waits until the status of a flow is as it is wanted, or the time is over, and gives the status as it is then. A flow that another host
-    /// owns is looked at once a second.
+    /// Waits until the status of a flow is as it is wanted, or the time is over, and gives the status as it is then. Where another host owns the
+    /// flow and cannot be reached, the store is looked at once a second.
     ///
     /// Such as until its end, `|status| status.state.is_over()`, or for any change, `|status| status.revision != seen`.
     ///
@@ -61,6 +69,7 @@ impl Flows {
         loop {
             if watch.take_must_read() {
                 status = self.status(&flow).await?;
+                watch.has_seen(status.as_ref());
             } else if let Some(told) = watch.subscription.status() {
                 let is_newer = status.as_ref().is_none_or(|known| known.revision < told.revision);
                 status = if is_newer { Some(Status::clone(&told)) } else { status };
@@ -77,7 +86,7 @@ impl Flows {
         }
     }
 
-    /// Waits for a flow to end, and says how. A flow that another host owns is looked at once a second.
+    /// Waits for a flow to end, and says how: [`wait`](Self::wait).
     ///
     /// # Errors
     /// As [`result`](Self::result).
@@ -90,7 +99,8 @@ impl Flows {
     /// last one. With the number of the last event that a reader has had, it goes on without a gap or a repeat; 0 is for all. A number
     /// above all that there are counts as that of the newest.
     ///
-    /// On the flow's owner they are told when they are durable; on another host the store is looked at once a second.
+    /// They are told when they are durable, on the flow's owner and on every host that can reach it; on another one the store is looked at once
+    /// a second.
     ///
     /// # Errors
     /// [`FlowsError::NotFound`], and as [`get`](Self::get).
@@ -102,8 +112,9 @@ impl Flows {
         Ok(FlowEvents::new(Reader { flows: self.clone(), after: after.min(newest), watch, has_failed: false }))
     }
 
-    /// Events of all flows, as this host brings them about: `started`, `succeeded`, `failed`, `cancelled`, `blocked`, each once, those of one
-    /// flow in order, from this call on. They are told when they are durable.
+    /// Events of all flows of the fleet, on whatever host: `started`, `succeeded`, `failed`, `cancelled`, `blocked`, each once, those of one
+    /// flow in order unless it changes hosts meanwhile. They are told when they are durable: those of this host from this call on, and those
+    /// of each other host that it has a [`transport`](stable_interfaces::HostBuilder::transport) to from when that is reached.
     ///
     /// A reader that is more than 1,024 events behind misses the oldest, and is told how many those were; nobody waits for a reader.
     #[must_use]
@@ -111,7 +122,7 @@ impl Flows {
         HostEvents::new(self.registry.hub.subscribe_to_all())
     }
 
-    fn watch(&self, flow: &str) -> Result<Watch, FlowsError> {
+    pub(super) fn watch(&self, flow: &str) -> Result<Watch, FlowsError> {
         let clock = self.interface.clock().ok_or_else(|| unavailable(RequestError::NotStarted::<TurnError>))?;
         Ok(Watch {
             flows: self.clone(),
@@ -120,13 +131,15 @@ impl Flows {
             subscription: self.registry.hub.subscribe(flow),
             epoch: self.interface.epoch(flow),
             must_read: true,
+            seen: None,
+            hearing: None,
             clock,
         })
     }
 }
 
 /// A wait for news of one flow.
-struct Watch {
+pub(super) struct Watch {
     flows: Flows,
     flow: Arc<str>,
     subscription: Subscription,
@@ -134,28 +147,69 @@ struct Watch {
     epoch: Option<Epoch>,
     /// There may be news in the store that there was no word of.
     must_read: bool,
+    /// The revision that was read last, 0 for no flow: the flow's owner is to be asked for news of it, if that is another host.
+    seen: Option<u64>,
+    /// That question, under way.
+    hearing: Option<Hearing>,
     clock: Arc<dyn Clock>,
 }
 
 impl Watch {
-    fn is_here(&self) -> bool {
+    pub(super) fn is_here(&self) -> bool {
         self.epoch.is_some()
     }
 
-    fn take_must_read(&mut self) -> bool {
+    pub(super) fn take_must_read(&mut self) -> bool {
         std::mem::take(&mut self.must_read)
     }
 
+    pub(super) fn clock(&self) -> Arc<dyn Clock> {
+        self.clock.clone()
+    }
+
+    /// The newest status, if any was told on this host.
+    pub(super) fn told(&mut self) -> Option<Arc<Status>> {
+        self.subscription.status()
+    }
+
+    /// Takes note of what the store says.
+    fn has_seen(&mut self, status: Option<&Status>) {
+        self.seen = Some(status.map_or(0, |status| status.revision));
+    }
+
     /// Waits for a word of the flow, for so long at most, or until it is time to look at the store.
-    async fn pause(&mut self, limit: Duration) {
-        tokio::select! { biased;
-            () = self.subscription.told() => {}
-            () = self.clock.sleep(LOOK_AGAIN.min(limit)) => {
-                let epoch = self.flows.interface.epoch(&self.flow);
-                self.must_read |= epoch.is_none() || epoch != self.epoch;
-                self.epoch = epoch;
+    pub(super) async fn pause(&mut self, limit: Duration) {
+        if self.epoch.is_none()
+            && let Some(seen) = self.seen.take()
+        {
+            self.hearing = self.flows.hear(&self.flow, seen);
+        }
+        let mut tick = pin!(self.clock.sleep(LOOK_AGAIN.min(limit)));
+        loop {
+            let heard = async {
+                match &mut self.hearing {
+                    Some(hearing) => hearing.await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! { biased;
+                () = self.subscription.told() => return,
+                has_news = heard => {
+                    self.hearing = None;
+                    if has_news {
+                        self.must_read = true;
+                        return;
+                    }
+                }
+                () = &mut tick => break,
             }
         }
+        let epoch = self.flows.interface.epoch(&self.flow);
+        self.must_read |= epoch != self.epoch || (epoch.is_none() && self.hearing.is_none());
+        if epoch.is_some() {
+            self.hearing = None;
+        }
+        self.epoch = epoch;
     }
 }
 
@@ -203,9 +257,10 @@ impl Reader {
     }
 
     /// Looks for news in the store; goes on if there are none.
-    async fn look(&self) -> Result<ControlFlow<Option<VecDeque<FlowEvent>>>, FlowsError> {
+    async fn look(&mut self) -> Result<ControlFlow<Option<VecDeque<FlowEvent>>>, FlowsError> {
         let flow = self.watch.flow.clone();
         let Some(status) = self.flows.status(&flow).await? else { return Ok(ControlFlow::Break(None)) };
+        self.watch.has_seen(Some(&status));
         if status.state == State::Purged {
             return Ok(ControlFlow::Break(None));
         }
@@ -221,7 +276,7 @@ impl Reader {
         Ok(ControlFlow::Continue(()))
     }
 
-    async fn stored(&self, flow: &Arc<str>) -> Result<VecDeque<FlowEvent>, FlowsError> {
+    async fn stored(&mut self, flow: &Arc<str>) -> Result<VecDeque<FlowEvent>, FlowsError> {
         let (from, to) = (event_key(self.after + 1), format!("{EVENT_KEY}0"));
         let range = KeyRange::from(&*from..&*to).limit(EVENTS_AT_ONCE);
         let rows: Vec<(Arc<str>, Bytes)> = self.flows.stored(flow, range).await?;

@@ -23,7 +23,7 @@ type Token = Result<Path<String>, PathRejection>;
         ("token" = String, Path, description = "The last part of the URL that a flow gave out."),
         ("Idempotency-Key" = Option<String>, Header, description = "The sender's ID of this message: of several with the same, the flow takes one."),
     ),
-    request_body(content = Vec<u8>, content_type = "*/*", description = "The message, of any type. At most 256 KiB with the headers that are kept, if the application sets no other limit, and 192 KiB on a host that does not own the flow and cannot reach the one that does."),
+    request_body(content = Vec<u8>, content_type = "*/*", description = "The message, of any type. At most 256 KiB with the headers that are kept, if the application sets no other limit, 192 KiB on a host that does not own the flow and cannot reach the one that does, and 700 KiB on one that can."),
     responses(answers::Called, answers::WithBody),
 )]
 pub(super) async fn post(
@@ -43,7 +43,7 @@ pub(super) async fn post(
         ("token" = String, Path, description = "The last part of the URL that a flow gave out."),
         ("Idempotency-Key" = Option<String>, Header, description = "The sender's ID of this message: of several with the same, the flow takes one."),
     ),
-    request_body(content = Vec<u8>, content_type = "*/*", description = "The message, of any type. At most 256 KiB with the headers that are kept, if the application sets no other limit, and 192 KiB on a host that does not own the flow and cannot reach the one that does."),
+    request_body(content = Vec<u8>, content_type = "*/*", description = "The message, of any type. At most 256 KiB with the headers that are kept, if the application sets no other limit, 192 KiB on a host that does not own the flow and cannot reach the one that does, and 700 KiB on one that can."),
     responses(answers::Called, answers::WithBody, answers::OtherMethod),
 )]
 pub(super) async fn put(

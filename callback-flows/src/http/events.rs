@@ -1,4 +1,4 @@
-//! Events as they come: server-sent events (the HTML standard, section 9.2) of one flow, and of all flows of this host.
+//! Events as they come: server-sent events (the HTML standard, section 9.2) of one flow, and of all flows of the fleet.
 //!
 //! A stream is read by its client's pace: it has no task and no buffer of its own, and what its client has not taken is read from the store.
 //! It ends with its flow, when the host begins to leave, and when its client is too slow; a client comes back with the number of the
@@ -111,7 +111,7 @@ pub(super) struct OfAll<'a> {
     value: &'a RawValue,
 }
 
-/// Streams what happens to the flows of this host, from now on. A client that was cut off does not hear of what happened meanwhile.
+/// Streams what happens to all flows of the fleet, from now on. A client that was cut off does not hear of what happened meanwhile.
 #[utoipa::path(
     get, path = "/events", operation_id = "hear_of_all_flows", tag = "events",
     params(
@@ -132,7 +132,9 @@ pub(super) async fn of_all(
         let detail = format!("there are no events {unknown:?}, only {}", OF_ALL.join(", "));
         return Err(Problem::of_field(INVALID_REQUEST, "only", detail));
     }
-    http.stream(Source::All(http.flows.on_event(), wanted))
+    let events = http.flows.on_event();
+    http.flows.follows_others().await;
+    http.stream(Source::All(events, wanted))
 }
 
 /// The place where the events of a stream come from.

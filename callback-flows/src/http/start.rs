@@ -23,7 +23,7 @@ use crate::flows::{FlowsError, Started};
         ("id" = String, Path, description = "The ID: with the name, at most 512 bytes of UTF-8."),
         ("Prefer" = Option<String>, Header, description = "`wait=N`: waits up to N seconds, 30 at most, for the end."),
     ),
-    request_body(content = serde_json::Value, content_type = "application/json", description = "The input. At most 256 KiB, if the application sets no other limit, and 192 KiB on a host that does not own the flow and cannot reach the one that does."),
+    request_body(content = serde_json::Value, content_type = "application/json", description = "The input. At most 256 KiB, if the application sets no other limit, 192 KiB on a host that does not own the flow and cannot reach the one that does, and 700 KiB on one that can."),
     responses(answers::Begun, answers::NotBegun, answers::OtherInput),
 )]
 pub(super) async fn put(
@@ -45,7 +45,7 @@ pub(super) async fn put(
         ("Idempotency-Key" = Option<String>, Header, description = "The ID of the flow: safe to repeat. Without it, each request starts another one."),
         ("Prefer" = Option<String>, Header, description = "`wait=N`: waits up to N seconds, 30 at most, for the end."),
     ),
-    request_body(content = serde_json::Value, content_type = "application/json", description = "The input. At most 256 KiB, if the application sets no other limit, and 192 KiB on a host that does not own the flow and cannot reach the one that does."),
+    request_body(content = serde_json::Value, content_type = "application/json", description = "The input. At most 256 KiB, if the application sets no other limit, 192 KiB on a host that does not own the flow and cannot reach the one that does, and 700 KiB on one that can."),
     responses(answers::Begun, answers::NotBegun),
 )]
 pub(super) async fn post(

@@ -161,8 +161,7 @@ impl FlowStatus {
 
 impl Awaited {
     fn new(wait: &Waiting) -> Awaited {
-        let (scope, operation) = wait.name.rsplit_once('/').unwrap_or(("", &wait.name));
-        let (kind, name) = operation.split_once(':').unwrap_or(("", operation));
+        let (scope, kind, name) = wait.parts();
         let name = name.strip_suffix("#0").unwrap_or(name);
         Awaited {
             kind: kind.to_owned(),

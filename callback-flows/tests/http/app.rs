@@ -15,7 +15,7 @@ use futures_util::StreamExt as _;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use stable_interfaces::testing::{FaultStore, SeededRandom, SimClock};
+use stable_interfaces::testing::{FaultStore, MemoryNetwork, SeededRandom, SimClock};
 use stable_interfaces::{Fleet, Host, HostBuilder, MemoryStore, Timestamp};
 use tower::ServiceExt as _;
 
@@ -26,13 +26,34 @@ pub(crate) const RETENTION: Duration = Duration::from_secs(60);
 pub(crate) const SIGNATURE: &str = "757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17";
 const BEGINNING: Timestamp = Timestamp::from_millis(1_700_000_000_000);
 
+/// The host through which clients come in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Door {
+    /// The owner of all flows; where there are other hosts, they cannot be reached.
+    #[default]
+    Owner,
+    /// A host that owns none, and reaches the owner.
+    Wrong,
+}
+
 /// Every pair of an operation and a status that was answered, the operation as the documents name it.
 #[derive(Debug, Default)]
-pub(crate) struct Seen(Mutex<BTreeSet<(String, u16)>>);
+pub(crate) struct Seen {
+    pub(crate) door: Door,
+    answered: Mutex<BTreeSet<(String, u16)>>,
+}
 
 impl Seen {
+    pub(crate) fn at(door: Door) -> Seen {
+        Seen { door, ..Seen::default() }
+    }
+
     pub(crate) fn all(&self) -> BTreeSet<(String, u16)> {
-        self.0.lock().clone()
+        self.answered.lock().clone()
+    }
+
+    pub(crate) fn world(&self) -> World {
+        World::new(self.door)
     }
 }
 
@@ -108,16 +129,21 @@ fn not_empty(order: &Order) -> Result<(), Refused> {
 pub(crate) struct World {
     pub(crate) store: FaultStore,
     pub(crate) clock: SimClock,
+    door: Door,
+    network: MemoryNetwork,
+    /// The owner of all flows, where clients come in through another host.
+    owner: Arc<tokio::sync::Mutex<Option<Host>>>,
     urls: Urls,
     /// Hosts that were started.
     hosts: Arc<AtomicU64>,
 }
 
 impl World {
-    pub(crate) fn new() -> World {
+    fn new(door: Door) -> World {
         let clock = SimClock::new(BEGINNING);
         let store = FaultStore::new(Arc::new(MemoryStore::with_clock(Arc::new(clock.clone()))));
-        World { store, clock, urls: Urls::default(), hosts: Arc::default() }
+        let (network, owner) = (MemoryNetwork::new(), Arc::default());
+        World { store, clock, door, network, owner, urls: Urls::default(), hosts: Arc::default() }
     }
 
     pub(crate) fn builder(&self) -> FlowsBuilder {
@@ -174,8 +200,38 @@ impl World {
         App { world: self.clone(), host: host.start().await.unwrap(), flows, router }
     }
 
+    /// The host that clients come in through, and the owner of all flows, which may be another one.
     pub(crate) async fn alone(&self) -> App {
-        self.start(Host::local(self.store.clone()), self.builder()).await
+        self.alone_with(self.builder()).await
+    }
+
+    pub(crate) async fn alone_with(&self, flows: FlowsBuilder) -> App {
+        self.alone_as(|host| host, flows).await
+    }
+
+    /// The same, with options for the owner.
+    pub(crate) async fn alone_as(&self, options: impl Fn(HostBuilder) -> HostBuilder, flows: FlowsBuilder) -> App {
+        if self.door == Door::Owner {
+            return self.start(options(Host::local(self.store.clone())), flows).await;
+        }
+        // What the first one has stays there.
+        let live = |name| self.live(name).settle(10_000 * SECOND).gather(Duration::ZERO);
+        let mut owner = self.owner.lock().await;
+        if owner.is_none() {
+            *owner = Some(self.start(options(live("owner")), flows.clone()).await.host);
+        }
+        self.start(live("door"), flows).await
+    }
+
+    /// A host of a fleet that is found in the store.
+    pub(crate) fn live(&self, name: &str) -> HostBuilder {
+        let host = Host::builder(name, Fleet::live(64).unwrap()).store(self.store.clone()).lease(15 * SECOND);
+        host.transport(self.network.transport())
+    }
+
+    /// Cuts the link from one host to another, or mends it.
+    pub(crate) fn cut(&self, from: &str, to: &str, is_cut: bool) {
+        self.network.cut(from, to, is_cut);
     }
 
     pub(crate) async fn member(&self, name: &str) -> App {
@@ -184,6 +240,7 @@ impl World {
 
     pub(crate) async fn member_with(&self, name: &str, flows: FlowsBuilder) -> App {
         let host = Host::builder(name, fleet()).store(self.store.clone()).lease(15 * SECOND);
+        let host = if self.door == Door::Wrong { host.transport(self.network.transport()) } else { host };
         self.start(host, flows).await
     }
 
@@ -259,6 +316,14 @@ impl App {
         self.world.url(name)
     }
 
+    /// Drains the owner of all flows.
+    pub(crate) async fn drain_owner(&self, deadline: Duration) {
+        match self.world.owner.lock().await.take() {
+            Some(owner) => owner.drain(deadline).await,
+            None => self.host.drain(deadline).await,
+        };
+    }
+
     /// Lets everything happen that waits for nothing.
     pub(crate) async fn settle(&self) {
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -309,7 +374,7 @@ impl Asked<'_> {
         *request.headers_mut() = self.headers;
         let response = self.app.router.clone().oneshot(request).await.unwrap();
         let status = response.status();
-        self.seen.0.lock().insert((operation(&self.method, &self.path), status.as_u16()));
+        self.seen.answered.lock().insert((operation(&self.method, &self.path), status.as_u16()));
         let (parts, body) = response.into_parts();
         (status.as_u16(), parts.headers, body)
     }

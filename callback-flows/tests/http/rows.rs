@@ -6,12 +6,11 @@ use axum::body::{Body, Bytes};
 use callback_flows::Call;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
-use stable_interfaces::Host;
 use stable_interfaces::testing::{Fault, Method};
 
-use crate::app::{RETENTION, SECOND, SIGNATURE, Seen, World, owned_by};
+use crate::app::{Door, RETENTION, SECOND, SIGNATURE, Seen, owned_by};
 
-/// A test for each row, and all of them in turn.
+/// A test for each row, at the owner of all flows and at another host, and all of them in turn.
 macro_rules! rows {
     ($(async fn $name:ident($seen:ident: &Seen) $body:block)*) => {
         $(async fn $name($seen: &Seen) $body)*
@@ -26,6 +25,16 @@ macro_rules! rows {
             )*
         }
 
+        mod each_at_the_wrong_door {
+            use crate::app::{Door, Seen};
+            $(
+                #[tokio::test(start_paused = true)]
+                async fn $name() {
+                    super::$name(&Seen::at(Door::Wrong)).await;
+                }
+            )*
+        }
+
         pub(crate) async fn all(seen: &Seen) {
             $(Box::pin($name(seen)).await;)*
         }
@@ -34,7 +43,7 @@ macro_rules! rows {
 
 rows! {
     async fn a_start_is_accepted_with_the_place_to_look_and_so_is_the_same_again(seen: &Seen) {
-        let app = World::new().alone().await;
+        let app = seen.world().alone().await;
         for _ in 0..2 {
             let answer = app.put(seen, "17").await.is(202);
             assert_eq!(answer.header("location"), "/flows/order/17");
@@ -53,7 +62,7 @@ rows! {
     }
 
     async fn another_input_under_one_id_is_a_conflict_that_names_the_first_field(seen: &Seen) {
-        let app = World::new().alone().await;
+        let app = seen.world().alone().await;
         let put = async |input: Value| app.ask(seen, "PUT", "/flows/order/17").json(input).await;
         put(json!({ "id": "a", "items": [{ "price": 1 }] })).await.is(202);
         for (input, field) in [
@@ -72,7 +81,7 @@ rows! {
     }
 
     async fn a_key_is_the_id_and_with_another_body_it_is_refused(seen: &Seen) {
-        let app = World::new().alone().await;
+        let app = seen.world().alone().await;
         let post = async |key: &str, id: &str| {
             app.ask(seen, "POST", "/flows/order").header("idempotency-key", key).json(json!({ "id": id })).await
         };
@@ -96,7 +105,7 @@ rows! {
     }
 
     async fn without_a_key_each_request_starts_a_flow_of_its_own(seen: &Seen) {
-        let app = World::new().alone().await;
+        let app = seen.world().alone().await;
         let mut locations = BTreeSet::new();
         for _ in 0..3 {
             let answer = app.ask(seen, "POST", "/flows/order").json(json!({ "id": "1" })).await.is(202);
@@ -109,7 +118,7 @@ rows! {
     }
 
     async fn a_key_that_cannot_be_one_is_refused(seen: &Seen) {
-        let app = World::new().alone().await;
+        let app = seen.world().alone().await;
         for key in ["", "\"a", "\"\"", "\"a\"b", "\u{fc}"] {
             let asked = app.ask(seen, "POST", "/flows/order").header("idempotency-key", key);
             asked.json(json!({ "id": "1" })).await.is_problem(400, "invalid-request");
@@ -123,7 +132,7 @@ rows! {
     }
 
     async fn an_input_that_is_none_is_refused_before_anything_is_stored(seen: &Seen) {
-        let app = World::new().alone().await;
+        let app = seen.world().alone().await;
         let put = async |body: &str| {
             let asked = app.ask(seen, "PUT", "/flows/order/17").header("content-type", "application/json");
             asked.body(body.to_owned()).send().await
@@ -149,7 +158,7 @@ rows! {
     }
 
     async fn a_body_that_does_not_say_that_it_is_json_is_refused(seen: &Seen) {
-        let app = World::new().alone().await;
+        let app = seen.world().alone().await;
         for media in ["", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data"] {
             for (method, path) in [("PUT", "/flows/order/17"), ("POST", "/flows/order")] {
                 let asked = app.ask(seen, method, path).header("content-type", media).body("{\"id\":\"17\"}");
@@ -160,7 +169,7 @@ rows! {
     }
 
     async fn a_body_that_does_not_arrive_whole_is_refused(seen: &Seen) {
-        let app = World::new().alone().await;
+        let app = seen.world().alone().await;
         let half = || {
             let chunks = [Ok(Bytes::from_static(b"{\"id\":")), Err(std::io::Error::other("gone"))];
             Body::from_stream(futures_util::stream::iter(chunks))
@@ -175,7 +184,7 @@ rows! {
     }
 
     async fn a_body_in_pieces_is_taken_and_one_that_is_too_large_is_refused(seen: &Seen) {
-        let app = World::new().alone().await;
+        let app = seen.world().alone().await;
         let pieces = ["{\"id\"", ":", "\"17\"}"].map(|piece| Ok::<_, std::io::Error>(Bytes::from_static(piece.as_bytes())));
         let asked = app.ask(seen, "PUT", "/flows/order/17").header("content-type", "application/json");
         asked.body(Body::from_stream(futures_util::stream::iter(pieces))).send().await.is(202);
@@ -195,7 +204,7 @@ rows! {
     }
 
     async fn a_name_that_no_flow_has_is_not_found(seen: &Seen) {
-        let app = World::new().alone().await;
+        let app = seen.world().alone().await;
         for name in ["none", "Order", "order%00", "%2e%2e"] {
             app.ask(seen, "PUT", &format!("/flows/{name}/17")).json(json!({})).await.is_problem(404, "unknown-flow");
             app.ask(seen, "POST", &format!("/flows/{name}")).json(json!({})).await.is_problem(404, "unknown-flow");
@@ -205,7 +214,7 @@ rows! {
     }
 
     async fn an_id_is_any_text_but_dots_alone_and_what_is_no_text(seen: &Seen) {
-        let app = World::new().alone().await;
+        let app = seen.world().alone().await;
         for id in ["a%2Fb", "a.b", "...", "%C3%A4", "%22%3Cscript%3E", "events", "%20", "%25", "..%2F.."] {
             let answer = app.ask(seen, "PUT", &format!("/flows/order/{id}")).json(json!({ "id": "1" })).await.is(202);
             assert_eq!(answer.header("location"), format!("/flows/order/{id}"));
@@ -225,7 +234,7 @@ rows! {
     }
 
     async fn a_flow_may_be_named_as_the_path_of_all_events(seen: &Seen) {
-        let app = World::new().alone().await;
+        let app = seen.world().alone().await;
         let answer = app.ask(seen, "PUT", "/flows/events/1").json(Value::Null).await.is(202);
         assert_eq!(answer.json()["version"], 3);
         app.ask(seen, "POST", "/flows/events").json(Value::Null).await.is(202);
@@ -233,7 +242,7 @@ rows! {
     }
 
     async fn a_start_that_may_be_waited_for_is_answered_with_the_end(seen: &Seen) {
-        let app = World::new().alone().await;
+        let app = seen.world().alone().await;
         let put = app.ask(seen, "PUT", "/flows/events/1").header("prefer", "wait=10").json(Value::Null).await.is(200);
         assert_eq!(put.header("preference-applied"), "wait=10");
         assert_eq!((put.header("location"), put.header("retry-after")), ("/flows/events/1", ""));
@@ -246,7 +255,7 @@ rows! {
     }
 
     async fn a_start_that_takes_longer_than_is_waited_for_is_accepted(seen: &Seen) {
-        let app = World::new().alone().await;
+        let app = seen.world().alone().await;
         let began = tokio::time::Instant::now();
         for (prefer, applied, seconds) in [("wait=2", "wait=2", 2), ("wait=0", "wait=0", 0), ("wait=-1", "", 0), ("x, wait=\"1\", wait=9", "wait=1", 1)] {
             let before = began.elapsed();
@@ -265,7 +274,7 @@ rows! {
     }
 
     async fn of_more_than_a_thousand_waits_the_rest_is_not_held(seen: &Seen) {
-        let app = World::new().alone().await;
+        let app = seen.world().alone().await;
         app.put(seen, "17").await.is(202);
         let waits = (0..1_001).map(|_| app.ask(seen, "GET", "/flows/order/17").header("prefer", "wait=5").send());
         let answers = join_all(waits).await;
@@ -274,7 +283,7 @@ rows! {
     }
 
     async fn a_look_shows_the_status_under_a_tag_until_it_changes(seen: &Seen) {
-        let app = World::new().alone().await;
+        let app = seen.world().alone().await;
         app.put(seen, "17").await.is(202);
         let first = app.get(seen, "17").await.is(200);
         let tag = first.header("etag").to_owned();
@@ -295,7 +304,7 @@ rows! {
     }
 
     async fn a_failed_flow_is_found_with_its_problem(seen: &Seen) {
-        let app = World::new().alone().await;
+        let app = seen.world().alone().await;
         app.put(seen, "17").await.is(202);
         app.say(seen, "17", "fail").await.is(202);
         app.settle().await;
@@ -307,7 +316,7 @@ rows! {
     }
 
     async fn a_look_may_wait_for_the_end(seen: &Seen) {
-        let app = World::new().alone().await;
+        let app = seen.world().alone().await;
         app.put(seen, "17").await.is(202);
         let began = tokio::time::Instant::now();
         let wait = async |seconds: &str| app.ask(seen, "GET", "/flows/order/17").header("prefer", seconds).send().await.is(200);
@@ -323,7 +332,7 @@ rows! {
     }
 
     async fn a_flow_that_was_purged_is_gone(seen: &Seen) {
-        let app = World::new().alone().await;
+        let app = seen.world().alone().await;
         app.put(seen, "17").await.is(202);
         let url = app.world.url("17");
         app.say(seen, "17", "fine").await.is(202);
@@ -337,7 +346,7 @@ rows! {
     }
 
     async fn a_flow_is_cancelled_once(seen: &Seen) {
-        let app = World::new().alone().await;
+        let app = seen.world().alone().await;
         app.ask(seen, "DELETE", "/flows/order/17").send().await.is_problem(404, "not-found");
         app.put(seen, "17").await.is(202);
         app.ask(seen, "DELETE", "/flows/order/17").send().await.is(202);
@@ -347,7 +356,7 @@ rows! {
     }
 
     async fn a_call_is_accepted_whatever_its_type_and_once_for_each_key(seen: &Seen) {
-        let app = World::new().alone().await;
+        let app = seen.world().alone().await;
         app.put(seen, "17").await.is(202);
         let url = app.world.url("17");
         for _ in 0..3 {
@@ -365,7 +374,7 @@ rows! {
     }
 
     async fn a_call_that_is_not_signed_as_it_should_be_is_refused_and_shows_no_secret(seen: &Seen) {
-        let app = World::new().alone().await;
+        let app = seen.world().alone().await;
         let url = app.hook(seen, "signed").await;
         let signature = format!("sha256={SIGNATURE}");
         let call = async |signature: &str, body: &'static str| {
@@ -395,7 +404,7 @@ rows! {
     }
 
     async fn a_body_that_is_not_of_the_type_of_its_callback_is_refused(seen: &Seen) {
-        let app = World::new().alone().await;
+        let app = seen.world().alone().await;
         let url = app.hook(seen, "typed").await;
         for body in ["", "x", "\"1\"", "-1", "1 1"] {
             app.ask(seen, "POST", &url).body(body).send().await.is_problem(400, "undecodable");
@@ -404,7 +413,7 @@ rows! {
     }
 
     async fn a_policy_says_the_answer_the_id_and_the_headers_that_are_kept(seen: &Seen) {
-        let app = World::new().alone().await;
+        let app = seen.world().alone().await;
         let url = app.hook(seen, "replied").await;
         for id in ["1", "1", "2"] {
             let asked = app.ask(seen, "POST", &url).header("x-id", id).header("x-trace", "t").header("cookie", "secret");
@@ -416,7 +425,7 @@ rows! {
     }
 
     async fn a_callback_is_called_by_other_methods_where_its_policy_says_so(seen: &Seen) {
-        let app = World::new().alone().await;
+        let app = seen.world().alone().await;
         let link = app.hook(seen, "link").await;
         app.ask(seen, "GET", &format!("{link}?b=2&a=%C3%A4")).send().await.is(202);
         app.ask(seen, "GET", &link).send().await.is(202);
@@ -443,7 +452,7 @@ rows! {
     }
 
     async fn who_follows_is_sent_to_what_the_flow_has_made(seen: &Seen) {
-        let app = World::new().alone().await;
+        let app = seen.world().alone().await;
         let url = app.hook(seen, "any").await;
         let follow = async |query: &str| app.ask(seen, "GET", &format!("/flows/hook/any?{query}")).send().await;
         follow("follow=1").await.is(200);
@@ -455,7 +464,7 @@ rows! {
     }
 
     async fn a_look_under_a_tag_may_wait_for_a_change(seen: &Seen) {
-        let app = World::new().alone().await;
+        let app = seen.world().alone().await;
         let url = app.hook(seen, "any").await;
         let path = "/flows/hook/any";
         let tag = app.ask(seen, "GET", path).send().await.is(200).header("etag").to_owned();
@@ -477,7 +486,7 @@ rows! {
     }
 
     async fn events_are_streamed_in_order_and_go_on_behind_each_of_them_up_to_the_end(seen: &Seen) {
-        let app = World::new().alone().await;
+        let app = seen.world().alone().await;
         let url = app.hook(seen, "any").await;
         let listen = async |after: &str| {
             let asked = app.ask(seen, "GET", "/flows/hook/any/events");
@@ -519,7 +528,7 @@ rows! {
     }
 
     async fn a_stream_shows_that_it_lives_every_fifteen_seconds(seen: &Seen) {
-        let app = World::new().alone().await;
+        let app = seen.world().alone().await;
         app.hook(seen, "any").await;
         for path in ["/flows/hook/any/events", "/flows/events"] {
             let mut events = app.ask(seen, "GET", path).listen().await;
@@ -532,7 +541,7 @@ rows! {
     }
 
     async fn a_host_that_leaves_ends_its_streams_within_a_second(seen: &Seen) {
-        let app = World::new().alone().await;
+        let app = seen.world().alone().await;
         app.hook(seen, "any").await;
         app.ask(seen, "PUT", "/flows/stepping/1").json(Value::Null).await.is(202);
         app.settle().await;
@@ -551,7 +560,7 @@ rows! {
     }
 
     async fn a_client_that_takes_nothing_for_half_a_minute_is_cut_off_and_goes_on_where_it_was(seen: &Seen) {
-        let app = World::new().alone().await;
+        let app = seen.world().alone().await;
         let url = app.hook(seen, "any").await;
         let mut slow = app.ask(seen, "GET", "/flows/hook/any/events").listen().await;
         for n in 0..3 {
@@ -565,7 +574,7 @@ rows! {
     }
 
     async fn a_stream_outlives_a_store_that_is_away_for_a_while(seen: &Seen) {
-        let world = World::new();
+        let world = seen.world();
         let (zero, one) = (world.member("zero").await, world.member("one").await);
         let id = &*owned_by("one", 1);
         one.put(seen, id).await.is(202);
@@ -583,7 +592,7 @@ rows! {
     }
 
     async fn events_of_all_flows_are_chosen_by_kind_and_by_name(seen: &Seen) {
-        let app = World::new().alone().await;
+        let app = seen.world().alone().await;
         let listen = async |query: &str| app.ask(seen, "GET", &format!("/flows/events{query}")).listen().await;
         let (mut all, mut failed) = (listen("").await, listen("?only=failed,%20blocked").await);
         let mut orders = listen("?name=order&only=started").await;
@@ -609,7 +618,7 @@ rows! {
     }
 
     async fn a_client_that_is_too_slow_for_all_events_is_told_how_many_it_missed(seen: &Seen) {
-        let app = World::new().alone().await;
+        let app = seen.world().alone().await;
         let mut all = app.ask(seen, "GET", "/flows/events").listen().await;
         for n in 0..1_100 {
             app.flows.start("events", &n.to_string(), &Value::Null).await.unwrap();
@@ -621,7 +630,7 @@ rows! {
     }
 
     async fn there_is_no_stream_of_a_flow_that_is_not_there(seen: &Seen) {
-        let app = World::new().alone().await;
+        let app = seen.world().alone().await;
         let stream = async |id: &str| app.ask(seen, "GET", &format!("/flows/order/{id}/events")).send().await;
         stream("17").await.is_problem(404, "not-found");
         stream("%FF").await.is_problem(400, "invalid-id");
@@ -636,7 +645,7 @@ rows! {
     }
 
     async fn a_url_that_is_none_of_ours_is_refused_without_a_look_at_the_store(seen: &Seen) {
-        let app = World::new().alone().await;
+        let app = seen.world().alone().await;
         app.put(seen, "17").await.is(202);
         app.settle().await;
         let url = app.world.url("17");
@@ -656,7 +665,7 @@ rows! {
     }
 
     async fn what_could_not_be_made_durable_is_to_be_tried_again(seen: &Seen) {
-        let app = World::new().alone().await;
+        let app = seen.world().alone().await;
         app.put(seen, "17").await.is(202);
         let link = app.hook(seen, "link").await;
         app.world.store.set_down(true);
@@ -674,9 +683,8 @@ rows! {
     }
 
     async fn a_host_that_has_too_much_to_do_says_when_to_come_back(seen: &Seen) {
-        let world = World::new();
-        let host = Host::local(world.store.clone()).max_queued_commits(1).lanes(1);
-        let app = world.start(host, world.builder()).await;
+        let world = seen.world();
+        let app = world.alone_as(|host| host.max_queued_commits(1).lanes(1), world.builder()).await;
         app.put(seen, "17").await.is(202);
         world.store.set_chance(Method::Commit, Fault::Delay(SECOND), 1.0);
         let put = |n: u32| {
@@ -694,9 +702,9 @@ rows! {
     }
 
     async fn a_flow_with_too_many_unread_calls_takes_no_more_for_now(seen: &Seen) {
-        let world = World::new();
+        let world = seen.world();
         let patient = world.builder().max_journal(100_000, 1 << 30);
-        let app = world.start(Host::local(world.store.clone()), patient).await;
+        let app = world.alone_with(patient).await;
         app.ask(seen, "PUT", "/flows/deaf/1").json(Value::Null).await.is(202);
         let url = app.world.url("deaf");
         for n in 0..10_000 {
@@ -708,7 +716,7 @@ rows! {
     }
 
     async fn of_two_bodies_under_one_new_id_at_once_one_is_accepted_on_any_host(seen: &Seen) {
-        let world = World::new();
+        let world = seen.world();
         let (zero, one) = (world.member("zero").await, world.member("one").await);
         let id = &*owned_by("one", 1);
         let path = |n: u32| format!("/flows/order/{id}-{n}");
@@ -725,7 +733,7 @@ rows! {
     }
 
     async fn all_is_answered_on_a_host_that_does_not_own_the_flow(seen: &Seen) {
-        let world = World::new();
+        let world = seen.world();
         let (zero, _one) = (world.member("zero").await, world.member("one").await);
         let id = &*owned_by("one", 1);
         zero.get(seen, id).await.is_problem(404, "not-found");
@@ -756,7 +764,7 @@ rows! {
     }
 
     async fn who_waits_on_another_host_is_sent_to_the_owner_where_its_address_is_known(seen: &Seen) {
-        let world = World::new();
+        let world = seen.world();
         let of_peer = |host: &str| (host == "one").then(|| "https://one.example/flows/".to_owned());
         let zero = world.member_with("zero", world.builder().peers(of_peer)).await;
         let one = world.member_with("one", world.builder().peers(of_peer)).await;
@@ -776,7 +784,7 @@ rows! {
     }
 
     async fn a_start_whose_owner_is_away_is_accepted_after_two_seconds_and_taken_when_it_is_back(seen: &Seen) {
-        let world = World::new();
+        let world = seen.world();
         let (zero, one) = (world.member("zero").await, world.member("one").await);
         let id = &*owned_by("one", 1);
         one.host.crash();
@@ -791,7 +799,7 @@ rows! {
     }
 
     async fn of_two_starts_under_one_id_the_second_is_refused_also_while_the_owner_is_away(seen: &Seen) {
-        let world = World::new();
+        let world = seen.world();
         let (zero, one) = (world.member("zero").await, world.member("one").await);
         one.host.crash();
         // One after the other, and both at once.
@@ -824,7 +832,7 @@ rows! {
     }
 
     async fn a_start_of_which_it_is_not_known_whether_it_is_the_first_is_to_be_repeated(seen: &Seen) {
-        let world = World::new();
+        let world = seen.world();
         let (zero, one) = (world.member("zero").await, world.member("one").await);
         one.host.crash();
         let id = &*owned_by("one", 1);
@@ -840,16 +848,21 @@ rows! {
     }
 
     async fn a_host_that_drains_accepts_what_the_next_owner_will_do(seen: &Seen) {
-        let app = World::new().alone().await;
+        let app = seen.world().alone().await;
         app.put(seen, "17").await.is(202);
         app.put(seen, "19").await.is(202);
         app.ask(seen, "PUT", "/flows/stepping/1").json(Value::Null).await.is(202);
         app.settle().await;
-        tokio::join!(app.host.drain(20 * SECOND), async {
-            assert_eq!(app.put(seen, "18").await.is(202).json()["status"], "accepted");
+        tokio::join!(app.drain_owner(20 * SECOND), async {
+            let started = app.put(seen, "18").await.is(202).json();
             app.put(seen, "17").await.is(202);
             app.say(seen, "17", "fine").await.is(202);
             app.ask(seen, "DELETE", "/flows/order/19").send().await.is(202);
+            if seen.door == Door::Wrong {
+                // The next owner may have it by now, and nobody is sent away.
+                return;
+            }
+            assert_eq!(started["status"], "accepted");
             let began = tokio::time::Instant::now();
             let wait = app.ask(seen, "GET", "/flows/order/17").header("prefer", "wait=30").send().await;
             assert_eq!(wait.is(200).json()["status"], "running");
@@ -863,7 +876,7 @@ rows! {
     }
 
     async fn other_paths_and_methods_are_problems_too(seen: &Seen) {
-        let app = World::new().alone().await;
+        let app = seen.world().alone().await;
         for path in ["/flows/a/b/c", "/flows/a/b/events/c", "/callbacks/a/b"] {
             app.ask(seen, "POST", path).send().await.is_problem(404, "no-such-path");
         }
@@ -883,10 +896,11 @@ rows! {
 
 /// The statuses that the documents list, by operation.
 async fn listed() -> BTreeSet<(String, u16)> {
-    let app = World::new().alone().await;
+    let seen = Seen::default();
+    let app = seen.world().alone().await;
     let mut listed = BTreeSet::new();
     for router in ["flows", "callbacks"] {
-        let document = app.ask(&Seen::default(), "GET", &format!("/{router}/openapi.json")).send().await.is(200).json();
+        let document = app.ask(&seen, "GET", &format!("/{router}/openapi.json")).send().await.is(200).json();
         assert!(document["openapi"].as_str().unwrap().starts_with("3."), "{document}");
         assert_eq!(document["servers"][0]["url"], ".", "its paths are beside it");
         for (path, operations) in document["paths"].as_object().unwrap() {
@@ -903,8 +917,9 @@ async fn listed() -> BTreeSet<(String, u16)> {
 
 #[tokio::test(start_paused = true)]
 async fn the_document_says_that_results_are_any_json() {
-    let app = World::new().alone().await;
-    let document = app.ask(&Seen::default(), "GET", "/flows/openapi.json").send().await.is(200).json();
+    let seen = Seen::default();
+    let app = seen.world().alone().await;
+    let document = app.ask(&seen, "GET", "/flows/openapi.json").send().await.is(200).json();
     for field in ["result", "progress"] {
         let schema = &document["components"]["schemas"]["FlowStatus"]["properties"][field];
         assert!(schema.is_object() && schema.get("type").is_none(), "{field}: {schema}");

@@ -12,7 +12,7 @@ use tracing::{Event, Metadata, Subscriber};
 
 use callback_flows::{Call, CallbackPolicy, UrlKeys, Verify};
 
-use crate::app::{App, SIGNATURE, Seen, World};
+use crate::app::{App, SIGNATURE, Seen};
 
 /// Everything that is said to a subscriber, of every level.
 #[derive(Debug, Clone, Default)]
@@ -83,7 +83,7 @@ async fn secrets_and_tokens_are_in_no_log_no_span_nothing_printed_and_no_answer(
     // Of one alone it is asked whether it listens on the thread that comes to a span first, which may be another test's.
     let _other = tracing::Dispatch::new(Heard::default());
     let seen = Seen::default();
-    let world = World::new();
+    let world = Seen::default().world();
     let app = world.alone().await;
     let url = app.hook(&seen, "signed").await;
     let mut told = refused(&app, &seen, &url).await;

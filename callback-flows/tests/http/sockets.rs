@@ -12,7 +12,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinHandle;
 
-use crate::app::{Telling, World};
+use crate::app::{Seen, Telling};
 
 /// So long a machine that is busy with other things may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -101,7 +101,7 @@ async fn numbers(lines: &mut tokio::io::Lines<BufReader<TcpStream>>) -> Vec<u64>
 async fn a_reader_that_stops_is_held_in_bounds_then_ended_and_goes_on_without_a_gap_or_a_repeat() {
     // Together more than a connection takes that nobody reads from.
     const EVENTS: u32 = 300;
-    let world = World::new();
+    let world = Seen::default().world();
     let kept = world.builder().retention(HOUR, HOUR);
     let app = world.start(Host::local(world.store.clone()), kept).await;
     let input = Telling { events: EVENTS, bytes: 31_000, fails: false };

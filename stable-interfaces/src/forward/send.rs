@@ -43,7 +43,7 @@ enum Carried<R, E> {
 }
 
 /// The answer of one host.
-enum Said<R, E> {
+pub(super) enum Said<R, E> {
     Done(Outcome<R, E>),
     /// Nothing has begun there.
     NotHere(RequestError<E>),
@@ -105,7 +105,8 @@ impl<I: StableInterface> InterfaceCore<I> {
         let shard = self.host.fleet.shard_of(id).map_err(invalid)?;
         let now = self.host.clock.elapsed();
         let turn_until = callers.map_or_else(|| now.saturating_add(self.options.handler_timeout), Chain::turn_until);
-        let reach_until = turn_until.min(now.saturating_add(self.host.options.lease));
+        let reach_timeout = self.options.reach_timeout.unwrap_or(self.host.options.lease);
+        let reach_until = turn_until.min(now.saturating_add(reach_timeout));
         Ok(Sending { id, shard, callers, names, turn_until, reach_until })
     }
 
@@ -193,11 +194,11 @@ impl<I: StableInterface> InterfaceCore<I> {
     }
 }
 
-fn unreachable_of<E>(host: &Arc<str>) -> RequestError<E> {
+pub(super) fn unreachable_of<E>(host: &Arc<str>) -> RequestError<E> {
     RequestError::Unreachable { host: host.clone() }
 }
 
-fn read_answer<R, E>(answer: &[u8], written: &Written<R, E>, host: &str) -> Said<R, E> {
+pub(super) fn read_answer<R, E>(answer: &[u8], written: &Written<R, E>, host: &str) -> Said<R, E> {
     let outcome = match Answer::decode(answer) {
         Ok(Answer::Reply(reply)) => match guarded(|| (written.read)(reply)) {
             Ok(Ok(reply)) => Ok(reply),

@@ -1,6 +1,8 @@
 //! The end of a request that answers it: a message from another host takes its turn like one of this host, with its callers and its time,
 //! and is never sent on.
 
+use std::convert::Infallible;
+
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -26,6 +28,9 @@ pub(crate) fn answer<I: StableInterface>(core: &Arc<InterfaceCore<I>>, request: 
     if core.host.health() == Health::NotStarted {
         return refused(&RequestError::NotStarted);
     }
+    if let Some(answer) = core.forwards.question(request.message) {
+        return answer(core, request.body);
+    }
     let Some(answer) = core.forwards.answer(request.message) else {
         let what = format_args!("messages named {:?} of other hosts", request.message);
         return refused(&unhandled(&core.host.name, &core.host.options.build, what));
@@ -43,12 +48,9 @@ where
     C: Errors<I::Error>,
 {
     let Arrived { id, body, arrival } = arrived;
-    let message = match guarded(|| serde_json::from_slice::<M>(body)) {
-        Ok(Ok(message)) => Quiet::new(message),
-        Ok(Err(error)) => return refused(&ContextError::not_a::<M>("a message of another host", error).into()),
-        Err(panic) => {
-            return refused(&RequestError::Rejected(format!("the message panicked when it was read: {panic}")));
-        }
+    let message = match read::<M>(body) {
+        Ok(message) => message,
+        Err(error) => return refused(&error),
     };
     let (core, id, bytes): (_, Box<str>, _) = (core.clone(), id.into(), body.len());
     Box::pin(async move {
@@ -60,6 +62,15 @@ where
         let outcome = arrival.run(core.ask(&id, Served(message))).await;
         written::<I::Reply, I::Error, C>(outcome).encode()
     })
+}
+
+/// Reads what another host has sent.
+pub(super) fn read<M: DeserializeOwned>(body: &[u8]) -> Result<Quiet<M>, RequestError<Infallible>> {
+    match guarded(|| serde_json::from_slice::<M>(body)) {
+        Ok(Ok(message)) => Ok(Quiet::new(message)),
+        Ok(Err(error)) => Err(ContextError::not_a::<M>("a message of another host", error).into()),
+        Err(panic) => Err(RequestError::Rejected(format!("the message panicked when it was read: {panic}"))),
+    }
 }
 
 impl<I: StableInterface> InterfaceCore<I> {
@@ -84,8 +95,8 @@ impl<I: StableInterface> InterfaceCore<I> {
 }
 
 /// The outcome of a request as its answer.
-fn written<R: Serialize, E, C: Errors<E>>(outcome: Result<R, RequestError<E>>) -> Answer<Vec<u8>> {
-    let failed = |error: RequestError<std::convert::Infallible>| Answer::Failed(Told::of(&error));
+pub(super) fn written<R: Serialize, E, C: Errors<E>>(outcome: Result<R, RequestError<E>>) -> Answer<Vec<u8>> {
+    let failed = |error: RequestError<Infallible>| Answer::Failed(Told::of(&error));
     match outcome {
         Ok(reply) => {
             let reply = Quiet::new(reply);

@@ -12,7 +12,7 @@ use super::told::RemoteError;
 use crate::error::{ContextError, Outcome, RequestError};
 use crate::instance::StableInterface;
 use crate::instance::kind::InterfaceCore;
-use crate::quiet::guarded;
+use crate::quiet::{Quiet, guarded};
 use crate::store::BoxError;
 use crate::sync::Arc;
 use crate::transport::Answering;
@@ -62,6 +62,9 @@ pub(crate) struct Arrived<'a> {
 /// Answers one kind of message.
 pub(crate) type AnswerFn<I> = fn(&Arc<InterfaceCore<I>>, Arrived<'_>) -> Answering;
 
+/// Answers one kind of question: with the interface and the question's body.
+pub(crate) type QuestionFn<I> = Box<dyn Fn(&Arc<InterfaceCore<I>>, &[u8]) -> Answering + Send + Sync>;
+
 /// A message on its way out, and how its answer is read.
 pub(crate) struct Written<R, E> {
     /// The name under which it is registered.
@@ -87,19 +90,21 @@ pub(crate) struct Forwards<I: StableInterface> {
     /// A [`Way`] for each type of message.
     ways: BTreeMap<TypeId, Box<dyn Any + Send + Sync>>,
     answers: BTreeMap<&'static str, AnswerFn<I>>,
+    /// Questions to this host, which no instance answers.
+    questions: BTreeMap<&'static str, Quiet<QuestionFn<I>>>,
     /// The first name that was given twice.
     twice: Option<&'static str>,
 }
 
 impl<I: StableInterface> Default for Forwards<I> {
     fn default() -> Forwards<I> {
-        Forwards { ways: BTreeMap::new(), answers: BTreeMap::new(), twice: None }
+        Forwards { ways: BTreeMap::new(), answers: BTreeMap::new(), questions: BTreeMap::new(), twice: None }
     }
 }
 
 impl<I: StableInterface> fmt::Debug for Forwards<I> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.answers.keys()).finish()
+        f.debug_set().entries(self.answers.keys()).entries(self.questions.keys()).finish()
     }
 }
 
@@ -118,15 +123,28 @@ impl<I: StableInterface> Forwards<I> {
             read_error: C::read,
         };
         let had_type = self.ways.insert(TypeId::of::<M>(), Box::new(way)).is_some();
-        let had_name = self.answers.insert(message, answer).is_some();
+        let had_name = self.answers.insert(message, answer).is_some() || self.questions.contains_key(message);
         if had_type || had_name {
             self.twice.get_or_insert(message);
         }
     }
 
+    /// Answers questions of this name.
+    pub(crate) fn add_question(&mut self, question: &'static str, answer: QuestionFn<I>) {
+        let had_name = self.questions.insert(question, Quiet::new(answer)).is_some();
+        if had_name || self.answers.contains_key(question) {
+            self.twice.get_or_insert(question);
+        }
+    }
+
     /// The names, and the first that was given twice or whose message had one already.
     pub(crate) fn names(&self) -> (impl Iterator<Item = &'static str>, Option<&'static str>) {
-        (self.answers.keys().copied(), self.twice)
+        (self.answers.keys().chain(self.questions.keys()).copied(), self.twice)
+    }
+
+    /// The function that answers questions of this name.
+    pub(crate) fn question(&self, question: &str) -> Option<&QuestionFn<I>> {
+        self.questions.get(question)?.as_ref()
     }
 
     /// The function that answers messages of this name.

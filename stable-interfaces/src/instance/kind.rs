@@ -26,6 +26,8 @@ pub(crate) struct InterfaceOptions {
     pub(crate) max_waiting: usize,
     pub(crate) max_instances: usize,
     pub(crate) idle_timeout: Duration,
+    /// In place of the lease.
+    pub(crate) reach_timeout: Option<Duration>,
     pub(crate) retry: RetryPolicy,
     /// In place of the host's.
     pub(crate) max_crashes: Option<u32>,
@@ -39,6 +41,7 @@ impl Default for InterfaceOptions {
             max_waiting: 4_096,
             max_instances: 4_000_000,
             idle_timeout: Duration::from_secs(600),
+            reach_timeout: None,
             retry: RetryPolicy::default(),
             max_crashes: None,
         }

@@ -1,0 +1,203 @@
+//! Streams and waits through one door, while the flow that they are about changes hosts.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use callback_flows::Flow;
+use futures_util::future::join;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use stable_interfaces::{Fleet, FleetClient};
+
+use crate::app::{App, Door, SECOND, Seen, Telling, World};
+
+/// So soon there is word of what happens on another host; no look by the clock is so soon.
+const AT_ONCE: Duration = Duration::from_millis(100);
+
+/// A host of a live fleet.
+async fn start(world: &World, name: &str) -> App {
+    world.start(world.live(name).settle(2 * SECOND), world.builder()).await
+}
+
+/// An ID under which this host owns the flow of that name.
+fn id_at(app: &App, flow: &str) -> String {
+    (0..).map(|n: u32| n.to_string()).find(|id| app.host.owns(&format!("{flow}/{id}")).unwrap()).unwrap()
+}
+
+async fn cordon(world: &World, host: &str, is_cordoned: bool) {
+    let client = FleetClient::new(Arc::new(world.store.clone()), Fleet::live(64).unwrap());
+    assert!(client.clock(Arc::new(world.clock.clone())).cordon(host, is_cordoned).await.unwrap());
+}
+
+/// Steps as they were begun, each with its host.
+type Begun = Arc<Mutex<Vec<String>>>;
+
+/// A host of a live fleet with a flow of two steps, of 10 s and of 1 s, which hands shards over after so long.
+async fn start_stepping(world: &World, name: &str, begun: &Begun, handoff_timeout: Duration) -> App {
+    let (begun, host) = (begun.clone(), name.to_owned());
+    let flows = world.builder().flow("steps", 1, move |flow: Flow, _: Value| {
+        let (begun, host) = (begun.clone(), host.clone());
+        async move {
+            for (name, seconds) in [("first", 10), ("second", 1)] {
+                let (begun, host) = (begun.clone(), host.clone());
+                let step = flow.step(name).run(move |_| {
+                    begun.lock().push(format!("{name} on {host}"));
+                    async move {
+                        tokio::time::sleep(seconds * SECOND).await;
+                        Ok::<_, std::io::Error>(())
+                    }
+                });
+                step.await?;
+            }
+            Ok(())
+        }
+    });
+    world.start(world.live(name).settle(2 * SECOND).handoff_timeout(handoff_timeout), flows).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_through_another_door_misses_nothing_when_the_flow_moves_and_when_its_owner_dies() {
+    let seen = Seen::at(Door::Wrong);
+    let world = seen.world();
+    let (door, a) = join(start(&world, "door"), start(&world, "a")).await;
+    let id = id_at(&a, "telling");
+    let telling = serde_json::to_value(Telling { events: 120, bytes: 1, fails: false }).unwrap();
+    door.ask(&seen, "PUT", &format!("/flows/telling/{id}")).json(telling).await.is(202);
+    let mut stream = door.ask(&seen, "GET", &format!("/flows/telling/{id}/events")).listen().await;
+    let b = start(&world, "b").await;
+    let (mut sequence, mut longest) = (Vec::new(), Duration::ZERO);
+    let mut last = tokio::time::Instant::now();
+    let mut hosts = vec![a, b];
+    while let Some(event) = stream.next().await {
+        longest = longest.max(last.elapsed());
+        last = tokio::time::Instant::now();
+        sequence.push(event.id.parse::<u32>().unwrap());
+        match sequence.len() {
+            20 => {
+                cordon(&world, "door", true).await;
+                cordon(&world, "a", true).await;
+            }
+            60 => {
+                assert!(hosts[1].host.owns(&format!("telling/{id}")).unwrap(), "it has moved");
+                assert!(longest < SECOND + 2 * AT_ONCE, "the longest silence was {longest:?}");
+                hosts.pop().unwrap().host.crash();
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(sequence, (1..=121).collect::<Vec<_>>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_or_listens_through_another_door_hears_at_once() {
+    let seen = Seen::at(Door::Wrong);
+    let world = seen.world();
+    let (door, a) = join(start(&world, "door"), start(&world, "a")).await;
+    let id = id_at(&a, "order");
+    door.put(&seen, &id).await.is(202);
+    let mut stream = door.ask(&seen, "GET", &format!("/flows/order/{id}/events")).listen().await;
+    let mut all = door.ask(&seen, "GET", "/flows/events").listen().await;
+    let path = format!("/flows/order/{id}");
+    let wait = door.ask(&seen, "GET", &path).header("prefer", "wait=30").send();
+    let say = async {
+        // Between two looks by the clock, and longer than one question waits.
+        tokio::time::sleep(25 * SECOND + SECOND / 3).await;
+        assert_eq!(a.flows.get("order", &id).await.unwrap().unwrap().entries, 1);
+        a.say(&seen, &id, "fine").await.is(202);
+        tokio::time::Instant::now()
+    };
+    let (waited, said, ended, of_all) = tokio::join!(
+        async { (wait.await, tokio::time::Instant::now()) },
+        say,
+        async { (stream.next().await, tokio::time::Instant::now()) },
+        async { (all.next().await, tokio::time::Instant::now()) },
+    );
+    assert_eq!(waited.0.is(200).json()["result"], "fine");
+    assert_eq!((ended.0.unwrap().name, of_all.0.unwrap().name), ("succeeded".to_owned(), "succeeded".to_owned()));
+    for heard in [waited.1, ended.1, of_all.1] {
+        assert!(heard - said < AT_ONCE, "after {:?}", heard - said);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_of_all_flows_are_heard_once_from_every_host_also_from_one_that_joins_or_starts_anew() {
+    let seen = Seen::at(Door::Wrong);
+    let world = seen.world();
+    let (door, a) = join(start(&world, "door"), start(&world, "a")).await;
+    let mut all = door.ask(&seen, "GET", "/flows/events?only=started").listen().await;
+    let mut told = async |door: &App, id: &str| {
+        door.ask(&seen, "PUT", &format!("/flows/order/{id}")).json(json!({ "id": id })).await.is(202);
+        let event = all.next().await.unwrap();
+        let data: Value = serde_json::from_str(&event.data).unwrap();
+        assert_eq!(data["id"], id);
+    };
+    let ids = |app: &App, of: &str| {
+        let owned = (0..).map(|n: u32| format!("{of}-{n}")).filter(|id| app.host.owns(&format!("order/{id}")).unwrap());
+        owned.take(3).collect::<Vec<_>>()
+    };
+    for id in [ids(&a, "a"), ids(&door, "door")].concat() {
+        told(&door, &id).await;
+    }
+    // One that joins, and is asked within a second.
+    let b = start(&world, "b").await;
+    tokio::time::sleep(5 * SECOND).await;
+    for id in ids(&b, "b") {
+        told(&a, &id).await;
+    }
+    b.host.crash();
+    let b = start(&world, "b").await;
+    for id in ids(&b, "again") {
+        told(&b, &id).await;
+    }
+    // Cut off for a while, nothing of it is lost.
+    world.cut("door", "b", true);
+    tokio::time::sleep(3 * SECOND).await;
+    let id = ids(&b, "behind").remove(0);
+    b.ask(&seen, "PUT", &format!("/flows/order/{id}")).json(json!({ "id": id })).await.is(202);
+    tokio::time::sleep(3 * SECOND).await;
+    world.cut("door", "b", false);
+    let event = all.next().await.unwrap();
+    assert!(event.data.contains(&id), "{event:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_step_that_runs_while_its_flow_is_handed_over_ends_there_and_the_next_one_begins_at_the_next_owner() {
+    let seen = Seen::at(Door::Wrong);
+    let (world, begun) = (seen.world(), Begun::default());
+    let start = |name| start_stepping(&world, name, &begun, 30 * SECOND);
+    let (a, b) = join(start("a"), start("b")).await;
+    tokio::time::sleep(3 * SECOND).await;
+    let id = id_at(&a, "steps");
+    let path = format!("/flows/steps/{id}");
+    b.ask(&seen, "PUT", &path).json(Value::Null).await.is(202);
+    tokio::time::sleep(3 * SECOND).await;
+    cordon(&world, "a", true).await;
+    tokio::time::sleep(3 * SECOND).await;
+    assert!(a.host.owns(&format!("steps/{id}")).unwrap(), "it waits for the step");
+    let ended = b.ask(&seen, "GET", &path).header("prefer", "wait=30").send().await.is(200).json();
+    assert_eq!((ended["status"].as_str(), b.host.owns(&format!("steps/{id}")).unwrap()), (Some("succeeded"), true));
+    assert_eq!(*begun.lock(), ["first on a", "second on b"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_step_that_is_cut_off_by_handoffs_has_ended_no_process_and_is_recorded_once() {
+    let seen = Seen::at(Door::Wrong);
+    let (world, begun) = (seen.world(), Begun::default());
+    let start = |name| start_stepping(&world, name, &begun, 2 * SECOND);
+    let (a, b) = join(start("a"), start("b")).await;
+    tokio::time::sleep(3 * SECOND).await;
+    let id = id_at(&a, "steps");
+    let path = format!("/flows/steps/{id}");
+    b.ask(&seen, "PUT", &path).json(Value::Null).await.is(202);
+    for (from, to) in [("a", "b"), ("b", "a"), ("a", "b"), ("b", "a")] {
+        tokio::time::sleep(2 * SECOND).await;
+        cordon(&world, to, false).await;
+        cordon(&world, from, true).await;
+        tokio::time::sleep(4 * SECOND).await;
+        let owner = if to == "a" { &a } else { &b };
+        assert!(owner.host.owns(&format!("steps/{id}")).unwrap(), "{to} has it");
+    }
+    let ended = b.ask(&seen, "GET", &path).header("prefer", "wait=30").send().await.is(200).json();
+    assert_eq!(ended["status"], "succeeded", "{ended}");
+    assert_eq!(*begun.lock(), ["first on a", "first on b", "first on a", "first on b", "first on a", "second on a"]);
+}
