@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use alarm_backends::testing::servers::{Postgres, Redis};
 use system_tests::number;
-use system_tests::process::{FlowHosts, Place, Seat};
+use system_tests::process::{FlowHosts, Place, Roster, Seat};
 
 /// The flows that are under way at a time.
 const AT_ONCE: usize = 48;
@@ -27,7 +27,12 @@ async fn child() {
 }
 
 fn seat(name: &str) -> Seat {
-    Seat { name: name.to_owned(), fleet: "host-{0..1}".into(), shards: 16, lease: Duration::from_secs(15) }
+    Seat {
+        name: name.to_owned(),
+        roster: Roster::List("host-{0..1}".into()),
+        shards: 16,
+        lease: Duration::from_secs(15),
+    }
 }
 
 fn run(store: &str, hosts: &[&str], place: impl Fn(&str) -> Place + Send + 'static) {

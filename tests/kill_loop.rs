@@ -6,18 +6,21 @@
 //! was acknowledged is held against what is stored: nothing lost, nothing before its time, nothing twice. The next leg begins on a new store. `KILLS=n` sets how often, `SEED=n` repeats the draws, `LEG=n` makes
 //! the legs longer, and with them the stores larger.
 //!
+//! The same for live fleets of three hosts, where callers that nobody kills ask through any door.
+//!
 //! A loop that finds nothing proves little, so the last two tests let a store lose what it acknowledged, and see that noticed.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 #![allow(clippy::disallowed_methods, reason = "real processes take real time")]
 
+use std::ops::Deref;
 use std::panic::resume_unwind;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use alarm_backends::testing::servers::{Postgres, PostgresOptions, Redis, RedisOptions};
+use alarm_backends::testing::servers::{Postgres, PostgresOptions, Redis, RedisOptions, Server};
 use system_tests::number;
-use system_tests::process::{Hosts, PATIENCE, Place, Seat, Verdict};
+use system_tests::process::{Callers, Front, Hosts, PATIENCE, Place, Roster, Seat, Verdict, alone};
 
 /// How many kills a store sees before the account is settled and the next one begins. An embedded store reads its journal at each
 /// start, so its legs are shorter.
@@ -27,6 +30,8 @@ const EMBEDDED_LEG: u64 = 12;
 const EMBEDDED_STORES: u64 = 2;
 /// How many acknowledged operations there are before each kill.
 const OPERATIONS: std::ops::Range<usize> = 300..1_950;
+/// How many kills there are when it is to be quick.
+const QUICK: u64 = 20;
 /// A slow machine need not do all of them.
 const AT_MOST: Duration = Duration::from_secs(2);
 /// One kill in so many is the store's.
@@ -37,20 +42,22 @@ const CALLERS: u64 = 128;
 const FLEET: &str = "host-{0..1}";
 const NAMES: [&str; 2] = ["host-0", "host-1"];
 
+/// Of a live fleet.
+const LIVE: [&str; 3] = ["host-0", "host-1", "host-2"];
+const LIVE_LEASE: Duration = Duration::from_secs(2);
+const LIVE_CALLERS: Callers = Callers { callers: 64, pace: Duration::from_millis(5) };
+const LIVE_QUICK: u64 = 10;
+/// What is asked through one host and done by another costs more.
+const LIVE_OPERATIONS: std::ops::Range<usize> = 50..250;
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "a child of these tests: runs only when its parent starts it"]
 async fn child() {
     system_tests::process::child().await;
 }
 
-/// These measure, and load the machine: one after the other.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 fn seat(name: &str) -> Seat {
-    Seat { name: name.to_owned(), fleet: FLEET.to_owned(), shards: 64, lease: Duration::from_secs(15) }
+    Seat { name: name.to_owned(), roster: Roster::List(FLEET.to_owned()), shards: 64, lease: Duration::from_secs(15) }
 }
 
 fn on_postgres(url: String) -> impl Fn(&str) -> Place + Send {
@@ -64,19 +71,21 @@ fn on_redis(url: String) -> impl Fn(&str) -> Place + Send {
 /// A store that has seen no kill yet, and its hosts.
 struct Leg {
     hosts: Hosts,
+    /// Who asks through the doors of a live fleet; in others each host has callers of its own.
+    front: Option<Front>,
     names: &'static [&'static str],
     /// Kills the store's server, waits so long, and starts it again.
-    crash: Option<Box<dyn Fn(Duration) + Send>>,
+    crash: Option<Crash>,
 }
 
 #[test]
 fn fjall_keeps_all_that_was_acknowledged_through_kills_of_its_host() {
     let _alone = alone();
     let dir = tempfile::tempdir().expect("there is room for a store");
-    run("fjall", EMBEDDED_LEG, EMBEDDED_STORES, |leg| {
+    run("fjall", QUICK, EMBEDDED_LEG, EMBEDDED_STORES, |leg| {
         let dir = dir.path().join(leg.to_string());
         let hosts = Hosts::new(move |_| Place::Fjall(dir.clone()), LEDGERS, CALLERS);
-        Leg { hosts, names: &["local"], crash: None }
+        Leg { hosts, front: None, names: &["local"], crash: None }
     });
 }
 
@@ -84,37 +93,63 @@ fn fjall_keeps_all_that_was_acknowledged_through_kills_of_its_host() {
 fn postgres_keeps_all_that_was_acknowledged_through_kills_of_hosts_and_of_itself() {
     let _alone = alone();
     let server = Arc::new(Postgres::start());
-    run("postgres", LEG, 1, |_| {
+    run("postgres", QUICK, LEG, 1, |_| {
         let hosts = Hosts::new(on_postgres(server.fresh_database()), LEDGERS, CALLERS);
-        let server = server.clone();
-        let crash = move |down| {
-            server.kill9();
-            std::thread::sleep(down);
-            server.restart();
-        };
-        Leg { hosts, names: &NAMES, crash: Some(Box::new(crash)) }
+        Leg { hosts, front: None, names: &NAMES, crash: Some(crash_of(server.clone(), |server| server.restart())) }
     });
 }
 
 #[test]
 fn redis_keeps_all_that_was_acknowledged_through_kills_of_hosts_and_of_itself() {
     let _alone = alone();
-    run("redis", LEG, 1, |_| {
+    run("redis", QUICK, LEG, 1, |_| {
         let server = Redis::start();
         let hosts = Hosts::new(on_redis(server.url()), LEDGERS, CALLERS);
-        let crash = move |down| {
-            server.kill9();
-            std::thread::sleep(down);
-            server.restart();
-        };
-        Leg { hosts, names: &NAMES, crash: Some(Box::new(crash)) }
+        Leg { hosts, front: None, names: &NAMES, crash: Some(crash_of(Arc::new(server), |server| server.restart())) }
     });
 }
 
-/// Kills until it is enough, `side_by_side` stores at a time.
-fn run(store: &str, kills_of_leg: u64, side_by_side: u64, mut new_leg: impl FnMut(u64) -> Leg) {
+#[test]
+fn a_live_fleet_on_postgres_keeps_all_that_was_acknowledged_through_any_door_while_its_hosts_are_killed() {
+    let _alone = alone();
+    let server = Arc::new(Postgres::start());
+    run("a live fleet on postgres", LIVE_QUICK, LEG, 1, |_| {
+        live(&server.fresh_database(), crash_of(server.clone(), |server| server.restart()))
+    });
+}
+
+#[test]
+fn a_live_fleet_on_redis_keeps_all_that_was_acknowledged_through_any_door_while_its_hosts_are_killed() {
+    let _alone = alone();
+    run("a live fleet on redis", LIVE_QUICK, LEG, 1, |_| {
+        let server = Arc::new(Redis::start());
+        live(&server.url(), crash_of(server.clone(), |server| server.restart()))
+    });
+}
+
+/// A live fleet with callers in front.
+fn live(url: &str, crash: Crash) -> Leg {
+    let url = url.to_owned();
+    let mut hosts = Hosts::new(move |host| Place::live(&url, host, LIVE_LEASE, LIVE_LEASE), LEDGERS, 0);
+    let front = hosts.put_in_front(LIVE_CALLERS);
+    Leg { hosts, front: Some(front), names: &LIVE, crash: Some(crash) }
+}
+
+/// Kills a server, waits so long, and starts it again.
+fn crash_of<S: Deref<Target = Server> + Send + Sync + 'static>(server: Arc<S>, restart: fn(&S)) -> Crash {
+    Box::new(move |down| {
+        server.kill9();
+        std::thread::sleep(down);
+        restart(&server);
+    })
+}
+
+type Crash = Box<dyn Fn(Duration) + Send>;
+
+/// Kills until it is enough, which is `quick` where that is asked for, `side_by_side` stores at a time.
+fn run(store: &str, quick: u64, kills_of_leg: u64, side_by_side: u64, mut new_leg: impl FnMut(u64) -> Leg) {
     let kills_of_leg = number("LEG", kills_of_leg).max(1);
-    let kills = number("KILLS", if std::env::var("QUICK").is_ok() { 20 } else { 50 });
+    let kills = number("KILLS", if std::env::var("QUICK").is_ok() { quick } else { 50 });
     let seed = number("SEED", 1);
     let mut random = fastrand::Rng::with_seed(seed);
     let (mut total, mut of_store, mut requeued, mut killing) = (Verdict::default(), 0, 0, Duration::ZERO);
@@ -169,7 +204,8 @@ struct Ended {
 impl Leg {
     /// Kills so often, then settles the account.
     fn run(&mut self, kills: u64, mut random: fastrand::Rng, run: &str) -> Ended {
-        let Leg { hosts, names, crash } = self;
+        let Leg { hosts, front, names, crash } = self;
+        let operations = if front.is_some() { LIVE_OPERATIONS } else { OPERATIONS };
         for name in *names {
             hosts.spawn(name);
         }
@@ -181,7 +217,7 @@ impl Leg {
         let mut starts = Vec::new();
         while done < kills {
             hosts.prepare();
-            wanted += random.usize(OPERATIONS);
+            wanted += random.usize(operations.clone());
             let end = Instant::now() + AT_MOST;
             while hosts.account.acknowledged() < wanted && Instant::now() < end {
                 hosts.listen(end);
@@ -208,7 +244,14 @@ impl Leg {
             starts.push(killed.elapsed());
         }
         let ended = Instant::now();
-        let verdict = hosts.settled(names, PATIENCE);
+        let verdict = match front {
+            Some(front) => {
+                let sums = front.quiet();
+                println!("{run}, through any door: {sums}, longest wait {:?}", sums.longest);
+                hosts.settled_by("host-3", PATIENCE)
+            }
+            None => hosts.settled(names, PATIENCE),
+        };
         verdict.assert_right(run);
         Ended { kills, of_store, began, ended, starts, verdict }
     }

@@ -6,27 +6,39 @@
 
 mod account;
 mod child;
+mod door;
 mod flows;
+mod front;
 mod ledger;
 mod voice;
 
-use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write as _};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader, BufWriter, Write as _};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use alarm_backends::testing::servers::dies_with_parent;
 
 pub use account::{Account, Verdict};
-pub use child::{Job, Place, Seat, child};
+pub use child::{Job, Place, Roster, Seat, child};
 pub use flows::{FlowHosts, FlowVerdict, flow_child};
+pub use front::{Callers, Front, Heard, Sums};
 pub use ledger::Counts;
 
 /// How long anything may take that must happen: a machine may be slow.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// One after the other, for tests that measure and load the machine.
+pub fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The words before the command line of a host, by its name.
+type Within = Box<dyn Fn(&str) -> Vec<String> + Send>;
 
 /// A line, with the host that said it.
 type Said = (String, String);
@@ -34,8 +46,8 @@ type Said = (String, String);
 /// A child process.
 struct Process {
     child: Child,
-    /// Ends with the child when it is closed.
-    input: ChildStdin,
+    /// Ends with the child when all of these are gone.
+    input: Sender<String>,
     /// Passes on what the child says, to the end.
     reader: Option<JoinHandle<()>>,
     /// As whom.
@@ -43,29 +55,54 @@ struct Process {
 }
 
 impl Process {
-    /// Starts one that waits to hear who it is.
-    fn start(said: Sender<Said>) -> Process {
+    /// Starts one that waits to hear who it is; its command line follows the words of `within`.
+    fn start(said: Sender<Said>, within: &[String], front: Option<Sender<front::Event>>) -> Process {
         let this = std::env::current_exe().expect("this test has a path").display().to_string();
         let test = ["child", "--exact", "--ignored", "--nocapture", "--test-threads=1"].map(str::to_owned);
-        let line: Vec<_> = dies_with_parent().into_iter().chain([this]).chain(test).collect();
+        let line: Vec<_> =
+            dies_with_parent().into_iter().chain(within.iter().cloned()).chain([this]).chain(test).collect();
         let mut command = Command::new(&line[0]);
         command.args(&line[1..]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
         let mut child = command.spawn().expect("the child starts");
-        let input = child.stdin.take().expect("it is piped");
+        let mut stdin = BufWriter::new(child.stdin.take().expect("it is piped"));
+        let (input, lines) = channel::<String>();
+        // A process that stands still takes nothing, and nobody is to wait for it.
+        std::thread::spawn(move || {
+            while let Ok(first) = lines.recv() {
+                let mut written = std::iter::once(first).chain(lines.try_iter()).map(|line| writeln!(stdin, "{line}"));
+                // It has ended: whoever waits for an answer hears of that.
+                if written.any(|written| written.is_err()) || stdin.flush().is_err() {
+                    return;
+                }
+            }
+        });
         let mut stdout = BufReader::new(child.stdout.take().expect("it is piped"));
         let host = Arc::new(OnceLock::new());
         let name: Arc<OnceLock<String>> = host.clone();
+        let (id, orders) = (child.id(), input.clone());
         let reader = std::thread::spawn(move || {
             let mut line = String::new();
             // A line without an end was cut short by a kill.
             while stdout.read_line(&mut line).is_ok_and(|read| read > 0) && line.ends_with('\n') {
                 if let Some((_, text)) = line.trim_end().split_once(voice::MARK) {
-                    let host = name.get().expect("it says nothing before it knows its job").clone();
-                    if said.send((host, text.to_owned())).is_err() {
+                    let host = name.get().expect("it says nothing before it knows its job");
+                    let is_heard = match &front {
+                        Some(front) => front::pass_on(front, id, host, text, &orders),
+                        // Nobody asks it through its door.
+                        None => match text {
+                            "leaving" => orders.send("end".to_owned()).is_ok(),
+                            text => text == "here",
+                        },
+                    };
+                    if !is_heard && said.send((host.clone(), text.to_owned())).is_err() {
                         return;
                     }
                 }
                 line.clear();
+            }
+            if let Some(front) = front {
+                // The callers may have been quiet for long.
+                drop(front.send(front::Event::Gone(id)));
             }
         });
         Process { child, input, reader: Some(reader), host }
@@ -74,13 +111,18 @@ impl Process {
     /// Tells it who it is; it begins.
     fn begin(&mut self, host: &str, job: &impl serde::Serialize) {
         self.host.set(host.to_owned()).expect("it has no job yet");
-        writeln!(self.input, "{}", serde_json::to_string(job).expect("a job can be written"))
-            .expect("it waits for its job");
+        self.tell(&serde_json::to_string(job).expect("a job can be written"));
     }
 
     /// Writes a line to it.
     fn tell(&mut self, line: &str) {
-        writeln!(self.input, "{line}").expect("it reads its orders");
+        self.input.send(line.to_owned()).expect("its orders are written until it has ended");
+    }
+
+    /// Sends a signal to it.
+    fn signal(&self, signal: &str) {
+        let sent = Command::new("sh").args(["-c", &format!("kill -{signal} {}", self.child.id())]).status();
+        assert!(sent.expect("a shell can be started").success(), "it takes a signal");
     }
 
     /// Ends it with SIGKILL. What it said before has been passed on.
@@ -109,6 +151,8 @@ impl Drop for Process {
 /// The hosts of a store, each a process that runs or does not, and what they have said.
 pub struct Hosts {
     place: Box<dyn Fn(&str) -> Place + Send>,
+    /// The words before the command line of a host.
+    within: Within,
     ledgers: u64,
     callers: u64,
     running: BTreeMap<String, Process>,
@@ -121,6 +165,10 @@ pub struct Hosts {
     pub account: Account,
     /// What they said besides, last.
     other: BTreeMap<String, Vec<String>>,
+    /// How many shards they have handed over, or released when they were told to end.
+    pub handoffs: u64,
+    /// Hears what is said to callers, if there are any in front.
+    front: Option<Sender<front::Event>>,
 }
 
 impl std::fmt::Debug for Hosts {
@@ -135,6 +183,7 @@ impl Hosts {
     pub fn new(place: impl Fn(&str) -> Place + Send + 'static, ledgers: u64, callers: u64) -> Hosts {
         Hosts {
             place: Box::new(place),
+            within: Box::new(|_| Vec::new()),
             ledgers,
             callers,
             running: BTreeMap::new(),
@@ -143,7 +192,22 @@ impl Hosts {
             said: channel(),
             account: Account::default(),
             other: BTreeMap::new(),
+            handoffs: 0,
+            front: None,
         }
+    }
+
+    /// Puts callers in front of the hosts that are started from here on: they ask through whichever door is open.
+    pub fn put_in_front(&mut self, callers: Callers) -> Front {
+        assert!(self.spare.is_none() && self.running.is_empty(), "those that run would not be asked");
+        let (front, events) = Front::start(callers, self.ledgers, self.said.0.clone());
+        self.front = Some(events);
+        front
+    }
+
+    /// Has each process start with these words before its command line, by the name of its host.
+    pub fn set_within(&mut self, within: impl Fn(&str) -> Vec<String> + Send + 'static) {
+        self.within = Box::new(within);
     }
 
     /// Where the processes have their rows that are started from here on.
@@ -153,7 +217,7 @@ impl Hosts {
 
     /// Starts a process that the next host need not wait for.
     pub fn prepare(&mut self) {
-        self.spare.get_or_insert_with(|| Process::start(self.said.0.clone()));
+        self.spare.get_or_insert_with(|| Process::start(self.said.0.clone(), &[], self.front.clone()));
     }
 
     /// Starts a process as `host`.
@@ -161,7 +225,8 @@ impl Hosts {
         self.lives += 1;
         let job = Job { place: (self.place)(host), ledgers: self.ledgers, callers: self.callers, life: self.lives };
         self.other.remove(host);
-        let mut process = self.spare.take().unwrap_or_else(|| Process::start(self.said.0.clone()));
+        let start = || Process::start(self.said.0.clone(), &(self.within)(host), self.front.clone());
+        let mut process = self.spare.take().unwrap_or_else(start);
         process.begin(host, &job);
         assert!(self.running.insert(host.to_owned(), process).is_none(), "{host} runs already");
     }
@@ -181,15 +246,16 @@ impl Hosts {
 
     /// Sends a signal (`STOP`, `CONT`) to it.
     pub fn signal(&self, host: &str, signal: &str) {
-        let pid = self.running[host].child.id();
-        let sent = Command::new("sh").args(["-c", &format!("kill -{signal} {pid}")]).status();
-        assert!(sent.expect("a shell can be started").success(), "{host} takes a signal");
+        self.running[host].signal(signal);
     }
 
-    /// Drains it, and waits for its end; what it said of that.
+    /// Tells it to end, with SIGTERM, and waits until it has: how many handlers were cut off, whether its shards are released, and how
+    /// many it had.
     pub fn drain(&mut self, host: &str) -> String {
-        self.tell(host, "drain");
+        self.signal(host, "TERM");
         let drained = self.answer(host, "drained");
+        let shards = drained.rsplit(' ').next().and_then(|shards| shards.parse::<u64>().ok());
+        self.handoffs += shards.expect("it says how many shards it had");
         self.running.remove(host).expect("it runs").end();
         self.hear_all();
         drained
@@ -255,7 +321,10 @@ impl Hosts {
 
     fn hear(&mut self, host: String, line: String) {
         assert!(!line.starts_with("wrong"), "{host}: {line}");
-        if !self.account.hear(&host, &line) {
+        if let Some(handed) = line.strip_prefix("handed ") {
+            let shards = handed.split("shards=").nth(1).and_then(|rest| rest.split(' ').next()?.parse::<u64>().ok());
+            self.handoffs += shards.expect("it says how many shards it has handed over");
+        } else if !self.account.hear(&host, &line) {
             self.other.entry(host).or_default().push(line);
         }
     }
@@ -286,6 +355,44 @@ impl Hosts {
             self.answer(host, "ready");
         }
         self.settle(patience)
+    }
+
+    /// Lets those that run end, starts `host` alone, which then has everything there is, and [settles](Self::settle). For a live fleet whose
+    /// callers are quiet.
+    pub fn settled_by(&mut self, host: &str, patience: Duration) -> Verdict {
+        for running in self.names() {
+            self.drain(&running);
+        }
+        self.start(host);
+        self.wait_owned(&[host]);
+        self.settle(patience)
+    }
+
+    /// Waits until these hosts own all ledgers between them, and each of them some; how many each has.
+    pub fn wait_owned(&mut self, hosts: &[&str]) -> Vec<usize> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let owned = hosts.iter().map(|host| self.owned(host).len()).collect::<Vec<_>>();
+            if owned.iter().all(|owned| *owned > 0) && owned.iter().sum::<usize>() as u64 == self.ledgers {
+                return owned;
+            }
+            assert!(Instant::now() < end, "of {} ledgers {hosts:?} own {owned:?}", self.ledgers);
+            self.listen(Instant::now() + Duration::from_millis(20));
+        }
+    }
+
+    /// The ledgers that a host says it owns.
+    pub fn owned(&mut self, host: &str) -> BTreeSet<String> {
+        self.tell(host, "owned");
+        self.answer(host, "owned").split_whitespace().map(str::to_owned).collect()
+    }
+
+    /// Hears what is said for so long.
+    pub fn pass(&mut self, time: Duration) {
+        let end = Instant::now() + time;
+        while Instant::now() < end {
+            self.listen(end);
+        }
     }
 
     /// Lets the hosts that run, which work on nothing, finish all that is due, then compares what is stored with the account. Gives

@@ -18,6 +18,8 @@ pub struct Account {
     booked: HashSet<String>,
     cancelled: HashSet<String>,
     posted: HashSet<String>,
+    /// `ledger operation` of what was refused for certain, and never asked for again, by kind.
+    refused: BTreeMap<String, HashSet<String>>,
     history: History,
     /// Which alarms of a host began to fire, by host.
     fired: BTreeMap<String, Vec<String>>,
@@ -59,6 +61,10 @@ impl Account {
                 self.cancelled.insert(rest.to_owned());
             }
             "posted" => drop(self.posted.insert(rest.to_owned())),
+            "denied" => {
+                let Some((kind, op)) = rest.split_once(' ') else { return false };
+                self.refused.entry(kind.to_owned()).or_default().insert(op.to_owned());
+            }
             "fired" => {
                 let words: Vec<_> = rest.split(' ').collect();
                 let [id, op, at, due] = words[..] else { return false };
@@ -152,6 +158,10 @@ impl Account {
                 _ => {}
             }
         }
+        for (kind, refused) in &self.refused {
+            let happened = refused.intersection(of(kind));
+            verdict.wrong.extend(happened.map(|op| format!("{kind} {op} was refused, and is stored")));
+        }
         verdict.wrong.extend(self.history(booked, cancelled, fired));
         verdict
     }
@@ -187,5 +197,30 @@ impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Verdict { acknowledged, lost, early, twice, .. } = self;
         write!(f, "{acknowledged} acknowledged operations, lost {}, early {early}, effects twice {twice}", lost.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verdict(said: &[&str], stored: &[&str]) -> Verdict {
+        let mut account = Account::default();
+        assert!(said.iter().all(|line| account.hear("host-0", line)));
+        account.check(&stored.iter().map(|line| (*line).to_owned()).collect::<Vec<_>>(), 0)
+    }
+
+    #[test]
+    fn the_account_finds_what_was_lost_what_came_twice_and_what_was_refused_and_done() {
+        let stored = ["counts l [1,0,1,0,0]", "row l booked/a 1", "row l fired/a 1"];
+        verdict(&["booked l a"], &stored).assert_right("as it was said");
+        verdict(&["booked l a", "denied booked l b"], &stored).assert_right("and another did not happen");
+        assert_eq!(verdict(&["booked l a", "booked l b"], &stored).lost.len(), 1);
+        assert!(!verdict(&["denied booked l a"], &stored).wrong.is_empty());
+        let twice = ["counts l [2,0,1,0,0]", "row l booked/a 2", "row l fired/a 1"];
+        assert_eq!(verdict(&["booked l a"], &twice).twice, 1, "counted again");
+        let by_two =
+            ["counts l [2,0,2,0,0]", "row l booked/a 1", "row l booked/b 1", "row l fired/a 1", "row l fired/b 2"];
+        assert_eq!(verdict(&["booked l a"], &by_two).twice, 1, "a number given by two owners");
     }
 }

@@ -10,17 +10,23 @@ use std::time::{Duration, Instant};
 
 use alarm_backends::{FjallStore, PostgresStore, RedisStore};
 use serde::{Deserialize, Serialize};
+use stable_interfaces::transport::TcpTransport;
 use stable_interfaces::{
-    ContextError, Fleet, Health, Host, HostBuilder, Interface, NewPost, RequestError, Store, StoreError,
+    Drained, Ended, Fleet, Health, Host, HostBuilder, Interface, NewPost, RequestError, Store, StoreError,
 };
-use tokio::sync::mpsc;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
-use super::ledger::{Book, Cancel, Counts, Ledger, Rows, Tally};
+use super::door::{self, ASK};
+use super::ledger::{Book, Cancel, Counts, Ledger, LedgerError, Rows, Tally};
 use super::voice::Voice;
 
 /// How long a caller waits after an error before it goes on.
 pub(super) const PAUSE: Duration = Duration::from_millis(10);
+
+/// How often a child says that it is there.
+const HERE_EVERY: Duration = Duration::from_millis(200);
 
 /// How long a child tries to open its store, and a host its claim: a store that was killed comes back.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
@@ -54,12 +60,26 @@ pub enum Place {
 pub struct Seat {
     /// Its name.
     pub name: String,
-    /// The pattern of all names.
-    pub fleet: String,
+    /// Where it gets to know the others.
+    pub roster: Roster,
     /// The number of shards.
     pub shards: u32,
     /// Its lease.
     pub lease: Duration,
+}
+
+/// The way in which hosts get to know each other.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Roster {
+    /// By a list, whose pattern this is. A request for another's instance is refused.
+    List(String),
+    /// By the store. Each answers for every instance, and listens for the others at an address.
+    Live {
+        /// The address, whose port may be 0.
+        listen: String,
+        /// The time after which another is handed its part.
+        settle: Duration,
+    },
 }
 
 /// Does what the first line of its input says, until the parent is gone.
@@ -76,16 +96,18 @@ pub async fn child() {
         Err(error) => return voice.say_last(format!("refused {}", in_one_line(&error))),
     };
     let opened = began.elapsed();
-    let own = voice.clone();
-    let ledgers = builder.interface(move |_| Ledger::new(own.clone())).with_alarms().with_inbox().register();
-    let ledgers = ledgers.expect("it is the only interface");
+    let (own, name) = (voice.clone(), job.place.host().to_owned());
+    let ledgers = builder.interface(move |_| Ledger::new(own.clone(), name.clone())).with_alarms().with_inbox();
+    let ledgers = ledgers.forward_with_text_errors::<Book>("book").forward_with_text_errors::<Cancel>("cancel");
+    let ledgers = ledgers.forward_with_text_errors::<Tally>("tally").register().expect("it is the only interface");
     let host = match builder.start().await {
         Ok(host) => host,
         Err(error) => return voice.say_last(format!("refused {}", in_one_line(&error))),
     };
-    voice.say(format!("ready {} {}", opened.as_micros(), began.elapsed().as_micros()));
     let site = Arc::new(Site { job, host, ledgers, voice, quiet: AtomicBool::new(false), next: AtomicU64::new(0) });
-    site.run(orders).await;
+    let drained = site.clone().until_told();
+    site.voice.say(format!("ready {} {}", opened.as_micros(), began.elapsed().as_micros()));
+    site.run(orders, drained).await;
 }
 
 /// A builder with an open store. A server that cannot be reached yet is tried again.
@@ -95,8 +117,43 @@ pub(super) async fn equip(place: &Place) -> Result<HostBuilder, StoreError> {
         Place::Postgres(url, seat) => (seat, Arc::new(patiently(|| PostgresStore::connect(url)).await?)),
         Place::Redis(url, seat) => (seat, Arc::new(patiently(|| RedisStore::connect(url)).await?)),
     };
-    let fleet = Fleet::expand(&seat.fleet, seat.shards).expect("the parent names a fleet");
-    Ok(Host::builder(&seat.name, fleet).shared_store(store).lease(seat.lease))
+    let fleet = match &seat.roster {
+        Roster::List(pattern) => Fleet::expand(pattern, seat.shards),
+        Roster::Live { .. } => Fleet::live(seat.shards),
+    };
+    let fleet = fleet.expect("the parent names a fleet");
+    let builder = Host::builder(&seat.name, fleet).shared_store(store).lease(seat.lease);
+    Ok(match &seat.roster {
+        Roster::List(_) => builder,
+        // The network is this machine's own, whatever the address.
+        Roster::Live { listen, settle } => builder.transport(TcpTransport::listen(listen).plaintext()).settle(*settle),
+    })
+}
+
+impl Place {
+    /// That of a host of a live fleet on the server with this URL, whose hosts are all on this machine.
+    #[must_use]
+    pub fn live(url: &str, host: &str, lease: Duration, settle: Duration) -> Place {
+        let seat = Seat {
+            name: host.to_owned(),
+            roster: Roster::Live { listen: "127.0.0.1:0".to_owned(), settle },
+            shards: 64,
+            lease,
+        };
+        if url.starts_with("postgres") {
+            Place::Postgres(url.to_owned(), seat)
+        } else {
+            Place::Redis(url.to_owned(), seat)
+        }
+    }
+
+    /// The name of its host.
+    fn host(&self) -> &str {
+        match self {
+            Place::Fjall(_) => "local",
+            Place::Postgres(_, seat) | Place::Redis(_, seat) => &seat.name,
+        }
+    }
 }
 
 async fn patiently<T, F>(mut open: impl FnMut() -> F) -> Result<T, StoreError>
@@ -138,25 +195,40 @@ struct Site {
     next: AtomicU64,
 }
 
+/// Comes with the end of a drain: the shards that the host had before, and what became of it.
+type DrainEnd = oneshot::Receiver<(usize, Result<Drained, Ended>)>;
+
 impl Site {
-    async fn run(self: Arc<Site>, mut orders: mpsc::UnboundedReceiver<String>) {
-        let mut callers = JoinSet::new();
+    async fn run(self: Arc<Site>, mut orders: mpsc::UnboundedReceiver<String>, drained: DrainEnd) {
+        let (mut callers, mut asked) = (JoinSet::new(), JoinSet::new());
         for _ in 0..self.job.callers {
             callers.spawn(self.clone().work());
         }
-        let mut health = Health::Running;
+        let mut looks = tokio::time::interval(Duration::from_millis(20));
+        let (mut health, mut said) = (Health::Running, Instant::now());
         loop {
             let order = tokio::select! { biased;
-                order = orders.recv() => order,
-                () = tokio::time::sleep(Duration::from_millis(20)) => {
+                _ = looks.tick() => {
                     if self.host.health() != health {
                         health = self.host.health();
                         self.voice.say(format!("health {health:?}"));
                     }
+                    if said.elapsed() >= HERE_EVERY {
+                        said = Instant::now();
+                        self.voice.say("here");
+                    }
                     continue;
                 }
+                Some(done) = asked.join_next() => {
+                    self.say_answer(done.expect("an answer does not panic"));
+                    continue;
+                }
+                order = orders.recv() => order,
             };
             match order.as_deref() {
+                Some(ask) if ask.starts_with(ASK) => {
+                    asked.spawn(door::answer(self.ledgers.clone(), ask.to_owned()));
+                }
                 Some("quiet") => {
                     self.quiet.store(true, Ordering::Relaxed);
                     while callers.join_next().await.is_some() {}
@@ -166,15 +238,44 @@ impl Site {
                 Some("rows") => self.rows().await,
                 Some("owned") => self.owned(),
                 Some("ready?") => self.voice.say(format!("ready? {}", self.host.is_ready(Duration::MAX))),
-                Some("drain") => {
-                    let drained = self.host.drain(PATIENCE).await;
-                    return self.voice.say_last(format!("drained {} {}", drained.unfinished, drained.released));
+                // Nobody asks it any more: it ends when all are answered, as a server does.
+                Some("end") => {
+                    while let Some(done) = asked.join_next().await {
+                        self.say_answer(done.expect("an answer does not panic"));
+                    }
+                    return match drained.await.expect("the drain comes to its end") {
+                        (shards, Ok(Drained { unfinished, released, .. })) => {
+                            self.voice.say_last(format!("drained {unfinished} {released} {shards}"));
+                        }
+                        (_, Err(error)) => self.voice.say_last(format!("wrong {error}")),
+                    };
                 }
                 Some(book) if book.starts_with("book ") => self.book(book).await,
                 Some(other) => self.voice.say(format!("wrong order {other:?}")),
                 None => return,
             }
         }
+    }
+
+    fn say_answer(&self, answer: Option<String>) {
+        self.voice.say(answer.unwrap_or_else(|| "wrong question".to_owned()));
+    }
+
+    /// Drains when the process is told to end.
+    fn until_told(self: Arc<Site>) -> DrainEnd {
+        let (send, drained) = oneshot::channel();
+        let mut term = signal(SignalKind::terminate()).expect("a process can listen for signals");
+        tokio::spawn(async move {
+            let told = async {
+                term.recv().await;
+                self.voice.say("leaving");
+                self.host.shards().len()
+            };
+            let mut shards = 0;
+            let ended = self.host.run_until(async { shards = told.await }).await;
+            let _ = send.send((shards, ended));
+        });
+        drained
     }
 
     /// Books, cancels and posts until it is told to be quiet, and says what was acknowledged.
@@ -203,7 +304,7 @@ impl Site {
             };
             let after = Duration::from_millis(number.wrapping_mul(0x9E37_79B9) % 300);
             match self.ledgers.request(&id, Book(op.clone(), after)).await {
-                Ok(()) => self.voice.say(format!("booked {id} {op}")),
+                Ok(_) => self.voice.say(format!("booked {id} {op}")),
                 Err(error) => {
                     self.failed(&error);
                     pause().await;
@@ -231,7 +332,7 @@ impl Site {
 
     /// Faults of the store and changes of owners are what the tests make; nothing else may fail, and nothing at all on a store that
     /// nobody disturbs.
-    fn failed(&self, error: &RequestError<ContextError>) {
+    fn failed(&self, error: &RequestError<LedgerError>) {
         let expected = error.is_retryable() || error.may_have_happened();
         if !expected || matches!(self.job.place, Place::Fjall(_)) {
             self.voice.say(format!("wrong {}", in_one_line(error)));
@@ -244,7 +345,7 @@ impl Site {
         let [_, id, op, after] = words[..] else { return self.voice.say(format!("wrong order {order:?}")) };
         let after = Duration::from_millis(after.parse().expect("the parent writes numbers"));
         match self.ledgers.request(id, Book(op.to_owned(), after)).await {
-            Ok(()) => self.voice.say(format!("booked {id} {op}")),
+            Ok(_) => self.voice.say(format!("booked {id} {op}")),
             Err(error) => self.voice.say(format!("unbooked {id} {op} {}", in_one_line(&error))),
         }
     }
@@ -267,7 +368,7 @@ impl Site {
         }
     }
 
-    async fn sum(&self) -> Result<(usize, Counts), RequestError<ContextError>> {
+    async fn sum(&self) -> Result<(usize, Counts), RequestError<LedgerError>> {
         // What was being handled in three processes that were killed is suspected of killing them, and waits for somebody to say
         // that it did not.
         let dead = self.ledgers.dead_letters(None, 10_000).await?;
@@ -276,7 +377,7 @@ impl Site {
         }
         let mut sum = Counts::default();
         for id in self.own_ledgers() {
-            sum.add(self.ledgers.request(&id, Tally).await?);
+            sum.add(self.ledgers.request(&id, Tally).await?.0);
         }
         Ok((dead.len(), sum))
     }
@@ -309,7 +410,7 @@ impl Site {
 }
 
 /// The ID of a ledger.
-fn ledger(number: u64) -> String {
+pub(super) fn ledger(number: u64) -> String {
     format!("ledger-{number}")
 }
 

@@ -334,14 +334,14 @@ impl FlowHosts {
     /// Starts a process as `host`. [`until_ready`](Self::until_ready) waits for it.
     pub fn spawn(&mut self, host: &str) {
         let job = Job { place: (self.place)(host), notes: self.notes.clone() };
-        let mut process = self.spare.take().unwrap_or_else(|| Process::start(self.said.0.clone()));
+        let mut process = self.spare.take().unwrap_or_else(|| Process::start(self.said.0.clone(), &[], None));
         process.begin(host, &job);
         assert!(self.running.insert(host.to_owned(), process).is_none(), "{host} runs already");
     }
 
     /// Starts a process that the next host need not wait for.
     pub fn prepare(&mut self) {
-        self.spare.get_or_insert_with(|| Process::start(self.said.0.clone()));
+        self.spare.get_or_insert_with(|| Process::start(self.said.0.clone(), &[], None));
     }
 
     /// Waits until so many hosts were ready, of all that were ever started.

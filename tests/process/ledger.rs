@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use stable_interfaces::transport::RemoteError;
 use stable_interfaces::{Alarm, Context, ContextError, Handle, Message, OnAlarm, OnMessage, StableInterface};
 
 use super::voice::Voice;
@@ -54,16 +55,31 @@ impl From<[u64; 5]> for Counts {
     }
 }
 
+/// The reason why a ledger did not do it.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LedgerError {
+    #[error(transparent)]
+    Context(#[from] ContextError),
+    /// The words of one on another host.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
+    /// What is stored cannot be read.
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+}
+
 /// The instance.
 pub(super) struct Ledger {
     counts: Counts,
     /// Says which alarms begin to fire, and when.
     voice: Voice,
+    /// The name of the host.
+    host: String,
 }
 
 impl Ledger {
-    pub(super) fn new(voice: Voice) -> Ledger {
-        Ledger { counts: Counts::default(), voice }
+    pub(super) fn new(voice: Voice, host: String) -> Ledger {
+        Ledger { counts: Counts::default(), voice, host }
     }
 
     /// Adds a row, whose number has been counted already.
@@ -75,34 +91,37 @@ impl Ledger {
 
 impl StableInterface for Ledger {
     const NAME: &'static str = "ledger";
-    type Error = ContextError;
+    type Error = LedgerError;
 
-    async fn on_start(&mut self, cx: &mut Context) -> Result<(), ContextError> {
+    async fn on_start(&mut self, cx: &mut Context) -> Result<(), LedgerError> {
         self.counts = cx.get(COUNTS).await?.unwrap_or_default();
         Ok(())
     }
 }
 
-/// Notes an operation, and sets an alarm of its name.
+/// Notes an operation, and sets an alarm of its name. How many it has noted with that, and the host that says it.
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Book(pub(super) String, pub(super) Duration);
 
 impl Handle<Book> for Ledger {
-    type Reply = ();
+    type Reply = (u64, String);
 
-    async fn handle(&mut self, cx: &mut Context, Book(op, after): Book) -> Result<(), ContextError> {
+    async fn handle(&mut self, cx: &mut Context, Book(op, after): Book) -> Result<(u64, String), LedgerError> {
         self.counts.booked += 1;
         self.note(cx, "booked", &op, self.counts.booked)?;
-        cx.set_alarm(&op, cx.now() + after, &())
+        cx.set_alarm(&op, cx.now() + after, &())?;
+        Ok((self.counts.booked, self.host.clone()))
     }
 }
 
 /// Cancels the alarm of an operation, unless it has fired; whether it did.
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Cancel(pub(super) String);
 
 impl Handle<Cancel> for Ledger {
     type Reply = bool;
 
-    async fn handle(&mut self, cx: &mut Context, Cancel(op): Cancel) -> Result<bool, ContextError> {
+    async fn handle(&mut self, cx: &mut Context, Cancel(op): Cancel) -> Result<bool, LedgerError> {
         if cx.get::<u64>(&format!("fired/{op}")).await?.is_some() {
             return Ok(false);
         }
@@ -113,14 +132,15 @@ impl Handle<Cancel> for Ledger {
     }
 }
 
-/// The counts, as they are in memory.
+/// The counts, as they are in memory, and the host that says it.
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Tally;
 
 impl Handle<Tally> for Ledger {
-    type Reply = Counts;
+    type Reply = (Counts, String);
 
-    async fn handle(&mut self, _: &mut Context, Tally: Tally) -> Result<Counts, ContextError> {
-        Ok(self.counts)
+    async fn handle(&mut self, _: &mut Context, Tally: Tally) -> Result<(Counts, String), LedgerError> {
+        Ok((self.counts, self.host.clone()))
     }
 }
 
@@ -130,7 +150,7 @@ pub(super) struct Rows;
 impl Handle<Rows> for Ledger {
     type Reply = (Counts, Vec<(String, u64)>);
 
-    async fn handle(&mut self, cx: &mut Context, Rows: Rows) -> Result<(Counts, Vec<(String, u64)>), ContextError> {
+    async fn handle(&mut self, cx: &mut Context, Rows: Rows) -> Result<(Counts, Vec<(String, u64)>), LedgerError> {
         let mut counts = Counts::default();
         let mut rows = Vec::new();
         for (key, value) in cx.list("").await? {
@@ -145,18 +165,18 @@ impl Handle<Rows> for Ledger {
 }
 
 impl OnAlarm for Ledger {
-    async fn on_alarm(&mut self, cx: &mut Context, alarm: &Alarm) -> Result<(), ContextError> {
+    async fn on_alarm(&mut self, cx: &mut Context, alarm: &Alarm) -> Result<(), LedgerError> {
         let (now, due) = (cx.now(), alarm.scheduled_at());
         self.voice.say(format!("fired {} {} {} {}", cx.id(), alarm.id(), now.as_millis(), due.as_millis()));
         self.counts.early += u64::from(now < due);
         self.counts.fired += 1;
-        self.note(cx, "fired", alarm.id(), self.counts.fired)
+        Ok(self.note(cx, "fired", alarm.id(), self.counts.fired)?)
     }
 }
 
 impl OnMessage for Ledger {
-    async fn on_message(&mut self, cx: &mut Context, message: &Message) -> Result<(), ContextError> {
+    async fn on_message(&mut self, cx: &mut Context, message: &Message) -> Result<(), LedgerError> {
         self.counts.taken += 1;
-        self.note(cx, "taken", message.id(), self.counts.taken)
+        Ok(self.note(cx, "taken", message.id(), self.counts.taken)?)
     }
 }

@@ -13,6 +13,9 @@ use tracing::{Level, Metadata};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
+/// Where the library says how many shards it has handed over.
+const HANDOFF: &str = "stable_interfaces::host::handoff";
+
 /// What its lines begin with. The test harness writes lines of its own, and may have begun one.
 pub(super) const MARK: &str = "@ ";
 
@@ -69,25 +72,26 @@ impl Voice {
         let _ = wait.recv();
     }
 
-    /// Says what the library logs as an error, from here on.
+    /// Says what the library logs as an error, and how many shards it hands over, from here on.
     pub(super) fn say_errors(&self) {
-        tracing_subscriber::registry().with(Errors(self.clone())).init();
+        tracing_subscriber::registry().with(Logged(self.clone())).init();
     }
 }
 
-struct Errors(Voice);
+struct Logged(Voice);
 
-impl<S: tracing::Subscriber> Layer<S> for Errors {
+impl<S: tracing::Subscriber> Layer<S> for Logged {
     fn max_level_hint(&self) -> Option<LevelFilter> {
-        Some(LevelFilter::ERROR)
+        Some(LevelFilter::INFO)
     }
 
     fn enabled(&self, metadata: &Metadata<'_>, _: Context<'_, S>) -> bool {
-        *metadata.level() == Level::ERROR
+        *metadata.level() == Level::ERROR || (*metadata.level() == Level::INFO && metadata.target() == HANDOFF)
     }
 
     fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
-        let mut line = Line("error".to_owned());
+        let is_error = *event.metadata().level() == Level::ERROR;
+        let mut line = Line(if is_error { "error" } else { "handed" }.to_owned());
         event.record(&mut line);
         self.0.say(line.0.replace('\n', " "));
     }

@@ -1,0 +1,89 @@
+//! A live fleet of real processes whose hosts are told to end, one after the other, as a deployment does it: three are restarted, twice, then
+//! they become five, then two. Meanwhile 64 callers ask through whichever door is open.
+//!
+//! Nothing that is acknowledged is lost or done twice, and nothing that is refused happens.
+//! A line for each store says how many shards moved, how much was asked, and the longest time that a caller went without an answer.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(clippy::disallowed_methods, reason = "real processes take real time")]
+
+use std::time::Duration;
+
+use alarm_backends::testing::servers::{Postgres, Redis};
+use system_tests::process::{Callers, Hosts, PATIENCE, Place, alone};
+
+const LEASE: Duration = Duration::from_secs(2);
+const LEDGERS: u64 = 48;
+const CALLERS: Callers = Callers { callers: 64, pace: Duration::from_millis(64) };
+const THREE: [&str; 3] = ["host-0", "host-1", "host-2"];
+const FIVE: [&str; 5] = ["host-0", "host-1", "host-2", "host-3", "host-4"];
+const TWO: [&str; 2] = ["host-2", "host-4"];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a child of these tests: runs only when its parent starts it"]
+async fn child() {
+    system_tests::process::child().await;
+}
+
+#[test]
+fn on_postgres_a_fleet_is_restarted_grown_and_shrunk_and_nothing_is_lost() {
+    let _alone = alone();
+    let server = Postgres::start();
+    rolling("postgres", &server.fresh_database());
+}
+
+#[test]
+fn on_redis_a_fleet_is_restarted_grown_and_shrunk_and_nothing_is_lost() {
+    let _alone = alone();
+    let server = Redis::start();
+    rolling("redis", &server.url());
+}
+
+fn rolling(store: &str, url: &str) {
+    let is_quick = std::env::var("QUICK").is_ok();
+    let (rounds, settle) = if is_quick { (1, LEASE / 4) } else { (2, LEASE) };
+    let place = url.to_owned();
+    let mut hosts = Hosts::new(move |host| Place::live(&place, host, LEASE, settle), LEDGERS, 0);
+    let mut front = hosts.put_in_front(CALLERS);
+    THREE.iter().for_each(|host| hosts.spawn(host));
+    THREE.iter().for_each(|host| drop(hosts.answer(host, "ready")));
+    hosts.wait_owned(&THREE);
+    let _beginning = front.take_longest();
+
+    for _ in 0..rounds {
+        for host in THREE {
+            drain(&mut hosts, host);
+            hosts.start(host);
+            hosts.wait_owned(&THREE);
+        }
+    }
+    let restarting = front.take_longest();
+    for host in &FIVE[3..] {
+        hosts.start(host);
+    }
+    hosts.wait_owned(&FIVE);
+    let growing = front.take_longest();
+    for host in FIVE.iter().filter(|host| !TWO.contains(host)) {
+        drain(&mut hosts, host);
+    }
+    hosts.wait_owned(&TWO);
+    hosts.pass(settle);
+    let shrinking = front.take_longest();
+
+    let sums = front.quiet();
+    let verdict = hosts.settled_by("host-0", PATIENCE);
+    println!(
+        "{store}: {} restarts, 3 to 5 to 2 hosts, {} shards handed on, {sums}; {verdict}; at doors that leave {} without an answer; longest wait \
+         {restarting:?} restarting, {growing:?} growing, {shrinking:?} shrinking",
+        rounds * THREE.len(),
+        hosts.handoffs,
+        sums.failed_at_doors_that_leave(),
+    );
+    verdict.assert_right(store);
+    assert!(sums.answered > 500, "{sums}");
+}
+
+fn drain(hosts: &mut Hosts, host: &str) {
+    let drained = hosts.drain(host);
+    assert!(drained.starts_with("0 true "), "{host}: {drained}");
+}
