@@ -3,6 +3,10 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "crash_points/keys.rs"]
+mod keys;
+
+use std::future::Future;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -478,12 +482,8 @@ async fn read_end(store: &dyn Store) -> End {
     end
 }
 
-/// Plays a scenario, cuts it at store call `k`, goes on with another process and checks the whole. How many calls there were
-/// until the end of the first process, and what is wrong.
-async fn cut_at(world: &mut World, scenario: Scenario, k: u64, cut: Cut) -> (u64, Vec<Violation>) {
-    let (history, is_healed, life) = (History::default(), Arc::new(AtomicBool::new(false)), Arc::default());
-    prepare(world, &history, &is_healed, &life);
-    world.witness(&history);
+/// Lets a process live until store call `k`, and cuts it there. How many calls there were.
+async fn first_life(world: &World, k: u64, cut: Cut, life: impl Future<Output = ()>) -> u64 {
     match cut {
         Cut::Before => world.store.hang_from(k),
         Cut::After => {
@@ -501,24 +501,35 @@ async fn cut_at(world: &mut World, scenario: Scenario, k: u64, cut: Cut) -> (u64
         Cut::After | Cut::Late => k + 1,
         Cut::LostAnswer => u64::MAX,
     };
-    {
-        let world: &World = world;
-        tokio::select! { biased;
-            () = async {
-                world.store.until_begun(until).await;
-                world.settle().await;
-            } => {}
-            () = async {
-                let site = world.launch(world.local(), |probes| probes.retry(policy())).await;
-                scenario(Stage::of(world, &site, &history, &is_healed)).await;
-                site.host.drain(10 * SECOND).await;
-            } => {}
-        }
-        // Here the host is dropped, with whatever it was about to do.
-        world.pass(2 * SECOND).await;
+    tokio::select! { biased;
+        () = async {
+            world.store.until_begun(until).await;
+            world.settle().await;
+        } => {}
+        // When it is cut its host is dropped, with whatever it was about to do.
+        () = life => {}
     }
+    world.pass(2 * SECOND).await;
     let calls = world.store.begun();
     world.store.heal();
+    calls
+}
+
+/// Plays a scenario, cuts it at store call `k`, goes on with another process and checks the whole. How many calls there were
+/// until the end of the first process, and what is wrong.
+async fn cut_at(world: &mut World, scenario: Scenario, k: u64, cut: Cut) -> (u64, Vec<Violation>) {
+    let (history, is_healed, life) = (History::default(), Arc::new(AtomicBool::new(false)), Arc::default());
+    prepare(world, &history, &is_healed, &life);
+    world.witness(&history);
+    let calls = {
+        let world: &World = world;
+        let life = async {
+            let site = world.launch(world.local(), |probes| probes.retry(policy())).await;
+            scenario(Stage::of(world, &site, &history, &is_healed)).await;
+            site.host.drain(10 * SECOND).await;
+        };
+        first_life(world, k, cut, life).await
+    };
     if cut != Cut::Late {
         world.reopen().await;
         world.witness(&history);

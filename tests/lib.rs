@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use alarm_backends::FjallStore;
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use stable_interfaces::store::{
     Claim, Claimed, Found, Hints, Incarnation, Loaded, NewMessage, Page, Read, Renewal, Renewed, ShardId, Write,
 };
@@ -306,6 +307,21 @@ impl<R: Send + 'static> Handle<Do<R>> for Probe {
     async fn handle(&mut self, cx: &mut Context, Do(act): Do<R>) -> Result<R, Failed> {
         let _running = self.enter();
         act(self, cx).await
+    }
+}
+
+/// A message that adds one to the stored counter of this name and answers with it, as [`count`] does: one that can be written.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Raise(pub String);
+
+impl Handle<Raise> for Probe {
+    type Reply = i64;
+
+    async fn handle(&mut self, cx: &mut Context, Raise(key): Raise) -> Result<i64, Failed> {
+        let _running = self.enter();
+        let count = cx.get::<i64>(&key).await?.unwrap_or(0) + 1;
+        cx.put(&key, &count)?;
+        Ok(count)
     }
 }
 

@@ -16,7 +16,7 @@ use stable_interfaces::{
     Context, ContextError, Drained, Fleet, Handle, Health, Host, HostBuilder, InstanceRef, Interface, InterfaceBuilder,
     NewPost, RequestError, RetryPolicy, StableInterface, StartError, Timestamp,
 };
-use system_tests::{Do, Failed, Probe, World, act, get, in_time, life, now_or_never, put, set, spawn, wait};
+use system_tests::{Do, Failed, Probe, Raise, World, act, get, in_time, life, now_or_never, put, set, spawn, wait};
 
 const MILLI: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -558,13 +558,15 @@ const HOST_OPTIONS: [&str; 20] = [
     "alarm_window_bytes",
     "cache_bytes",
 ];
-const INTERFACE_OPTIONS: [&str; 9] = [
+const INTERFACE_OPTIONS: [&str; 11] = [
     "idle_timeout",
     "handler_timeout",
     "stop_timeout",
     "max_waiting",
     "max_instances",
     "max_crashes",
+    "keep_replies",
+    "max_kept_replies",
     "first",
     "longest",
     "attempts",
@@ -615,6 +617,8 @@ fn set_on_interface<'a>(
         "max_waiting" => return probes.max_waiting(fit(count, usize::MAX)),
         "max_instances" => return probes.max_instances(fit(count, usize::MAX)),
         "max_crashes" => return probes.max_crashes(fit(count, u32::MAX)),
+        "keep_replies" => return probes.keep_replies(time),
+        "max_kept_replies" => return probes.max_kept_replies(fit(count, usize::MAX)),
         "first" => *retry = retry.first(time),
         "longest" => *retry = retry.longest(time),
         "attempts" => *retry = retry.attempts(fit(count, u32::MAX)),
@@ -686,6 +690,9 @@ async fn is_refused_by_name_or_works(given: &[(&'static str, Duration, u64)]) {
     assert!(fired[0] == "fires" && fired.contains(&"fails".to_owned()), "{fired:?}");
     probes.request("a", put("k", 1)).await.unwrap();
     assert_eq!(probes.request("a", get("k")).await.unwrap(), Some(1));
+    for _ in 0..2 {
+        assert_eq!(probes.request_once("a", "once", Raise("r".into())).await.unwrap(), 1);
+    }
     host.run_until(std::future::ready(())).await.unwrap();
     assert_eq!((host.health(), probes.running()), (Health::Stopped, 0));
 }

@@ -18,7 +18,7 @@ use stable_interfaces::testing::{Fault, MemoryNetwork, Method};
 use stable_interfaces::{
     Context, ContextError, Fleet, Handle, Health, Host, MemoryStore, NewPost, RetryPolicy, StableInterface, StoreError,
 };
-use system_tests::{Between, Failed, World, act, get, life, now_or_never, put, set, spawn, wait};
+use system_tests::{Between, Failed, Raise, World, act, get, life, now_or_never, put, set, spawn, wait};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -233,6 +233,23 @@ async fn flows_of_every_kind() {
     }
 }
 
+/// Requests with a key: asked twice, more than are kept, and through an outage of the store.
+async fn with_keys() {
+    let world = World::in_memory();
+    let site = world.launch(world.local(), |probes| probes.max_kept_replies(1)).await;
+    let ask = async |key: &str| site.probes.request_once("a", key, Raise("n".into())).await;
+    for (key, count) in [("one", 1), ("one", 1), ("two", 2)] {
+        assert_eq!(ask(key).await.unwrap(), count);
+    }
+    world.store.set_chance(Method::Commit, Fault::FailAfter, 1.0);
+    let through = async {
+        world.pass(12 * SECOND).await;
+        world.store.heal();
+    };
+    let (answer, ()) = tokio::join!(ask("three"), through);
+    assert_eq!(answer.unwrap(), 3);
+}
+
 /// Makes shards move.
 async fn shards_that_move() {
     let world = World::in_memory();
@@ -251,6 +268,7 @@ fn every_documented_metric_is_emitted_and_nothing_else() {
     paused.block_on(system_tests::in_time(a_bit_of_everything()));
     paused.block_on(system_tests::in_time(flows_of_every_kind()));
     paused.block_on(system_tests::in_time(through_another_door()));
+    paused.block_on(system_tests::in_time(with_keys()));
     paused.block_on(system_tests::in_time(shards_that_move()));
     // Only the machine's own clock shows who blocks a thread.
     let real = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();

@@ -13,7 +13,7 @@ use crate::alarm::{check_alarm_id, encode_meta};
 use crate::clock::Timestamp;
 use crate::dead::Dead;
 use crate::error::ContextError;
-use crate::id::{inbox_of, interface_of};
+use crate::id::{beside, interface_of};
 use crate::inbox::NewPost;
 use crate::store::{Addressed, AlarmRow, DeadKey, InboxRow, InstanceName, Revision};
 
@@ -259,7 +259,7 @@ impl Addressed {
     /// [`ContextError::InvalidId`] for a name or ID that cannot be one.
     pub fn directive(interface: &str, id: &str, directive: Directive) -> Result<Addressed, ContextError> {
         let NewPost { id: message_id, headers, body } = directive.into_post();
-        Addressed::new(interface, inbox_of(interface), id, message_id, headers, body)
+        Addressed::new(interface, beside(interface), id, message_id, headers, body)
     }
 }
 
@@ -276,7 +276,7 @@ mod tests {
 
     fn row(directive: Directive) -> InboxRow {
         let NewPost { headers, body, .. } = directive.into_post();
-        let name = InstanceName { interface: inbox_of("order"), instance: "17".into() };
+        let name = InstanceName { interface: beside("order"), instance: "17".into() };
         NewMessage { shard: ShardId(0), name, id: "d".into(), headers, body }.into_row(Timestamp::UNIX_EPOCH)
     }
 
@@ -284,7 +284,7 @@ mod tests {
     fn a_directive_comes_back_from_its_message_as_it_was() {
         let key = DeadKey {
             died_at: Timestamp::from_millis(-7),
-            name: InstanceName { interface: inbox_of("order"), instance: "17".into() },
+            name: InstanceName { interface: beside("order"), instance: "17".into() },
             is_message: true,
             id: "é\n".into(),
         };
@@ -309,8 +309,8 @@ mod tests {
 
     #[test]
     fn no_interface_can_have_the_name_of_an_inbox_for_directives() {
-        assert!(!is_interface_name(&inbox_of("order")));
-        assert_eq!(interface_of(&inbox_of("order")), ("order", true));
+        assert!(!is_interface_name(&beside("order")));
+        assert_eq!(interface_of(&beside("order")), ("order", true));
         assert_eq!(interface_of("order"), ("order", false));
     }
 

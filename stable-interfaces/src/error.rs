@@ -117,6 +117,13 @@ pub enum RequestError<E> {
     /// A limit was exceeded (size of a value, number of effects). Nothing happened.
     #[error("too large: {0}")]
     TooLarge(String),
+    /// The key of [`request_once`](crate::Interface::request_once) is that of another message. Nothing happened. Take another key for another
+    /// message.
+    #[error("the request key {key:?} has been used for another message")]
+    KeyReused {
+        /// The key.
+        key: Arc<str>,
+    },
     /// The value could not be turned to or from JSON. Nothing happened.
     #[error(transparent)]
     Json(Arc<JsonError>),
@@ -191,8 +198,16 @@ impl<E> RequestError<E> {
         }
     }
 
+    /// The error of a request that has failed for no error of a handler.
+    pub(crate) fn definite(cause: RequestError<Infallible>) -> RequestError<E> {
+        match cause.split() {
+            Ok((never, _)) => match never {},
+            Err(error) => error,
+        }
+    }
+
     /// Tells the application's own error from all others.
-    pub(crate) fn split(self) -> Result<(E, Interim), RequestError<Infallible>> {
+    pub(crate) fn split<F>(self) -> Result<(E, Interim), RequestError<F>> {
         Err(match self {
             RequestError::Handler(error, interim) => return Ok((error, interim)),
             RequestError::NotOwner { holder } => RequestError::NotOwner { holder },
@@ -213,6 +228,7 @@ impl<E> RequestError<E> {
             RequestError::NotStarted => RequestError::NotStarted,
             RequestError::NoStore => RequestError::NoStore,
             RequestError::TooLarge(what) => RequestError::TooLarge(what),
+            RequestError::KeyReused { key } => RequestError::KeyReused { key },
             RequestError::Json(error) => RequestError::Json(error),
             RequestError::Store(error) => RequestError::Store(error),
             RequestError::Unknown(cause) => RequestError::Unknown(cause),
@@ -226,7 +242,7 @@ impl<E: Into<BoxError>> RequestError<E> {
     /// [`Error`] itself, only one when boxed, as an `anyhow::Error` is.
     #[must_use]
     pub fn report(self) -> String {
-        match self.split() {
+        match self.split::<Infallible>() {
             Ok((error, _)) => {
                 // Dropped quietly also if it panics when it is shown.
                 let error = Quiet::new(error.into());

@@ -19,7 +19,7 @@ use crate::error::RequestError;
 use crate::fleet::{Fleet, FleetError, MAX_HOST_BYTES, MAX_HOSTS, MAX_SHARDS};
 use crate::forward::wire::{Answer, Request};
 use crate::id::{
-    InvalidId, MAX_ID_BYTES, MAX_KEY_BYTES, check_id, check_interface_name, check_key, inbox_of, interface_of,
+    InvalidId, MAX_ID_BYTES, MAX_KEY_BYTES, beside, check_id, check_interface_name, check_key, interface_of,
     is_interface_name,
 };
 use crate::store::{AlarmRow, Attempts, Epoch, InstanceName, NewMessage, Revision, ShardId};
@@ -137,8 +137,8 @@ pub fn ids(data: &[u8]) -> bool {
     assert_eq!(check_id(text), expected(MAX_ID_BYTES));
     assert_eq!(check_key(text), expected(MAX_KEY_BYTES));
     assert_eq!(check_interface_name(text).is_ok(), is_interface_name(text));
-    assert_eq!(interface_of(&inbox_of(text)), (text, true), "the inbox of its directives");
-    assert!(!is_interface_name(&inbox_of(text)));
+    assert_eq!(interface_of(&beside(text)), (text, true), "the inbox of its directives");
+    assert!(!is_interface_name(&beside(text)));
     match FLEETS[0].locate(text) {
         Ok(location) => {
             assert!(check_id(text).is_ok() && location.shard.0 < 1000);
@@ -185,7 +185,7 @@ pub fn directive(data: &[u8]) -> bool {
     let header = |line: &str| line.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
     let message = NewMessage {
         shard: ShardId(0),
-        name: InstanceName { interface: inbox_of("order"), ..name() },
+        name: InstanceName { interface: beside("order"), ..name() },
         id: "d".into(),
         headers: head.lines().filter_map(header).collect(),
         body: bytes::Bytes::copy_from_slice(body),

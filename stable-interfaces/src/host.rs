@@ -1130,6 +1130,20 @@ impl<I: StableInterface> InterfaceBuilder<'_, I> {
         self
     }
 
+    /// Sets the time for which the replies to [`request_once`](Interface::request_once) are kept under their keys, by the clocks of the hosts
+    /// that answer: a request that comes later may be handled anew. They go when a later one is kept. Default: a day.
+    pub fn keep_replies(mut self, time: Duration) -> Self {
+        self.options.keep.time = time;
+        self
+    }
+
+    /// The most replies to [`request_once`](Interface::request_once) that are kept for one instance; past it the oldest goes, and its key may be
+    /// handled anew, before its time is over. The keys, not the replies, are in memory while the instance is. At least 1. Default: 10,000.
+    pub fn max_kept_replies(mut self, replies: usize) -> Self {
+        self.options.keep.most = replies;
+        self
+    }
+
     /// Registers it.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! Names and IDs: the one rule that every entrance of the library applies, so that each store can hold what came in.
 //!
-//! Directives to an interface lie beside its inbox, under its name and a `!`, which is in no name that an interface can have.
+//! Rows of the library itself, as directives to instances of an interface, lie under the name of the interface and a `!`, which is in no name
+//! that an interface can have.
 
 use bytes::Bytes;
 
@@ -101,15 +102,16 @@ pub(crate) fn is_interface_name(name: &str) -> bool {
         && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-')
 }
 
-/// The end of the name of an interface in the inbox of its directives. No interface's own name can contain it.
+/// The end of the name under which the library's own rows lie beside those of an interface. No interface's own name can contain it.
 const SUFFIX: char = '!';
 
-/// The name under which directives to instances of `interface` are stored.
-pub(crate) fn inbox_of(interface: &str) -> Arc<str> {
+/// The name under which the library's own rows of instances of `interface` are stored: directives to them in the inbox, and in their storage the
+/// replies that are kept for them.
+pub(crate) fn beside(interface: &str) -> Arc<str> {
     format!("{interface}{SUFFIX}").into()
 }
 
-/// The interface that rows under this name belong to, and whether they are directives.
+/// The interface that rows under this name belong to, and whether they are the library's own.
 pub(crate) fn interface_of(name: &str) -> (&str, bool) {
     match name.strip_suffix(SUFFIX) {
         Some(interface) => (interface, true),

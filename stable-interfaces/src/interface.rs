@@ -2,6 +2,7 @@
 
 mod connect;
 mod hosted;
+mod once;
 mod wake;
 
 pub use self::connect::Connection;

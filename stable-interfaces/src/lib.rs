@@ -90,6 +90,7 @@ mod instance;
 mod interface;
 mod json;
 pub mod metrics;
+mod once;
 mod quiet;
 #[cfg(all(test, shuttle))]
 mod schedules;

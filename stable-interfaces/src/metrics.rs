@@ -51,11 +51,17 @@ pub const FORWARDED: &str = "stable_interfaces_forwarded_total";
 pub const FORWARDED_AGAIN: &str = "stable_interfaces_forwarded_again_total";
 /// Counter: how often another host could not be reached.
 pub const UNREACHABLE: &str = "stable_interfaces_unreachable_total";
+/// Counter, by `interface`: requests with a key that were answered with the reply that had been kept for it.
+pub const ONCE_REPLAYED: &str = "stable_interfaces_once_replayed_total";
+/// Counter, by `interface`: how often a request with a key was asked again, because its outcome was not known or its instance could not be reached.
+pub const ONCE_REPEATED: &str = "stable_interfaces_once_repeated_total";
+/// Counter, by `interface`: replies kept for a key that were forgotten before their time, because their instance had too many.
+pub const ONCE_FORGOTTEN: &str = "stable_interfaces_once_forgotten_total";
 /// Counter: handlers seen blocking their thread.
 pub const BLOCKED: &str = "stable_interfaces_blocked_handlers_total";
 
 /// Every name above.
-pub const ALL: [&str; 25] = [
+pub const ALL: [&str; 28] = [
     RESETS,
     RETRIES,
     DEAD_LETTERS,
@@ -80,5 +86,8 @@ pub const ALL: [&str; 25] = [
     FORWARDED,
     FORWARDED_AGAIN,
     UNREACHABLE,
+    ONCE_REPLAYED,
+    ONCE_REPEATED,
+    ONCE_FORGOTTEN,
     BLOCKED,
 ];

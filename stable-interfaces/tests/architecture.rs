@@ -34,7 +34,7 @@ const FLOORS: [Floor; 14] = [
     (
         "rows",
         "is plain data and windows: nothing in it runs, so nothing in it may need what does",
-        &["alarm.rs", "alarm/", "inbox.rs", "inbox/", "dead.rs", "directive.rs", "crowds.rs"],
+        &["alarm.rs", "alarm/", "inbox.rs", "inbox/", "dead.rs", "directive.rs", "crowds.rs", "once.rs"],
     ),
     ("shards", "is told what became durable: it must not need the committer that tells it", &["shards.rs", "shards/"]),
     ("commit", "makes effects durable, whoever had them: it knows no instance and no host", &["commit.rs", "commit/"]),
@@ -72,6 +72,7 @@ const FLOORS: [Floor; 14] = [
             "forward/table.rs",
             "instance/job.rs",
             "instance/kind.rs",
+            "instance/living.rs",
             "instance/slot.rs",
             "instance/slot/",
             "instance/table.rs",

@@ -160,11 +160,15 @@ pub(crate) fn fold(mut ops: Vec<Op>) -> Vec<Op> {
     ops
 }
 
-/// The word of unsettled operations about one target, newest last: `None` if nothing.
-pub(crate) fn find_value<'a>(ops: impl DoubleEndedIterator<Item = &'a Op>, wanted: &str) -> Option<Option<Bytes>> {
+/// The word of unsettled operations about one value, newest last: `None` if nothing.
+pub(crate) fn find_value<'a>(
+    ops: impl DoubleEndedIterator<Item = &'a Op>,
+    of: &InstanceName,
+    wanted: &str,
+) -> Option<Option<Bytes>> {
     ops.rev().find_map(|op| match op {
-        Op::Put { key, value, .. } if **key == *wanted => Some(Some(value.clone())),
-        Op::Delete { key, .. } if **key == *wanted => Some(None),
+        Op::Put { key, value, name } if **key == *wanted && name == of => Some(Some(value.clone())),
+        Op::Delete { key, name } if **key == *wanted && name == of => Some(None),
         _ => None,
     })
 }

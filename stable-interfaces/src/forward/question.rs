@@ -80,6 +80,7 @@ impl<I: StableInterface> InterfaceCore<I> {
             interface: I::NAME,
             message: Q::NAME,
             id: "",
+            key: None,
             given: Duration::ZERO,
             waits: None,
             callers: Vec::new(),
@@ -87,6 +88,7 @@ impl<I: StableInterface> InterfaceCore<I> {
         };
         let written: Written<Q::Answer, I::Error> = Written {
             message: Q::NAME,
+            key: None,
             body: Vec::new(),
             read: |answer| serde_json::from_slice(answer),
             read_error: Nothing::read,

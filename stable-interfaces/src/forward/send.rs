@@ -166,6 +166,7 @@ impl<I: StableInterface> InterfaceCore<I> {
             interface: I::NAME,
             message: written.message,
             id: sending.id,
+            key: written.key.as_deref(),
             given: sending.turn_until.saturating_sub(now),
             waits: sending.callers.map(|callers| callers.waits_until().saturating_sub(now)),
             callers: sending.names.iter().map(String::as_str).collect(),

@@ -16,7 +16,9 @@ use crate::clock::within;
 use crate::error::{ContextError, RequestError};
 use crate::instance::ask::Served;
 use crate::instance::kind::InterfaceCore;
+use crate::instance::once::Once;
 use crate::instance::{Handle, StableInterface};
+use crate::once::OnceKey;
 use crate::quiet::{Quiet, guarded};
 use crate::shared::Health;
 use crate::store::ShardId;
@@ -36,18 +38,22 @@ pub(crate) fn answer<I: StableInterface>(core: &Arc<InterfaceCore<I>>, request: 
         return refused(&unhandled(&core.host.name, &core.host.options.build, what));
     };
     let arrival = Arrival::new(core.host.clock.elapsed(), request.given, request.waits, &request.callers);
-    answer(core, Arrived { id: request.id, body: request.body, arrival })
+    answer(core, Arrived { id: request.id, key: request.key, body: request.body, arrival })
 }
 
 /// Answers a message of type `M`. Captured where the interface is registered.
 pub(crate) fn answer_message<I, M, C>(core: &Arc<InterfaceCore<I>>, arrived: Arrived<'_>) -> Answering
 where
     I: Handle<M>,
-    I::Reply: Serialize,
+    I::Reply: Serialize + DeserializeOwned,
     M: DeserializeOwned + Send + 'static,
     C: Errors<I::Error>,
 {
-    let Arrived { id, body, arrival } = arrived;
+    let Arrived { id, key, body, arrival } = arrived;
+    let key = match key.map(|key| OnceKey::new(key, body)).transpose() {
+        Ok(key) => key,
+        Err(error) => return refused(&error.into()),
+    };
     let message = match read::<M>(body) {
         Ok(message) => message,
         Err(error) => return refused(&error),
@@ -59,7 +65,10 @@ where
             let holder = holder.unwrap_or_else(|_| core.host.name.clone());
             return Answer::<Bytes>::Failed(Told::of(&RequestError::NotOwner { holder })).encode();
         };
-        let outcome = arrival.run(core.ask(&id, Served(message))).await;
+        let outcome = match key {
+            None => arrival.run(core.ask(&id, Served(message))).await,
+            Some(key) => Box::pin(arrival.run(core.ask(&id, Once::served(key, message, core.options.keep)))).await,
+        };
         written::<I::Reply, I::Error, C>(outcome).encode()
     })
 }

@@ -55,6 +55,7 @@ impl<E: Into<BoxError> + From<RemoteError>> Errors<E> for Words {
 /// A request from another host, as the message's own type is to be read from it.
 pub(crate) struct Arrived<'a> {
     pub(crate) id: &'a str,
+    pub(crate) key: Option<&'a str>,
     pub(crate) body: &'a [u8],
     pub(crate) arrival: Arc<Arrival>,
 }
@@ -69,6 +70,8 @@ pub(crate) type QuestionFn<I> = Box<dyn Fn(&Arc<InterfaceCore<I>>, &[u8]) -> Ans
 pub(crate) struct Written<R, E> {
     /// The name under which it is registered.
     pub(crate) message: &'static str,
+    /// The key under which its reply is to be kept.
+    pub(crate) key: Option<Arc<str>>,
     pub(crate) body: Vec<u8>,
     pub(crate) read: fn(&[u8]) -> Result<R, serde_json::Error>,
     pub(crate) read_error: fn(&[u8]) -> Result<E, serde_json::Error>,
@@ -81,6 +84,7 @@ pub(crate) type Writing<R, E> = Option<Outcome<Written<R, E>, E>>;
 struct Way<M, R, E> {
     message: &'static str,
     write: fn(&M) -> Result<Vec<u8>, serde_json::Error>,
+    read_message: fn(&[u8]) -> Result<M, serde_json::Error>,
     read: fn(&[u8]) -> Result<R, serde_json::Error>,
     read_error: fn(&[u8]) -> Result<E, serde_json::Error>,
 }
@@ -112,13 +116,14 @@ impl<I: StableInterface> Forwards<I> {
     /// Lets messages of type `M` cross under a name.
     pub(crate) fn add<M, R, C>(&mut self, message: &'static str, answer: AnswerFn<I>)
     where
-        M: Serialize + 'static,
+        M: Serialize + DeserializeOwned + 'static,
         R: DeserializeOwned + 'static,
         C: Errors<I::Error>,
     {
         let way: Way<M, R, I::Error> = Way {
             message,
             write: |message| serde_json::to_vec(message),
+            read_message: |message| serde_json::from_slice(message),
             read: |reply| serde_json::from_slice(reply),
             read_error: C::read,
         };
@@ -154,7 +159,7 @@ impl<I: StableInterface> Forwards<I> {
 
     /// Writes a message; `None` if its type may not cross.
     pub(crate) fn write<M: 'static, R: 'static>(&self, message: &M) -> Writing<R, I::Error> {
-        let way = self.ways.get(&TypeId::of::<M>())?.downcast_ref::<Way<M, R, I::Error>>()?;
+        let way = self.way::<M, R>()?;
         let what = || format!("the message {:?}", way.message);
         let body = match guarded(|| (way.write)(message)) {
             Ok(Ok(body)) => body,
@@ -165,6 +170,36 @@ impl<I: StableInterface> Forwards<I> {
                 ));
             }
         };
-        Some(Ok(Written { message: way.message, body, read: way.read, read_error: way.read_error }))
+        Some(Ok(way.written(body, None)))
+    }
+
+    /// As [`write`](Self::write), of a message that is written already, with the key under which its reply is to be kept.
+    pub(crate) fn write_keyed<M: 'static, R: 'static>(&self, body: &[u8], key: &Arc<str>) -> Writing<R, I::Error> {
+        Some(Ok(self.way::<M, R>()?.written(body.to_vec(), Some(key.clone()))))
+    }
+
+    /// Reads a message that was written; `None` if its type may not cross.
+    pub(crate) fn read<M: 'static, R: 'static>(&self, body: &[u8]) -> Option<Outcome<M, I::Error>> {
+        let way = self.way::<M, R>()?;
+        Some(match guarded(|| (way.read_message)(body)) {
+            Ok(Ok(message)) => Ok(message),
+            Ok(Err(error)) => {
+                Err(ContextError::not_a::<M>(format_args!("the message {:?}", way.message), error).into())
+            }
+            Err(panic) => {
+                let what = format!("the message {:?} panicked when it was read: {panic}", way.message);
+                Err(RequestError::Rejected(what).into())
+            }
+        })
+    }
+
+    fn way<M: 'static, R: 'static>(&self) -> Option<&Way<M, R, I::Error>> {
+        self.ways.get(&TypeId::of::<M>())?.downcast_ref()
+    }
+}
+
+impl<M, R, E> Way<M, R, E> {
+    fn written(&self, body: Vec<u8>, key: Option<Arc<str>>) -> Written<R, E> {
+        Written { message: self.message, key, body, read: self.read, read_error: self.read_error }
     }
 }

@@ -18,6 +18,7 @@ fn request<'a>(callers: Vec<&'a str>, body: &'a [u8]) -> Request<'a> {
         interface: "order",
         message: "place",
         id: "17 \u{e9}",
+        key: None,
         given: Duration::from_millis(29_999),
         waits: (!callers.is_empty()).then_some(Duration::from_secs(7)),
         callers,
@@ -31,9 +32,31 @@ fn a_request_comes_back_from_its_bytes_as_it_was() {
     for callers in [vec![], vec!["order/1", "stock/2"], links.iter().map(String::as_str).collect()] {
         for body in [&b""[..], b"{}", &[0; 300]] {
             let request = request(callers.clone(), body);
-            assert_eq!(Request::decode(&request.encode()), Ok(request));
+            assert_eq!(Request::decode(&request.encode()), Ok(request.clone()));
+            let keyed = Request { key: Some("payment 7"), ..request };
+            assert_eq!(Request::decode(&keyed.encode()), Ok(keyed));
         }
     }
+}
+
+#[test]
+fn a_request_with_a_key_is_none_to_a_reader_that_knows_no_keys() {
+    let keyed = Request { key: Some("k"), ..request(vec![], b"{}") };
+    // As a release reads it that steps over fields of these kinds.
+    let without = |kinds: &[u8]| {
+        let (mut bytes, mut at) = (keyed.encode().to_vec(), 1);
+        while bytes[at] != 0 {
+            let length = u16::from_be_bytes([bytes[at + 1], bytes[at + 2]]);
+            if kinds.contains(&bytes[at]) {
+                bytes[at] = 200;
+            }
+            at += 3 + usize::from(length);
+        }
+        bytes
+    };
+    assert_eq!(Request::decode(&without(&[])), Ok(keyed.clone()));
+    assert_eq!(Request::decode(&without(&[7, 8])), Err(Unreadable::Missing("message")));
+    assert_eq!(Request::decode(&without(&[8])), Err(Unreadable::Missing("key")));
 }
 
 #[test]
@@ -106,6 +129,7 @@ fn all_errors() -> Vec<RequestError<Infallible>> {
         RequestError::NotStarted,
         RequestError::NoStore,
         RequestError::TooLarge("a value".into()),
+        RequestError::KeyReused { key: "payment-7".into() },
         RequestError::Json(Arc::new(JsonError::told(Some("the value \"k\"".into()), &json.to_string()))),
     ];
     all.extend(stored.into_iter().map(|error| RequestError::Store(Arc::new(error))));

@@ -84,6 +84,7 @@ enum Variant {
     NotStarted,
     NoStore,
     TooLarge { what: String },
+    KeyReused { key: String },
     Json { what: Option<String>, error: String },
     Store { error: Stored },
     Unknown { cause: Box<Told> },
@@ -169,6 +170,7 @@ impl Variant {
             RequestError::NotStarted => Variant::NotStarted,
             RequestError::NoStore => Variant::NoStore,
             RequestError::TooLarge(what) => Variant::TooLarge { what: what.clone() },
+            RequestError::KeyReused { key } => Variant::KeyReused { key: key.to_string() },
             RequestError::Json(error) => {
                 let (what, error) = error.parts();
                 Variant::Json { what: what.map(str::to_owned), error }
@@ -200,6 +202,7 @@ impl Variant {
             Variant::NotStarted => RequestError::NotStarted,
             Variant::NoStore => RequestError::NoStore,
             Variant::TooLarge { what } => RequestError::TooLarge(what),
+            Variant::KeyReused { key } => RequestError::KeyReused { key: key.into() },
             Variant::Json { what, error } => RequestError::Json(Arc::new(JsonError::told(what, &error))),
             Variant::Store { error } => RequestError::Store(Arc::new(error.into_error())),
             Variant::Unknown { cause } => RequestError::unknown(cause.into_error()),

@@ -25,6 +25,9 @@ mod field {
     pub(super) const GIVEN: u8 = 4;
     pub(super) const WAITS: u8 = 5;
     pub(super) const CALLER: u8 = 6;
+    /// In place of [`MESSAGE`], where there is a key: a host that knows no keys then finds no message, and does not handle it as one without.
+    pub(super) const KEYED_MESSAGE: u8 = 7;
+    pub(super) const KEY: u8 = 8;
 }
 
 /// A request of another host.
@@ -34,6 +37,8 @@ pub(crate) struct Request<'a> {
     /// The name under which the message is registered.
     pub(crate) message: &'a str,
     pub(crate) id: &'a str,
+    /// The key under which its reply is kept, if it is.
+    pub(crate) key: Option<&'a str>,
     /// The time that is left for it to wait for its turn.
     pub(crate) given: Duration,
     /// The time for which a handler waits for the answer; `None` if it is not a handler that asks.
@@ -109,7 +114,7 @@ fn millis(value: &[u8]) -> Result<Duration, Unreadable> {
 impl<'a> Request<'a> {
     /// Writes the request as bytes. Texts longer than a field can be are cut off: those of a request that was checked are not.
     pub(crate) fn encode(&self) -> Bytes {
-        let texts = [self.interface, self.message, self.id];
+        let texts = [self.interface, self.message, self.id, self.key.unwrap_or_default()];
         let texts = texts.iter().chain(&self.callers).map(|text| text.len() + 3).sum::<usize>();
         let mut bytes = BytesMut::with_capacity(texts + self.body.len() + 24);
         bytes.put_u8(VERSION);
@@ -120,7 +125,13 @@ impl<'a> Request<'a> {
             bytes.put_slice(&value[..usize::from(length)]);
         };
         put(field::INTERFACE, self.interface.as_bytes());
-        put(field::MESSAGE, self.message.as_bytes());
+        match self.key {
+            None => put(field::MESSAGE, self.message.as_bytes()),
+            Some(key) => {
+                put(field::KEYED_MESSAGE, self.message.as_bytes());
+                put(field::KEY, key.as_bytes());
+            }
+        }
         put(field::ID, self.id.as_bytes());
         let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX).to_be_bytes();
         put(field::GIVEN, &millis(self.given));
@@ -140,6 +151,7 @@ impl<'a> Request<'a> {
         reader.version()?;
         let (mut interface, mut message, mut id, mut given) = (None, None, None, None);
         let (mut waits, mut callers) = (None, Vec::new());
+        let (mut keyed_message, mut key) = (None, None);
         while let Some((kind, value)) = reader.field()? {
             match kind {
                 field::INTERFACE => interface = Some(text(value)?),
@@ -149,13 +161,16 @@ impl<'a> Request<'a> {
                 field::WAITS => waits = Some(millis(value)?),
                 field::CALLER if callers.len() == MAX_CHAIN => return Err(Unreadable::Chain),
                 field::CALLER => callers.push(text(value)?),
+                field::KEYED_MESSAGE => keyed_message = Some(text(value)?),
+                field::KEY => key = Some(text(value)?),
                 // Of a newer release.
                 _ => {}
             }
         }
         Ok(Request {
             interface: interface.ok_or(Unreadable::Missing("interface"))?,
-            message: message.ok_or(Unreadable::Missing("message"))?,
+            message: keyed_message.or(message).ok_or(Unreadable::Missing("message"))?,
+            key: if keyed_message.is_some() { Some(key.ok_or(Unreadable::Missing("key"))?) } else { None },
             id: id.ok_or(Unreadable::Missing("id"))?,
             given: given.ok_or(Unreadable::Missing("given"))?,
             waits,

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use super::StableInterface;
 use super::context::Context;
 use super::job::Work;
+use super::living::Home;
 use crate::alarm::{Alarm, encode_meta};
 use crate::clock::Timestamp;
 use crate::dead;
@@ -21,7 +22,7 @@ pub(crate) struct CarryOut(pub(crate) Order);
 impl<I: StableInterface> Work<I> for CarryOut {
     type Reply = bool;
 
-    async fn run(self, _: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<bool, I::Error> {
+    async fn run(self, _: &mut Home<I>, cx: &mut Context) -> Outcome<bool, I::Error> {
         carry_out(self.0, cx).await.map_err(Box::from)
     }
 }
@@ -37,7 +38,7 @@ pub(crate) struct SetAlarmIfAbsent {
 impl<I: StableInterface> Work<I> for SetAlarmIfAbsent {
     type Reply = bool;
 
-    async fn run(self, _: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<bool, I::Error> {
+    async fn run(self, _: &mut Home<I>, cx: &mut Context) -> Outcome<bool, I::Error> {
         cx.set_encoded_alarm_if_absent(&self.alarm, self.at, self.meta).await.map_err(Box::from)
     }
 }
@@ -48,7 +49,7 @@ pub(crate) struct ListAlarms;
 impl<I: StableInterface> Work<I> for ListAlarms {
     type Reply = Vec<Alarm>;
 
-    async fn run(self, _: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<Vec<Alarm>, I::Error> {
+    async fn run(self, _: &mut Home<I>, cx: &mut Context) -> Outcome<Vec<Alarm>, I::Error> {
         cx.alarms().await.map_err(Box::from)
     }
 }

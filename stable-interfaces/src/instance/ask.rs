@@ -4,6 +4,7 @@ use super::Handle;
 use super::context::Context;
 use super::job::Work;
 use super::kind::InterfaceCore;
+use super::living::Home;
 use super::turn::awaken;
 use crate::error::{Outcome, RequestError};
 use crate::forward::table::Writing;
@@ -19,7 +20,7 @@ impl<I: Handle<M>, M: Send + 'static> Work<I> for Ask<M> {
         interface.forwards.write(&self.0)
     }
 
-    async fn run(self, state: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<I::Reply, I::Error> {
+    async fn run(self, state: &mut Home<I>, cx: &mut Context) -> Outcome<I::Reply, I::Error> {
         // It may be dropped while a panic of the instance being built unwinds.
         let message = Quiet::new(self.0);
         let instance = awaken(state, cx).await?;
@@ -34,7 +35,7 @@ pub(crate) struct Served<M>(pub(crate) M);
 impl<I: Handle<M>, M: Send + 'static> Work<I> for Served<M> {
     type Reply = I::Reply;
 
-    async fn run(self, state: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<I::Reply, I::Error> {
+    async fn run(self, state: &mut Home<I>, cx: &mut Context) -> Outcome<I::Reply, I::Error> {
         Ask(self.0).run(state, cx).await
     }
 }

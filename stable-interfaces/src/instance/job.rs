@@ -8,6 +8,7 @@ use super::StableInterface;
 use super::answer::{Answer, Refusal, State};
 use super::context::Context;
 use super::kind::InterfaceCore;
+use super::living::{Home, Living, StateOf};
 use super::queue::Waiter;
 use super::recorded::Recorded;
 use super::slot::{Next, Slot};
@@ -39,11 +40,7 @@ pub(crate) trait Work<I: StableInterface>: Send + 'static {
     }
 
     /// Does it. `state` is the instance if it is in memory; [`awaken`] builds it where it is needed.
-    fn run(
-        self,
-        state: &mut Option<Box<I>>,
-        cx: &mut Context,
-    ) -> impl Future<Output = Outcome<Self::Reply, I::Error>> + Send;
+    fn run(self, state: &mut Home<I>, cx: &mut Context) -> impl Future<Output = Outcome<Self::Reply, I::Error>> + Send;
 }
 
 pub(crate) type AnswerOf<I, W> = Answer<<W as Work<I>>::Reply, <I as StableInterface>::Error>;
@@ -64,7 +61,7 @@ pub(crate) enum HandlerEnd<S, R, E> {
 }
 
 /// The end of a handler of an interface.
-pub(crate) type EndOf<I, R> = HandlerEnd<I, R, <I as StableInterface>::Error>;
+pub(crate) type EndOf<I, R> = HandlerEnd<Living<I>, R, <I as StableInterface>::Error>;
 
 /// A turn under way, whatever its message.
 pub(crate) trait Turn<I: StableInterface>: Send {
@@ -90,7 +87,7 @@ pub(crate) trait Turn<I: StableInterface>: Send {
 /// A message that waits for its turn.
 pub(crate) trait Job<I: StableInterface>: Waiter + Send {
     /// Begins, the turn of the job having come.
-    fn start(self: Box<Self>, slot: Arc<Slot<I>>, state: State<I>, epoch: Epoch) -> Box<dyn Turn<I>>;
+    fn start(self: Box<Self>, slot: Arc<Slot<I>>, state: StateOf<I>, epoch: Epoch) -> Box<dyn Turn<I>>;
 
     /// Ends without a turn.
     fn refuse(self: Box<Self>, error: Refusal);

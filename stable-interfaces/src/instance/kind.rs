@@ -13,6 +13,7 @@ use crate::alarm::RetryPolicy;
 use crate::directive::Needs;
 use crate::error::{ContextError, RequestError};
 use crate::forward::table::Forwards;
+use crate::once::Keep;
 use crate::quiet::Quiet;
 use crate::shards::delivery::Delivery;
 use crate::shared::{Health, HostCore};
@@ -31,6 +32,7 @@ pub(crate) struct InterfaceOptions {
     pub(crate) retry: RetryPolicy,
     /// In place of the host's.
     pub(crate) max_crashes: Option<u32>,
+    pub(crate) keep: Keep,
 }
 
 impl Default for InterfaceOptions {
@@ -44,6 +46,7 @@ impl Default for InterfaceOptions {
             reach_timeout: None,
             retry: RetryPolicy::default(),
             max_crashes: None,
+            keep: Keep::default(),
         }
     }
 }

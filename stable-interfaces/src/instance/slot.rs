@@ -11,6 +11,7 @@ use super::answer::{Answer, Ending, Refusal, State};
 use super::chain::{self, Deadline};
 use super::job::{EndOf, HandlerEnd, Job};
 use super::kind::InterfaceCore;
+use super::living::{Living, StateOf};
 use super::machine::{self, Machine, Take};
 use crate::connection::{Closed, ConnectionId};
 use crate::error::{Outcome, RequestError};
@@ -29,10 +30,10 @@ mod tests;
 mod view;
 
 /// The machine of an instance of an interface, and what it says.
-type MachineOf<I> = Machine<I, Box<dyn Job<I>>>;
-pub(crate) type Next<I> = machine::Next<I, Box<dyn Job<I>>>;
+type MachineOf<I> = Machine<Living<I>, Box<dyn Job<I>>>;
+pub(crate) type Next<I> = machine::Next<Living<I>, Box<dyn Job<I>>>;
 pub(crate) type Enqueue<I> = machine::Enqueue<Box<dyn Job<I>>>;
-type Left<I> = machine::Left<I, Box<dyn Job<I>>>;
+type Left<I> = machine::Left<Living<I>, Box<dyn Job<I>>>;
 
 pub(crate) struct Slot<I: StableInterface> {
     pub(crate) id: Arc<str>,
@@ -48,7 +49,7 @@ pub(crate) struct Slot<I: StableInterface> {
 /// The outcome of an attempt to take a slot.
 pub(crate) enum Taken<I: StableInterface> {
     /// The instance is the caller's now: run a turn with this state.
-    Free(State<I>),
+    Free(StateOf<I>),
     /// Somebody has it: queue the message.
     Busy,
     /// The instance was idle, but its last incarnation has to be waited for: queue the message, then do this.
@@ -205,7 +206,7 @@ impl<I: StableInterface> Slot<I> {
         self: &Arc<Self>,
         machine: MutexGuard<'_, MachineOf<I>>,
         epoch: Epoch,
-        ending: Ending<I, R, I::Error>,
+        ending: Ending<Living<I>, R, I::Error>,
         woken_by: Option<Delivery>,
         failure: Option<String>,
     ) -> TurnEnd<I, R> {
@@ -220,7 +221,7 @@ impl<I: StableInterface> Slot<I> {
 
     /// The end of a turn for the machine; and the text of what it has failed of, if that is noted with what woke the instance. It runs
     /// code of the application, so the lock is free.
-    fn ending_of<R>(&self, end: EndOf<I, R>, was_woken: bool) -> (Ending<I, R, I::Error>, Option<String>) {
+    fn ending_of<R>(&self, end: EndOf<I, R>, was_woken: bool) -> (Ending<Living<I>, R, I::Error>, Option<String>) {
         let instance = chain::Described(self);
         match end {
             HandlerEnd::Returned { state, recorded, mut result } => {
@@ -262,7 +263,7 @@ impl<I: StableInterface> Slot<I> {
     }
 
     /// The next message may not begin, for the lease is over: it is refused, as all that wait behind it.
-    pub(crate) fn refuse_next(self: &Arc<Self>, job: Box<dyn Job<I>>, state: State<I>) -> Next<I> {
+    pub(crate) fn refuse_next(self: &Arc<Self>, job: Box<dyn Job<I>>, state: StateOf<I>) -> Next<I> {
         self.act(self.machine.lock(), |machine, hands, left| machine.refuse_next(hands, left, job, state))
     }
 

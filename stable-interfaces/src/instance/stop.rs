@@ -7,6 +7,7 @@ use tracing::{Instrument as _, Span};
 use super::StableInterface;
 use super::context::Context;
 use super::job::{Job, Work};
+use super::living::Home;
 use super::turn::Queued;
 use crate::connection::Closed;
 use crate::error::Outcome;
@@ -23,7 +24,7 @@ impl<I: StableInterface> Work<I> for Stop {
         self.0 == Closed::Draining
     }
 
-    async fn run(self, state: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<(), I::Error> {
+    async fn run(self, state: &mut Home<I>, cx: &mut Context) -> Outcome<(), I::Error> {
         if let Some(instance) = state {
             let span = tracing::debug_span!("stop", interface = I::NAME, instance = cx.id(), shard = cx.shard().0);
             instance.on_stop().instrument(span).await;

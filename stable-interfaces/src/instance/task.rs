@@ -12,6 +12,7 @@ use super::context::Context;
 use super::job::Work;
 use super::kind::InterfaceCore;
 use super::life::{Life, Member};
+use super::living::Home;
 use super::recorded::{Output, hand_over};
 use super::slot::Slot;
 use super::turn::slot_of;
@@ -132,7 +133,7 @@ where
     type Reply = R;
     const IS_OF_TASK: bool = true;
 
-    async fn run(self, state: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<R, I::Error> {
+    async fn run(self, state: &mut Home<I>, cx: &mut Context) -> Outcome<R, I::Error> {
         // Asked again here: the incarnation may have ended while this waited for its turn.
         match state {
             Some(instance) if !self.life.has_ended() => Ok((self.turn)(instance, cx).map_err(RequestError::handler)?),
@@ -151,7 +152,7 @@ impl<I: Handle<M>, M: Send + 'static> Work<I> for TaskRequest<M> {
     type Reply = <I as Handle<M>>::Reply;
     const IS_OF_TASK: bool = true;
 
-    async fn run(self, state: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<Self::Reply, I::Error> {
+    async fn run(self, state: &mut Home<I>, cx: &mut Context) -> Outcome<Self::Reply, I::Error> {
         match state {
             Some(instance) if !self.life.has_ended() => {
                 Ok(instance.handle(cx, self.message).await.map_err(RequestError::handler)?)

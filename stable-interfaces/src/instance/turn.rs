@@ -17,10 +17,11 @@ use tracing::level_filters::LevelFilter;
 use tracing::{Level, Span};
 
 use super::StableInterface;
-use super::answer::{Answer, Refusal, State};
+use super::answer::{Answer, Refusal};
 use super::chain::{self, Chain, Deadline};
 use super::context::Context;
 use super::job::{EndOf, HandlerEnd, Job, Patience, ReplyTo, Turn, Work};
+use super::living::{Home, Living, StateOf};
 use super::queue::Waiter;
 use super::slot::{Next, Slot};
 use crate::error::{Outcome, RequestError};
@@ -36,12 +37,12 @@ pub(crate) fn slot_of<I: StableInterface>(cx: &Context) -> Option<Arc<Slot<I>>> 
 
 /// The instance, built and started if it is not in memory yet.
 pub(crate) async fn awaken<'a, I: StableInterface>(
-    state: &'a mut Option<Box<I>>,
+    state: &'a mut Home<I>,
     cx: &mut Context,
 ) -> Outcome<&'a mut I, I::Error> {
     if state.is_none() {
         let slot = slot_of::<I>(cx).expect("a message is handled by an instance of the interface it was sent to");
-        let fresh = state.insert(Box::new(slot.interface.build(&slot.id)));
+        let fresh = state.insert(Box::new(Living::new(slot.interface.build(&slot.id))));
         drop(slot);
         if let Err(error) = fresh.on_start(cx).await {
             drop_quietly(state.take());
@@ -98,7 +99,7 @@ fn listened_span_of<I: StableInterface>(id: &str, shard: ShardId, woken_by: Opti
 pub(crate) async fn handler<I: StableInterface, W: Work<I>>(
     slot: Arc<Slot<I>>,
     epoch: Epoch,
-    mut state: State<I>,
+    mut state: StateOf<I>,
     work: Quiet<W>,
 ) -> EndOf<I, W::Reply> {
     let mut cx = Context::new(slot, epoch);
@@ -242,7 +243,7 @@ impl<I: StableInterface, W: Work<I>> Queued<I, W> {
 }
 
 impl<I: StableInterface, W: Work<I>> Job<I> for Queued<I, W> {
-    fn start(self: Box<Self>, slot: Arc<Slot<I>>, state: State<I>, epoch: Epoch) -> Box<dyn Turn<I>> {
+    fn start(self: Box<Self>, slot: Arc<Slot<I>>, state: StateOf<I>, epoch: Epoch) -> Box<dyn Turn<I>> {
         let Queued { mut header, work, reply, .. } = *self;
         let future = Quiet::new(boxed(|| handler(slot.clone(), epoch, state, work)));
         // However long it has waited, its handler has its whole time.

@@ -10,6 +10,7 @@ use crate::instance::OnConnect;
 use crate::instance::context::Context;
 use crate::instance::job::Work;
 use crate::instance::kind::InterfaceCore;
+use crate::instance::living::Home;
 use crate::instance::peer::{Answered, Connecting, Peer};
 use crate::instance::recorded::Output;
 use crate::instance::turn::{awaken, slot_of};
@@ -255,7 +256,7 @@ pub(super) struct Connect<I: OnConnect> {
 impl<I: OnConnect> Work<I> for Connect<I> {
     type Reply = Connection<I>;
 
-    async fn run(self, state: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<Connection<I>, I::Error> {
+    async fn run(self, state: &mut Home<I>, cx: &mut Context) -> Outcome<Connection<I>, I::Error> {
         let Connect { meta, permit, core } = self;
         let meta = Quiet::new(meta);
         let instance = awaken(state, cx).await?;
@@ -273,7 +274,7 @@ struct Receive<I: OnConnect> {
 impl<I: OnConnect> Work<I> for Receive<I> {
     type Reply = ();
 
-    async fn run(mut self, state: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<(), I::Error> {
+    async fn run(mut self, state: &mut Home<I>, cx: &mut Context) -> Outcome<(), I::Error> {
         let is_attached = self.incoming.begin();
         match state {
             Some(instance) if is_attached => {
@@ -301,7 +302,7 @@ struct Disconnect(ConnectionId);
 impl<I: OnConnect> Work<I> for Disconnect {
     type Reply = ();
 
-    async fn run(self, state: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<(), I::Error> {
+    async fn run(self, state: &mut Home<I>, cx: &mut Context) -> Outcome<(), I::Error> {
         let is_news = slot_of::<I>(cx).is_some_and(|slot| slot.client_left(self.0));
         match state {
             Some(instance) if is_news => {

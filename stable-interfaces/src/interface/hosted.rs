@@ -36,6 +36,9 @@ impl<I: StableInterface> AnyInterface for InterfaceCore<I> {
         if self.options.max_crashes == Some(0) {
             return Err("max_crashes must be at least 1");
         }
+        if self.options.keep.most == 0 {
+            return Err("max_kept_replies must be at least 1");
+        }
         if self.options.max_instances == 0 { Err("max_instances must be at least 1") } else { Ok(()) }
     }
 

@@ -10,6 +10,7 @@ use crate::instance::admin::{self, DirectiveError};
 use crate::instance::context::Context;
 use crate::instance::job::Work;
 use crate::instance::kind::InterfaceCore;
+use crate::instance::living::Home;
 use crate::instance::submit::Route;
 use crate::instance::turn::{Queued, awaken, span_of};
 use crate::instance::{OnAlarm, OnMessage, StableInterface};
@@ -61,7 +62,7 @@ impl Woken {
 impl<I: OnAlarm> Work<I> for Fire {
     type Reply = ();
 
-    async fn run(self, state: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<(), I::Error> {
+    async fn run(self, state: &mut Home<I>, cx: &mut Context) -> Outcome<(), I::Error> {
         if !cx.is_live(&self.alarm) || !self.woken.begin::<I>(cx).await? {
             return Ok(());
         }
@@ -83,7 +84,7 @@ struct Take {
 impl<I: OnMessage> Work<I> for Take {
     type Reply = ();
 
-    async fn run(self, state: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<(), I::Error> {
+    async fn run(self, state: &mut Home<I>, cx: &mut Context) -> Outcome<(), I::Error> {
         if !self.woken.begin::<I>(cx).await? {
             return Ok(());
         }
@@ -120,7 +121,7 @@ struct CarryOut {
 impl<I: StableInterface> Work<I> for CarryOut {
     type Reply = ();
 
-    async fn run(self, _: &mut Option<Box<I>>, cx: &mut Context) -> Outcome<(), I::Error> {
+    async fn run(self, _: &mut Home<I>, cx: &mut Context) -> Outcome<(), I::Error> {
         if !self.woken.begin::<I>(cx).await? {
             return Ok(());
         }

@@ -15,7 +15,7 @@ use crate::error::ContextError;
 use crate::id::check_key;
 use crate::instance::range::KeyRange;
 use crate::store::paging::{Ranged, just_after};
-use crate::store::{AlarmRow, Op, StoreError};
+use crate::store::{AlarmRow, InstanceName, Op, StoreError};
 use crate::sync::Arc;
 
 impl Context {
@@ -54,15 +54,20 @@ impl Context {
     /// As [`get`](Self::get), without [`ContextError::Json`].
     pub async fn get_bytes(&mut self, key: &str) -> Result<Option<Bytes>, ContextError> {
         check_key(key).map_err(|reason| invalid_key(key, reason))?;
+        self.value_of(&self.instance.name(), key).await
+    }
+
+    /// As [`get_bytes`](Self::get_bytes), also of the library's own rows.
+    pub(crate) async fn value_of(&mut self, name: &InstanceName, key: &str) -> Result<Option<Bytes>, ContextError> {
         self.require_store()?;
-        if let Some(found) = find_value(self.recorded.ops().iter(), key) {
+        if let Some(found) = find_value(self.recorded.ops().iter(), name, key) {
             return Ok(found);
         }
         let unsettled = self.instance.unsettled();
-        if let Some(found) = find_value(unsettled.iter().flat_map(|commit| &commit.ops), key) {
+        if let Some(found) = find_value(unsettled.iter().flat_map(|commit| &commit.ops), name, key) {
             return Ok(found);
         }
-        let rows = self.read((key.into(), Some(just_after(key))), 1).await?;
+        let rows = self.read(name, (key.into(), Some(just_after(key))), 1).await?;
         Ok(rows.into_iter().next().map(|(_, value)| value))
     }
 
@@ -72,21 +77,31 @@ impl Context {
     /// # Errors
     /// [`ContextError::Store`] if the store could not be read, [`ContextError::NoStore`] if there is none.
     pub async fn list(&mut self, range: impl Into<KeyRange> + Send) -> Result<Vec<(Arc<str>, Bytes)>, ContextError> {
+        self.values_of(&self.instance.name(), range.into()).await
+    }
+
+    /// As [`list`](Self::list), also of the library's own rows.
+    pub(crate) async fn values_of(
+        &mut self,
+        of: &InstanceName,
+        range: KeyRange,
+    ) -> Result<Vec<(Arc<str>, Bytes)>, ContextError> {
         self.require_store()?;
-        let range = range.into();
         // Taken before the read begins: what is durable by then is read, what is not is in here.
         let unsettled = self.instance.unsettled();
         // Each key deleted since may be one of those read.
-        let is_deletion = |op: &&Op| matches!(op, Op::Delete { key, .. } if range.contains(key));
+        let is_deletion = |op: &&Op| matches!(op, Op::Delete { key, name } if range.contains(key) && name == of);
         let deleted = unsettled.iter().flat_map(|commit| &commit.ops).filter(is_deletion).count()
             + self.recorded.ops().iter().filter(is_deletion).count();
         let most = range.limit.saturating_add(deleted);
-        let found = if range.limit > 0 { self.read(range.ends(), most).await? } else { Vec::new() };
+        let found = if range.limit > 0 { self.read(of, range.ends(), most).await? } else { Vec::new() };
         let mut rows: BTreeMap<Arc<str>, Bytes> = found.into_iter().collect();
         for op in unsettled.iter().flat_map(|commit| &commit.ops).chain(self.recorded.ops()) {
             match op {
-                Op::Put { key, value, .. } if range.contains(key) => drop(rows.insert(key.clone(), value.clone())),
-                Op::Delete { key, .. } => drop(rows.remove(key)),
+                Op::Put { key, value, name } if range.contains(key) && name == of => {
+                    rows.insert(key.clone(), value.clone());
+                }
+                Op::Delete { key, name } if name == of => drop(rows.remove(key)),
                 _ => {}
             }
         }
@@ -96,12 +111,13 @@ impl Context {
     /// The first rows from a key up to another that the store has, in pages.
     async fn read<R: Ranged>(
         &mut self,
+        of: &InstanceName,
         ends: (Arc<str>, Option<Arc<str>>),
         most: usize,
     ) -> Result<Vec<R>, ContextError> {
         let read = async {
             let client = self.instance.host().reader()?;
-            let mut pages = client.range(self.shard(), self.instance.name(), ends);
+            let mut pages = client.range(self.shard(), of.clone(), ends);
             let mut rows = Vec::new();
             while let Some(page) = pages.next(most - rows.len()).await? {
                 rows.extend(page);
@@ -119,7 +135,7 @@ impl Context {
     async fn read_alarms(&mut self, range: &KeyRange) -> Result<Vec<AlarmRow>, ContextError> {
         self.require_store()?;
         let unsettled = self.instance.unsettled();
-        let found: Vec<AlarmRow> = self.read(range.ends(), usize::MAX).await?;
+        let found: Vec<AlarmRow> = self.read(&self.instance.name(), range.ends(), usize::MAX).await?;
         let mut rows: BTreeMap<Arc<str>, AlarmRow> = found.into_iter().map(|row| (row.id.clone(), row)).collect();
         for op in unsettled.iter().flat_map(|commit| &commit.ops).chain(self.recorded.ops()) {
             match op {
