@@ -51,9 +51,10 @@ const CHECKS: [&str; 37] = [
     "stop: a host that is asked to stop ends its streams, and itself",
 ];
 
-#[test]
-fn every_way_to_learn_of_an_outcome_works_and_goes_on_over_kills() {
-    let output = COMMAND.run(&["--self-test"]);
+/// Runs the self-test; it must make all checks, and its last line must say that all is well.
+#[track_caller]
+fn assert_all_is_well(args: &[&str]) {
+    let output = COMMAND.run(&[&["--self-test"], args].concat());
     let said = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(0), "{said}");
     let right: BTreeSet<_> = said.lines().filter_map(|line| line.strip_prefix("ok      ")).collect();
@@ -61,6 +62,16 @@ fn every_way_to_learn_of_an_outcome_works_and_goes_on_over_kills() {
     assert!(missing.is_empty(), "not checked: {missing:?}\n{said}");
     let last_line = format!("{} checks, 0 failed; host killed 2 times", right.len());
     assert_eq!(said.lines().last(), Some(&*last_line), "{said}");
+}
+
+#[test]
+fn every_way_to_learn_of_an_outcome_works_and_goes_on_over_kills() {
+    assert_all_is_well(&[]);
+}
+
+#[test]
+fn every_way_works_through_one_host_of_a_fleet_of_which_two_are_killed_for_good() {
+    assert_all_is_well(&["--store", "postgres", "--hosts", "3"]);
 }
 
 #[test]

@@ -192,8 +192,8 @@ impl FlowsBuilder {
         self
     }
 
-    /// Below which URL callbacks are called, such as `https://broker.example/callbacks`, and the keys that sign them. Needed where a
-    /// flow asks for [`Callback::url`](crate::Callback::url).
+    /// Sets the URL below which callbacks are called, such as `https://broker.example/callbacks`, and the keys that sign them. Needed where a
+    /// flow asks for [`Callback::url`](crate::Callback::url). The same on all hosts: a flow that goes on at another one gives out the same URLs.
     pub fn callbacks(mut self, base: &str, keys: UrlKeys) -> FlowsBuilder {
         self.registry.urls = Some(Arc::new(Urls::new(base, keys)));
         self

@@ -14,7 +14,10 @@ use stable_interfaces::{
 };
 
 use crate::web;
-use crate::world::{ATLAS, Assign, Atlas, Change, GiveBack, Name, OFFICE, Release, Reserve, Survey, Surveyor, key_of};
+use crate::world::{
+    ATLAS, Assign, Atlas, Change, GiveBack, Holder, List, Name, OFFICE, PlotOf, Release, Reserve, Show, Survey,
+    Surveyor, key_of,
+};
 
 /// The name of the flow, which is a part of its paths.
 pub(crate) const LOCATION: &str = "location";
@@ -70,11 +73,13 @@ impl World {
     /// Registers all of them with a host. `told` has the flows that the atlas tells of what it has written: to be set before the host starts.
     pub(crate) fn register(host: &mut HostBuilder, told: &Arc<OnceLock<Flows>>) -> Result<World, RegisterError> {
         let told = told.clone();
-        Ok(World {
-            names: host.interface(|_id| Name).register()?,
-            surveyor: host.interface(|_id| Surveyor).register()?,
-            atlas: host.interface(move |_id| Atlas { flows: told.clone() }).with_inbox().register()?,
-        })
+        let names = host.interface(|_id| Name).forward::<Reserve>("reserve").forward::<Release>("release");
+        let names = names.forward::<Holder>("holder").register()?;
+        let surveyor = host.interface(|_id| Surveyor).forward::<Assign>("assign").forward::<GiveBack>("give-back");
+        let surveyor = surveyor.forward::<Survey>("survey").forward::<PlotOf>("plot-of").register()?;
+        let atlas = host.interface(move |_id| Atlas { flows: told.clone() }).with_inbox();
+        let atlas = atlas.forward_with_text_errors::<Show>("show").forward_with_text_errors::<List>("list");
+        Ok(World { names, surveyor, atlas: atlas.register()? })
     }
 
     /// The flow that creates locations in this world, to be registered.
@@ -213,7 +218,6 @@ mod tests {
     use stable_interfaces::{Host, MemoryStore};
 
     use super::*;
-    use crate::world::Show;
 
     #[tokio::test(start_paused = true)]
     async fn a_location_is_announced_when_the_atlas_has_said_that_it_is_written_and_not_before() {

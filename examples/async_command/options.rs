@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 use std::net::SocketAddr;
-use std::path::Path;
+
+use crate::store::Home;
 
 /// An option of the decision record: its numbers, what the client does, and what to type. `@` stands for the server.
 const OPTIONS: [(&str, &str, &str); 9] = [
@@ -26,11 +27,16 @@ const OPTIONS: [(&str, &str, &str); 9] = [
 ];
 
 /// Says what there is to try, line by line.
-pub(crate) fn to_try(address: SocketAddr, data: &Path) -> String {
+pub(crate) fn to_try(address: SocketAddr, home: &Home) -> String {
+    let kept = match home {
+        Home::Directory(data) => data.display().to_string(),
+        // Without the URL, which may hold a password.
+        Home::Server(server) => server.kind.name().to_owned(),
+    };
     let mut text = format!(
         "  Open it in a browser, or try each option in a shell. Locations are kept in {}. Kill this process (kill -9 {})\n  \
          and start it again: what was accepted goes on.\n\n",
-        data.display(),
+        kept,
         std::process::id(),
     );
     for (number, what, line) in OPTIONS {

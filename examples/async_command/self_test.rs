@@ -1,5 +1,5 @@
 //! The proof: each way in which a client may learn of an outcome, tried on this program as a child process, which is killed while slow
-//! commands are under way.
+//! commands are under way; or as several, of which two are killed for good.
 //!
 //! Everything here is seen from outside, over HTTP. `kills.rs` has what is held against the kills; `options.rs` the ways of the decision
 //! record, `doors.rs` what is refused, and `form.rs` what a browser without JavaScript does.
@@ -18,9 +18,11 @@ use std::time::Duration;
 use anyhow::{Result, anyhow};
 use examples::BoxError;
 use examples::process::HostProcess;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use self::client::Client;
+use crate::hosts::{Hosts, stop};
+use crate::store::{Kind, LEASE};
 
 /// The limit of it all, and of one check.
 pub(crate) const LIMIT: Duration = Duration::from_secs(120);
@@ -61,11 +63,17 @@ impl Report {
         }
     }
 
-    /// Ends the host as a power switch would, and starts it again.
-    async fn kill(&mut self, host: &mut HostProcess) -> Result<()> {
-        host.kill().await?;
+    /// Ends a host as a power switch would, and starts it again if it was the only one; else the others go on with what it had.
+    async fn kill(&mut self, hosts: &mut [HostProcess]) -> Result<()> {
         self.kills += 1;
-        Ok(host.start().await?)
+        if let [host] = hosts {
+            host.kill().await?;
+            return Ok(host.start().await?);
+        }
+        hosts[self.kills].kill().await?;
+        // Until then some requests would be refused, and nobody here repeats any.
+        sleep(2 * LEASE).await;
+        Ok(())
     }
 }
 
@@ -76,32 +84,36 @@ impl fmt::Display for Report {
     }
 }
 
-/// Runs the self-test with the host's data in a directory.
-pub(crate) async fn run(data: PathBuf) -> Result<Report, BoxError> {
-    let mut host = HostProcess::new(["--data".into(), data.join("host").into()])?;
-    host.start().await?;
-    println!("the host listens at {}", host.url());
-    let client = Client::new(host.url());
+/// Runs the self-test on so many hosts, with their data in a directory or on a private server. All is asked of the first.
+pub(crate) async fn run(store: Kind, count: usize, data: PathBuf) -> Result<Report, BoxError> {
+    let mut service = Hosts::start(store, count, &data, Vec::new()).await?;
+    let hosts = &mut service.hosts;
+    let url = hosts[0].url();
+    println!("the host listens at {url}");
+    let client = Client::new(url);
     let mut report = Report::default();
 
     let mut slow = kills::Slow::begin(&client).await?;
     slow.sees_all_under_way(&client).await?;
-    report.kill(&mut host).await?;
+    report.kill(hosts).await?;
     slow.goes_on_listening(&client).await?;
     slow.sees_all_under_way(&client).await?;
     slow.has_one_acknowledged(&client).await?;
-    report.kill(&mut host).await?;
+    report.kill(hosts).await?;
     slow.goes_on_listening(&client).await?;
 
     report.see_all(options::checks(&client)).await;
     report.see_all(doors::checks(&client)).await;
     report.see_all(form::checks(&client)).await;
     report.see_all(slow.checks(&client)).await;
-    report.see(kills::ends_streams(&client, &mut host)).await;
-    // So that what is over is soon forgotten.
-    host.add_args(["--keep".into(), "1".into()]);
-    host.start().await?;
+    report.see(kills::ends_streams(&client, &mut hosts[0])).await;
+    // So that what is over is soon forgotten, on whatever host.
+    for host in hosts.iter_mut().skip(report.kills + 1) {
+        stop(host).await?;
+    }
+    hosts[0].add_args(["--keep".into(), "1".into()]);
+    hosts[0].start().await?;
     report.see(options::is_forgotten(&client)).await;
-    host.stop().await?;
+    stop(&mut hosts[0]).await?;
     Ok(report)
 }

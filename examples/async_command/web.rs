@@ -2,11 +2,9 @@
 //! application's; the others are what is read, the page, and a form for browsers without JavaScript.
 
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use alarm_backends::FjallStore;
 use anyhow::{Context as _, Result};
 use axum::body::Bytes;
 use axum::extract::rejection::QueryRejection;
@@ -20,12 +18,13 @@ use callback_flows::{Flows, FlowsError, State as FlowState};
 use examples::http;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
-use stable_interfaces::{Host, RequestError};
+use stable_interfaces::RequestError;
 use tokio::net::TcpListener;
 
 use crate::location::{LOCATION, NAME_TAKEN, NewLocation, World, validate};
 use crate::options;
 use crate::pages::{self, Form};
+use crate::store::Home;
 use crate::world::{ATLAS, Holder, List, OFFICE, PlotOf, Show, key_of};
 
 /// The time for which the ID of a command is kept when the command itself is not any more.
@@ -44,11 +43,10 @@ struct App {
 /// # Errors
 /// One that names what could not be had, or [`Ended`](stable_interfaces::Ended) of a host that ended by itself: the process is to
 /// be started anew.
-pub(crate) async fn serve(listen: SocketAddr, data: &Path, keep: Duration, stop: impl Future) -> Result<()> {
+pub(crate) async fn serve(listen: SocketAddr, home: &Home, keep: Duration, stop: impl Future) -> Result<()> {
     let tcp = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
     let address = tcp.local_addr()?;
-    let store = FjallStore::open(data).with_context(|| format!("cannot open {}", data.display()))?;
-    let mut host = Host::local(store);
+    let mut host = home.host(&address.to_string()).await?;
     let told = Arc::default();
     let world = World::register(&mut host, &told)?;
     let flows = world.clone().flows().retention(keep, KEEP_ID).register(&mut host)?;
@@ -56,7 +54,7 @@ pub(crate) async fn serve(listen: SocketAddr, data: &Path, keep: Duration, stop:
     let host = host.start().await.context("cannot start the host")?;
 
     println!("listening on http://{address}/");
-    print!("{}", options::to_try(address, data));
+    print!("{}", options::to_try(address, home));
     let served = http::serve(tcp, routes(App { flows, world }), host.stopping());
     let ((), ended) = tokio::join!(served, host.run_until(stop));
     Ok(ended.map(drop)?)

@@ -1,8 +1,7 @@
 //! The world around a flow: the registry of names, a partner, and the atlas, which is what is read.
 //!
 //! Each is an interface of its own, and knows nothing of flows, but that the atlas tells one that its location is written. The partner
-//! is played here; it would be a service of somebody else. All are on one host, as an embedded store has but one: on a fleet, where an
-//! instance may be another host's, they would be posted to as the atlas is.
+//! is played here; it would be a service of somebody else. On a fleet an instance may be another host's: its messages cross to that.
 
 use std::sync::{Arc, OnceLock};
 
@@ -34,7 +33,7 @@ impl StableInterface for Name {
 }
 
 /// Takes the name unless somebody has it, and says who has it then.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Reserve {
     pub(crate) by: String,
 }
@@ -51,7 +50,7 @@ impl Handle<Reserve> for Name {
 }
 
 /// Gives the name up, if it is this location that has it.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Release {
     pub(crate) by: String,
 }
@@ -67,7 +66,7 @@ impl Handle<Release> for Name {
 }
 
 /// Says who has the name.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Holder;
 
 impl Handle<Holder> for Name {
@@ -87,7 +86,7 @@ impl StableInterface for Surveyor {
 }
 
 /// Gives a location a plot, the same one if it is asked again.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Assign(pub(crate) String);
 
 impl Handle<Assign> for Surveyor {
@@ -106,7 +105,7 @@ impl Handle<Assign> for Surveyor {
 }
 
 /// Takes the plot of a location back, if it has one.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct GiveBack(pub(crate) String);
 
 impl Handle<GiveBack> for Surveyor {
@@ -117,7 +116,7 @@ impl Handle<GiveBack> for Surveyor {
 }
 
 /// Looks at the plot: the reason for which one cannot build there, if there is one.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Survey {
     pub(crate) finds_fault: bool,
 }
@@ -130,7 +129,7 @@ impl Handle<Survey> for Surveyor {
 }
 
 /// Says which plot a location has.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct PlotOf(pub(crate) String);
 
 impl Handle<PlotOf> for Surveyor {
@@ -184,7 +183,7 @@ impl OnMessage for Atlas {
 }
 
 /// Shows a location, if it exists.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Show(pub(crate) String);
 
 impl Handle<Show> for Atlas {
@@ -195,7 +194,7 @@ impl Handle<Show> for Atlas {
 }
 
 /// Lists the newest locations.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct List;
 
 impl Handle<List> for Atlas {

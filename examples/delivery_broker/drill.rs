@@ -1,7 +1,8 @@
 //! The drill: two regions open, orders come in, and meanwhile hosts are killed, and once the next version is deployed over them.
 //!
 //! The app and the partner live in this process, which nobody kills; each host is a child. Each kill, and the deploy, strikes while at
-//! least [`WAITING`] orders wait. Calls come in through any host.
+//! least [`WAITING`] orders wait. A host that was killed comes back when the others, if there are any, have gone on with what it had. Calls
+//! come in through any host, also through one that is away: then they are sent again.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -94,7 +95,7 @@ pub(crate) async fn run(options: &Options, data: &Path) -> Result<Report, BoxErr
         } else {
             let host = random.usize(..service.hosts.len());
             let pid = service.hosts[host].kill().await?;
-            sleep(Duration::from_millis(random.u64(200..700))).await;
+            sleep(service.away(&mut random)).await;
             service.hosts[host].start().await?;
             killed += 1;
             say(format!("{at:5.1} s: host {host}, process {pid}, died with {waiting} orders waiting, and is back"));

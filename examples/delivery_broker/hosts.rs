@@ -1,12 +1,14 @@
 //! The hosts of a drill, as child processes, and the private server that they share if they share one.
 
 use std::path::Path;
+use std::time::Duration;
 
 use examples::BoxError;
 use examples::process::HostProcess;
+use futures_util::future::try_join_all;
 
 use crate::server::Private;
-use crate::store::Kind;
+use crate::store::{Kind, LEASE};
 
 /// Hosts that run, or that were killed and are to be started again.
 pub(crate) struct Hosts {
@@ -35,14 +37,15 @@ impl Hosts {
         }
         let hosts = (0..count).map(|_| HostProcess::new(args.iter().map(Into::into)));
         let mut hosts = hosts.collect::<Result<Vec<_>, _>>()?;
-        let fleet: Vec<_> = hosts.iter().map(|host| host.address().to_string()).collect();
-        for host in &mut hosts {
-            if server.is_some() {
-                host.add_args(["--fleet".into(), fleet.join(",").into()]);
-            }
-            host.start().await?;
-        }
+        try_join_all(hosts.iter_mut().map(HostProcess::start)).await?;
         Ok(Hosts { hosts, _server: server })
+    }
+
+    /// The time that a host stays away which was killed: a moment, if there is no other, and else so long that the others go on with all
+    /// that it had.
+    pub(crate) fn away(&self, random: &mut fastrand::Rng) -> Duration {
+        let moment = Duration::from_millis(random.u64(200..700));
+        if self.hosts.len() == 1 { moment } else { 3 * LEASE + moment }
     }
 
     /// Asks all hosts to drain and end.

@@ -56,7 +56,8 @@ It plays the app and the partner, and runs the hosts as child processes. Regions
 for somebody who takes an order, within a limit; the app grants it. Hosts are killed with SIGKILL and, once, drained and
 started again as version 2 while orders wait. In the end the ledgers of all are held against one another.
   --store S     where flows are kept (default fjall: a directory, for one host alone); a server is private
-  --hosts N     how many hosts share the store (default 1)
+  --hosts N     how many hosts share the store (default 1); of several, one that is killed stays away until the others have gone on with
+                all that it had, for three leases of 2 s
   --orders N    how many orders (default 120, at least 20)
   --kills N     how often a host is killed (default 2)
   --limit-ms N  the time that the partner has for an answer (default 5000, at least 500)
@@ -87,7 +88,7 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, lexopt::Er
     let mut args = lexopt::Parser::from_args(args);
     let (mut orders, mut kills, mut limit, mut seed, mut quiet) = (120, 2, 5_000, 1, false);
     let (mut store, mut hosts, mut is_host) = (Kind::Fjall, 1, false);
-    let (mut data, mut url, mut fleet, mut listen, mut world, mut version) = (None, None, None, None, None, 1);
+    let (mut data, mut url, mut listen, mut world, mut version) = (None, None, None, None, 1);
     while let Some(arg) = args.next()? {
         match arg {
             Value(word) if word == "serve" => is_host = true,
@@ -101,7 +102,6 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, lexopt::Er
             Long("quiet") | Short('q') => quiet = true,
             Long("data") if is_host => data = Some(args.value()?.into()),
             Long("url") if is_host => url = Some(args.value()?.string()?),
-            Long("fleet") if is_host => fleet = Some(args.value()?.string()?),
             Long("listen") if is_host => listen = Some(args.value()?.parse()?),
             Long("world") if is_host => world = Some(args.value()?.parse()?),
             Long("version") if is_host => version = args.value()?.parse()?,
@@ -114,13 +114,10 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, lexopt::Er
     }
     let limit = Duration::from_millis(limit);
     if is_host {
-        let home = match (data, url, fleet) {
-            (Some(data), None, None) => Home::Directory(data),
-            (None, Some(url), Some(fleet)) => {
-                let fleet = fleet.split(',').map(str::to_owned).collect();
-                Home::Server(Server { kind: store, url, space: NAME.to_owned(), fleet })
-            }
-            _ => return Err("a host needs --data, or --url and --fleet".into()),
+        let home = match (data, url) {
+            (Some(data), None) => Home::Directory(data),
+            (None, Some(url)) => Home::Server(Server { kind: store, url, space: NAME.to_owned(), fleet: Vec::new() }),
+            _ => return Err("a host needs --data, or --url".into()),
         };
         let listen = listen.ok_or("a host needs --listen")?;
         let world = world.ok_or("a host needs --world")?;

@@ -1,7 +1,8 @@
 //! The drill: orders come in, half of them for either style of script, and meanwhile the host is killed again and again while calls to
 //! Stripe are in flight; once, while it is down, a script is changed on disk.
 //!
-//! The fake Stripe and the shop's clients live in this process, which nobody kills; each host is a child.
+//! The fake Stripe and the shop's clients live in this process, which nobody kills; each host is a child. Of several, one that was killed
+//! comes back when the others have gone on with what it had.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -283,7 +284,7 @@ pub(crate) async fn run(options: &Options, data: &Path) -> Result<Report, BoxErr
         if is_deploy {
             library::change(&flows)?;
         }
-        sleep(Duration::from_millis(random.u64(200..700))).await;
+        sleep(service.away(&mut random)).await;
         service.hosts[host].start().await?;
         killed += 1;
         if is_deploy {

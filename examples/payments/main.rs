@@ -74,7 +74,8 @@ answer. Stripe declines cards, refuses requests for now (429, 503), answers with
 hangs, and drops connections when it has done its work. The host is killed with SIGKILL while calls are in flight, and once,
 meanwhile, a script is changed on disk. In the end Stripe's books are held against what the flows say.
   --store S     where flows are kept (default fjall: a directory, for one host alone); a server is private
-  --hosts N     how many hosts share the store (default 1)
+  --hosts N     how many hosts share the store (default 1); of several, one that is killed stays away until the others have gone on with
+                all that it had, for three leases of 2 s
   --orders N    how many orders (default 150, at least 20)
   --kills N     how often a host is killed (default 3, at least 1)
   --seed N      draws the orders and what Stripe does with each (default 1)
@@ -115,7 +116,7 @@ fn parse(
     let mut args = lexopt::Parser::from_args(args);
     let (mut orders, mut kills, mut seed, mut quiet) = (None, None, 1, false);
     let (mut store, mut hosts, mut is_host, mut is_broken) = (Kind::Fjall, 1, false, false);
-    let (mut data, mut url, mut fleet, mut listen, mut flows, mut canary) = (None, None, None, None, None, None);
+    let (mut data, mut url, mut listen, mut flows, mut canary) = (None, None, None, None, None);
     let (mut stripe_url, mut fake_url): (Option<Url>, Option<Url>) = (None, None);
     while let Some(arg) = args.next()? {
         match arg {
@@ -132,7 +133,6 @@ fn parse(
             Long("fake-url") if is_host => fake_url = Some(args.value()?.parse()?),
             Long("data") if is_host => data = Some(args.value()?.into()),
             Long("url") if is_host => url = Some(args.value()?.string()?),
-            Long("fleet") if is_host => fleet = Some(args.value()?.string()?),
             Long("listen") if is_host => listen = Some(args.value()?.parse()?),
             Long("flows") if is_host => flows = Some(args.value()?.into()),
             Long("canary") if is_host => canary = Some(args.value()?.into()),
@@ -155,13 +155,10 @@ fn parse(
         }
     };
     if is_host {
-        let home = match (data, url, fleet) {
-            (Some(data), None, None) => Home::Directory(data),
-            (None, Some(url), Some(fleet)) => {
-                let fleet = fleet.split(',').map(str::to_owned).collect();
-                Home::Server(Server { kind: store, url, space: NAME.to_owned(), fleet })
-            }
-            _ => return Err("a host needs --data, or --url and --fleet".into()),
+        let home = match (data, url) {
+            (Some(data), None) => Home::Directory(data),
+            (None, Some(url)) => Home::Server(Server { kind: store, url, space: NAME.to_owned(), fleet: Vec::new() }),
+            _ => return Err("a host needs --data, or --url".into()),
         };
         let listen = listen.ok_or("a host needs --listen")?;
         let (flows, canary) = flows.zip(canary).ok_or("a host needs --flows and --canary")?;

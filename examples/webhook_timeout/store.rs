@@ -2,13 +2,18 @@
 
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use alarm_backends::{FjallStore, PostgresStore, RedisStore};
 use examples::CannotStart;
+use stable_interfaces::transport::TcpTransport;
 use stable_interfaces::{Fleet, Host, HostBuilder};
 
 /// The number of shards that a fleet divides among its hosts. Written into the store, so it cannot change.
 const SHARDS: u32 = 256;
+/// The time after which the others go on with what a host had that has died: so short that a drill sees it. A shorter one is lost where
+/// a busy machine lets a host stand still.
+pub(crate) const LEASE: Duration = Duration::from_secs(2);
 
 /// A kind of store, as `--store` names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,7 +59,8 @@ pub(crate) struct Server {
     pub(crate) url: String,
     /// The fleet's part of the server: a schema of the database, or what all keys begin with.
     pub(crate) space: String,
-    /// The addresses of all hosts, which are their names too: so whoever knows an order's owner knows where to send its requests.
+    /// The addresses of all hosts, which are their names too: so whoever knows an order's owner knows where to send its requests. None: hosts
+    /// find each other in the store, and send requests on by themselves.
     pub(crate) fleet: Vec<String>,
 }
 
@@ -70,8 +76,14 @@ impl Home {
             }
             Home::Server(server) => server,
         };
-        let fleet = Fleet::new(&server.fleet, SHARDS).map_err(|e| CannotStart::new("there is no such fleet", e))?;
-        let builder = Host::builder(address, fleet);
+        let no_such_fleet = |e| CannotStart::new("there is no such fleet", e);
+        let builder = if server.fleet.is_empty() {
+            let fleet = Fleet::live(SHARDS).map_err(no_such_fleet)?;
+            let transport = TcpTransport::listen("127.0.0.1:0").fleet(&*server.space);
+            Host::builder(address, fleet).lease(LEASE).transport(transport)
+        } else {
+            Host::builder(address, Fleet::new(&server.fleet, SHARDS).map_err(no_such_fleet)?)
+        };
         let opened = match server.kind {
             Kind::Redis => server.redis().await.map(|store| builder.store(store)),
             Kind::Postgres | Kind::Fjall => server.postgres().await.map(|store| builder.store(store)),

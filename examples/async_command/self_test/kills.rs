@@ -8,7 +8,7 @@ use super::Check;
 use super::client::{Client, Event, Events, FORM};
 
 /// The seconds that slow commands take: enough for two kills.
-const SLOW: u64 = 8;
+const SLOW: u64 = 10;
 /// One that is made, one that fails, one that was asked for by the form, and one that was acknowledged right before a kill.
 const MADE: &str = "slow-made";
 const FAILS: &str = "slow-fails";
