@@ -10,6 +10,7 @@ mod door;
 mod flows;
 mod front;
 mod ledger;
+mod network;
 mod voice;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,6 +28,7 @@ pub use child::{Job, Place, Roster, Seat, child};
 pub use flows::{FlowHosts, FlowVerdict, flow_child};
 pub use front::{Callers, Front, Heard, Sums};
 pub use ledger::Counts;
+pub use network::Network;
 
 /// How long anything may take that must happen: a machine may be slow.
 pub const PATIENCE: Duration = Duration::from_secs(60);

@@ -134,9 +134,15 @@ impl Place {
     /// That of a host of a live fleet on the server with this URL, whose hosts are all on this machine.
     #[must_use]
     pub fn live(url: &str, host: &str, lease: Duration, settle: Duration) -> Place {
+        Place::live_at(url, host, "127.0.0.1:0", lease, settle)
+    }
+
+    /// The same of a host that listens for the others at this address.
+    #[must_use]
+    pub fn live_at(url: &str, host: &str, listen: &str, lease: Duration, settle: Duration) -> Place {
         let seat = Seat {
             name: host.to_owned(),
-            roster: Roster::Live { listen: "127.0.0.1:0".to_owned(), settle },
+            roster: Roster::Live { listen: listen.to_owned(), settle },
             shards: 64,
             lease,
         };

@@ -1,5 +1,6 @@
 //! A private Postgres.
 
+use std::io::Write as _;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -18,6 +19,8 @@ pub struct Postgres {
     bin: PathBuf,
     /// The number of databases that were made.
     databases: AtomicU32,
+    /// The words before each command line of the server and of its client.
+    within: Vec<String>,
 }
 
 /// Options of a private Postgres.
@@ -27,6 +30,7 @@ pub struct PostgresOptions {
     settings: Vec<(String, String)>,
     /// Certificate and key, as PEM.
     tls: Option<(String, String)>,
+    within: Vec<String>,
 }
 
 impl PostgresOptions {
@@ -47,6 +51,12 @@ impl PostgresOptions {
         self
     }
 
+    /// Runs it behind these words, such as `ip netns exec`, on a network of its own, where whoever is there reaches it at any address.
+    pub fn within(mut self, words: Vec<String>) -> PostgresOptions {
+        self.within = words;
+        self.set("listen_addresses", "*")
+    }
+
     /// Makes a data directory and starts a server on it; returns when it takes connections.
     ///
     /// # Panics
@@ -63,7 +73,8 @@ impl PostgresOptions {
             as_user.iter().cloned().chain([program]).chain(args.iter().map(ToString::to_string)).collect::<Vec<_>>()
         };
         let place = data.display().to_string();
-        let mut serve = command("postgres", &["-D", &place, "-p", &port.to_string()]);
+        let serve = command("postgres", &["-D", &place, "-p", &port.to_string()]);
+        let mut serve = [self.within.clone(), serve].concat();
         let fixed = [("listen_addresses", "127.0.0.1"), ("unix_socket_directories", ""), ("max_connections", "200")];
         let given = self.settings.iter().map(|(name, value)| (name.as_str(), value.as_str()));
         for (name, value) in fixed.into_iter().chain(given) {
@@ -89,7 +100,12 @@ impl PostgresOptions {
             write_private(&data, "tls.crt", certificate);
             write_private(&data, "tls.key", key);
         }
-        let server = Postgres { server, bin, databases: AtomicU32::new(0) };
+        if !self.within.is_empty() {
+            let mut rules = std::fs::OpenOptions::new().append(true).open(data.join("pg_hba.conf"));
+            let written = rules.as_mut().map(|rules| writeln!(rules, "host all all all trust"));
+            assert!(written.is_ok_and(|written| written.is_ok()), "initdb made the rules of who may connect");
+        }
+        let server = Postgres { server, bin, databases: AtomicU32::new(0), within: self.within };
         server.restart();
         server
     }
@@ -156,8 +172,11 @@ impl Postgres {
         let port = self.port().to_string();
         let args = ["-h", "127.0.0.1", "-p", &port, "-U", "postgres", "-d", "postgres", "-XqAt", "-c", sql];
         // A settings file or variable of whoever runs the tests is not to reach this server.
-        let mut psql = Command::new(self.bin.join("psql"));
-        psql.args(args).env_clear().env("PGCONNECT_TIMEOUT", "5").output().expect("psql can be run")
+        let line = [&*self.within, &[self.bin.join("psql").display().to_string()]].concat();
+        let mut psql = Command::new(&line[0]);
+        let path = std::env::var_os("PATH").map(|path| ("PATH", path));
+        psql.args(&line[1..]).args(args).env_clear().envs(path).env("PGCONNECT_TIMEOUT", "5");
+        psql.output().expect("psql can be run")
     }
 
     /// Starts the server on the same data and port if it is not running; returns when it takes connections.

@@ -17,6 +17,8 @@ const CERTIFICATE: &str = "tls.crt";
 pub struct Redis {
     server: Server,
     is_tls: bool,
+    /// The words before each command line of the server and of its client.
+    within: Vec<String>,
 }
 
 /// Options of a private Redis.
@@ -27,6 +29,7 @@ pub struct RedisOptions {
     /// Certificate and key, as PEM.
     tls: Option<(String, String)>,
     cluster: bool,
+    within: Vec<String>,
 }
 
 impl RedisOptions {
@@ -45,6 +48,12 @@ impl RedisOptions {
     pub fn tls(mut self, certificate: &str, key: &str) -> RedisOptions {
         self.tls = Some((certificate.to_owned(), key.to_owned()));
         self
+    }
+
+    /// Runs it behind these words, such as `ip netns exec`, on a network of its own, where whoever is there reaches it at any address.
+    pub fn within(mut self, words: Vec<String>) -> RedisOptions {
+        self.within = words;
+        self.set("bind", "0.0.0.0").set("protected-mode", "no")
     }
 
     /// Starts a server; returns when it takes commands.
@@ -86,10 +95,10 @@ impl RedisOptions {
             settings.push(("port", &*listen));
         }
         settings.extend(self.settings.iter().map(|(name, value)| (name.as_str(), value.as_str())));
-        let mut serve = dies_with_parent();
-        serve.push("redis-server".to_owned());
+        let mut serve = [self.within.clone(), dies_with_parent(), vec!["redis-server".to_owned()]].concat();
         serve.extend(settings.iter().flat_map(|(name, value)| [format!("--{name}"), (*value).to_owned()]));
-        let server = Redis { server: Server::new("Redis", dir, port, &serve), is_tls: self.tls.is_some() };
+        let server = Server::new("Redis", dir, port, &serve);
+        let server = Redis { server, is_tls: self.tls.is_some(), within: self.within };
         server.restart();
         server
     }
@@ -137,7 +146,9 @@ impl Redis {
     }
 
     fn cli(&self, command: &[&str]) -> Output {
-        let mut cli = Command::new("redis-cli");
+        let line = [&*self.within, &["redis-cli".to_owned()]].concat();
+        let mut cli = Command::new(&line[0]);
+        cli.args(&line[1..]);
         // -e: an error of the server is a failure of the program.
         cli.args(["-e", "-h", "127.0.0.1", "-p", &self.port().to_string()]);
         if self.is_tls {
