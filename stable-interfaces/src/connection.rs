@@ -13,9 +13,11 @@ use std::task::{Poll, Waker};
 use crate::commit::gate::Ticket;
 use crate::error::ContextError;
 use crate::quiet::{self, Quiet};
-use crate::shared::Health;
-use crate::sync::Mutex;
+use crate::shards::handoff::Handoff;
+use crate::shared::{Health, HostCore};
+use crate::store::ShardId;
 use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Arc, Mutex};
 
 /// The number of messages that each direction of a connection holds for its receiver before a sender waits.
 pub const CONNECTION_BUFFER: usize = 64;
@@ -62,12 +64,23 @@ pub enum Closed {
     /// has lost its lease or its store. Connect to the next owner, which may be this host again.
     #[error("the host has lost the instance")]
     Lost,
+    /// The instance's shard was handed over to another host, which has it or is about to. Connect there.
+    #[error("the instance has moved to {to}")]
+    Moved {
+        /// The name of that host.
+        to: Arc<str>,
+    },
 }
 
 impl Closed {
-    /// The reason given to the clients of an instance that may not stay in the memory of a host of this health.
-    pub(crate) fn parting(host: Health) -> Closed {
-        match host {
+    /// The reason given to the clients of an instance of this shard that may not stay in the memory of this host.
+    pub(crate) fn parting(host: &HostCore, shard: ShardId) -> Closed {
+        if host.shards.handoff(shard) == Handoff::Closing
+            && let Some(to) = host.placed(shard).filter(|to| **to != *host.name)
+        {
+            return Closed::Moved { to };
+        }
+        match host.health() {
             Health::Draining | Health::Stopped => Closed::Draining,
             _ => Closed::Lost,
         }

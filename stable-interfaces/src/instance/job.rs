@@ -28,7 +28,7 @@ pub(crate) trait Work<I: StableInterface>: Send + 'static {
     /// Says whether a task of the instance asks for it: a host that drains serves that while it waits for such tasks.
     const IS_OF_TASK: bool = false;
 
-    /// Says whether it does so because the host drains: one at a time waits for that.
+    /// Says whether it does so because the host lets the instance's shard go: one at a time waits for that.
     fn is_drain(&self) -> bool {
         false
     }

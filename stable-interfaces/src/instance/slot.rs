@@ -250,7 +250,7 @@ impl<I: StableInterface> Slot<I> {
                 let is_draining = host.health() > Health::Running;
                 host.stops_cut.fetch_add(usize::from(is_draining), Ordering::AcqRel);
                 let error = RequestError::TimedOut { after, waited_for: instance.to_string() };
-                let reason = if is_draining { Closed::parting(host.health()) } else { Closed::Stopped };
+                let reason = if is_draining { Closed::parting(host, self.shard) } else { Closed::Stopped };
                 (Ending::Broken { error, reason }, None)
             }
         }
@@ -284,7 +284,7 @@ impl<I: StableInterface> Slot<I> {
 
     /// Drops what rests here, without ceremony: the host is going away.
     pub(crate) fn abandon(self: &Arc<Self>) {
-        let reason = Closed::parting(self.interface.host.health());
+        let reason = Closed::parting(&self.interface.host, self.shard);
         self.act(self.machine.lock(), |machine, _, left| machine.abandon(left, &reason));
     }
 

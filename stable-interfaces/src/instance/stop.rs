@@ -21,7 +21,7 @@ impl<I: StableInterface> Work<I> for Stop {
     const IS_STOP: bool = true;
 
     fn is_drain(&self) -> bool {
-        self.0 == Closed::Draining
+        self.0 != Closed::Stopped
     }
 
     async fn run(self, state: &mut Home<I>, cx: &mut Context) -> Outcome<(), I::Error> {

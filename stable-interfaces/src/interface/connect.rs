@@ -104,7 +104,8 @@ impl<I: OnConnect> Connection<I> {
             Ok(()) => Ok(()),
             Err(_) => {
                 // The instance is not here any more: its shard moved, or the host is ending.
-                let parting = Closed::parting(self.core.host.health());
+                let host = &self.core.host;
+                let parting = host.fleet.shard_of(&self.id).map_or(Closed::Lost, |shard| Closed::parting(host, shard));
                 self.link.close_for_client(parting.clone());
                 Err(self.link.state.lock().closed.clone().unwrap_or(parting))
             }

@@ -20,7 +20,7 @@ use crate::tasks::TaskHandle;
 pub(crate) struct Cold<J> {
     /// Messages waiting for their turn.
     pub(super) queue: Queue<J>,
-    /// Says whether one of them lets the instance leave memory because its host drains.
+    /// Says whether one of them lets the instance leave memory because its host lets the shard go.
     pub(super) is_draining: bool,
     /// The output gate of this incarnation, once it has committed anything.
     pub(super) gate: Option<Arc<Gate>>,

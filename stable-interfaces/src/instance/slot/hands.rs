@@ -83,7 +83,7 @@ impl<I: StableInterface> Hands<Box<dyn Job<I>>> for SlotHands<'_, I> {
     }
 
     fn parting(&self) -> Closed {
-        Closed::parting(self.host().health())
+        Closed::parting(self.host(), self.slot.shard)
     }
 
     fn is_firing(&self, epoch: Epoch, alarm: &AlarmRow) -> bool {
