@@ -7,6 +7,7 @@
 //! The inbox of directives is not that of the interface but one beside it, under a name that no interface can have: so nothing posted as a
 //! message is ever taken for a directive, no IDs meet, and a program of an older version leaves it alone.
 
+use bytes::Bytes;
 use serde::Serialize;
 
 use crate::alarm::{check_alarm_id, encode_meta};
@@ -15,7 +16,8 @@ use crate::dead::Dead;
 use crate::error::ContextError;
 use crate::id::{beside, interface_of};
 use crate::inbox::NewPost;
-use crate::store::{Addressed, AlarmRow, DeadKey, InboxRow, InstanceName, Revision};
+use crate::store::{Addressed, AlarmRow, DeadKey, InboxRow, InstanceName, MessageHeaders, Revision};
+use crate::sync::Arc;
 
 /// Order an interface must have been registered with so that something is ever handled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,7 +76,7 @@ pub(crate) enum Order {
     SetAlarm {
         alarm: String,
         at: Timestamp,
-        meta: bytes::Bytes,
+        meta: Bytes,
     },
     CancelAlarm {
         alarm: String,
@@ -90,7 +92,7 @@ pub(crate) enum Order {
         due: Timestamp,
         scheduled_at: Timestamp,
         attempt: u32,
-        meta: bytes::Bytes,
+        meta: Bytes,
     },
 }
 
@@ -177,6 +179,25 @@ impl Directive {
 
     /// The directive as a message: what to do in its headers, an alarm's meta as its body.
     pub(crate) fn into_post(self) -> NewPost {
+        let mut post = self.order.into_post();
+        post.id = self.id;
+        post
+    }
+
+    /// Tells whether a message is a directive; if so, it reads the same when it is written again.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn try_out(row: &InboxRow) -> bool {
+        let Ok(order) = Order::of_message(row) else { return false };
+        let post = order.clone().into_post();
+        let again = InboxRow { headers: post.headers, body: post.body, ..row.clone() };
+        assert_eq!(Order::of_message(&again), Ok(order));
+        true
+    }
+}
+
+impl Order {
+    /// The order as a message without an ID.
+    pub(crate) fn into_post(self) -> NewPost {
         let letter = |verb: &str, key: DeadKey| {
             NewPost::default()
                 .header("do", verb)
@@ -185,7 +206,7 @@ impl Directive {
                 .header("kind", if key.is_message { "message" } else { "alarm" })
                 .header("id", &*key.id)
         };
-        let mut post = match self.order {
+        match self {
             Order::SetAlarm { alarm, at, meta } => NewPost::new(meta)
                 .header("do", "set-alarm")
                 .header("alarm", alarm)
@@ -200,18 +221,24 @@ impl Directive {
                 .header("at", due.as_millis().to_string())
                 .header("scheduled-at", scheduled_at.as_millis().to_string())
                 .header("attempt", attempt.to_string()),
-        };
-        post.id = self.id;
-        post
+        }
     }
 
     /// Reads a message back.
     ///
     /// # Errors
     /// The text says what cannot be understood.
-    pub(crate) fn read(row: &InboxRow) -> Result<Order, String> {
+    pub(crate) fn of_message(row: &InboxRow) -> Result<Order, String> {
+        Order::read(&row.name.instance, &row.headers, &row.body)
+    }
+
+    /// Reads an order to an instance back from the headers and the body of its message.
+    ///
+    /// # Errors
+    /// The text says what cannot be understood.
+    pub(crate) fn read(instance: &Arc<str>, headers: &MessageHeaders, body: &Bytes) -> Result<Order, String> {
         let header = |name: &str| {
-            let found = row.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
+            let found = headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
             found.ok_or_else(|| format!("a directive without {name:?}"))
         };
         let time = |name: &str| {
@@ -219,12 +246,12 @@ impl Directive {
             text.parse().map(Timestamp::from_millis).map_err(|_| format!("{text:?} is no time for {name:?}"))
         };
         let letter = || {
-            let name = InstanceName { interface: header("of")?.into(), instance: row.name.instance.clone() };
+            let name = InstanceName { interface: header("of")?.into(), instance: instance.clone() };
             let is_message = header("kind")? == "message";
             Ok::<_, String>(DeadKey { died_at: time("died-at")?, name, is_message, id: header("id")?.into() })
         };
         Ok(match &*header("do")? {
-            "set-alarm" => Order::SetAlarm { alarm: header("alarm")?, at: time("at")?, meta: row.body.clone() },
+            "set-alarm" => Order::SetAlarm { alarm: header("alarm")?, at: time("at")?, meta: body.clone() },
             "cancel-alarm" => Order::CancelAlarm { alarm: header("alarm")? },
             "fire-now" => Order::FireNow { alarm: header("alarm")? },
             "requeue" => Order::Requeue(letter()?),
@@ -234,21 +261,11 @@ impl Directive {
                 due: time("at")?,
                 scheduled_at: time("scheduled-at")?,
                 attempt: header("attempt")?.parse().map_err(|_| "a directive with an impossible attempt".to_owned())?,
-                meta: row.body.clone(),
+                meta: body.clone(),
             },
             // Of a newer version, perhaps: it is tried again, and then kept as a dead letter.
             other => return Err(format!("this program knows no directive {other:?}")),
         })
-    }
-
-    /// Tells whether a message is a directive; if so, it reads the same when it is written again.
-    #[cfg(any(test, fuzzing))]
-    pub(crate) fn try_out(row: &InboxRow) -> bool {
-        let Ok(order) = Directive::read(row) else { return false };
-        let post = Directive::of(order.clone()).into_post();
-        let again = InboxRow { headers: post.headers, body: post.body, ..row.clone() };
-        assert_eq!(Directive::read(&again), Ok(order));
-        true
     }
 }
 
@@ -300,10 +317,10 @@ mod tests {
                 due: at,
                 scheduled_at: Timestamp::from_millis(-1),
                 attempt: 7,
-                meta: bytes::Bytes::from_static(b"{}"),
+                meta: Bytes::from_static(b"{}"),
             }),
         ] {
-            assert_eq!(Directive::read(&row(directive.clone())).as_ref(), Ok(&directive.order));
+            assert_eq!(Order::of_message(&row(directive.clone())).as_ref(), Ok(&directive.order));
         }
     }
 

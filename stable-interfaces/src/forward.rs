@@ -13,10 +13,12 @@
 //! | `door.rs` | the host to which others speak |
 //! | `arrival.rs` | callers on other hosts, as links of the call chain |
 //! | `table.rs` | the messages of an interface that may cross, and how |
+//! | `call.rs` | the operations on an instance that are no messages |
 //! | `send.rs`, `serve.rs` | the two ends |
 //! | `question.rs` | both ends of a question, which a host answers and no instance |
 
 pub(crate) mod arrival;
+pub(crate) mod call;
 pub(crate) mod door;
 pub(crate) mod question;
 pub(crate) mod reach;

@@ -276,7 +276,14 @@ impl<I: StableInterface> Interface<I> {
     /// # Errors
     /// As [`request`](Self::request).
     pub async fn alarms(&self, id: &str) -> Result<Vec<Alarm>, RequestError<I::Error>> {
-        self.core.ask(id, ListAlarms).await
+        let (mut alarms, mut next) = self.core.ask(id, ListAlarms::all()).await?;
+        // What another host tells comes in several answers, if it is much.
+        while let Some(from) = next {
+            let more = self.core.ask(id, ListAlarms::from(from)).await?;
+            alarms.extend(more.0);
+            next = more.1;
+        }
+        Ok(alarms)
     }
 
     /// Makes an alarm of the instance `id` due at once. Says whether there is one with that ID.

@@ -2,7 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use std::sync::atomic::{AtomicU64, Ordering};
+mod town;
+
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -12,12 +13,13 @@ use stable_interfaces::testing::{MemoryNetwork, SeededRandom, SimClock};
 use stable_interfaces::transport::{MAX_MESSAGE_BYTES, RemoteError};
 use stable_interfaces::{
     Context, ContextError, Fleet, Handle, Host, HostBuilder, Interface, MemoryStore, RegisterError, RequestError,
-    StableInterface, Timestamp,
+    StableInterface,
 };
+
+use self::town::Town;
 
 const MILLI: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
-const LEASE: Duration = Duration::from_secs(15);
 const TIMEOUT: Duration = Duration::from_secs(20);
 
 #[derive(Debug, thiserror::Error, Serialize, Deserialize, PartialEq)]
@@ -167,48 +169,12 @@ impl Handle<Text> for Desk {
     }
 }
 
-/// Hosts of one fleet on one network and one store.
-struct Town {
-    clock: SimClock,
-    store: MemoryStore,
-    network: MemoryNetwork,
-    fleet: Fleet,
-    /// The number of hosts that were made: no two have the same random numbers.
-    hosts: AtomicU64,
-}
-
 struct Site {
     host: Host,
     desks: Interface<Desk>,
 }
 
 impl Town {
-    fn new(hosts: u32) -> Town {
-        let fleet = Fleet::expand(&format!("host-{{0..{}}}", hosts - 1), 64).unwrap();
-        let clock = SimClock::new(Timestamp::from_millis(1_700_000_000_000));
-        let store = MemoryStore::with_clock(Arc::new(clock.clone()));
-        Town { clock, store, network: MemoryNetwork::new(), fleet, hosts: AtomicU64::new(0) }
-    }
-
-    fn member(&self, name: &str, fleet: &Fleet) -> HostBuilder {
-        let host = Host::builder(name, fleet.clone()).store(self.store.clone()).lease(LEASE);
-        let seed = self.hosts.fetch_add(1, Ordering::SeqCst);
-        host.clock(Arc::new(self.clock.clone())).random(Arc::new(SeededRandom::new(seed)))
-    }
-
-    async fn pass(&self, duration: Duration) {
-        self.clock.sleep(duration).await;
-    }
-
-    /// Lets everything run that can run without time passing.
-    async fn settle(&self) {
-        self.pass(Duration::from_millis(1)).await;
-    }
-
-    fn now(&self) -> u64 {
-        u64::try_from(self.clock.elapsed().as_millis()).unwrap()
-    }
-
     async fn start_as(&self, name: &str, fleet: &Fleet) -> Site {
         let mut host = self.member(name, fleet).transport(self.network.transport());
         let (handle, clock) = (Desks::default(), self.clock.clone());
@@ -223,16 +189,6 @@ impl Town {
 
     async fn start(&self, name: &str) -> Site {
         self.start_as(name, &self.fleet).await
-    }
-
-    /// IDs that the fleet gives to a host.
-    fn ids(&self, host: &str) -> impl Iterator<Item = String> {
-        let (fleet, host) = (self.fleet.clone(), host.to_owned());
-        (0..).map(|number| format!("id-{number}")).filter(move |id| fleet.locate(id).unwrap().host == host)
-    }
-
-    fn id(&self, host: &str) -> String {
-        self.ids(host).next().unwrap()
     }
 }
 

@@ -2,19 +2,22 @@
 //! and is never sent on.
 
 use std::convert::Infallible;
+use std::fmt;
 
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::arrival::Arrival;
+use super::call::{self, CALL};
 use super::door::{refused, unhandled};
-use super::table::{Arrived, Errors};
+use super::table::{AnswerFn, Arrived, Errors};
 use super::told::Told;
 use super::wire::{Answer, Request};
 use crate::clock::within;
 use crate::error::{ContextError, RequestError};
-use crate::instance::ask::Served;
+use crate::instance::ask::{Ask, Here};
+use crate::instance::job::Work;
 use crate::instance::kind::InterfaceCore;
 use crate::instance::once::Once;
 use crate::instance::{Handle, StableInterface};
@@ -33,12 +36,20 @@ pub(crate) fn answer<I: StableInterface>(core: &Arc<InterfaceCore<I>>, request: 
     if let Some(answer) = core.forwards.question(request.message) {
         return answer(core, request.body);
     }
-    let Some(answer) = core.forwards.answer(request.message) else {
-        let what = format_args!("messages named {:?} of other hosts", request.message);
-        return refused(&unhandled(&core.host.name, &core.host.options.build, what));
+    let answer: AnswerFn<I> = match request.message {
+        CALL => call::answer,
+        message => match core.forwards.answer(message) {
+            Some(answer) => answer,
+            None => return unknown(core, format_args!("messages named {message:?} of other hosts")),
+        },
     };
     let arrival = Arrival::new(core.host.clock.elapsed(), request.given, request.waits, &request.callers);
     answer(core, Arrived { id: request.id, key: request.key, body: request.body, arrival })
+}
+
+/// Refuses what the program of this host does not have.
+pub(crate) fn unknown<I: StableInterface>(core: &InterfaceCore<I>, what: fmt::Arguments<'_>) -> Answering {
+    refused(&unhandled(&core.host.name, &core.host.options.build, what))
 }
 
 /// Answers a message of type `M`. Captured where the interface is registered.
@@ -49,27 +60,37 @@ where
     M: DeserializeOwned + Send + 'static,
     C: Errors<I::Error>,
 {
-    let Arrived { id, key, body, arrival } = arrived;
-    let key = match key.map(|key| OnceKey::new(key, body)).transpose() {
+    let key = match arrived.key.map(|key| OnceKey::new(key, arrived.body)).transpose() {
         Ok(key) => key,
         Err(error) => return refused(&error.into()),
     };
-    let message = match read::<M>(body) {
-        Ok(message) => message,
+    let message = match read::<M>(arrived.body) {
+        Ok(message) => message.into_inner().expect("the message is there when it has been read"),
         Err(error) => return refused(&error),
     };
+    let write = |outcome| written::<I::Reply, I::Error, C>(outcome).encode();
+    match key {
+        None => do_here(core, arrived, Quiet::new(Ask(message)), write),
+        Some(key) => do_here(core, arrived, Quiet::new(Once::served(key, message, core.options.keep)), write),
+    }
+}
+
+/// Has an instance of this host do the work that has arrived for it, and writes the answer.
+pub(crate) fn do_here<I: StableInterface, W: Work<I>>(
+    core: &Arc<InterfaceCore<I>>,
+    arrived: Arrived<'_>,
+    work: Quiet<W>,
+    write: impl FnOnce(Result<W::Reply, RequestError<I::Error>>) -> Bytes + Send + 'static,
+) -> Answering {
+    let Arrived { id, body, arrival, key: _ } = arrived;
     let (core, id, bytes): (_, Box<str>, _) = (core.clone(), id.into(), body.len());
     Box::pin(async move {
-        let Some(message) = core.until_owned(&id, &arrival, bytes, message).await else {
+        let Some(work) = core.until_owned(&id, &arrival, bytes, work).await else {
             let holder = core.host.fleet.shard_of(&id).map(|shard| core.host.holder(shard));
             let holder = holder.unwrap_or_else(|_| core.host.name.clone());
             return Answer::<Bytes>::Failed(Told::of(&RequestError::NotOwner { holder })).encode();
         };
-        let outcome = match key {
-            None => arrival.run(core.ask(&id, Served(message))).await,
-            Some(key) => Box::pin(arrival.run(core.ask(&id, Once::served(key, message, core.options.keep)))).await,
-        };
-        written::<I::Reply, I::Error, C>(outcome).encode()
+        write(arrival.run(core.ask(&id, Here(work))).await)
     })
 }
 
@@ -83,9 +104,9 @@ pub(super) fn read<M: DeserializeOwned>(body: &[u8]) -> Result<Quiet<M>, Request
 }
 
 impl<I: StableInterface> InterfaceCore<I> {
-    /// Waits while the shard is to come here and has not: a host that gives it up sends its requests here at once. Gives back the message, or
+    /// Waits while the shard is to come here and has not: a host that gives it up sends its requests here at once. Gives back the work, or
     /// drops it if the shard is another host's.
-    async fn until_owned<M>(&self, id: &str, arrival: &Arrival, bytes: usize, message: Quiet<M>) -> Option<M> {
+    async fn until_owned<W>(&self, id: &str, arrival: &Arrival, bytes: usize, work: Quiet<W>) -> Option<W> {
         let host = &self.host;
         // What cannot be an ID is refused with that, behind this.
         if let Ok(shard) = host.fleet.shard_of(id)
@@ -95,7 +116,7 @@ impl<I: StableInterface> InterfaceCore<I> {
             let left = arrival.turn_until().saturating_sub(host.clock.elapsed());
             within(&*host.clock, left, host.wait_owned(shard)).await?;
         }
-        message.into_inner()
+        work.into_inner()
     }
 
     fn is_to_come(&self, shard: ShardId) -> bool {
@@ -104,7 +125,7 @@ impl<I: StableInterface> InterfaceCore<I> {
 }
 
 /// The outcome of a request as its answer.
-pub(super) fn written<R: Serialize, E, C: Errors<E>>(outcome: Result<R, RequestError<E>>) -> Answer<Vec<u8>> {
+pub(crate) fn written<R: Serialize, E, C: Errors<E>>(outcome: Result<R, RequestError<E>>) -> Answer<Vec<u8>> {
     let failed = |error: RequestError<Infallible>| Answer::Failed(Told::of(&error));
     match outcome {
         Ok(reply) => {

@@ -1,26 +1,35 @@
 //! Operations on an instance that do not build it: its alarms and dead letters.
 //!
-//! One executor carries out an [`Order`], whether it came by a request to this host or as a directive from anywhere. Each takes its
-//! turn like a message, so it sees everything handled before it and nothing changes under its hands.
+//! One executor carries out an [`Order`], whether it came by a request to this host, through another one or as a directive from anywhere.
+//! Each takes its turn like a message, so it sees everything handled before it and nothing changes under its hands.
 
 use bytes::Bytes;
+use serde_json::value::RawValue;
 
 use super::StableInterface;
 use super::context::Context;
 use super::job::Work;
+use super::kind::InterfaceCore;
 use super::living::Home;
 use crate::alarm::{Alarm, encode_meta};
 use crate::clock::Timestamp;
 use crate::dead;
-use crate::directive::{Directive, Needs, Order};
+use crate::directive::{Needs, Order};
 use crate::error::{ContextError, Outcome};
+use crate::forward::call::Call;
+use crate::forward::table::Writing;
 use crate::store::{AlarmRow, Attempts, DeadKey, DeadLetter, DeadRow, InboxRow, NewMessage, Op, Posted};
+use crate::sync::Arc;
 
 /// Carries out an order, and says whether there was anything to do.
 pub(crate) struct CarryOut(pub(crate) Order);
 
 impl<I: StableInterface> Work<I> for CarryOut {
     type Reply = bool;
+
+    fn write(&self, _: &InterfaceCore<I>) -> Writing<bool, I::Error> {
+        Some(Call::carry_out(&self.0).write())
+    }
 
     async fn run(self, _: &mut Home<I>, cx: &mut Context) -> Outcome<bool, I::Error> {
         carry_out(self.0, cx).await.map_err(Box::from)
@@ -38,19 +47,56 @@ pub(crate) struct SetAlarmIfAbsent {
 impl<I: StableInterface> Work<I> for SetAlarmIfAbsent {
     type Reply = bool;
 
+    fn write(&self, _: &InterfaceCore<I>) -> Writing<bool, I::Error> {
+        Some(Call::set_alarm_if_absent(self).write())
+    }
+
     async fn run(self, _: &mut Home<I>, cx: &mut Context) -> Outcome<bool, I::Error> {
         cx.set_encoded_alarm_if_absent(&self.alarm, self.at, self.meta).await.map_err(Box::from)
     }
 }
 
-/// Lists the alarms of an instance.
-pub(crate) struct ListAlarms;
+/// Lists alarms of an instance, by ID.
+pub(crate) struct ListAlarms {
+    /// The first ID that is wanted.
+    pub(crate) from: Arc<str>,
+    /// About the most bytes of one answer; a first alarm comes whatever it has.
+    pub(crate) bytes: usize,
+}
+
+/// Some alarms of an instance, and the ID of the first one after them, if there is one.
+pub(crate) type Alarms = (Vec<Alarm>, Option<Arc<str>>);
+
+impl ListAlarms {
+    /// All of them.
+    pub(crate) fn all() -> ListAlarms {
+        ListAlarms::from("".into())
+    }
+
+    /// All from this ID on.
+    pub(crate) fn from(from: Arc<str>) -> ListAlarms {
+        ListAlarms { from, bytes: usize::MAX }
+    }
+}
 
 impl<I: StableInterface> Work<I> for ListAlarms {
-    type Reply = Vec<Alarm>;
+    type Reply = Alarms;
 
-    async fn run(self, _: &mut Home<I>, cx: &mut Context) -> Outcome<Vec<Alarm>, I::Error> {
-        cx.alarms().await.map_err(Box::from)
+    fn write(&self, _: &InterfaceCore<I>) -> Writing<Alarms, I::Error> {
+        Some(Call::ListAlarms { from: self.from.to_string() }.write_with(Call::read_alarms))
+    }
+
+    async fn run(self, _: &mut Home<I>, cx: &mut Context) -> Outcome<Alarms, I::Error> {
+        let mut rest = cx.alarms_from(self.from).await.map_err(Box::from)?.into_iter().peekable();
+        let (mut alarms, mut bytes) = (Vec::new(), 0_usize);
+        while let Some(next) = rest.peek() {
+            bytes = bytes.saturating_add(next.bytes());
+            if bytes > self.bytes && !alarms.is_empty() {
+                return Ok((alarms, Some(next.id().into())));
+            }
+            alarms.extend(rest.next());
+        }
+        Ok((alarms, None))
     }
 }
 
@@ -65,16 +111,24 @@ pub(crate) enum DirectiveError {
 
 /// Carries out the directive that a message is.
 pub(crate) async fn carry_out_message(row: &InboxRow, cx: &mut Context) -> Result<(), DirectiveError> {
-    let mut order = Directive::read(row).map_err(DirectiveError::Unknown)?;
-    if let Order::SetAlarm { alarm, meta, .. } = &mut order {
-        // Anyone may have written it.
-        let json = serde_json::from_slice::<&serde_json::value::RawValue>(meta).map_err(ContextError::from)?;
-        *meta = encode_meta(alarm, json)?;
-    }
+    let order = checked(Order::of_message(row).map_err(DirectiveError::Unknown)?)?;
     if !carry_out(order, cx).await? {
         tracing::info!(instance = %row.name, id = %row.id, "a directive had nothing to do, or something newer was in its way");
     }
     Ok(())
+}
+
+/// An order that anyone may have written, if its meta can be one.
+pub(crate) fn checked(mut order: Order) -> Result<Order, ContextError> {
+    if let Order::SetAlarm { alarm, meta, .. } = &mut order {
+        *meta = checked_meta(alarm, meta)?;
+    }
+    Ok(order)
+}
+
+/// The meta of an alarm as it is stored, from JSON that anyone may have written.
+pub(crate) fn checked_meta(alarm: &str, meta: &[u8]) -> Result<Bytes, ContextError> {
+    encode_meta(alarm, serde_json::from_slice::<&RawValue>(meta)?)
 }
 
 /// Does what an order says; `false` if there was nothing to do. Its effects, like a handler's, are recorded only.

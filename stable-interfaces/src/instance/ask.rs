@@ -1,11 +1,11 @@
-//! The message of a request, as work of its instance: asked on this host, or by another one.
+//! The message of a request, as work of its instance; and any work that another host has asked for.
 
-use super::Handle;
 use super::context::Context;
 use super::job::Work;
 use super::kind::InterfaceCore;
 use super::living::Home;
 use super::turn::awaken;
+use super::{Handle, StableInterface};
 use crate::error::{Outcome, RequestError};
 use crate::forward::table::Writing;
 use crate::quiet::Quiet;
@@ -29,13 +29,14 @@ impl<I: Handle<M>, M: Send + 'static> Work<I> for Ask<M> {
     }
 }
 
-/// Handles a message that came from another host, and goes to no third one.
-pub(crate) struct Served<M>(pub(crate) M);
+/// Does work that came from another host, and goes to no third one.
+pub(crate) struct Here<W>(pub(crate) W);
 
-impl<I: Handle<M>, M: Send + 'static> Work<I> for Served<M> {
-    type Reply = I::Reply;
+impl<I: StableInterface, W: Work<I>> Work<I> for Here<W> {
+    type Reply = W::Reply;
+    const IS_STOP: bool = W::IS_STOP;
 
-    async fn run(self, state: &mut Home<I>, cx: &mut Context) -> Outcome<I::Reply, I::Error> {
-        Ask(self.0).run(state, cx).await
+    async fn run(self, state: &mut Home<I>, cx: &mut Context) -> Outcome<W::Reply, I::Error> {
+        self.0.run(state, cx).await
     }
 }

@@ -7,10 +7,13 @@ use tracing::{Instrument as _, Span};
 use super::StableInterface;
 use super::context::Context;
 use super::job::{Job, Work};
+use super::kind::InterfaceCore;
 use super::living::Home;
 use super::turn::Queued;
 use crate::connection::Closed;
 use crate::error::Outcome;
+use crate::forward::call::Call;
+use crate::forward::table::Writing;
 use crate::quiet::{Quiet, drop_quietly};
 
 /// Lets an instance leave memory.
@@ -22,6 +25,10 @@ impl<I: StableInterface> Work<I> for Stop {
 
     fn is_drain(&self) -> bool {
         self.0 != Closed::Stopped
+    }
+
+    fn write(&self, _: &InterfaceCore<I>) -> Writing<(), I::Error> {
+        Some(Call::Stop.write())
     }
 
     async fn run(self, state: &mut Home<I>, cx: &mut Context) -> Outcome<(), I::Error> {

@@ -24,7 +24,12 @@ impl Context {
     /// # Errors
     /// [`ContextError::Store`] if the store could not be read.
     pub async fn alarms(&mut self) -> Result<Vec<Alarm>, ContextError> {
-        let rows = self.read_alarms(&KeyRange::all()).await?;
+        self.alarms_from("".into()).await
+    }
+
+    /// The alarms of this instance from an ID on, by ID.
+    pub(crate) async fn alarms_from(&mut self, from: Arc<str>) -> Result<Vec<Alarm>, ContextError> {
+        let rows = self.read_alarms(&KeyRange { from, ..KeyRange::all() }).await?;
         Ok(rows.into_iter().map(|row| Alarm::new(Arc::new(row))).collect())
     }
 
