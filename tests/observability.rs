@@ -16,7 +16,8 @@ use parking_lot::Mutex;
 use stable_interfaces::store::{DamageReason, Damaged};
 use stable_interfaces::testing::{Fault, MemoryNetwork, Method};
 use stable_interfaces::{
-    Context, ContextError, Fleet, Handle, Health, Host, MemoryStore, NewPost, RetryPolicy, StableInterface, StoreError,
+    Connecting, ConnectionId, Context, ContextError, Fleet, Handle, Health, Host, MemoryStore, NewPost, OnConnect,
+    RetryPolicy, StableInterface, StoreError,
 };
 use system_tests::{Between, Failed, Raise, World, act, get, life, now_or_never, put, set, spawn, wait};
 
@@ -80,6 +81,21 @@ struct Blocker;
 impl StableInterface for Blocker {
     const NAME: &'static str = "blocker";
     type Error = ContextError;
+}
+
+impl OnConnect for Blocker {
+    type Meta = ();
+    type Incoming = ();
+    type Outgoing = ();
+
+    async fn on_connect(&mut self, _: &mut Context, client: &mut Connecting<()>, (): ()) -> Result<(), ContextError> {
+        client.accept();
+        Ok(())
+    }
+
+    async fn on_receive(&mut self, _: &mut Context, _: ConnectionId, (): ()) -> Result<(), ContextError> {
+        Ok(())
+    }
 }
 
 impl Handle<Duration> for Blocker {
@@ -178,11 +194,12 @@ async fn through_another_door() {
     let fleet = Fleet::new(["zero", "one"], 32).unwrap();
     let member = async |name: &str| {
         let mut host = world.member(name, &fleet).transport(network.transport());
-        let blockers = host.interface(|_| Blocker).forward::<Duration>("block").register().unwrap();
+        let blockers =
+            host.interface(|_| Blocker).forward::<Duration>("block").forward_connections().register().unwrap();
         (host.start().await.unwrap(), blockers)
     };
     let (zero, blockers) = member("zero").await;
-    let _one = member("one").await;
+    let one = member("one").await;
     let id = (0..).map(|n| n.to_string()).find(|id| !zero.owns(id).unwrap()).unwrap();
     network.cut("zero", "one", true);
     let waiting = blockers.request(&id, Duration::ZERO);
@@ -191,6 +208,11 @@ async fn through_another_door() {
         network.cut("zero", "one", false);
     });
     answer.unwrap();
+    let client = blockers.connect(&id, ()).await.unwrap();
+    network.lose_answers("one", "zero", 1);
+    client.send(()).await.unwrap();
+    drop(client.closed().await);
+    drop(one);
 }
 
 /// Makes flows do everything that is counted.

@@ -70,6 +70,15 @@ pub enum Closed {
         /// The name of that host.
         to: Arc<str>,
     },
+    /// The other side of the connection is at another host, and the link to that was lost: what was sent last may not have arrived. Connect again.
+    #[error("the link to {host} was lost")]
+    Unreachable {
+        /// The name of that host.
+        host: Arc<str>,
+    },
+    /// A message could not be taken to the other host, or not be read there; the text says why. Neither it nor anything after it arrived.
+    #[error("a message could not cross to the other host: {0}")]
+    Uncrossable(String),
 }
 
 impl Closed {

@@ -25,8 +25,8 @@ use crate::forward::table::{Errors, Forwards, Whole, Words};
 use crate::id::{InvalidId, is_interface_name};
 use crate::instance::kind::{InterfaceCore, InterfaceOptions, WakeFn};
 use crate::instance::stop::stop_job;
-use crate::instance::{Handle, OnAlarm, OnMessage, StableInterface};
-use crate::interface::{Interface, fire_alarm, take_message};
+use crate::instance::{Handle, OnAlarm, OnConnect, OnMessage, StableInterface};
+use crate::interface::{Interface, fire_alarm, forward_connections, take_message};
 use crate::quiet;
 use crate::shared::{Deferred, EndsWithRuntime, FOREVER, HostCore, HostOptions, Started};
 use crate::store::client::Backoff;
@@ -1065,6 +1065,38 @@ impl<I: StableInterface> InterfaceBuilder<'_, I> {
     {
         let answer = answer_question(move |core, question| answer(Interface::new(core), question));
         self.forwards.add_question(Q::NAME, answer);
+        self
+    }
+
+    /// Lets connections cross from host to host: clients [connect](Interface::connect) on every host that has a
+    /// [`transport`](HostBuilder::transport), to instances on whichever.
+    ///
+    /// What a client says of itself and the messages of both sides cross as JSON. Whichever way a connection ends, both sides are told why: with
+    /// [`Closed::Unreachable`](crate::Closed::Unreachable) where the link between the two hosts is lost, with
+    /// [`Closed::Moved`](crate::Closed::Moved) where the instance goes to another host.
+    pub fn forward_connections(mut self) -> Self
+    where
+        I: OnConnect,
+        I::Meta: Crossing,
+        I::Incoming: Crossing,
+        I::Outgoing: Crossing,
+        I::Error: CrossingError,
+    {
+        forward_connections::<I, Whole>(&mut self.forwards);
+        self
+    }
+
+    /// As [`forward_connections`](Self::forward_connections), for an interface whose own error cannot be written and read again, as with
+    /// [`forward_with_text_errors`](Self::forward_with_text_errors).
+    pub fn forward_connections_with_text_errors(mut self) -> Self
+    where
+        I: OnConnect,
+        I::Meta: Crossing,
+        I::Incoming: Crossing,
+        I::Outgoing: Crossing,
+        I::Error: TextError,
+    {
+        forward_connections::<I, Words>(&mut self.forwards);
         self
     }
 

@@ -1,10 +1,12 @@
 //! The typed handle through which an application talks to its instances.
 
+mod across;
 mod connect;
 mod hosted;
 mod once;
 mod wake;
 
+pub(crate) use self::across::forward_connections;
 pub use self::connect::Connection;
 pub(crate) use self::wake::{fire_alarm, take_message};
 
@@ -14,7 +16,7 @@ use std::future::Future;
 use bytes::Bytes;
 use serde::Serialize;
 
-use self::connect::Connect;
+use self::connect::{Connect, Connected};
 use crate::KeyRange;
 use crate::alarm::{Alarm, encode_meta};
 use crate::clock::{Clock, Random, Timestamp};
@@ -140,12 +142,11 @@ impl<I: StableInterface> Interface<I> {
             drop_quietly(meta);
             return Err(error);
         }
-        let Some(permit) = self.core.host.permit_connection() else {
-            metrics::counter!(crate::metrics::OVERLOADED, "interface" => I::NAME).increment(1);
-            drop_quietly(meta);
-            return Err(RequestError::Overloaded("connections".into()));
-        };
-        self.core.ask(id, Connect { meta, permit, core: self.core.clone() }).await
+        let connect = Connect::new(&self.core, meta).map_err(|error| *error)?;
+        match self.core.ask(id, connect).await? {
+            Connected::Here(connection) => Ok(connection),
+            Connected::Afar(opened) => across::client::begin(&self.core, id, opened),
+        }
     }
 
     /// Posts a message to the inbox of the instance `id`, wherever that lives: any host may, and when this returns the message

@@ -57,11 +57,13 @@ pub const ONCE_REPLAYED: &str = "stable_interfaces_once_replayed_total";
 pub const ONCE_REPEATED: &str = "stable_interfaces_once_repeated_total";
 /// Counter, by `interface`: replies kept for a key that were forgotten before their time, because their instance had too many.
 pub const ONCE_FORGOTTEN: &str = "stable_interfaces_once_forgotten_total";
+/// Counter, by `interface`: connections of clients here that ended because the link to the host that owns their instance was lost.
+pub const CONNECTIONS_LOST: &str = "stable_interfaces_connections_lost_total";
 /// Counter: handlers seen blocking their thread.
 pub const BLOCKED: &str = "stable_interfaces_blocked_handlers_total";
 
 /// Every name above.
-pub const ALL: [&str; 28] = [
+pub const ALL: [&str; 29] = [
     RESETS,
     RETRIES,
     DEAD_LETTERS,
@@ -89,5 +91,6 @@ pub const ALL: [&str; 28] = [
     ONCE_REPLAYED,
     ONCE_REPEATED,
     ONCE_FORGOTTEN,
+    CONNECTIONS_LOST,
     BLOCKED,
 ];

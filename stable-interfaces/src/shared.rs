@@ -458,6 +458,13 @@ impl HostCore {
         self.started.get()?.instance_tasks.spawn_handled(future)
     }
 
+    /// Starts a task that goes on until the host has ended, also while it drains.
+    pub(crate) fn spawn_system(&self, future: impl Future<Output = ()> + Send + 'static) {
+        if let Some(started) = self.started.get() {
+            started.system.spawn(future);
+        }
+    }
+
     /// Runs `work` soon, on a task of this host.
     pub(crate) fn defer(&self, work: Deferred) {
         if let Some(started) = self.started.get() {

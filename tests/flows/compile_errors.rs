@@ -38,7 +38,7 @@ fn mistakes_that_the_compiler_finds_are_told_in_words_that_mend_them() {
 
 #[test]
 fn what_cannot_cross_from_host_to_host_is_told_in_words_that_mend_it() {
-    told("stable_interfaces", "flows/compile_forwarding", 5);
+    told("stable_interfaces", "flows/compile_forwarding", 6);
 }
 
 /// Compiles the samples of a directory, of which at least so many are mistakes, against a library.

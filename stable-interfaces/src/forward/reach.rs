@@ -14,15 +14,22 @@ use crate::transport::{Addressee, Transport, Undelivered};
 const MAX_REQUESTS: usize = 16_384;
 /// The most bytes of them.
 const MAX_BYTES: usize = 64 * 1024 * 1024;
+/// The most connections of clients here to instances at one host. Each has one more request under way there, which waits.
+const MAX_CONNECTIONS: usize = 32_768;
 
 #[derive(Debug)]
 pub(crate) struct Reach {
     transport: Arc<dyn Transport>,
     /// Under way to each host that was asked, at least while something is.
-    hosts: Mutex<BTreeMap<Arc<str>, Arc<Load>>>,
+    hosts: Mutex<Loads>,
+    /// Connections to each host, likewise.
+    connections: Mutex<Loads>,
     /// Arrived, and waiting for a shard to come to this host.
     waiting: Arc<Load>,
 }
+
+/// The load of each host.
+type Loads = BTreeMap<Arc<str>, Arc<Load>>;
 
 #[derive(Debug, Default)]
 struct Load {
@@ -38,13 +45,13 @@ pub(crate) struct Place {
 }
 
 impl Load {
-    /// A place for so many bytes, if there is one.
-    fn place(self: &Arc<Self>, bytes: usize) -> Option<Place> {
+    /// One of so many places, for so many bytes, if there is one.
+    fn place(self: &Arc<Self>, places: usize, bytes: usize) -> Option<Place> {
         // Counted before it is compared, so that of two that come at once no more than one gets the last place.
         let place = Place { load: self.clone(), bytes };
         let requests = self.requests.fetch_add(1, Ordering::Relaxed);
         let before = self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        (requests < MAX_REQUESTS && before.saturating_add(bytes) <= MAX_BYTES).then_some(place)
+        (requests < places && before.saturating_add(bytes) <= MAX_BYTES).then_some(place)
     }
 }
 
@@ -57,12 +64,12 @@ impl Drop for Place {
 
 impl Reach {
     pub(crate) fn new(transport: Arc<dyn Transport>) -> Reach {
-        Reach { transport, hosts: Mutex::default(), waiting: Arc::default() }
+        Reach { transport, hosts: Mutex::default(), connections: Mutex::default(), waiting: Arc::default() }
     }
 
     /// The load of a host: a new one, if there is none.
-    fn load_of(&self, host: &Arc<str>) -> Arc<Load> {
-        let mut hosts = self.hosts.lock();
+    fn load_of(loads: &Mutex<Loads>, host: &Arc<str>) -> Arc<Load> {
+        let mut hosts = loads.lock();
         if let Some(load) = hosts.get(&**host) {
             return load.clone();
         }
@@ -73,14 +80,24 @@ impl Reach {
 
     /// Sends a request; `None` if too much is under way to that host already.
     pub(crate) async fn send(&self, to: &Addressee, request: Bytes) -> Option<Result<Bytes, Undelivered>> {
-        let load = self.load_of(&to.host);
-        let _place = load.place(request.len())?;
+        let load = Self::load_of(&self.hosts, &to.host);
+        let _place = load.place(MAX_REQUESTS, request.len())?;
         Some(self.transport.send(to, request).await)
+    }
+
+    /// A place for a connection to a host, if there is one.
+    pub(crate) fn place_to_connect(&self, host: &Arc<str>) -> Option<Place> {
+        Self::load_of(&self.connections, host).place(MAX_CONNECTIONS, 0)
+    }
+
+    /// Sends the one request of a connection that waits: that has the connection's place.
+    pub(crate) async fn listen(&self, to: &Addressee, request: Bytes) -> Result<Bytes, Undelivered> {
+        self.transport.send(to, request).await
     }
 
     /// A place among those that wait for a shard to come to this host, if there is one.
     pub(crate) fn place_to_wait(&self, bytes: usize) -> Option<Place> {
-        self.waiting.place(bytes)
+        self.waiting.place(MAX_REQUESTS, bytes)
     }
 
     /// Takes no more requests, and waits until those that were taken are answered.

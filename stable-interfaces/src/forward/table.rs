@@ -89,6 +89,12 @@ struct Way<M, R, E> {
     read_error: fn(&[u8]) -> Result<E, serde_json::Error>,
 }
 
+/// The way of an interface's connections from host to host, whatever they carry.
+pub(crate) trait AnyAcross: Any + Send + Sync {
+    /// Ends those that clients at other hosts have here: the host is going away.
+    fn abandon(&self);
+}
+
 /// The messages that may cross.
 pub(crate) struct Forwards<I: StableInterface> {
     /// A [`Way`] for each type of message.
@@ -96,13 +102,17 @@ pub(crate) struct Forwards<I: StableInterface> {
     answers: BTreeMap<&'static str, AnswerFn<I>>,
     /// Questions to this host, which no instance answers.
     questions: BTreeMap<&'static str, Quiet<QuestionFn<I>>>,
+    /// The answers about connections, under names that no message can have.
+    own_answers: BTreeMap<&'static str, AnswerFn<I>>,
+    across: Option<Box<dyn AnyAcross>>,
     /// The first name that was given twice.
     twice: Option<&'static str>,
 }
 
 impl<I: StableInterface> Default for Forwards<I> {
     fn default() -> Forwards<I> {
-        Forwards { ways: BTreeMap::new(), answers: BTreeMap::new(), questions: BTreeMap::new(), twice: None }
+        let (answers, questions, own_answers) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Forwards { ways: BTreeMap::new(), answers, questions, own_answers, across: None, twice: None }
     }
 }
 
@@ -142,6 +152,28 @@ impl<I: StableInterface> Forwards<I> {
         }
     }
 
+    /// Lets connections cross.
+    pub(crate) fn add_across(
+        &mut self,
+        across: impl AnyAcross,
+        answers: impl IntoIterator<Item = (&'static str, AnswerFn<I>)>,
+    ) {
+        self.across = Some(Box::new(across));
+        self.own_answers = answers.into_iter().collect();
+    }
+
+    /// The way of connections, if they may cross.
+    pub(crate) fn across<A: AnyAcross>(&self) -> Option<&A> {
+        (self.across.as_deref()? as &dyn Any).downcast_ref()
+    }
+
+    /// Ends the connections that clients at other hosts have here.
+    pub(crate) fn abandon(&self) {
+        if let Some(across) = &self.across {
+            across.abandon();
+        }
+    }
+
     /// The names, and the first that was given twice or whose message had one already.
     pub(crate) fn names(&self) -> (impl Iterator<Item = &'static str>, Option<&'static str>) {
         (self.answers.keys().chain(self.questions.keys()).copied(), self.twice)
@@ -154,7 +186,7 @@ impl<I: StableInterface> Forwards<I> {
 
     /// The function that answers messages of this name.
     pub(crate) fn answer(&self, message: &str) -> Option<AnswerFn<I>> {
-        self.answers.get(message).copied()
+        self.answers.get(message).or_else(|| self.own_answers.get(message)).copied()
     }
 
     /// Writes a message; `None` if its type may not cross.

@@ -1,11 +1,16 @@
 //! The client's end of a connection to an instance, and the three messages it is made of: connect, receive, disconnect.
+//!
+//! A client whose instance lives on another host has the same end, filled from there by [`across`](super::across).
 
 use std::fmt;
 use std::time::Duration;
 
+use super::across::Opened;
+use super::across::client::{self, Outbox};
 use crate::commit::gate::Ticket;
 use crate::connection::{AnyLink as _, CONNECTION_BUFFER, Closed, ConnectionId, Link, LinkState};
 use crate::error::{Outcome, RequestError};
+use crate::forward::table::Writing;
 use crate::instance::OnConnect;
 use crate::instance::context::Context;
 use crate::instance::job::Work;
@@ -14,7 +19,7 @@ use crate::instance::living::Home;
 use crate::instance::peer::{Answered, Connecting, Peer};
 use crate::instance::recorded::Output;
 use crate::instance::turn::{awaken, slot_of};
-use crate::quiet::Quiet;
+use crate::quiet::{Quiet, drop_quietly};
 use crate::shared::Health;
 use crate::sync::{Arc, OwnedSemaphorePermit};
 
@@ -58,9 +63,11 @@ use crate::sync::{Arc, OwnedSemaphorePermit};
 /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(example()).unwrap();
 /// ```
 pub struct Connection<I: OnConnect> {
-    link: Arc<Link<I::Outgoing>>,
-    core: Arc<InterfaceCore<I>>,
-    id: Arc<str>,
+    pub(super) link: Arc<Link<I::Outgoing>>,
+    pub(super) core: Arc<InterfaceCore<I>>,
+    pub(super) id: Arc<str>,
+    /// The client's messages on their way, if the instance lives on another host.
+    pub(super) outbox: Option<Arc<Outbox<I::Outgoing>>>,
 }
 
 impl<I: OnConnect> fmt::Debug for Connection<I> {
@@ -78,7 +85,8 @@ impl<I: OnConnect> Connection<I> {
 
     /// Sends to the instance, after waiting for room: at most [`CONNECTION_BUFFER`] messages wait for their handlers.
     ///
-    /// `Ok` means that it will be handled, in order, unless the instance closes the connection or is reset before.
+    /// `Ok` means that it will be handled, in order, unless the instance closes the connection or is reset before, or the link to its host is lost.
+    /// Between hosts as many wait on either.
     ///
     /// # Errors
     /// [`Closed`]: it will not be handled.
@@ -99,6 +107,9 @@ impl<I: OnConnect> Connection<I> {
             }
         }
         let incoming = Incoming { link: self.link.clone(), is_handled: false };
+        if let Some(outbox) = &self.outbox {
+            return outbox.push(&self.core, incoming, message);
+        }
         let message = message.into_inner().expect("the message is there until it is sent");
         match receive(&self.core, &self.id, incoming, message) {
             Ok(()) => Ok(()),
@@ -173,24 +184,33 @@ impl<I: OnConnect> Connection<I> {
     }
 }
 
-impl<I: OnConnect> Drop for Connection<I> {
-    fn drop(&mut self) {
+impl<I: OnConnect> Connection<I> {
+    /// Closes it as the client does, for this reason.
+    pub(super) fn end(&self, reason: Closed) {
         // What nobody will take any more is dropped once the lock is free.
         let (is_attached, _untaken) = self.link.change(|state| {
-            state.closed.get_or_insert(Closed::ByClient);
+            state.closed.get_or_insert(reason.clone());
             (state.is_attached, std::mem::take(&mut state.outgoing))
         });
-        if is_attached {
+        if let Some(outbox) = &self.outbox {
+            outbox.leave();
+        } else if is_attached {
             let (core, instance, id) = (self.core.clone(), self.id.clone(), self.link.id);
             // Not here: this may be any thread, and handlers are polled on the host's tasks.
-            self.core.host.defer(Box::new(move || disconnect(&core, &instance, id)));
+            self.core.host.defer(Box::new(move || disconnect(&core, &instance, id, reason)));
         }
+    }
+}
+
+impl<I: OnConnect> Drop for Connection<I> {
+    fn drop(&mut self) {
+        self.end(Closed::ByClient);
     }
 }
 
 /// The permit of one message on its way to the instance. Dropped unhandled, it closes the connection: no message goes missing
 /// between two others.
-struct Incoming<Out> {
+pub(super) struct Incoming<Out> {
     link: Arc<Link<Out>>,
     is_handled: bool,
 }
@@ -204,6 +224,18 @@ impl<Out> Incoming<Out> {
     fn begin(&mut self) -> bool {
         self.is_handled = true;
         self.link.state.lock().is_attached
+    }
+}
+
+impl<Out> Incoming<Out> {
+    /// Closes the connection for the client.
+    pub(super) fn close(&self, reason: Closed) {
+        self.link.close_for_client(reason);
+    }
+
+    /// The message has its room at the owner of the instance, or the connection is closed for a reason of its own.
+    pub(super) fn settle(mut self) {
+        self.is_handled = true;
     }
 }
 
@@ -233,7 +265,7 @@ async fn connect<I: OnConnect>(
     let refusal = match (handled, connecting.answer) {
         (Ok(()), Answered::Accepted) => {
             cx.output(Output::Connect(Some((link.clone(), permit))));
-            return Ok(Connection { link, core, id: cx.id().into() });
+            return Ok(Connection { link, core, id: cx.id().into(), outbox: None });
         }
         (Ok(()), Answered::Rejected(reason)) => RequestError::Rejected(reason),
         (Ok(()), Answered::No) => RequestError::Unhandled("this connection".into()),
@@ -247,22 +279,48 @@ async fn connect<I: OnConnect>(
     Err(refusal.into())
 }
 
+/// A client that is connected.
+pub(super) enum Connected<I: OnConnect> {
+    /// To an instance of this host.
+    Here(Connection<I>),
+    /// To one of another host.
+    Afar(Opened),
+}
+
 /// Connects a client.
 pub(super) struct Connect<I: OnConnect> {
-    pub(super) meta: I::Meta,
-    pub(super) permit: OwnedSemaphorePermit,
-    pub(super) core: Arc<InterfaceCore<I>>,
+    meta: I::Meta,
+    permit: OwnedSemaphorePermit,
+    core: Arc<InterfaceCore<I>>,
+}
+
+impl<I: OnConnect> Connect<I> {
+    /// Connects a client, if the host may have one more.
+    pub(super) fn new(core: &Arc<InterfaceCore<I>>, meta: I::Meta) -> Outcome<Connect<I>, I::Error> {
+        match core.host.permit_connection() {
+            Some(permit) => Ok(Connect { meta, permit, core: core.clone() }),
+            None => {
+                metrics::counter!(crate::metrics::OVERLOADED, "interface" => I::NAME).increment(1);
+                drop_quietly(meta);
+                Err(RequestError::Overloaded("connections".into()).into())
+            }
+        }
+    }
 }
 
 impl<I: OnConnect> Work<I> for Connect<I> {
-    type Reply = Connection<I>;
+    type Reply = Connected<I>;
 
-    async fn run(self, state: &mut Home<I>, cx: &mut Context) -> Outcome<Connection<I>, I::Error> {
+    fn write(&self, interface: &InterfaceCore<I>) -> Writing<Connected<I>, I::Error> {
+        client::write_opening(interface, &self.meta)
+    }
+
+    async fn run(self, state: &mut Home<I>, cx: &mut Context) -> Outcome<Connected<I>, I::Error> {
         let Connect { meta, permit, core } = self;
         let meta = Quiet::new(meta);
         let instance = awaken(state, cx).await?;
         let meta = meta.into_inner().expect("the meta is there until it is handled");
-        connect(instance, cx, core, permit, meta).await
+        connect(instance, cx, core, permit, meta).await.map(Connected::Here)
     }
 }
 
@@ -298,7 +356,7 @@ fn receive<I: OnConnect>(
 }
 
 /// Tells the instance that a client has left.
-struct Disconnect(ConnectionId);
+struct Disconnect(ConnectionId, Closed);
 
 impl<I: OnConnect> Work<I> for Disconnect {
     type Reply = ();
@@ -307,7 +365,7 @@ impl<I: OnConnect> Work<I> for Disconnect {
         let is_news = slot_of::<I>(cx).is_some_and(|slot| slot.client_left(self.0));
         match state {
             Some(instance) if is_news => {
-                Ok(instance.on_disconnect(cx, self.0, Closed::ByClient).await.map_err(RequestError::handler)?)
+                Ok(instance.on_disconnect(cx, self.0, self.1).await.map_err(RequestError::handler)?)
             }
             _ => Ok(()),
         }
@@ -317,8 +375,8 @@ impl<I: OnConnect> Work<I> for Disconnect {
 /// The pause before an instance is told again that a client has left, while its host may not act.
 const DISCONNECT_AGAIN: Duration = Duration::from_millis(100);
 
-fn disconnect<I: OnConnect>(core: &Arc<InterfaceCore<I>>, id: &Arc<str>, connection: ConnectionId) {
-    match core.tell(id, Disconnect(connection)) {
+fn disconnect<I: OnConnect>(core: &Arc<InterfaceCore<I>>, id: &Arc<str>, connection: ConnectionId, reason: Closed) {
+    match core.tell(id, Disconnect(connection, reason.clone())) {
         // The lease may come back, and then the instance with all its connections is still there.
         Err(error)
             if matches!(*error, RequestError::Fenced | RequestError::LeaseLost)
@@ -328,7 +386,7 @@ fn disconnect<I: OnConnect>(core: &Arc<InterfaceCore<I>>, id: &Arc<str>, connect
             let (again, id) = (core.clone(), id.clone());
             core.host.spawn_turn(async move {
                 again.host.clock.sleep(DISCONNECT_AGAIN).await;
-                disconnect(&again, &id, connection);
+                disconnect(&again, &id, connection, reason);
             });
         }
         // In any other case the incarnation that had the connection is at its end.

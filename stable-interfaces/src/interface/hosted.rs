@@ -70,7 +70,9 @@ impl<I: StableInterface> AnyInterface for InterfaceCore<I> {
             if matches!(taken, Taken::Gone) {
                 continue;
             }
-            if let Err(error) = self.queue(slot, taken, stop_job_of(Closed::parting(&self.host, route.shard)), &id, route) {
+            if let Err(error) =
+                self.queue(slot, taken, stop_job_of(Closed::parting(&self.host, route.shard)), &id, route)
+            {
                 tracing::warn!(interface = I::NAME, %id, %error, "an instance could not be stopped");
             }
         }
@@ -113,6 +115,7 @@ impl<I: StableInterface> AnyInterface for InterfaceCore<I> {
     }
 
     fn abandon(&self) {
+        self.forwards.abandon();
         for slot in self.table.clear() {
             slot.abandon();
         }

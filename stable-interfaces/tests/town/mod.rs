@@ -39,6 +39,14 @@ impl Town {
         self.clock.sleep(duration).await;
     }
 
+    /// Waits for at most so long; `None` if it was not done by then.
+    pub(crate) async fn within<T>(&self, limit: Duration, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! { biased;
+            done = work => Some(done),
+            () = self.pass(limit) => None,
+        }
+    }
+
     /// Lets everything run that can run without time passing.
     pub(crate) async fn settle(&self) {
         self.pass(Duration::from_millis(1)).await;

@@ -30,9 +30,9 @@ const MAX_GUESTS: usize = 4_096;
 const LOOK: Duration = Duration::from_secs(5);
 /// After so many looks at which nothing was heard a link is over: who calls asks for signs of life more often.
 const SILENT_LOOKS: u32 = 6;
-/// The most requests of one link that are being answered. Past it, no more of it are read. More than one host has under way (see `reach.rs`), so
-/// that its pings are always read.
-const MAX_REQUESTS: usize = 2 * 16_384;
+/// The most requests of one link that are being answered. Past it, no more of it are read. More than one host has under way (see `reach.rs`), those
+/// of its connections counted, so that its pings are always read.
+const MAX_REQUESTS: usize = 4 * 16_384;
 /// The pause after a connection could not be taken.
 const AFTER_FAILURE: Duration = Duration::from_millis(50);
 
