@@ -136,6 +136,7 @@ impl Flows {
     async fn news(&self, flow: &str, after: u64) -> bool {
         let Ok(mut watch) = self.watch(flow) else { return false };
         let (clock, mut stopping) = (watch.clock(), pin!(self.interface.stopping()));
+        let was_here = watch.is_here();
         let until = clock.elapsed().saturating_add(HEARD_WITHIN);
         while watch.is_here() {
             if watch.take_must_read() {
@@ -157,7 +158,8 @@ impl Flows {
                 () = watch.pause(left) => {}
             }
         }
-        false
+        // The next owner may have some, which is to be asked at once; but not for a host that takes this one for the owner.
+        was_here
     }
 }
 

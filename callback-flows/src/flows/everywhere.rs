@@ -26,6 +26,8 @@ use crate::instance::TurnError;
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// The time from the start of a host for which its events are kept also if nobody has asked for them.
 const KEPT_AT_START: Duration = Duration::from_secs(60);
+/// The number of hosts from which on those are forgotten that are gone.
+const MOST_HOSTS: usize = 1_024;
 /// No life of a host.
 const NOBODY: u64 = 0;
 
@@ -138,7 +140,9 @@ impl Flows {
                     tokio::select! { biased;
                         Some((host, heard)) = followed.asking.next() => {
                             self.hear_of(&mut followed, host, heard);
-                            self.registry.hub.follows(followed.hosts.values().all(Place::is_known));
+                            if followed.hosts.values().all(Place::is_known) {
+                                self.registry.hub.follows(true);
+                            }
                         }
                         () = &mut tick => break,
                         () = &mut forgotten => {}
@@ -149,19 +153,21 @@ impl Flows {
         }
     }
 
-    /// Asks each other host that is not being asked. From those that came later than the first look, all is wanted.
+    /// Asks each other host that is there and is not being asked. From those that came later than the first look, all is wanted.
     fn look_who_is_there(&self, followed: &mut Followed, is_first: bool) {
-        let members = self.interface.members();
-        followed.hosts.retain(|host, _| members.iter().any(|member| *member.name == **host));
+        let mut members = self.interface.members();
+        members.retain(|member| *member.name != *self.interface.host());
+        if followed.hosts.len() > MOST_HOSTS {
+            followed.hosts.retain(|host, _| members.iter().any(|member| member.name == *host));
+        }
         for member in members {
-            if *member.name != *self.interface.host() {
-                let next = HearAll { life: NOBODY, after: 0, all: !is_first };
-                followed.hosts.entry(member.name).or_insert(Place { next, is_asked: false });
+            let next = HearAll { life: NOBODY, after: 0, all: !is_first };
+            // One whose lease was over for a while goes on where it was.
+            let place = followed.hosts.entry(member.name.clone()).or_insert(Place { next, is_asked: false });
+            if !place.is_asked {
+                self.ask_for_events(followed, member.name);
             }
         }
-        let unasked: Vec<_> =
-            followed.hosts.iter().filter(|(_, place)| !place.is_asked).map(|(host, _)| host.clone()).collect();
-        unasked.into_iter().for_each(|host| self.ask_for_events(followed, host));
     }
 
     fn ask_for_events(&self, followed: &mut Followed, host: Arc<str>) {

@@ -130,7 +130,7 @@ pub(crate) struct World {
     pub(crate) store: FaultStore,
     pub(crate) clock: SimClock,
     door: Door,
-    network: MemoryNetwork,
+    pub(crate) network: MemoryNetwork,
     /// The owner of all flows, where clients come in through another host.
     owner: Arc<tokio::sync::Mutex<Option<Host>>>,
     urls: Urls,

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use callback_flows::Flow;
+use callback_flows::{Flow, Started};
 use futures_util::future::join;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use stable_interfaces::{Fleet, FleetClient};
+use stable_interfaces::{ContextError, Fleet, FleetClient, StableInterface};
 
 use crate::app::{App, Door, SECOND, Seen, Telling, World};
 
@@ -200,4 +200,79 @@ async fn a_step_that_is_cut_off_by_handoffs_has_ended_no_process_and_is_recorded
     let ended = b.ask(&seen, "GET", &path).header("prefer", "wait=30").send().await.is(200).json();
     assert_eq!(ended["status"], "succeeded", "{ended}");
     assert_eq!(*begun.lock(), ["first on a", "first on b", "first on a", "first on b", "first on a", "second on a"]);
+}
+
+/// A host of a release that lets nothing of a flow cross.
+struct Older;
+
+impl StableInterface for Older {
+    const NAME: &'static str = "flow";
+    type Error = ContextError;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_owner_of_an_older_release_does_not_take_is_stored_for_it() {
+    let seen = Seen::at(Door::Wrong);
+    let world = seen.world();
+    let mut older = world.live("older").clock(Arc::new(world.clock.clone()));
+    drop(older.interface(|_| Older).register().unwrap());
+    let (older, door) = join(older.start(), start(&world, "door")).await;
+    let older = older.unwrap();
+    let id = (0..).map(|n: u32| n.to_string()).find(|id| older.owns(&format!("order/{id}")).unwrap()).unwrap();
+    let began = tokio::time::Instant::now();
+    assert_eq!(door.flows.start("order", &id, &json!({ "id": id })).await.unwrap(), Started::Posted);
+    assert!(began.elapsed() < AT_ONCE);
+    older.crash();
+    let ended = door.ask(&seen, "GET", &format!("/flows/order/{id}/events"));
+    tokio::time::sleep(20 * SECOND).await;
+    door.say(&seen, &id, "fine").await.is(202);
+    assert_eq!(ended.listen().await.next().await.unwrap().name, "succeeded");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_is_taken_and_whose_answer_is_lost_counts_once_and_one_that_finds_nobody_counts_when_it_came() {
+    let seen = Seen::at(Door::Wrong);
+    let world = seen.world();
+    let (door, a) = join(start(&world, "door"), start(&world, "a")).await;
+    let name =
+        (0..).map(|n: u32| format!("any-{n}")).find(|name| a.host.owns(&format!("hook/{name}")).unwrap()).unwrap();
+    let url = door.hook(&seen, &name).await;
+    let told = async || a.flows.get("hook", &name).await.unwrap().unwrap().progress;
+    for (number, lost) in ["request", "answer", "nothing", "all"].into_iter().enumerate() {
+        match lost {
+            "request" => world.network.lose_requests("door", "a", 1),
+            "answer" => world.network.lose_answers("a", "door", 1),
+            "all" => world.cut("door", "a", true),
+            _ => {}
+        }
+        let began = tokio::time::Instant::now();
+        // Without an ID each call counts.
+        door.ask(&seen, "POST", &url).body("\"again\"").send().await.is(202);
+        let longest = if matches!(lost, "request" | "answer") { 2 * SECOND } else { Duration::ZERO };
+        assert!(began.elapsed() < longest + AT_ONCE, "{lost}: after {:?}", began.elapsed());
+        tokio::time::sleep(5 * SECOND).await;
+        assert_eq!(told().await.unwrap().as_array().unwrap().len(), number + 1, "{lost}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_that_others_listen_to_drains_at_once_and_they_go_on_listening() {
+    let seen = Seen::at(Door::Wrong);
+    let world = seen.world();
+    let (door, a) = join(start(&world, "door"), start(&world, "a")).await;
+    let id = id_at(&a, "order");
+    door.put(&seen, &id).await.is(202);
+    let mut stream = door.ask(&seen, "GET", &format!("/flows/order/{id}/events")).listen().await;
+    let mut all = door.ask(&seen, "GET", "/flows/events").listen().await;
+    let listening = async { (stream.next().await.unwrap(), all.next().await.unwrap()) };
+    let (heard, ()) = join(listening, async {
+        tokio::time::sleep(3 * SECOND).await;
+        let began = tokio::time::Instant::now();
+        a.host.drain(20 * SECOND).await;
+        assert!(began.elapsed() < SECOND, "{:?}", began.elapsed());
+        tokio::time::sleep(3 * SECOND).await;
+        door.say(&seen, &id, "fine").await.is(202);
+    })
+    .await;
+    assert_eq!((&*heard.0.name, &*heard.1.name), ("succeeded", "succeeded"));
 }
