@@ -6,7 +6,8 @@
 //! was acknowledged is held against what is stored: nothing lost, nothing before its time, nothing twice. The next leg begins on a new store. `KILLS=n` sets how often, `SEED=n` repeats the draws, `LEG=n` makes
 //! the legs longer, and with them the stores larger.
 //!
-//! The same for live fleets of three hosts, where callers that nobody kills ask through any door.
+//! The same for live fleets of three hosts, where callers that nobody kills ask through any door, under a key each time, and ask again until they
+//! are answered: then all that they asked for is there, once.
 //!
 //! A loop that finds nothing proves little, so the last two tests let a store lose what it acknowledged, and see that noticed.
 
@@ -45,7 +46,7 @@ const NAMES: [&str; 2] = ["host-0", "host-1"];
 /// Of a live fleet.
 const LIVE: [&str; 3] = ["host-0", "host-1", "host-2"];
 const LIVE_LEASE: Duration = Duration::from_secs(2);
-const LIVE_CALLERS: Callers = Callers { callers: 64, pace: Duration::from_millis(5) };
+const LIVE_CALLERS: Callers = Callers { callers: 64, pace: Duration::from_millis(5), is_once: true };
 const LIVE_QUICK: u64 = 10;
 /// What is asked through one host and done by another costs more.
 const LIVE_OPERATIONS: std::ops::Range<usize> = 50..250;
@@ -153,6 +154,7 @@ fn run(store: &str, quick: u64, kills_of_leg: u64, side_by_side: u64, mut new_le
     let seed = number("SEED", 1);
     let mut random = fastrand::Rng::with_seed(seed);
     let (mut total, mut of_store, mut requeued, mut killing) = (Verdict::default(), 0, 0, Duration::ZERO);
+    let mut away = Duration::ZERO;
     let mut starts = Vec::new();
     let (mut done, mut legs) = (0, 0);
     while done < kills {
@@ -174,6 +176,7 @@ fn run(store: &str, quick: u64, kills_of_leg: u64, side_by_side: u64, mut new_le
         for leg in ended {
             done += leg.kills;
             of_store += leg.of_store;
+            away += leg.away;
             total.acknowledged += leg.verdict.acknowledged;
             requeued += leg.verdict.requeued;
             starts.extend(leg.starts);
@@ -181,9 +184,11 @@ fn run(store: &str, quick: u64, kills_of_leg: u64, side_by_side: u64, mut new_le
     }
     starts.sort_unstable();
     println!(
-        "{store}: {kills} kills ({of_store} of the store), {total}; {requeued} suspects requeued; {} operations per kill, {:.0} kills a minute, {} ms a start",
+        "{store}: {kills} kills ({of_store} of the store), {total}; {requeued} suspects requeued; {} operations per kill, {:.0} kills a minute, {:.0} hosts a \
+         minute while the store is there, {} ms a start",
         total.acknowledged as u64 / kills.max(1),
         kills as f64 * 60.0 / killing.as_secs_f64(),
+        (kills - of_store) as f64 * 60.0 / killing.saturating_sub(away).as_secs_f64(),
         starts.get(starts.len() / 2).map_or(0, Duration::as_millis)
     );
 }
@@ -193,6 +198,8 @@ struct Ended {
     kills: u64,
     /// Of these, of the store.
     of_store: u64,
+    /// How long the store was away in all.
+    away: Duration,
     /// When it was first worked on, and when nothing more was killed.
     began: Instant,
     ended: Instant,
@@ -213,7 +220,7 @@ impl Leg {
             hosts.answer(name, "ready");
         }
         let began = Instant::now();
-        let (mut done, mut of_store, mut wanted) = (0, 0, 0);
+        let (mut done, mut of_store, mut wanted, mut away) = (0, 0, 0, Duration::ZERO);
         let mut starts = Vec::new();
         while done < kills {
             hosts.prepare();
@@ -225,8 +232,9 @@ impl Leg {
             assert_eq!(hosts.ended(), None, "{run}: it ended by itself");
             done += 1;
             if let Some(crash) = crash.as_ref().filter(|_| done % STORE_EVERY == 0) {
+                let crashed = Instant::now();
                 crash(Duration::from_millis(random.u64(0..50)));
-                of_store += 1;
+                (of_store, away) = (of_store + 1, away + crashed.elapsed());
                 continue;
             }
             let host = names[random.usize(..names.len())];
@@ -253,7 +261,7 @@ impl Leg {
             None => hosts.settled(names, PATIENCE),
         };
         verdict.assert_right(run);
-        Ended { kills, of_store, began, ended, starts, verdict }
+        Ended { kills, of_store, away, began, ended, starts, verdict }
     }
 }
 

@@ -22,7 +22,7 @@ use system_tests::process::{Callers, Front, Heard, Hosts, Network, PATIENCE, Pla
 const LEASE: Duration = Duration::from_secs(2);
 const SETTLE: Duration = Duration::from_millis(500);
 const LEDGERS: u64 = 48;
-const CALLERS: Callers = Callers { callers: 64, pace: Duration::from_millis(40) };
+const CALLERS: Callers = Callers { callers: 64, pace: Duration::from_millis(40), is_once: false };
 const HOSTS: [&str; 3] = ["a", "b", "c"];
 const STORE: &str = "store";
 /// A busy machine takes longer for everything.

@@ -14,7 +14,7 @@ use system_tests::process::{Callers, Hosts, PATIENCE, Place, alone};
 
 const LEASE: Duration = Duration::from_secs(2);
 const LEDGERS: u64 = 48;
-const CALLERS: Callers = Callers { callers: 64, pace: Duration::from_millis(64) };
+const CALLERS: Callers = Callers { callers: 64, pace: Duration::from_millis(64), is_once: false };
 const THREE: [&str; 3] = ["host-0", "host-1", "host-2"];
 const FIVE: [&str; 5] = ["host-0", "host-1", "host-2", "host-3", "host-4"];
 const TWO: [&str; 2] = ["host-2", "host-4"];

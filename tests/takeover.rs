@@ -14,7 +14,7 @@ use system_tests::process::{Callers, Hosts, PATIENCE, Place, alone};
 
 const SETTLE: Duration = Duration::from_millis(500);
 const LEDGERS: u64 = 48;
-const CALLERS: Callers = Callers { callers: 64, pace: Duration::from_millis(64) };
+const CALLERS: Callers = Callers { callers: 64, pace: Duration::from_millis(64), is_once: false };
 /// How long the store's server is down.
 const DOWN: Duration = Duration::from_millis(500);
 /// A busy machine takes longer for everything.

@@ -20,6 +20,8 @@ pub(super) const ANSWER: &str = "answer ";
 pub(super) struct Question {
     pub(super) ledger: String,
     pub(super) ask: Ask,
+    /// Tells whether it is to be done once, by a key that is made of it.
+    pub(super) is_once: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -62,13 +64,24 @@ impl Answer {
 /// Asks the ledger; the line that is to be said, but for an order that cannot be read.
 pub(super) async fn answer(ledgers: Interface<Ledger>, order: String) -> Option<String> {
     let (number, question) = order.strip_prefix(ASK)?.split_once(' ')?;
-    let Question { ledger: id, ask } = serde_json::from_str(question).ok()?;
+    let Question { ledger: id, ask, is_once } = serde_json::from_str(question).ok()?;
     let answered = match ask {
         Ask::Book(op, after) => {
-            let booked = ledgers.request(&id, Book(op, Duration::from_millis(after))).await;
+            let (key, book) = (format!("book {op}"), Book(op, Duration::from_millis(after)));
+            let booked = match is_once {
+                true => ledgers.request_once(&id, &key, book).await,
+                false => ledgers.request(&id, book).await,
+            };
             booked.map(|(count, host)| Answer::Booked(count, host))
         }
-        Ask::Cancel(op) => ledgers.request(&id, Cancel(op)).await.map(Answer::Cancelled),
+        Ask::Cancel(op) => {
+            let (key, cancel) = (format!("cancel {op}"), Cancel(op));
+            let cancelled = match is_once {
+                true => ledgers.request_once(&id, &key, cancel).await,
+                false => ledgers.request(&id, cancel).await,
+            };
+            cancelled.map(Answer::Cancelled)
+        }
         Ask::Tally => ledgers.request(&id, Tally).await.map(|(counts, host)| Answer::Booked(counts.booked, host)),
     };
     let answer = answered.unwrap_or_else(|error| Answer::of(&error));

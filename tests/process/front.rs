@@ -2,7 +2,7 @@
 //!
 //! Each answer is compared with what was answered before its question was asked: a ledger has noted at least as much. What is acknowledged,
 //! and what is refused for certain, goes into the account. A caller whose answer never comes, because its door was killed or has stopped saying
-//! anything, does not know; it goes on elsewhere with something else.
+//! anything, does not know; it goes on elsewhere with something else, or, where each request has a key, with the same until it is answered.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -11,9 +11,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::Said;
 use super::child::{PAUSE, ledger};
 use super::door::{ANSWER, ASK, Answer, Ask, Question};
+use super::{PATIENCE, Said};
 
 /// How long a door may say nothing at all until no answer is expected of it; it is asked again when it says something.
 const SILENCE: Duration = Duration::from_secs(2);
@@ -29,6 +29,8 @@ pub struct Callers {
     pub callers: u64,
     /// The time from one question of a caller to its next, if that is not later because of an answer.
     pub pace: Duration,
+    /// Tells whether what they ask for is to be done once, however often they ask: by a key.
+    pub is_once: bool,
 }
 
 /// The callers at work.
@@ -58,6 +60,8 @@ pub struct Sums {
     pub cut: u64,
     /// Never answered by a door that was told to end, and ended.
     pub cut_leaving: u64,
+    /// Asked again under the same key.
+    pub repeated: u64,
     /// The longest time that a caller went without what it asked for, however often it had to ask.
     pub longest: Duration,
     /// An error of each kind, in words.
@@ -125,6 +129,7 @@ impl Front {
         let new = |nth: u64| Caller { ledger: nth % ledgers, ..Caller::new(now) };
         let desk = Desk {
             pace: callers.pace,
+            is_once: callers.is_once,
             said,
             sums: sums.clone(),
             doors: BTreeMap::new(),
@@ -133,7 +138,7 @@ impl Front {
             noted: HashMap::new(),
             doors_asked: 0,
             next: 0,
-            is_quiet: false,
+            quiet: None,
             tell: None,
         };
         let thread = std::thread::spawn(move || desk.run(&heard));
@@ -177,6 +182,7 @@ impl Front {
 /// The callers, in a thread of their own.
 struct Desk {
     pace: Duration,
+    is_once: bool,
     /// Where the account is heard.
     said: Sender<Said>,
     sums: Arc<Mutex<Sums>>,
@@ -191,7 +197,8 @@ struct Desk {
     doors_asked: usize,
     /// The number of the next question.
     next: u64,
-    is_quiet: bool,
+    /// Since when nothing new is to be asked.
+    quiet: Option<Instant>,
     tell: Option<Sender<Heard>>,
 }
 
@@ -211,6 +218,8 @@ struct Caller {
     wants: Option<Instant>,
     /// The question whose answer it waits for.
     asking: Option<u64>,
+    /// What is to be asked again, and what its ledger had noted when it was asked first.
+    again: Option<(Ask, u64)>,
     /// An operation that was noted, and may be cancelled.
     noted: Option<String>,
     questions: u64,
@@ -225,9 +234,16 @@ struct Asking {
     at_least: u64,
 }
 
+impl Asking {
+    /// What is to be asked again, if it is done once however often it is asked.
+    fn again(&self, is_once: bool) -> Option<(Ask, u64)> {
+        (is_once && self.ask != Ask::Tally).then(|| (self.ask.clone(), self.at_least))
+    }
+}
+
 impl Caller {
     fn new(now: Instant) -> Caller {
-        Caller { ledger: 0, turn: now, wants: None, asking: None, noted: None, questions: 0 }
+        Caller { ledger: 0, turn: now, wants: None, asking: None, again: None, noted: None, questions: 0 }
     }
 
     /// The next thing to ask, which is new each time.
@@ -254,8 +270,18 @@ impl Desk {
                 self.hear(event);
             }
             self.give_up_silent();
-            if self.is_quiet && self.callers.iter().all(|caller| caller.asking.is_none()) {
-                return;
+            if let Some(since) = self.quiet {
+                let is_done = |caller: &Caller| caller.asking.is_none() && caller.again.is_none();
+                let waiting = self.callers.iter().filter(|caller| !is_done(caller)).count();
+                if waiting == 0 {
+                    return;
+                }
+                if since.elapsed() > PATIENCE {
+                    let line = format!("wrong {waiting} callers are not answered: {:?}", self.sums().texts);
+                    // An error says that the test is over.
+                    drop(self.said.send((String::new(), line)));
+                    return;
+                }
             }
             self.ask();
         }
@@ -285,7 +311,7 @@ impl Desk {
                     self.open.retain(|_, asking| asking.door != id);
                 }
             }
-            Event::Quiet => self.is_quiet = true,
+            Event::Quiet => self.quiet = Some(now),
             Event::Tell(tell) => self.tell = Some(tell),
         }
     }
@@ -303,6 +329,7 @@ impl Desk {
             let of = &mut self.callers[asking.caller];
             if of.asking.take_if(|asking| asking == number).is_some() {
                 of.turn = now;
+                of.again = asking.again(self.is_once);
                 cut += 1;
             }
         }
@@ -326,20 +353,22 @@ impl Desk {
         let now = Instant::now();
         let is_open = |door: &Door| !door.is_leaving && now.duration_since(door.heard) <= SILENCE;
         let open: Vec<_> = self.doors.iter().filter(|(_, door)| is_open(door)).map(|(id, _)| *id).collect();
-        let mut longest = Duration::ZERO;
+        let (mut longest, mut repeated) = (Duration::ZERO, 0);
         for (nth, caller) in self.callers.iter_mut().enumerate() {
             longest = longest.max(caller.wants.map_or(Duration::ZERO, |since| now - since));
-            if self.is_quiet || caller.asking.is_some() || now < caller.turn {
+            if (self.quiet.is_some() && caller.again.is_none()) || caller.asking.is_some() || now < caller.turn {
                 continue;
             }
             caller.wants.get_or_insert(now);
             let Some(id) = open.get(self.doors_asked % open.len().max(1)) else { continue };
-            let ask = caller.next(nth);
-            let question = Question { ledger: ledger(caller.ledger), ask: ask.clone() };
+            repeated += u64::from(caller.again.is_some());
+            let again = caller.again.take();
+            let new = || (caller.next(nth), self.noted.get(&caller.ledger).copied().unwrap_or(0));
+            let (ask, at_least) = again.unwrap_or_else(new);
+            let question = Question { ledger: ledger(caller.ledger), ask: ask.clone(), is_once: self.is_once };
             let line = serde_json::to_string(&question).expect("a question can be written");
             // An error says that it has ended: that is heard from who reads what it says.
             drop(self.doors[id].orders.send(format!("{ASK}{} {line}", self.next)));
-            let at_least = self.noted.get(&caller.ledger).copied().unwrap_or(0);
             caller.asking = Some(self.next);
             self.open.insert(self.next, Asking { caller: nth, door: *id, ask, at_least });
             caller.turn = now + self.pace;
@@ -348,6 +377,7 @@ impl Desk {
         }
         let mut sums = self.sums();
         sums.asked = self.next;
+        sums.repeated += repeated;
         sums.longest = sums.longest.max(longest);
     }
 
@@ -355,7 +385,14 @@ impl Desk {
         let (number, answer) = line[ANSWER.len()..].split_once(' ').expect("an answer has a number");
         let number: u64 = number.parse().expect("it is a number");
         let answer: Answer = serde_json::from_str(answer).expect("a door says answers");
-        let Asking { caller: nth, ask, at_least, .. } = self.open.remove(&number).expect("it was asked, and once");
+        let asking = self.open.remove(&number).expect("it was asked, and once");
+        let again = asking.again(self.is_once);
+        let Asking { caller: nth, ask, at_least, .. } = asking;
+        let is_waited_for = self.callers[nth].asking.take_if(|asking| *asking == number).is_some();
+        if !is_waited_for && again.is_some() {
+            // It was asked again, and is answered there.
+            return;
+        }
         let (door, is_leaving) = self.doors.get(&id).map_or(("", false), |door| (&*door.host, door.is_leaving));
         let ledger = ledger(self.callers[nth].ledger);
         // An error says that the test is over.
@@ -385,6 +422,8 @@ impl Desk {
             }
             Answer::Refused(kind, text) => {
                 match ask {
+                    // It may be done yet.
+                    _ if again.is_some() => {}
                     Ask::Book(op, _) => say(format!("denied booked {ledger} {op}")),
                     Ask::Cancel(op) => say(format!("denied cancelled {ledger} {op}")),
                     Ask::Tally => {}
@@ -396,7 +435,7 @@ impl Desk {
         };
         let mut sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
         let caller = &mut self.callers[nth];
-        if caller.asking.take_if(|asking| *asking == number).is_none() {
+        if !is_waited_for {
             return;
         }
         let Some((is_refused, kind, text)) = failed else {
@@ -405,7 +444,7 @@ impl Desk {
             caller.noted = booked.or(caller.noted.take());
             return;
         };
-        caller.turn = now + PAUSE;
+        (caller.turn, caller.again) = (now + PAUSE, again);
         match (is_refused, is_leaving) {
             (true, false) => *sums.refused.entry(kind.clone()).or_default() += 1,
             (true, true) => *sums.refused_leaving.entry(kind.clone()).or_default() += 1,
@@ -424,10 +463,13 @@ impl Sums {
     }
 }
 
-/// `4711 requests, 4700 answered, refused {"Unreachable": 3}, unknown 4, cut 4`
+/// `4711 requests, 4700 answered, refused {"Unreachable": 3}, unknown 4, cut 4, asked again 0`
 impl fmt::Display for Sums {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Sums { asked, answered, refused, unknown, cut, .. } = self;
-        write!(f, "{asked} requests, {answered} answered, refused {refused:?}, unknown {unknown}, cut {cut}")
+        let Sums { asked, answered, refused, unknown, cut, repeated, .. } = self;
+        write!(
+            f,
+            "{asked} requests, {answered} answered, refused {refused:?}, unknown {unknown}, cut {cut}, asked again {repeated}"
+        )
     }
 }
