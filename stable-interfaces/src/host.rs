@@ -1,5 +1,6 @@
 //! The host, which an application starts and drains: one process's part in the fleet.
 
+mod drain;
 mod driver;
 mod handoff;
 mod keeper;
@@ -7,13 +8,13 @@ pub(crate) mod lease;
 mod rescue;
 
 use std::any::Any;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
 
 use crate::alarm::RetryPolicy;
-use crate::clock::{Clock, Random, SystemClock, SystemRandom, within};
+use crate::clock::{Clock, Random, SystemClock, SystemRandom};
 use crate::commit::committer::Committer;
 use crate::error::WithCauses;
 use crate::fleet::{Fleet, HASH_VERSION, check_host};
@@ -32,10 +33,8 @@ use crate::shared::{Deferred, EndsWithRuntime, FOREVER, HostCore, HostOptions, S
 use crate::store::client::Backoff;
 use crate::store::deadlines::Deadlines;
 use crate::store::{
-    BoxError, ClaimKind, Damaged, Epoch, Incarnation, Member, MemoryStore, Renewal, Sequence, ShardId, Store,
-    StoreError,
+    BoxError, ClaimKind, Damaged, Epoch, Incarnation, Member, MemoryStore, Sequence, ShardId, Store, StoreError,
 };
-use crate::sync::atomic::Ordering;
 use crate::sync::{AbortHandle, Arc, Mutex, Runtime, mpsc, spawn_on, watch};
 use crate::tasks::Tasks;
 use crate::transport::{Crossing, CrossingError, Introduction, Question, Running, TextError, Transport};
@@ -183,8 +182,8 @@ struct Drain {
     task: AbortHandle,
 }
 
-/// The rest that [`Host::drain`] left behind.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The outcome of [`Host::drain`]: what was handed over, and the rest that it left behind.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Drained {
     /// Handlers and `on_stop`s that were still running at the deadline, and `on_stop`s that ran into their own
     /// [limit](InterfaceBuilder::stop_timeout) before it: they were cut off. Nothing uncommitted of the handlers happened.
@@ -195,11 +194,14 @@ pub struct Drained {
     pub tasks: usize,
     /// Tells whether the shards were released, so that their next owner need not wait for the lease to run out.
     pub released: bool,
+    /// The number of shards that were handed over while this host still answered, by the host of the [live](Fleet::live) fleet that they went to.
+    pub handed_over: BTreeMap<Arc<str>, usize>,
 }
 
 impl Drained {
     /// Of a host that had ended before, or ended meanwhile in another way.
-    const NOTHING: Drained = Drained { unfinished: 0, instances: 0, tasks: 0, released: false };
+    const NOTHING: Drained =
+        Drained { unfinished: 0, instances: 0, tasks: 0, released: false, handed_over: BTreeMap::new() };
 }
 
 /// The reason why a host has ended by itself: what [`Host::run_until`] says when it returns before its signal.
@@ -285,8 +287,8 @@ impl Host {
     /// Waits for `signal`, then [drains](Self::drain) within the drain timeout. Somebody else's call of [`drain`](Self::drain)
     /// ends it too.
     ///
-    /// Run it beside a server that shuts down when the host is [`stopping`](Self::stopping): requests in flight are answered while
-    /// the host drains, and nothing goes on serving for a host that is no more.
+    /// Run it beside a server that shuts down when the host is [`stopping`](Self::stopping), and that the host knows to be
+    /// [`serving`](Self::serving): requests in flight are answered while the host drains, and nothing goes on serving for a host that is no more.
     ///
     /// # Errors
     /// [`Ended`], before the signal or while it drained, if the host ended by itself: let the process end with a failure, to be
@@ -315,8 +317,8 @@ impl Host {
     /// # }
     /// # type Asked = std::io::Result<()>;
     /// # async fn example(host: stable_interfaces::Host, server: Server, ctrl_c: impl Future<Output = Asked>) -> Result<(), Box<dyn std::error::Error>> {
-    /// let serve = server.with_graceful_shutdown(host.stopping()); // of axum, say
-    /// let (_served, ended) = tokio::join!(serve, host.run_until(ctrl_c)); // `tokio::signal::ctrl_c()`, say
+    /// let server = server.with_graceful_shutdown(host.stopping()); // of axum, say
+    /// let (_served, ended) = tokio::join!(host.serving(server), host.run_until(ctrl_c)); // `tokio::signal::ctrl_c()`, say
     /// ended?; // A host that ended by itself: the process fails, and is started anew.
     /// # Ok(())
     /// # }
@@ -324,6 +326,20 @@ impl Host {
     pub fn stopping(&self) -> impl Future<Output = ()> + Send + 'static {
         let core = self.core.clone();
         async move { core.wait_for(Health::Draining).await }
+    }
+
+    /// Runs a server beside this host: what it returns is what the server does. A [drain](Self::drain) that has handed over everything waits for
+    /// the server's end, within its deadline, and sends on what still comes through it; so no request is refused that the server had taken.
+    ///
+    /// The server is to end by itself when the host is [`stopping`](Self::stopping). Where no other host is there to answer, the drain does not
+    /// wait.
+    pub fn serving<S: IntoFuture>(&self, server: S) -> impl Future<Output = S::Output> + use<S> {
+        let errand = self.core.begin_errand();
+        let server = server.into_future();
+        async move {
+            let _errand = errand;
+            server.await
+        }
     }
 
     /// Tells whether this host should be sent work: it runs, its lease holds, each of the shards that the fleet gives to it is its own, or
@@ -371,11 +387,16 @@ impl Host {
     /// half of `deadline` at most (and what they [take turns](crate::InstanceRef::turn) for is served), instances are stopped, everything is committed, the shards are released. After
     /// `deadline` what still runs is cut off.
     ///
+    /// In a [live](Fleet::live) fleet with other hosts that happens shard by shard, [some](HostBuilder::handoff_batch) at a time: those that are
+    /// left are served as ever, alarms too, and each is away for no longer than its next owner needs to take it up. Nothing is refused:
+    /// with a [transport](HostBuilder::transport), what comes for a shard that is gone is sent on, until what has come is
+    /// answered and whatever is [`serving`](Self::serving) has ended.
+    ///
     /// A drain goes on by itself: dropped, this future takes nothing back. Whoever asks again waits for the same drain, under the
     /// deadline that the drain began with, and gets the same result. A handler that blocks its thread cannot be cut off; it counts as
     /// unfinished.
     pub async fn drain(&self, deadline: Duration) -> Drained {
-        self.core.set_health(Health::Draining);
+        self.core.begin_to_drain();
         let result = {
             let mut drain = self.drain.lock();
             if drain.is_none() {
@@ -384,7 +405,7 @@ impl Host {
             drain.as_ref().map(|drain| drain.result.clone())
         };
         let Some(mut result) = result else { return Drained::NOTHING };
-        let drained = result.wait_for(Option::is_some).await.ok().and_then(|drained| *drained);
+        let drained = result.wait_for(Option::is_some).await.ok().and_then(|drained| drained.clone());
         drained.unwrap_or(Drained::NOTHING)
     }
 
@@ -397,7 +418,7 @@ impl Host {
         let runtime = core.started()?.turns.runtime().clone();
         let (send, result) = watch::channel(None);
         let task = spawn_on(&runtime, async move {
-            match quiet::run(Box::pin(drain(&core, deadline))).await {
+            match quiet::run(Box::pin(drain::drain(&core, deadline))).await {
                 Ok(drained) => drop(send.send(Some(drained))),
                 Err(panic) => core.fail("the task that drains", &panic),
             }
@@ -432,81 +453,6 @@ impl Drop for Host {
         }
         self.abandon();
     }
-}
-
-/// The time that the answers to other hosts have to get on their way when a host has drained.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// Drains a host, see [`Host::drain`].
-async fn drain(core: &HostCore, deadline: Duration) -> Drained {
-    let Some(started) = core.started() else { return Drained::NOTHING };
-    let began = core.clock.elapsed();
-    let interfaces = core.interfaces.lock().clone();
-    let with_busy_tasks = || interfaces.iter().map(|interface| interface.with_busy_tasks(None)).sum::<usize>();
-    // The others may know it at once.
-    core.news.notify_one();
-    // Tasks that are not parked have something to bring to an end, and their instances go on until they have.
-    let rest = async {
-        while with_busy_tasks() > 0 {
-            core.task_rested.notified().await;
-        }
-    };
-    let rested = within(&*core.clock, deadline / 2, rest).await.is_some();
-    let tasks = if rested { 0 } else { with_busy_tasks() };
-    core.serves_tasks.store(false, Ordering::Release);
-    let deadline = deadline.saturating_sub(core.clock.elapsed().saturating_sub(began));
-    let finish = async {
-        loop {
-            for interface in &interfaces {
-                interface.clone().stop_all(None);
-            }
-            started.turns.wait_idle().await;
-            if interfaces.iter().all(|interface| interface.running() == 0) {
-                break;
-            }
-            // A handler is being polled by its sender, and may have asked for other instances: those are next once it is done.
-            core.instance_left.notified().await;
-        }
-    };
-    let in_time = within(&*core.clock, deadline, finish).await.is_some();
-    if core.is_rescuing() {
-        // It ends by itself, when what is in memory has been saved.
-        within(&*core.clock, deadline, core.wait_stopped()).await;
-    }
-    let busy = || interfaces.iter().map(|interface| interface.busy()).sum::<usize>();
-    let running = if in_time { 0 } else { started.turns.running().max(busy()) };
-    let instances = interfaces.iter().map(|interface| interface.running()).sum();
-    if let Some(reach) = core.reach() {
-        // What others are told here is on its way before the links end.
-        within(&*core.clock, CLOSE_TIMEOUT, reach.close()).await;
-    }
-    let store = core.timely_store();
-    let mut released = store.is_none();
-    if let Some(store) = store {
-        let owned = core.shards.owned().map(|(shard, _)| shard);
-        // And those that were being handed over.
-        let shards: Vec<_> = owned.chain(core.shards.closing()).collect::<BTreeSet<_>>().into_iter().collect();
-        let presence = core.presence();
-        core.stop(Health::Stopped);
-        // A handler that was cut off may have left an alarm that kills its process: such a shard is not clean.
-        if running == 0 {
-            // The store takes out of its members whoever has said that it leaves and owns nothing any more.
-            let renewal = Renewal { incarnation: started.incarnation, lease: core.options.lease, presence };
-            if core.options.lease < FOREVER
-                && let Err(error) = store.renew(&renewal).await
-            {
-                tracing::warn!(error = %WithCauses(&error), "the store could not be told that this host leaves");
-            }
-            match store.release(started.incarnation, &shards).await {
-                Ok(()) => released = true,
-                Err(error) => tracing::warn!(error = %WithCauses(&error), "the shards could not be released"),
-            }
-        }
-    }
-    core.stop(Health::Stopped);
-    let unfinished = running + core.stops_cut.load(Ordering::Acquire);
-    tracing::info!(host = %core.name, unfinished, released, "drained");
-    Drained { unfinished, instances, tasks, released }
 }
 
 impl HostBuilder {

@@ -3,14 +3,16 @@
 //! Health only moves forward, and a host that has stopped owns nothing and runs nothing. Interfaces are known here by what a host
 //! must be able to ask of them ([`AnyInterface`]), so nothing in here knows an instance.
 
+mod departure;
 mod view;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::future::Future;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use self::departure::Departure;
 use self::view::View;
 use crate::clock::{Clock, Random};
 use crate::commit::committer::Committer;
@@ -187,10 +189,10 @@ pub(crate) trait AnyInterface: Debug + Send + Sync {
     fn running(&self) -> usize;
     /// The number of them that are busy.
     fn busy(&self) -> usize;
-    /// The number of instances with a task that is not parked, of all or of some shards.
-    fn with_busy_tasks(&self, of: Option<&[ShardId]>) -> usize;
-    /// The number of instances in memory that are of these shards.
-    fn running_of(&self, of: &[ShardId]) -> usize;
+    /// The shard of each instance with a task that is not parked, of all or of some shards, which are ascending.
+    fn with_busy_tasks(&self, of: Option<&[ShardId]>) -> Vec<ShardId>;
+    /// The shards among these, which are ascending, of which instances are in memory.
+    fn in_memory(&self, of: &[ShardId]) -> BTreeSet<ShardId>;
     /// Names the instance at this address of memory, if it is one of these.
     fn name_instance(&self, address: usize) -> Option<String>;
     /// Forgets every instance at once.
@@ -220,6 +222,7 @@ pub(crate) struct HostCore {
     pub(crate) news: Notify,
     /// Told when something ends in a shard that is being handed over.
     pub(crate) handed_on: Notify,
+    pub(crate) departure: Departure,
     /// The size of the next page that handlers and tools read: what is loaded to be handled has one of its own.
     portion: Mutex<Portion>,
     /// Bounds the connections of all interfaces. Without permits until the host has its settings.
@@ -279,6 +282,7 @@ impl HostCore {
             view_changed: Notify::new(),
             news: Notify::new(),
             handed_on: Notify::new(),
+            departure: Departure::default(),
             portion: Mutex::default(),
             connections: Arc::new(Semaphore::new(0)),
             health_changed: Notify::new(),
@@ -322,14 +326,17 @@ impl HostCore {
         self.reach.get()
     }
 
-    /// Waits until this host owns the shard.
-    pub(crate) async fn wait_owned(&self, shard: ShardId) {
+    /// Waits until this host owns the shard and lets in what comes for it, and tells whether it does: not if that is to be another host's by now.
+    pub(crate) async fn wait_owned(&self, shard: ShardId) -> bool {
         loop {
             let mut gained = std::pin::pin!(self.shards.gained.notified());
             // Enabled before the epoch is read, so that no grant is missed between the two.
             gained.as_mut().enable();
-            if self.shards.epoch(shard).is_some() {
-                return;
+            if self.shards.intake(shard).is_some() {
+                return true;
+            }
+            if self.health() > Health::Running || !self.is_placed_here(shard) {
+                return false;
             }
             gained.await;
         }
@@ -362,6 +369,7 @@ impl HostCore {
     pub(crate) fn set_health(&self, health: Health) {
         self.health.fetch_max(health as u8, Ordering::AcqRel);
         self.health_changed.notify_waiters();
+        self.shards.gained.notify_waiters();
         // The driver looks at the health when it wakes.
         self.shards.changed.notify_one();
     }

@@ -26,6 +26,11 @@ impl ChainLink for Caller {
         Duration::MAX
     }
 
+    fn instance_id(&self) -> Option<&str> {
+        // No name of an interface has a slash.
+        self.0.split_once('/').map(|(_, id)| id)
+    }
+
     fn elsewhere(&self) -> Option<&str> {
         Some(&self.0)
     }
@@ -54,18 +59,36 @@ impl ChainLink for Outsider {
 pub(crate) struct Arrival {
     callers: Arc<Chain>,
     is_of_handler: bool,
+    /// The host that has said that the shard is to be here, which does not own it itself.
+    sent_by: Option<Arc<str>>,
 }
 
 impl Arrival {
     /// A request that arrives `now`, with the time it has left to wait for its turn, for how long a handler waits for its answer, and the
-    /// names of the instances whose handlers do, innermost first.
-    pub(crate) fn new(now: Duration, given: Duration, waits: Option<Duration>, callers: &[&str]) -> Arc<Arrival> {
+    /// names of the instances whose handlers do, innermost first; and the host that has sent it here, if one has.
+    pub(crate) fn new(
+        now: Duration,
+        given: Duration,
+        waits: Option<Duration>,
+        callers: &[&str],
+        sent_by: Option<&str>,
+    ) -> Arc<Arrival> {
         let waits = waits.unwrap_or(Duration::MAX);
         let link = |link: Arc<dyn ChainLink>, caller| Chain::elsewhere(link, caller, now, given, waits);
         let chain = callers.iter().rfold(None, |caller, name| Some(link(Arc::new(Caller((*name).into())), caller)));
         let is_of_handler = chain.is_some();
         let callers = chain.unwrap_or_else(|| link(Arc::new(Outsider), None));
-        Arc::new(Arrival { callers, is_of_handler })
+        Arc::new(Arrival { callers, is_of_handler, sent_by: sent_by.map(Arc::from) })
+    }
+
+    /// The host that has sent it here, if one has.
+    pub(crate) fn sent_by(&self) -> Option<&str> {
+        self.sent_by.as_deref()
+    }
+
+    /// Tells whether the handler of an instance waits for the answer.
+    pub(crate) fn is_of_handler(&self) -> bool {
+        self.is_of_handler
     }
 
     /// The moment until which it waits for its turn, by the lease clock.
@@ -102,6 +125,6 @@ impl ChainLink for Arrival {
     }
 
     fn is_handler(&self) -> bool {
-        self.is_of_handler
+        self.is_of_handler()
     }
 }

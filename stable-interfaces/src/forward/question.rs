@@ -84,6 +84,7 @@ impl<I: StableInterface> InterfaceCore<I> {
             given: Duration::ZERO,
             waits: None,
             callers: Vec::new(),
+            sent_by: None,
             body: &body,
         };
         let written: Written<Q::Answer, I::Error> = Written {

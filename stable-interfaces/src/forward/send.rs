@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::table::Written;
 use super::wire::{Answer, MAX_CHAIN, Request};
+use crate::clock::within;
 use crate::error::{ContextError, Outcome, RequestError};
 use crate::instance::StableInterface;
 use crate::instance::chain::{self, Chain};
@@ -70,11 +71,20 @@ impl<I: StableInterface> InterfaceCore<I> {
         // Asked here, within the poll of the handler that asks, if one does.
         let callers = chain::origin(|| self.host.clock.elapsed(), self.options.handler_timeout).callers;
         let (this, id): (Arc<Self>, Box<str>) = (self.clone(), id.into());
+        if *holder == *self.host.name {
+            let until = callers.map(|callers| callers.turn_until());
+            return Box::pin(async move {
+                this.until_here(&id, until).await?;
+                let work = work.into_inner().expect("the work is there until it is done");
+                this.ask(&id, work).await.map_err(Box::new)
+            });
+        }
         Box::pin(async move {
             let message = work.as_ref().expect("the work is there until it is done");
             let Some(written) = message.write(&this) else { return Err(RequestError::NotOwner { holder }.into()) };
             let written = written?;
             let sending = this.sending(&id, callers.as_deref(), &written)?;
+            let _errand = this.host.begin_errand();
             match this.carry(&sending, &written, holder).await {
                 Carried::Answered(outcome) => outcome,
                 Carried::Here => {
@@ -83,6 +93,18 @@ impl<I: StableInterface> InterfaceCore<I> {
                 }
             }
         })
+    }
+
+    /// Waits until a shard that is to come to this host has come, or is to be another host's after all.
+    async fn until_here(&self, id: &str, until: Option<Duration>) -> Outcome<(), I::Error> {
+        let host = &self.host;
+        let invalid = |reason| ContextError::invalid("instance ID", id, reason);
+        let shard = host.fleet.shard_of(id).map_err(invalid)?;
+        let full = || RequestError::Overloaded("requests that wait for a shard".into());
+        let _place = host.reach().and_then(|reach| reach.place_to_wait(id.len())).ok_or_else(full)?;
+        let left = until.map_or(self.options.handler_timeout, |until| until.saturating_sub(host.clock.elapsed()));
+        let came = within(&*host.clock, left.min(host.options.lease), host.wait_owned(shard)).await;
+        came.map(drop).ok_or_else(|| RequestError::LeaseLost.into())
     }
 
     /// The part that all tries have in common, unless it is more than may be sent.
@@ -119,8 +141,11 @@ impl<I: StableInterface> InterfaceCore<I> {
         let host = &self.host;
         metrics::counter!(crate::metrics::FORWARDED, "interface" => I::NAME).increment(1);
         let mut tries = 0;
+        // The next owner has requests wait that the one before sends there.
+        let let_go = || host.shards.has_let_go(sending.shard).then(|| host.name.clone());
+        let mut sent_by = let_go();
         loop {
-            let error = match self.ask_host(sending, written, &holder).await {
+            let error = match self.ask_host(sending, written, &holder, sent_by.as_deref()).await {
                 Said::Done(outcome) => return Carried::Answered(outcome),
                 Said::NotHere(error) => error,
             };
@@ -146,7 +171,10 @@ impl<I: StableInterface> InterfaceCore<I> {
             if host.shards.intake(sending.shard).is_some() {
                 return Carried::Here;
             }
-            holder = named.cloned().unwrap_or_else(|| host.holder(sending.shard));
+            (holder, sent_by) = match named {
+                Some(named) => (named.clone(), Some(holder)),
+                None => (host.holder(sending.shard), let_go()),
+            };
         }
     }
 
@@ -156,6 +184,7 @@ impl<I: StableInterface> InterfaceCore<I> {
         sending: &Sending<'_>,
         written: &Written<R, I::Error>,
         holder: &Arc<str>,
+        sent_by: Option<&str>,
     ) -> Said<R, I::Error> {
         if **holder == *self.host.name {
             // It is to be this host's, and is not yet.
@@ -170,6 +199,7 @@ impl<I: StableInterface> InterfaceCore<I> {
             given: sending.turn_until.saturating_sub(now),
             waits: sending.callers.map(|callers| callers.waits_until().saturating_sub(now)),
             callers: sending.names.iter().map(String::as_str).collect(),
+            sent_by,
             body: &written.body,
         };
         let to = Addressee { host: holder.clone(), address: self.host.address_of(holder) };

@@ -43,7 +43,8 @@ pub(crate) fn answer<I: StableInterface>(core: &Arc<InterfaceCore<I>>, request: 
             None => return unknown(core, format_args!("messages named {message:?} of other hosts")),
         },
     };
-    let arrival = Arrival::new(core.host.clock.elapsed(), request.given, request.waits, &request.callers);
+    let Request { given, waits, callers, sent_by, .. } = request;
+    let arrival = Arrival::new(core.host.clock.elapsed(), *given, *waits, callers, *sent_by);
     answer(core, Arrived { id: request.id, key: request.key, body: request.body, arrival })
 }
 
@@ -112,15 +113,24 @@ impl<I: StableInterface> InterfaceCore<I> {
         if let Ok(shard) = host.fleet.shard_of(id)
             && host.shards.epoch(shard).is_none()
         {
-            let _place = host.reach().filter(|_| self.is_to_come(shard))?.place_to_wait(bytes)?;
+            let _place = host.reach().filter(|_| self.may_wait(shard, arrival))?.place_to_wait(bytes)?;
             let left = arrival.turn_until().saturating_sub(host.clock.elapsed());
-            within(&*host.clock, left, host.wait_owned(shard)).await?;
+            within(&*host.clock, left, host.wait_owned(shard)).await.filter(|is_owned| *is_owned)?;
         }
         work.into_inner()
     }
 
-    fn is_to_come(&self, shard: ShardId) -> bool {
-        self.host.health() == Health::Running && *self.host.holder(shard) == *self.host.name
+    /// Tells whether a request waits here for its shard: it is to come here, and nobody has it, or whoever has it has sent the request on. One
+    /// of a handler waits in the latter case alone: the host that gives up the shard may be waiting for that handler, and then serves it.
+    fn may_wait(&self, shard: ShardId, arrival: &Arrival) -> bool {
+        let host = &self.host;
+        let holder = host.holder(shard);
+        let is_free = *holder == *host.name;
+        let may_wait = match arrival.sent_by() {
+            Some(sender) => is_free || *holder == *sender,
+            None => is_free && !arrival.is_of_handler(),
+        };
+        may_wait && host.health() == Health::Running && host.is_placed_here(shard)
     }
 }
 

@@ -21,6 +21,7 @@ fn request<'a>(callers: Vec<&'a str>, body: &'a [u8]) -> Request<'a> {
         key: None,
         given: Duration::from_millis(29_999),
         waits: (!callers.is_empty()).then_some(Duration::from_secs(7)),
+        sent_by: (callers.len() == 1).then_some("host-\u{e9}"),
         callers,
         body,
     }

@@ -28,6 +28,7 @@ mod field {
     /// In place of [`MESSAGE`], where there is a key: a host that knows no keys then finds no message, and does not handle it as one without.
     pub(super) const KEYED_MESSAGE: u8 = 7;
     pub(super) const KEY: u8 = 8;
+    pub(super) const SENT_BY: u8 = 9;
 }
 
 /// A request of another host.
@@ -45,6 +46,8 @@ pub(crate) struct Request<'a> {
     pub(crate) waits: Option<Duration>,
     /// The instances whose handlers wait for it, innermost first, each as `interface/id`.
     pub(crate) callers: Vec<&'a str>,
+    /// The host that has named the one that is asked, if one has: it does not own the shard any more.
+    pub(crate) sent_by: Option<&'a str>,
     pub(crate) body: &'a [u8],
 }
 
@@ -115,7 +118,7 @@ impl<'a> Request<'a> {
     /// Writes the request as bytes. Texts longer than a field can be are cut off: those of a request that was checked are not.
     pub(crate) fn encode(&self) -> Bytes {
         let texts = [self.interface, self.message, self.id, self.key.unwrap_or_default()];
-        let texts = texts.iter().chain(&self.callers).map(|text| text.len() + 3).sum::<usize>();
+        let texts = texts.iter().chain(&self.callers).chain(&self.sent_by).map(|text| text.len() + 3).sum::<usize>();
         let mut bytes = BytesMut::with_capacity(texts + self.body.len() + 24);
         bytes.put_u8(VERSION);
         let mut put = |kind: u8, value: &[u8]| {
@@ -141,6 +144,9 @@ impl<'a> Request<'a> {
         for caller in &self.callers {
             put(field::CALLER, caller.as_bytes());
         }
+        if let Some(sent_by) = self.sent_by {
+            put(field::SENT_BY, sent_by.as_bytes());
+        }
         bytes.put_u8(field::END);
         bytes.put_slice(self.body);
         bytes.freeze()
@@ -150,7 +156,7 @@ impl<'a> Request<'a> {
         let mut reader = Reader(bytes);
         reader.version()?;
         let (mut interface, mut message, mut id, mut given) = (None, None, None, None);
-        let (mut waits, mut callers) = (None, Vec::new());
+        let (mut waits, mut callers, mut sent_by) = (None, Vec::new(), None);
         let (mut keyed_message, mut key) = (None, None);
         while let Some((kind, value)) = reader.field()? {
             match kind {
@@ -163,6 +169,7 @@ impl<'a> Request<'a> {
                 field::CALLER => callers.push(text(value)?),
                 field::KEYED_MESSAGE => keyed_message = Some(text(value)?),
                 field::KEY => key = Some(text(value)?),
+                field::SENT_BY => sent_by = Some(text(value)?),
                 // Of a newer release.
                 _ => {}
             }
@@ -175,6 +182,7 @@ impl<'a> Request<'a> {
             given: given.ok_or(Unreadable::Missing("given"))?,
             waits,
             callers,
+            sent_by,
             body: reader.0,
         })
     }

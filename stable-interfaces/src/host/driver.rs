@@ -19,7 +19,7 @@ use crate::shards::delivery::Delivery;
 use crate::shards::handoff::Handoff;
 use crate::shards::wake::Wake;
 use crate::shards::{BegunAfter, BegunPage};
-use crate::shared::{AnyInterface, Health, HostCore};
+use crate::shared::{AnyInterface, HostCore};
 use crate::store::client::{Backoff, backoff};
 use crate::store::deadlines::Deadlines;
 use crate::store::portion::Portion;
@@ -47,7 +47,7 @@ pub(crate) async fn run(host: Arc<HostCore>) {
             send
         })
         .collect();
-    while host.health() <= Health::Running {
+    while host.fires() {
         let changed = host.shards.changed.notified();
         let now = Moment::of(&*host.clock);
         let may_act = host.lease_holds();
@@ -95,7 +95,7 @@ async fn fire(host: Arc<HostCore>, mut due: mpsc::Receiver<Delivery>) {
         // A host that drains starts nothing more by itself, and one that stood still may have lost its lease meanwhile: what was
         // handed out already goes back.
         let is_closing = host.shards.handoff(delivery.shard().0) == Handoff::Closing;
-        if host.health() > Health::Running || is_closing || !host.lease_holds() {
+        if !host.fires() || is_closing || !host.lease_holds() {
             continue;
         }
         let name = delivery.wake().name();

@@ -132,6 +132,9 @@ pub(crate) async fn keep(host: &Arc<HostCore>, store: &Deadlines, incarnation: I
             }
         };
         let has_lost = keeper.beside(look).await;
+        if host.is_gone() && keeper.claiming.is_none() {
+            return None;
+        }
         if has_lost || !host.lease_holds() {
             forget_unowned(host);
         }

@@ -26,6 +26,11 @@ pub(crate) trait ChainLink: Any + Debug + Send + Sync {
     /// The time that a handler of this instance may take.
     fn handler_timeout(&self) -> Duration;
 
+    /// The ID of the instance, if it is one.
+    fn instance_id(&self) -> Option<&str> {
+        None
+    }
+
     /// Shown as what it is, if it is on another host: it is known there by its name alone.
     fn elsewhere(&self) -> Option<&str> {
         None
@@ -286,6 +291,21 @@ pub async fn outside_of_handlers<F: Future>(future: F) -> F::Output {
         future.as_mut().poll(task)
     })
     .await
+}
+
+/// Tells whether this holds for the ID of an instance whose handler is being polled on this thread, or waits for what that one asks, here or
+/// on another host.
+pub(crate) fn any_in_chain(is_so: impl Fn(&str) -> bool) -> bool {
+    let holds = |link: &Arc<dyn ChainLink>| link.instance_id().is_some_and(&is_so);
+    let any_of = |chain: Option<&Arc<Chain>>| {
+        std::iter::successors(chain.map(|chain| &**chain), |chain| chain.caller.as_deref())
+            .any(|chain| holds(&chain.link))
+    };
+    CURRENT.with(|thread| {
+        thread.frame.borrow().as_ref().is_some_and(|frame| {
+            holds(&frame.instance) || any_of(frame.callers.as_ref()) || any_of(frame.instance.arrived())
+        })
+    })
 }
 
 /// Tells whether a handler is being polled on this thread.

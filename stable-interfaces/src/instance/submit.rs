@@ -22,6 +22,7 @@ use crate::fleet::hash_id;
 use crate::forward::send::Away;
 use crate::id::check_id;
 use crate::quiet::{Quiet, drop_quietly};
+use crate::shards::handoff::Handoff;
 use crate::shared::Health;
 use crate::store::{Epoch, ShardId};
 use crate::sync::atomic::Ordering;
@@ -43,7 +44,7 @@ enum Submitted<I: StableInterface, W: Work<I>> {
     Behind(AnswerOf<I, W>),
     /// The answer will come.
     Waiting(oneshot::Receiver<Quiet<AnswerOf<I, W>>>),
-    /// Another host owns its instance, and may be asked.
+    /// Another host owns its instance, and may be asked; or this host is about to.
     Elsewhere(Box<Away<W>>),
 }
 
@@ -134,6 +135,8 @@ impl<I: StableInterface> InterfaceCore<I> {
         match self.host.health() {
             Health::Running => Ok(()),
             Health::NotStarted => Err(RequestError::NotStarted.into()),
+            // All is served or sent on, until others have everything.
+            Health::Draining if self.host.serves_while_it_drains() => Ok(()),
             // What handlers that still run ask for is served.
             Health::Draining if chain::in_handler() => Ok(()),
             // And what tasks ask for that it waits for.
@@ -147,19 +150,35 @@ impl<I: StableInterface> InterfaceCore<I> {
     #[cold]
     fn not_let_in(&self, hash: u64, shard: ShardId, is_of_task: bool) -> Outcome<Route, I::Error> {
         match self.host.shards.epoch(shard) {
-            Some(epoch) if (is_of_task || chain::in_handler()) && self.host.lease_holds() => {
+            Some(epoch) if (is_of_task || self.is_waited_for()) && self.host.lease_holds() => {
                 Ok(Route { hash, shard, epoch })
             }
             _ => Err(self.not_owned(shard)),
         }
     }
 
+    /// Tells whether a handler that runs in a shard which this host is giving up waits for what is asked now, also by way of other hosts: it is
+    /// to come to its end here. All others ask the next owner, if there is a way.
+    fn is_waited_for(&self) -> bool {
+        let host = &self.host;
+        let is_closing =
+            |id: &str| host.fleet.shard_of(id).is_ok_and(|shard| host.shards.handoff(shard) == Handoff::Closing);
+        chain::any_in_chain(is_closing) || (host.reach().is_none() && chain::in_handler())
+    }
+
     #[cold]
     fn not_owned(&self, shard: ShardId) -> Box<RequestError<I::Error>> {
-        let holder = self.host.holder(shard);
-        // Nobody else is known to have what this host gave up, so there is nobody else to ask.
-        let is_own = *holder == *self.host.name;
-        (if is_own { RequestError::LeaseLost } else { RequestError::NotOwner { holder } }).into()
+        let host = &self.host;
+        let holder = host.holder(shard);
+        // Nobody else is known to have what this host gave up, so there is nobody else to ask; but it may be waited for.
+        let is_own = *holder == *host.name;
+        let is_to_come = || {
+            host.fleet.is_live()
+                && host.reach().is_some()
+                && host.health() == Health::Running
+                && host.is_placed_here(shard)
+        };
+        (if is_own && !is_to_come() { RequestError::LeaseLost } else { RequestError::NotOwner { holder } }).into()
     }
 
     /// Refuses a request that is not to be handled here, or has it sent on.

@@ -244,7 +244,15 @@ impl<S: Entry> Table<S> {
 
     /// All slots, as they are one stripe after the other.
     pub(crate) fn slots(&self) -> Vec<Arc<S>> {
-        self.stripes.iter().flat_map(|stripe| stripe.0.lock().slots.iter().cloned().collect::<Vec<_>>()).collect()
+        self.slots_where(|_| true)
+    }
+
+    /// As [`slots`](Self::slots), those of which this holds. It is asked under the lock of a stripe.
+    pub(crate) fn slots_where(&self, is_wanted: impl Fn(&S) -> bool) -> Vec<Arc<S>> {
+        let of_stripe = |stripe: &Stripe<S>| {
+            stripe.0.lock().slots.iter().filter(|slot| is_wanted(slot)).cloned().collect::<Vec<_>>()
+        };
+        self.stripes.iter().flat_map(of_stripe).collect()
     }
 
     /// Empties the table, and returns what was in it to be dropped outside any lock.

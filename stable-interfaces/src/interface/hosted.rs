@@ -1,5 +1,6 @@
 //! An interface as its host sees it: what the host may do to all instances of it.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::wake::carry_out;
@@ -101,12 +102,12 @@ impl<I: StableInterface> AnyInterface for InterfaceCore<I> {
         self.table.slots().iter().filter(|slot| slot.is_busy()).count()
     }
 
-    fn with_busy_tasks(&self, of: Option<&[ShardId]>) -> usize {
-        self.slots_of(of).iter().filter(|slot| slot.has_busy_tasks()).count()
+    fn with_busy_tasks(&self, of: Option<&[ShardId]>) -> Vec<ShardId> {
+        self.slots_of(of).iter().filter(|slot| slot.has_busy_tasks()).map(|slot| slot.shard).collect()
     }
 
-    fn running_of(&self, of: &[ShardId]) -> usize {
-        self.slots_of(Some(of)).len()
+    fn in_memory(&self, of: &[ShardId]) -> BTreeSet<ShardId> {
+        self.slots_of(Some(of)).iter().map(|slot| slot.shard).collect()
     }
 
     fn name_instance(&self, address: usize) -> Option<String> {
@@ -125,11 +126,10 @@ impl<I: StableInterface> AnyInterface for InterfaceCore<I> {
 impl<I: StableInterface> InterfaceCore<I> {
     /// All instances, or those of some shards.
     fn slots_of(&self, of: Option<&[ShardId]>) -> Vec<Arc<Slot<I>>> {
-        let mut slots = self.table.slots();
-        if let Some(of) = of {
-            slots.retain(|slot| of.binary_search(&slot.shard).is_ok());
+        match of {
+            Some(of) => self.table.slots_where(|slot| of.binary_search(&slot.shard).is_ok()),
+            None => self.table.slots(),
         }
-        slots
     }
 
     /// The function that handles this, if the interface was registered with one.

@@ -62,6 +62,11 @@ impl Shards {
         self.shard(shard).handoff.store(Handoff::None as u8, Ordering::Release);
     }
 
+    /// Tells whether this host had the shard and has let go of it, or lets nothing in any more.
+    pub(crate) fn has_let_go(&self, shard: ShardId) -> bool {
+        self.handoff(shard) == Handoff::Closing || self.given_up(shard).is_some()
+    }
+
     /// The shards that have been closed and of which the store does not know yet that they are free, ascending.
     pub(crate) fn closing(&self) -> impl Iterator<Item = ShardId> + '_ {
         let is_closing = |shard: &super::Shard| shard.handoff.load(Ordering::Acquire) == Handoff::Closing as u8;

@@ -57,6 +57,11 @@ impl HostCore {
         }
     }
 
+    /// Tells whether the shard is to be this host's.
+    pub(crate) fn is_placed_here(&self, shard: ShardId) -> bool {
+        self.placed(shard).is_some_and(|host| *host == *self.name)
+    }
+
     /// The host that holds the shard, as far as this one knows; this one, if it knows of nobody.
     pub(crate) fn holder(&self, shard: ShardId) -> Arc<str> {
         let held = self.holders.lock().get(&shard).cloned();
@@ -112,6 +117,7 @@ impl HostCore {
         *self.view.lock() = Arc::new(view);
         if is_news {
             self.view_changed.notify_one();
+            self.shards.gained.notify_waiters();
         }
         true
     }

@@ -43,6 +43,10 @@ impl<I: StableInterface> ChainLink for Slot<I> {
     fn handler_timeout(&self) -> Duration {
         self.interface.options.handler_timeout
     }
+
+    fn instance_id(&self) -> Option<&str> {
+        Some(&self.id)
+    }
 }
 
 impl<I: StableInterface> Instance for Slot<I> {

@@ -321,6 +321,7 @@ impl<I: OnConnect> Far<I> {
             given: ASK_AGAIN,
             waits: None,
             callers: Vec::new(),
+            sent_by: None,
             body: &body,
         };
         let to = Addressee { host: self.owner.clone(), address: host.address_of(&self.owner) };
