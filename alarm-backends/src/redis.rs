@@ -18,7 +18,8 @@
 //! birth number. A claim of an earlier life that arrives late finds a greater number, and is refused as replaced.
 //!
 //! What that costs, and what was traded for it: on one server all scripts of a call go in one round trip, a hundred shards in each for
-//! leases. In a cluster there is no step over several slots, so
+//! leases, as many as have a thousand operations together in each for a write, where every shard is checked and answered for itself. In a
+//! cluster there is no step over several slots, so
 //!
 //! - a lease is kept per shard, not per host: a renewal is one short script (one hash) for each shard the host owns, all sent at
 //!   once, some 5 µs of a server's time each. In return no shard's lease depends on another server: when one server
@@ -26,10 +27,11 @@
 //!   epoch; the others go on. A single lease record would be cheaper, and would stop the whole fleet with the server that has it;
 //! - a claim of many shards is not one step: each shard's part is. Two hosts that claim the same shards at once may each get
 //!   some, never both the same one;
+//! - a write is one script for each of its shards, some 10 µs of a server's time more than its part of a script for all;
 //! - while the server of `{prefix}` is gone, hosts cannot start or claim, but those that run renew and write;
 //! - a shard whose server cannot be reached at a claim is reported as held, so that the host starts with the others and asks again;
-//! - while a slot moves from one server to another, its shards cannot be written: scripts use several keys, and neither server
-//!   has all of them.
+//! - while a slot moves from one server to another, a write to its shards waits until all keys that it uses are on one of them, and one
+//!   that makes a key until the end of the move.
 //!
 //! A cluster stops wholly when one of its servers is gone, unless it is told `cluster-require-full-coverage no`.
 //!
@@ -120,9 +122,13 @@ mod keys_of {
     pub(super) const DEAD_ORDER: &str = "dead.order";
     pub(super) const STORAGE: &str = "storage";
     pub(super) const STORAGE_ORDER: &str = "storage.order";
-    /// In the order of the commit script.
-    pub(super) const ALL: [&str; 11] =
-        [OWN, ALARMS, DUE, ALARM_IDS, INBOX, INBOX_ORDER, INBOX_PROGRESS, DEAD, DEAD_ORDER, STORAGE, STORAGE_ORDER];
+    /// Of each kind of rows: alarms, messages, dead letters, values. In the order of the commit script.
+    pub(super) const OF_ROWS: [&[&str]; 4] = [
+        &[ALARMS, DUE, ALARM_IDS],
+        &[INBOX, INBOX_ORDER, INBOX_PROGRESS],
+        &[DEAD, DEAD_ORDER],
+        &[STORAGE, STORAGE_ORDER],
+    ];
 }
 
 /// A store in Redis, for all hosts of a fleet. See [the module](self) for what it promises and how.

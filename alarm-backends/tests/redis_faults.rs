@@ -11,6 +11,8 @@
 mod first_release;
 #[path = "redis_faults/steps.rs"]
 mod steps;
+#[path = "redis_faults/together.rs"]
+mod together;
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -19,9 +21,9 @@ use alarm_backends::RedisStore;
 use alarm_backends::testing::servers::{Redis, RedisCluster, RedisOptions};
 use bytes::Bytes;
 use stable_interfaces::store::{
-    After, AlarmRow, Attempts, Batch, Claim, ClaimKind, DamageReason, Epoch, Hint, Incarnation, InstanceName, Lane,
-    Loaded, NewMessage, Op, Page, Placement, Presence, Read, ReadRange, ReadRows, Renewal, Revision, Rows, ShardId,
-    Write,
+    After, AlarmRow, Attempts, Batch, Claim, ClaimKind, DamageReason, DeadLetter, DeadRow, Epoch, Hint, Incarnation,
+    InstanceName, Lane, Loaded, NewMessage, Op, Page, Placement, Presence, Read, ReadRange, ReadRows, Renewal,
+    Revision, Rows, ShardId, Write,
 };
 use stable_interfaces::{Posted, Store, StoreError, Timestamp};
 
@@ -717,25 +719,31 @@ async fn a_slot_that_moved_is_followed() {
     let moving = from.execute(&["CLUSTER", "GETKEYSINSLOT", &slot, "100"]);
     let keys_there: Vec<&str> = moving.lines().collect();
     assert!(keys_there.len() >= 6, "{keys_there:?}");
-    let (half, rest) = keys_there.split_at(keys_there.len() / 2);
+    let (half, rest): (Vec<&str>, Vec<&str>) =
+        keys_there.iter().partition(|key| key.ends_with(":alarms") || key.ends_with(":storage"));
     let migrate = |keys: &[&str]| {
         let command = [&["MIGRATE", "127.0.0.1", &port, "", "0", "5000", "KEYS"], keys].concat();
         assert_eq!(from.execute(&command), "OK");
     };
     // Half here and half there: no server can run the script, and it says so before it starts.
-    migrate(half);
-    let answer = commit(&store, 2, 0, vec![put("l", "v")]).await;
-    assert!(matches!(answer, Err(StoreError::NotApplied(_))), "{answer:?}");
-    // All there, and the slot not yet given: the old server sends readers on for once. Who writes uses keys that may be
-    // on either side, and waits for the end of the move.
-    migrate(rest);
+    migrate(&half);
+    for op in [put("l", "v"), Op::PutAlarm(alarm("b", 20))] {
+        let answer = commit(&store, 2, 0, vec![op]).await;
+        assert!(matches!(answer, Err(StoreError::NotApplied(_))), "{answer:?}");
+    }
+    // All there, and the slot not yet given: the old server sends on for once who reads, and who writes with keys that are there. A key that
+    // neither has may be on either side, and who needs it waits for the end of the move.
+    migrate(&rest);
     assert_eq!(keys(&store, 0).await.len(), 1);
-    let answer = commit(&store, 2, 0, vec![put("l", "v")]).await;
+    commit(&store, 2, 0, vec![put("l", "v")]).await.unwrap();
+    let letter = DeadLetter { died_at: Timestamp::UNIX_EPOCH, reason: "".into(), row: DeadRow::Alarm(alarm("a", 10)) };
+    let dies = || vec![Op::PutDead(letter.clone())];
+    let answer = commit(&store, 3, 0, dies()).await;
     assert!(matches!(answer, Err(StoreError::NotApplied(_))), "{answer:?}");
     for node in [to, from] {
         assert_eq!(node.execute(&["CLUSTER", "SETSLOT", &slot, "NODE", &to_id]), "OK");
     }
-    commit(&store, 2, 0, vec![put("l", "v")]).await.unwrap();
+    commit(&store, 3, 0, dies()).await.unwrap();
     assert_eq!((keys(&store, 0).await.len(), alarms(&store).await.len()), (2, 1));
     assert_eq!(store.renew(&Renewal::new(ME, LEASE)).await.unwrap().owned.len(), 4);
 }

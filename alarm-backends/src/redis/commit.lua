@@ -1,22 +1,25 @@
--- Applies one batch to one shard, if the writer owns it and has not written this batch before.
+-- Applies batches, each to one shard, if the writer owns the shard and has not written this batch before. Answers for each in the same order:
+-- 1 if it is done, else why it is refused, which holds up no other.
 --
--- KEYS: own, alarms, alarms.due, alarms.ids, inbox, inbox.order, inbox.progress, dead, dead.order, storage, storage.order.
--- ARGV: incarnation, epoch, lane, seq, the last seq of this lane that was acknowledged for the shard ('' if none),
---       eight counts, then as many of each:
---       alarms put: identity, value          alarms removed: identity, revision
---       messages put: member, progress       messages removed: member
---       dead letters put: member, value      dead letters removed: member
---       values put: identity, value          values removed: identity
+-- KEYS: of each batch own, then of each kind of rows that it changes:
+--       alarms, alarms.due, alarms.ids; inbox, inbox.order, inbox.progress; dead, dead.order; storage, storage.order.
+-- ARGV: incarnation, lane, seq; then of each batch epoch, the last seq of this lane that was acknowledged for the shard ('' if none), counts;
+--       then of each of these kinds the names of rows put, the names of those removed, the values of those put:
+--       alarms: identity, value; and behind these the revisions of those removed
+--       messages: member, progress
+--       dead letters: member, value
+--       values: identity, value
+--       The counts are one text, eight numbers with a space between: of each kind the rows put and removed.
 --
--- A script that fails midway keeps what it has written. So everything that can be refused is found out first: owner,
--- sequence, the type of each key, each alarm's present revision. What is written last cannot fail any more.
+-- A script that fails midway keeps what it has written. So of each batch everything that can be refused is found out first: owner,
+-- sequence, the type of each key, each alarm's present revision. What is written then cannot fail any more.
 --
 -- Numbers of 64 bits come as text or as bytes: Lua's own are doubles. Text is never compared by `<`, which follows the
 -- server's locale.
 
-local OWN, ALARMS, DUE, IDS = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local INBOX, ARRIVED, PROGRESS = KEYS[5], KEYS[6], KEYS[7]
-local DEAD, DIED, STORAGE, STORED = KEYS[8], KEYS[9], KEYS[10], KEYS[11]
+local KEYS, ARGV, call, pcall = KEYS, ARGV, redis.call, redis.pcall
+local byte, sub = string.byte, string.sub
+local INCARNATION, SEQ, SEQ_FIELD = ARGV[1], ARGV[3], 'seq:' .. ARGV[2]
 -- More arguments than this do not fit on Lua's stack.
 local MOST = 4000
 
@@ -25,11 +28,11 @@ local function is_smaller(a, b)
     if #a ~= #b then
         return #a < #b
     end
-    local a_high, b_high = tonumber(string.sub(a, 1, 10)), tonumber(string.sub(b, 1, 10))
+    local a_high, b_high = tonumber(sub(a, 1, 10)), tonumber(sub(b, 1, 10))
     if a_high ~= b_high then
         return a_high < b_high
     end
-    return (tonumber(string.sub(a, 11)) or 0) < (tonumber(string.sub(b, 11)) or 0)
+    return (tonumber(sub(a, 11)) or 0) < (tonumber(sub(b, 11)) or 0)
 end
 
 -- Whether the 16 bytes of `a` from `i` are a greater number than those of `b` from `j`.
@@ -46,167 +49,228 @@ local function is_greater(a, i, b, j)
     return a4 > b4
 end
 
-local function lookup(command, key, fields)
+-- What a command that only reads answers about arguments; an answer with `err` if the key is of another type.
+local function lookup(command, key, first, count)
+    if count <= MOST then
+        return pcall(command, key, unpack(ARGV, first, first + count - 1))
+    end
     local found = {}
-    for first = 1, #fields, MOST do
-        local some = redis.call(command, key, unpack(fields, first, math.min(first + MOST - 1, #fields)))
+    for from = 0, count - 1, MOST do
+        local some = lookup(command, key, first + from, math.min(MOST, count - from))
+        if some.err then
+            return some
+        end
         for i = 1, #some do
-            found[first + i - 1] = some[i]
+            found[from + i] = some[i]
         end
     end
     return found
 end
 
-local function change(command, key, list)
-    for first = 1, #list, MOST do
-        redis.call(command, key, unpack(list, first, math.min(first + MOST - 1, #list)))
+local function change(command, key, list, first, count)
+    local last = first + count - 1
+    for from = first, last, MOST do
+        call(command, key, unpack(list, from, math.min(from + MOST - 1, last)))
     end
 end
 
-local seq_field, seq = 'seq:' .. ARGV[3], ARGV[4]
-local own = redis.call('HMGET', OWN, 'epoch', 'owner', 'ended', seq_field)
-if own[1] ~= ARGV[2] or own[2] ~= ARGV[1] or own[3] then
-    return { 'fenced', own[1] or '0', own[2] or '' }
-end
-local last = own[4]
-if ARGV[5] ~= '' and (not last or is_smaller(last, ARGV[5])) then
-    return { 'lost', last or '' }
-end
-if last == seq then
-    return { 'done' }
-end
-if last and is_smaller(seq, last) then
-    return { 'stale', last }
+local function wrong_type(key)
+    return { 'wrongtype', key, call('TYPE', key).ok }
 end
 
--- Each list of operations, as its items lie in ARGV.
-local at = 14
-local function take(count, width)
-    local columns = {}
-    for column = 1, width do
-        columns[column] = {}
-    end
-    for i = 1, tonumber(count) do
-        for column = 1, width do
-            columns[column][i] = ARGV[at]
-            at = at + 1
-        end
-    end
-    return columns[1], columns[2]
-end
-local put_ids, put_values = take(ARGV[6], 2)
-local removed_ids, removed_revisions = take(ARGV[7], 2)
-local progressed, progress = take(ARGV[8], 2)
-local handled = take(ARGV[9], 1)
-local dead_put, dead_values = take(ARGV[10], 2)
-local dead_removed = take(ARGV[11], 1)
-local stored, stored_values = take(ARGV[12], 2)
-local deleted = take(ARGV[13], 1)
-
-for _, used in ipairs({
-    { #put_ids + #removed_ids, ALARMS, DUE, IDS },
-    { #progressed + #handled, INBOX, ARRIVED, PROGRESS },
-    { #dead_put + #dead_removed, DEAD, DIED },
-    { #stored + #deleted, STORAGE, STORED },
-}) do
-    if used[1] > 0 then
-        for i = 2, #used do
-            local key, found = used[i], redis.call('TYPE', used[i]).ok
-            local wanted = (key == DUE or key == IDS or key == ARRIVED or key == DIED or key == STORED) and 'zset' or 'hash'
-            if found ~= 'none' and found ~= wanted then
-                return { 'wrongtype', key, found }
-            end
-        end
-    end
+-- The refusal if a key is of another type than one that has a size by this command.
+local function check(size, key)
+    return type(pcall(size, key)) ~= 'number' and wrong_type(key)
 end
 
 -- An alarm is stored as: layout (1), revision (16), due (8), row. Its place among the due is due and identity.
 local LAYOUT, HEADER = 1, 25
 local function is_newer(value)
-    local layout, row = string.byte(value, 1), string.byte(value, HEADER + 1)
+    local layout, row = byte(value, 1), byte(value, HEADER + 1)
     return layout and ((layout > LAYOUT and layout < 32) or (layout == LAYOUT and row and row > 1 and row < 32))
 end
 local function is_alarm(value)
-    return #value > HEADER and string.byte(value, 1) == LAYOUT
+    return #value > HEADER and byte(value, 1) == LAYOUT
 end
 
-local rows, due, ids, gone, undue, unlisted = {}, {}, {}, {}, {}, {}
-for i, old in ipairs(lookup('HMGET', ALARMS, put_ids)) do
-    local id, value = put_ids[i], put_values[i]
-    local place = string.sub(value, 18, 25)
-    local keep = false
-    if old and is_newer(old) then
-        return { 'newer', id }
-    elseif old and is_alarm(old) then
-        keep = is_greater(old, 2, value, 2)
-        local old_place = string.sub(old, 18, 25)
-        if not keep and old_place ~= place then
-            undue[#undue + 1] = old_place .. id
+-- Arguments of the commands that write a batch, each with the number of those that are valid: the next batch writes over them.
+local rows, row_count, due, due_count, ids, id_count = {}, 0, {}, 0, {}, 0
+local undue, undue_count, gone, gone_count = {}, 0, {}, 0
+
+local function check_alarms(key, put, removed, at)
+    local olds = lookup('HMGET', KEYS[key], at, put + removed)
+    local refused = olds.err and wrong_type(KEYS[key]) or check('ZCARD', KEYS[key + 1]) or check('ZCARD', KEYS[key + 2])
+    if refused then
+        return refused
+    end
+    row_count, due_count, id_count, undue_count, gone_count = 0, 0, 0, 0, 0
+    for i = 1, put do
+        local old, id, value = olds[i], ARGV[at + i - 1], ARGV[at + put + removed + i - 1]
+        local place, is_kept = sub(value, 18, 25) .. id, false
+        if old and is_newer(old) then
+            return { 'newer', id }
+        elseif old and is_alarm(old) then
+            local old_place = sub(old, 18, 25) .. id
+            is_kept = is_greater(old, 2, value, 2)
+            if not is_kept and old_place ~= place then
+                undue_count = undue_count + 1
+                undue[undue_count] = old_place
+            end
+        else
+            ids[id_count + 1], ids[id_count + 2] = '0', id
+            id_count = id_count + 2
         end
-    else
-        ids[#ids + 1] = 0
-        ids[#ids + 1] = id
+        if not is_kept then
+            rows[row_count + 1], rows[row_count + 2] = id, value
+            row_count = row_count + 2
+            due[due_count + 1], due[due_count + 2] = '0', place
+            due_count = due_count + 2
+        end
     end
-    if not keep then
-        rows[#rows + 1] = id
-        rows[#rows + 1] = value
-        due[#due + 1] = 0
-        due[#due + 1] = place .. id
-    end
-end
-for i, old in ipairs(lookup('HMGET', ALARMS, removed_ids)) do
-    local id = removed_ids[i]
-    if old and is_newer(old) then
-        return { 'newer', id }
-    elseif old and is_alarm(old) and not is_greater(old, 2, removed_revisions[i], 1) then
-        gone[#gone + 1] = id
-        undue[#undue + 1] = string.sub(old, 18, 25) .. id
+    for i = put + 1, put + removed do
+        local old, id, revision = olds[i], ARGV[at + i - 1], ARGV[at + put + removed + i - 1]
+        if old and is_newer(old) then
+            return { 'newer', id }
+        elseif old and is_alarm(old) and not is_greater(old, 2, revision, 1) then
+            gone_count, undue_count = gone_count + 1, undue_count + 1
+            gone[gone_count] = id
+            undue[undue_count] = sub(old, 18, 25) .. id
+        end
     end
 end
 
-local progress_rows, taken, taken_ids = {}, {}, {}
-for i, found in ipairs(lookup('ZMSCORE', ARRIVED, progressed)) do
-    if found then
-        progress_rows[#progress_rows + 1] = string.sub(progressed[i], 9)
-        progress_rows[#progress_rows + 1] = progress[i]
-    end
+local function write_alarms(key)
+    local ALARMS, DUE, IDS = KEYS[key], KEYS[key + 1], KEYS[key + 2]
+    -- Old places go before new ones come: the two may be equal.
+    change('ZREM', DUE, undue, 1, undue_count)
+    change('HDEL', ALARMS, gone, 1, gone_count)
+    change('ZREM', IDS, gone, 1, gone_count)
+    change('HSET', ALARMS, rows, 1, row_count)
+    change('ZADD', DUE, due, 1, due_count)
+    change('ZADD', IDS, ids, 1, id_count)
 end
-for i, found in ipairs(lookup('ZMSCORE', ARRIVED, handled)) do
-    if found then
-        taken[#taken + 1] = handled[i]
-        taken_ids[#taken_ids + 1] = string.sub(handled[i], 9)
+
+local progress, progress_count, taken, taken_ids, taken_count = {}, 0, {}, {}, 0
+
+local function check_messages(key, put, removed, at)
+    local ARRIVED = KEYS[key + 1]
+    local found = lookup('ZMSCORE', ARRIVED, at, put + removed)
+    local refused = check('HLEN', KEYS[key]) or found.err and wrong_type(ARRIVED) or check('HLEN', KEYS[key + 2])
+    if refused then
+        return refused
+    end
+    progress_count, taken_count = 0, 0
+    for i = 1, put do
+        if found[i] then
+            progress[progress_count + 1] = sub(ARGV[at + i - 1], 9)
+            progress[progress_count + 2] = ARGV[at + put + removed + i - 1]
+            progress_count = progress_count + 2
+        end
+    end
+    for i = put + 1, put + removed do
+        if found[i] then
+            local member = ARGV[at + i - 1]
+            taken_count = taken_count + 1
+            taken[taken_count], taken_ids[taken_count] = member, sub(member, 9)
+        end
     end
 end
 
-local function pairs_of(keys, values)
-    local fields, members = {}, {}
-    for i, key in ipairs(keys) do
-        fields[2 * i - 1], fields[2 * i] = key, values[i]
-        members[2 * i - 1], members[2 * i] = 0, key
-    end
-    return fields, members
+local function write_messages(key)
+    local INBOX, ARRIVED, PROGRESS = KEYS[key], KEYS[key + 1], KEYS[key + 2]
+    change('HSET', PROGRESS, progress, 1, progress_count)
+    change('ZREM', ARRIVED, taken, 1, taken_count)
+    change('HDEL', INBOX, taken_ids, 1, taken_count)
+    change('HDEL', PROGRESS, taken_ids, 1, taken_count)
 end
-local dead_fields, dead_members = pairs_of(dead_put, dead_values)
-local stored_fields, stored_members = pairs_of(stored, stored_values)
 
--- From here on nothing is refused. Old places go before new ones come: the two may be equal.
-redis.call('HSET', OWN, seq_field, seq)
-change('ZREM', DUE, undue)
-change('HDEL', ALARMS, gone)
-change('ZREM', IDS, gone)
-change('HSET', ALARMS, rows)
-change('ZADD', DUE, due)
-change('ZADD', IDS, ids)
-change('HSET', PROGRESS, progress_rows)
-change('ZREM', ARRIVED, taken)
-change('HDEL', INBOX, taken_ids)
-change('HDEL', PROGRESS, taken_ids)
-change('HSET', DEAD, dead_fields)
-change('ZADD', DIED, dead_members)
-change('HDEL', DEAD, dead_removed)
-change('ZREM', DIED, dead_removed)
-change('HSET', STORAGE, stored_fields)
-change('ZADD', STORED, stored_members)
-change('HDEL', STORAGE, deleted)
-change('ZREM', STORED, deleted)
-return { 'done' }
+-- Dead letters, and values.
+local fields, members = {}, {}
+
+local function check_rows(key)
+    return check('HLEN', KEYS[key]) or check('ZCARD', KEYS[key + 1])
+end
+
+local function write_rows(key, put, removed, at)
+    for i = 1, put do
+        local name = ARGV[at + i - 1]
+        fields[2 * i - 1], fields[2 * i] = name, ARGV[at + put + removed + i - 1]
+        members[2 * i - 1], members[2 * i] = '0', name
+    end
+    change('HSET', KEYS[key], fields, 1, 2 * put)
+    change('ZADD', KEYS[key + 1], members, 1, 2 * put)
+    change('HDEL', KEYS[key], ARGV, at + put, removed)
+    change('ZREM', KEYS[key + 1], ARGV, at + put, removed)
+end
+
+-- For each kind of rows: the numbers of rows put and of rows removed, and where its keys and its arguments begin behind those that each
+-- batch has. Batches are much alike, so what a text says is kept.
+local known_counts = {}
+local function read_counts(text)
+    local counts = known_counts[text]
+    if counts then
+        return counts
+    end
+    counts = { keys = 1, arguments = 3 }
+    for put, removed in string.gmatch(text, '(%d+) (%d+)') do
+        put, removed = tonumber(put), tonumber(removed)
+        local kind = { put = put, removed = removed, key = counts.keys, at = counts.arguments }
+        counts[#counts + 1] = kind
+        if put + removed > 0 then
+            kind.is_used = true
+            counts.keys = counts.keys + (#counts <= 2 and 3 or 2)
+            counts.arguments = counts.arguments + 2 * put + (#counts == 1 and 2 or 1) * removed
+        end
+    end
+    known_counts[text] = counts
+    return counts
+end
+
+local function apply(key, at, counts)
+    local OWN, epoch, acknowledged = KEYS[key], ARGV[at], ARGV[at + 1]
+    local own = pcall('HMGET', OWN, 'epoch', 'owner', 'ended', SEQ_FIELD)
+    if own.err then
+        return wrong_type(OWN)
+    elseif own[1] ~= epoch or own[2] ~= INCARNATION or own[3] then
+        return { 'fenced', own[1] or '0', own[2] or '' }
+    end
+    local last = own[4]
+    if acknowledged ~= '' and last ~= acknowledged and (not last or is_smaller(last, acknowledged)) then
+        return { 'lost', last or '' }
+    elseif last == SEQ then
+        return 1
+    elseif last and is_smaller(SEQ, last) then
+        return { 'stale', last }
+    end
+    local alarms, messages, dead, values = counts[1], counts[2], counts[3], counts[4]
+    local refused = alarms.is_used and check_alarms(key + alarms.key, alarms.put, alarms.removed, at + alarms.at)
+        or messages.is_used and check_messages(key + messages.key, messages.put, messages.removed, at + messages.at)
+        or dead.is_used and check_rows(key + dead.key)
+        or values.is_used and check_rows(key + values.key)
+    if refused then
+        return refused
+    end
+    -- From here on nothing is refused.
+    call('HSET', OWN, SEQ_FIELD, SEQ)
+    if alarms.is_used then
+        write_alarms(key + alarms.key)
+    end
+    if messages.is_used then
+        write_messages(key + messages.key)
+    end
+    if dead.is_used then
+        write_rows(key + dead.key, dead.put, dead.removed, at + dead.at)
+    end
+    if values.is_used then
+        write_rows(key + values.key, values.put, values.removed, at + values.at)
+    end
+    return 1
+end
+
+local answers, key, at = {}, 1, 4
+while at <= #ARGV do
+    local counts = read_counts(ARGV[at + 2])
+    answers[#answers + 1] = apply(key, at, counts)
+    key, at = key + counts.keys, at + counts.arguments
+end
+return answers

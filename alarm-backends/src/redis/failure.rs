@@ -21,8 +21,8 @@ pub(super) enum Failure {
     Unfit(String),
 }
 
-/// The server gives these answers before it executes anything. Our scripts check before they write, so they have changed
-/// nothing even where the answer comes from within one.
+/// The server gives these answers before it executes anything. Our scripts check before they write, and one that has written for one
+/// shard answers what it finds of the next, so they have changed nothing even where the answer comes from within one.
 const NOT_EXECUTED: &[&str] = &[
     "ASK",
     "BUSY",

@@ -1,12 +1,15 @@
 //! `commit` and `post`.
 
-use redis::Value;
-use stable_interfaces::store::{Batch, BoxError, Epoch, InboxRow, Incarnation, NewMessage, Op, ShardId, Write};
+use std::iter;
+
+use redis::{Cmd, Value};
+use stable_interfaces::store::{Batch, BoxError, Epoch, InboxRow, Incarnation, Lane, NewMessage, Op, ShardId, Write};
 use stable_interfaces::{Posted, StoreError, Timestamp};
 
 use super::failure::Failure;
+use super::key::Keys;
 use super::reply::{Texts, list};
-use super::script::{COMMIT, COMMIT_REMOVALS, Call, POST};
+use super::script::{COMMIT, COMMIT_REMOVALS, Call, POST, Script};
 use super::watermarks::Shard;
 use super::{Inner, key, keys_of};
 use crate::codec;
@@ -21,37 +24,25 @@ pub(super) const MESSAGE_HEADER: usize = 1 + TIME;
 
 /// Messages in one script.
 const MESSAGES_PER_CALL: usize = 250;
+/// Operations in one script of several batches: the server does nothing else meanwhile.
+const OPS_PER_CALL: usize = 1_000;
 
-/// The operations of a batch by kind, as the commit script takes them: a count of each kind, then their arguments.
-#[derive(Debug, Default)]
-struct Arguments {
-    kinds: [Vec<Vec<u8>>; 8],
+/// The number of kinds of operations: each kind of rows is put or removed.
+const KINDS: usize = 2 * keys_of::OF_ROWS.len();
+
+/// An operation, as it is stored.
+#[derive(Debug)]
+pub(super) struct Encoded {
+    /// Twice the place of its rows in [`keys_of::OF_ROWS`], and one more if it removes.
+    kind: usize,
+    /// Identity or member.
+    pub(super) name: Vec<u8>,
+    /// Of an alarm that is removed the revision, else empty if nothing is put.
+    pub(super) value: Vec<u8>,
 }
 
-/// The number of arguments that an operation of each kind has.
-const WIDTHS: [usize; 8] = [2, 2, 2, 1, 2, 1, 2, 1];
-
-impl Arguments {
-    /// # Errors
-    /// If an operation cannot be stored.
-    fn new(ops: &[Op]) -> Result<Arguments, BoxError> {
-        let mut arguments = Arguments::default();
-        for op in ops {
-            let (kind, items) = encoded(op)?;
-            arguments.kinds[kind].extend(items);
-        }
-        Ok(arguments)
-    }
-
-    /// Tells that the operations only take memory away, so that they are to be done when memory is full.
-    fn only_removes(&self) -> bool {
-        [0, 2, 4, 6].iter().all(|kind| self.kinds[*kind].is_empty())
-    }
-}
-
-/// The kind of an operation, and its arguments.
-pub(super) fn encoded(op: &Op) -> Result<(usize, Vec<Vec<u8>>), BoxError> {
-    Ok(match op {
+pub(super) fn encoded(op: &Op) -> Result<Encoded, BoxError> {
+    let (kind, name, value) = match op {
         Op::PutAlarm(alarm) => {
             let row = codec::encode_alarm(alarm);
             let mut value = Vec::with_capacity(ALARM_HEADER + row.len());
@@ -60,24 +51,108 @@ pub(super) fn encoded(op: &Op) -> Result<(usize, Vec<Vec<u8>>), BoxError> {
             value.extend_from_slice(&alarm.revision.counter.to_be_bytes());
             value.extend_from_slice(&time_bytes(alarm.due));
             value.extend_from_slice(&row);
-            (0, vec![key::identity(&alarm.name, &alarm.id)?, value])
+            (0, key::identity(&alarm.name, &alarm.id)?, value)
         }
         Op::RemoveAlarm { name, id, revision } => {
             let revision = [revision.epoch.0.to_be_bytes(), revision.counter.to_be_bytes()].concat();
-            (1, vec![key::identity(name, id)?, revision])
+            (1, key::identity(name, id)?, revision)
         }
         Op::PutMessage(message) => {
             let member = key::timed(message.arrived, &key::identity(&message.name, &message.id)?);
             // Headers and body stay where they are.
             let progress = InboxRow { headers: Vec::new(), body: bytes::Bytes::new(), ..message.clone() };
-            (2, vec![member, codec::encode_message(&progress)])
+            (2, member, codec::encode_message(&progress))
         }
-        Op::RemoveMessage(at) => (3, vec![key::timed(at.arrived, &key::identity(&at.name, &at.id)?)]),
-        Op::PutDead(letter) => (4, vec![key::dead(&letter.key())?, codec::encode_dead(letter)]),
-        Op::RemoveDead(at) => (5, vec![key::dead(at)?]),
-        Op::Put { name, key, value } => (6, vec![key::identity(name, key)?, codec::encode_stored(value)]),
-        Op::Delete { name, key } => (7, vec![key::identity(name, key)?]),
-    })
+        Op::RemoveMessage(at) => (3, key::timed(at.arrived, &key::identity(&at.name, &at.id)?), Vec::new()),
+        Op::PutDead(letter) => (4, key::dead(&letter.key())?, codec::encode_dead(letter)),
+        Op::RemoveDead(at) => (5, key::dead(at)?, Vec::new()),
+        Op::Put { name, key, value } => (6, key::identity(name, key)?, codec::encode_stored(value)),
+        Op::Delete { name, key } => (7, key::identity(name, key)?, Vec::new()),
+    };
+    Ok(Encoded { kind, name, value })
+}
+
+/// A batch of a write, as it is sent.
+#[derive(Debug)]
+struct Part<'a> {
+    /// The place of the batch in the write.
+    index: usize,
+    batch: &'a Batch,
+    /// The least that the store must hold of the shard, as it was known before it is asked.
+    known: Option<Shard>,
+    /// Sorted by kind.
+    ops: Vec<Encoded>,
+    /// The number of operations of each kind.
+    counts: [usize; KINDS],
+}
+
+impl<'a> Part<'a> {
+    /// # Errors
+    /// If an operation cannot be stored.
+    fn new(index: usize, batch: &'a Batch, known: Option<Shard>) -> Result<Part<'a>, BoxError> {
+        let mut ops = batch.ops.iter().map(encoded).collect::<Result<Vec<_>, _>>()?;
+        ops.sort_by_key(|op| op.kind);
+        let mut counts = [0; KINDS];
+        ops.iter().for_each(|op| counts[op.kind] += 1);
+        Ok(Part { index, batch, known, ops, counts })
+    }
+
+    /// Tells that the operations only take memory away, so that they are to be done when memory is full.
+    fn only_removes(&self) -> bool {
+        self.counts.iter().step_by(2).all(|put| *put == 0)
+    }
+
+    fn keys(&self, keys: &Keys) -> impl Iterator<Item = String> {
+        let used = self.counts.chunks(2).zip(keys_of::OF_ROWS).filter(|(counts, _)| counts.iter().any(|ops| *ops > 0));
+        let suffixes = iter::once(keys_of::OWN).chain(used.flat_map(|(_, suffixes)| suffixes).copied());
+        suffixes.flat_map(|suffix| keys.shard(self.batch.shard, [suffix]))
+    }
+
+    fn put_arguments(&self, lane: Lane, command: &mut Cmd) {
+        let acknowledged = self.known.as_ref().and_then(|known| known.acknowledged.get(&lane));
+        command.arg(self.batch.epoch.0);
+        match acknowledged {
+            Some(seq) => command.arg(seq),
+            None => command.arg(""),
+        };
+        let [a, b, c, d, e, f, g, h] = self.counts;
+        command.arg(format!("{a} {b} {c} {d} {e} {f} {g} {h}"));
+        for of_rows in self.ops.chunk_by(|one, next| one.kind / 2 == next.kind / 2) {
+            for op in of_rows {
+                command.arg(&op.name);
+            }
+            // Nothing that is put has an empty value.
+            for op in of_rows.iter().filter(|op| !op.value.is_empty()) {
+                command.arg(&op.value);
+            }
+        }
+    }
+}
+
+/// Sorts batches by the script that takes them.
+///
+/// On one server a script takes as many as have [`OPS_PER_CALL`] together, or one that has more. In a cluster it takes one: each shard has a
+/// slot of its own.
+fn by_script(parts: Vec<Part<'_>>, is_cluster: bool) -> Vec<(&'static Script, Vec<Part<'_>>)> {
+    let (removals, others): (Vec<_>, Vec<_>) = parts.into_iter().partition(Part::only_removes);
+    let mut groups: Vec<(&'static Script, Vec<Part<'_>>)> = Vec::new();
+    for (script, parts) in [(&*COMMIT, others), (&*COMMIT_REMOVALS, removals)] {
+        let mut room = None::<usize>;
+        for part in parts {
+            let ops = part.ops.len();
+            match (room.and_then(|room| room.checked_sub(ops)), groups.last_mut()) {
+                (Some(left), Some((_, group))) => {
+                    room = Some(left);
+                    group.push(part);
+                }
+                _ => {
+                    room = OPS_PER_CALL.checked_sub(ops).filter(|_| !is_cluster);
+                    groups.push((script, vec![part]));
+                }
+            }
+        }
+    }
+    groups
 }
 
 /// The answer of a script to a batch.
@@ -88,38 +163,38 @@ enum Answer {
 }
 
 impl Inner {
-    /// Each batch is a script of its own, and is answered for itself: what one server does not say holds up no other's shards.
+    /// Each batch is answered for itself: one that is refused holds up no other, and what one server does not say no other server's shards.
     pub(super) async fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError> {
         let Write { incarnation, lane, seq, ref batches } = *write;
         self.watermarks.check(incarnation)?;
-        let mut answers: Vec<Option<Result<(), StoreError>>> = Vec::with_capacity(batches.len());
-        let (mut calls, mut sent) = (Vec::with_capacity(batches.len()), Vec::with_capacity(batches.len()));
+        let mut answers: Vec<Option<Result<(), StoreError>>> = batches.iter().map(|_| None).collect();
+        let mut parts = Vec::with_capacity(batches.len());
         for (index, batch) in batches.iter().enumerate() {
             // What a store must hold is what it held before it was asked.
             let known = self.watermarks.shard(incarnation, batch.shard).filter(|known| known.epoch == batch.epoch);
-            match self.commit_call(write, batch, known.as_ref()) {
-                Ok(call) => {
-                    answers.push(None);
-                    calls.push(call);
-                    sent.push((index, batch, known));
-                }
-                Err(error) => answers.push(Some(Err(StoreError::Rejected(error)))),
+            match Part::new(index, batch, known) {
+                Ok(part) => parts.push(part),
+                Err(error) => answers[index] = Some(Err(StoreError::Rejected(error))),
             }
         }
+        let groups = by_script(parts, self.target.is_cluster);
+        let calls: Vec<Call> = groups.iter().map(|(script, parts)| self.commit_call(write, script, parts)).collect();
         let mut lost = None;
-        for ((index, batch, known), answer) in sent.into_iter().zip(self.writes.run(&calls).await) {
-            let answer = match answer.and_then(|answer| read_commit(answer, write, batch, known.as_ref())) {
-                Ok(Answer::Of(answer)) => answer,
-                Ok(Answer::Lost(what)) => {
-                    lost.get_or_insert(what);
-                    continue;
+        for ((_, parts), answer) in groups.iter().zip(self.writes.run(&calls).await) {
+            for (part, answer) in parts.iter().zip(each_of(parts.len(), answer)) {
+                let answer = match answer.and_then(|answer| read_commit(answer, write, part)) {
+                    Ok(Answer::Of(answer)) => answer,
+                    Ok(Answer::Lost(what)) => {
+                        lost.get_or_insert(what);
+                        continue;
+                    }
+                    Err(failure) => Err(failure.into_store_error()),
+                };
+                if answer.is_ok() {
+                    self.watermarks.acknowledge(incarnation, part.batch.shard, part.batch.epoch, lane, seq);
                 }
-                Err(failure) => Err(failure.into_store_error()),
-            };
-            if answer.is_ok() {
-                self.watermarks.acknowledge(incarnation, batch.shard, batch.epoch, lane, seq);
+                answers[part.index] = Some(answer);
             }
-            answers[index] = Some(answer);
         }
         if let Some(what) = lost {
             return Err(self.watermarks.lose(incarnation, &what));
@@ -127,26 +202,13 @@ impl Inner {
         Ok(answers.into_iter().flatten().collect())
     }
 
-    fn commit_call(&self, write: &Write, batch: &Batch, known: Option<&Shard>) -> Result<Call, BoxError> {
-        let arguments = Arguments::new(&batch.ops)?;
-        let script = if arguments.only_removes() { &COMMIT_REMOVALS } else { &COMMIT };
-        let acknowledged = known.and_then(|known| known.acknowledged.get(&write.lane));
-        let mut call = Call::new(script, &self.keys.shard(batch.shard, keys_of::ALL))
-            .once()
-            .arg(write.incarnation.0)
-            .arg(batch.epoch.0)
-            .arg(write.lane.0)
-            .arg(write.seq)
-            .arg(acknowledged.map(u64::to_string).unwrap_or_default());
-        for (items, width) in arguments.kinds.iter().zip(WIDTHS) {
-            call = call.arg(items.len() / width);
+    fn commit_call(&self, write: &Write, script: &'static Script, parts: &[Part<'_>]) -> Call {
+        let keys: Vec<String> = parts.iter().flat_map(|part| part.keys(&self.keys)).collect();
+        let mut call = Call::new(script, &keys).once().arg(write.incarnation.0).arg(write.lane.0).arg(write.seq);
+        for part in parts {
+            part.put_arguments(write.lane, &mut call.command);
         }
-        for items in &arguments.kinds {
-            for item in items {
-                call = call.arg(item);
-            }
-        }
-        Ok(call)
+        call
     }
 
     pub(super) async fn post(&self, messages: &[NewMessage]) -> Result<Vec<Posted>, StoreError> {
@@ -195,11 +257,23 @@ pub(super) fn posted_row(message: &NewMessage) -> Result<[Vec<u8>; 2], BoxError>
     Ok([id, codec::encode_message(&message.clone().into_row(Timestamp::UNIX_EPOCH))])
 }
 
-fn read_commit(answer: Value, write: &Write, batch: &Batch, known: Option<&Shard>) -> Result<Answer, Failure> {
-    let mut answer = Texts::new(Value::Array(list(answer)?))?;
+/// The answers to so many batches of one script; a failure is all of theirs.
+fn each_of(batches: usize, answer: Result<Value, Failure>) -> Vec<Result<Value, Failure>> {
+    match answer.and_then(list) {
+        Ok(answers) if answers.len() == batches => answers.into_iter().map(Ok).collect(),
+        Ok(answers) => vec![Err(Failure::unexpected(&answers)); batches],
+        Err(failure) => vec![Err(failure); batches],
+    }
+}
+
+fn read_commit(answer: Value, write: &Write, part: &Part<'_>) -> Result<Answer, Failure> {
+    if answer == Value::Int(1) {
+        return Ok(Answer::Of(Ok(())));
+    }
+    let mut answer = Texts::new(answer)?;
+    let (batch, known) = (part.batch, part.known.as_ref());
     let (me, lane, seq, shard) = (write.incarnation, write.lane, write.seq, batch.shard);
     Ok(match answer.text()?.as_str() {
-        "done" => Answer::Of(Ok(())),
         "fenced" => {
             let newest = Epoch(answer.number()?);
             let owner = Some(answer.text()?).filter(|owner| !owner.is_empty()).and_then(|owner| owner.parse().ok());
@@ -227,4 +301,53 @@ fn read_commit(answer: Value, write: &Write, batch: &Batch, known: Option<&Shard
         }
         other => return Err(Failure::unexpected(&other)),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use stable_interfaces::store::InstanceName;
+
+    use super::*;
+
+    fn batch(shard: u32, puts: usize, deletes: usize) -> Batch {
+        let name = InstanceName { interface: "order".into(), instance: "o-1".into() };
+        let put = |n| Op::Put { name: name.clone(), key: format!("{n}").into(), value: bytes::Bytes::new() };
+        let delete = |n| Op::Delete { name: name.clone(), key: format!("{n}").into() };
+        let ops = (0..puts).map(put).chain((puts..puts + deletes).map(delete)).collect();
+        Batch { shard: ShardId(shard), epoch: Epoch(1), ops }
+    }
+
+    /// The shards of each script, and whether it is the one for removals.
+    fn grouped(batches: &[Batch], is_cluster: bool) -> Vec<(bool, Vec<u32>)> {
+        let parts = batches.iter().enumerate().map(|(index, batch)| Part::new(index, batch, None).unwrap()).collect();
+        let shards = |parts: Vec<Part<'_>>| parts.iter().map(|part| part.batch.shard.0).collect();
+        let is_of_removals = |script: &Script| std::ptr::eq(script, &*COMMIT_REMOVALS);
+        by_script(parts, is_cluster)
+            .into_iter()
+            .map(|(script, parts)| (is_of_removals(script), shards(parts)))
+            .collect()
+    }
+
+    #[test]
+    fn a_script_takes_batches_of_up_to_a_thousand_operations_and_a_larger_one_alone() {
+        let batches = [(0, 600), (1, 400), (2, 1), (3, 2_000), (4, 0), (5, 1), (6, 999)];
+        let batches = batches.map(|(shard, puts)| batch(shard, puts, usize::from(puts == 0)));
+        assert_eq!(
+            grouped(&batches, false),
+            [(false, vec![0, 1]), (false, vec![2]), (false, vec![3]), (false, vec![5, 6]), (true, vec![4])]
+        );
+    }
+
+    #[test]
+    fn what_only_removes_is_apart_so_that_it_is_done_when_memory_is_full() {
+        let batches = [batch(0, 1, 1), batch(1, 0, 1), batch(2, 1, 0), batch(3, 0, 2)];
+        assert_eq!(grouped(&batches, false), [(false, vec![0, 2]), (true, vec![1, 3])]);
+    }
+
+    #[test]
+    fn in_a_cluster_each_shard_has_a_script_of_its_own() {
+        let batches = [batch(0, 1, 0), batch(1, 1, 0), batch(2, 0, 0), batch(3, 0, 1)];
+        let alone = [(false, vec![0]), (false, vec![1]), (true, vec![2]), (true, vec![3])];
+        assert_eq!(grouped(&batches, true), alone);
+    }
 }

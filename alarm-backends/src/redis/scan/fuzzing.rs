@@ -4,6 +4,8 @@
 
 use stable_interfaces::store::Op;
 
+#[cfg(test)]
+use super::super::write::Encoded;
 use super::super::write::encoded;
 use super::*;
 use crate::fuzzing::Parts;
@@ -27,27 +29,27 @@ pub fn rows(data: &[u8]) -> bool {
     match (&found.rows, found.values.first()) {
         (_, Some((key, value))) => {
             let (name, _) = found.reader.identity(member).expect("it was read");
-            let (_, items) = encoded(&Op::Put { name, key: key.clone(), value: value.clone() }).expect("it was stored");
-            assert_eq!(items[0], member);
-            again.take_row(member, items.get(1).cloned(), None).expect("what was written is read");
+            let stored = encoded(&Op::Put { name, key: key.clone(), value: value.clone() }).expect("it was stored");
+            assert_eq!(stored.name, member);
+            again.take_row(member, Some(stored.value), None).expect("what was written is read");
         }
         (Rows::Alarms(rows), _) => {
-            let (_, items) = encoded(&Op::PutAlarm(rows[0].clone())).expect("it was stored");
-            let own = if table == Table::Due { key::timed(rows[0].due, &items[0]) } else { items[0].clone() };
+            let stored = encoded(&Op::PutAlarm(rows[0].clone())).expect("it was stored");
+            let own = if table == Table::Due { key::timed(rows[0].due, &stored.name) } else { stored.name.clone() };
             assert_eq!(own, member);
-            again.take_row(member, items.get(1).cloned(), None).expect("what was written is read");
+            again.take_row(member, Some(stored.value), None).expect("what was written is read");
         }
         (Rows::Inbox(rows), _) => {
-            let (_, items) = encoded(&Op::PutMessage(rows[0].clone())).expect("it was stored");
-            assert_eq!(items[0], member);
+            let stored = encoded(&Op::PutMessage(rows[0].clone())).expect("it was stored");
+            assert_eq!(stored.name, member);
             // Headers and body are not in the progress.
             let row = [&[LAYOUT][..], &member[..TIME], &codec::encode_message(&rows[0])].concat();
-            again.take_row(member, Some(row), items.get(1).cloned()).expect("what was written is read");
+            again.take_row(member, Some(row), Some(stored.value)).expect("what was written is read");
         }
         (Rows::Dead(rows), _) => {
-            let (_, items) = encoded(&Op::PutDead(rows[0].clone())).expect("it was stored");
-            assert_eq!(items[0], member);
-            again.take_row(member, items.get(1).cloned(), None).expect("what was written is read");
+            let stored = encoded(&Op::PutDead(rows[0].clone())).expect("it was stored");
+            assert_eq!(stored.name, member);
+            again.take_row(member, Some(stored.value), None).expect("what was written is read");
         }
     }
     assert_eq!((again.rows, again.values), (found.rows, found.values), "written again");
@@ -61,8 +63,7 @@ pub(crate) type Seed = (u8, Vec<u8>, Option<Vec<u8>>, Vec<u8>);
 /// The rows that an operation stores, for each way in which they are found.
 #[cfg(test)]
 pub(crate) fn seeds(op: &Op) -> Vec<Seed> {
-    let (_, mut items) = encoded(op).unwrap();
-    let (row, member) = (items.remove(1), items.remove(0));
+    let Encoded { name: member, value: row, .. } = encoded(op).unwrap();
     match op {
         Op::PutAlarm(alarm) => vec![(0, key::timed(alarm.due, &member), None, row.clone()), (1, member, None, row)],
         Op::PutMessage(message) => {
