@@ -264,6 +264,28 @@ on_each_store! {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn shards_that_become_free_while_a_claim_is_under_way_are_claimed_when_that_is_answered() {
+    let world = World::in_memory();
+    let (a, b) = tokio::join!(start(&world, "a"), start(&world, "b"));
+    world.pass(AT_ONCE).await;
+    let id = id_at(&b);
+    let running = tokio::spawn({
+        let probes = b.probes.clone();
+        async move { probes.request(&id, wait(SECOND)).await }
+    });
+    world.settle().await;
+    // The store refuses what b still has, and that is heard when b has released it.
+    world.store.fail_next(Method::Claim, Fault::HangAfter);
+    assert_eq!(b.host.drain(10 * SECOND).await.unfinished, 0);
+    running.await.unwrap().unwrap();
+    world.pass(AT_ONCE).await;
+    assert!(!is_whole(&[&a]), "the claim is under way");
+    world.store.release_hanging();
+    world.pass(AT_ONCE).await;
+    assert!(is_whole(&[&a]), "not at the next look by the clock");
+}
+
 on_each_store! {
     async fn while_a_host_drains_the_others_know_that_it_leaves(world: World) {
         let (a, b) = tokio::join!(start(&world, "a"), start(&world, "b"));

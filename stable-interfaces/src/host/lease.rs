@@ -109,8 +109,15 @@ fn lease_end(host: &HostCore, sent_at: Duration) -> Duration {
 /// replaced; or until the store is found to have lost what it had acknowledged, and then returns what is to be saved.
 pub(crate) async fn keep(host: &Arc<HostCore>, store: &Deadlines, incarnation: Incarnation) -> Option<Rescue> {
     let pause = (host.options.lease / 3).min(LOOK_EVERY);
-    let mut keeper =
-        Keeper { host, store, incarnation, renewed: host.lease_until(), doubts: BTreeMap::new(), claiming: None };
+    let mut keeper = Keeper {
+        host,
+        store,
+        incarnation,
+        renewed: host.lease_until(),
+        doubts: BTreeMap::new(),
+        claiming: None,
+        is_to_claim_again: false,
+    };
     let mut failures = 0_u32;
     // Says whether the last renewal told the members. The ends in an older view may be long past, and others' leases renewed since.
     let mut knows = true;
@@ -202,6 +209,8 @@ struct Keeper<'a> {
     doubts: BTreeMap<ShardId, (Epoch, Duration)>,
     /// A claim under way. It does not hold up renewals.
     claiming: Option<Claiming<'a>>,
+    /// Tells whether more was to be claimed while that one was: what it was refused may have been free a moment later.
+    is_to_claim_again: bool,
 }
 
 /// A claim, with the time at which it was sent.
@@ -321,6 +330,7 @@ impl Keeper<'_> {
             return;
         }
         forget_unowned(host);
+        self.is_to_claim_again = self.claiming.is_some();
         if host.health() == Health::Running && self.claiming.is_none() {
             let sent_at = host.clock.elapsed();
             let claiming = async move { (sent_at, claim(host, store, incarnation, missing, ClaimKind::Running).await) };
@@ -330,6 +340,7 @@ impl Keeper<'_> {
 
     fn note_claim(&mut self, sent_at: Duration, claimed: Result<Claimed, StoreError>) {
         self.claiming = None;
+        let is_to_claim_again = std::mem::take(&mut self.is_to_claim_again);
         match claimed {
             Ok(claimed) if claimed.granted.is_empty() => {}
             Ok(claimed) => {
@@ -340,6 +351,9 @@ impl Keeper<'_> {
                 self.extend();
             }
             Err(error) => tracing::warn!(error = %WithCauses(&error), "waiting shards could not be claimed"),
+        }
+        if is_to_claim_again {
+            self.claim_missing();
         }
     }
 }
