@@ -220,7 +220,7 @@ on_each_server! {
         // One after the other, as an orchestrator does it.
         hosts.set_place(world.place("host-{0..3}", SHARDS));
         for host in ["host-0", "host-1", "host-2"] {
-            assert!(hosts.drain(host).starts_with("0 true "));
+            assert_eq!(hosts.drain(host), "0 true");
             hosts.start(host);
             work(&mut hosts, 100);
         }

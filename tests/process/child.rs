@@ -105,9 +105,10 @@ pub async fn child() {
         Err(error) => return voice.say_last(format!("refused {}", in_one_line(&error))),
     };
     let site = Arc::new(Site { job, host, ledgers, voice, quiet: AtomicBool::new(false), next: AtomicU64::new(0) });
-    let drained = site.clone().until_told();
+    let (end, ended) = oneshot::channel();
+    let drained = site.clone().until_told(ended);
     site.voice.say(format!("ready {} {}", opened.as_micros(), began.elapsed().as_micros()));
-    site.run(orders, drained).await;
+    site.run(orders, end, drained).await;
 }
 
 /// A builder with an open store. A server that cannot be reached yet is tried again.
@@ -201,11 +202,16 @@ struct Site {
     next: AtomicU64,
 }
 
-/// Comes with the end of a drain: the shards that the host had before, and what became of it.
-type DrainEnd = oneshot::Receiver<(usize, Result<Drained, Ended>)>;
+/// Comes with the end of a drain.
+type DrainEnd = oneshot::Receiver<Result<Drained, Ended>>;
 
 impl Site {
-    async fn run(self: Arc<Site>, mut orders: mpsc::UnboundedReceiver<String>, drained: DrainEnd) {
+    async fn run(
+        self: Arc<Site>,
+        mut orders: mpsc::UnboundedReceiver<String>,
+        end: oneshot::Sender<()>,
+        drained: DrainEnd,
+    ) {
         let (mut callers, mut asked) = (JoinSet::new(), JoinSet::new());
         for _ in 0..self.job.callers {
             callers.spawn(self.clone().work());
@@ -249,11 +255,12 @@ impl Site {
                     while let Some(done) = asked.join_next().await {
                         self.say_answer(done.expect("an answer does not panic"));
                     }
+                    drop(end);
                     return match drained.await.expect("the drain comes to its end") {
-                        (shards, Ok(Drained { unfinished, released, .. })) => {
-                            self.voice.say_last(format!("drained {unfinished} {released} {shards}"));
+                        Ok(Drained { unfinished, released, .. }) => {
+                            self.voice.say_last(format!("drained {unfinished} {released}"));
                         }
-                        (_, Err(error)) => self.voice.say_last(format!("wrong {error}")),
+                        Err(error) => self.voice.say_last(format!("wrong {error}")),
                     };
                 }
                 Some(book) if book.starts_with("book ") => self.book(book).await,
@@ -267,19 +274,17 @@ impl Site {
         self.voice.say(answer.unwrap_or_else(|| "wrong question".to_owned()));
     }
 
-    /// Drains when the process is told to end.
-    fn until_told(self: Arc<Site>) -> DrainEnd {
+    /// Drains when the process is told to end, and sends on what is still asked until nothing is, which is `ended`.
+    fn until_told(self: Arc<Site>, ended: oneshot::Receiver<()>) -> DrainEnd {
         let (send, drained) = oneshot::channel();
         let mut term = signal(SignalKind::terminate()).expect("a process can listen for signals");
         tokio::spawn(async move {
             let told = async {
                 term.recv().await;
                 self.voice.say("leaving");
-                self.host.shards().len()
             };
-            let mut shards = 0;
-            let ended = self.host.run_until(async { shards = told.await }).await;
-            let _ = send.send((shards, ended));
+            let (_, ended) = tokio::join!(self.host.serving(ended), self.host.run_until(told));
+            let _ = send.send(ended);
         });
         drained
     }
