@@ -560,9 +560,10 @@ const HOST_OPTIONS: [&str; 20] = [
     "alarm_window_bytes",
     "cache_bytes",
 ];
-const INTERFACE_OPTIONS: [&str; 11] = [
+const INTERFACE_OPTIONS: [&str; 12] = [
     "idle_timeout",
     "handler_timeout",
+    "reach_timeout",
     "stop_timeout",
     "max_waiting",
     "max_instances",
@@ -615,6 +616,7 @@ fn set_on_interface<'a>(
     match option {
         "idle_timeout" => return probes.idle_timeout(time),
         "handler_timeout" => return probes.handler_timeout(time),
+        "reach_timeout" => return probes.reach_timeout(time),
         "stop_timeout" => return probes.stop_timeout(time),
         "max_waiting" => return probes.max_waiting(fit(count, usize::MAX)),
         "max_instances" => return probes.max_instances(fit(count, usize::MAX)),

@@ -133,7 +133,7 @@ pub enum RequestError<E> {
     Store(#[source] Arc<StoreError>),
     /// The outcome is not known, or not all of one kind: it may have happened, in whole or in the part up to a
     /// [`Context::commit`](crate::Context::commit) of its handler, or may still happen. Ask, or repeat it under the same
-    /// idempotency key. The cause is what would have been answered if it were certain that nothing happened. Also told to a
+    /// idempotency key, as [`request_once`](crate::Interface::request_once) does by itself. The cause is what would have been answered if it were certain that nothing happened. Also told to a
     /// handler that could wait no longer for another instance's handler, which runs on.
     #[error("outcome unknown: it may have happened")]
     Unknown(#[source] Box<RequestError<Infallible>>),

@@ -3,7 +3,7 @@
 //! A request is sent on only when its shard was found to be elsewhere, so one that is answered here pays nothing for it. There is one hop: who
 //! gets a request and does not own its shard says who does, and never sends it on. The one that asks goes there then, for as long as
 //! the request may wait for its turn. What was sent and has no answer is [`Unknown`](crate::RequestError::Unknown), and is not sent
-//! again.
+//! again, unless it has a key under which it is handled once (`instance/once.rs`).
 //!
 //! | file | holds |
 //! | --- | --- |

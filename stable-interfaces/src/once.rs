@@ -32,6 +32,9 @@ const VERSION: u32 = 1;
 /// The most keys that are forgotten with one answer, so that no commit is long for it: more than one, so that what is over its limit comes down.
 const MOST_FORGOTTEN: usize = 16;
 
+/// The most by which the clocks of hosts that answer are taken to differ, for what may have been forgotten.
+const SKEW: Duration = Duration::from_secs(1);
+
 /// The time for which replies are kept, and their number.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Keep {
@@ -71,13 +74,30 @@ impl fmt::Display for Digest {
 pub(crate) struct OnceKey {
     pub(crate) key: Arc<str>,
     digest: Digest,
+    /// The time of this host at which it was first asked by the one that asks again now, who does not know what became of it.
+    pub(crate) first: Option<Timestamp>,
 }
 
 impl OnceKey {
     /// The key of a message, given as JSON.
     pub(crate) fn new(key: &str, message: &[u8]) -> Result<OnceKey, ContextError> {
         check_id(key).map_err(|reason| ContextError::invalid("request key", key, reason))?;
-        Ok(OnceKey { key: key.into(), digest: Digest::of(message) })
+        Ok(OnceKey { key: key.into(), digest: Digest::of(message), first: None })
+    }
+
+    /// As [`new`](Self::new), of a message that another host has sent, `now`; `since` if it was first asked so long ago.
+    pub(crate) fn sent(
+        key: &str,
+        message: &[u8],
+        since: Option<Duration>,
+        now: Timestamp,
+    ) -> Result<OnceKey, ContextError> {
+        Ok(OnceKey { first: since.map(|since| now - since), ..OnceKey::new(key, message)? })
+    }
+
+    /// The key of the same message, asked again.
+    pub(crate) fn again(&self, first: Timestamp) -> OnceKey {
+        OnceKey { first: Some(first), ..self.clone() }
     }
 }
 
@@ -90,6 +110,8 @@ pub(crate) enum Known {
     Reply(u64),
     /// The key is that of another message.
     OtherMessage,
+    /// If it was answered under when it was first asked, that is forgotten by now.
+    Forgotten,
 }
 
 #[derive(Debug)]
@@ -104,6 +126,8 @@ struct Entry {
 pub(crate) struct Ledger {
     entries: BTreeMap<u64, Entry>,
     numbers: BTreeMap<Arc<str>, u64>,
+    /// The latest time of a reply that was forgotten before its time was over.
+    forgotten: Option<Timestamp>,
 }
 
 /// The rows by which a reply is kept.
@@ -123,6 +147,9 @@ struct Row<'a> {
     digest: String,
     /// Milliseconds since the Unix epoch, by the clock of the host that answered.
     at: i64,
+    /// The latest such time of a reply that had been forgotten before its time was over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    forgotten: Option<i64>,
 }
 
 /// The version of a row, whatever else there is in it.
@@ -136,8 +163,10 @@ impl Ledger {
     pub(crate) fn read(rows: &[(Arc<str>, Bytes)]) -> Result<Ledger, Unreadable> {
         let mut ledger = Ledger::default();
         for (place, row) in rows {
-            let (number, entry) = read_row(place, row).map_err(|reason| Unreadable { place: place.clone(), reason })?;
+            let unreadable = |reason| Unreadable { place: place.clone(), reason };
+            let (number, entry, forgotten) = read_row(place, row).map_err(unreadable)?;
             ledger.insert(number, entry);
+            ledger.forgotten = ledger.forgotten.max(forgotten);
         }
         Ok(ledger)
     }
@@ -148,7 +177,11 @@ impl Ledger {
     }
 
     pub(crate) fn find(&self, asked: &OnceKey) -> Known {
-        let Some(number) = self.numbers.get(&asked.key) else { return Known::No };
+        let Some(number) = self.numbers.get(&asked.key) else {
+            // Whatever was answered under since then, and is not here, was forgotten before its time.
+            let is_forgotten = |first| self.forgotten.is_some_and(|forgotten| forgotten + SKEW >= first);
+            return if asked.first.is_some_and(is_forgotten) { Known::Forgotten } else { Known::No };
+        };
         match self.entries.get(number) {
             Some(entry) if entry.digest == asked.digest => Known::Reply(*number),
             _ => Known::OtherMessage,
@@ -165,13 +198,8 @@ impl Ledger {
         name: &InstanceName,
     ) -> Kept {
         let number = self.entries.last_key_value().map_or(1, |(last, _)| last.saturating_add(1));
-        let row = Row { v: VERSION, key: (&*asked.key).into(), digest: asked.digest.to_string(), at: now.as_millis() };
-        // It has texts and numbers alone, and so has a form as JSON.
-        let row = serde_json::to_vec(&row).unwrap_or_default();
-        let put = |key: String, value: Bytes| Op::Put { name: name.clone(), key: key.into(), value };
-        let mut ops = vec![put(key_of(KEYS, number), row.into()), put(key_of(REPLIES, number), reply)];
-        self.insert(number, Entry { key: asked.key, digest: asked.digest, at: now });
-        let mut early = 0;
+        self.insert(number, Entry { key: asked.key.clone(), digest: asked.digest, at: now });
+        let (mut forgotten_keys, mut early) = (Vec::new(), 0);
         for _ in 0..MOST_FORGOTTEN {
             let Some(oldest) = self.entries.first_entry().filter(|oldest| *oldest.key() != number) else { break };
             let is_old = now.since(oldest.get().at) >= limits.time;
@@ -180,9 +208,26 @@ impl Ledger {
             }
             let (forgotten, entry) = oldest.remove_entry();
             self.numbers.remove(&entry.key);
+            forgotten_keys.push(forgotten);
+            if !is_old {
+                early += 1;
+                self.forgotten = self.forgotten.max(Some(entry.at));
+            }
+        }
+        let row = Row {
+            v: VERSION,
+            key: (&*asked.key).into(),
+            digest: asked.digest.to_string(),
+            at: now.as_millis(),
+            forgotten: self.forgotten.map(Timestamp::as_millis),
+        };
+        // It has texts and numbers alone, and so has a form as JSON.
+        let row = serde_json::to_vec(&row).unwrap_or_default();
+        let put = |prefix, value| Op::Put { name: name.clone(), key: key_of(prefix, number).into(), value };
+        let mut ops = vec![put(KEYS, row.into()), put(REPLIES, reply)];
+        for forgotten in forgotten_keys {
             let delete = |prefix| Op::Delete { name: name.clone(), key: key_of(prefix, forgotten).into() };
             ops.extend([delete(KEYS), delete(REPLIES)]);
-            early += u64::from(!is_old);
         }
         Kept { ops, early }
     }
@@ -227,7 +272,7 @@ fn damaged(shard: ShardId, name: &InstanceName, key: &str, reason: DamageReason)
     ContextError::store(StoreError::Damaged(Damaged { shard, place, reason }))
 }
 
-fn read_row(place: &str, row: &[u8]) -> Result<(u64, Entry), DamageReason> {
+fn read_row(place: &str, row: &[u8]) -> Result<(u64, Entry, Option<Timestamp>), DamageReason> {
     let undecodable = |what: &str| DamageReason::Undecodable(what.to_owned());
     let number = place.strip_prefix(KEYS).and_then(|number| u64::from_str_radix(number, 16).ok());
     let number = number.ok_or_else(|| undecodable("its key is no number"))?;
@@ -235,7 +280,9 @@ fn read_row(place: &str, row: &[u8]) -> Result<(u64, Entry), DamageReason> {
     if v != VERSION {
         return Err(DamageReason::NewerVersion(v));
     }
-    let Row { key, digest, at, .. } = serde_json::from_slice(row).map_err(|error| undecodable(&error.to_string()))?;
+    let row: Row<'_> = serde_json::from_slice(row).map_err(|error| undecodable(&error.to_string()))?;
+    let Row { key, digest, at, forgotten, .. } = row;
     let digest = Digest::from_hex(&digest).ok_or_else(|| undecodable("its digest is no number"))?;
-    Ok((number, Entry { key: key.into(), digest, at: Timestamp::from_millis(at) }))
+    let entry = Entry { key: key.into(), digest, at: Timestamp::from_millis(at) };
+    Ok((number, entry, forgotten.map(Timestamp::from_millis)))
 }

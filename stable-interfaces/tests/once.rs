@@ -592,6 +592,49 @@ async fn what_was_lost_on_the_way_is_asked_again_and_happens_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_repeat_whose_reply_may_have_been_forgotten_meanwhile_is_not_handled_again() {
+    let town = Town::with(Fleet::new(["host-0", "host-1"], 64).unwrap());
+    let zero = town.start("host-0").await;
+    let one = town.start_with("host-1", |tills| tills.max_kept_replies(2)).await;
+    let id = (0..).map(|n| n.to_string()).find(|id| one.host.owns(id).unwrap()).unwrap();
+    town.network.lose_answers("host-1", "host-0", 1);
+    let asked = zero.spawn(&id, "a", pay(5));
+    town.pass(SECOND).await;
+    // The link counts as gone after three seconds.
+    for key in ["b", "c"] {
+        one.tills.request_once(&id, key, pay(5)).await.unwrap();
+    }
+    let began = town.clock.elapsed();
+    let error = asked.await.unwrap().unwrap_err();
+    let RequestError::Unknown(cause) = &error else { panic!("{error}") };
+    assert!(cause.to_string().contains("may be forgotten"), "{cause}");
+    assert!(town.clock.elapsed() - began < 5 * SECOND, "no further try helps");
+    assert_eq!(one.balance(&id).await, 15);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_for_hosts_that_cannot_be_reached_is_one_for_requests_with_keys_too() {
+    let town = Town::with(Fleet::new(["host-0", "host-1"], 64).unwrap());
+    let zero = town.start_with("host-0", |tills| tills.reach_timeout(Duration::ZERO)).await;
+    let one = town.start("host-1").await;
+    let id = (0..).map(|n| n.to_string()).find(|id| one.host.owns(id).unwrap()).unwrap();
+    town.network.cut("host-0", "host-1", true);
+    let began = town.clock.elapsed();
+    let error = zero.tills.request_once(&id, "a", pay(5)).await.unwrap_err();
+    assert!(matches!(error, RequestError::Unreachable { .. }), "{error}");
+    assert!(town.clock.elapsed() - began < SECOND);
+    // Of one that was sent it is found out what became of it.
+    town.network.cut("host-0", "host-1", false);
+    town.network.lose_answers("host-1", "host-0", 1);
+    let asked = zero.spawn(&id, "a", pay(5));
+    town.settle().await;
+    town.network.cut("host-0", "host-1", true);
+    town.pass(20 * SECOND).await;
+    town.network.cut("host-0", "host-1", false);
+    assert_eq!(asked.await.unwrap().unwrap().balance, 5);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_owner_that_dies_before_its_commit_or_between_that_and_its_answer_is_outlived() {
     for has_committed in [false, true] {
         let town = Town::live();

@@ -264,6 +264,8 @@ mod tests {
                 waits: None,
                 callers: Vec::new(),
                 key: None,
+                since: None,
+                sent_by: None,
                 body: body.as_bytes(),
             };
             let answer = door.answer(request.encode()).await;

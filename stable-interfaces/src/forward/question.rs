@@ -81,6 +81,7 @@ impl<I: StableInterface> InterfaceCore<I> {
             message: Q::NAME,
             id: "",
             key: None,
+            since: None,
             given: Duration::ZERO,
             waits: None,
             callers: Vec::new(),

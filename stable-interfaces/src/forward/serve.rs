@@ -45,7 +45,8 @@ pub(crate) fn answer<I: StableInterface>(core: &Arc<InterfaceCore<I>>, request: 
     };
     let Request { given, waits, callers, sent_by, .. } = request;
     let arrival = Arrival::new(core.host.clock.elapsed(), *given, *waits, callers, *sent_by);
-    answer(core, Arrived { id: request.id, key: request.key, body: request.body, arrival })
+    let sent = |key| OnceKey::sent(key, request.body, request.since, core.host.clock.now());
+    answer(core, Arrived { id: request.id, key: request.key.map(sent), body: request.body, arrival })
 }
 
 /// Refuses what the program of this host does not have.
@@ -61,7 +62,8 @@ where
     M: DeserializeOwned + Send + 'static,
     C: Errors<I::Error>,
 {
-    let key = match arrived.key.map(|key| OnceKey::new(key, arrived.body)).transpose() {
+    let (key, arrived) = (arrived.key, Arrived { key: None, ..arrived });
+    let key = match key.transpose() {
         Ok(key) => key,
         Err(error) => return refused(&error.into()),
     };

@@ -12,6 +12,7 @@ use super::told::RemoteError;
 use crate::error::{ContextError, Outcome, RequestError};
 use crate::instance::StableInterface;
 use crate::instance::kind::InterfaceCore;
+use crate::once::OnceKey;
 use crate::quiet::{Quiet, guarded};
 use crate::store::BoxError;
 use crate::sync::Arc;
@@ -55,7 +56,7 @@ impl<E: Into<BoxError> + From<RemoteError>> Errors<E> for Words {
 /// A request from another host, as the message's own type is to be read from it.
 pub(crate) struct Arrived<'a> {
     pub(crate) id: &'a str,
-    pub(crate) key: Option<&'a str>,
+    pub(crate) key: Option<Result<OnceKey, ContextError>>,
     pub(crate) body: &'a [u8],
     pub(crate) arrival: Arc<Arrival>,
 }
@@ -71,7 +72,7 @@ pub(crate) struct Written<R, E> {
     /// The name under which it is registered.
     pub(crate) message: &'static str,
     /// The key under which its reply is to be kept.
-    pub(crate) key: Option<Arc<str>>,
+    pub(crate) key: Option<OnceKey>,
     pub(crate) body: Vec<u8>,
     pub(crate) read: fn(&[u8]) -> Result<R, serde_json::Error>,
     pub(crate) read_error: fn(&[u8]) -> Result<E, serde_json::Error>,
@@ -206,7 +207,7 @@ impl<I: StableInterface> Forwards<I> {
     }
 
     /// As [`write`](Self::write), of a message that is written already, with the key under which its reply is to be kept.
-    pub(crate) fn write_keyed<M: 'static, R: 'static>(&self, body: &[u8], key: &Arc<str>) -> Writing<R, I::Error> {
+    pub(crate) fn write_keyed<M: 'static, R: 'static>(&self, body: &[u8], key: &OnceKey) -> Writing<R, I::Error> {
         Some(Ok(self.way::<M, R>()?.written(body.to_vec(), Some(key.clone()))))
     }
 
@@ -231,7 +232,7 @@ impl<I: StableInterface> Forwards<I> {
 }
 
 impl<M, R, E> Way<M, R, E> {
-    fn written(&self, body: Vec<u8>, key: Option<Arc<str>>) -> Written<R, E> {
+    fn written(&self, body: Vec<u8>, key: Option<OnceKey>) -> Written<R, E> {
         Written { message: self.message, key, body, read: self.read, read_error: self.read_error }
     }
 }

@@ -19,6 +19,7 @@ fn request<'a>(callers: Vec<&'a str>, body: &'a [u8]) -> Request<'a> {
         message: "place",
         id: "17 \u{e9}",
         key: None,
+        since: None,
         given: Duration::from_millis(29_999),
         waits: (!callers.is_empty()).then_some(Duration::from_secs(7)),
         sent_by: (callers.len() == 1).then_some("host-\u{e9}"),
@@ -34,8 +35,10 @@ fn a_request_comes_back_from_its_bytes_as_it_was() {
         for body in [&b""[..], b"{}", &[0; 300]] {
             let request = request(callers.clone(), body);
             assert_eq!(Request::decode(&request.encode()), Ok(request.clone()));
-            let keyed = Request { key: Some("payment 7"), ..request };
-            assert_eq!(Request::decode(&keyed.encode()), Ok(keyed));
+            for since in [None, Some(Duration::from_millis(7_001))] {
+                let keyed = Request { key: Some("payment 7"), since, ..request.clone() };
+                assert_eq!(Request::decode(&keyed.encode()), Ok(keyed));
+            }
         }
     }
 }

@@ -29,6 +29,7 @@ mod field {
     pub(super) const KEYED_MESSAGE: u8 = 7;
     pub(super) const KEY: u8 = 8;
     pub(super) const SENT_BY: u8 = 9;
+    pub(super) const SINCE: u8 = 10;
 }
 
 /// A request of another host.
@@ -40,6 +41,8 @@ pub(crate) struct Request<'a> {
     pub(crate) id: &'a str,
     /// The key under which its reply is kept, if it is.
     pub(crate) key: Option<&'a str>,
+    /// The time for which that has been asked, with an outcome that is not known.
+    pub(crate) since: Option<Duration>,
     /// The time that is left for it to wait for its turn.
     pub(crate) given: Duration,
     /// The time for which a handler waits for the answer; `None` if it is not a handler that asks.
@@ -141,6 +144,9 @@ impl<'a> Request<'a> {
         if let Some(waits) = self.waits {
             put(field::WAITS, &millis(waits));
         }
+        if let Some(since) = self.since {
+            put(field::SINCE, &millis(since));
+        }
         for caller in &self.callers {
             put(field::CALLER, caller.as_bytes());
         }
@@ -157,7 +163,7 @@ impl<'a> Request<'a> {
         reader.version()?;
         let (mut interface, mut message, mut id, mut given) = (None, None, None, None);
         let (mut waits, mut callers, mut sent_by) = (None, Vec::new(), None);
-        let (mut keyed_message, mut key) = (None, None);
+        let (mut keyed_message, mut key, mut since) = (None, None, None);
         while let Some((kind, value)) = reader.field()? {
             match kind {
                 field::INTERFACE => interface = Some(text(value)?),
@@ -170,6 +176,7 @@ impl<'a> Request<'a> {
                 field::KEYED_MESSAGE => keyed_message = Some(text(value)?),
                 field::KEY => key = Some(text(value)?),
                 field::SENT_BY => sent_by = Some(text(value)?),
+                field::SINCE => since = Some(millis(value)?),
                 // Of a newer release.
                 _ => {}
             }
@@ -178,6 +185,7 @@ impl<'a> Request<'a> {
             interface: interface.ok_or(Unreadable::Missing("interface"))?,
             message: keyed_message.or(message).ok_or(Unreadable::Missing("message"))?,
             key: if keyed_message.is_some() { Some(key.ok_or(Unreadable::Missing("key"))?) } else { None },
+            since,
             id: id.ok_or(Unreadable::Missing("id"))?,
             given: given.ok_or(Unreadable::Missing("given"))?,
             waits,

@@ -59,7 +59,7 @@ where
     type Reply = I::Reply;
 
     fn write(&self, interface: &InterfaceCore<I>) -> Writing<I::Reply, I::Error> {
-        interface.forwards.write_keyed::<M, I::Reply>(self.body.as_deref()?, &self.key.key)
+        interface.forwards.write_keyed::<M, I::Reply>(self.body.as_deref()?, &self.key)
     }
 
     async fn run(self, state: &mut Home<I>, cx: &mut Context) -> Outcome<I::Reply, I::Error> {
@@ -130,6 +130,11 @@ async fn recall<I: StableInterface, R: DeserializeOwned>(
     let number = match ledger.find(asked) {
         Known::No => return Ok(None),
         Known::OtherMessage => return Err(RequestError::KeyReused { key: asked.key.clone() }.into()),
+        Known::Forgotten => {
+            let what =
+                format!("more replies have been kept since than may be, and that to {:?} may be forgotten", asked.key);
+            return Err(RequestError::unknown(RequestError::Rejected(what)).into());
+        }
         Known::Reply(number) => number,
     };
     let Some(kept) = cx.value_of(name, &reply_key(number)).await? else {
@@ -203,12 +208,13 @@ impl<I: StableInterface> InterfaceCore<I> {
         let callers = chain::origin(|| clock.elapsed(), self.options.handler_timeout).callers;
         let until = || clock.elapsed().saturating_add(self.options.handler_timeout);
         let until = callers.as_deref().map_or_else(until, Chain::turn_until);
-        let once = |message| {
-            let work = Once { key: key.clone(), message, body: Some(body.clone()), keep: self.options.keep };
+        let first = clock.now();
+        let once = |key, message| {
+            let work = Once { key, message, body: Some(body.clone()), keep: self.options.keep };
             self.ask(id, work)
         };
         let message = message.into_inner().expect("the message is there until it is sent");
-        let mut outcome = once(message).await;
+        let mut outcome = once(key.clone(), message).await;
         let (mut tries, mut in_doubt) = (0, false);
         loop {
             let error = match outcome {
@@ -216,11 +222,18 @@ impl<I: StableInterface> InterfaceCore<I> {
                 Err(error) => error,
             };
             let left = until.saturating_sub(clock.elapsed());
-            if !is_to_repeat(&error) || left.is_zero() || self.host.health() >= Health::Stopped {
+            // Who has set a limit of its own for a host that cannot be reached has something else to do then.
+            let is_given_up = matches!(error, RequestError::Unreachable { .. }) && self.options.reach_timeout.is_some();
+            if !is_to_repeat(&error)
+                || (is_given_up && !in_doubt)
+                || left.is_zero()
+                || self.host.health() >= Health::Stopped
+            {
                 // What was sent before, and not answered, may come to be handled after this.
                 return Err(if in_doubt { error.in_doubt() } else { error });
             }
             in_doubt |= error.may_have_happened();
+            let key = if in_doubt { key.again(first) } else { key.clone() };
             let message = match self.forwards.read::<M, I::Reply>(&body) {
                 Some(Ok(message)) => Some(Quiet::new(message)),
                 None if in_doubt => None,
@@ -235,10 +248,10 @@ impl<I: StableInterface> InterfaceCore<I> {
             let answer = match message {
                 Some(message) => {
                     let message = message.into_inner().expect("the message is there until it is sent");
-                    within(&**clock, left, Box::pin(once(message))).await
+                    within(&**clock, left, Box::pin(once(key, message))).await
                 }
                 None => {
-                    let recall = Recall { key: key.clone(), reply: PhantomData };
+                    let recall = Recall { key, reply: PhantomData };
                     match within(&**clock, left, Box::pin(self.ask(id, recall))).await {
                         Some(Ok(Some(reply))) => Some(Ok(reply)),
                         Some(Ok(None)) => return Err(not_happened(error)),

@@ -19,7 +19,8 @@ impl<I: StableInterface> Interface<I> {
     ///
     /// - A key is 1 to 512 bytes of UTF-8 without NUL, and belongs to one instance.
     /// - Replies are kept for [a day](crate::InterfaceBuilder::keep_replies), and of one instance [the last 10,000](crate::InterfaceBuilder::max_kept_replies).
-    ///   What handlers see of their storage, and their limits, have nothing to do with them.
+    ///   What handlers see of their storage, and their limits, have nothing to do with them. What is asked again by itself, and may have been
+    ///   forgotten meanwhile, ends as `Unknown` and is not handled twice; who asks anew under a key that is forgotten is handled anew.
     /// - A handler that fails has done nothing, and its error is not kept: the same request runs again. Only what the handler made durable before its
     ///   end, with [`Context::commit`](crate::Context::commit) or a transaction, stays, and is there already when it runs again.
     /// - Messages are told apart by their JSON, which must be the same each time: a `HashMap` in them has its entries in another order.

@@ -91,6 +91,29 @@ fn the_oldest_is_forgotten_when_there_are_too_many_or_its_time_is_over() {
 }
 
 #[test]
+fn a_request_that_may_have_been_answered_and_forgotten_since_it_was_first_asked_is_said_to_be_that() {
+    let mut kept = Kept::default();
+    for (second, key) in (10..).zip(["a", "b", "c", "d"]) {
+        kept.keep(key, at(second), LIMITS);
+    }
+    let first_at = |key: &str, first: i64| asked(key, "m").again(at(first));
+    // `a` was kept at 10 s, and is forgotten; the clock of another host may have been behind by a second.
+    let rows: Vec<_> = kept.rows.clone().into_iter().filter(|(key, _)| key.starts_with(KEYS)).collect();
+    for ledger in [&kept.ledger, &Ledger::read(&rows).unwrap()] {
+        assert_eq!(ledger.find(&first_at("a", 9)), Known::Forgotten);
+        assert_eq!(ledger.find(&first_at("z", 11)), Known::Forgotten);
+        assert_eq!(ledger.find(&first_at("z", 12)), Known::No);
+        assert_eq!(ledger.find(&asked("a", "m")), Known::No, "by somebody who has not asked before");
+        assert_eq!(ledger.find(&first_at("b", 9)), Known::Reply(2));
+    }
+    // What went when its time was over is not missed by anybody who still asks.
+    let mut kept = Kept::default();
+    kept.keep("a", at(0), LIMITS);
+    kept.keep("b", at(1_000), LIMITS);
+    assert_eq!((kept.known(), kept.ledger.find(&first_at("z", 0))), (vec!["b".into()], Known::No));
+}
+
+#[test]
 fn a_limit_that_was_lowered_is_reached_in_steps_and_one_answer_is_always_kept() {
     let mut kept = Kept::default();
     for number in 0..100 {

@@ -318,6 +318,7 @@ impl<I: OnConnect> Far<I> {
             message,
             id: &self.id,
             key: None,
+            since: None,
             given: ASK_AGAIN,
             waits: None,
             callers: Vec::new(),
