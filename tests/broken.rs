@@ -8,8 +8,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use stable_interfaces::store::{
-    AlarmRow, Claim, Claimed, Epoch, Found, Hints, Incarnation, Lane, Loaded, NewMessage, Op, Page, Read, Renewal,
-    Renewed, Rows, ShardId, Write,
+    AlarmRow, Claim, Claimed, Epoch, Found, Hints, Incarnation, Lane, Loaded, Members, NewMessage, Op, Page, Read,
+    Renewal, Renewed, Rows, ShardId, Write,
 };
 use stable_interfaces::{Posted, Store, StoreError, Timestamp};
 
@@ -188,6 +188,10 @@ impl Store for Broken {
 
     async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
         self.inner.cordon(host, is_cordoned).await
+    }
+
+    async fn members(&self) -> Result<Members, StoreError> {
+        self.inner.members().await
     }
 
     async fn commit(&self, write: &Write) -> Answers {

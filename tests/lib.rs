@@ -24,7 +24,8 @@ use alarm_backends::FjallStore;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use stable_interfaces::store::{
-    Claim, Claimed, Found, Hints, Incarnation, Loaded, NewMessage, Page, Read, Renewal, Renewed, ShardId, Write,
+    Claim, Claimed, Found, Hints, Incarnation, Loaded, Members, NewMessage, Page, Read, Renewal, Renewed, ShardId,
+    Write,
 };
 use stable_interfaces::testing::{FaultStore, History, SeededRandom, SimClock, StoreDump, Witness};
 use stable_interfaces::{
@@ -645,6 +646,10 @@ impl Store for Between {
 
     async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
         self.inner.cordon(host, is_cordoned).await
+    }
+
+    async fn members(&self) -> Result<Members, StoreError> {
+        self.inner.members().await
     }
 
     async fn commit(&self, write: &Write) -> Answers {

@@ -14,7 +14,8 @@ use alarm_backends::testing::servers::{Postgres, Redis, RedisOptions};
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use stable_interfaces::store::{
-    Claim, Claimed, Found, Hints, Incarnation, Loaded, NewMessage, Page, Read, Renewal, Renewed, ShardId, Write,
+    Claim, Claimed, Found, Hints, Incarnation, Loaded, Members, NewMessage, Page, Read, Renewal, Renewed, ShardId,
+    Write,
 };
 use stable_interfaces::{
     Ended, Fleet, Health, MemoryStore, NewPost, Posted, RequestError, Store, StoreError, Timestamp,
@@ -114,6 +115,10 @@ impl Store for Losing {
 
     async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
         self.current().cordon(host, is_cordoned).await
+    }
+
+    async fn members(&self) -> Result<Members, StoreError> {
+        self.current().members().await
     }
 
     async fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError> {

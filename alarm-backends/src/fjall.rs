@@ -389,6 +389,13 @@ impl Inner {
         Ok(is_there)
     }
 
+    fn members(&self) -> Result<Members, StoreError> {
+        let mut state = self.state.lock();
+        self.check_running()?;
+        let (now, version) = (self.clock.elapsed(), state.members.version());
+        Ok(state.members_since(version, now))
+    }
+
     fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError> {
         let Write { incarnation, lane, seq, ref batches } = *write;
         let prepared: Vec<_> = batches.iter().map(|batch| Prepared::new(batch.shard, &batch.ops)).collect();
@@ -434,6 +441,10 @@ impl Store for FjallStore {
     async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
         let host = host.to_owned();
         self.blocking(Purpose::Ownership, move |inner| inner.cordon(&host, is_cordoned)).await
+    }
+
+    async fn members(&self) -> Result<Members, StoreError> {
+        self.blocking(Purpose::Ownership, Inner::members).await
     }
 
     async fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError> {

@@ -44,8 +44,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use stable_interfaces::store::{
-    Batch, Claim, ClaimKind, Claimed, Epoch, Found, Grant, Held, Hints, Incarnation, Lane, Loaded, NewMessage, Page,
-    Read, Renewal, Renewed, Sequence, ShardId, Write,
+    Batch, Claim, ClaimKind, Claimed, Epoch, Found, Grant, Held, Hints, Incarnation, Lane, Loaded, Members, NewMessage,
+    Page, Read, Renewal, Renewed, Sequence, ShardId, Write,
 };
 use stable_interfaces::{Posted, Store, StoreError, Timestamp};
 use tokio_postgres::config::{SslMode, TargetSessionAttrs};
@@ -352,6 +352,16 @@ impl Store for PostgresStore {
         let row = turn.one(Query::Cordon, &[&host, &is_cordoned]).await;
         turn.retire();
         Ok(row?.get("is_there"))
+    }
+
+    async fn members(&self) -> Result<Members, StoreError> {
+        let mut turn = self.claims.alone(&self.server).await?;
+        let row = turn.one(Query::Members, &[]).await;
+        turn.retire();
+        let mut members = members(&row?);
+        // What is told to have one millisecond left has no more than that: it may be over, and nobody has looked since.
+        members.list.retain(|member| member.remaining > Duration::from_millis(1));
+        Ok(members)
     }
 
     async fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError> {

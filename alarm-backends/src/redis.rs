@@ -83,7 +83,8 @@ use futures_util::StreamExt;
 use redis::{TlsCertificates, Value};
 use stable_interfaces::clock::{Clock, SystemClock};
 use stable_interfaces::store::{
-    Claim, Claimed, Found, Hints, Incarnation, Loaded, NewMessage, Page, Read, Renewal, Renewed, ShardId, Write,
+    Claim, Claimed, Found, Hints, Incarnation, Loaded, Members, NewMessage, Page, Read, Renewal, Renewed, ShardId,
+    Write,
 };
 use stable_interfaces::{Posted, Store, StoreError};
 
@@ -451,6 +452,10 @@ impl Store for RedisStore {
 
     async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
         self.0.cordon(host, is_cordoned).await
+    }
+
+    async fn members(&self) -> Result<Members, StoreError> {
+        self.0.members().await
     }
 
     async fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError> {

@@ -11,14 +11,17 @@ use crate::dead::{self, Dead};
 use crate::directive::Directive;
 use crate::error::ContextError;
 use crate::fleet::Fleet;
+use crate::host::GuestBuilder;
 use crate::inbox::{self, Message, NewPost};
+use crate::instance::StableInterface;
 use crate::instance::range::KeyRange;
 use crate::shared::HostOptions;
 use crate::store::client::{CommitOptions, StoreClient};
 use crate::store::deadlines::Deadlines;
 use crate::store::portion::Portion;
-use crate::store::{Addressed, AlarmRow, InstanceName, Posted, ShardId, Store};
+use crate::store::{Addressed, AlarmRow, InstanceName, Member, Posted, ShardId, Store};
 use crate::sync::{Arc, Mutex};
+use crate::transport::Transport;
 
 /// Looks at what a fleet keeps, and posts to it, without being one of its hosts.
 ///
@@ -141,6 +144,44 @@ impl FleetClient {
     /// [`ContextError::Store`] if the store could not be reached.
     pub async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, ContextError> {
         self.store_client().store.cordon(host, is_cordoned).await.map_err(ContextError::store)
+    }
+
+    /// The hosts of the fleet that hold a lease, ascending by name.
+    ///
+    /// # Errors
+    /// [`ContextError::Store`] if the store could not be read.
+    pub async fn members(&self) -> Result<Vec<Member>, ContextError> {
+        Ok(self.store_client().store.members().await.map_err(ContextError::store)?.list)
+    }
+
+    /// An interface of the fleet for a process that is none of its hosts, such as one of a web tier: requests, operations and connections go to the
+    /// owners through `transport`, and wait, are repeated and fail as on a host that does not own the instance. It owns nothing, answers nobody, and
+    /// holds no lease.
+    ///
+    /// ```no_run
+    /// # use serde::{Deserialize, Serialize};
+    /// # use stable_interfaces::{Context, ContextError, Fleet, FleetClient, Handle, StableInterface, transport::Transport};
+    /// # struct Order;
+    /// # impl StableInterface for Order {
+    /// #     const NAME: &'static str = "order";
+    /// #     type Error = ContextError;
+    /// # }
+    /// # #[derive(Serialize, Deserialize)]
+    /// # struct Place { cents: u64 }
+    /// # impl Handle<Place> for Order {
+    /// #     type Reply = u64;
+    /// #     async fn handle(&mut self, _: &mut Context, Place { cents }: Place) -> Result<u64, ContextError> { Ok(cents) }
+    /// # }
+    /// # async fn example(store: std::sync::Arc<dyn stable_interfaces::Store>, transport: impl Transport) -> Result<(), Box<dyn std::error::Error>> {
+    /// let client = FleetClient::new(store, Fleet::live(1024)?);
+    /// let orders = client.interface::<Order>(transport).name("web-1").forward::<Place>("place").open().await?;
+    /// orders.request("17", Place { cents: 995 }).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn interface<I: StableInterface>(&self, transport: impl Transport) -> GuestBuilder<I> {
+        let times = (self.clock.clone(), self.random.clone());
+        GuestBuilder::new(self.fleet.clone(), self.store.clone(), times, Arc::new(transport))
     }
 
     /// Posts a message to the inbox of the instance `id`, as [`Interface::post`](crate::Interface::post) does.

@@ -2,6 +2,7 @@
 
 mod drain;
 mod driver;
+mod guest;
 mod handoff;
 mod keeper;
 pub(crate) mod lease;
@@ -28,7 +29,7 @@ use crate::instance::kind::{InterfaceCore, InterfaceOptions, WakeFn};
 use crate::instance::stop::stop_job;
 use crate::instance::{Handle, OnAlarm, OnConnect, OnMessage, StableInterface};
 use crate::interface::{Interface, fire_alarm, forward_connections, take_message};
-use crate::quiet;
+use crate::quiet::{self, Quiet};
 use crate::shared::{Deferred, EndsWithRuntime, FOREVER, HostCore, HostOptions, Started};
 use crate::store::client::Backoff;
 use crate::store::deadlines::Deadlines;
@@ -39,6 +40,7 @@ use crate::sync::{AbortHandle, Arc, Mutex, Runtime, mpsc, spawn_on, watch};
 use crate::tasks::Tasks;
 use crate::transport::{Crossing, CrossingError, Introduction, Question, Running, TextError, Transport};
 
+pub use self::guest::GuestBuilder;
 pub use crate::shared::Health;
 
 /// The host name and the shard count of [`Host::local`].
@@ -77,6 +79,9 @@ pub enum StartError {
     /// The transport could not begin, for the reason that is its source: its port is taken, say.
     #[error("the transport to other hosts could not begin")]
     Transport(#[source] BoxError),
+    /// An interface could not be registered with a process that is no host.
+    #[error(transparent)]
+    Register(#[from] RegisterError),
     /// The store could not be reached within the start timeout, or refused this host for good.
     #[error("the store did not let this host start")]
     Store(#[source] StoreError),
@@ -1127,20 +1132,18 @@ impl<I: StableInterface> InterfaceBuilder<'_, I> {
     /// # Errors
     /// [`RegisterError`] if its `NAME`, or that of a message, cannot be one or is taken.
     pub fn register(self) -> Result<Interface<I>, RegisterError> {
-        if !is_interface_name(I::NAME) {
-            return Err(RegisterError::InvalidName(I::NAME));
-        }
-        let (mut names, twice) = self.forwards.names();
-        if let Some(name) = names.find(|name| !is_interface_name(name)) {
-            return Err(RegisterError::InvalidMessageName(name));
-        }
-        drop(names);
-        if let Some(name) = twice {
-            return Err(RegisterError::DuplicateMessage(name));
-        }
+        check_names(&self.forwards)?;
         let host = self.host.core();
         let (fire, take) = (self.fire, self.take);
-        let core = InterfaceCore::new(host.clone(), self.options, self.factory, fire, take, stop_job, self.forwards);
+        let core = InterfaceCore::new(
+            host.clone(),
+            self.options,
+            Quiet::new(self.factory),
+            fire,
+            take,
+            stop_job,
+            self.forwards,
+        );
         let core = Arc::new(core);
         let mut interfaces = host.interfaces.lock();
         if interfaces.iter().any(|interface| interface.name() == I::NAME) {
@@ -1150,4 +1153,16 @@ impl<I: StableInterface> InterfaceBuilder<'_, I> {
         drop(interfaces);
         Ok(Interface::new(core))
     }
+}
+
+/// Refuses names that cannot be those of an interface and its messages.
+fn check_names<I: StableInterface>(forwards: &Forwards<I>) -> Result<(), RegisterError> {
+    if !is_interface_name(I::NAME) {
+        return Err(RegisterError::InvalidName(I::NAME));
+    }
+    let (mut names, twice) = forwards.names();
+    if let Some(name) = names.find(|name| !is_interface_name(name)) {
+        return Err(RegisterError::InvalidMessageName(name));
+    }
+    twice.map_or(Ok(()), |name| Err(RegisterError::DuplicateMessage(name)))
 }

@@ -112,7 +112,7 @@ pub use directive::Directive;
 pub use error::{ContextError, Interim, JsonError, RequestError};
 pub use fleet::{Fleet, FleetError, Location};
 pub use fleet_client::FleetClient;
-pub use host::{Drained, Ended, Health, Host, HostBuilder, InterfaceBuilder, RegisterError, StartError};
+pub use host::{Drained, Ended, GuestBuilder, Health, Host, HostBuilder, InterfaceBuilder, RegisterError, StartError};
 pub use id::InvalidId;
 pub use inbox::{Message, NewPost};
 pub use instance::chain::outside_of_handlers;

@@ -27,8 +27,8 @@ use shuttle::{Config, FailurePersistence, MaxSteps, Runner};
 
 use crate::clock::{Clock, Random, Sleep, Timestamp};
 use crate::store::{
-    Batch, Claim, Claimed, Found, Hints, Incarnation, Loaded, MemoryStore, NewMessage, Op, Page, Posted, Read, Renewal,
-    Renewed, Sequence, ShardId, Store, StoreError, Write,
+    Batch, Claim, Claimed, Found, Hints, Incarnation, Loaded, Members, MemoryStore, NewMessage, Op, Page, Posted, Read,
+    Renewal, Renewed, Sequence, ShardId, Store, StoreError, Write,
 };
 use crate::sync::{Arc, StaticMutex};
 
@@ -308,6 +308,10 @@ impl Store for SlowStore {
 
     async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
         self.store.cordon(host, is_cordoned).await
+    }
+
+    async fn members(&self) -> Result<Members, StoreError> {
+        self.store.members().await
     }
 
     async fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError> {

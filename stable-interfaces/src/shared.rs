@@ -245,6 +245,8 @@ pub(crate) struct HostCore {
     is_rescuing: AtomicBool,
     /// The way to the other hosts, once the host has started with one.
     reach: OnceLock<Reach>,
+    /// Of a process that is no host of the fleet: it owns nothing, and is told through this when it should look at the members.
+    guest: OnceLock<Arc<Notify>>,
     /// Emptied when the host stops: interfaces point back at the host.
     pub(crate) interfaces: Mutex<Vec<Arc<dyn AnyInterface>>>,
 }
@@ -294,6 +296,7 @@ impl HostCore {
             stops_cut: AtomicUsize::new(0),
             is_rescuing: AtomicBool::new(false),
             reach: OnceLock::new(),
+            guest: OnceLock::new(),
             interfaces: Mutex::default(),
         }
     }
@@ -319,6 +322,23 @@ impl HostCore {
     pub(crate) fn set_reach(&self, reach: Reach) {
         // A host is started once: `start` consumes the builder.
         drop(self.reach.set(reach));
+    }
+
+    /// Makes it no host of the fleet; the notice is that its members should be looked at.
+    pub(crate) fn set_guest(&self, look: Arc<Notify>) {
+        drop(self.guest.set(look));
+    }
+
+    /// Tells that it is no host of the fleet.
+    pub(crate) fn is_guest(&self) -> bool {
+        self.guest.get().is_some()
+    }
+
+    /// Has it look at the members, if it does not hear of them as a host does.
+    pub(crate) fn look_at_members(&self) {
+        if let Some(look) = self.guest.get() {
+            look.notify_one();
+        }
     }
 
     /// The way to the other hosts, if there is one.

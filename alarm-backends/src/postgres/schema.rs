@@ -51,6 +51,7 @@ pub(super) enum Query {
     Renew,
     Release,
     Cordon,
+    Members,
     Write,
     WriteLast,
     OpenLane,
@@ -110,6 +111,7 @@ impl Schema {
             }
             Query::Release => "SELECT FROM {s}.release_2($1, $2)",
             Query::Cordon => "SELECT {s}.cordon($1, $2) AS is_there",
+            Query::Members => "SELECT * FROM {s}.members({s}.now_ms())",
             Query::Write => "SELECT * FROM {s}.write($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
             Query::WriteLast => {
                 "SELECT * FROM {s}.write_last($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)"

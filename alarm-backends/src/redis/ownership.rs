@@ -15,7 +15,7 @@ use stable_interfaces::{StoreError, Timestamp};
 use super::failure::Failure;
 use super::members::{put_said, read_members};
 use super::reply::{Texts, list, optional_text};
-use super::script::{ALIVE, CLAIMED, Call, ENTER, LEASE, MARK, RELEASE};
+use super::script::{ALIVE, CLAIMED, Call, ENTER, LEASE, MARK, MEMBERS, RELEASE};
 use super::watermarks::Life;
 use super::{Inner, STEP, keys_of};
 use crate::steps::Record;
@@ -351,6 +351,16 @@ impl Inner {
         let call = self.mark_call("cordon").arg(host).arg(u8::from(is_cordoned));
         let is_there = |answer| Texts::new(answer)?.text().map(|is_there| is_there == "1");
         self.leases.one(call).await.and_then(is_there).map_err(Failure::into_store_error)
+    }
+
+    pub(super) async fn members(&self) -> Result<Members, StoreError> {
+        let keys = ["fleet", "members"].map(|suffix| self.keys.fleet(suffix));
+        let read = |answer| {
+            let mut answer = Texts::new(answer)?;
+            let now = answer.time()?;
+            read_members(&mut answer, now)
+        };
+        self.leases.one(Call::new(&MEMBERS, &keys)).await.and_then(read).map_err(Failure::into_store_error)
     }
 
     fn mark_call(&self, what: &str) -> Call {

@@ -36,6 +36,7 @@ macro_rules! scripts {
 scripts! {
     ENTER = " flags=allow-oom" "members.lua" "enter.lua";
     MARK = " flags=allow-oom" "members.lua" "mark.lua";
+    MEMBERS = " flags=no-writes" "members.lua" "look.lua";
     LEASE = " flags=allow-oom" "lease.lua";
     RELEASE = " flags=allow-oom" "release.lua";
     ALIVE = " flags=allow-oom" "members.lua" "alive.lua";

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use stable_interfaces::store::{
-    Claim, Claimed, Found, Hints, Incarnation, Loaded, NewMessage, Op, Page, Read, Renewal, Renewed, ShardId, Write,
+    Claim, Claimed, Found, Hints, Incarnation, Loaded, Members, NewMessage, Op, Page, Read, Renewal, Renewed, ShardId,
+    Write,
 };
 use stable_interfaces::{Posted, Store, StoreError};
 use tokio::sync::Notify;
@@ -98,6 +99,10 @@ impl Store for Metered {
 
     async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
         self.0.store.cordon(host, is_cordoned).await
+    }
+
+    async fn members(&self) -> Result<Members, StoreError> {
+        self.0.store.members().await
     }
 
     async fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError> {

@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use stable_interfaces::store::{
-    Claim, Claimed, Found, Hints, Incarnation, Loaded, NewMessage, Page, Posted, Read, Renewal, Renewed, ShardId, Write,
+    Claim, Claimed, Found, Hints, Incarnation, Loaded, Members, NewMessage, Page, Posted, Read, Renewal, Renewed,
+    ShardId, Write,
 };
 use stable_interfaces::{MemoryStore, Store, StoreError};
 use tokio::sync::Notify;
@@ -136,6 +137,11 @@ impl Store for Process {
     async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
         self.unless_ended().await;
         self.store.cordon(host, is_cordoned).await
+    }
+
+    async fn members(&self) -> Result<Members, StoreError> {
+        self.unless_ended().await;
+        self.store.members().await
     }
 
     async fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError> {

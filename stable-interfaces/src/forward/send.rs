@@ -26,6 +26,9 @@ use crate::transport::{Addressee, MAX_MESSAGE_BYTES, Undelivered};
 /// Pauses between two tries double up to the one after so many.
 const LONGEST_PAUSE_AFTER: u32 = 5;
 
+/// Shown in place of the host that owns an instance, where the fleet has none.
+const NOBODY: &str = "a host that is up";
+
 /// Work that is not this host's.
 pub(crate) struct Away<W> {
     pub(crate) work: Quiet<W>,
@@ -71,7 +74,7 @@ impl<I: StableInterface> InterfaceCore<I> {
         // Asked here, within the poll of the handler that asks, if one does.
         let callers = chain::origin(|| self.host.clock.elapsed(), self.options.handler_timeout).callers;
         let (this, id): (Arc<Self>, Box<str>) = (self.clone(), id.into());
-        if *holder == *self.host.name {
+        if *holder == *self.host.name && !self.host.is_guest() {
             let until = callers.map(|callers| callers.turn_until());
             return Box::pin(async move {
                 this.until_here(&id, until).await?;
@@ -149,6 +152,7 @@ impl<I: StableInterface> InterfaceCore<I> {
                 Said::Done(outcome) => return Carried::Answered(outcome),
                 Said::NotHere(error) => error,
             };
+            host.look_at_members();
             let until = match error {
                 RequestError::Unreachable { .. } => sending.reach_until,
                 _ => sending.turn_until,
@@ -187,8 +191,9 @@ impl<I: StableInterface> InterfaceCore<I> {
         sent_by: Option<&str>,
     ) -> Said<R, I::Error> {
         if **holder == *self.host.name {
-            // It is to be this host's, and is not yet.
-            return Said::NotHere(RequestError::LeaseLost);
+            // It is to be this host's, and is not yet; or nobody is known who could have it.
+            let is_guest = self.host.is_guest();
+            return Said::NotHere(if is_guest { unreachable_of(&NOBODY.into()) } else { RequestError::LeaseLost });
         }
         let now = self.host.clock.elapsed();
         let request = Request {

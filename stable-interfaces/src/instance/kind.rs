@@ -62,6 +62,7 @@ pub(crate) struct InterfaceCore<I: StableInterface> {
     pub(crate) host: Arc<HostCore>,
     pub(crate) table: Table<Slot<I>>,
     pub(crate) options: InterfaceOptions,
+    /// None where no instance is ever built.
     factory: Quiet<Factory<I>>,
     /// Makes the message that lets an instance leave memory.
     pub(crate) stop: fn() -> Box<dyn Job<I>>,
@@ -83,7 +84,7 @@ impl<I: StableInterface> InterfaceCore<I> {
     pub(crate) fn new(
         host: Arc<HostCore>,
         options: InterfaceOptions,
-        factory: Factory<I>,
+        factory: Quiet<Factory<I>>,
         fire: Option<WakeFn<I>>,
         take: Option<WakeFn<I>>,
         stop: fn() -> Box<dyn Job<I>>,
@@ -94,7 +95,7 @@ impl<I: StableInterface> InterfaceCore<I> {
             table: Table::new(options.max_instances),
             host,
             options,
-            factory: Quiet::new(factory),
+            factory,
             fire,
             take,
             stop,
@@ -110,7 +111,9 @@ impl<I: StableInterface> InterfaceCore<I> {
 
     /// Refuses what this interface was registered without: it would be stored, and never handled.
     pub(crate) fn require(&self, needs: Needs) -> Result<(), ContextError> {
-        needs.check(I::NAME, self.fire.is_some(), self.take.is_some())
+        // What the owner has it says itself.
+        let is_guest = self.host.is_guest();
+        needs.check(I::NAME, is_guest || self.fire.is_some(), is_guest || self.take.is_some())
     }
 
     /// Refuses what needs the host's settings, before it has them.

@@ -171,7 +171,7 @@ impl<I: StableInterface> InterfaceCore<I> {
         let host = &self.host;
         let holder = host.holder(shard);
         // Nobody else is known to have what this host gave up, so there is nobody else to ask; but it may be waited for.
-        let is_own = *holder == *host.name;
+        let is_own = *holder == *host.name && !host.is_guest();
         let is_to_come = || {
             host.fleet.is_live()
                 && host.reach().is_some()

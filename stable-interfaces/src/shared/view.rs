@@ -99,9 +99,15 @@ impl HostCore {
     /// Notes the members as the store has just told them, and tells whether it could say.
     pub(crate) fn note_members(&self, members: &Members) -> bool {
         // Whoever asks is one of them, but for the moment in which somebody noted that its lease had been over.
-        if members.list.iter().all(|member| member.name != self.name) {
-            return false;
+        let is_there = members.list.iter().any(|member| member.name == self.name);
+        if is_there {
+            self.see_members(members);
         }
+        is_there
+    }
+
+    /// Notes the members.
+    pub(crate) fn see_members(&self, members: &Members) {
         metrics::gauge!(crate::metrics::MEMBERS).set(u32::try_from(members.list.len()).unwrap_or(u32::MAX));
         let before = self.view();
         let view =
@@ -119,7 +125,6 @@ impl HostCore {
             self.view_changed.notify_one();
             self.shards.gained.notify_waiters();
         }
-        true
     }
 
     /// Completes when the host begins to drain, or to hand over the shard.

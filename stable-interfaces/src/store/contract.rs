@@ -98,6 +98,13 @@ pub trait Store: Any + Debug + Send + Sync + 'static {
     /// [`StoreError::Unavailable`] or [`StoreError::NotApplied`]; repeating the call is safe.
     async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError>;
 
+    /// All who hold a lease. For anyone, and nothing is changed by it: a lease that has run out since a host has claimed or renewed is left
+    /// out, and need not have changed the number yet.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]; repeating the call is safe.
+    async fn members(&self) -> Result<Members, StoreError>;
+
     /// Applies each batch atomically if its shard is owned by `write.incarnation` under the batch's epoch, and answers for each
     /// in the same order. On `Ok(())` a batch survives the end of this process.
     ///

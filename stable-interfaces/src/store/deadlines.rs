@@ -8,8 +8,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::{
-    BoxError, Claim, Claimed, Found, Hints, Incarnation, Loaded, NewMessage, Page, Posted, Read, Renewal, Renewed,
-    ShardId, Store, StoreError, Write,
+    BoxError, Claim, Claimed, Found, Hints, Incarnation, Loaded, Members, NewMessage, Page, Posted, Read, Renewal,
+    Renewed, ShardId, Store, StoreError, Write,
 };
 use crate::clock::{Clock, within};
 use crate::sync::Arc;
@@ -68,6 +68,10 @@ impl Store for Deadlines {
 
     async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
         self.change(self.store.cordon(host, is_cordoned)).await
+    }
+
+    async fn members(&self) -> Result<Members, StoreError> {
+        self.ask(self.store.members()).await
     }
 
     async fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError> {

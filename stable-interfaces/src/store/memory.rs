@@ -240,6 +240,13 @@ impl Store for MemoryStore {
         Ok(is_there)
     }
 
+    async fn members(&self) -> Result<Members, StoreError> {
+        let elapsed = self.clock().elapsed();
+        let mut state = self.inner.state.lock();
+        let version = state.members.version();
+        Ok(state.members_since(version, elapsed))
+    }
+
     async fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError> {
         let mut state = self.inner.state.lock();
         let State { lives, shards, .. } = &mut *state;

@@ -5,6 +5,7 @@
 //! answer, only whether and when they get through.
 
 mod away;
+mod method;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
@@ -17,54 +18,17 @@ use async_trait::async_trait;
 use tokio::task::JoinSet;
 
 use self::away::Partly;
+pub use self::method::Method;
 use crate::clock::{Clock, SystemClock};
 use crate::store::{
-    BoxError, Claim, Claimed, Found, Hints, Incarnation, Loaded, NewMessage, Page, Posted, Read, Renewal, Renewed,
-    ShardId, Store, StoreError, Write,
+    BoxError, Claim, Claimed, Found, Hints, Incarnation, Loaded, Members, NewMessage, Page, Posted, Read, Renewal,
+    Renewed, ShardId, Store, StoreError, Write,
 };
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Arc, Mutex, Notify};
 
 /// The number of calls that the log remembers.
 const LOG_LIMIT: usize = 100_000;
-/// A method of [`Store`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Method {
-    /// [`Store::claim`].
-    Claim,
-    /// [`Store::renew`].
-    Renew,
-    /// [`Store::release`].
-    Release,
-    /// [`Store::cordon`].
-    Cordon,
-    /// [`Store::commit`].
-    Commit,
-    /// [`Store::post`].
-    Post,
-    /// [`Store::watch`].
-    Watch,
-    /// [`Store::load`].
-    Load,
-    /// [`Store::read`].
-    Read,
-}
-
-impl Method {
-    /// All of them.
-    pub const ALL: [Method; 9] = [
-        Method::Claim,
-        Method::Renew,
-        Method::Release,
-        Method::Cordon,
-        Method::Commit,
-        Method::Post,
-        Method::Watch,
-        Method::Load,
-        Method::Read,
-    ];
-}
-
 /// The fate of one call of the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
@@ -615,6 +579,10 @@ impl Store for FaultStore {
     async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
         let host: Arc<str> = host.into();
         self.call(Method::Cordon, 1, |store| Box::pin(async move { store.cordon(&host, is_cordoned).await })).await
+    }
+
+    async fn members(&self) -> Result<Members, StoreError> {
+        self.call(Method::Members, 1, |store| Box::pin(async move { store.members().await })).await
     }
 
     async fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError> {

@@ -10,8 +10,8 @@ use async_trait::async_trait;
 
 use super::history::{History, Invariant};
 use crate::store::{
-    Claim, Claimed, Epoch, Found, Hints, Incarnation, Loaded, NewMessage, Page, Posted, Read, Renewal, Renewed,
-    ShardId, Store, StoreError, Write,
+    Claim, Claimed, Epoch, Found, Hints, Incarnation, Loaded, Members, NewMessage, Page, Posted, Read, Renewal,
+    Renewed, ShardId, Store, StoreError, Write,
 };
 use crate::sync::{Arc, Mutex};
 
@@ -76,6 +76,10 @@ impl Store for Witness {
 
     async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
         self.inner.cordon(host, is_cordoned).await
+    }
+
+    async fn members(&self) -> Result<Members, StoreError> {
+        self.inner.members().await
     }
 
     async fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError> {

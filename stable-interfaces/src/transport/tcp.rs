@@ -109,6 +109,12 @@ impl TcpTransport {
         TcpTransport { options, opened: OnceLock::new() }
     }
 
+    /// Calls hosts and listens nowhere: for a [process that is none](crate::FleetClient::interface).
+    #[must_use]
+    pub fn outgoing() -> TcpTransport {
+        TcpTransport { options: Options::default(), opened: OnceLock::new() }
+    }
+
     /// Sets the address at which other hosts reach this one. Default: the one it listens at, unless that is every one of the machine
     /// (`0.0.0.0`). At most 255 bytes, and no NUL.
     #[must_use]

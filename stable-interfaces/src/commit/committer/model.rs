@@ -21,8 +21,8 @@ use crate::cases::{self, Checked, Subject};
 use crate::commit::gate::Gate;
 use crate::shards::firing::Limits;
 use crate::store::{
-    AlarmRow, Attempts, Claim, Claimed, Found, Hints, InstanceName, Loaded, NewMessage, Page, Posted, Read, Renewal,
-    Renewed, Revision, Write,
+    AlarmRow, Attempts, Claim, Claimed, Found, Hints, InstanceName, Loaded, Members, NewMessage, Page, Posted, Read,
+    Renewal, Renewed, Revision, Write,
 };
 use crate::testing::{SeededRandom, SimClock};
 
@@ -483,6 +483,9 @@ impl Store for Scripted {
         unreachable!("a committer only commits")
     }
     async fn cordon(&self, _: &str, _: bool) -> Result<bool, StoreError> {
+        unreachable!("a committer only commits")
+    }
+    async fn members(&self) -> Result<Members, StoreError> {
         unreachable!("a committer only commits")
     }
     async fn post(&self, _: &[NewMessage]) -> Result<Vec<Posted>, StoreError> {

@@ -46,6 +46,30 @@ pub(super) async fn a_join_is_seen_by_the_next_of_the_others(store: AnyStore) {
     assert_eq!(names(&members(&store, 1).await), [("host-a", 2), ("host-b", 1)]);
 }
 
+#[allow(clippy::disallowed_methods, reason = "the clock of a real store cannot be set")]
+pub(super) async fn whoever_owns_nothing_sees_the_members_and_changes_none(store: AnyStore) {
+    let look = async || store.members().await.expect("anyone may look");
+    assert_eq!(names(&look().await), []);
+    claim(&store, &saying(at_address("10.0.0.7:7000", "1"), start(1, "host-a", &[0]))).await;
+    let short = Duration::from_millis(300);
+    let told = claim(&store, &with_lease(short, start(2, "host-b", &[1]))).await.members;
+    let mut seen = look().await;
+    assert_eq!((names(&seen), seen.version), (names(&told), told.version));
+    let one = of_life(&seen, 1);
+    assert_eq!((one.address.as_deref(), one.placement_version), (Some("10.0.0.7:7000"), 3));
+    assert!(one.remaining > LONG / 2 && of_life(&seen, 2).remaining <= short);
+    for _ in 0..400 {
+        if seen.list.len() == 1 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        seen = look().await;
+    }
+    assert_eq!(names(&seen), [("host-a", 1)], "nobody else has to look");
+    // Its lease is not longer for having been looked at, nor is who has ended.
+    assert_eq!(names(&members(&store, 1).await), [("host-a", 1)]);
+}
+
 pub(super) async fn a_member_is_as_it_has_said(store: AnyStore) {
     let presence = at_address("10.0.0.7:7000", "1.4.0+«ä»");
     claim(&store, &saying(presence.clone(), start(1, "host-a", &[0]))).await;

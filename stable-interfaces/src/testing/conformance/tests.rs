@@ -136,7 +136,13 @@ const CAUGHT: &[(Flaw, &[&str])] = {
             RenewalsSayNothing,
             &["a_member_is_as_it_has_said", "one_that_leaves_is_told_so_and_gone_when_it_owns_nothing"],
         ),
-        (MembersNeverEnd, &["a_member_ends_with_its_lease_by_the_clock_of_the_store"]),
+        (
+            MembersNeverEnd,
+            &[
+                "a_member_ends_with_its_lease_by_the_clock_of_the_store",
+                "whoever_owns_nothing_sees_the_members_and_changes_none",
+            ],
+        ),
         (EarlierLivesStay, &["a_start_takes_the_place_of_the_member_of_its_name"]),
         (LeavingNeverLeaves, &["one_that_leaves_is_told_so_and_gone_when_it_owns_nothing"]),
         (WhoeverOwnsNothingLeaves, &["one_that_owns_nothing_and_does_not_leave_stays"]),
@@ -498,6 +504,12 @@ impl Store for Flawed {
 
     async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
         self.inner.cordon(host, is_cordoned).await
+    }
+
+    async fn members(&self) -> Result<Members, StoreError> {
+        let mut members = self.inner.members().await?;
+        self.flawed_members(&mut members);
+        Ok(members)
     }
 
     async fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError> {

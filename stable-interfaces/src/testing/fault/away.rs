@@ -9,8 +9,8 @@ use tokio::task::JoinSet;
 use super::{injected, lost};
 use crate::clock::Clock;
 use crate::store::{
-    Batch, Claim, Claimed, Found, Held, Hints, Incarnation, Loaded, NewMessage, Page, Posted, Read, Renewal, Renewed,
-    ShardId, Store, StoreError, Write,
+    Batch, Claim, Claimed, Found, Held, Hints, Incarnation, Loaded, Members, NewMessage, Page, Posted, Read, Renewal,
+    Renewed, ShardId, Store, StoreError, Write,
 };
 use crate::sync::{Arc, Mutex};
 
@@ -112,6 +112,10 @@ impl Store for Partly {
 
     async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
         self.inner.cordon(host, is_cordoned).await
+    }
+
+    async fn members(&self) -> Result<Members, StoreError> {
+        self.inner.members().await
     }
 
     async fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError> {

@@ -6,8 +6,8 @@ use async_trait::async_trait;
 
 use crate::clock::{Clock, Sleep, Timestamp};
 use crate::store::{
-    Claim, Claimed, Found, Hints, Incarnation, Loaded, NewMessage, Page, Posted, Read, Renewal, Renewed, ShardId,
-    Store, StoreError, Write,
+    Claim, Claimed, Found, Hints, Incarnation, Loaded, Members, NewMessage, Page, Posted, Read, Renewal, Renewed,
+    ShardId, Store, StoreError, Write,
 };
 use crate::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use crate::sync::{Arc, Notify};
@@ -138,6 +138,10 @@ impl Store for Link {
 
     async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
         self.pass(self.faults.cordon(host, is_cordoned)).await
+    }
+
+    async fn members(&self) -> Result<Members, StoreError> {
+        self.pass(self.faults.members()).await
     }
 
     async fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError> {
