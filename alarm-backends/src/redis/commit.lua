@@ -9,7 +9,8 @@
 --       messages: member, progress
 --       dead letters: member, value
 --       values: identity, value
---       The counts are one text, eight numbers with a space between: of each kind the rows put and removed.
+--       The counts are one text: for each of these kinds its number, from 1, how many rows are put and how many removed, all with a space
+--       between.
 --
 -- A script that fails midway keeps what it has written. So of each batch everything that can be refused is found out first: owner,
 -- sequence, the type of each key, each alarm's present revision. What is written then cannot fail any more.
@@ -203,8 +204,11 @@ local function write_rows(key, put, removed, at)
     change('ZREM', KEYS[key + 1], ARGV, at + put, removed)
 end
 
--- For each kind of rows: the numbers of rows put and of rows removed, and where its keys and its arguments begin behind those that each
--- batch has. Batches are much alike, so what a text says is kept.
+local checks = { check_alarms, check_messages, check_rows, check_rows }
+local writes = { write_alarms, write_messages, write_rows, write_rows }
+
+-- For each kind of rows that a batch changes: the numbers of rows put and of rows removed, and where its keys and its arguments begin behind
+-- those of the batch. Batches are much alike, so what a text says is kept.
 local known_counts = {}
 local function read_counts(text)
     local counts = known_counts[text]
@@ -212,15 +216,11 @@ local function read_counts(text)
         return counts
     end
     counts = { keys = 1, arguments = 3 }
-    for put, removed in string.gmatch(text, '(%d+) (%d+)') do
-        put, removed = tonumber(put), tonumber(removed)
-        local kind = { put = put, removed = removed, key = counts.keys, at = counts.arguments }
-        counts[#counts + 1] = kind
-        if put + removed > 0 then
-            kind.is_used = true
-            counts.keys = counts.keys + (#counts <= 2 and 3 or 2)
-            counts.arguments = counts.arguments + 2 * put + (#counts == 1 and 2 or 1) * removed
-        end
+    for number, put, removed in string.gmatch(text, '(%d) (%d+) (%d+)') do
+        number, put, removed = tonumber(number), tonumber(put), tonumber(removed)
+        counts[#counts + 1] = { number = number, put = put, removed = removed, key = counts.keys, at = counts.arguments }
+        counts.keys = counts.keys + (number <= 2 and 3 or 2)
+        counts.arguments = counts.arguments + 2 * put + (number == 1 and 2 or 1) * removed
     end
     known_counts[text] = counts
     return counts
@@ -242,27 +242,18 @@ local function apply(key, at, counts)
     elseif last and is_smaller(SEQ, last) then
         return { 'stale', last }
     end
-    local alarms, messages, dead, values = counts[1], counts[2], counts[3], counts[4]
-    local refused = alarms.is_used and check_alarms(key + alarms.key, alarms.put, alarms.removed, at + alarms.at)
-        or messages.is_used and check_messages(key + messages.key, messages.put, messages.removed, at + messages.at)
-        or dead.is_used and check_rows(key + dead.key)
-        or values.is_used and check_rows(key + values.key)
-    if refused then
-        return refused
+    for i = 1, #counts do
+        local kind = counts[i]
+        local refused = checks[kind.number](key + kind.key, kind.put, kind.removed, at + kind.at)
+        if refused then
+            return refused
+        end
     end
     -- From here on nothing is refused.
     call('HSET', OWN, SEQ_FIELD, SEQ)
-    if alarms.is_used then
-        write_alarms(key + alarms.key)
-    end
-    if messages.is_used then
-        write_messages(key + messages.key)
-    end
-    if dead.is_used then
-        write_rows(key + dead.key, dead.put, dead.removed, at + dead.at)
-    end
-    if values.is_used then
-        write_rows(key + values.key, values.put, values.removed, at + values.at)
+    for i = 1, #counts do
+        local kind = counts[i]
+        writes[kind.number](key + kind.key, kind.put, kind.removed, at + kind.at)
     end
     return 1
 end

@@ -102,10 +102,15 @@ impl<'a> Part<'a> {
         self.counts.iter().step_by(2).all(|put| *put == 0)
     }
 
+    /// The places in [`keys_of::OF_ROWS`] of those kinds of rows that the batch changes, how many are put and how many removed.
+    fn kinds(&self) -> impl Iterator<Item = (usize, usize, usize)> {
+        let both = self.counts.chunks_exact(2).enumerate().map(|(kind, both)| (kind, both[0], both[1]));
+        both.filter(|(_, put, removed)| put + removed > 0)
+    }
+
     fn keys(&self, keys: &Keys) -> impl Iterator<Item = String> {
-        let used = self.counts.chunks(2).zip(keys_of::OF_ROWS).filter(|(counts, _)| counts.iter().any(|ops| *ops > 0));
-        let suffixes = iter::once(keys_of::OWN).chain(used.flat_map(|(_, suffixes)| suffixes).copied());
-        suffixes.flat_map(|suffix| keys.shard(self.batch.shard, [suffix]))
+        let of_rows = self.kinds().flat_map(|(kind, ..)| keys_of::OF_ROWS[kind]).copied();
+        iter::once(keys_of::OWN).chain(of_rows).flat_map(|suffix| keys.shard(self.batch.shard, [suffix]))
     }
 
     fn put_arguments(&self, lane: Lane, command: &mut Cmd) {
@@ -115,8 +120,8 @@ impl<'a> Part<'a> {
             Some(seq) => command.arg(seq),
             None => command.arg(""),
         };
-        let [a, b, c, d, e, f, g, h] = self.counts;
-        command.arg(format!("{a} {b} {c} {d} {e} {f} {g} {h}"));
+        let counts = self.kinds().map(|(kind, put, removed)| format!("{} {put} {removed}", kind + 1));
+        command.arg(counts.collect::<Vec<_>>().join(" "));
         for of_rows in self.ops.chunk_by(|one, next| one.kind / 2 == next.kind / 2) {
             for op in of_rows {
                 command.arg(&op.name);
