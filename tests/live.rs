@@ -249,6 +249,41 @@ async fn every_host_answers_for_every_id_while_one_joins_and_one_drains() {
     .await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_request_waits_where_its_shard_is_placed_for_as_long_as_that_host_may_come_to_have_it_and_no_longer() {
+    for drains in [false, true] {
+        in_time(async {
+            let (world, network) = (World::in_memory(), MemoryNetwork::new());
+            let start = async |name: &str| {
+                let mut host = builder(&world, name).transport(network.transport());
+                let tills: Interface<Till> = host.interface(|_| Till).forward::<Add>("add").register().unwrap();
+                (host.start().await.unwrap(), tills)
+            };
+            let ((a, _at_a), (b, _at_b), (c, at_c)) = tokio::join!(start("a"), start("b"), start("c"));
+            world.pass(AT_ONCE).await;
+            // What is placed elsewhere from here on stays with its owner until the others have settled, and they do not learn it.
+            (0..2).for_each(|_| world.store.fail_next(Method::Claim, Fault::Hang));
+            let client = FleetClient::new(Arc::new(world.store.clone()), live()).clock(Arc::new(world.clock.clone()));
+            assert!(client.cordon("b", true).await.unwrap());
+            world.pass(AT_ONCE).await;
+            let is_moving = |id: &String| b.owns(id).unwrap() && *c.owner_of(id).unwrap() == *"a";
+            let id = (0..).map(|n| format!("id-{n}")).find(is_moving).unwrap();
+            let asking = tokio::spawn(async move { at_c.request(&id, Add).await });
+            world.pass(AT_ONCE).await;
+            assert!(!asking.is_finished() && network.requests() == 1, "it waits at the one that is to have it");
+            if drains {
+                assert!(a.drain(10 * SECOND).await.released);
+            } else {
+                world.store.release_hanging();
+                world.pass(AT_ONCE).await;
+                assert!(asking.is_finished(), "that one has learnt who has it");
+            }
+            assert_eq!(asking.await.unwrap().unwrap(), 1);
+        })
+        .await;
+    }
+}
+
 on_each_store! {
     async fn a_host_that_drains_hands_over_at_once_and_is_gone(world: World) {
         let (a, b) = tokio::join!(start(&world, "a"), start(&world, "b"));

@@ -52,7 +52,7 @@ pub(crate) struct Shards {
     pub(crate) pages_wanted: Notify,
     /// Shards that may have something due in the store that is not in memory, and since when, by the lease clock.
     behind: Mutex<BTreeSet<(Duration, ShardId)>>,
-    /// Tells whoever waits for a shard that one has come to be owned, or may never come.
+    /// Tells whoever waits for a shard that one has come to be owned, may never come, or was found with another host.
     pub(crate) gained: Notify,
     /// Asks for a renewal at once: a write found a shard lost, or messages may have come unheard.
     pub(crate) lost: Notify,

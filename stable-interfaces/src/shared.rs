@@ -348,6 +348,11 @@ impl HostCore {
 
     /// Waits until this host owns the shard and lets in what comes for it, and tells whether it does: not if that is to be another host's by now.
     pub(crate) async fn wait_owned(&self, shard: ShardId) -> bool {
+        self.wait_owned_while(shard, || true).await
+    }
+
+    /// As [`wait_owned`](Self::wait_owned), for as long as that is so: looked at again whenever it is learnt who has a shard.
+    pub(crate) async fn wait_owned_while(&self, shard: ShardId, is_so: impl Fn() -> bool) -> bool {
         loop {
             let mut gained = std::pin::pin!(self.shards.gained.notified());
             // Enabled before the epoch is read, so that no grant is missed between the two.
@@ -355,7 +360,7 @@ impl HostCore {
             if self.shards.intake(shard).is_some() {
                 return true;
             }
-            if self.health() > Health::Running || !self.is_placed_here(shard) {
+            if self.health() > Health::Running || !self.is_placed_here(shard) || !is_so() {
                 return false;
             }
             gained.await;

@@ -117,7 +117,8 @@ impl<I: StableInterface> InterfaceCore<I> {
         {
             let _place = host.reach().filter(|_| self.may_wait(shard, arrival))?.place_to_wait(bytes)?;
             let left = arrival.turn_until().saturating_sub(host.clock.elapsed());
-            within(&*host.clock, left, host.wait_owned(shard)).await.filter(|is_owned| *is_owned)?;
+            let owned = host.wait_owned_while(shard, || self.may_wait(shard, arrival));
+            within(&*host.clock, left, owned).await.filter(|is_owned| *is_owned)?;
         }
         work.into_inner()
     }

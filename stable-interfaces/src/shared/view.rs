@@ -158,5 +158,10 @@ impl HostCore {
             holders.remove(&grant.shard);
         }
         holders.extend(held.iter().map(|held| (held.shard, held.holder.clone())));
+        drop(holders);
+        // Whoever waits for these to come here goes there.
+        if !held.is_empty() {
+            self.shards.gained.notify_waiters();
+        }
     }
 }
