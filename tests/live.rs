@@ -383,6 +383,35 @@ on_each_store! {
 }
 
 #[tokio::test(start_paused = true)]
+async fn shards_of_which_a_host_hears_late_or_never_that_they_are_its_own_go_where_they_belong_by_then() {
+    for fault in [Fault::FailAfter, Fault::HangAfter] {
+        in_time(async {
+            let world = World::in_memory();
+            let (a, b) = tokio::join!(start(&world, "a"), start(&world, "b"));
+            // Both have settled.
+            world.pass(2 * LEASE).await;
+            let before = owned(&[&a, &b]);
+            let client = FleetClient::new(Arc::new(world.store.clone()), live()).clock(Arc::new(world.clock.clone()));
+            (0..100).for_each(|_| world.store.fail_next(Method::Claim, fault));
+            assert!(client.cordon("b", true).await.unwrap());
+            // Long enough for a claim after the one that came too early.
+            world.pass(LEASE / 3 + SECOND).await;
+            assert!(
+                b.host.shards().is_empty() && owned(&[&a])[0] == before[0],
+                "they are claimed, and nobody has heard"
+            );
+            assert!(client.cordon("b", false).await.unwrap());
+            world.pass(AT_ONCE).await;
+            world.store.heal();
+            world.store.release_hanging();
+            world.pass(LEASE).await;
+            assert_eq!(owned(&[&a, &b]), before);
+        })
+        .await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn shards_are_handed_over_in_batches_and_handlers_that_run_end_first() {
     in_time(async {
         let world = World::in_memory();

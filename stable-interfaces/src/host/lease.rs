@@ -7,7 +7,7 @@
 //! kept for as long as its own lease lasts, and given up just before; until then the host's lease is not extended past it. So
 //! the lease never covers a shard that the store may have given to somebody else.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::{Future, pending};
 use std::pin::{Pin, pin};
 use std::time::Duration;
@@ -115,6 +115,7 @@ pub(crate) async fn keep(host: &Arc<HostCore>, store: &Deadlines, incarnation: I
         incarnation,
         renewed: host.lease_until(),
         doubts: BTreeMap::new(),
+        strays: Vec::new(),
         claiming: None,
         is_to_claim_again: false,
     };
@@ -154,6 +155,7 @@ pub(crate) async fn keep(host: &Arc<HostCore>, store: &Deadlines, incarnation: I
         let renewal = Renewal { incarnation, lease: host.options.lease, presence: host.presence() };
         // A claim that ends meanwhile is nothing that the renewal can speak of.
         let asked: Vec<_> = host.shards.owned().collect();
+        let (is_claiming, closing) = (keeper.claiming.is_some(), host.shards.closing().collect::<Vec<_>>());
         let renewing = store.renew(&renewal);
         let renewed = match keeper.beside(renewing).await {
             Ok(renewed) => renewed,
@@ -177,6 +179,8 @@ pub(crate) async fn keep(host: &Arc<HostCore>, store: &Deadlines, incarnation: I
         failures = 0;
         knows = host.note_members(&renewed.members);
         keeper.note_renewal(sent_at, &asked, &renewed);
+        let known = asked.iter().map(|(shard, _)| *shard).chain(closing);
+        keeper.note_strays(&renewed.owned, if is_claiming { None } else { Some(known.collect()) });
         for shard in renewed.inbox {
             host.shards.look(shard);
         }
@@ -207,6 +211,9 @@ struct Keeper<'a> {
     renewed: Duration,
     /// The shards for which that renewal does not speak, under which epoch, and until when the lease of each is known to last.
     doubts: BTreeMap<ShardId, (Epoch, Duration)>,
+    /// The shards that the store says are this host's, and of which this host does not know: a claim was done and its answer lost. Where they
+    /// belong to others by now, nobody else would ever ask for them with success.
+    strays: Vec<ShardId>,
     /// A claim under way. It does not hold up renewals.
     claiming: Option<Claiming<'a>>,
     /// Tells whether more was to be claimed while that one was: what it was refused may have been free a moment later.
@@ -322,10 +329,20 @@ impl Keeper<'_> {
         metrics::gauge!(crate::metrics::OLDEST_OVERDUE).set(overdue.as_secs_f64());
     }
 
-    /// Begins to claim the shards that this host should own and does not, unless that is being done.
+    /// Notes what the store says is this host's beside what this host knew of when it asked; `None` if it was being told of more.
+    fn note_strays(&mut self, owned: &[ShardId], known: Option<BTreeSet<ShardId>>) {
+        let shards = &self.host.shards;
+        let is_stray = |shard: &ShardId| {
+            let is_known = known.as_ref().is_none_or(|known| known.contains(shard));
+            !is_known && shards.epoch(*shard).is_none() && shards.handoff(*shard) < Handoff::Closing
+        };
+        self.strays = owned.iter().copied().filter(is_stray).collect();
+    }
+
+    /// Begins to claim the shards that this host should own and does not, or does and does not know, unless that is being done.
     fn claim_missing(&mut self) {
         let (host, store, incarnation) = (self.host, self.store, self.incarnation);
-        let missing: Vec<_> = self.missing().collect();
+        let missing: BTreeSet<_> = self.missing().chain(self.strays.iter().copied()).collect();
         if missing.is_empty() {
             return;
         }
@@ -333,6 +350,7 @@ impl Keeper<'_> {
         self.is_to_claim_again = self.claiming.is_some();
         if host.health() == Health::Running && self.claiming.is_none() {
             let sent_at = host.clock.elapsed();
+            let missing = missing.into_iter().collect();
             let claiming = async move { (sent_at, claim(host, store, incarnation, missing, ClaimKind::Running).await) };
             self.claiming = Some(Box::pin(claiming));
         }
@@ -349,6 +367,8 @@ impl Keeper<'_> {
                 let end = lease_end(self.host, sent_at);
                 self.doubts.extend(claimed.granted.iter().map(|grant| (grant.shard, (grant.epoch, end))));
                 self.extend();
+                // Some of them may belong to others by now.
+                self.host.view_changed.notify_one();
             }
             Err(error) => tracing::warn!(error = %WithCauses(&error), "waiting shards could not be claimed"),
         }
