@@ -1,4 +1,8 @@
-//! Stores that are broken on purpose, each in one way: what tests the stores or stands on them has to find each out.
+//! Stores and transports that are broken on purpose, each in one way: what tests them or stands on them has to find each out.
+
+mod transport;
+
+pub use self::transport::{BrokenTransport, HowSent};
 
 use std::collections::BTreeMap;
 use std::collections::hash_map::RandomState;
@@ -8,8 +12,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use stable_interfaces::store::{
-    AlarmRow, Claim, Claimed, Epoch, Found, Hints, Incarnation, Lane, Loaded, Members, NewMessage, Op, Page, Read,
-    Renewal, Renewed, Rows, ShardId, Write,
+    AlarmRow, Claim, ClaimKind, Claimed, Epoch, Found, Hints, Incarnation, Lane, Loaded, Members, NewMessage, Op, Page,
+    Read, Renewal, Renewed, Rows, ShardId, Write,
 };
 use stable_interfaces::{Posted, Store, StoreError, Timestamp};
 
@@ -42,6 +46,10 @@ pub enum How {
     LeavesTasks,
     /// Refuses one write in ten, drawn from the machine and not from the seed.
     DrawsFromOutside,
+    /// Grants what belongs to somebody who lives.
+    GrantsTheLiving,
+    /// Does not tell each host of the one whose name comes next: they place shards differently.
+    TellsMembersDifferently,
 }
 
 /// A broken store.
@@ -59,6 +67,7 @@ struct State {
     kept_back: BTreeMap<(Incarnation, Lane), Write>,
     owners: BTreeMap<ShardId, (Incarnation, Epoch)>,
     seqs: BTreeMap<(Incarnation, Lane), u64>,
+    names: BTreeMap<Incarnation, Arc<str>>,
 }
 
 impl State {
@@ -105,6 +114,31 @@ impl Broken {
             drop(self.inner.commit(&forged).await);
         }
         Ok(write.batches.iter().map(|_| Ok(())).collect())
+    }
+
+    /// Gives up in the owners' name what was not granted, and claims again.
+    async fn claim_from_the_living(&self, claim: &Claim, claimed: Claimed) -> Result<Claimed, StoreError> {
+        if claimed.held.is_empty() || claim.kind != ClaimKind::Running {
+            return Ok(claimed);
+        }
+        for held in &claimed.held {
+            let owner = self.state.lock().owners.get(&held.shard).map(|(owner, _)| *owner);
+            if let Some(owner) = owner {
+                self.inner.release(owner, &[held.shard]).await?;
+            }
+        }
+        let mut again = self.inner.claim(claim).await?;
+        let granted = |shard| again.granted.iter().any(|grant| grant.shard == shard);
+        let before: Vec<_> = claimed.granted.into_iter().filter(|grant| !granted(grant.shard)).collect();
+        again.granted.extend(before);
+        Ok(again)
+    }
+
+    /// Leaves the member out whose name comes after that of the one who is told.
+    fn leave_out(&self, told: Incarnation, members: &mut Members) {
+        let Some(name) = self.state.lock().names.get(&told).cloned() else { return };
+        let next = members.list.iter().map(|member| member.name.clone()).find(|other| *other > name);
+        members.list.retain(|member| Some(&member.name) != next.as_ref());
     }
 
     async fn write(&self, write: &Write) -> Answers {
@@ -170,7 +204,14 @@ impl Store for Broken {
         if self.how == How::KeepsGivenUpEpochs {
             claim.given_up.clear();
         }
-        let claimed = self.inner.claim(&claim).await?;
+        let mut claimed = self.inner.claim(&claim).await?;
+        if self.how == How::GrantsTheLiving {
+            claimed = self.claim_from_the_living(&claim, claimed).await?;
+        }
+        self.state.lock().names.insert(claim.incarnation, claim.host.clone());
+        if self.how == How::TellsMembersDifferently {
+            self.leave_out(claim.incarnation, &mut claimed.members);
+        }
         let mut state = self.state.lock();
         for grant in &claimed.granted {
             state.owners.insert(grant.shard, (claim.incarnation, grant.epoch));
@@ -179,7 +220,11 @@ impl Store for Broken {
     }
 
     async fn renew(&self, renewal: &Renewal) -> Result<Renewed, StoreError> {
-        self.inner.renew(renewal).await
+        let mut renewed = self.inner.renew(renewal).await?;
+        if self.how == How::TellsMembersDifferently {
+            self.leave_out(renewal.incarnation, &mut renewed.members);
+        }
+        Ok(renewed)
     }
 
     async fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {

@@ -1,4 +1,4 @@
-//! Negative controls: stores and applications that are broken on purpose. A check that never fails proves nothing, so each of these
+//! Negative controls: stores, transports and applications that are broken on purpose. A check that never fails proves nothing, so each of these
 //! has to be found out by the same simulation and the same checker that find nothing wrong with the library.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use stable_interfaces::testing::{Faults, Invariant, Simulation};
-use system_tests::broken::{Broken, How};
+use system_tests::broken::{Broken, BrokenTransport, How, HowSent};
 use system_tests::exercise::{Exercise, Flaw};
 use system_tests::flow_exercise::{FlowExercise, FlowFlaw};
 
@@ -16,43 +16,56 @@ use system_tests::flow_exercise::{FlowExercise, FlowFlaw};
 enum Planted {
     /// The store.
     Store(How),
+    /// The store of a live fleet.
+    Fleet(How),
+    /// The way from host to host.
+    Transport(HowSent),
     /// The application, where what it does is what a broken library would do.
     Application(Flaw),
 }
 
-use Planted::{Application, Store};
+use Planted::{Application, Fleet, Store, Transport};
 
 /// What is broken, in words, and the promises by which it may be found out.
 type Control = (Planted, &'static str, &'static [Invariant]);
 
 /// Those that are counted.
-const CONTROLS: [Control; 12] = [
+const CONTROLS: [Control; 17] = [
     (
         Store(How::AcknowledgesEarly),
         "a store that acknowledges before it writes, and forgets that in a crash",
-        &[Invariant::Kept, Invariant::Once, Invariant::Read],
+        &[Invariant::Kept, Invariant::Once, Invariant::Answered, Invariant::Read],
     ),
     (
         Store(How::Reorders),
         "a store that applies writes in another order",
-        &[Invariant::Kept, Invariant::Once, Invariant::Read],
+        &[Invariant::Kept, Invariant::Once, Invariant::Answered, Invariant::Read],
     ),
     (
         Store(How::AppliesPartly),
         "a store that applies a part of a batch",
-        &[Invariant::Kept, Invariant::Once, Invariant::Read],
+        &[Invariant::Kept, Invariant::Once, Invariant::Answered, Invariant::Read],
     ),
     (Store(How::IgnoresTheEpoch), "a store that lets former owners write", &[Invariant::OneWriter]),
     (
         Store(How::IgnoresTheSequence),
         "a store that applies repeated and late writes again",
-        &[Invariant::Kept, Invariant::Once, Invariant::NotAfterCancel, Invariant::Read],
+        &[Invariant::Kept, Invariant::Once, Invariant::Answered, Invariant::NotAfterCancel, Invariant::Read],
     ),
     (Store(How::ForgetsRemovals), "a store that forgets to remove", &[Invariant::Once, Invariant::NotAfterCancel]),
     (Store(How::ReturnsPagesWithAHole), "a store whose pages have a hole", &[Invariant::Handled, Invariant::InOrder]),
     (Store(How::LosesPosts), "a store that loses posts", &[Invariant::Kept]),
     (Store(How::LeavesTasks), "a store that leaves tasks behind", &[Invariant::NothingLeft]),
     (Store(How::DrawsFromOutside), "a store that draws from the machine", &[Invariant::Repeats]),
+    (Transport(HowSent::AnswersTwice), "a transport that answers twice", &[Invariant::Answered]),
+    (Transport(HowSent::ResendsAfterALoss), "a transport that resends after a loss", &[Invariant::Answered]),
+    (
+        Transport(HowSent::CallsLossesNotSent),
+        "a transport that says of what was sent that it was not",
+        &[Invariant::Answered],
+    ),
+    (Fleet(How::TellsMembersDifferently), "a placement that disagrees between hosts", &[Invariant::Settled]),
+    (Fleet(How::GrantsTheLiving), "a store that grants a living shard", &[Invariant::OneWriter]),
     (
         Application(Flaw::KeepsAHandle),
         "an application that holds its host, and the store with it",
@@ -64,7 +77,11 @@ const CONTROLS: [Control; 12] = [
 /// Those of which one may ask why they are not there.
 const MORE: [Control; 2] = [
     (Store(How::ShowsAlarmsEarly), "a store that shows alarms as due before their time", &[Invariant::NotEarly]),
-    (Store(How::ForgetsValues), "a store that forgets what it is to overwrite", &[Invariant::Once, Invariant::Kept]),
+    (
+        Store(How::ForgetsValues),
+        "a store that forgets what it is to overwrite",
+        &[Invariant::Once, Invariant::Answered, Invariant::Kept],
+    ),
 ];
 
 /// The first seed with which it is found out, and by which promise.
@@ -79,6 +96,14 @@ fn catch(planted: Planted, by: &[Invariant]) -> Option<(u64, String)> {
                 } else {
                     simulation.run(Exercise::default())
                 }
+            }
+            Fleet(how) => {
+                let simulation = simulation.behind(move |store| Arc::new(Broken::new(store, how))).live(true);
+                simulation.run(Exercise::default())
+            }
+            Transport(how) => {
+                let simulation = simulation.between(move |inner| Arc::new(BrokenTransport::new(inner, how)));
+                simulation.run(Exercise::default())
             }
             Application(flaw) => simulation.behind(|store| store).run(Exercise::flawed(flaw)),
         };

@@ -25,11 +25,12 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use stable_interfaces::store::{AlarmRow, InstanceName};
 use stable_interfaces::testing::{Client, End, History, Invariant, Life, SeededRandom, StoreDump, Workload};
 use stable_interfaces::{ContextError, HostBuilder, Interface, RequestError, RetryPolicy};
 
-use self::asking::ask;
+use self::asking::{Awaiting, ask};
 use self::cell::Step;
 pub use self::cell::{Cell, Do, Reply, Said};
 use self::kind::Kind;
@@ -105,13 +106,14 @@ impl fmt::Debug for App {
 type Answer<R> = Result<R, RequestError<Failed>>;
 
 /// Why a handler failed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, Serialize, Deserialize)]
 pub enum Failed {
     /// Because it was told to.
     #[error("told to fail")]
     Told,
-    /// As [`Told`](Self::Told), with an error that is odd.
+    /// As [`Told`](Self::Told), with an error that is odd, and cannot cross to another host.
     #[error("{0}")]
+    #[serde(skip)]
     Odd(Odd),
     /// Because what it asked another instance for failed.
     #[error("asked another: {0}")]
@@ -132,9 +134,17 @@ struct Shared {
     /// Which of them run a handler.
     running: Mutex<BTreeSet<String>>,
     handles: OnceLock<Weak<Handles>>,
+    awaiting: Arc<Awaiting>,
 }
 
 impl Shared {
+    /// The application of this host, for a handler that asks others.
+    fn app(self: &Arc<Self>) -> Result<App, Failed> {
+        let handles = self.handles.get().and_then(Weak::upgrade);
+        let handles = handles.ok_or_else(|| Failed::Nested("the application has ended".to_owned()))?;
+        Ok(App { handles, shared: self.clone(), flaw: None })
+    }
+
     /// Looks at this instance and at others.
     fn look_at(&self, id: &str) {
         if let Some(handles) = self.handles.get().and_then(Weak::upgrade) {
@@ -167,6 +177,7 @@ pub struct Exercise {
     hosts: AtomicU64,
     /// Whether the last of them has almost no room.
     is_cramped: AtomicBool,
+    awaiting: Arc<Awaiting>,
     flaw: Option<Flaw>,
 }
 
@@ -207,7 +218,8 @@ impl Workload for Exercise {
         if self.is_cramped.load(Ordering::Relaxed) {
             life.history().no_order_in(life.number());
         }
-        let shared = Arc::new(Shared { life: life.clone(), running: Mutex::default(), handles: OnceLock::new() });
+        let (running, awaiting) = (Mutex::default(), self.awaiting.clone());
+        let shared = Arc::new(Shared { life: life.clone(), running, handles: OnceLock::new(), awaiting });
         let incarnations = self.incarnations.clone();
         let (all, scouting) = (shared.clone(), shared.clone());
         let build = move |id: &str| Cell {
@@ -220,7 +232,7 @@ impl Workload for Exercise {
             messages: VecDeque::new(),
         };
         let retry = RetryPolicy::new().first(Duration::from_millis(300)).longest(Duration::from_secs(3)).attempts(4);
-        let cells = host.interface(build).with_alarms().with_inbox().retry(retry);
+        let cells = host.interface(build).with_alarms().with_inbox().retry(retry).forward::<Do>("do");
         let cells = cells.handler_timeout(HANDLER_TIMEOUT).idle_timeout(Duration::from_secs(20)).max_instances(256);
         let cells = cells.register().expect("it is the first interface");
 
@@ -229,7 +241,7 @@ impl Workload for Exercise {
         let millis = |all: &[u64]| Duration::from_millis(random.pick(all).copied().unwrap_or(0));
         let number = |all: &[usize]| random.pick(all).copied().unwrap_or(1);
         let retry = RetryPolicy::new().first(millis(&[0, 100, 1_000])).longest(millis(&[500, 2_000])).attempts(4);
-        let scouts = host.interface(build).with_alarms().retry(retry);
+        let scouts = host.interface(build).with_alarms().retry(retry).forward::<Errand>("errand");
         let scouts = scouts.handler_timeout(millis(&[300, 1_000, 30_000])).idle_timeout(millis(&[2_000, 600_000]));
         let scouts = scouts.stop_timeout(millis(&[0, 30_000])).max_waiting(number(&[0, 2, usize::MAX]));
         let scouts = scouts.max_instances(number(&[3, usize::MAX])).register().expect("it is the second");

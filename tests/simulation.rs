@@ -19,12 +19,12 @@ use system_tests::exercise::Exercise;
 use system_tests::flow_exercise::FlowExercise;
 
 /// Fewer are no test, however slow the machine.
-const FEWEST: u64 = 24;
+const FEWEST: u64 = 40;
 /// One in so many is run twice, to see whether it repeats.
 const REPEATED: u64 = 16;
 
 /// A simulation in which one of these never happens tests less than it says. The first runs have the same seeds each time.
-const MUST_HAPPEN: [&str; 42] = [
+const MUST_HAPPEN: [&str; 61] = [
     "crash before Claim was answered",
     "crash after Claim was answered",
     "crash before Renew was answered",
@@ -67,6 +67,25 @@ const MUST_HAPPEN: [&str; 42] = [
     "panic of a value that was shown",
     "look back by a value that was dropped",
     "look back by a value that was shown",
+    "cordon",
+    "a host joins or leaves",
+    "crash before a shard is leaving",
+    "crash while a shard is leaving",
+    "crash while a shard is closing",
+    "crash while a shard is released",
+    "crash while a shard is claimed",
+    "crash before a request was sent",
+    "crash before a request arrived",
+    "crash before an answer was sent",
+    "crash before an answer arrived",
+    "link cut",
+    "link cut one way",
+    "slow link",
+    "call in vain",
+    "frame lost",
+    "frame late",
+    "request known by its number",
+    "request of a host that is dead",
 ];
 
 /// The number in an environment variable.
@@ -86,6 +105,8 @@ struct Sum {
     repeated: u64,
     crashes: u64,
     ambiguous: u64,
+    handed_over: u64,
+    forwarded: u64,
     host_time: Duration,
     operations: Counts,
     faults: Counts,
@@ -97,6 +118,8 @@ impl Sum {
         self.runs += 1;
         self.crashes += run.crashes;
         self.ambiguous += run.ambiguous_commits;
+        self.handed_over += run.handed_over;
+        self.forwarded += run.forwarded;
         self.host_time += run.host_time;
         self.operations.merge(&run.operations);
         self.faults.merge(&run.faults);
@@ -126,6 +149,7 @@ impl Sum {
         );
         let ambiguous = f64::from(u32::try_from(self.ambiguous).unwrap());
         println!("ambiguous commits: {ambiguous}, {:.0} per minute", per_minute(ambiguous));
+        println!("shards handed over: {}, requests taken for other hosts: {}", self.handed_over, self.forwarded);
         println!("violations: {}", self.violations);
     }
 }

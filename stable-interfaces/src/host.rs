@@ -437,6 +437,20 @@ impl Host {
         lease::assigned(&self.core)
     }
 
+    /// The stretch of this shard's way to another host; `None` if this host does not own it.
+    #[cfg(feature = "testing")]
+    pub(crate) fn handoff(&self, shard: ShardId) -> Option<crate::shards::handoff::Handoff> {
+        self.core.shards.epoch(shard).map(|_| self.core.shards.handoff(shard))
+    }
+
+    /// Tells whether a task of an instance is not parked, and whether a handler runs.
+    #[cfg(feature = "testing")]
+    pub(crate) fn is_busy(&self) -> (bool, bool) {
+        let interfaces = self.core.interfaces.lock();
+        let is_any = |is_so: fn(&Arc<dyn crate::shared::AnyInterface>) -> bool| interfaces.iter().any(is_so);
+        (is_any(|interface| !interface.with_busy_tasks(None).is_empty()), is_any(|interface| interface.busy() > 0))
+    }
+
     /// Ends the host as a crash would: nothing is finished, told or released.
     #[cfg(feature = "testing")]
     pub fn crash(self) {
@@ -481,6 +495,13 @@ impl HostBuilder {
     #[must_use]
     pub fn transport(mut self, transport: impl Transport) -> HostBuilder {
         self.transport = Some(Arc::new(transport));
+        self
+    }
+
+    /// As [`transport`](Self::transport), for one that something else has too.
+    #[cfg(feature = "testing")]
+    pub(crate) fn shared_transport(mut self, transport: Arc<dyn Transport>) -> HostBuilder {
+        self.transport = Some(transport);
         self
     }
 

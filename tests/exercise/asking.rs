@@ -1,10 +1,12 @@
 //! Asking the hosts for something, and writing down what they said.
 
+use std::collections::BTreeMap;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use stable_interfaces::testing::{Client, Invariant, Outcome, Pending, Site};
 use stable_interfaces::{ContextError, RequestError};
 
@@ -38,16 +40,41 @@ pub(super) fn outcome_of_commit(result: &Result<(), ContextError>) -> Outcome {
     }
 }
 
-/// What was asked for, until whoever learns of its outcome takes it. Messages are made anew for each host they are sent to.
-pub(super) type Awaited = Arc<Mutex<Option<Pending>>>;
+/// What was asked for and whose outcome somebody else learns of: a message on its way to whoever does carries this, and crosses from host to host.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(super) struct Awaited(u64);
 
-pub(super) fn tell(awaited: &Awaited, outcome: Outcome) {
-    if let Some(pending) = awaited.lock().take() {
-        pending.told(outcome);
+/// All that is awaited.
+#[derive(Debug, Default)]
+pub(super) struct Awaiting {
+    next: AtomicU64,
+    pending: Mutex<BTreeMap<u64, Pending>>,
+}
+
+impl Awaiting {
+    /// Something that is not asked for yet.
+    pub(super) fn prepare(&self) -> Awaited {
+        Awaited(self.next.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// It is asked for, perhaps once more: what was asked for by an earlier try was refused for certain.
+    pub(super) fn ask(&self, awaited: Awaited, pending: Pending) {
+        let before = self.pending.lock().insert(awaited.0, pending);
+        if let Some(before) = before {
+            before.told(Outcome::Not);
+        }
+    }
+
+    pub(super) fn tell(&self, awaited: Awaited, outcome: Outcome) {
+        let pending = self.pending.lock().remove(&awaited.0);
+        if let Some(pending) = pending {
+            pending.told(outcome);
+        }
     }
 }
 
-/// Asks the owner of an instance, and the host it names if it is not the owner. Gives the last answer, and who gave it.
+/// Asks some host for an instance, mostly the owner, and the host it names if it neither owns it nor has that one answer. Gives the last answer,
+/// and who gave it.
 pub(super) async fn ask<R, F>(
     client: &Client<App>,
     id: &str,
@@ -56,7 +83,7 @@ pub(super) async fn ask<R, F>(
 where
     F: Future<Output = Answer<R>>,
 {
-    let is_astray = client.random().chance(0.1);
+    let is_astray = client.random().chance(0.35);
     let site = if is_astray { client.any().await } else { client.owner_of(id).await };
     let site = site?;
     let answer = in_time(client, operation(site.app().clone())).await;
@@ -88,10 +115,10 @@ async fn in_time<R>(client: &Client<App>, asking: impl Future<Output = Answer<R>
 pub(super) async fn request(
     client: &Client<App>,
     id: &str,
-    steps: impl Fn(App) -> Vec<Step>,
+    steps: impl Fn() -> Vec<Step>,
 ) -> Option<(Answer<Said>, Site<App>)> {
     ask(client, id, |app| {
-        let (steps, address) = (steps(app.clone()), app.address(client, id));
+        let (steps, address) = (steps(), app.address(client, id));
         async move {
             let answer = app.request(&address, app.message(id, steps)).await;
             said_arrived(&answer);

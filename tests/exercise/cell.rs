@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use stable_interfaces::testing::{Began, Invariant, Life, What};
 use stable_interfaces::{
@@ -12,12 +13,13 @@ use stable_interfaces::{
     OnMessage, Peer, StableInterface, Timestamp,
 };
 
-use super::asking::{Awaited, arrived, outcome, outcome_of_commit, said_arrived, tell};
+use super::asking::{Awaited, arrived, outcome, outcome_of_commit, said_arrived};
 use super::kind::Kind;
 use super::scout::Errand;
-use super::{App, Failed, HANDLER_TIMEOUT, Odd, Running, Shared, whole};
+use super::{Failed, HANDLER_TIMEOUT, Odd, Running, Shared, whole};
 
 /// One thing that a handler does.
+#[derive(Serialize, Deserialize)]
 pub(super) enum Step {
     Count(u64),
     Add,
@@ -29,14 +31,14 @@ pub(super) enum Step {
     List,
     Scratch,
     /// Makes what was done so far durable, and tells those who wait for that.
-    Commit(Vec<Awaited>),
+    Commit(Awaited),
     Sleep(Duration),
     /// Asks another instance to count.
-    Ask(App, String, u64, Awaited),
+    Ask(String, u64, Awaited),
     /// Sends a scout.
-    Send(App, String, Errand, Awaited),
+    Send(String, Errand, Awaited),
     /// Asks another instance to ask this one.
-    Cycle(App, String),
+    Cycle(String, Awaited),
     /// Starts a task that counts these.
     Spawn(Vec<u64>),
     Passivate,
@@ -47,19 +49,24 @@ pub(super) enum Step {
     Overrun,
 }
 
-/// A message that says what to do.
+/// A message that says what to do. What is odd about it stays on its host.
+#[derive(Serialize, Deserialize)]
 pub struct Do {
     pub(super) steps: Vec<Step>,
+    #[serde(skip)]
     pub(super) odd: Option<Odd>,
 }
 
 /// What an instance says.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Said {
     /// What the steps that answer something answered.
     pub(super) flags: Vec<bool>,
     pub(super) value: i64,
     pub(super) alarms: Vec<String>,
+    /// Whether its host was the last of its name that had been started.
+    pub(super) is_current: bool,
+    #[serde(skip)]
     pub(super) odd: Option<Odd>,
 }
 
@@ -225,26 +232,25 @@ impl Handle<Do> for Cell {
                 }
                 Step::Commit(awaited) => {
                     let result = cx.commit().await;
-                    for awaited in awaited {
-                        tell(&awaited, outcome_of_commit(&result));
-                    }
+                    self.shared.awaiting.tell(awaited, outcome_of_commit(&result));
                     result?;
                 }
                 Step::Sleep(duration) => self.life().sleep(duration).await,
-                Step::Ask(cells, other, effect, awaited) => {
+                Step::Ask(other, effect, awaited) => {
+                    let cells = self.shared.app()?;
                     let answer = cells.request(&other, cells.message(&other, vec![Step::Count(effect)])).await;
                     said_arrived(&answer);
-                    tell(&awaited, outcome(&answer));
+                    self.shared.awaiting.tell(awaited, outcome(&answer));
                     answer.map_err(|error| Failed::Nested(error.to_string()))?;
                 }
-                Step::Send(app, scout, errand, awaited) => {
-                    let answer = app.scouts().request(&scout, errand).await;
+                Step::Send(scout, errand, awaited) => {
+                    let answer = self.shared.app()?.scouts().request(&scout, errand).await;
                     arrived(&answer);
-                    tell(&awaited, outcome(&answer));
+                    self.shared.awaiting.tell(awaited, outcome(&answer));
                     answer.map_err(|error| Failed::Nested(error.to_string()))?;
                 }
-                Step::Cycle(cells, other) => {
-                    let back = Step::Ask(cells.clone(), self.id.clone(), u64::MAX, Awaited::default());
+                Step::Cycle(other, awaited) => {
+                    let (cells, back) = (self.shared.app()?, Step::Ask(self.id.clone(), u64::MAX, awaited));
                     let answer = cells.request(&other, cells.message(&other, vec![back])).await;
                     said_arrived(&answer);
                     // The other owner's refusal or a deadline is as good an end as the cycle itself.
@@ -263,6 +269,7 @@ impl Handle<Do> for Cell {
             }
         }
         self.keep(odd);
+        said.is_current = self.life().is_current();
         said.odd = Odd::some(&self.shared, &self.id);
         Ok(said)
     }
@@ -276,7 +283,8 @@ impl Cell {
         cx.spawn::<Cell, _>(move |me| async move {
             let _held = odd;
             for effect in effects {
-                let parked = me.park();
+                // One that is not parked has something to bring to an end before its host may go.
+                let parked = life.random().chance(0.5).then(|| me.park());
                 life.sleep(Duration::from_millis(200)).await;
                 drop(parked);
                 let asked = life.history().ask(What::Effect(whole(&id, effect)));

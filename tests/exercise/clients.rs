@@ -6,21 +6,19 @@ mod letters;
 mod nested;
 
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use stable_interfaces::testing::{Client, Invariant, Outcome, What};
 
-use super::asking::{Awaited, ask, outcome, request, settle, tell};
+use super::asking::{ask, outcome, request, settle};
 use super::cell::Step;
 use super::kind::Kind;
 use super::{App, Exercise, INSTANCES, SCOUTS, whole};
 
 type Operation = (u64, &'static str);
 
-/// What clients do, and how often of a hundred.
+/// What clients do, and their weights.
 const OPERATIONS: [Operation; 23] = [
     (17, "count"),
     (12, "alarm from inside"),
@@ -33,7 +31,7 @@ const OPERATIONS: [Operation; 23] = [
     (9, "post"),
     (2, "post again"),
     (4, "connection"),
-    (4, "task"),
+    (8, "task"),
     (2, "hold"),
     (2, "passivate"),
     (2, "stop"),
@@ -88,7 +86,7 @@ impl Exercise {
             "task" => self.task(client, &id).await,
             "hold" => self.set(client, &id, Kind::Holds, true, None).await,
             "passivate" => {
-                let answer = request(client, &id, |_| vec![Step::Passivate]).await;
+                let answer = request(client, &id, || vec![Step::Passivate]).await;
                 if matches!(answer, Some((Ok(_), _))) {
                     client.count("passivate");
                 }
@@ -107,8 +105,8 @@ impl Exercise {
             "errand" => self.errand(client, &id).await,
             "alarm of a scout" => self.scout_alarm(client).await,
             "cycle" => {
-                let other = Self::some_instance(client);
-                let answer = request(client, &id, |cells| vec![Step::Cycle(cells, other.clone())]).await;
+                let (other, back) = (Self::some_instance(client), self.awaiting.prepare());
+                let answer = request(client, &id, || vec![Step::Cycle(other.clone(), back)]).await;
                 if let Some((Ok(said), _)) = answer {
                     client.count("cycle found");
                     if said.flags == [false] {
@@ -128,15 +126,18 @@ impl Exercise {
         let ask = |effect| client.history().ask(What::Effect(whole(id, effect)));
         let (first, last) = (self.next(), self.next());
         let commits = random.chance(0.3);
-        let early: Awaited = Arc::new(Mutex::new(commits.then(|| ask(first))));
+        let early = self.awaiting.prepare();
+        if commits {
+            self.awaiting.ask(early, ask(first));
+        }
         let asked = ask(last);
         let both = (!commits).then(|| ask(first));
         let (sleeps, ends, scratches) =
             (random.up_to(Duration::from_millis(300)), random.below(100), random.chance(0.2));
-        let answer = request(client, id, |_| {
+        let answer = request(client, id, || {
             let mut steps = vec![Step::Count(first)];
             if commits {
-                steps.push(Step::Commit(vec![early.clone()]));
+                steps.push(Step::Commit(early));
             }
             if ends % 3 == 0 {
                 steps.push(Step::Sleep(sleeps));
@@ -163,7 +164,7 @@ impl Exercise {
                 client.history().denied(&whole(id, first));
             }
         } else {
-            tell(&early, Outcome::Not);
+            self.awaiting.tell(early, Outcome::Not);
         }
         let rest = answer.as_ref().map(|(answer, site)| (Outcome::of_rest(answer), site));
         match rest {
@@ -178,17 +179,17 @@ impl Exercise {
     /// Raises a counter that is read as well.
     async fn add(&self, client: &Client<App>, id: &str) {
         let asked = client.history().ask(What::Effect(format!("{id}/n")));
-        let answer = request(client, id, |_| vec![Step::Add]).await;
+        let answer = request(client, id, || vec![Step::Add]).await;
         settle(client, asked, &answer, "request");
     }
 
     async fn read(&self, client: &Client<App>, id: &str) {
         let look = client.history().look(&format!("{id}/n"));
-        let answer = request(client, id, |_| vec![Step::Read]).await;
-        if let Some((Ok(said), site)) = answer {
+        let answer = request(client, id, || vec![Step::Read]).await;
+        if let Some((Ok(said), _)) = answer {
             client.count("read");
             // One that has been replaced may answer from memory until it learns of that.
-            if site.life().is_current() {
+            if said.is_current {
                 look.saw(said.value);
             }
         }
@@ -199,7 +200,7 @@ impl Exercise {
         let one = || async {
             let effect = self.next();
             let asked = client.history().ask(What::Effect(whole(id, effect)));
-            let answer = request(client, id, |_| vec![Step::Count(effect)]).await;
+            let answer = request(client, id, || vec![Step::Count(effect)]).await;
             settle(client, asked, &answer, "request");
         };
         let mut all: Vec<_> = (0..12).map(|_| Box::pin(one())).collect();
@@ -214,7 +215,7 @@ impl Exercise {
     async fn dropped(&self, client: &Client<App>, id: &str) {
         let effect = self.next();
         let asked = client.history().ask(What::Effect(whole(id, effect)));
-        let work = request(client, id, |_| vec![Step::Count(effect), Step::Sleep(Duration::from_millis(100))]);
+        let work = request(client, id, || vec![Step::Count(effect), Step::Sleep(Duration::from_millis(100))]);
         let answer = tokio::select! { biased;
             answer = work => answer,
             () = client.sleep(client.random().up_to(Duration::from_millis(120))) => return drop(asked),

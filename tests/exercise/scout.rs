@@ -4,13 +4,14 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use stable_interfaces::testing::{Began, Invariant};
 use stable_interfaces::{Alarm, Context, ContextError, Handle, OnAlarm, StableInterface};
 
-use super::asking::{Awaited, outcome, said_arrived, tell};
+use super::asking::{Awaited, outcome, said_arrived};
 use super::cell::Step;
 use super::kind::Kind;
-use super::{App, Failed, Running, Shared, whole};
+use super::{Failed, Running, Shared, whole};
 
 /// An instance of the other interface, which counts what it was sent for and asks a cell to do so.
 pub struct Scout {
@@ -20,8 +21,8 @@ pub struct Scout {
 }
 
 /// A message that sends a scout to a cell.
+#[derive(Serialize, Deserialize)]
 pub struct Errand {
-    pub(super) app: App,
     pub(super) cell: String,
     /// What the scout counts, and what the cell.
     pub(super) effects: (u64, u64),
@@ -64,11 +65,12 @@ impl Handle<Errand> for Scout {
 
     async fn handle(&mut self, cx: &mut Context, errand: Errand) -> Result<(), Failed> {
         let _running = self.enter();
-        let Errand { app, cell, effects, awaited, sleeps } = errand;
+        let Errand { cell, effects, awaited, sleeps } = errand;
+        let app = self.shared.app()?;
         self.count(cx, effects.0).await?;
         let answer = app.request(&cell, app.message(&cell, vec![Step::Count(effects.1)])).await;
         said_arrived(&answer);
-        tell(&awaited, outcome(&answer));
+        self.shared.awaiting.tell(awaited, outcome(&answer));
         answer.map_err(|error| Failed::Nested(error.to_string()))?;
         self.shared.life.sleep(sleeps).await;
         Ok(())

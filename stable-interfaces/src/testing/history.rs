@@ -34,6 +34,11 @@ pub enum Invariant {
     Recorded,
     /// I9: nothing is left when a host is gone.
     NothingLeft,
+    /// I10: a request that was answered `Ok` has its effects exactly once, one that was answered with a definite error has none, whichever
+    /// host it was asked at.
+    Answered,
+    /// I11: once nothing fails any more, each shard has one owner, the host it is placed on, within three leases.
+    Settled,
     /// One handler of an instance at a time, and none of an incarnation that has ended.
     OneAtATime,
     /// Checks that what is read is what was acknowledged.
@@ -54,6 +59,8 @@ impl fmt::Display for Invariant {
             Invariant::InOrder => "I7 (in order)",
             Invariant::Recorded => "I8 (recorded)",
             Invariant::NothingLeft => "I9 (nothing left)",
+            Invariant::Answered => "I10 (answered)",
+            Invariant::Settled => "I11 (settled)",
             Invariant::OneAtATime => "one at a time",
             Invariant::Read => "read",
             Invariant::Repeats => "repeats",
@@ -136,6 +143,16 @@ pub enum What {
     Requeue(String),
     /// The end of a dead letter without handling. The name is that of the letter's effect.
     Discard(String),
+}
+
+impl What {
+    /// The effect of a request or a message.
+    fn effect(&self) -> Option<&str> {
+        match self {
+            What::Effect(effect) | What::Post { effect, .. } => Some(effect),
+            _ => None,
+        }
+    }
 }
 
 /// One setting of an alarm.
@@ -285,8 +302,8 @@ impl History {
     pub fn ask(&self, what: What) -> Pending {
         let mut record = self.0.lock();
         let at = record.step(1, &format!("{what:?}"));
-        if let What::Effect(effect) | What::Post { effect, .. } = &what {
-            record.counts.entry(effect.clone()).or_default().asked += 1;
+        if let Some(effect) = what.effect() {
+            record.counts.entry(effect.to_owned()).or_default().asked += 1;
         }
         let index = record.asked.len();
         record.asked.push(Asked { what, at, told: None });
@@ -299,8 +316,8 @@ impl History {
         let Record { asked, counts, .. } = &mut *record;
         let asked = &mut asked[index];
         asked.told = Some(Told { at, outcome, by });
-        if let What::Effect(effect) | What::Post { effect, .. } = &asked.what {
-            let count = counts.entry(effect.clone()).or_default();
+        if let Some(effect) = asked.what.effect() {
+            let count = counts.entry(effect.to_owned()).or_default();
             count.done += i64::from(outcome == Outcome::Done);
             count.refused += i64::from(outcome == Outcome::Not);
         }
@@ -445,16 +462,18 @@ impl Checker<'_> {
         self.end.effects.get(effect).copied().unwrap_or(0)
     }
 
-    /// Too few are a loss, unless it still waits; too many are a repetition.
-    fn compare(&mut self, effect: &str, (least, most): (i64, i64), why: &str) {
+    /// Too few are a loss, unless it still waits; too many are a repetition. Of a request either is a false answer.
+    fn compare(&mut self, effect: &str, (least, most): (i64, i64), is_request: bool, why: &str) {
         let happened = self.happened(effect);
         let is_waiting = self.end.waiting.contains(effect);
+        let of_request = |otherwise| if is_request { Invariant::Answered } else { otherwise };
         if happened < least && !is_waiting {
             let what = format!("{effect} happened {happened} times, not {least}: {why}");
-            self.wrong(if happened == 0 { Invariant::Kept } else { Invariant::Once }, what);
+            self.wrong(of_request(if happened == 0 { Invariant::Kept } else { Invariant::Once }), what);
         }
         if happened > most {
-            self.wrong(Invariant::Once, format!("{effect} happened {happened} times, not {most} at most: {why}"));
+            let what = format!("{effect} happened {happened} times, not {most} at most: {why}");
+            self.wrong(of_request(Invariant::Once), what);
         }
     }
 
@@ -476,6 +495,8 @@ impl Checker<'_> {
             }
         }
         let record = self.record;
+        let of_post = |asked: &&Asked| matches!(asked.what, What::Post { .. });
+        let posts: BTreeSet<_> = record.asked.iter().filter(of_post).filter_map(|asked| asked.what.effect()).collect();
         for (effect, count) in &record.counts {
             let is_post = inserted.contains_key(effect.as_str());
             let done = if is_post { count.done.min(1) } else { count.done };
@@ -487,10 +508,10 @@ impl Checker<'_> {
                 Some(times) => *times,
                 None => count.asked - count.refused + requeued.get(effect.as_str()).copied().unwrap_or(0),
             };
-            self.compare(effect, (least, most), &format!("{count:?}"));
+            self.compare(effect, (least, most), !posts.contains(effect.as_str()), &format!("{count:?}"));
         }
         for effect in record.denied.iter().filter(|effect| self.happened(effect) > 0).cloned().collect::<Vec<_>>() {
-            self.wrong(Invariant::Once, format!("{effect} happened, and its request was told that nothing had"));
+            self.wrong(Invariant::Answered, format!("{effect} happened, and its request was told that nothing had"));
         }
         for effect in self.end.effects.keys() {
             if !record.counts.contains_key(effect) && !settings.contains(effect.as_str()) {
@@ -557,7 +578,7 @@ impl Checker<'_> {
         let was_set = asked.done_at().is_some() || !starts.is_empty();
         let least = if was_set && !is_replaced { setting.times.0 } else { 0 };
         let most = if asked.may_have_happened() { setting.times.1 } else { 0 };
-        self.compare(&setting.effect, (least, most), &format!("an alarm that was {:?}", asked.told));
+        self.compare(&setting.effect, (least, most), false, &format!("an alarm that was {:?}", asked.told));
         if !asked.may_have_happened() && !starts.is_empty() {
             self.wrong(Invariant::Once, format!("{} began although its setting was refused", setting.effect));
         }
@@ -638,7 +659,7 @@ mod tests {
         assert_eq!(history.check(&happened("a/1")), []);
         history.denied("a/1");
         let found = history.check(&happened("a/1"));
-        assert!(matches!(&found[..], [Violation { invariant: Invariant::Once, .. }]), "{found:?}");
+        assert!(matches!(&found[..], [Violation { invariant: Invariant::Answered, .. }]), "{found:?}");
     }
 
     #[test]
@@ -670,6 +691,6 @@ mod tests {
         let history = History::default();
         history.ask(What::Effect("a/2".to_owned())).told(Outcome::of_rest(&Err::<(), _>(panicked().in_doubt())));
         let found = history.check(&happened("a/2"));
-        assert!(matches!(&found[..], [Violation { invariant: Invariant::Once, .. }]), "{found:?}");
+        assert!(matches!(&found[..], [Violation { invariant: Invariant::Answered, .. }]), "{found:?}");
     }
 }

@@ -1,7 +1,7 @@
 //! A whole fleet in one thread and no time: its hosts, their store, what fails, and those who use it.
 //!
 //! Everything runs on one current-thread runtime under its paused clock, and whatever is left to chance comes from the seed, so
-//! a run repeats exactly. A host is a group of tasks with a clock and a way to the store of its own. It dies as a process does:
+//! a run repeats exactly. A host is a group of tasks with a clock, a way to the store and mostly one to the other hosts. It dies as a process does:
 //! first nothing goes out of it any more, then its tasks are dropped. Each run ends with a time without faults, in which
 //! everything that was asked for has to come to its end; then the [`History`] is compared with what is stored.
 //!
@@ -9,8 +9,11 @@
 //! they take crashes.
 
 mod fleet;
+mod life;
 mod link;
+mod moves;
 mod nemesis;
+mod network;
 mod overdue;
 
 use std::collections::BTreeMap;
@@ -20,7 +23,8 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use self::fleet::{Shape, World};
+use self::fleet::{LEASE, Shape, World};
+use self::network::{Between, Network};
 use super::dump::StoreDump;
 use super::history::{End, History, Invariant, Violation};
 use super::sim::{SeededRandom, SimClock};
@@ -30,8 +34,9 @@ use crate::host::HostBuilder;
 use crate::store::{AlarmRow, MemoryStore, ShardId, Store};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Arc, Mutex};
+use crate::transport::Transport;
 
-pub use self::fleet::{Life, Site};
+pub use self::life::{Life, Site};
 
 /// The time at which the wall of a simulation begins.
 const START: Timestamp = Timestamp::from_millis(1_700_000_000_000);
@@ -76,14 +81,15 @@ pub trait Workload: Send + Sync + 'static {
 pub struct Faults {
     /// The mean time between two events: a crash, a pause, a store that is down.
     pub(crate) between: Option<Duration>,
-    /// The likelihood that a call of the store meets a fault.
+    /// The likelihood that a call of the store meets a fault, or a frame between hosts.
     pub(crate) calls: f64,
 }
 
 impl Faults {
     /// Nothing fails.
     pub const NONE: Faults = Faults { between: None, calls: 0.0 };
-    /// Everything fails: something happens to some host every few seconds, and to one in ten calls of the store.
+    /// Everything fails: something happens to some host every few seconds, and to one in ten calls of the store and frames
+    /// between hosts.
     pub const ALL: Faults = Faults { between: Some(Duration::from_secs(12)), calls: 0.1 };
 }
 
@@ -260,6 +266,10 @@ pub struct Run {
     pub crashes: u64,
     /// The number of commits that were carried out and their writer never heard.
     pub ambiguous_commits: u64,
+    /// The number of shards that hosts handed over to others, and did not end themselves.
+    pub handed_over: u64,
+    /// The number of requests that hosts took for others.
+    pub forwarded: u64,
 }
 
 type Wrap = Arc<dyn Fn(Arc<dyn Store>) -> Arc<dyn Store> + Send + Sync>;
@@ -325,6 +335,9 @@ pub struct Simulation {
     length: Duration,
     faults: Faults,
     wrap: Option<Wrap>,
+    between: Option<Between>,
+    /// Set where that is not drawn.
+    is_live: Option<bool>,
 }
 
 impl fmt::Debug for Simulation {
@@ -338,7 +351,17 @@ impl Simulation {
     #[must_use]
     pub fn new(seed: u64) -> Simulation {
         let length = Duration::from_secs(600);
-        Simulation { seed, hosts: 3, shards: 32, clients: 6, length, faults: Faults::NONE, wrap: None }
+        Simulation {
+            seed,
+            hosts: 3,
+            shards: 32,
+            clients: 6,
+            length,
+            faults: Faults::NONE,
+            wrap: None,
+            between: None,
+            is_live: None,
+        }
     }
 
     /// The number of hosts there are at first.
@@ -383,6 +406,23 @@ impl Simulation {
         self
     }
 
+    /// Puts something between each host and its transport: to show that a broken one is found out. All hosts then have one.
+    #[must_use]
+    pub fn between(
+        mut self,
+        wrap: impl Fn(Arc<dyn Transport>) -> Arc<dyn Transport> + Send + Sync + 'static,
+    ) -> Simulation {
+        self.between = Some(Arc::new(wrap));
+        self
+    }
+
+    /// Says whether hosts go by no list, and join and leave through the store. Default: in some runs they do.
+    #[must_use]
+    pub fn live(mut self, is_live: bool) -> Simulation {
+        self.is_live = Some(is_live);
+        self
+    }
+
     /// Runs it, on this thread.
     ///
     /// # Panics
@@ -417,9 +457,10 @@ impl Simulation {
         // Every second fleet has a store that is spread over machines, of which some may be away. In two of five a lease does not run
         // out, as that of the only host on an embedded store.
         let is_spread = self.wrap.is_none() && self.seed % 2 == 1;
-        let lease = if matches!(self.seed % 5, 1 | 3) { Duration::MAX } else { Duration::from_secs(6) };
-        // In some the hosts go by no list, and join and leave through the store.
-        let is_live = self.wrap.is_none() && lease < Duration::MAX && matches!(self.seed % 5, 0 | 4);
+        // In some the hosts go by no list, and join and leave through the store. Most can talk to each other.
+        let is_live = self.is_live.unwrap_or(self.wrap.is_none() && matches!(self.seed % 5, 0 | 4));
+        let lease = if !is_live && matches!(self.seed % 5, 1 | 3) { Duration::MAX } else { LEASE };
+        let is_linked = self.between.is_some() || self.seed % 4 != 2;
         let (hosts, shards, calls) = (self.hosts, self.shards, self.faults.calls);
         let shape = Shape { hosts, shards, calls, is_spread, lease, is_live };
         let make = if is_spread { MemoryStore::spread } else { MemoryStore::with_clock };
@@ -428,7 +469,7 @@ impl Simulation {
             Some(wrap) => wrap(Arc::new(memory.clone())),
             None => Arc::new(memory.clone()),
         };
-        let store: Arc<dyn Store> = Arc::new(Witness::new(inner, history.clone()));
+        let store: Arc<dyn Store> = Arc::new(Witness::new(inner, history.clone()).clock(Arc::new(clock.clone())));
         let common = Arc::new(Common {
             clock: clock.clone(),
             history: history.clone(),
@@ -438,7 +479,8 @@ impl Simulation {
             is_over: AtomicBool::new(false),
             is_healed: AtomicBool::new(false),
         });
-        let world = World::new(common.clone(), store.clone(), &workload, shape);
+        let network = is_linked.then(|| Network::new(common.clone(), calls, self.between.clone()));
+        let world = World::new(common.clone(), store.clone(), network, &workload, shape);
         world.start_all();
         let mut watching = JoinSet::new();
         let watched = workload.clone();

@@ -5,28 +5,87 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
 use async_trait::async_trait;
 
 use super::history::{History, Invariant};
+use crate::clock::Clock;
 use crate::store::{
     Claim, Claimed, Epoch, Found, Hints, Incarnation, Loaded, Members, NewMessage, Page, Posted, Read, Renewal,
     Renewed, ShardId, Store, StoreError, Write,
 };
 use crate::sync::{Arc, Mutex};
 
-/// Passes everything on to a store, and tells a [`History`] when the writes of two owners of a shard interleave.
+/// Passes everything on to a store, and tells a [`History`] when the writes of two owners of a shard interleave, or a shard is granted
+/// whose owner lives.
 pub struct Witness {
     inner: Arc<dyn Store>,
     history: History,
+    /// The clock by which leases end, if they are looked at.
+    clock: Option<Arc<dyn Clock>>,
     owners: Mutex<BTreeMap<ShardId, (Epoch, Incarnation)>>,
+    /// The keeper of each shard, and the time until which it keeps that at least.
+    leases: Mutex<BTreeMap<ShardId, Kept>>,
+}
+
+/// A shard that somebody keeps.
+struct Kept {
+    incarnation: Incarnation,
+    host: Arc<str>,
+    until: Duration,
 }
 
 impl Witness {
     /// A witness of what `inner` does.
     #[must_use]
     pub fn new(inner: Arc<dyn Store>, history: History) -> Witness {
-        Witness { inner, history, owners: Mutex::default() }
+        Witness { inner, history, clock: None, owners: Mutex::default(), leases: Mutex::default() }
+    }
+
+    /// Has it look at leases too, which end by this clock.
+    #[must_use]
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Witness {
+        self.clock = Some(clock);
+        self
+    }
+
+    /// Shards were granted: of each the owner before has given it up, is another life of the same host, or has a lease that is over.
+    fn granted(&self, claim: &Claim, claimed: &Claimed) {
+        let Some(clock) = &self.clock else { return };
+        let (now, until) = (clock.elapsed(), clock.elapsed().saturating_add(claim.lease));
+        for grant in &claimed.granted {
+            let kept = Kept { incarnation: claim.incarnation, host: claim.host.clone(), until };
+            let before = self.leases.lock().insert(grant.shard, kept);
+            if let Some(before) = before.filter(|before| before.host != claim.host && before.until > now) {
+                let (shard, left) = (grant.shard, before.until - now);
+                let what =
+                    format!("shard {shard} is granted to {}, and {} has it for {left:?} more", claim.host, before.host);
+                self.history.violated(Invariant::OneWriter, what);
+            }
+        }
+    }
+
+    /// The lease was renewed: of these shards at least.
+    fn renewed(&self, renewal: &Renewal, owned: &[ShardId]) {
+        let Some(clock) = &self.clock else { return };
+        let until = clock.elapsed().saturating_add(renewal.lease);
+        let mut leases = self.leases.lock();
+        for shard in owned {
+            if let Some(kept) = leases.get_mut(shard).filter(|kept| kept.incarnation == renewal.incarnation) {
+                kept.until = until;
+            }
+        }
+    }
+
+    /// Shards were given up.
+    fn released(&self, incarnation: Incarnation, shards: &[ShardId]) {
+        let mut leases = self.leases.lock();
+        for shard in shards {
+            if leases.get(shard).is_some_and(|kept| kept.incarnation == incarnation) {
+                leases.remove(shard);
+            }
+        }
     }
 
     /// A shard was granted, or a write to it was accepted, under this epoch.
@@ -63,15 +122,20 @@ impl Store for Witness {
         for grant in &claimed.granted {
             self.saw(grant.shard, grant.epoch, claim.incarnation, "a claim");
         }
+        self.granted(claim, &claimed);
         Ok(claimed)
     }
 
     async fn renew(&self, renewal: &Renewal) -> Result<Renewed, StoreError> {
-        self.inner.renew(renewal).await
+        let renewed = self.inner.renew(renewal).await?;
+        self.renewed(renewal, &renewed.owned);
+        Ok(renewed)
     }
 
     async fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {
-        self.inner.release(incarnation, shards).await
+        self.inner.release(incarnation, shards).await?;
+        self.released(incarnation, shards);
+        Ok(())
     }
 
     async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {

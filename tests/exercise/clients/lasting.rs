@@ -58,7 +58,7 @@ impl Exercise {
         let effects: Vec<_> = (0..client.random().below(4) + 1).map(|_| self.next()).collect();
         let counted = self.next();
         let asked = client.history().ask(What::Effect(whole(id, counted)));
-        let answer = request(client, id, |_| vec![Step::Count(counted), Step::Spawn(effects.clone())]).await;
+        let answer = request(client, id, || vec![Step::Count(counted), Step::Spawn(effects.clone())]).await;
         settle(client, asked, &answer, "task started");
     }
 }

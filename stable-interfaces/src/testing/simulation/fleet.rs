@@ -1,137 +1,25 @@
 //! The hosts of a simulation: who lives, who is being started, who has been replaced and does not know.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::time::Duration;
 
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::link::{HostClock, Link};
+use super::life::{Life, LifeState, Site};
+use super::link::{HostClock, Link, described, set_chances};
+use super::network::Network;
 use super::{Common, Run, Workload};
-use crate::clock::{Clock, Sleep, Timestamp, within};
+use crate::clock::{Clock, within};
 use crate::fleet::Fleet;
 use crate::host::{Health, Host, HostBuilder};
+use crate::shards::handoff::Handoff;
 use crate::store::{ShardId, Store};
-use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Arc, Mutex, Notify};
-use crate::testing::{Answer, Fault, FaultStore, History, Invariant, Method, SeededRandom};
+use crate::testing::{Answer, Fault, FaultStore, Invariant, Method, SeededRandom};
 
-/// One life of a host, as what runs on it sees it.
-#[derive(Clone)]
-pub struct Life(Arc<LifeState>);
-
-struct LifeState {
-    number: u64,
-    name: Arc<str>,
-    clock: Arc<HostClock>,
-    common: Arc<Common>,
-    /// Tells whether it is the last of its name that was started.
-    is_current: AtomicBool,
-}
-
-impl fmt::Debug for Life {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Life").field("host", &self.0.name).field("number", &self.0.number).finish_non_exhaustive()
-    }
-}
-
-impl Life {
-    /// The number of this life, counted over all lives of all hosts.
-    #[must_use]
-    pub fn number(&self) -> u64 {
-        self.0.number
-    }
-
-    /// The name of the life's host.
-    #[must_use]
-    pub fn host(&self) -> &str {
-        &self.0.name
-    }
-
-    /// The wall clock of the life's host.
-    #[must_use]
-    pub fn now(&self) -> Timestamp {
-        self.0.clock.now()
-    }
-
-    /// The latest time that the host's wall clock has ever shown.
-    #[must_use]
-    pub fn latest(&self) -> Timestamp {
-        self.0.clock.latest()
-    }
-
-    /// A sleep by the host's clock, which does not end while the host stands still.
-    #[must_use]
-    pub fn sleep(&self, duration: Duration) -> Sleep {
-        self.0.clock.sleep(duration)
-    }
-
-    /// Waits while the host stands still.
-    pub async fn awake(&self) {
-        self.0.clock.pause.passed().await;
-    }
-
-    /// Tells whether no other life of the same host has been started since.
-    #[must_use]
-    pub fn is_current(&self) -> bool {
-        self.0.is_current.load(Ordering::SeqCst)
-    }
-
-    /// Tells whether nothing fails any more.
-    #[must_use]
-    pub fn is_healed(&self) -> bool {
-        self.0.common.is_healed.load(Ordering::SeqCst)
-    }
-
-    /// The history in which all that happens is written down.
-    #[must_use]
-    pub fn history(&self) -> &History {
-        &self.0.common.history
-    }
-
-    /// The random numbers of this simulation.
-    #[must_use]
-    pub fn random(&self) -> &SeededRandom {
-        &self.0.common.random
-    }
-
-    /// Counts an operation that was acknowledged.
-    pub fn count(&self, kind: &str) {
-        self.0.common.operations.lock().add(kind, 1);
-    }
-
-    /// Counts something that was made to fail.
-    pub fn fault(&self, name: &str) {
-        self.0.common.fault(name);
-    }
-}
-
-/// A host as its clients see it.
-#[derive(Clone)]
-pub struct Site<A> {
-    life: Life,
-    app: A,
-}
-
-impl<A> fmt::Debug for Site<A> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Site").field("life", &self.life).finish_non_exhaustive()
-    }
-}
-
-impl<A> Site<A> {
-    /// The application's handles on this host.
-    #[must_use]
-    pub fn app(&self) -> &A {
-        &self.app
-    }
-
-    /// The life of a host that it is.
-    #[must_use]
-    pub fn life(&self) -> &Life {
-        &self.life
-    }
-}
+/// For how long a host keeps what it does not renew, where that ends.
+pub(super) const LEASE: Duration = Duration::from_secs(6);
 
 /// A host that was started.
 pub(super) struct Running<A> {
@@ -172,6 +60,21 @@ impl<A> Running<A> {
         self.clock().pause.is_on()
     }
 
+    /// Tells whether a shard that belongs to another host is here on this stretch of its way there.
+    pub(super) fn has_on_its_way(&self, stretch: Handoff) -> bool {
+        let host = self.host.lock();
+        let Some(host) = host.as_ref() else { return false };
+        let assigned = host.assigned();
+        host.shards()
+            .iter()
+            .any(|shard| assigned.binary_search(shard).is_err() && host.handoff(*shard) == Some(stretch))
+    }
+
+    /// Tells whether a task of an instance has something to bring to an end here, and whether a handler runs.
+    pub(super) fn is_busy(&self) -> (bool, bool) {
+        self.host.lock().as_ref().map(Host::is_busy).unwrap_or_default()
+    }
+
     /// The shards of a host that runs and says that nothing of them is due.
     pub(super) fn idle_shards(&self) -> Option<Vec<ShardId>> {
         let host = self.host.lock();
@@ -202,8 +105,12 @@ type Register<A> = dyn Fn(HostBuilder, &Life) -> (HostBuilder, A) + Send + Sync;
 pub(super) struct World<A> {
     pub(super) common: Arc<Common>,
     store: Arc<dyn Store>,
+    /// The way of hosts to each other, where they have one.
+    pub(super) network: Option<Network>,
     register: Box<Register<A>>,
     pub(super) shape: Shape,
+    /// The number of shards that hosts have handed over.
+    handed_over: Arc<AtomicU64>,
     state: Mutex<State<A>>,
 }
 
@@ -238,6 +145,7 @@ impl<A: Clone + Send + Sync + 'static> World<A> {
     pub(super) fn new<W: Workload<App = A>>(
         common: Arc<Common>,
         store: Arc<dyn Store>,
+        network: Option<Network>,
         workload: &Arc<W>,
         shape: Shape,
     ) -> Arc<World<A>> {
@@ -259,7 +167,8 @@ impl<A: Clone + Send + Sync + 'static> World<A> {
             let app = workload.register(&mut host, life);
             (host, app)
         };
-        Arc::new(World { common, store, register: Box::new(register), shape, state: Mutex::new(state) })
+        let (register, state) = (Box::new(register), Mutex::new(state));
+        Arc::new(World { common, store, network, register, shape, handed_over: Arc::default(), state })
     }
 
     pub(super) fn shard_of(&self, id: &str) -> Option<ShardId> {
@@ -312,6 +221,11 @@ impl<A: Clone + Send + Sync + 'static> World<A> {
     /// Does something with a host that lives.
     pub(super) fn with<T>(&self, name: &str, f: impl FnOnce(&Running<A>) -> T) -> Option<T> {
         self.state.lock().living.get(name).map(f)
+    }
+
+    /// The life of the living host of this name.
+    pub(super) fn life_of(&self, name: &str) -> Option<u64> {
+        self.with(name, |running| running.site.life.number())
     }
 
     /// Does something with every host.
@@ -393,7 +307,7 @@ impl<A: Clone + Send + Sync + 'static> World<A> {
             set_chances(&faults, self.shape.calls);
         }
         common.history.life_began(life.number());
-        let link = Link { faults, pause: clock.pause.clone(), is_dead: Arc::default() };
+        let link = Link::new(faults, clock.pause.clone(), self.handed_over.clone());
         let second = Duration::from_secs(1);
         let builder = Host::builder(&**name, fleet)
             .store(link.clone())
@@ -406,8 +320,12 @@ impl<A: Clone + Send + Sync + 'static> World<A> {
             .max_firing(32)
             .alarm_window(16)
             .settle(second * 3)
-            .handoff_batch(2)
+            .handoff_batch(4)
             .handoff_timeout(second * 2);
+        let builder = match &self.network {
+            Some(network) => builder.shared_transport(network.transport(life.number(), &link)),
+            None => builder,
+        };
         let (builder, app) = (self.register)(builder, &life);
         let since = common.clock.elapsed();
         let faults = link.faults.clone();
@@ -576,6 +494,9 @@ impl<A: Clone + Send + Sync + 'static> World<A> {
             faults.heal();
             faults.release_hanging();
         }
+        if let Some(network) = &self.network {
+            network.heal();
+        }
         self.each(|running| {
             running.pause(false);
             running.set_right();
@@ -587,14 +508,22 @@ impl<A: Clone + Send + Sync + 'static> World<A> {
         let mut drains = std::mem::take(&mut self.state.lock().drains);
         while drains.join_next().await.is_some() {}
         let healthy = async {
+            let mut since = None;
             loop {
                 self.supervise();
-                clock.sleep(Duration::from_secs(1)).await;
+                clock.sleep(Duration::from_millis(500)).await;
                 let extra: Vec<_> = self.names().into_iter().filter(|name| !self.wanted().contains(name)).collect();
                 for name in extra {
                     self.crash(&name);
                 }
-                if self.is_whole() {
+                let unsettled = self.unsettled();
+                if unsettled.is_none() {
+                    break;
+                }
+                since = if self.is_up() { since.or(Some(clock.elapsed())) } else { None };
+                if since.is_some_and(|since| clock.elapsed() > since + LEASE * 3) {
+                    let what = format!("after three leases without faults {}", unsettled.unwrap_or_default());
+                    self.common.history.violated(Invariant::Settled, what);
                     break;
                 }
             }
@@ -612,18 +541,33 @@ impl<A: Clone + Send + Sync + 'static> World<A> {
         state.fleet.hosts().iter().all(|name| state.living.get(name).is_some_and(is_idle))
     }
 
-    /// Tells whether every shard is owned by the host it belongs to, and by no other.
-    fn is_whole(&self) -> bool {
+    /// Tells whether every host that is to be there runs.
+    fn is_up(&self) -> bool {
         let state = self.state.lock();
-        let mut owned = 0;
-        state.fleet.hosts().iter().all(|name| {
-            let Some(running) = state.living.get(name) else { return false };
-            let host = running.host.lock();
-            let Some(host) = host.as_ref() else { return false };
-            let shards = host.shards();
-            owned += shards.len();
-            host.health() == Health::Running && shards == host.assigned()
-        }) && owned == state.fleet.shards() as usize
+        let is_up = |running: &Running<A>| running.health() == Some(Health::Running);
+        state.fleet.hosts().iter().all(|name| state.living.get(name).is_some_and(is_up))
+    }
+
+    /// Names something that is not as it is to be in the end: every shard owned by the host it belongs to, and by no other.
+    fn unsettled(&self) -> Option<String> {
+        let state = self.state.lock();
+        let mut owners = vec![Vec::new(); state.fleet.shards() as usize];
+        for name in state.fleet.hosts() {
+            let host = state.living.get(name).map(|running| running.host.lock());
+            let Some(host) = host.as_ref().and_then(|host| host.as_ref()) else {
+                return Some(format!("{name} is not there"));
+            };
+            if host.health() != Health::Running {
+                return Some(format!("{name} is {:?}", host.health()));
+            }
+            let (shards, assigned) = (host.shards(), host.assigned());
+            if shards != assigned {
+                return Some(format!("{name} owns {shards:?}, and {assigned:?} are placed on it"));
+            }
+            shards.iter().for_each(|shard| owners[shard.0 as usize].push(name.clone()));
+        }
+        let odd = owners.iter().position(|owners| owners.len() != 1)?;
+        Some(format!("shard {odd} is owned by {:?}", owners[odd]))
     }
 
     /// Marks a host as one to empty, or takes the mark away.
@@ -643,12 +587,17 @@ impl<A: Clone + Send + Sync + 'static> World<A> {
         }
         let mut starts = std::mem::take(&mut self.state.lock().starts);
         starts.shutdown().await;
+        if let Some(network) = &self.network {
+            network.end().await;
+        }
     }
 
     /// Adds up what happened to the calls of the store.
     pub(super) fn tally(&self, run: &mut Run) {
         let state = self.state.lock();
         run.host_time += state.host_time;
+        run.handed_over = self.handed_over.load(Ordering::SeqCst);
+        run.forwarded = self.network.as_ref().map_or(0, Network::taken);
         for faults in &state.links {
             for call in faults.log() {
                 if let Some(fault) = call.fault {
@@ -658,39 +607,5 @@ impl<A: Clone + Send + Sync + 'static> World<A> {
                 run.ambiguous_commits += u64::from(is_ambiguous && call.method == Method::Commit);
             }
         }
-    }
-}
-
-fn described(fault: Fault) -> &'static str {
-    match fault {
-        Fault::FailBefore => "failed before",
-        Fault::FailAfter => "failed after",
-        Fault::Delay(_) | Fault::DelayUpTo(_) => "slow way to",
-        Fault::SlowAnswer(_) => "slow way back from",
-        Fault::Hang | Fault::HangAfter => "hanging",
-        Fault::Late(_) | Fault::HangLate(_) | Fault::LateUntilTold => "late arrival of",
-    }
-}
-
-/// The faults that calls meet by chance, `calls` of them all.
-fn set_chances(faults: &FaultStore, calls: f64) {
-    let seconds = Duration::from_secs;
-    for method in Method::ALL {
-        for (fault, part) in [
-            (Fault::FailBefore, 0.10),
-            (Fault::FailAfter, 0.15),
-            (Fault::DelayUpTo(seconds(1)), 0.28),
-            (Fault::SlowAnswer(seconds(1)), 0.23),
-            (Fault::Hang, 0.02),
-            (Fault::HangAfter, 0.02),
-            (Fault::DelayUpTo(seconds(6)), 0.05),
-            (Fault::SlowAnswer(seconds(6)), 0.05),
-            (Fault::Late(seconds(3)), 0.04),
-            (Fault::HangLate(seconds(8)), 0.06),
-        ] {
-            faults.set_chance(method, fault, calls * part);
-        }
-        // Nothing answers at once.
-        faults.set_chance(method, Fault::DelayUpTo(Duration::from_millis(5)), (1.0 - calls) * 0.1);
     }
 }

@@ -9,9 +9,9 @@ use crate::store::{
     Claim, Claimed, Found, Hints, Incarnation, Loaded, Members, NewMessage, Page, Posted, Read, Renewal, Renewed,
     ShardId, Store, StoreError, Write,
 };
-use crate::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use crate::sync::{Arc, Notify};
-use crate::testing::{FaultStore, SimClock};
+use crate::testing::{Fault, FaultStore, Method, SimClock};
 
 /// Tells whether a host stands still, as a process does that is stopped by a signal or a hypervisor.
 #[derive(Debug, Default)]
@@ -106,9 +106,17 @@ pub(super) struct Link {
     pub(super) faults: FaultStore,
     pub(super) pause: Arc<Pause>,
     pub(super) is_dead: Arc<AtomicBool>,
+    /// Says whether the host has told the store that it leaves.
+    is_leaving: Arc<AtomicBool>,
+    /// The number of shards that it has handed over while it stayed.
+    handed_over: Arc<AtomicU64>,
 }
 
 impl Link {
+    pub(super) fn new(faults: FaultStore, pause: Arc<Pause>, handed_over: Arc<AtomicU64>) -> Link {
+        Link { faults, pause, is_dead: Arc::default(), is_leaving: Arc::default(), handed_over }
+    }
+
     /// Nothing goes out of a host that is dead, and nothing out of or into one that stands still.
     async fn pass<T>(&self, call: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
         self.pause.passed().await;
@@ -129,11 +137,16 @@ impl Store for Link {
     }
 
     async fn renew(&self, renewal: &Renewal) -> Result<Renewed, StoreError> {
+        self.is_leaving.store(renewal.presence.is_leaving, Ordering::SeqCst);
         self.pass(self.faults.renew(renewal)).await
     }
 
     async fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {
-        self.pass(self.faults.release(incarnation, shards)).await
+        let released = self.pass(self.faults.release(incarnation, shards)).await;
+        if released.is_ok() && !self.is_leaving.load(Ordering::SeqCst) {
+            self.handed_over.fetch_add(shards.len() as u64, Ordering::SeqCst);
+        }
+        released
     }
 
     async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
@@ -162,5 +175,40 @@ impl Store for Link {
 
     async fn read(&self, read: &Read) -> Result<Found, StoreError> {
         self.pass(self.faults.read(read)).await
+    }
+}
+
+/// The words for what happened to a call, before the name of the method.
+pub(super) fn described(fault: Fault) -> &'static str {
+    match fault {
+        Fault::FailBefore => "failed before",
+        Fault::FailAfter => "failed after",
+        Fault::Delay(_) | Fault::DelayUpTo(_) => "slow way to",
+        Fault::SlowAnswer(_) => "slow way back from",
+        Fault::Hang | Fault::HangAfter => "hanging",
+        Fault::Late(_) | Fault::HangLate(_) | Fault::LateUntilTold => "late arrival of",
+    }
+}
+
+/// The faults that calls meet by chance, `calls` of them all.
+pub(super) fn set_chances(faults: &FaultStore, calls: f64) {
+    let seconds = Duration::from_secs;
+    for method in Method::ALL {
+        for (fault, part) in [
+            (Fault::FailBefore, 0.10),
+            (Fault::FailAfter, 0.15),
+            (Fault::DelayUpTo(seconds(1)), 0.28),
+            (Fault::SlowAnswer(seconds(1)), 0.23),
+            (Fault::Hang, 0.02),
+            (Fault::HangAfter, 0.02),
+            (Fault::DelayUpTo(seconds(6)), 0.05),
+            (Fault::SlowAnswer(seconds(6)), 0.05),
+            (Fault::Late(seconds(3)), 0.04),
+            (Fault::HangLate(seconds(8)), 0.06),
+        ] {
+            faults.set_chance(method, fault, calls * part);
+        }
+        // Nothing answers at once.
+        faults.set_chance(method, Fault::DelayUpTo(Duration::from_millis(5)), (1.0 - calls) * 0.1);
     }
 }

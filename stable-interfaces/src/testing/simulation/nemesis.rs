@@ -4,15 +4,17 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use super::fleet::{World, fleet_of};
+use super::fleet::World;
+use super::moves::{aim_at_handoff, roll};
+use super::network::Place;
 use crate::clock::{Clock, within};
 use crate::store::ShardId;
 use crate::sync::Arc;
 use crate::testing::{Fault, Method};
 
-/// The events that can happen, and how often of a hundred.
-const EVENTS: [(Event, u64); 16] = [
-    (Event::Crash, 36),
+/// The events that can happen, and their weights.
+const EVENTS: [(Event, u64); 20] = [
+    (Event::Crash, 56),
     (Event::CrashAll, 2),
     (Event::Drop, 4),
     (Event::Drain, 9),
@@ -28,6 +30,10 @@ const EVENTS: [(Event, u64); 16] = [
     (Event::LoseHints, 9),
     (Event::HoldHints, 2),
     (Event::CutWatches, 2),
+    (Event::CutLinks, 8),
+    (Event::SlowLink, 4),
+    (Event::StopFrame, 10),
+    (Event::Handoff, 30),
 ];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +70,14 @@ enum Event {
     HoldHints,
     /// The streams of hints end.
     CutWatches,
+    /// Nothing comes through from a host to another, or either way.
+    CutLinks,
+    /// Whatever goes from a host to another takes its time.
+    SlowLink,
+    /// A host dies with a frame on its way.
+    StopFrame,
+    /// A host dies in the middle of a handoff.
+    Handoff,
 }
 
 /// Lets things happen to the fleet until then.
@@ -247,6 +261,65 @@ fn happen<A: Clone + Send + Sync + 'static>(world: &Arc<World<A>>, event: Event,
             world.each(|running| running.link.faults.cut_watches());
         }
         Event::Roll => {}
+        Event::CutLinks | Event::SlowLink => {
+            let (Some(network), Some(other)) = (&world.network, random.pick(&names).cloned()) else { return };
+            if other == name {
+                return;
+            }
+            if event == Event::SlowLink {
+                common.fault("slow link");
+                network.slow_down(&name, &other, random.up_to(Duration::from_secs(2)));
+            } else {
+                let is_both = random.chance(0.5);
+                common.fault(if is_both { "link cut" } else { "link cut one way" });
+                network.cut(&name, &other);
+                if is_both {
+                    network.cut(&other, &name);
+                }
+            }
+            for_a_while(
+                lasting,
+                Box::new(move |world| {
+                    if let Some(network) = &world.network {
+                        network.mend(&name, &other);
+                    }
+                }),
+            );
+        }
+        Event::StopFrame => aim_at_frame(world, lasting),
+        Event::Handoff if world.shape.is_live => aim_at_handoff(world, &name, lasting),
+        Event::Handoff => {}
+    }
+}
+
+/// A host dies with a request or an answer at some place of its way: the one that asks, or the one that answers.
+fn aim_at_frame<A: Clone + Send + Sync + 'static>(world: &Arc<World<A>>, lasting: &mut JoinSet<()>) {
+    let random = &world.common.random;
+    let place = *random.pick(&Place::ALL).unwrap_or(&Place::Sending);
+    let (after, is_asking) = (random.below(4), random.chance(0.5));
+    let world = world.clone();
+    lasting.spawn(async move {
+        let (Some(network), common) = (&world.network, &world.common) else { return };
+        if !network.stop_at(place, after) {
+            return;
+        }
+        if let Some((asks, answers)) = within(&common.clock, Duration::from_secs(20), network.until_stopped()).await {
+            let victim = if is_asking { asks } else { answers };
+            if let Some(life) = world.life_of(&victim) {
+                common.fault(&format!("crash {}", place.described()));
+                crash_soon(&world, &victim, life).await;
+            }
+        }
+        network.let_go();
+    });
+}
+
+/// A host dies in a moment, unless it is another life by then.
+pub(super) async fn crash_soon<A: Clone + Send + Sync + 'static>(world: &Arc<World<A>>, name: &Arc<str>, life: u64) {
+    let common = &world.common;
+    common.clock.sleep(common.random.up_to(Duration::from_millis(100)) * u32::from(common.random.chance(0.5))).await;
+    if world.life_of(name) == Some(life) && world.crash(name) {
+        restart(world, name);
     }
 }
 
@@ -293,59 +366,8 @@ fn aim_at_release<A: Clone + Send + Sync + 'static>(world: &Arc<World<A>>, name:
     });
 }
 
-fn restart<A: Clone + Send + Sync + 'static>(world: &Arc<World<A>>, name: &Arc<str>) {
+pub(super) fn restart<A: Clone + Send + Sync + 'static>(world: &Arc<World<A>>, name: &Arc<str>) {
     let random = &world.common.random;
     let most = *random.pick(&[0, 0, 1, 1, 5, 5, 20, 60]).unwrap_or(&0);
     world.start(name, random.up_to(Duration::from_secs(most)));
-}
-
-/// A host gives its shards away for a while.
-async fn empty<A: Clone + Send + Sync + 'static>(world: &World<A>) {
-    let (common, wanted) = (&world.common, world.wanted());
-    let Some(name) = common.random.pick(&wanted) else { return };
-    common.fault("cordon");
-    world.cordon(name, true).await;
-    common.clock.sleep(common.random.up_to(Duration::from_secs(20))).await;
-    world.cordon(name, false).await;
-}
-
-/// One host more or one less: each is started anew with the new list, one after the other.
-async fn roll<A: Clone + Send + Sync + 'static>(world: Arc<World<A>>) {
-    let common = world.common.clone();
-    if world.shape.is_live && common.random.chance(0.3) {
-        return empty(&world).await;
-    }
-    common.fault(if world.shape.is_live { "a host joins or leaves" } else { "change of the host list" });
-    let (hosts, shards) = world.hosts_and_shards();
-    let hosts = u64::try_from(hosts).unwrap_or(1);
-    let more = hosts < 3 || (hosts < 5 && common.random.chance(0.5));
-    let before = world.wanted();
-    world.set_fleet(fleet_of(if more { hosts + 1 } else { hosts - 1 }, shards));
-    let after = world.wanted();
-    for name in before.iter().chain(after.iter().filter(|name| !before.contains(name))) {
-        // Where nobody knows a list, the others need not hear of another one.
-        if world.shape.is_live && before.contains(name) && after.contains(name) {
-            continue;
-        }
-        let old = world.named(name).map(|site| site.life().number());
-        if old.is_some() {
-            if common.random.chance(0.7) {
-                world.drain(name, Duration::from_secs(5));
-            } else {
-                world.crash(name);
-            }
-        }
-        let is_old_gone = || old.is_none() || world.named(name).map(|site| site.life().number()) != old;
-        for _ in 0..20 {
-            if is_old_gone() {
-                break;
-            }
-            common.clock.sleep(Duration::from_secs(1)).await;
-        }
-        world.crash(name);
-        if after.contains(name) {
-            world.start(name, common.random.up_to(Duration::from_secs(2)));
-            common.clock.sleep(Duration::from_secs(3)).await;
-        }
-    }
 }

@@ -1,0 +1,71 @@
+//! Transports that are broken on purpose, each in one way.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use stable_interfaces::store::BoxError;
+use stable_interfaces::transport::{Addressee, Door, Introduction, Running, Transport, Undelivered};
+
+/// How a transport is broken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HowSent {
+    /// Gives some answers twice: to what was asked, and to what is asked after it.
+    AnswersTwice,
+    /// Sends once more what was sent and has no answer.
+    ResendsAfterALoss,
+    /// Says of what was sent and has no answer that it was not sent.
+    CallsLossesNotSent,
+}
+
+/// A broken transport.
+#[derive(Debug)]
+pub struct BrokenTransport {
+    inner: Arc<dyn Transport>,
+    how: HowSent,
+    answers: AtomicU64,
+    /// Answers that come once more.
+    kept: Mutex<VecDeque<Bytes>>,
+}
+
+impl BrokenTransport {
+    /// `inner`, broken like this.
+    #[must_use]
+    pub fn new(inner: Arc<dyn Transport>, how: HowSent) -> BrokenTransport {
+        BrokenTransport { inner, how, answers: AtomicU64::new(0), kept: Mutex::default() }
+    }
+}
+
+#[async_trait]
+impl Transport for BrokenTransport {
+    fn address(&self) -> Option<Arc<str>> {
+        self.inner.address()
+    }
+
+    async fn open(&self, own: Introduction, door: Option<Arc<dyn Door>>) -> Result<Running, BoxError> {
+        self.inner.open(own, door).await
+    }
+
+    async fn send(&self, to: &Addressee, request: Bytes) -> Result<Bytes, Undelivered> {
+        let answer = self.inner.send(to, request.clone()).await;
+        match (self.how, answer) {
+            (HowSent::ResendsAfterALoss, Err(Undelivered::Unanswered(_))) => self.inner.send(to, request).await,
+            (HowSent::CallsLossesNotSent, Err(Undelivered::Unanswered(reason))) => Err(Undelivered::NotSent(reason)),
+            (HowSent::AnswersTwice, Ok(answer)) => {
+                let before = self.kept.lock().pop_front();
+                if self.answers.fetch_add(1, Ordering::Relaxed).is_multiple_of(10) {
+                    self.kept.lock().push_back(answer.clone());
+                }
+                Ok(before.unwrap_or(answer))
+            }
+            (_, answer) => answer,
+        }
+    }
+
+    async fn close(&self) {
+        self.inner.close().await;
+    }
+}
