@@ -8,7 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
-use tokio::io::{AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio_util::codec::{Decoder as _, LengthDelimitedCodec};
 
 use crate::transport::MAX_MESSAGE_BYTES;
@@ -19,6 +19,9 @@ const PART: usize = 32 * 1024;
 const HEAD: usize = 9;
 /// The bytes that are written at once, roughly.
 const AT_ONCE: usize = 128 * 1024;
+/// The room that is made for what is read, and the room at which more is made: there is enough for many small messages at once.
+const ROOM: usize = 16 * 1024;
+const LITTLE_ROOM: usize = 2 * 1024;
 /// The most bytes of one message, with all that surrounds it.
 const MAX_WHOLE: usize = MAX_MESSAGE_BYTES + 256 * 1024;
 /// The most bytes of messages of which some parts are there.
@@ -80,6 +83,14 @@ pub(super) async fn write_some(
     writer.flush().await?;
     *must_flush = false;
     Ok(())
+}
+
+/// Reads what there is; the number of bytes, zero at the end. Dropped on the way, it has read nothing that is not there.
+pub(super) async fn read_some(reader: &mut (impl AsyncRead + Unpin), incoming: &mut BytesMut) -> io::Result<usize> {
+    if incoming.capacity() - incoming.len() < LITTLE_ROOM {
+        incoming.reserve(ROOM);
+    }
+    reader.read_buf(incoming).await
 }
 
 /// Takes frames off what has come in.
@@ -158,12 +169,12 @@ impl Outbox {
         self.0.push_back((number, message));
     }
 
-    #[cfg(test)]
-    fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Writes as many parts as go at once, of each message one in turn. Tells the number of each of which something is written.
+    /// Writes as many parts as go at once, of each message one in turn. Tells the number of each of which something is written: messages begin in
+    /// the order in which they were pushed.
     pub(super) fn write(&mut self, out: &mut BytesMut, mut begun: impl FnMut(u64)) {
         while out.len() < AT_ONCE
             && let Some((number, mut message)) = self.0.pop_front()

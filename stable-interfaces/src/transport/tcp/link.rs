@@ -4,15 +4,15 @@
 //! and goes on until it fails; the next request then begins another one.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::io;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 
 use super::Options;
-use super::frame::{Assembly, Frames, Kind, Outbox, put, write_some};
+use super::frame::{Assembly, Frames, Kind, Outbox, put, read_some, write_some};
 use super::hello::{Hello, Wire, call, in_time};
 use crate::sync::{Arc, Mutex, Notify, oneshot};
 use crate::transport::{Addressee, Introduction, Undelivered};
@@ -29,6 +29,28 @@ const SILENT_LOOKS: u32 = 3;
 /// An answer on its way.
 pub(super) type AnswerOf = oneshot::Receiver<Result<Bytes, Undelivered>>;
 
+/// The other end of it.
+type Asked = oneshot::Sender<Result<Bytes, Undelivered>>;
+
+/// Spreads the numbers of requests over a table. They are counted by this host itself, so that nobody can choose those that collide.
+#[derive(Debug, Default)]
+struct OfNumber(u64);
+
+impl Hasher for OfNumber {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        // Multiplicative hashing (Knuth, The Art of Computer Programming, 6.4).
+        self.0 = (self.0 ^ number).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
 /// The link to one host.
 #[derive(Debug, Default)]
 pub(super) struct Link {
@@ -40,17 +62,13 @@ pub(super) struct Link {
 #[derive(Debug, Default)]
 struct State {
     /// Asked and not answered, by number.
-    asked: HashMap<u64, Asked>,
+    asked: HashMap<u64, Asked, BuildHasherDefault<OfNumber>>,
     next: u64,
+    /// The first number of which nothing is sent: they begin in their order.
+    unsent: u64,
     outbox: Outbox,
     /// Says whether there is a task that sees to it.
     is_running: bool,
-}
-
-#[derive(Debug)]
-struct Asked {
-    answer: oneshot::Sender<Result<Bytes, Undelivered>>,
-    is_sent: bool,
 }
 
 /// A link that is to begin. Dropped before it has, it ends.
@@ -64,52 +82,59 @@ impl Link {
     /// Asks; tells also whether this is to begin the link.
     pub(super) fn ask(&self, request: Bytes) -> (AnswerOf, bool) {
         let (answer, answered) = oneshot::channel();
-        let is_first = {
+        let (is_first, is_awake) = {
             let mut state = self.state.lock();
             let number = state.next;
             state.next += 1;
-            state.asked.insert(number, Asked { answer, is_sent: false });
+            state.asked.insert(number, answer);
+            // What waits already is still to be written, and this with it.
+            let is_awake = !state.outbox.is_empty();
             state.outbox.push(number, request);
-            !std::mem::replace(&mut state.is_running, true)
+            (!std::mem::replace(&mut state.is_running, true), is_awake)
         };
-        self.wake.notify_one();
+        if !is_awake {
+            self.wake.notify_one();
+        }
         (answered, is_first)
     }
 
     /// Writes what waits.
     fn write(&self, out: &mut BytesMut) {
-        let state = &mut *self.state.lock();
-        let State { asked, outbox, .. } = state;
-        outbox.write(out, |number| {
-            if let Some(asked) = asked.get_mut(&number) {
-                asked.is_sent = true;
-            }
-        });
+        let State { outbox, unsent, .. } = &mut *self.state.lock();
+        outbox.write(out, |number| *unsent = (*unsent).max(number + 1));
     }
 
     fn is_idle(&self) -> bool {
         self.state.lock().asked.is_empty()
     }
 
-    fn answered(&self, number: u64, answer: Bytes) {
-        let asked = self.state.lock().asked.remove(&number);
-        if let Some(asked) = asked {
+    /// Hands out what has come together.
+    fn answered(&self, answers: &mut Vec<(u64, Bytes)>) {
+        if answers.is_empty() {
+            return;
+        }
+        let asked: Vec<_> = {
+            let mut state = self.state.lock();
+            answers.drain(..).filter_map(|(number, answer)| Some((state.asked.remove(&number)?, answer))).collect()
+        };
+        for (asked, answer) in asked {
             // Whoever has asked may have gone.
-            drop(asked.answer.send(Ok(answer)));
+            drop(asked.send(Ok(answer)));
         }
     }
 
     /// Ends it. `has_parted` says that the other host has taken nothing that it has not answered.
     fn end(&self, reason: &str, has_parted: bool) {
-        let asked = {
-            let mut state = self.state.lock();
+        let (asked, unsent) = {
+            let state = &mut *self.state.lock();
             state.is_running = false;
             state.outbox = Outbox::default();
-            std::mem::take(&mut state.asked)
+            (std::mem::take(&mut state.asked), std::mem::replace(&mut state.unsent, state.next))
         };
-        for asked in asked.into_values() {
-            let undelivered = if asked.is_sent && !has_parted { Undelivered::Unanswered } else { Undelivered::NotSent };
-            drop(asked.answer.send(Err(undelivered(reason.into()))));
+        for (number, asked) in asked {
+            let is_sent = number < unsent;
+            let undelivered = if is_sent && !has_parted { Undelivered::Unanswered } else { Undelivered::NotSent };
+            drop(asked.send(Err(undelivered(reason.into()))));
         }
     }
 }
@@ -169,6 +194,31 @@ async fn connect(to: &Addressee, own: &Introduction, options: &Options) -> io::R
     greeted
 }
 
+/// The end of what has come in so far.
+#[derive(Debug, PartialEq, Eq)]
+enum Heard {
+    Answers,
+    Goodbye,
+}
+
+/// Takes the answers off what has come in.
+fn hear(
+    frames: &mut Frames,
+    incoming: &mut BytesMut,
+    assembly: &mut Assembly,
+    answers: &mut Vec<(u64, Bytes)>,
+) -> io::Result<Heard> {
+    while let Some(frame) = frames.next(incoming)? {
+        let number = frame.number;
+        match frame.kind {
+            Kind::Part | Kind::Last => answers.extend(assembly.add(frame)?.map(|answer| (number, answer))),
+            Kind::Goodbye => return Ok(Heard::Goodbye),
+            _ => {}
+        }
+    }
+    Ok(Heard::Answers)
+}
+
 /// Carries what is asked until the other host has said its last word.
 async fn talk(
     stream: Box<dyn Wire>,
@@ -178,21 +228,14 @@ async fn talk(
     own: &Introduction,
 ) -> io::Result<()> {
     let (mut reader, mut writer) = tokio::io::split(stream);
-    let (mut out, mut assembly) = (BytesMut::new(), Assembly::default());
+    let (mut out, mut assembly, mut answers) = (BytesMut::new(), Assembly::default(), Vec::new());
     let (mut must_flush, mut is_asking, mut has_heard, mut silent) = (false, false, true, 0);
     let mut look = own.clock.sleep(LOOK_IDLE);
     loop {
-        while let Some(frame) = frames.next(&mut incoming)? {
-            let number = frame.number;
-            match frame.kind {
-                Kind::Part | Kind::Last => {
-                    if let Some(answer) = assembly.add(frame)? {
-                        link.answered(number, answer);
-                    }
-                }
-                Kind::Goodbye => return Ok(()),
-                _ => {}
-            }
+        let heard = hear(&mut frames, &mut incoming, &mut assembly, &mut answers);
+        link.answered(&mut answers);
+        if heard? == Heard::Goodbye {
+            return Ok(());
         }
         if out.is_empty() {
             link.write(&mut out);
@@ -205,7 +248,7 @@ async fn talk(
         }
         tokio::select! { biased;
             written = write_some(&mut writer, &mut out, &mut must_flush), if must_flush => written?,
-            read = reader.read_buf(&mut incoming) => {
+            read = read_some(&mut reader, &mut incoming) => {
                 if read? == 0 {
                     return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the other host has closed the link"));
                 }

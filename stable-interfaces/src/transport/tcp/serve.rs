@@ -4,17 +4,19 @@
 //! it, and not the link. Whoever has not said a right first word is one of few; frames have a limit of time, links of silence.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::io;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::frame::{Assembly, Frames, Kind, Outbox, put, write_some};
+use super::frame::{Assembly, Frames, Kind, Outbox, put, read_some, write_some};
 use super::hello::{HELLO_TIMEOUT, Hello, Wire, answer, in_time};
 use super::tls::is_made_out_to;
 use super::{Closing, Options};
@@ -167,21 +169,32 @@ struct Answers {
 impl Answers {
     fn answer(&self, answers: impl IntoIterator<Item = (u64, Bytes)>) {
         let mut outbox = self.outbox.lock();
+        // What waits already is still to be written, and these with it.
+        let is_awake = !outbox.is_empty();
         for (number, answer) in answers {
             outbox.push(number, answer);
             // Counted down once it waits to be written, so that it is always one or the other.
             self.under_way.fetch_sub(1, Ordering::Release);
         }
+        let is_news = !is_awake && !outbox.is_empty();
         drop(outbox);
-        self.wake.notify_one();
+        if is_news {
+            self.wake.notify_one();
+        }
     }
 }
 
 /// Answers what has arrived together.
 async fn answer_all(requests: Vec<(u64, Answering)>, answers: Arc<Answers>) {
-    let numbered = |(number, answering): (u64, Answering)| async move { (number, answering.await) };
-    let mut waiting: FuturesUnordered<_> = requests.into_iter().map(numbered).collect();
-    let mut ready = Vec::new();
+    let (mut ready, mut waiting) = (Vec::with_capacity(requests.len()), FuturesUnordered::new());
+    for (number, mut answering) in requests {
+        // Most are done when they have begun, and need no place among those that wait.
+        match poll_fn(|task| Poll::Ready(answering.as_mut().poll(task))).await {
+            Poll::Ready(answer) => ready.push((number, answer)),
+            Poll::Pending => waiting.push(async move { (number, answering.await) }),
+        }
+    }
+    answers.answer(ready.drain(..));
     while let Some(answer) = waiting.next().await {
         ready.push(answer);
         // Whatever else is ready goes with it.
@@ -208,6 +221,10 @@ async fn talk(
     let mut look = own.clock.sleep(LOOK);
     let mut is_closing = *closing.borrow_and_update();
     loop {
+        // Looked at now and then, so that none of them wakes this task when it ends.
+        while let Some(ended) = tasks.try_join_next() {
+            ended.map_err(io::Error::other)?;
+        }
         let mut arrived = Vec::new();
         while let Some(frame) = frames.next(&mut incoming)? {
             let number = frame.number;
@@ -242,8 +259,7 @@ async fn talk(
         let is_reading = !is_closing && under_way < MAX_REQUESTS;
         tokio::select! { biased;
             written = write_some(&mut writer, &mut out, &mut must_flush), if must_flush => written?,
-            Some(ended) = tasks.join_next(), if !tasks.is_empty() => ended.map_err(io::Error::other)?,
-            read = reader.read_buf(&mut incoming), if is_reading => {
+            read = read_some(&mut reader, &mut incoming), if is_reading => {
                 if read? == 0 {
                     return Ok(());
                 }
