@@ -342,7 +342,7 @@ impl Inner {
         state.members.note(claim.incarnation, &claim.host, &claim.presence, (now, now.saturating_add(claim.lease)));
         let members = state.members_since(version, now);
         let (granted, held) = (decision.granted, decision.held);
-        Ok(Claimed { granted, held, sequence: Sequence::OfLane, now: self.clock.now(), members })
+        Ok(Claimed { granted, held, sequence: Sequence::OfLane, now: self.clock.now(), store: None, members })
     }
 
     fn renew(&self, renewal: &Renewal) -> Result<Renewed, StoreError> {

@@ -436,7 +436,8 @@ fn claimed(watermarks: &Watermarks, claim: &Claim, row: &Row) -> Result<Claimed,
         })
         .collect();
     let now = Timestamp::from_millis(row.get("server_now"));
-    Ok(Claimed { granted, held, sequence: Sequence::OfLane, now, members: members(row) })
+    let store = row.get::<_, Option<&str>>("store").map(Into::into);
+    Ok(Claimed { granted, held, sequence: Sequence::OfLane, now, store, members: members(row) })
 }
 
 /// The outcome of a write, of whose lane `acknowledged` was the last that was done before.

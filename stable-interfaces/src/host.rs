@@ -788,6 +788,8 @@ impl HostBuilder {
                 for shard in &assigned {
                     core.shards.own(*shard, Epoch(1), true, 0, 0);
                 }
+                // Set by nobody else.
+                drop(core.store_name.set(None));
                 core.set_health(Health::Running);
                 tracing::info!(host = %core.name, shards = assigned.len(), "started without a store");
                 keeper::start(&core, None);
@@ -812,7 +814,13 @@ impl HostBuilder {
     async fn open_transport(&mut self, core: &Arc<HostCore>) -> Result<Option<Running>, BoxError> {
         let Some(transport) = self.transport.take() else { return Ok(None) };
         let (host, shards, clock) = (core.name.clone(), core.fleet.shards(), self.clock.clone());
-        let own = Introduction { host: host.clone(), shards, hash_version: HASH_VERSION, clock };
+        let own = Introduction {
+            host: host.clone(),
+            shards,
+            hash_version: HASH_VERSION,
+            store: core.store_name.clone(),
+            clock,
+        };
         let interfaces = core.interfaces.lock().clone();
         let door = HostDoor::new(host, self.options.build.clone(), &interfaces);
         let links = transport.open(own, Some(Arc::new(door))).await?;

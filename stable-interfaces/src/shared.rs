@@ -203,6 +203,8 @@ pub(crate) trait AnyInterface: Debug + Send + Sync {
 pub(crate) struct HostCore {
     pub(crate) name: Arc<str>,
     pub(crate) fleet: Fleet,
+    /// The name that the store has given itself, once it has told it.
+    pub(crate) store_name: Arc<OnceLock<Option<Arc<str>>>>,
     /// Given when the host starts, if it has one.
     store: OnceLock<Arc<dyn Store>>,
     pub(crate) clock: Setting<dyn Clock>,
@@ -270,6 +272,7 @@ impl HostCore {
     pub(crate) fn new(name: Arc<str>, fleet: Fleet) -> HostCore {
         let shards = Arc::new(Shards::open(fleet.shards()));
         HostCore {
+            store_name: Arc::default(),
             name,
             fleet,
             store: OnceLock::new(),

@@ -10,6 +10,7 @@ mod tcp;
 use std::fmt::Debug;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::OnceLock;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -74,6 +75,9 @@ pub struct Introduction {
     pub shards: u32,
     /// The version of the function that maps IDs to shards.
     pub hash_version: u32,
+    /// The name that its store has [given itself](crate::store::Claimed::store), once the host has been told it; `None` where there is none. Hosts
+    /// that were told different ones are not of one fleet, whatever their names and addresses.
+    pub store: Arc<OnceLock<Option<Arc<str>>>>,
     /// The clock that its links wait by.
     pub clock: Arc<dyn Clock>,
 }

@@ -4,6 +4,7 @@
 //! last owner in the same step; what concerns a whole life of a host is under the fleet's. See [the store](super) for why.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use redis::Value;
@@ -29,9 +30,10 @@ fn lease_millis(lease: Duration) -> String {
     lease.as_millis().min(MAX_LEASE_MILLIS).to_string()
 }
 
-/// A life that has entered: the number of its start, the store's clock, the members, and at a start the shards that earlier lives of its
-/// host may own.
+/// A life that has entered: the store's name, the number of its start, the store's clock, the members, and at a start the shards that earlier lives
+/// of its host may own.
 struct Entered {
+    store: Arc<str>,
     birth: u64,
     now: Timestamp,
     members: Members,
@@ -71,7 +73,7 @@ enum State {
 impl Inner {
     pub(super) async fn claim(&self, claim: &Claim) -> Result<Claimed, StoreError> {
         self.watermarks.check(claim.incarnation)?;
-        let Entered { birth, now, members, past } = self.enter(claim).await?;
+        let Entered { store, birth, now, members, past } = self.enter(claim).await?;
         let wanted: BTreeSet<ShardId> = claim.shards.iter().copied().collect();
         let life = self.watermarks.life(claim.incarnation);
         // One lease covers all shards of a life; and a start ends what earlier lives of its name may own anywhere.
@@ -105,7 +107,7 @@ impl Inner {
                 None => held.push(Held { shard, holder: claim.host.clone(), remaining: Duration::ZERO }),
             }
         }
-        Ok(Claimed { granted, held, sequence: Sequence::OfShard, now, members })
+        Ok(Claimed { granted, held, sequence: Sequence::OfShard, now, store: Some(store), members })
     }
 
     /// Records this life.
@@ -149,12 +151,13 @@ impl Inner {
                         "the Redis store is empty: a new fleet begins here. If it held data before, that is lost"
                     );
                 }
+                let name = store.as_str().into();
                 self.watermarks.enter(store, incarnation, &claim.host, birth);
                 let mut past = Vec::new();
                 while !answer.is_done() {
                     past.push(ShardId(answer.number()?));
                 }
-                return Ok(Ok(Entered { birth, now, members, past }));
+                return Ok(Ok(Entered { store: name, birth, now, members, past }));
             }
             "replaced" => {
                 self.watermarks.end(incarnation);

@@ -148,6 +148,8 @@ impl<I: StableInterface> GuestBuilder<I> {
             host: name.clone(),
             shards: fleet.shards(),
             hash_version: HASH_VERSION,
+            // It claims nothing, so no store has told it; those it calls are those that its own store names.
+            store: Arc::default(),
             clock: clock.clone(),
         };
         let links = transport.open(own, None).await.map_err(StartError::Transport)?;

@@ -81,6 +81,8 @@ pub(crate) async fn claim(
     if kind == ClaimKind::Start {
         host.set_lease(lease_end(host, sent_at));
     }
+    // The same at each claim.
+    drop(host.store_name.set(claimed.store.clone()));
     host.note_holders(&claimed.held, &claimed.granted);
     host.note_members(&claimed.members);
     let now = host.clock.now();

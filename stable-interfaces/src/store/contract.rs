@@ -214,6 +214,9 @@ pub struct Claimed {
     pub sequence: Sequence,
     /// The store's wall clock at the claim.
     pub now: Timestamp,
+    /// The name that the store has given itself with its first claim, at random and for good: hosts that were told different ones are not of one fleet.
+    /// `None` from a store that only one process can open.
+    pub store: Option<Arc<str>>,
     /// All who hold a lease, the claimer among them.
     pub members: Members,
 }

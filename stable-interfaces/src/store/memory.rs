@@ -44,6 +44,8 @@ struct Inner {
 struct State {
     /// Shard count and hash version, as the first claim recorded them.
     layout: Option<(u32, u32)>,
+    /// Its own name, since the first claim.
+    name: Option<Arc<str>>,
     members: Roster,
     /// Every incarnation that ever claimed, ended ones too: they must be told.
     lives: BTreeMap<Incarnation, Life>,
@@ -190,7 +192,10 @@ impl Store for MemoryStore {
             }
         }
         let members = state.members_since(version, elapsed);
-        Ok(Claimed { granted, held, sequence: self.inner.sequence, now, members })
+        // Incarnations are random, and this one is the store's first.
+        let store = state.name.get_or_insert_with(|| format!("{}-{}", claim.incarnation.0, now.as_millis()).into());
+        let store = Some(store.clone());
+        Ok(Claimed { granted, held, sequence: self.inner.sequence, now, store, members })
     }
 
     async fn renew(&self, renewal: &Renewal) -> Result<Renewed, StoreError> {

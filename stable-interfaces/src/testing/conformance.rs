@@ -138,6 +138,7 @@ macro_rules! __store_cases {
             claims::the_old_owner_writes_nothing_after_its_release,
             members::a_join_is_seen_by_the_next_of_the_others,
             members::whoever_owns_nothing_sees_the_members_and_changes_none,
+            members::every_claim_is_told_the_same_name_of_the_store,
             members::a_member_is_as_it_has_said,
             members::the_number_of_members_changes_with_them_and_only_then,
             members::a_member_ends_with_its_lease_by_the_clock_of_the_store,

@@ -70,6 +70,14 @@ pub(super) async fn whoever_owns_nothing_sees_the_members_and_changes_none(store
     assert_eq!(names(&members(&store, 1).await), [("host-a", 1)]);
 }
 
+pub(super) async fn every_claim_is_told_the_same_name_of_the_store(store: AnyStore) {
+    let first = claim(&store, &start(1, "host-a", &[0])).await.store;
+    assert!(first.as_deref() != Some(""), "no name is none");
+    for other in [start(2, "host-b", &[]), start(3, "host-a", &[0])] {
+        assert_eq!(claim(&store, &other).await.store, first, "of a host that comes later, and of a later life");
+    }
+}
+
 pub(super) async fn a_member_is_as_it_has_said(store: AnyStore) {
     let presence = at_address("10.0.0.7:7000", "1.4.0+«ä»");
     claim(&store, &saying(presence.clone(), start(1, "host-a", &[0]))).await;

@@ -38,6 +38,7 @@ enum Flaw {
     ReleaseGivesUpEverything,
     AnyoneMayRelease,
     // Members.
+    EachClaimNamesTheStore,
     JoinsAreNotSeen,
     MembersAreAsTheyCame,
     NumberNeverChanges,
@@ -128,6 +129,7 @@ const CAUGHT: &[(Flaw, &[&str])] = {
         (ReleaseDoesNothing, &["a_released_shard_is_free_at_once_and_clean"]),
         (ReleaseGivesUpEverything, &["a_release_gives_up_only_the_shards_named"]),
         (AnyoneMayRelease, &["a_release_by_somebody_else_changes_nothing", "releasing_twice_is_safe"]),
+        (EachClaimNamesTheStore, &["every_claim_is_told_the_same_name_of_the_store"]),
         (JoinsAreNotSeen, &["a_join_is_seen_by_the_next_of_the_others"]),
         (MembersAreAsTheyCame, &["a_join_is_seen_by_the_next_of_the_others"]),
         (NumberNeverChanges, &["a_join_is_seen_by_the_next_of_the_others", "a_member_is_as_it_has_said"]),
@@ -446,6 +448,7 @@ impl Store for Flawed {
             Flaw::EverythingIsClean => claimed.granted.iter_mut().for_each(|grant| grant.clean = true),
             Flaw::HolderIsNotNamed => claimed.held.iter_mut().for_each(|held| held.holder = "".into()),
             Flaw::SequenceIsTheOther => claimed.sequence = Sequence::OfShard,
+            Flaw::EachClaimNamesTheStore => claimed.store = Some(claim.incarnation.0.to_string().into()),
             Flaw::JoinsAreNotSeen => claimed.members.list.retain(|member| member.incarnation == claim.incarnation),
             Flaw::GrantsAreSorted => claimed.granted.sort_by_key(|grant| grant.shard),
             _ => {}

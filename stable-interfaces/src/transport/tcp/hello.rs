@@ -32,6 +32,9 @@ pub(super) struct Hello {
     hash_version: u32,
     #[serde(default)]
     fleet: Option<String>,
+    /// The name that the store of the host has given itself.
+    #[serde(default)]
+    store: Option<String>,
     /// The reason why the other side is refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     refused: Option<String>,
@@ -46,6 +49,7 @@ impl Hello {
             shards: own.shards,
             hash_version: own.hash_version,
             fleet: fleet.map(str::to_owned),
+            store: own.store.get().and_then(|name| name.as_deref().map(str::to_owned)),
             refused: None,
         }
     }
@@ -72,6 +76,15 @@ impl Hello {
             && theirs != own
         {
             return Err(format!("{host:?} is of the fleet {theirs:?}, and {:?} of {own:?}", self.host));
+        }
+        if let (Some(theirs), Some(own)) = (&other.store, &self.store)
+            && theirs != own
+        {
+            return Err(format!(
+                "{host:?} is of the fleet on the store {theirs:?}, and {:?} of that on {own:?}: one of them has the address of a host that was \
+                 another's, or is connected to another store",
+                self.host
+            ));
         }
         Ok(())
     }

@@ -132,7 +132,14 @@ async fn guest(stream: TcpStream, shared: Arc<Shared>, door: Arc<dyn Door>, is_g
             None => (Box::new(stream) as Box<dyn Wire>, None),
         };
         let has_tls = shared.options.tls.is_some();
-        let is_it = |name: &str| if has_tls { is_made_out_to(certificate.as_ref(), name) } else { Ok(()) };
+        // Looked at before the first word is made: what it says is what is checked.
+        let is_told = own.store.get().is_some();
+        let is_it = |name: &str| match has_tls {
+            // It may be of another fleet than the caller's, and answers nothing before it knows.
+            _ if !is_told => Err(format!("{:?} has not been told by its store yet of which fleet it is", own.host)),
+            true => is_made_out_to(certificate.as_ref(), name),
+            false => Ok(()),
+        };
         let hello = Hello::new(own, shared.options.fleet.as_deref(), "");
         let hello = answer(&mut *stream, hello, is_it, &mut frames, &mut incoming).await?;
         Ok((stream, hello))

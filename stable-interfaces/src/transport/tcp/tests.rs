@@ -80,7 +80,14 @@ impl Drop for Site {
 }
 
 fn introduction(host: &str, shards: u32) -> Introduction {
-    Introduction { host: host.into(), shards, hash_version: 1, clock: Arc::new(FastClock::default()) }
+    on_store(host, shards, None)
+}
+
+/// A host that has been told the name of its store.
+fn on_store(host: &str, shards: u32, store: Option<&str>) -> Introduction {
+    let store: Option<Arc<str>> = store.map(Into::into);
+    let store = Arc::new(OnceLock::from(store));
+    Introduction { host: host.into(), shards, hash_version: 1, store, clock: Arc::new(FastClock::default()) }
 }
 
 async fn open_as(own: Introduction, transport: TcpTransport) -> Site {
@@ -119,6 +126,24 @@ impl Site {
             match self.ask(other, host, request.clone()).await {
                 Err(Undelivered::NotSent(_)) => tokio::task::yield_now().await,
                 answer => return answer.unwrap(),
+            }
+        }
+    }
+}
+
+impl Site {
+    /// The words with which a host is refused, by itself or by the other one; `None` if it is answered.
+    async fn answered_or_refused(&self, other: &Site, host: &str) -> Option<String> {
+        loop {
+            let answer = in_time(self.ask(other, host, "x")).await;
+            match answer {
+                // The machine may have had no time for it.
+                Err(Undelivered::NotSent(error)) if !error.to_string().contains("store") => {}
+                Err(error) => return Some(not_sent(Err(error))),
+                Ok(answer) => {
+                    assert_eq!(answer, "x");
+                    return None;
+                }
             }
         }
     }
@@ -220,6 +245,28 @@ async fn a_host_of_another_fleet_or_not_the_one_that_was_called_is_refused_with_
     assert!(said.contains("the address of \"host-3\" is not known"), "{said}");
     // Nobody is there.
     not_sent(in_time(zero.ask_at("127.0.0.1:1", "host-2", "x")).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_on_another_store_is_refused_on_both_sides_and_so_is_one_that_does_not_know_its_store_yet() {
+    let one = open_as(on_store("host-1", 64, Some("7-1")), here()).await;
+    let others = [("host-2", Some("7-1"), true), ("host-3", None, true), ("host-4", Some("8-1"), false)];
+    for (name, store, is_let_in) in others {
+        let other = open_as(on_store(name, 64, store), here()).await;
+        let asked = [other.answered_or_refused(&one, "host-1").await, one.answered_or_refused(&other, name).await];
+        for refused in asked {
+            match refused {
+                None => assert!(is_let_in, "{store:?}"),
+                Some(said) => assert!(!is_let_in && said.contains("\"8-1\"") && said.contains("\"7-1\""), "{said}"),
+            }
+        }
+    }
+    let store = Arc::<OnceLock<_>>::default();
+    let starting = open_as(Introduction { store: store.clone(), ..introduction("host-5", 64) }, here()).await;
+    let said = one.answered_or_refused(&starting, "host-5").await.unwrap();
+    assert!(said.contains("has not been told by its store"), "{said}");
+    store.set(Some("7-1".into())).unwrap();
+    assert_eq!(one.answered_or_refused(&starting, "host-5").await, None);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -16,7 +16,7 @@ CREATE FUNCTION {s}.claim_3(
     p_address text, p_build text, p_leaving boolean, p_live boolean, p_placement bigint,
     OUT verdict text, OUT stored_shard_count bigint, OUT stored_hash_version bigint, OUT server_now bigint,
     OUT granted integer[], OUT epochs bigint[], OUT clean boolean[],
-    OUT held integer[], OUT holders text[], OUT remaining bigint[]
+    OUT held integer[], OUT holders text[], OUT remaining bigint[], OUT store text
 )
 LANGUAGE plpgsql VOLATILE
 AS $$
@@ -53,6 +53,10 @@ BEGIN
         verdict := 'replaced';
         RETURN;
     END IF;
+
+    -- Incarnations are random, and this one is the first that asks.
+    UPDATE {s}.fleet f SET name = p_incarnation || '-' || {s}.now_ms() WHERE f.name IS NULL;
+    store := (SELECT f.name FROM {s}.fleet f);
 
     IF p_start THEN
         rivals := ARRAY(

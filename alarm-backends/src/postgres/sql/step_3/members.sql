@@ -1,7 +1,10 @@
 -- Members: the hosts that hold a lease, and what each says of itself. The number in the fleet's row rises with each change of any of that but
 -- the time left; whoever changes it holds that row's lock, and hints at it. A row without is_member is of a host that has left, has ended, or runs
 -- a program that says nothing of itself.
-ALTER TABLE {s}.fleet ADD COLUMN members bigint NOT NULL DEFAULT 0;
+ALTER TABLE {s}.fleet
+    ADD COLUMN members bigint NOT NULL DEFAULT 0,
+    -- The store's own, by which hosts know each other.
+    ADD COLUMN name    text   COLLATE "C";
 ALTER TABLE {s}.host
     ADD COLUMN is_member   boolean NOT NULL DEFAULT false,
     ADD COLUMN since       bigint  NOT NULL DEFAULT 0,
