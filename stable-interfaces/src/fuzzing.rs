@@ -1,5 +1,5 @@
 //! The functions that the fuzz targets of this crate try on any bytes. Each function panics where something does not hold, and tells whether the
-//! bytes were of any use: a fleet, an ID, a meta, a directive, a request of another host.
+//! bytes were of any use: a fleet, an ID, a meta, a directive, a request of another host, what comes over a link.
 //!
 //! `tests/run fuzz` feeds them what a fuzzer makes up; the test below, on every run, what is in `fuzz/corpus`.
 
@@ -210,6 +210,12 @@ pub fn forwarded(data: &[u8]) -> bool {
     request.is_ok() || answer.is_ok()
 }
 
+/// Any bytes as what comes over a link: the same frames wherever it was cut, and the same again when they are written.
+#[cfg(feature = "tcp")]
+pub fn frames(data: &[u8]) -> bool {
+    crate::transport::tcp::fuzzing::stream(data)
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -220,8 +226,15 @@ mod tests {
 
     #[test]
     fn what_the_fuzzers_of_routing_ids_metas_and_requests_begin_with_holds() {
-        let targets: [Target; 5] =
-            [("fleet", fleet), ("ids", ids), ("meta", meta), ("directive", directive), ("forwarded", forwarded)];
+        let targets: &[Target] = &[
+            ("fleet", fleet),
+            ("ids", ids),
+            ("meta", meta),
+            ("directive", directive),
+            ("forwarded", forwarded),
+            #[cfg(feature = "tcp")]
+            ("frames", frames),
+        ];
         for (target, run) in targets {
             let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus").join(target);
             let mut useful = 0;

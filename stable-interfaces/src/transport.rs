@@ -5,7 +5,7 @@
 //! twice by the library.
 
 #[cfg(feature = "tcp")]
-mod tcp;
+pub(crate) mod tcp;
 
 use std::fmt::Debug;
 use std::future::Future;

@@ -8,6 +8,8 @@
 //! a few, of which the oldest goes when there are too many.
 
 mod frame;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod hello;
 mod link;
 mod serve;

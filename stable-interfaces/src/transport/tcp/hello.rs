@@ -90,6 +90,18 @@ impl Hello {
     }
 }
 
+#[cfg(any(test, fuzzing))]
+impl Hello {
+    /// Any bytes as a first word: none, or the same when it is written again.
+    pub(super) fn try_out(data: &[u8]) {
+        let Ok(hello) = serde_json::from_slice::<Hello>(data) else { return };
+        let again = serde_json::to_vec(&hello).expect("texts and numbers can be written");
+        assert_eq!(serde_json::from_slice::<Hello>(&again).expect("it was just written"), hello);
+        let is_refused = hello.refused.is_some() || !hello.protocols.iter().any(|one| PROTOCOLS.contains(one));
+        assert_eq!(hello.check(&hello).is_err(), is_refused, "who is of the same fleet is let in");
+    }
+}
+
 fn refusal(reason: String) -> io::Error {
     io::Error::new(io::ErrorKind::PermissionDenied, reason)
 }
