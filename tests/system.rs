@@ -6,6 +6,7 @@
 //! beside this file.
 
 mod alarms;
+mod builds;
 mod connections;
 mod directives;
 mod effects;

@@ -1,0 +1,193 @@
+//! Two builds of one program side by side: fields were added to what they say to each other, a message is new, one is gone, and so is an interface.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use serde::{Deserialize, Serialize};
+use stable_interfaces::testing::MemoryNetwork;
+use stable_interfaces::{
+    Context, ContextError, Fleet, Handle, Host, HostBuilder, Interface, RequestError, StableInterface,
+};
+use system_tests::{World, in_time};
+
+/// The program as it was.
+mod old {
+    use super::*;
+
+    pub(super) struct Order;
+
+    impl StableInterface for Order {
+        const NAME: &'static str = "order";
+        type Error = ContextError;
+    }
+
+    #[derive(Serialize, Deserialize)]
+    pub(super) struct Place {
+        pub(super) item: String,
+    }
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    pub(super) struct Placed {
+        pub(super) count: u32,
+    }
+
+    impl Handle<Place> for Order {
+        type Reply = Placed;
+
+        async fn handle(&mut self, cx: &mut Context, place: Place) -> Result<Placed, ContextError> {
+            let count = cx.get("count").await?.unwrap_or(0) + 1;
+            cx.put("count", &count)?;
+            cx.put("item", &place.item)?;
+            Ok(Placed { count })
+        }
+    }
+
+    /// A message that the new build has no more.
+    #[derive(Serialize, Deserialize)]
+    pub(super) struct Fax;
+
+    impl Handle<Fax> for Order {
+        type Reply = ();
+
+        async fn handle(&mut self, _: &mut Context, _: Fax) -> Result<(), ContextError> {
+            Ok(())
+        }
+    }
+
+    /// An interface that it has no more.
+    pub(super) struct Telegram;
+
+    impl StableInterface for Telegram {
+        const NAME: &'static str = "telegram";
+        type Error = ContextError;
+    }
+
+    impl Handle<Fax> for Telegram {
+        type Reply = ();
+
+        async fn handle(&mut self, _: &mut Context, _: Fax) -> Result<(), ContextError> {
+            Ok(())
+        }
+    }
+
+    pub(super) struct Program {
+        pub(super) host: Host,
+        pub(super) orders: Interface<Order>,
+        pub(super) telegrams: Interface<Telegram>,
+    }
+
+    pub(super) async fn start(host: HostBuilder) -> Program {
+        let mut host = host.build("2026.1");
+        let orders = host.interface(|_| Order).forward::<Place>("place").forward::<Fax>("fax").register().unwrap();
+        let telegrams = host.interface(|_| Telegram).forward::<Fax>("fax").register().unwrap();
+        Program { host: host.start().await.unwrap(), orders, telegrams }
+    }
+}
+
+/// The program as it is.
+mod new {
+    use super::*;
+
+    pub(super) struct Order;
+
+    impl StableInterface for Order {
+        const NAME: &'static str = "order";
+        type Error = ContextError;
+    }
+
+    #[derive(Serialize, Deserialize)]
+    pub(super) struct Place {
+        pub(super) item: String,
+        #[serde(default)]
+        pub(super) is_gift: bool,
+    }
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    pub(super) struct Placed {
+        pub(super) count: u32,
+        #[serde(default)]
+        pub(super) wrapped: Option<bool>,
+    }
+
+    impl Handle<Place> for Order {
+        type Reply = Placed;
+
+        async fn handle(&mut self, cx: &mut Context, place: Place) -> Result<Placed, ContextError> {
+            let count = cx.get("count").await?.unwrap_or(0) + 1;
+            cx.put("count", &count)?;
+            cx.put("item", &place.item)?;
+            Ok(Placed { count, wrapped: Some(place.is_gift) })
+        }
+    }
+
+    /// A message that the old build does not have.
+    #[derive(Serialize, Deserialize)]
+    pub(super) struct Track;
+
+    impl Handle<Track> for Order {
+        type Reply = Option<String>;
+
+        async fn handle(&mut self, cx: &mut Context, _: Track) -> Result<Option<String>, ContextError> {
+            cx.get("item").await
+        }
+    }
+
+    pub(super) struct Program {
+        pub(super) host: Host,
+        pub(super) orders: Interface<Order>,
+    }
+
+    pub(super) async fn start(host: HostBuilder) -> Program {
+        let mut host = host.build("2026.2");
+        let orders = host.interface(|_| Order).forward::<Place>("place").forward::<Track>("track").register().unwrap();
+        Program { host: host.start().await.unwrap(), orders }
+    }
+}
+
+/// The refusal of a build that does not have something, which names the build.
+fn refused<T: std::fmt::Debug>(answer: Result<T, RequestError<ContextError>>, what: &str, build: &str) {
+    match answer {
+        Err(error @ RequestError::Unhandled(_)) => {
+            let said = error.to_string();
+            assert!(said.contains(what) && said.contains(&format!("build {build}")), "{said}");
+            assert!(!error.is_retryable() && !error.may_have_happened(), "{said}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_builds_answer_each_other_and_say_what_they_do_not_have() {
+    in_time(async {
+        let (world, network) = (World::in_memory(), MemoryNetwork::new());
+        let fleet = Fleet::new(["old", "new"], 32).unwrap();
+        let member = |name: &str| world.member(name, &fleet).transport(network.transport());
+        let (old, new) = tokio::join!(old::start(member("old")), new::start(member("new")));
+        let id_at = |host: &Host| (0..).map(|n| n.to_string()).find(|id| host.owns(id).unwrap()).unwrap();
+        let (at_old, at_new) = (id_at(&old.host), id_at(&new.host));
+        // Each time also: whatever was refused, the link goes on.
+        for count in 1..=3 {
+            let placed = old.orders.request(&at_new, old::Place { item: "tea".into() }).await.unwrap();
+            assert_eq!(
+                placed,
+                old::Placed { count },
+                "a field that was not sent has its default, one that is not known is left out"
+            );
+            let place = new::Place { item: "coffee".into(), is_gift: true };
+            let placed = new.orders.request(&at_old, place).await.unwrap();
+            assert_eq!(placed, new::Placed { count, wrapped: None });
+
+            refused(new.orders.request(&at_old, new::Track).await, "messages named \"track\"", "2026.1");
+            refused(old.orders.request(&at_new, old::Fax).await, "messages named \"fax\"", "2026.2");
+            refused(old.telegrams.request(&at_new, old::Fax).await, "an interface named \"telegram\"", "2026.2");
+        }
+        // When the last of the old ones has gone, the new one has what that has stored.
+        assert!(old.host.drain(std::time::Duration::from_secs(1)).await.released);
+        drop(old);
+        let fleet = Fleet::new(["new"], 32).unwrap();
+        assert!(new.host.drain(std::time::Duration::from_secs(1)).await.released);
+        drop(new);
+        let new = new::start(world.member("new", &fleet)).await;
+        assert_eq!(new.orders.request(&at_old, new::Track).await.unwrap().as_deref(), Some("coffee"));
+    })
+    .await;
+}
