@@ -62,7 +62,9 @@ for i, own in ipairs(shards) do
             redis.call('HSET', key, 'ended', '1')
         end
     end
-    local one = {
+    -- Most are the asker's: each of these is one text.
+    local is_mine = state == 'mine'
+    local one = is_mine and { own.epoch or '0', own.clean or '0', own.has_inbox and '1' or '0' } or {
         state,
         own.epoch or '0',
         own.clean or '0',
@@ -77,6 +79,6 @@ for i, own in ipairs(shards) do
             one[#one + 1] = value
         end
     end
-    answer[#answer + 1] = one
+    answer[#answer + 1] = is_mine and table.concat(one, ' ') or one
 end
 return answer

@@ -15,7 +15,7 @@ use stable_interfaces::{StoreError, Timestamp};
 
 use super::failure::Failure;
 use super::members::{put_said, read_members};
-use super::reply::{Texts, list, optional_text};
+use super::reply::{Texts, optional_text};
 use super::script::{ALIVE, CLAIMED, Call, ENTER, LEASE, MARK, MEMBERS, RELEASE};
 use super::watermarks::Life;
 use super::{Inner, STEP, keys_of};
@@ -88,7 +88,7 @@ impl Inner {
         };
         let given_up = claim.given_up.iter().copied().collect();
         let (calls, places) = self.lease_calls(&claimant, &touched, &wanted, &given_up);
-        let (mut leased, _, failure) = read_leases(self.leases.run(&calls).await, &places)?;
+        let (mut leased, _, failure) = read_leases(claim.incarnation, self.leases.run(&calls).await, &places)?;
         self.check_leases(claim.incarnation, life.as_ref(), &leased)?;
         if let Some(failure) = failure
             && leased.is_empty()
@@ -220,7 +220,7 @@ impl Inner {
         calls.push(put_said(self.alive_call(incarnation), lease_millis(lease), &self.keys, presence));
         let mut answers = self.renewals.run(&calls).await;
         let alive = answers.pop().unwrap_or_else(|| Err(Failure::unexpected(&"none")));
-        let (leased, latest, failure) = read_leases(answers, &places)?;
+        let (leased, latest, failure) = read_leases(incarnation, answers, &places)?;
         // In a cluster the fleet's own server may be gone; the shards know by themselves who has been replaced.
         let mut members = Members::default();
         let (now, failure) = match alive.and_then(|alive| read_alive(alive, incarnation)) {
@@ -407,12 +407,13 @@ impl Inner {
 /// Reads the answers of the lease scripts: the shards that could be asked, the latest of the servers' clocks, and why some could not.
 #[allow(clippy::type_complexity, reason = "taken apart where it is called")]
 fn read_leases(
+    me: Incarnation,
     answers: Vec<Result<Value, Failure>>,
     places: &[Vec<ShardId>],
 ) -> Result<(BTreeMap<ShardId, Leased>, Option<Timestamp>, Option<Failure>), StoreError> {
     let (mut leased, mut latest, mut failed) = (BTreeMap::new(), None, None);
     for (answer, shards) in answers.into_iter().zip(places) {
-        match answer.and_then(|answer| read_lease_call(answer, shards)) {
+        match answer.and_then(|answer| read_lease_call(me, answer, shards)) {
             Ok((now, some)) => {
                 latest = latest.max(Some(now));
                 leased.extend(shards.iter().copied().zip(some));
@@ -423,20 +424,19 @@ fn read_leases(
     Ok((leased, latest, failed))
 }
 
-fn read_lease_call(answer: Value, shards: &[ShardId]) -> Result<(Timestamp, Vec<Leased>), Failure> {
+fn read_lease_call(me: Incarnation, answer: Value, shards: &[ShardId]) -> Result<(Timestamp, Vec<Leased>), Failure> {
     let mut answer = Texts::new(answer)?;
     let now = answer.time()?;
-    let leased = shards.iter().map(|_| read_leased(answer.item()?)).collect::<Result<_, _>>()?;
+    let leased = shards.iter().map(|_| read_leased(me, answer.item()?)).collect::<Result<_, _>>()?;
     Ok((now, leased))
 }
 
-fn read_leased(answer: Value) -> Result<Leased, Failure> {
-    let mut answer = Texts::new(Value::Array(list(answer)?))?;
-    let state = match answer.text()?.as_str() {
-        "mine" => State::Mine,
-        "replaced" => State::Replaced,
-        _ => State::Other,
+fn read_leased(me: Incarnation, answer: Value) -> Result<Leased, Failure> {
+    let mut answer = match answer {
+        Value::BulkString(text) => return read_mine(me, &text),
+        answer => Texts::new(answer)?,
     };
+    let state = if answer.text()? == "replaced" { State::Replaced } else { State::Other };
     let epoch = Epoch(answer.number()?);
     let is_clean = answer.text()? == "1";
     let owner = Some(answer.text()?).filter(|owner| !owner.is_empty()).and_then(|owner| owner.parse().ok());
@@ -448,6 +448,26 @@ fn read_leased(answer: Value) -> Result<Leased, Failure> {
         taken.insert(Lane(answer.number()?), answer.number()?);
     }
     Ok(Leased { state, epoch, is_clean, owner: owner.map(Incarnation), holder, remaining, has_inbox, taken })
+}
+
+/// A shard of the asker: epoch, whether its last owner had released it, whether its inbox has rows; then each lane and its last write.
+fn read_mine(me: Incarnation, text: &[u8]) -> Result<Leased, Failure> {
+    let broken = || Failure::unexpected(&String::from_utf8_lossy(text));
+    let numbers = std::str::from_utf8(text).map_err(|_| broken())?.split(' ').map(str::parse::<u64>);
+    let numbers = numbers.collect::<Result<Vec<_>, _>>().map_err(|_| broken())?;
+    let [epoch, is_clean, has_inbox, taken @ ..] = numbers.as_slice() else { return Err(broken()) };
+    let of_lane = |pair: &[u64]| Some((Lane(u16::try_from(pair[0]).ok()?), *pair.get(1)?));
+    let taken = taken.chunks(2).map(of_lane).collect::<Option<BTreeMap<_, _>>>().ok_or_else(broken)?;
+    Ok(Leased {
+        state: State::Mine,
+        epoch: Epoch(*epoch),
+        is_clean: *is_clean == 1,
+        owner: Some(me),
+        holder: String::new(),
+        remaining: Duration::ZERO,
+        has_inbox: *has_inbox == 1,
+        taken,
+    })
 }
 
 /// A life of a host, as the store knows it.
