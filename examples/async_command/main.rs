@@ -122,7 +122,7 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, lexopt::Er
     options.home = match (store, data, url) {
         (Kind::Fjall, data, None) => Home::Directory(data.unwrap_or_else(|| DATA.into())),
         (Kind::Postgres | Kind::Redis, None, Some(url)) => {
-            Home::Server(Server { kind: store, url, space: NAME.to_owned(), fleet: Vec::new() })
+            Home::Server(Server { kind: store, url, space: NAME.to_owned(), name: None })
         }
         _ => return Err("--data is for --store fjall, and --url is for the others".into()),
     };

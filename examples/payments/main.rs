@@ -157,7 +157,7 @@ fn parse(
     if is_host {
         let home = match (data, url) {
             (Some(data), None) => Home::Directory(data),
-            (None, Some(url)) => Home::Server(Server { kind: store, url, space: NAME.to_owned(), fleet: Vec::new() }),
+            (None, Some(url)) => Home::Server(Server { kind: store, url, space: NAME.to_owned(), name: None }),
             _ => return Err("a host needs --data, or --url".into()),
         };
         let listen = listen.ok_or("a host needs --listen")?;

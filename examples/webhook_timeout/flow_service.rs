@@ -164,22 +164,22 @@ fn refuse(error: &FlowsError) -> Response {
 pub(crate) async fn serve(
     mut host: HostBuilder,
     tcp: TcpListener,
-    url: Option<Url>,
+    (partner, public): (Option<Url>, Option<Url>), // of the partner's service, and of this one if that is not its address
     keys: UrlKeys,
     stop: impl Future,
 ) -> Result<()> {
     let address = tcp.local_addr()?;
     let http = reqwest::Client::builder().timeout(PARTNER_LIMIT).no_proxy().pool_max_idle_per_host(0).build()?;
-    let partner = Arc::new(Partner { http, orders: url });
+    let partner = Arc::new(Partner { http, orders: partner });
     let flows = Flows::builder()
         .flow("order", 1, move |flow, placed| order(partner.clone(), flow, placed))
-        .callbacks(&format!("http://{address}/callbacks"), keys)
+        .callbacks(&public.map_or_else(|| format!("http://{address}/callbacks"), |url| format!("{url}callbacks")), keys)
         .register(&mut host)?;
     let host = host.start().await?;
     println!("listening on http://{address}");
     let app = Router::new().route("/orders/{id}", post(place).get(look)).route("/callbacks/{token}", post(call_back));
     let app = app.route("/orders/{id}/resume", post(resume));
-    let served = http::serve(tcp, app.with_state(flows), host.stopping());
+    let served = host.serving(http::serve(tcp, app.with_state(flows), host.stopping()));
     let ((), ended) = tokio::join!(served, host.run_until(stop));
     Ok(ended.map(drop)?)
 }
@@ -202,6 +202,6 @@ async fn main() -> Result<ExitCode> {
     // Both before anybody is told to come: a signal that nobody has asked for ends a process.
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let stop = async { tokio::select!(_ = interrupt.recv() => {}, _ = terminate.recv() => {}) };
-    serve(Host::local(FjallStore::open(data)?), TcpListener::bind(listen).await?, partner, keys, stop).await?;
+    serve(Host::local(FjallStore::open(data)?), TcpListener::bind(listen).await?, (partner, None), keys, stop).await?;
     Ok(ExitCode::SUCCESS)
 }

@@ -19,6 +19,8 @@ pub(crate) struct Options {
     pub(crate) home: Home,
     pub(crate) listen: SocketAddr,
     pub(crate) partner: Option<Url>,
+    /// The fleet as the partner reaches it; without it, the address at which this host listens.
+    pub(crate) public: Option<Url>,
     /// The service is the one that is written as a flow.
     pub(crate) is_flow: bool,
     /// Stop when standard input ends: how a child learns that its parent is gone.
@@ -27,18 +29,17 @@ pub(crate) struct Options {
 
 /// Serves orders until the process is asked to stop.
 pub(crate) async fn serve(options: Options) -> Result<(), Failed> {
-    let Options { home, listen, partner, is_flow, until_stdin_ends } = options;
+    let Options { home, listen, partner, public, is_flow, until_stdin_ends } = options;
     let cannot_listen = |error| CannotStart::new(format!("cannot listen on {listen}"), error);
     let listener = TcpListener::bind(listen).await.map_err(cannot_listen)?;
-    // A host is named by its address, so whoever knows an order's owner knows where to send its requests.
     let host = home.host(&listener.local_addr().map_err(cannot_listen)?.to_string()).await?;
     let stop = process::asked_to_stop(until_stdin_ends);
     if is_flow {
         let keys = UrlKeys::new("drill", NO_SECRET);
         let keys = keys.map_err(|e| CannotStart::new("cannot sign URLs", in_one_line(&e)))?;
-        return Ok(flow_service::serve(host, listener, partner, keys, stop).await?);
+        return Ok(flow_service::serve(host, listener, (partner, public), keys, stop).await?);
     }
-    Ok(service::serve(host, listener, partner, stop).await?)
+    Ok(service::serve(host, listener, (partner, public), stop).await?)
 }
 
 #[cfg(test)]

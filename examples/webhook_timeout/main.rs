@@ -43,15 +43,16 @@ Orders that wait for a webhook, with a timeout, through hosts that are killed ag
 
 usage: webhook_timeout [--store fjall|postgres|redis] [--hosts N] [--url URL] [--orders N] [--kills N] [--seed N] [--flow] [--quiet]
        webhook_timeout serve --data DIR --listen ADDRESS [--partner URL] [--flow]
-       webhook_timeout serve --store postgres|redis --url URL --fleet ADDRESS,.. --listen ADDRESS [--partner URL] [--flow]
+       webhook_timeout serve --store postgres|redis --url URL --listen ADDRESS [--name NAME] [--partner URL] [--flow]
 
 The first form is the drill. It starts a partner service and, as child processes, the hosts; sends them orders; kills
 hosts with SIGKILL while orders wait, and compares what the partner saw with what the hosts say of each order.
   --store S     where orders are kept (default fjall: a directory, for one host alone)
-  --hosts N     how many hosts share the store (default 1); the orders are spread over them
+  --hosts N     how many hosts share the store (default 1); the orders are spread over them, one more host joins on the way and
+                one is drained, and who is killed stays away until the others have its orders
   --url URL     a server to use, which is not killed; without it the drill starts one of its own and kills that as well
-  --orders N    how many orders (default 200)
-  --kills N     how often a host is killed (default 3, with a server 6); the server is killed a third as often
+  --orders N    how many orders (default 200; with several hosts 190 for each kill of one, 25 for each of the server and 210 more)
+  --kills N     how often a host is killed (default 3, with a server 6, with several hosts 4); the server is killed a third as often
   --seed N      draws what the partner does with each order and when the kills happen (default 1)
   --flow        the service is the one that is written as a flow
   --quiet       print only what went wrong, and the last line
@@ -60,10 +61,11 @@ Its exit status is 0 if every order was decided once and rightly, 1 if not, 2 if
 The other forms run one host.
   --data DIR    where it keeps its orders; made if missing; one process at a time
   --store S, --url URL  the server it keeps its orders in, with the other hosts
-  --fleet A,B,..        the addresses of all hosts, the same list on each; its own is what it listens on
+  --name NAME           its name among them, the same at each start (default: the address it listens on)
   --space NAME          the schema, or what keys begin with, in that server (default webhook_timeout)
   --listen ADDRESS    such as 127.0.0.1:8080
   --partner URL       where to POST {\"order\": .., \"callback\": ..} for each new order; nobody is told without it
+  --public URL        where the partner reaches the service (default: the address it listens on)
   --flow              serve with the service that is written as a flow
   --until-stdin-ends  stop when standard input ends, not only on SIGINT and SIGTERM
 A host ends with status 0 when it was asked to, 2 if it could not start, and 1 if it ended by itself (its store has lost
@@ -81,7 +83,7 @@ enum Command {
 fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, lexopt::Error> {
     use lexopt::Arg::{Long, Short, Value};
     let mut args = lexopt::Parser::from_args(args);
-    let (mut orders, mut kills, mut seed, mut quiet) = (200, None, 1, false);
+    let (mut orders, mut kills, mut seed, mut quiet) = (None, None, 1, false);
     let (mut store, mut hosts, mut url, mut is_flow) = (Kind::Fjall, 1, None, false);
     let mut is_first = true;
     while let Some(arg) = args.next()? {
@@ -91,7 +93,7 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, lexopt::Er
             Long("store") => store = args.value()?.parse()?,
             Long("hosts") => hosts = args.value()?.parse()?,
             Long("url") => url = Some(args.value()?.string()?),
-            Long("orders") => orders = args.value()?.parse()?,
+            Long("orders") => orders = Some(args.value()?.parse()?),
             Long("kills") => kills = Some(args.value()?.parse()?),
             Long("seed") => seed = args.value()?.parse()?,
             Long("flow") => is_flow = true,
@@ -100,8 +102,16 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, lexopt::Er
         }
         is_first = false;
     }
-    let kills = kills.unwrap_or(if store == Kind::Fjall { 3 } else { 6 });
-    let drill = drill::Options { orders, kills, seed, quiet, store, hosts, url, is_flow };
+    // Those of several hosts take their time.
+    let kills = kills.unwrap_or(if store == Kind::Fjall {
+        3
+    } else if hosts > 1 {
+        4
+    } else {
+        6
+    });
+    let mut drill = drill::Options { orders: 200, kills, seed, quiet, store, hosts, url, is_flow };
+    drill.orders = orders.unwrap_or_else(|| if drill.is_fleet() { drill.orders_needed() + 150 } else { 200 });
     if drill.orders == 0 || drill.hosts == 0 {
         return Err("--orders and --hosts must be at least 1".into());
     }
@@ -124,33 +134,34 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, lexopt::Er
 fn parse_serve(mut args: lexopt::Parser) -> Result<Command, lexopt::Error> {
     use lexopt::Arg::{Long, Short};
     let (mut data, mut listen, mut partner, mut is_flow, mut until_stdin_ends) = (None, None, None, false, false);
-    let (mut store, mut url, mut fleet, mut space) = (Kind::Fjall, None, None, "webhook_timeout".to_owned());
+    let (mut store, mut url, mut space) = (Kind::Fjall, None, "webhook_timeout".to_owned());
+    let (mut name, mut public) = (None, None);
     while let Some(arg) = args.next()? {
         match arg {
             Long("help") | Short('h') => return Ok(Command::Help),
             Long("data") => data = Some(args.value()?.into()),
             Long("store") => store = args.value()?.parse()?,
             Long("url") => url = Some(args.value()?.string()?),
-            Long("fleet") => fleet = Some(args.value()?.string()?),
+            Long("name") => name = Some(args.value()?.string()?),
             Long("space") => space = args.value()?.string()?,
             Long("listen") => listen = Some(args.value()?.parse()?),
             Long("partner") => partner = Some(args.value()?.parse()?),
+            Long("public") => public = Some(args.value()?.parse()?),
             Long("flow") => is_flow = true,
             Long("until-stdin-ends") => until_stdin_ends = true,
             _ => return Err(arg.unexpected()),
         }
     }
-    let home = match (store, url, fleet) {
-        (Kind::Fjall, None, None) => Home::Directory(data.ok_or("serve needs --data DIR, or --store with a server")?),
-        (Kind::Fjall, ..) => return Err("--url and --fleet need --store postgres or --store redis".into()),
-        (_, Some(url), Some(fleet)) if data.is_none() => {
-            let fleet = fleet.split(',').map(str::to_owned).collect();
-            Home::Server(Server { kind: store, url, space, fleet })
+    let home = match (store, url) {
+        (Kind::Fjall, None) if name.is_none() => {
+            Home::Directory(data.ok_or("serve needs --data DIR, or --store with a server")?)
         }
-        _ => return Err("serve with a server needs --url and --fleet, and no --data".into()),
+        (Kind::Fjall, _) => return Err("--url and --name need --store postgres or --store redis".into()),
+        (_, Some(url)) if data.is_none() => Home::Server(Server { kind: store, url, space, name }),
+        _ => return Err("serve with a server needs --url, and no --data".into()),
     };
     let listen = listen.ok_or("serve needs --listen ADDRESS")?;
-    Ok(Command::Serve(host::Options { home, listen, partner, is_flow, until_stdin_ends }))
+    Ok(Command::Serve(host::Options { home, listen, partner, public, is_flow, until_stdin_ends }))
 }
 
 #[tokio::main]
@@ -240,13 +251,13 @@ mod tests {
 
     #[test]
     fn a_fleets_store_is_killed_unless_it_is_somebody_elses() {
-        let fleet = drill::Options { kills: 6, store: Kind::Postgres, hosts: 3, ..drill() };
-        assert_eq!(fleet.all_kills(), verdict::Kills { of_hosts: 6, of_store: Some(2) });
+        let fleet = drill::Options { orders: 1_020, kills: 4, store: Kind::Postgres, hosts: 3, ..drill() };
+        assert_eq!(fleet.all_kills(), verdict::Kills { of_hosts: 4, of_store: Some(2) });
         assert_eq!(parsed("--store postgres --hosts 3"), Ok(Command::Drill(fleet)));
         let url = Some("redis://there".to_owned());
-        let theirs = drill::Options { kills: 4, store: Kind::Redis, hosts: 2, url, ..drill() };
-        assert_eq!(theirs.all_kills(), verdict::Kills { of_hosts: 4, of_store: None });
-        assert_eq!(parsed("--store redis --hosts 2 --url redis://there --kills 4"), Ok(Command::Drill(theirs)));
+        let theirs = drill::Options { orders: 590, kills: 2, store: Kind::Redis, hosts: 2, url, ..drill() };
+        assert_eq!(theirs.all_kills(), verdict::Kills { of_hosts: 2, of_store: None });
+        assert_eq!(parsed("--store redis --hosts 2 --url redis://there --kills 2"), Ok(Command::Drill(theirs)));
     }
 
     #[test]
@@ -257,26 +268,28 @@ mod tests {
     }
 
     #[test]
-    fn serve_needs_an_address_and_a_directory_or_a_server_with_a_fleet() {
+    fn serve_needs_an_address_and_a_directory_or_a_server() {
         let options = |home| host::Options {
             home,
             listen: ([127, 0, 0, 1], 80).into(),
             partner: "http://p/orders".parse().ok(),
+            public: "http://front".parse().ok(),
             is_flow: false,
             until_stdin_ends: false,
         };
-        let rest = "--listen 127.0.0.1:80 --partner http://p/orders";
+        let rest = "--listen 127.0.0.1:80 --partner http://p/orders --public http://front";
         assert_eq!(parsed(&format!("serve --data d {rest}")), Ok(Command::Serve(options(Home::Directory("d".into())))));
-        let fleet = vec!["127.0.0.1:80".to_owned(), "127.0.0.1:81".to_owned()];
-        let space = "webhook_timeout".to_owned();
-        let server = Server { kind: Kind::Redis, url: "redis://r".to_owned(), space, fleet };
-        assert_eq!(
-            parsed(&format!("serve --store redis --url redis://r --fleet 127.0.0.1:80,127.0.0.1:81 {rest}")),
-            Ok(Command::Serve(options(Home::Server(server))))
-        );
+        for (given, name) in [("", None), ("--name host-1", Some("host-1".to_owned()))] {
+            let space = "webhook_timeout".to_owned();
+            let server = Server { kind: Kind::Redis, url: "redis://r".to_owned(), space, name };
+            assert_eq!(
+                parsed(&format!("serve --store redis --url redis://r {given} {rest}")),
+                Ok(Command::Serve(options(Home::Server(server))))
+            );
+        }
         assert!(parsed("serve --listen 127.0.0.1:80").is_err_and(|e| e.contains("--data")));
         assert!(parsed("serve --data d").is_err_and(|e| e.contains("--listen")));
-        assert!(parsed("serve --store redis --url u --listen 127.0.0.1:80").is_err_and(|e| e.contains("--fleet")));
+        assert!(parsed("serve --store redis --listen 127.0.0.1:80").is_err_and(|e| e.contains("--url")));
     }
 
     #[test]

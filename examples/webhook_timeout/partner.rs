@@ -16,7 +16,7 @@ use serde::Deserialize;
 use stable_interfaces::Timestamp;
 use tokio::time::sleep;
 
-use crate::doors::Doors;
+use crate::doors::{Door, Doors};
 
 /// The partner's treatment of one order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -72,7 +72,7 @@ pub(crate) enum Answer {
 }
 
 impl Answer {
-    pub(crate) fn of(result: Result<reqwest::Response, reqwest::Error>) -> Answer {
+    pub(crate) fn of(result: &Result<reqwest::Response, reqwest::Error>) -> Answer {
         match result {
             Ok(response) => Answer::Status(response.status().as_u16()),
             Err(error) if error.is_connect() => Answer::Refused,
@@ -125,17 +125,44 @@ impl Entry {
     }
 }
 
+/// The answers that came through a door whose host stays.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct AtStaying {
+    pub(crate) requests: usize,
+    pub(crate) refused: usize,
+    pub(crate) cut_off: usize,
+    /// Told to come again.
+    pub(crate) put_off: usize,
+}
+
+impl AtStaying {
+    fn count(&mut self, answer: Answer) {
+        self.requests += 1;
+        match answer {
+            Answer::Refused => self.refused += 1,
+            Answer::Broken => self.cut_off += 1,
+            Answer::Status(status) => self.put_off += usize::from(status >= 500),
+        }
+    }
+}
+
 /// The knowledge of the world outside the host: each order's [`Entry`], and how many requests to the host are under way.
 #[derive(Debug)]
 pub(crate) struct Ledger {
     entries: Mutex<BTreeMap<String, Entry>>,
     in_flight: AtomicUsize,
+    at_staying: Mutex<AtStaying>,
     order_timeout: Duration,
 }
 
 impl Ledger {
     pub(crate) fn new(entries: BTreeMap<String, Entry>, order_timeout: Duration) -> Ledger {
-        Ledger { entries: Mutex::new(entries), in_flight: AtomicUsize::new(0), order_timeout }
+        Ledger {
+            entries: Mutex::new(entries),
+            in_flight: AtomicUsize::new(0),
+            at_staying: Mutex::default(),
+            order_timeout,
+        }
     }
 
     /// The entries, locked; never across an await.
@@ -169,12 +196,24 @@ impl Ledger {
         self.in_flight.load(Relaxed)
     }
 
-    /// Sends a request to the host, counted as under way meanwhile.
-    pub(crate) async fn send(&self, request: reqwest::RequestBuilder) -> Answer {
+    /// Sends a request through a door, counted as under way meanwhile.
+    pub(crate) async fn send(
+        &self,
+        door: &Door,
+        request: reqwest::RequestBuilder,
+    ) -> Result<reqwest::Response, reqwest::Error> {
         self.in_flight.fetch_add(1, Relaxed);
-        let answer = Answer::of(request.send().await);
+        let answer = request.send().await;
         self.in_flight.fetch_sub(1, Relaxed);
+        if door.stays {
+            self.at_staying.lock().expect("nobody panics while counting").count(Answer::of(&answer));
+        }
         answer
+    }
+
+    /// The answers so far that came through a door whose host stays.
+    pub(crate) fn at_staying(&self) -> AtStaying {
+        *self.at_staying.lock().expect("nobody panics while counting")
     }
 }
 
@@ -224,7 +263,8 @@ async fn hear(State(partner): State<Partner>, Json(notice): Json<Notice>) -> Sta
 async fn call_back(partner: Partner, order: String, callback: String, delay: Duration) {
     sleep(delay).await;
     loop {
-        let answer = partner.ledger.send(partner.http.post(partner.doors.through_any(&callback))).await;
+        let (url, door) = partner.doors.through_any(&callback);
+        let answer = Answer::of(&partner.ledger.send(&door, partner.http.post(url)).await);
         partner.ledger.note(&order, |entry| {
             if answer == Answer::Status(202) {
                 entry.stored.get_or_insert_with(now);

@@ -6,16 +6,15 @@
 //!
 //! An order is *accepted* if the partner's callback is handled before the order is due, and *expired* otherwise. The decision
 //! and the end of the order's alarms are one commit, and no answer leaves before that is durable: whoever got an answer can
-//! rely on it, however often this process is killed.
+//! rely on it, however often this process is killed. In a fleet any host takes any request: its messages cross to the order's own.
 
 use std::{collections::HashMap, process::ExitCode, sync::Arc, time::Duration};
 
 use alarm_backends::FjallStore;
 use anyhow::Result;
 use axum::extract::{Path, Query, State};
-use axum::http::{StatusCode, Uri};
-use axum::response::{IntoResponse, Redirect, Response};
-use axum::{Json, Router, routing::post};
+use axum::response::{IntoResponse, Response};
+use axum::{Json, Router, http::StatusCode, routing::post};
 use examples::http;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::Url;
@@ -63,10 +62,6 @@ pub(crate) struct View {
     pub(crate) decisions: Vec<Decision>,
 }
 
-#[derive(Debug, thiserror::Error)]
-#[error("no such order, or not its token")]
-pub(crate) struct NoSuchOrder;
-
 impl StableInterface for Order {
     const NAME: &'static str = "order";
     type Error = anyhow::Error;
@@ -82,11 +77,12 @@ impl StableInterface for Order {
 }
 
 /// Places the order. Repeated it changes nothing and is answered alike, so a client that got no answer just sends it again.
+#[derive(Serialize, Deserialize)]
 struct Place(Duration);
 
 impl Handle<Place> for Order {
-    type Reply = View;
-    async fn handle(&mut self, cx: &mut Context, Place(timeout): Place) -> Result<View> {
+    type Reply = Option<View>;
+    async fn handle(&mut self, cx: &mut Context, Place(timeout): Place) -> Result<Option<View>> {
         if self.record.is_none() {
             let token = format!("{:016x}{:016x}", getrandom::u64()?, getrandom::u64()?); // Nobody guesses 128 random bits.
             let callback = self.partner.callback(cx.id(), &token);
@@ -102,30 +98,32 @@ impl Handle<Place> for Order {
         }
         let view = self.handle(cx, Look).await?;
         let callback = self.record.as_ref().map(|order| self.partner.callback(cx.id(), &order.token));
-        Ok(View { callback, ..view })
+        Ok(view.map(|view| View { callback, ..view }))
     }
 }
 
+#[derive(Serialize, Deserialize)]
 struct Look;
 
 impl Handle<Look> for Order {
-    type Reply = View;
-    async fn handle(&mut self, cx: &mut Context, Look: Look) -> Result<View> {
-        let due = self.record.as_ref().ok_or(NoSuchOrder)?.due;
-        Ok(View { due, callback: None, decisions: decisions(cx).await? })
+    type Reply = Option<View>;
+    async fn handle(&mut self, cx: &mut Context, Look: Look) -> Result<Option<View>> {
+        let Some(Record { due, .. }) = self.record else { return Ok(None) };
+        Ok(Some(View { due, callback: None, decisions: decisions(cx).await? }))
     }
 }
 
+#[derive(Serialize, Deserialize)]
 struct CallBack(String); // by the partner, with the order's token
 
 impl Handle<CallBack> for Order {
-    type Reply = Outcome;
-    async fn handle(&mut self, cx: &mut Context, CallBack(token): CallBack) -> Result<Outcome> {
-        let order = self.record.as_ref().filter(|order| is_same(&order.token, &token)).ok_or(NoSuchOrder)?;
+    type Reply = Option<Outcome>;
+    async fn handle(&mut self, cx: &mut Context, CallBack(token): CallBack) -> Result<Option<Outcome>> {
+        let Some(order) = self.record.as_ref().filter(|order| is_same(&order.token, &token)) else { return Ok(None) };
         // Late is late, also when nobody was there to fire the alarm on time and this call comes before it.
         let at = cx.now();
         let outcome = if at < order.due { Outcome::Accepted } else { Outcome::Expired };
-        decide(cx, Decision { outcome, at }).await
+        Ok(Some(decide(cx, Decision { outcome, at }).await?))
     }
 }
 
@@ -186,48 +184,50 @@ impl Partner {
 
 type Orders = State<Interface<Order>>;
 
-async fn place(orders: Orders, id: Path<String>, terms: Query<HashMap<String, u64>>, uri: Uri) -> Response {
+async fn place(orders: Orders, id: Path<String>, terms: Query<HashMap<String, u64>>) -> Response {
     let timeout = Duration::from_millis(*terms.get("timeout_ms").unwrap_or(&60_000));
-    respond(orders.request(&id, Place(timeout)).await.map(Json), &uri)
+    respond(orders.request(&id, Place(timeout)).await.map(|view| view.map(Json)))
 }
 
-async fn look(orders: Orders, id: Path<String>, uri: Uri) -> Response {
-    respond(orders.request(&id, Look).await.map(Json), &uri)
+async fn look(orders: Orders, id: Path<String>) -> Response {
+    respond(orders.request(&id, Look).await.map(|view| view.map(Json)))
 }
 
-async fn call_back(orders: Orders, path: Path<String>, uri: Uri) -> Response {
+async fn call_back(orders: Orders, path: Path<String>) -> Response {
     let (token, id) = path.split_once('-').unwrap_or_default(); // A token has no `-`, an ID any number.
-    let outcome = orders.request(id, CallBack(token.to_owned())).await.map(|outcome| match outcome {
+    let said = |outcome| match outcome {
         Outcome::Accepted => (StatusCode::OK, "accepted\n"),
         Outcome::Expired => (StatusCode::GONE, "too late: the order has expired\n"),
-    });
-    respond(outcome, &uri)
+    };
+    respond(orders.request(id, CallBack(token.to_owned())).await.map(|outcome| outcome.map(said)))
 }
 
-fn respond(result: Result<impl IntoResponse, RequestError<anyhow::Error>>, uri: &Uri) -> Response {
-    use RequestError::{Handler, InvalidId, NotOwner};
+fn respond(result: Result<Option<impl IntoResponse>, RequestError<anyhow::Error>>) -> Response {
     let (status, error) = match result {
-        Ok(answer) => return answer.into_response(),
-        // 307: the same method again, at the same path. In a fleet each host is named by its address.
-        Err(NotOwner { holder }) => return Redirect::temporary(&format!("http://{holder}{uri}")).into_response(),
-        Err(Handler(error, did)) if error.is::<NoSuchOrder>() => (StatusCode::NOT_FOUND, Handler(error, did)),
-        Err(error @ InvalidId { .. }) => (StatusCode::BAD_REQUEST, error),
+        Ok(Some(answer)) => return answer.into_response(),
+        Ok(None) => return (StatusCode::NOT_FOUND, "no such order, or not its token\n").into_response(),
+        Err(error @ RequestError::InvalidId { .. }) => (StatusCode::BAD_REQUEST, error),
         // Whatever it is and whatever has become of the request, any request of this service may be repeated.
         Err(error) => (StatusCode::SERVICE_UNAVAILABLE, error),
     };
     (status, error.report() + "\n").into_response()
 }
 
+type Urls = (Option<Url>, Option<Url>); // the partner's, to tell it of orders; and this service's, if not where it listens
+
 /// Serves orders until `stop` completes. A host that ends by itself is an error: the process is to be started anew.
-pub(crate) async fn serve(mut host: HostBuilder, tcp: TcpListener, url: Option<Url>, stop: impl Future) -> Result<()> {
-    let address = tcp.local_addr()?;
+pub(crate) async fn serve(mut host: HostBuilder, tcp: TcpListener, urls: Urls, stop: impl Future) -> Result<()> {
+    let (address, (partner, public)) = (tcp.local_addr()?, urls);
     let http = reqwest::Client::builder().timeout(PARTNER_LIMIT).no_proxy().pool_max_idle_per_host(0).build()?;
-    let partner = Arc::new(Partner { http, orders: url, public: format!("http://{address}/") });
-    let orders = host.interface(move |_| Order { partner: partner.clone(), record: None }).with_alarms().register()?;
+    let public = public.map_or_else(|| format!("http://{address}/"), String::from);
+    let partner = Arc::new(Partner { http, orders: partner, public });
+    let orders = host.interface(move |_| Order { partner: partner.clone(), record: None }).with_alarms();
+    let orders = orders.forward_with_text_errors::<Place>("place").forward_with_text_errors::<Look>("look");
+    let orders = orders.forward_with_text_errors::<CallBack>("call-back").register()?;
     let host = host.start().await?;
     println!("listening on http://{address}");
     let app = Router::new().route("/orders/{id}", post(place).get(look)).route("/callbacks/{call}", post(call_back));
-    let served = http::serve(tcp, app.with_state(orders), host.stopping());
+    let served = host.serving(http::serve(tcp, app.with_state(orders), host.stopping()));
     let ((), ended) = tokio::join!(served, host.run_until(stop));
     Ok(ended.map(drop)?)
 }
@@ -241,10 +241,10 @@ async fn main() -> Result<ExitCode> {
         eprintln!("webhook_service: its arguments are DIR ADDRESS [URL]");
         return Ok(ExitCode::from(2));
     };
-    let partner = partner.first().map(|url| Url::parse(url)).transpose()?;
+    let urls = (partner.first().map(|url| Url::parse(url)).transpose()?, None);
     // Both before anybody is told to come: a signal that nobody has asked for ends a process.
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let stop = async { tokio::select!(_ = interrupt.recv() => {}, _ = terminate.recv() => {}) };
-    serve(Host::local(FjallStore::open(data)?), TcpListener::bind(listen).await?, partner, stop).await?;
+    serve(Host::local(FjallStore::open(data)?), TcpListener::bind(listen).await?, urls, stop).await?;
     Ok(ExitCode::SUCCESS)
 }

@@ -48,24 +48,24 @@ impl FromStr for Kind {
 pub(crate) enum Home {
     /// A directory that this process alone can open.
     Directory(PathBuf),
-    /// A server, with the hosts that share it.
+    /// A server, with other hosts.
     Server(Server),
 }
 
-/// A server, with the hosts that share it.
+/// A server that the hosts of a fleet share, and find each other by.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Server {
     pub(crate) kind: Kind,
     pub(crate) url: String,
     /// The fleet's part of the server: a schema of the database, or what all keys begin with.
     pub(crate) space: String,
-    /// The addresses of all hosts, which are their names too: so whoever knows an order's owner knows where to send its requests. None: hosts
-    /// find each other in the store, and send requests on by themselves.
-    pub(crate) fleet: Vec<String>,
+    /// The host's name, if it is not its address. With one that lasts over its starts it has its part again at once.
+    pub(crate) name: Option<String>,
 }
 
 impl Home {
-    /// The host at `address`, with its store open.
+    /// The host that serves at `address`, with its store open. In a fleet it talks to the others at a port of its own, which they learn of by
+    /// the store.
     pub(crate) async fn host(&self, address: &str) -> Result<HostBuilder, CannotStart> {
         let server = match self {
             Home::Directory(dir) => {
@@ -76,14 +76,10 @@ impl Home {
             }
             Home::Server(server) => server,
         };
-        let no_such_fleet = |e| CannotStart::new("there is no such fleet", e);
-        let builder = if server.fleet.is_empty() {
-            let fleet = Fleet::live(SHARDS).map_err(no_such_fleet)?;
-            let transport = TcpTransport::listen("127.0.0.1:0").fleet(&*server.space);
-            Host::builder(address, fleet).lease(LEASE).transport(transport)
-        } else {
-            Host::builder(address, Fleet::new(&server.fleet, SHARDS).map_err(no_such_fleet)?)
-        };
+        let fleet = Fleet::live(SHARDS).map_err(|e| CannotStart::new("there is no such fleet", e))?;
+        let transport = TcpTransport::listen("127.0.0.1:0").fleet(&*server.space);
+        let name = server.name.as_deref().unwrap_or(address);
+        let builder = Host::builder(name, fleet).lease(LEASE).transport(transport);
         let opened = match server.kind {
             Kind::Redis => server.redis().await.map(|store| builder.store(store)),
             Kind::Postgres | Kind::Fjall => server.postgres().await.map(|store| builder.store(store)),

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use stable_interfaces::Timestamp;
 
-use crate::partner::{Answer, Entry, Manner};
+use crate::partner::{Answer, AtStaying, Entry, Manner};
 use crate::service::{Decision, Outcome, View};
 
 /// The verdict on one order.
@@ -85,6 +85,14 @@ pub(crate) struct Kills {
     pub(crate) of_store: Option<usize>,
 }
 
+/// The changes of a fleet beside its kills, and how it was for callers at a door that stays.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Changes {
+    pub(crate) added: usize,
+    pub(crate) drained: usize,
+    pub(crate) at_staying: AtStaying,
+}
+
 /// A time in which a host, or the store, did not run.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Outage {
@@ -99,7 +107,8 @@ pub(crate) struct Report {
     rows: BTreeMap<String, Row>,
     outages: Vec<Outage>,
     kills: Kills,
-    hosts: usize,
+    /// `None` of a host alone.
+    changes: Option<Changes>,
 }
 
 #[derive(Debug)]
@@ -117,7 +126,7 @@ impl Report {
         mut views: BTreeMap<String, View>,
         outages: Vec<Outage>,
         kills: Kills,
-        hosts: usize,
+        changes: Option<Changes>,
         order_timeout: Duration,
     ) -> Report {
         let judged = |(order, entry): (String, Entry)| {
@@ -126,7 +135,7 @@ impl Report {
             let decided = view.and_then(|view| Some((view.due, view.decisions.into_iter().next()?)));
             (order, Row { entry, decided, finding })
         };
-        Report { rows: entries.into_iter().map(judged).collect(), outages, kills, hosts }
+        Report { rows: entries.into_iter().map(judged).collect(), outages, kills, changes }
     }
 
     fn killed(&self, victim: Victim) -> usize {
@@ -143,6 +152,7 @@ impl Report {
     pub(crate) fn is_right(&self) -> bool {
         self.is_killed_enough()
             && self.rows.values().all(|row| matches!(row.finding, Finding::Accepted | Finding::Expired))
+            && self.changes.is_none_or(|changes| changes.at_staying.refused + changes.at_staying.cut_off == 0)
     }
 
     /// One line per order.
@@ -179,6 +189,11 @@ impl Report {
             // Writing to a String cannot fail, here and below.
             let _ = writeln!(faults, "there were not {kills} kills: too few orders were waiting");
         }
+        if let Some(Changes { at_staying: AtStaying { refused, cut_off, .. }, .. }) = self.changes
+            && refused + cut_off > 0
+        {
+            let _ = writeln!(faults, "at the door that stays {refused} requests were refused and {cut_off} cut off");
+        }
         for (order, row) in &self.rows {
             let what = match row.finding {
                 Finding::Lost(what) | Finding::Wrong(what) => what,
@@ -194,13 +209,24 @@ impl Report {
     pub(crate) fn breakage(&self) -> String {
         let attempts = || self.rows.values().flat_map(|row| row.entry.placing.iter().chain(&row.entry.answers));
         let count = |which| attempts().filter(|answer| **answer == which).count();
-        format!(
+        let mut breakage = format!(
             "requests to the {}: {}, of which {} refused and {} cut off\n",
-            if self.hosts > 1 { "hosts" } else { "host" },
+            self.hosts(),
             attempts().count(),
             count(Answer::Refused),
             count(Answer::Broken)
-        )
+        );
+        if let Some(Changes { at_staying: AtStaying { requests, refused, cut_off, put_off }, .. }) = self.changes {
+            let _ = writeln!(
+                breakage,
+                "at the door that stays: {requests}, of which {refused} refused, {cut_off} cut off and {put_off} told to come again"
+            );
+        }
+        breakage
+    }
+
+    fn hosts(&self) -> &'static str {
+        if self.changes.is_some() { "hosts" } else { "host" }
     }
 
     /// The lateness of timeouts: those that could be kept, and apart those that came due while a host or the store was down.
@@ -223,7 +249,7 @@ impl Row {
     }
 }
 
-/// `200 orders: 118 accepted, 82 expired, 0 lost, 0 decided twice; hosts killed 6 times, store killed 2 times`
+/// `200 orders: 118 accepted, 82 expired, 0 lost, 0 decided twice; host killed 3 times`; of a fleet what else happened to it, too.
 impl Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let count = |which: fn(&Finding) -> bool| self.rows.values().filter(|row| which(&row.finding)).count();
@@ -241,10 +267,14 @@ impl Display for Report {
             0 => {}
             wrong => write!(f, ", {wrong} wrong")?,
         }
-        let hosts = if self.hosts > 1 { "hosts" } else { "host" };
-        write!(f, "; {hosts} killed {} times", self.killed(Victim::Host))?;
+        write!(f, "; {} killed {} times", self.hosts(), self.killed(Victim::Host))?;
+        if let Some(changes) = self.changes {
+            let Changes { added, drained, at_staying: AtStaying { requests, refused, cut_off, .. } } = changes;
+            write!(f, " and not restarted for three leases, {added} added, {drained} drained")?;
+            write!(f, "; {} of {requests} requests refused or cut off at the door that stays", refused + cut_off)?;
+        }
         match self.kills.of_store {
-            Some(_) => write!(f, ", store killed {} times", self.killed(Victim::Store)),
+            Some(_) => write!(f, "; store killed {} times", self.killed(Victim::Store)),
             None => Ok(()),
         }
     }
@@ -383,7 +413,7 @@ mod tests {
         let entries = BTreeMap::from([("a".to_owned(), entry(&[Status(200)])), ("b".to_owned(), entry(&[]))]);
         let views = BTreeMap::from([("a".to_owned(), view(&[(Accepted, 9)])), ("b".to_owned(), view(finding_of_two))]);
         let outages = vec![Outage { victim: Victim::Host, from: at(DUE + 1_000), until: at(DUE + 2_000) }];
-        Report::new(entries, views, outages, Kills { of_hosts: kills, of_store: None }, 1, TIMEOUT)
+        Report::new(entries, views, outages, Kills { of_hosts: kills, of_store: None }, None, TIMEOUT)
     }
 
     #[test]
@@ -408,11 +438,30 @@ mod tests {
     #[test]
     fn kills_of_a_fleet_and_its_store_are_counted_apart() {
         let mut report = report(&[(Expired, DUE + 4)], 1);
-        report.hosts = 3;
+        let at_staying = AtStaying { requests: 700, put_off: 3, ..AtStaying::default() };
+        report.changes = Some(Changes { added: 1, drained: 1, at_staying });
         report.kills.of_store = Some(1);
-        assert!(!report.is_right() && report.to_string().ends_with("; hosts killed 1 times, store killed 0 times"));
+        assert!(!report.is_right() && report.to_string().ends_with("; store killed 0 times"));
         report.outages.push(Outage { victim: Victim::Store, from: at(1), until: at(2) });
-        assert!(report.is_right() && report.to_string().ends_with("; hosts killed 1 times, store killed 1 times"));
+        let said = report.to_string();
+        let end = "0 decided twice; hosts killed 1 times and not restarted for three leases, 1 added, 1 drained; \
+                   0 of 700 requests refused or cut off at the door that stays; store killed 1 times";
+        assert!(report.is_right() && said.ends_with(end), "{said}");
+    }
+
+    #[test]
+    fn nobody_may_be_refused_or_cut_off_at_the_door_that_stays() {
+        for answer in
+            [AtStaying { refused: 1, ..AtStaying::default() }, AtStaying { cut_off: 1, ..AtStaying::default() }]
+        {
+            let mut report = report(&[(Expired, DUE + 4)], 1);
+            report.changes = Some(Changes { added: 1, drained: 1, at_staying: answer });
+            assert!(
+                !report.is_right() && report.faults().starts_with("at the door that stays "),
+                "{}",
+                report.faults()
+            );
+        }
     }
 
     #[test]
