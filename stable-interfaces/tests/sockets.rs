@@ -71,6 +71,7 @@ async fn start(name: &str, fleet: &Fleet, store: &MemoryStore) -> (Host, Interfa
 }
 
 /// Fails in place of waiting for ever, however slow the machine is.
+#[allow(clippy::disallowed_methods, reason = "sockets take real time")]
 async fn in_time<T>(work: impl Future<Output = T>) -> T {
     tokio::time::timeout(60 * SECOND, work).await.unwrap()
 }
