@@ -44,7 +44,7 @@ struct Inner {
 struct State {
     /// Shard count and hash version, as the first claim recorded them.
     layout: Option<(u32, u32)>,
-    /// Its own name, since the first claim.
+    /// The name of the store itself, since the first claim.
     name: Option<Arc<str>>,
     members: Roster,
     /// Every incarnation that ever claimed, ended ones too: they must be told.
