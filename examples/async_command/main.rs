@@ -173,7 +173,7 @@ mod tests {
         else {
             unreachable!("it is a server")
         };
-        assert_eq!((server.kind, &*server.url, server.fleet.len()), (Kind::Redis, "redis://a", 0));
+        assert_eq!((server.kind, &*server.url, server.name), (Kind::Redis, "redis://a", None));
     }
 
     #[test]

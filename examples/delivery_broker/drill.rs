@@ -183,7 +183,7 @@ impl Operator {
     }
 
     async fn look(&self, name: &str, id: &str) -> Option<View> {
-        let url = format!("{}flows/{name}/{id}", self.doors.any());
+        let url = format!("{}flows/{name}/{id}", self.doors.any().url);
         self.fakes.http.get(url).send().await.ok()?.error_for_status().ok()?.json().await.ok()
     }
 
@@ -192,6 +192,6 @@ impl Operator {
         if !self.quiet {
             println!("         {name} {id} is blocked ({why}), and is resumed");
         }
-        let _ = self.fakes.http.post(format!("{}flows/{name}/{id}/resume", self.doors.any())).send().await;
+        let _ = self.fakes.http.post(format!("{}flows/{name}/{id}/resume", self.doors.any().url)).send().await;
     }
 }

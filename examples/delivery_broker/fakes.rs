@@ -137,7 +137,7 @@ impl Fakes {
     /// Calls the broker, through any of its hosts, again and again until it answers; `sent` is told of the first time.
     async fn call(&self, url: &str, id: String, body: &impl Serialize) -> StatusCode {
         loop {
-            let request = self.http.post(self.doors.through_any(url)).header("idempotency-key", &id).json(body);
+            let request = self.http.post(self.doors.through_any(url).0).header("idempotency-key", &id).json(body);
             if let Ok(answer) = request.send().await
                 && !answer.status().is_server_error()
             {

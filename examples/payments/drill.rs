@@ -98,7 +98,7 @@ impl Shop {
     async fn start(&self, id: &str, script: &str, arguments: Map<String, Value>) -> Result<(), BoxError> {
         let start = Start { script: script.to_owned(), arguments };
         loop {
-            let url = format!("{}scripts/{id}", self.doors.any());
+            let url = format!("{}scripts/{id}", self.doors.any().url);
             match self.http.post(url).json(&start).send().await {
                 Ok(answer) if answer.status() == StatusCode::ACCEPTED => return Ok(()),
                 Ok(answer) if answer.status().is_client_error() => {
@@ -110,7 +110,7 @@ impl Shop {
     }
 
     async fn look(&self, id: &str) -> Option<View> {
-        let url = format!("{}flows/{SCRIPT}/{id}", self.doors.any());
+        let url = format!("{}flows/{SCRIPT}/{id}", self.doors.any().url);
         self.http.get(url).send().await.ok()?.error_for_status().ok()?.json().await.ok()
     }
 
@@ -183,7 +183,7 @@ impl Shop {
                     placed.view = Some(view);
                 }
             }
-            let Ok(answer) = self.http.post(format!("{}scripts", self.doors.any())).send().await else { continue };
+            let Ok(answer) = self.http.post(format!("{}scripts", self.doors.any().url)).send().await else { continue };
             let resumed: Vec<(String, String)> = answer.json().await.unwrap_or_default();
             for (id, why) in resumed.into_iter().filter(|_| !self.quiet) {
                 println!("         {id} is blocked ({why}), and is resumed");
@@ -237,7 +237,7 @@ pub(crate) async fn run(options: &Options, data: &Path) -> Result<Report, BoxErr
     let stripe = Stripe::new(books, http.clone(), doors.clone(), FAKE_KEY, FAKE_SECRET, options.seed);
     match &options.stripe {
         None => drop(tokio::spawn(http::serve(listener, stripe.clone().routes(), std::future::pending()))),
-        Some(_) => say(format!("to be run now: stripe listen --forward-to {}{}", doors.any(), hooks::PATH)),
+        Some(_) => say(format!("to be run now: stripe listen --forward-to {}{}", doors.any().url, hooks::PATH)),
     }
     let shop = Shop {
         http,

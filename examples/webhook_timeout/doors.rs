@@ -17,13 +17,18 @@ pub(crate) struct Door {
 pub(crate) struct Doors(Arc<Mutex<Vec<Door>>>);
 
 impl Doors {
-    /// The hosts at these URLs, of which the first stays if there are others.
+    /// The hosts at these URLs, each of which may leave.
     pub(crate) fn new(hosts: impl IntoIterator<Item = Url>) -> Doors {
-        let mut doors: Vec<_> = hosts.into_iter().map(|url| Door { url, stays: false }).collect();
-        if let [first, _, ..] = &mut doors[..] {
+        Doors(Arc::new(Mutex::new(hosts.into_iter().map(|url| Door { url, stays: false }).collect())))
+    }
+
+    /// The hosts at these URLs, of which the first stays if there are others.
+    pub(crate) fn with_one_that_stays(hosts: impl IntoIterator<Item = Url>) -> Doors {
+        let doors = Doors::new(hosts);
+        if let [first, _, ..] = &mut doors.lock()[..] {
             first.stays = true;
         }
-        Doors(Arc::new(Mutex::new(doors)))
+        doors
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Door>> {
@@ -80,8 +85,8 @@ mod tests {
 
     #[test]
     fn the_first_of_several_doors_stays_and_the_others_come_and_go() {
-        assert!(!Doors::new([url(1)]).any().stays);
-        let doors = Doors::new([url(1), url(2)]);
+        assert!(!Doors::with_one_that_stays([url(1)]).any().stays);
+        let doors = Doors::with_one_that_stays([url(1), url(2)]);
         doors.open(url(3));
         doors.close(&url(2));
         let seen: BTreeSet<(u16, bool)> =

@@ -129,7 +129,7 @@ impl Service {
         for started in futures_util::future::join_all(starts).await {
             started?;
         }
-        service.doors = Doors::new(service.hosts.iter().map(HostProcess::url));
+        service.doors = Doors::with_one_that_stays(service.hosts.iter().map(HostProcess::url));
         Ok(service)
     }
 

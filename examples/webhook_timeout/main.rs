@@ -77,7 +77,7 @@ data, another process took its place): start it anew.
 enum Command {
     Help,
     Drill(drill::Options),
-    Serve(host::Options),
+    Serve(Box<host::Options>),
 }
 
 fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, lexopt::Error> {
@@ -161,7 +161,7 @@ fn parse_serve(mut args: lexopt::Parser) -> Result<Command, lexopt::Error> {
         _ => return Err("serve with a server needs --url, and no --data".into()),
     };
     let listen = listen.ok_or("serve needs --listen ADDRESS")?;
-    Ok(Command::Serve(host::Options { home, listen, partner, public, is_flow, until_stdin_ends }))
+    Ok(Command::Serve(Box::new(host::Options { home, listen, partner, public, is_flow, until_stdin_ends })))
 }
 
 #[tokio::main]
@@ -176,7 +176,7 @@ async fn main() -> ExitCode {
             // What a drill does to its hosts is no news to whoever runs the drill.
             let level = if options.until_stdin_ends { "error" } else { "warn" };
             tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(log_filter(level)).init();
-            match host::serve(options).await {
+            match host::serve(*options).await {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => error.report(NAME),
             }
@@ -269,13 +269,15 @@ mod tests {
 
     #[test]
     fn serve_needs_an_address_and_a_directory_or_a_server() {
-        let options = |home| host::Options {
-            home,
-            listen: ([127, 0, 0, 1], 80).into(),
-            partner: "http://p/orders".parse().ok(),
-            public: "http://front".parse().ok(),
-            is_flow: false,
-            until_stdin_ends: false,
+        let options = |home| {
+            Box::new(host::Options {
+                home,
+                listen: ([127, 0, 0, 1], 80).into(),
+                partner: "http://p/orders".parse().ok(),
+                public: "http://front".parse().ok(),
+                is_flow: false,
+                until_stdin_ends: false,
+            })
         };
         let rest = "--listen 127.0.0.1:80 --partner http://p/orders --public http://front";
         assert_eq!(parsed(&format!("serve --data d {rest}")), Ok(Command::Serve(options(Home::Directory("d".into())))));

@@ -63,7 +63,7 @@ impl Stripe {
         let until = Instant::now() + GIVEN_UP;
         while Instant::now() < until {
             let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-            let request = self.http.post(format!("{}{PATH}", self.doors.any())).body(event.to_owned());
+            let request = self.http.post(format!("{}{PATH}", self.doors.any().url)).body(event.to_owned());
             let request = request.header("content-type", "application/json");
             let answer = request.header("stripe-signature", signature(secret, seconds, event)).send().await;
             match answer.map(|answer| answer.status()) {
