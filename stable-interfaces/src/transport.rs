@@ -24,7 +24,7 @@ use crate::sync::Arc;
 
 pub use crate::forward::told::RemoteError;
 #[cfg(feature = "tcp")]
-pub use tcp::{TcpTransport, Tls};
+pub use tcp::{InvalidTls, TcpTransport, Tls};
 
 /// Carries requests to other hosts, and those of others to this one. One for each host: it is given to
 /// [`HostBuilder::transport`](crate::HostBuilder::transport).

@@ -15,7 +15,7 @@ mod link;
 mod serve;
 mod tls;
 
-pub use tls::Tls;
+pub use tls::{InvalidTls, Tls};
 
 use std::collections::HashMap;
 use std::fmt;

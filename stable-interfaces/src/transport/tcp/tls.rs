@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::hello::Wire;
+use crate::error::WithCauses;
 use crate::store::BoxError;
 
 /// The certificate of one host and the authority that all hosts of its fleet trust, and no other. Certificates of hosts are for both ends of a
@@ -22,12 +23,22 @@ pub struct Tls {
     client: Arc<ClientConfig>,
 }
 
+/// The fault in what was given for [`Tls`]: it takes the certificates of the authority, the chain of the host's own, and the key that fits it,
+/// each as PEM.
+#[derive(Debug, thiserror::Error)]
+#[error("certificates or key of this host cannot be used for TLS: {}", WithCauses(&**.0))]
+pub struct InvalidTls(BoxError);
+
 impl Tls {
     /// Reads them from PEM: the certificates of the authority, the host's own with those between the two, and its private key.
     ///
     /// # Errors
     /// The fault in them: no PEM, none in it, a key that does not fit.
-    pub fn from_pem(authority: &[u8], certificate: &[u8], key: &[u8]) -> Result<Tls, BoxError> {
+    pub fn from_pem(authority: &[u8], certificate: &[u8], key: &[u8]) -> Result<Tls, InvalidTls> {
+        Tls::read(authority, certificate, key).map_err(InvalidTls)
+    }
+
+    fn read(authority: &[u8], certificate: &[u8], key: &[u8]) -> Result<Tls, BoxError> {
         let mut roots = RootCertStore::empty();
         for root in CertificateDer::pem_slice_iter(authority) {
             roots.add(root?)?;
