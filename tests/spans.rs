@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use callback_flows::{Flow, Flows, UrlKeys};
 use parking_lot::Mutex;
-use stable_interfaces::{Fleet, NewPost};
+use stable_interfaces::testing::MemoryNetwork;
+use stable_interfaces::{Context, ContextError, Fleet, Handle, NewPost, StableInterface};
 use system_tests::{Failed, Probe, World, act, spawn, wait};
+use tracing::Span;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing_subscriber::layer::{Context as LayerContext, Layer, SubscriberExt as _};
@@ -135,6 +137,62 @@ async fn each_poll_of_a_handler_and_of_on_stop_is_inside_a_span_that_names_it() 
     assert_eq!(said, stops);
     drop(site);
     a_flow_is_in_a_span_of_its_own_and_counted_when_its_host_starts(&spans).await;
+    a_trace_goes_on_at_another_host(&spans).await;
+}
+
+/// Says something for whoever asks.
+struct Speaker;
+
+impl StableInterface for Speaker {
+    const NAME: &'static str = "speaker";
+    type Error = ContextError;
+}
+
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Say;
+
+impl Handle<Say> for Speaker {
+    type Reply = ();
+
+    async fn handle(&mut self, _: &mut Context, _: Say) -> Result<(), ContextError> {
+        tracing::info!("said");
+        Ok(())
+    }
+}
+
+/// Part of the one test of this program.
+async fn a_trace_goes_on_at_another_host(spans: &Spans) {
+    const TRACE: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let (world, network) = (World::in_memory(), MemoryNetwork::new());
+    let fleet = Fleet::new(["zero", "one"], 32).unwrap();
+    let (trace, gone_on) = (Arc::new(Mutex::new(None)), Arc::new(Mutex::new(Vec::new())));
+    let member = async |name: &'static str| {
+        let (current, gone_on) = (trace.clone(), gone_on.clone());
+        let go_on = move |span: &Span, trace: &str| {
+            gone_on.lock().push((name, span.metadata().unwrap().name(), trace.to_owned()));
+        };
+        let host = world.member(name, &fleet).transport(network.transport());
+        let mut host = host.traces(move || current.lock().clone(), go_on);
+        let speakers = host.interface(|_| Speaker).forward::<Say>("say").register().unwrap();
+        (host.start().await.unwrap(), speakers)
+    };
+    let ((zero, speakers), (_one, _)) = (member("zero").await, member("one").await);
+    world.settle().await;
+    let id_of = |is_own| (0..).map(|n| n.to_string()).find(|id| zero.owns(id).unwrap() == is_own).unwrap();
+    let (own, others) = (id_of(true), id_of(false));
+    spans.0.lock().clear();
+    let said = async |id: &str, now: Option<&str>| {
+        *trace.lock() = now.map(str::to_owned);
+        speakers.request(id, Say).await.unwrap();
+        let said = std::mem::take(&mut *spans.0.lock()).remove(0);
+        said.split_once(" in ").map(|(_, rest)| rest.to_owned())
+    };
+    assert_eq!(said(&others, Some(TRACE)).await, Some(format!("forwarded traceparent={TRACE}")));
+    // Nothing to go on with, more than crosses, and not another host's.
+    assert_eq!(said(&others, None).await, None);
+    assert_eq!(said(&others, Some(&"0".repeat(256))).await, None);
+    assert_eq!(said(&own, Some(TRACE)).await, None);
+    assert_eq!(*gone_on.lock(), [("one", "forwarded", TRACE.to_owned())]);
 }
 
 /// Part of the one test of this program.

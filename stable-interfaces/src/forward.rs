@@ -12,6 +12,7 @@
 //! | `reach.rs` | the way to other hosts, with its limits |
 //! | `door.rs` | the host to which others speak |
 //! | `arrival.rs` | callers on other hosts, as links of the call chain |
+//! | `traces.rs` | traces that go on at another host |
 //! | `table.rs` | the messages of an interface that may cross, and how |
 //! | `call.rs` | the operations on an instance that are no messages |
 //! | `send.rs`, `serve.rs` | the two ends |
@@ -26,6 +27,7 @@ pub(crate) mod send;
 pub(crate) mod serve;
 pub(crate) mod table;
 pub(crate) mod told;
+pub(crate) mod traces;
 pub(crate) mod wire;
 
 #[cfg(test)]

@@ -24,6 +24,7 @@ use crate::forward::question::answer_question;
 use crate::forward::reach::Reach;
 use crate::forward::serve::answer_message;
 use crate::forward::table::{Errors, Forwards, Whole, Words};
+use crate::forward::traces::Traces;
 use crate::id::{InvalidId, is_interface_name};
 use crate::instance::kind::{InterfaceCore, InterfaceOptions, WakeFn};
 use crate::instance::stop::stop_job;
@@ -547,6 +548,28 @@ impl HostBuilder {
     #[must_use]
     pub fn build(mut self, build: impl AsRef<str>) -> HostBuilder {
         self.options.build = build.as_ref().into();
+        self
+    }
+
+    /// Sets how a trace goes on at another host. `current` tells the context of what runs where it is called, as `traceparent` has it (W3C Trace Context); at
+    /// most 255 bytes of it cross. A request that is sent to another host carries it there, where its handler runs in a span `forwarded` with
+    /// the field `traceparent`; `go_on` is called with that span and the context, to have the span continue the trace. Default: nothing crosses, and
+    /// what came from others is the field alone.
+    ///
+    /// ```
+    /// # use stable_interfaces::{Fleet, Host};
+    /// # mod opentelemetry { pub fn current() -> Option<String> { None } pub fn set_parent(_: &tracing::Span, _: &str) {} }
+    /// // With `tracing-opentelemetry`: inject the context of `Span::current()`, and extract the one that `OpenTelemetrySpanExt::set_parent` is given.
+    /// let host = Host::builder("host-0", Fleet::new(["host-0"], 64).unwrap())
+    ///     .traces(opentelemetry::current, |span, traceparent| opentelemetry::set_parent(span, traceparent));
+    /// ```
+    #[must_use]
+    pub fn traces(
+        mut self,
+        current: impl Fn() -> Option<String> + Send + Sync + 'static,
+        go_on: impl Fn(&tracing::Span, &str) + Send + Sync + 'static,
+    ) -> HostBuilder {
+        self.options.traces = Some(Arc::new(Traces::new(current, go_on)));
         self
     }
 

@@ -19,6 +19,7 @@ use crate::commit::committer::Committer;
 use crate::error::{ContextError, RequestError};
 use crate::fleet::Fleet;
 use crate::forward::reach::Reach;
+use crate::forward::traces::Traces;
 use crate::forward::wire::Request;
 use crate::setting::Setting;
 use crate::shards::Shards;
@@ -80,6 +81,8 @@ pub(crate) struct HostOptions {
     pub(crate) handoff_timeout: Duration,
     /// The build of the program, for people.
     pub(crate) build: Arc<str>,
+    /// The way to the traces of the program.
+    pub(crate) traces: Option<Arc<Traces>>,
     pub(crate) window: usize,
 }
 
@@ -110,6 +113,7 @@ impl Default for HostOptions {
             handoff_batch: 32,
             handoff_timeout: Duration::from_secs(30),
             build: "".into(),
+            traces: None,
             window: 65_536,
         }
     }

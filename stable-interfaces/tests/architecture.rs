@@ -29,7 +29,7 @@ const FLOORS: [Floor; 14] = [
     (
         "wire",
         "is what hosts say to each other, as bytes and data: it knows no host and no instance",
-        &["transport.rs", "transport/", "forward/reach.rs", "forward/told.rs", "forward/wire.rs"],
+        &["transport.rs", "transport/", "forward/reach.rs", "forward/told.rs", "forward/traces.rs", "forward/wire.rs"],
     ),
     (
         "rows",

@@ -266,6 +266,7 @@ mod tests {
                 key: None,
                 since: None,
                 sent_by: None,
+                trace: None,
                 body: body.as_bytes(),
             };
             let answer = door.answer(request.encode()).await;

@@ -86,6 +86,7 @@ impl<I: StableInterface> InterfaceCore<I> {
             waits: None,
             callers: Vec::new(),
             sent_by: None,
+            trace: None,
             body: &body,
         };
         let written: Written<Q::Answer, I::Error> = Written {

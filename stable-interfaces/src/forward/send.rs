@@ -60,6 +60,8 @@ struct Sending<'a> {
     callers: Option<&'a Chain>,
     /// The names of those callers.
     names: Vec<String>,
+    /// The context of the trace that it is part of.
+    trace: Option<String>,
     /// The moment until which it may wait for its turn.
     turn_until: Duration,
     /// The moment until which a host that cannot be reached is tried.
@@ -73,6 +75,7 @@ impl<I: StableInterface> InterfaceCore<I> {
         let Away { work, holder } = away;
         // Asked here, within the poll of the handler that asks, if one does.
         let callers = chain::origin(|| self.host.clock.elapsed(), self.options.handler_timeout).callers;
+        let trace = self.host.options.traces.as_ref().and_then(|traces| traces.current());
         let (this, id): (Arc<Self>, Box<str>) = (self.clone(), id.into());
         if *holder == *self.host.name && !self.host.is_guest() {
             let until = callers.map(|callers| callers.turn_until());
@@ -86,7 +89,7 @@ impl<I: StableInterface> InterfaceCore<I> {
             let message = work.as_ref().expect("the work is there until it is done");
             let Some(written) = message.write(&this) else { return Err(RequestError::NotOwner { holder }.into()) };
             let written = written?;
-            let sending = this.sending(&id, callers.as_deref(), &written)?;
+            let sending = Sending { trace, ..this.sending(&id, callers.as_deref(), &written)? };
             let _errand = this.host.begin_errand();
             match this.carry(&sending, &written, holder).await {
                 Carried::Answered(outcome) => outcome,
@@ -132,7 +135,7 @@ impl<I: StableInterface> InterfaceCore<I> {
         let turn_until = callers.map_or_else(|| now.saturating_add(self.options.handler_timeout), Chain::turn_until);
         let reach_timeout = self.options.reach_timeout.unwrap_or(self.host.options.lease);
         let reach_until = turn_until.min(now.saturating_add(reach_timeout));
-        Ok(Sending { id, shard, callers, names, turn_until, reach_until })
+        Ok(Sending { id, shard, callers, names, trace: None, turn_until, reach_until })
     }
 
     async fn carry<R>(
@@ -206,6 +209,7 @@ impl<I: StableInterface> InterfaceCore<I> {
             waits: sending.callers.map(|callers| callers.waits_until().saturating_sub(now)),
             callers: sending.names.iter().map(String::as_str).collect(),
             sent_by,
+            trace: sending.trace.as_deref(),
             body: &written.body,
         };
         let to = Addressee { host: holder.clone(), address: self.host.address_of(holder) };

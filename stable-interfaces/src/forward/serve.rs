@@ -7,12 +7,14 @@ use std::fmt;
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tracing::Instrument as _;
 
 use super::arrival::Arrival;
 use super::call::{self, CALL};
 use super::door::{refused, unhandled};
 use super::table::{AnswerFn, Arrived, Errors};
 use super::told::Told;
+use super::traces::Traces;
 use super::wire::{Answer, Request};
 use crate::clock::within;
 use crate::error::{ContextError, RequestError};
@@ -46,7 +48,11 @@ pub(crate) fn answer<I: StableInterface>(core: &Arc<InterfaceCore<I>>, request: 
     let Request { given, waits, callers, sent_by, .. } = request;
     let arrival = Arrival::new(core.host.clock.elapsed(), *given, *waits, callers, *sent_by);
     let sent = |key| OnceKey::sent(key, request.body, request.since, core.host.clock.now());
-    answer(core, Arrived { id: request.id, key: request.key.map(sent), body: request.body, arrival })
+    let answering = answer(core, Arrived { id: request.id, key: request.key.map(sent), body: request.body, arrival });
+    match request.trace {
+        Some(trace) => Box::pin(answering.instrument(Traces::span(core.host.options.traces.as_deref(), trace))),
+        None => answering,
+    }
 }
 
 /// Refuses what the program of this host does not have.

@@ -23,6 +23,7 @@ fn request<'a>(callers: Vec<&'a str>, body: &'a [u8]) -> Request<'a> {
         given: Duration::from_millis(29_999),
         waits: (!callers.is_empty()).then_some(Duration::from_secs(7)),
         sent_by: (callers.len() == 1).then_some("host-\u{e9}"),
+        trace: callers.first().map(|_| "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
         callers,
         body,
     }

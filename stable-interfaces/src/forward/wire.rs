@@ -30,6 +30,7 @@ mod field {
     pub(super) const KEY: u8 = 8;
     pub(super) const SENT_BY: u8 = 9;
     pub(super) const SINCE: u8 = 10;
+    pub(super) const TRACE: u8 = 11;
 }
 
 /// A request of another host.
@@ -51,6 +52,8 @@ pub(crate) struct Request<'a> {
     pub(crate) callers: Vec<&'a str>,
     /// The host that has named the one that is asked, if one has: it does not own the shard any more.
     pub(crate) sent_by: Option<&'a str>,
+    /// The context of the trace that it is part of, as `traceparent` has it (W3C Trace Context).
+    pub(crate) trace: Option<&'a str>,
     pub(crate) body: &'a [u8],
 }
 
@@ -121,7 +124,13 @@ impl<'a> Request<'a> {
     /// Writes the request as bytes. Texts longer than a field can be are cut off: those of a request that was checked are not.
     pub(crate) fn encode(&self) -> Bytes {
         let texts = [self.interface, self.message, self.id, self.key.unwrap_or_default()];
-        let texts = texts.iter().chain(&self.callers).chain(&self.sent_by).map(|text| text.len() + 3).sum::<usize>();
+        let texts = texts
+            .iter()
+            .chain(&self.callers)
+            .chain(&self.sent_by)
+            .chain(&self.trace)
+            .map(|text| text.len() + 3)
+            .sum::<usize>();
         let mut bytes = BytesMut::with_capacity(texts + self.body.len() + 24);
         bytes.put_u8(VERSION);
         let mut put = |kind: u8, value: &[u8]| {
@@ -153,6 +162,9 @@ impl<'a> Request<'a> {
         if let Some(sent_by) = self.sent_by {
             put(field::SENT_BY, sent_by.as_bytes());
         }
+        if let Some(trace) = self.trace {
+            put(field::TRACE, trace.as_bytes());
+        }
         bytes.put_u8(field::END);
         bytes.put_slice(self.body);
         bytes.freeze()
@@ -162,7 +174,7 @@ impl<'a> Request<'a> {
         let mut reader = Reader(bytes);
         reader.version()?;
         let (mut interface, mut message, mut id, mut given) = (None, None, None, None);
-        let (mut waits, mut callers, mut sent_by) = (None, Vec::new(), None);
+        let (mut waits, mut callers, mut sent_by, mut trace) = (None, Vec::new(), None, None);
         let (mut keyed_message, mut key, mut since) = (None, None, None);
         while let Some((kind, value)) = reader.field()? {
             match kind {
@@ -177,6 +189,7 @@ impl<'a> Request<'a> {
                 field::KEY => key = Some(text(value)?),
                 field::SENT_BY => sent_by = Some(text(value)?),
                 field::SINCE => since = Some(millis(value)?),
+                field::TRACE => trace = Some(text(value)?),
                 // Of a newer release.
                 _ => {}
             }
@@ -191,6 +204,7 @@ impl<'a> Request<'a> {
             waits,
             callers,
             sent_by,
+            trace,
             body: reader.0,
         })
     }

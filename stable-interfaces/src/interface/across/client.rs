@@ -323,6 +323,7 @@ impl<I: OnConnect> Far<I> {
             waits: None,
             callers: Vec::new(),
             sent_by: None,
+            trace: None,
             body: &body,
         };
         let to = Addressee { host: self.owner.clone(), address: host.address_of(&self.owner) };
