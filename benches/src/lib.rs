@@ -7,7 +7,10 @@
 pub mod alarms;
 pub mod failures;
 pub mod flows;
+pub mod links;
 pub mod measure;
+pub mod moves;
+pub mod other_process;
 pub mod overload;
 pub mod pairs;
 pub mod peers;

@@ -19,6 +19,8 @@ pub struct Metered(Arc<Counted>);
 struct Counted {
     store: Arc<dyn Store>,
     calls: AtomicU64,
+    /// Calls for leases, members and hints.
+    fleet_calls: AtomicU64,
     writes: AtomicU64,
     posts: AtomicU64,
     put: AtomicU64,
@@ -30,8 +32,9 @@ impl Metered {
     /// Counts from zero.
     #[must_use]
     pub fn new(store: Arc<dyn Store>) -> Metered {
-        let (calls, writes, posts, put, removed) = Default::default();
-        Metered(Arc::new(Counted { store, calls, writes, posts, put, removed, changed: Notify::new() }))
+        let (calls, fleet_calls, writes, posts, put, removed) = Default::default();
+        let changed = Notify::new();
+        Metered(Arc::new(Counted { store, calls, fleet_calls, writes, posts, put, removed, changed }))
     }
 
     /// Says whether there are other clones of this one.
@@ -44,6 +47,17 @@ impl Metered {
     #[must_use]
     pub fn calls(&self) -> u64 {
         self.0.calls.load(Ordering::SeqCst)
+    }
+
+    /// The number of calls of any kind: those for leases, members and hints too.
+    #[must_use]
+    pub fn all_calls(&self) -> u64 {
+        self.calls() + self.0.fleet_calls.load(Ordering::SeqCst)
+    }
+
+    fn count_of_fleet(&self) -> &Counted {
+        self.0.fleet_calls.fetch_add(1, Ordering::SeqCst);
+        &self.0
     }
 
     fn count(&self) -> &Counted {
@@ -86,23 +100,23 @@ impl Metered {
 #[async_trait]
 impl Store for Metered {
     async fn claim(&self, claim: &Claim) -> Result<Claimed, StoreError> {
-        self.0.store.claim(claim).await
+        self.count_of_fleet().store.claim(claim).await
     }
 
     async fn renew(&self, renewal: &Renewal) -> Result<Renewed, StoreError> {
-        self.0.store.renew(renewal).await
+        self.count_of_fleet().store.renew(renewal).await
     }
 
     async fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {
-        self.0.store.release(incarnation, shards).await
+        self.count_of_fleet().store.release(incarnation, shards).await
     }
 
     async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
-        self.0.store.cordon(host, is_cordoned).await
+        self.count_of_fleet().store.cordon(host, is_cordoned).await
     }
 
     async fn members(&self) -> Result<Members, StoreError> {
-        self.0.store.members().await
+        self.count_of_fleet().store.members().await
     }
 
     async fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError> {
@@ -132,7 +146,7 @@ impl Store for Metered {
     }
 
     async fn watch(&self, incarnation: Incarnation) -> Result<Hints, StoreError> {
-        self.0.store.watch(incarnation).await
+        self.count_of_fleet().store.watch(incarnation).await
     }
 
     async fn load(&self, pages: &[Page]) -> Result<Vec<Loaded>, StoreError> {
