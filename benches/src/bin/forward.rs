@@ -219,7 +219,7 @@ async fn sides(addresses: &Addresses, directory: &Path) -> Vec<Side> {
     let Addresses { by_hand, by_tasks, ours, tls, .. } = addresses;
     let plain = Ours::start(0, ours.clone(), None, None).await;
     let guarded = Ours::start(0, tls.clone(), None, Some(directory)).await;
-    let mut sides = vec![
+    let sides = vec![
         Side::new("ours", plain.way(Through::Wrong, false)),
         Side::new("by-hand", ByHand::connect(by_hand).await),
         Side::new("by-tasks", ByHand::connect(by_tasks).await),
@@ -227,10 +227,11 @@ async fn sides(addresses: &Addresses, directory: &Path) -> Vec<Side> {
         Side::new("local", plain.way(Through::Right, false)),
     ];
     #[cfg(feature = "rpc")]
-    {
-        sides.push(Side::new("grpc", grpc::Grpc::connect(&addresses.grpc).await));
-        sides.push(Side::new("http2", http2::Http2::connect(&addresses.http2).await));
-    }
+    let sides = {
+        let grpc = Side::new("grpc", grpc::Grpc::connect(&addresses.grpc).await);
+        let http2 = Side::new("http2", http2::Http2::connect(&addresses.http2).await);
+        sides.into_iter().chain([grpc, http2]).collect()
+    };
     sides
 }
 
