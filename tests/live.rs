@@ -412,6 +412,34 @@ async fn shards_of_which_a_host_hears_late_or_never_that_they_are_its_own_go_whe
 }
 
 #[tokio::test(start_paused = true)]
+async fn shards_that_a_host_is_granted_as_it_begins_to_drain_are_free_when_it_has() {
+    for fault in [Fault::FailAfter, Fault::HangAfter] {
+        in_time(async {
+            let world = World::in_memory();
+            let (a, b) = tokio::join!(start(&world, "a"), start(&world, "b"));
+            // Both have settled.
+            world.pass(2 * LEASE).await;
+            let client = FleetClient::new(Arc::new(world.store.clone()), live()).clock(Arc::new(world.clock.clone()));
+            (0..100).for_each(|_| world.store.fail_next(Method::Claim, fault));
+            assert!(client.cordon("b", true).await.unwrap());
+            world.pass(LEASE / 3 + SECOND).await;
+            assert!(b.host.shards().is_empty(), "they are claimed, and nobody has heard");
+            world.store.heal();
+            assert!(client.cordon("b", false).await.unwrap());
+            let (drained, ()) = tokio::join!(a.host.drain(LEASE / 2), async {
+                world.pass(AT_ONCE).await;
+                world.store.release_hanging();
+                world.pass(SECOND).await;
+            });
+            assert!(drained.released);
+            world.pass(AT_ONCE).await;
+            assert_eq!(b.host.shards().len(), SHARDS as usize, "nobody waits for the lease of one that has left");
+        })
+        .await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn shards_are_handed_over_in_batches_and_handlers_that_run_end_first() {
     in_time(async {
         let world = World::in_memory();

@@ -17,6 +17,9 @@ use crate::sync::atomic::Ordering;
 /// The time that the answers to other hosts have to get on their way when a host has drained.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// The time that a claim has to be answered before all is released.
+const CLAIM_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Drains a host, see [`Host::drain`](super::Host::drain).
 pub(super) async fn drain(core: &HostCore, deadline: Duration) -> Drained {
     let Some(started) = core.started() else { return Drained::NOTHING };
@@ -73,9 +76,11 @@ pub(super) async fn drain(core: &HostCore, deadline: Duration) -> Drained {
     let store = core.timely_store();
     let mut released = store.is_none();
     if let Some(store) = store {
+        within(&*core.clock, CLAIM_TIMEOUT, core.wait_for_claim()).await;
         let owned = core.shards.owned().map(|(shard, _)| shard);
-        // And those that were being handed over.
-        let shards: Vec<_> = owned.chain(core.shards.closing()).collect::<BTreeSet<_>>().into_iter().collect();
+        // And those that were being handed over, or were granted unheard.
+        let others = core.shards.closing().chain(core.unheard());
+        let shards: Vec<_> = owned.chain(others).collect::<BTreeSet<_>>().into_iter().collect();
         let presence = core.presence();
         core.stop(Health::Stopped);
         // A handler that was cut off may have left an alarm that kills its process: such a shard is not clean.

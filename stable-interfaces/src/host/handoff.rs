@@ -124,6 +124,8 @@ impl Giver<'_> {
         let mut leaving = Leaving::new(self, Vec::new(), tasks_until);
         let give = async {
             let Ok(_alone) = host.departure.handing_over.acquire().await else { return };
+            // What it grants is given away like the rest; granted later, nobody else could have it before the lease is over.
+            host.wait_for_claim().await;
             leaving.take_up_closing();
             leaving.take_up_owned();
             // From then on the shards are placed on others, if there are any.
@@ -138,8 +140,6 @@ impl Giver<'_> {
                 }
                 leaving.release_ended().await;
                 leaving.wait_for_tasks().await;
-                // A claim may have been under way.
-                leaving.take_up_owned();
             }
         };
         tokio::select! { biased;

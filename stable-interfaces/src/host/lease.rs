@@ -352,7 +352,10 @@ impl Keeper<'_> {
         self.is_to_claim_again = self.claiming.is_some();
         if host.health() == Health::Running && self.claiming.is_none() {
             let sent_at = host.clock.elapsed();
-            let missing = missing.into_iter().collect();
+            let missing: Vec<_> = missing.into_iter().collect();
+            if !host.note_claiming(&missing) {
+                return;
+            }
             let claiming = async move { (sent_at, claim(host, store, incarnation, missing, ClaimKind::Running).await) };
             self.claiming = Some(Box::pin(claiming));
         }
@@ -360,6 +363,7 @@ impl Keeper<'_> {
 
     fn note_claim(&mut self, sent_at: Duration, claimed: Result<Claimed, StoreError>) {
         self.claiming = None;
+        self.host.note_claimed(claimed.is_ok());
         let is_to_claim_again = std::mem::take(&mut self.is_to_claim_again);
         match claimed {
             Ok(claimed) if claimed.granted.is_empty() => {}

@@ -4,9 +4,9 @@
 //! it has not. It is gone when the store has been told that it owns nothing; what has come through its door by then still has its way.
 
 use super::{Health, HostCore};
-use crate::store::MemberState;
+use crate::store::{MemberState, ShardId};
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use crate::sync::{Arc, Notify, Semaphore};
+use crate::sync::{Arc, Mutex, Notify, Semaphore};
 
 /// The state of that way.
 #[derive(Debug)]
@@ -20,6 +20,16 @@ pub(crate) struct Departure {
     /// The errands that are under way.
     errands: AtomicUsize,
     errands_ended: Notify,
+    claim: Mutex<Claim>,
+    claim_ended: Notify,
+}
+
+/// The last claim of a host that runs.
+#[derive(Debug, Default)]
+struct Claim {
+    is_under_way: bool,
+    /// The shards that the host has asked for and has no answer of: they may be its own.
+    unheard: Vec<ShardId>,
 }
 
 impl Default for Departure {
@@ -30,6 +40,8 @@ impl Default for Departure {
             handing_over: Semaphore::new(1),
             errands: AtomicUsize::new(0),
             errands_ended: Notify::new(),
+            claim: Mutex::default(),
+            claim_ended: Notify::new(),
         }
     }
 }
@@ -47,6 +59,42 @@ impl Drop for Errand {
 }
 
 impl HostCore {
+    /// Notes that these shards are about to be claimed; not if the host has begun to drain, which may have looked for a claim already.
+    #[must_use]
+    pub(crate) fn note_claiming(&self, shards: &[ShardId]) -> bool {
+        let mut claim = self.departure.claim.lock();
+        let may_claim = self.health() == Health::Running;
+        if may_claim {
+            *claim = Claim { is_under_way: true, unheard: shards.to_vec() };
+        }
+        may_claim
+    }
+
+    /// Notes that the claim has ended, and whether its answer was heard.
+    pub(crate) fn note_claimed(&self, is_heard: bool) {
+        let mut claim = self.departure.claim.lock();
+        claim.is_under_way = false;
+        if is_heard {
+            claim.unheard.clear();
+        }
+        drop(claim);
+        self.departure.claim_ended.notify_waiters();
+    }
+
+    /// Waits for the claim that is under way, if one is. A host that drains begins no other.
+    pub(crate) async fn wait_for_claim(&self) {
+        let mut ended = std::pin::pin!(self.departure.claim_ended.notified());
+        ended.as_mut().enable();
+        if self.departure.claim.lock().is_under_way {
+            ended.await;
+        }
+    }
+
+    /// The shards that may be this host's without its knowledge.
+    pub(crate) fn unheard(&self) -> Vec<ShardId> {
+        self.departure.claim.lock().unheard.clone()
+    }
+
     /// Begins to drain, if it runs.
     pub(crate) fn begin_to_drain(&self) {
         let is_other_there = || {
