@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use stable_interfaces::store::{Found, ReadRows};
@@ -480,4 +480,32 @@ async fn an_answer_to_a_reader_has_no_more_bytes_than_a_page_may_however_much_is
     let (largest, answers) = (largest.load(Ordering::SeqCst), answers.load(Ordering::SeqCst));
     assert!((1_000_000..=4 * 1024 * 1024).contains(&largest), "{largest} bytes of 12,000,000 in one answer");
     assert_eq!(answers, 6, "three each");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_to_a_reader_that_leads_no_further_and_is_said_not_to_be_the_last_is_a_fault_of_the_store() {
+    let world = World::in_memory();
+    let is_broken = Arc::new(AtomicBool::new(false));
+    let broken = {
+        let is_broken = is_broken.clone();
+        move |between: Between| {
+            between.on_read(move |_, mut found| {
+                if let ReadRows::Storage(rows) = &mut found.rows
+                    && is_broken.load(Ordering::SeqCst)
+                {
+                    // Before the range that is asked for.
+                    rows.iter_mut().for_each(|(key, _)| *key = "a".into());
+                    found.is_last = false;
+                }
+                Ok(found)
+            })
+        }
+    };
+    let site = world.launch(world.local_behind(broken), |probes| probes).await;
+    site.probes.request("a", put("v-1", 1)).await.unwrap();
+    is_broken.store(true, Ordering::SeqCst);
+    let error = site.probes.stored("a", "v-").await.unwrap_err().report().to_string();
+    assert!(error.contains("said that there are more, which is a fault of the store"), "{error}");
+    is_broken.store(false, Ordering::SeqCst);
+    assert_eq!(site.probes.stored("a", "v-").await.unwrap().len(), 1);
 }

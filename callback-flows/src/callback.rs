@@ -52,7 +52,7 @@ impl Received {
         self.at
     }
 
-    /// The sender's ID for the call.
+    /// The sender's ID for the call; one that was drawn for it, if the sender gave none.
     #[must_use]
     pub fn id(&self) -> &str {
         &self.message.id

@@ -621,6 +621,7 @@ impl Flows {
         let Call { id, headers, body } = call;
         // With one of its own it is taken once, however often it is sent.
         let id = id
+            .filter(|id| !id.is_empty())
             .unwrap_or_else(|| self.interface.random().map_or_else(String::new, |r| format!("{:016x}", r.next_u64())));
         // The post of a call has the ID of that call, so that a second one does not even lie in the inbox.
         let post = Some(format!("call-{}", short_hash(format!("{callback}\0{id}").as_bytes())));

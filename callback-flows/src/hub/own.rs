@@ -1,10 +1,10 @@
 //! Events of all flows of this host, numbered from 1 in the order in which they were told, for listeners on other hosts.
 //!
 //! The newest are kept from the start of the host on: a listener that asks for those behind a number is told how many of them it has missed.
-//! Where nobody has asked for a while after that start, nothing is kept until somebody does.
+//! If nobody has asked for a while after that start, nothing is kept until somebody does.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
@@ -19,11 +19,12 @@ const AT_ONCE: usize = 256;
 #[derive(Debug)]
 pub(crate) struct Own {
     kept: Mutex<VecDeque<FlowEvent>>,
-    is_kept: AtomicBool,
+    /// The time is over for which events are kept without a question.
+    is_late: AtomicBool,
+    /// There was a question for events.
+    is_asked: AtomicBool,
     /// The number of the last one.
     last: watch::Sender<u64>,
-    /// The number of questions for them.
-    asked: AtomicU64,
     /// Told when somebody on this host begins to listen to all flows.
     pub(super) listened: Notify,
 }
@@ -42,9 +43,9 @@ impl Default for Own {
     fn default() -> Own {
         Own {
             kept: Mutex::default(),
-            is_kept: AtomicBool::new(true),
+            is_late: AtomicBool::new(false),
+            is_asked: AtomicBool::new(false),
             last: watch::Sender::new(0),
-            asked: AtomicU64::new(0),
             listened: Notify::new(),
         }
     }
@@ -52,7 +53,7 @@ impl Default for Own {
 
 impl Own {
     pub(super) fn is_kept(&self) -> bool {
-        self.is_kept.load(Ordering::Acquire)
+        self.is_asked.load(Ordering::Acquire) || !self.is_late.load(Ordering::Acquire)
     }
 
     pub(super) fn keep(&self, event: FlowEvent) {
@@ -71,16 +72,15 @@ impl Own {
 
     /// Takes note of a question: from here on events are kept.
     pub(crate) fn ask(&self) {
-        self.asked.fetch_add(1, Ordering::AcqRel);
-        self.is_kept.store(true, Ordering::Release);
+        self.is_asked.store(true, Ordering::Release);
     }
 
     /// Keeps nothing any more, unless somebody has asked.
     pub(crate) fn forget(&self) {
-        if self.asked.load(Ordering::Acquire) > 0 {
+        self.is_late.store(true, Ordering::Release);
+        if self.is_asked.load(Ordering::Acquire) {
             return;
         }
-        self.is_kept.store(false, Ordering::Release);
         let kept = std::mem::take(&mut *self.kept.lock());
         drop(kept);
     }

@@ -131,7 +131,8 @@ impl<'a> Request<'a> {
             .chain(&self.trace)
             .map(|text| text.len() + 3)
             .sum::<usize>();
-        let mut bytes = BytesMut::with_capacity(texts + self.body.len() + 24);
+        // Beside those: the version, the end, and three times of 11 bytes.
+        let mut bytes = BytesMut::with_capacity(texts + self.body.len() + 35);
         bytes.put_u8(VERSION);
         let mut put = |kind: u8, value: &[u8]| {
             let length = u16::try_from(value.len()).unwrap_or(u16::MAX);

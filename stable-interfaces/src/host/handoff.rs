@@ -121,7 +121,7 @@ impl Giver<'_> {
     pub(crate) async fn give_all(self, limit: Duration, tasks: Duration) -> Given {
         let host = self.host;
         let tasks_until = host.clock.elapsed().saturating_add(tasks.min(host.options.handoff_timeout));
-        let mut leaving = Leaving::new(self, Vec::new(), tasks_until);
+        let mut leaving = Leaving { is_of_drain: true, ..Leaving::new(self, Vec::new(), tasks_until) };
         let give = async {
             let Ok(_alone) = host.departure.handing_over.acquire().await else { return };
             // What it grants is given away like the rest; granted later, nobody else could have it before the lease is over.
@@ -162,6 +162,8 @@ fn is_known_to_leave(host: &HostCore) -> bool {
 /// Shards that are on their way to other hosts.
 struct Leaving<'a> {
     giver: Giver<'a>,
+    /// Tells that these are all that the host has, and that it leaves with them.
+    is_of_drain: bool,
     interfaces: Vec<Arc<dyn AnyInterface>>,
     /// Shards that are served as ever.
     waiting: BTreeSet<ShardId>,
@@ -180,6 +182,7 @@ impl<'a> Leaving<'a> {
     fn new(giver: Giver<'a>, shards: Vec<ShardId>, tasks_until: Duration) -> Leaving<'a> {
         Leaving {
             giver,
+            is_of_drain: false,
             interfaces: giver.host.interfaces.lock().clone(),
             waiting: shards.into_iter().collect(),
             tasks_until,
@@ -301,7 +304,8 @@ impl<'a> Leaving<'a> {
             return;
         }
         forget_unowned(host);
-        if host.health() == Health::Draining && self.closed.is_empty() && self.waiting.is_empty() {
+        // A handoff of a host that runs may come here when a drain has just begun: the others of its shards are not in it.
+        if self.is_of_drain && self.closed.is_empty() && self.waiting.is_empty() {
             // Whoever has said that it leaves is no member any more once it has released everything, and is none again by a renewal.
             host.note_gone();
         }

@@ -225,6 +225,15 @@ struct Keeper<'a> {
 /// A claim, with the time at which it was sent.
 type Claiming<'a> = Pin<Box<dyn Future<Output = (Duration, Result<Claimed, StoreError>)> + Send + 'a>>;
 
+impl Drop for Keeper<'_> {
+    /// A claim that is under way ends unheard: a drain does not wait for it.
+    fn drop(&mut self) {
+        if self.claiming.is_some() {
+            self.host.note_claimed(false);
+        }
+    }
+}
+
 impl Keeper<'_> {
     /// The time until the first lease of another host would end, where somebody waits for that: its shards are free just after.
     fn until_first_end(&self) -> Duration {

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use super::deadlines::Deadlines;
 use super::portion::Portion;
-use super::{Addressed, After, Found, Loaded, NewMessage, Page, Posted, Read, ReadRows, Rows, Store, StoreError};
+use super::{
+    Addressed, After, Found, Loaded, NewMessage, Page, Posted, Read, ReadRange, ReadRows, Rows, Store, StoreError,
+};
 use crate::clock::{Clock, Random};
 use crate::error::ContextError;
 use crate::fleet::Fleet;
@@ -50,7 +52,8 @@ impl StoreClient<'_> {
     /// Reads of one instance, within the deadline of one call.
     pub(crate) async fn read(&self, read: &Read) -> Result<Found, StoreError> {
         let found = self.store.read(read).await?;
-        if found.rows.is_empty() && !found.is_last { Err(stuck(&read.name.to_string())) } else { Ok(found) }
+        let leads_on = found.is_last || is_within(&read.range, &found.rows);
+        if leads_on { Ok(found) } else { Err(stuck(&read.name.to_string())) }
     }
 
     /// Posts to an inbox of `fleet`.
@@ -90,6 +93,15 @@ fn goes_on(after: &After, rows: &Rows) -> bool {
         (After::Alarms(Some(after)), Rows::Alarms(rows)) => rows.last().is_some_and(|row| row.key() > *after),
         (After::Inbox(Some(after)), Rows::Inbox(rows)) => rows.last().is_some_and(|row| row.key() > *after),
         (After::Dead(Some(after)), Rows::Dead(rows)) => rows.last().is_some_and(|row| row.key() > *after),
+        _ => !rows.is_empty(),
+    }
+}
+
+/// Tells whether the last row of an answer is not before the range that was asked for.
+fn is_within(range: &ReadRange, rows: &ReadRows) -> bool {
+    match (range, rows) {
+        (ReadRange::Storage(from, _), ReadRows::Storage(rows)) => rows.last().is_some_and(|(key, _)| key >= from),
+        (ReadRange::Alarms(from, _), ReadRows::Alarms(rows)) => rows.last().is_some_and(|row| row.id >= *from),
         _ => !rows.is_empty(),
     }
 }

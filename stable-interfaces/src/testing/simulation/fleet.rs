@@ -18,7 +18,7 @@ use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Arc, Mutex, Notify};
 use crate::testing::{Answer, Fault, FaultStore, Invariant, Method, SeededRandom};
 
-/// For how long a host keeps what it does not renew, where that ends.
+/// The time for which a host keeps what it does not renew, where that ends.
 pub(super) const LEASE: Duration = Duration::from_secs(6);
 
 /// A host that was started.
@@ -259,7 +259,10 @@ impl<A: Clone + Send + Sync + 'static> World<A> {
                 let Some(world) = world.upgrade() else { return };
                 if !world.wanted().contains(&host) {
                     // The list has changed meanwhile.
-                    world.state.lock().starting.remove(&host);
+                    let mut state = world.state.lock();
+                    state.starting.remove(&host);
+                    // Left by an attempt that failed.
+                    state.claiming.remove(&host);
                     return;
                 }
                 if let Some(running) = world.begin(&host).await {
@@ -487,7 +490,7 @@ impl<A: Clone + Send + Sync + 'static> World<A> {
         }
     }
 
-    /// Ends all faults, and waits until each host has what belongs to it. Whether that happened.
+    /// Ends all faults, and waits until each host has what belongs to it; tells whether that happened.
     pub(super) async fn heal(self: &Arc<Self>) -> bool {
         let clock = self.common.clock.clone();
         for faults in &self.state.lock().links {
