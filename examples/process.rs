@@ -104,6 +104,19 @@ impl HostProcess {
         // `wait` closes the child's standard input first.
         timeout(PATIENCE, child.wait()).await?
     }
+
+    /// Asks the process to drain and end, as it is to.
+    ///
+    /// # Errors
+    /// If it was not running, does not end in time, or ends with another status than 0.
+    pub async fn drain(&mut self) -> io::Result<()> {
+        let ended = self.stop().await?;
+        if ended.success() {
+            Ok(())
+        } else {
+            Err(io::Error::other(format!("asked to stop, a host ended with {ended}")))
+        }
+    }
 }
 
 /// Starts this program again with other arguments: a child that says nothing on standard output, is killed with the value, and is to

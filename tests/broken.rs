@@ -17,7 +17,7 @@ use stable_interfaces::store::{
 };
 use stable_interfaces::{Posted, Store, StoreError, Timestamp};
 
-/// How a store is broken.
+/// The way in which a store is broken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum How {
     /// Acknowledges before it writes, and forgets that in a crash.
@@ -63,7 +63,7 @@ pub struct Broken {
 #[derive(Debug, Default)]
 struct State {
     writes: u64,
-    /// What was acknowledged and not written, or waits for its successor.
+    /// Writes that were acknowledged and not carried out, or wait for their successors.
     kept_back: BTreeMap<(Incarnation, Lane), Write>,
     owners: BTreeMap<ShardId, (Incarnation, Epoch)>,
     seqs: BTreeMap<(Incarnation, Lane), u64>,
@@ -71,7 +71,7 @@ struct State {
 }
 
 impl State {
-    /// Whether it is the turn of the fault.
+    /// Tells whether it is the turn of the fault.
     fn is_turn(&mut self, of: u64) -> bool {
         self.writes += 1;
         self.writes.is_multiple_of(of)

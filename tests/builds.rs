@@ -9,6 +9,14 @@ use stable_interfaces::{
 };
 use system_tests::{World, in_time};
 
+/// Stores the item of an order, in either build; the number of those so far.
+async fn note(cx: &mut Context, item: &str) -> Result<u32, ContextError> {
+    let count = cx.get("count").await?.unwrap_or(0) + 1;
+    cx.put("count", &count)?;
+    cx.put("item", item)?;
+    Ok(count)
+}
+
 /// The program as it was.
 mod old {
     use super::*;
@@ -34,10 +42,7 @@ mod old {
         type Reply = Placed;
 
         async fn handle(&mut self, cx: &mut Context, place: Place) -> Result<Placed, ContextError> {
-            let count = cx.get("count").await?.unwrap_or(0) + 1;
-            cx.put("count", &count)?;
-            cx.put("item", &place.item)?;
-            Ok(Placed { count })
+            Ok(Placed { count: note(cx, &place.item).await? })
         }
     }
 
@@ -112,10 +117,7 @@ mod new {
         type Reply = Placed;
 
         async fn handle(&mut self, cx: &mut Context, place: Place) -> Result<Placed, ContextError> {
-            let count = cx.get("count").await?.unwrap_or(0) + 1;
-            cx.put("count", &count)?;
-            cx.put("item", &place.item)?;
-            Ok(Placed { count, wrapped: Some(place.is_gift) })
+            Ok(Placed { count: note(cx, &place.item).await?, wrapped: Some(place.is_gift) })
         }
     }
 

@@ -26,7 +26,7 @@ enum Planted {
 
 use Planted::{Application, Fleet, Store, Transport};
 
-/// What is broken, in words, and the promises by which it may be found out.
+/// A thing that is broken, in words, and the promises by which it may be found out.
 type Control = (Planted, &'static str, &'static [Invariant]);
 
 /// Those that are counted.

@@ -23,14 +23,14 @@ use system_tests::{Answer, BoxFuture, Do, Failed, Probe, Site, World, act, in_ti
 const SECOND: Duration = Duration::from_secs(1);
 const INSTANCES: [&str; 3] = ["a", "b", "c"];
 
-/// Where a scenario is played: a host, its clock, and who writes down what happens.
+/// The stage on which a scenario is played: a host, its clock, and who writes down what happens.
 #[derive(Clone)]
 struct Stage {
     probes: Interface<Probe>,
     clock: Arc<dyn Clock>,
     history: History,
     effects: Arc<AtomicU64>,
-    /// Whether handlers that are told to fail still do.
+    /// Tells whether handlers that are told to fail still do.
     is_healed: Arc<AtomicBool>,
 }
 
@@ -436,7 +436,7 @@ fn prepare(world: &World, history: &History, is_healed: &Arc<AtomicBool>, life: 
     });
 }
 
-/// What happens at a call.
+/// The event at a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Cut {
     /// The process ends, and the call never reaches the store.
@@ -453,7 +453,7 @@ fn policy() -> RetryPolicy {
     RetryPolicy::new().first(Duration::from_millis(200)).longest(SECOND).attempts(4)
 }
 
-/// What is in the store.
+/// Reads what is in the store.
 async fn read_end(store: &dyn Store) -> End {
     let mut end = End::default();
     let fleet = Fleet::new(["local"], 1_024).unwrap();

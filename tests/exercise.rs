@@ -1,4 +1,4 @@
-//! What the simulation of the whole library does: instances that use all of it, and clients that ask them to.
+//! The work of the simulation of the whole library: instances that use all of it, and clients that ask them to.
 //!
 //! There are two interfaces. Nothing that limits the one limits the other, and the scouts' limits and those of the host are drawn
 //! for each life of a host.
@@ -40,10 +40,10 @@ pub use self::scout::{Errand, Scout};
 const INSTANCES: u64 = 24;
 const HANDLER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How many scouts there are, and the tables of some hosts hold fewer.
+/// The number of scouts, and the tables of some hosts hold fewer.
 const SCOUTS: u64 = 6;
 
-/// How an application is broken on purpose, so that one sees of a run what one would see of a broken library.
+/// The way in which an application is broken on purpose, so that one sees of a run what one would see of a broken library.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flaw {
     /// One of its handles outlives everything, and the store with it.
@@ -105,7 +105,7 @@ impl fmt::Debug for App {
 
 type Answer<R> = Result<R, RequestError<Failed>>;
 
-/// Why a handler failed.
+/// The reason why a handler failed.
 #[derive(Debug, thiserror::Error, Serialize, Deserialize)]
 pub enum Failed {
     /// Because it was told to.
@@ -128,10 +128,10 @@ fn whole(id: &str, effect: u64) -> String {
     format!("{id}/{effect}")
 }
 
-/// What all instances of one life of a host share.
+/// The things that all instances of one life of a host share.
 struct Shared {
     life: Life,
-    /// Which of them run a handler.
+    /// Those of them that run a handler.
     running: Mutex<BTreeSet<String>>,
     handles: OnceLock<Weak<Handles>>,
     awaiting: Arc<Awaiting>,
@@ -153,7 +153,7 @@ impl Shared {
         }
     }
 
-    /// Why a handler fails that was told to.
+    /// The reason of a handler that fails because it was told to.
     fn failure(self: &Arc<Self>, id: &str) -> Failed {
         Odd::some(self, id).map_or(Failed::Told, Failed::Odd)
     }
@@ -173,9 +173,9 @@ impl Drop for Running {
 pub struct Exercise {
     effects: AtomicU64,
     incarnations: Arc<AtomicU64>,
-    /// How many hosts have been configured.
+    /// The number of hosts that have been configured.
     hosts: AtomicU64,
-    /// Whether the last of them has almost no room.
+    /// Tells whether the last of them has almost no room.
     is_cramped: AtomicBool,
     awaiting: Arc<Awaiting>,
     flaw: Option<Flaw>,

@@ -23,15 +23,15 @@ use alarm_backends::testing::servers::{Postgres, PostgresOptions, Redis, RedisOp
 use system_tests::number;
 use system_tests::process::{Callers, Front, Hosts, PATIENCE, Place, Roster, Seat, Verdict, alone};
 
-/// How many kills a store sees before the account is settled and the next one begins. An embedded store reads its journal at each
+/// The number of kills that a store sees before the account is settled and the next one begins. An embedded store reads its journal at each
 /// start, so its legs are shorter.
 const LEG: u64 = 50;
 const EMBEDDED_LEG: u64 = 12;
-/// How many embedded stores there are at a time.
+/// The number of embedded stores at a time.
 const EMBEDDED_STORES: u64 = 2;
-/// How many acknowledged operations there are before each kill.
+/// The number of acknowledged operations before each kill.
 const OPERATIONS: std::ops::Range<usize> = 300..1_950;
-/// How many kills there are when it is to be quick.
+/// The number of kills when it is to be quick.
 const QUICK: u64 = 20;
 /// A slow machine need not do all of them.
 const AT_MOST: Duration = Duration::from_secs(2);
@@ -48,7 +48,7 @@ const LIVE: [&str; 3] = ["host-0", "host-1", "host-2"];
 const LIVE_LEASE: Duration = Duration::from_secs(2);
 const LIVE_CALLERS: Callers = Callers { callers: 64, pace: Duration::from_millis(5), is_once: true };
 const LIVE_QUICK: u64 = 10;
-/// What is asked through one host and done by another costs more.
+/// Fewer, as what is asked through one host and done by another costs more.
 const LIVE_OPERATIONS: std::ops::Range<usize> = 50..250;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -72,7 +72,7 @@ fn on_redis(url: String) -> impl Fn(&str) -> Place + Send {
 /// A store that has seen no kill yet, and its hosts.
 struct Leg {
     hosts: Hosts,
-    /// Who asks through the doors of a live fleet; in others each host has callers of its own.
+    /// The callers who ask through the doors of a live fleet; in others each host has callers of its own.
     front: Option<Front>,
     names: &'static [&'static str],
     /// Kills the store's server, waits so long, and starts it again.
@@ -193,17 +193,17 @@ fn run(store: &str, quick: u64, kills_of_leg: u64, side_by_side: u64, mut new_le
     );
 }
 
-/// What became of a leg.
+/// The outcome of a leg.
 struct Ended {
     kills: u64,
     /// Of these, of the store.
     of_store: u64,
-    /// How long the store was away in all.
+    /// The time for which the store was away in all.
     away: Duration,
-    /// When it was first worked on, and when nothing more was killed.
+    /// The moments at which it was first worked on, and at which nothing more was killed.
     began: Instant,
     ended: Instant,
-    /// How long each host took from its start until it worked.
+    /// The time of each host from its start until it worked.
     starts: Vec<Duration>,
     verdict: Verdict,
 }
@@ -213,12 +213,7 @@ impl Leg {
     fn run(&mut self, kills: u64, mut random: fastrand::Rng, run: &str) -> Ended {
         let Leg { hosts, front, names, crash } = self;
         let operations = if front.is_some() { LIVE_OPERATIONS } else { OPERATIONS };
-        for name in *names {
-            hosts.spawn(name);
-        }
-        for name in *names {
-            hosts.answer(name, "ready");
-        }
+        hosts.start_all(names);
         let began = Instant::now();
         let (mut done, mut of_store, mut wanted, mut away) = (0, 0, 0, Duration::ZERO);
         let mut starts = Vec::new();

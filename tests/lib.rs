@@ -37,7 +37,7 @@ use tokio::task::JoinHandle;
 
 pub use hooks::{Peers, Taken};
 
-/// When every world begins.
+/// The moment at which every world begins.
 pub const START: Timestamp = Timestamp::from_millis(1_700_000_000_000);
 
 /// The number in a variable of the environment; `default` without one.
@@ -49,7 +49,7 @@ pub fn number(name: &str, default: u64) -> u64 {
 /// A future of a handler.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// Why a probe's handler failed.
+/// The reason why a probe's handler failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Failed {
     /// Because the test said so.
@@ -154,7 +154,7 @@ pub struct Fired {
     pub alarm: String,
     /// Milliseconds since [`START`], by the host's clock.
     pub at: i64,
-    /// Which attempt it was.
+    /// The number of the attempt.
     pub attempt: u32,
 }
 
@@ -215,19 +215,19 @@ impl Script {
         self.0.notes.lock().push(what.into());
     }
 
-    /// What was written down, in order.
+    /// Gives what was written down, in order.
     #[must_use]
     pub fn notes(&self) -> Vec<String> {
         self.0.notes.lock().clone()
     }
 
-    /// How many probes were built.
+    /// Counts the probes that were built.
     #[must_use]
     pub fn lives(&self) -> u64 {
         self.0.lives.load(Ordering::SeqCst)
     }
 
-    /// How many probes were stopped in good order.
+    /// Counts the probes that were stopped in good order.
     #[must_use]
     pub fn stops(&self) -> u64 {
         self.0.stops.load(Ordering::SeqCst)
@@ -343,13 +343,13 @@ impl OnAlarm for Probe {
     }
 }
 
-/// Where a world's rows are when no host runs.
+/// The place of a world's rows when no host runs.
 enum Disk {
     Memory(MemoryStore),
     Fjall(TempDir),
 }
 
-/// What outlives a host.
+/// The things that outlive a host.
 pub struct World {
     /// The clock of its hosts and its store.
     pub clock: SimClock,
@@ -450,7 +450,7 @@ impl World {
         builder.clock(Arc::new(self.clock.clone())).random(Arc::new(SeededRandom::new(seed)))
     }
 
-    /// What builds this world's probes.
+    /// Makes the function that builds this world's probes.
     pub fn factory(&self) -> impl Fn(&str) -> Probe + Send + Sync + 'static {
         let (script, clock) = (self.script.clone(), self.clock.clone());
         let host = script.0.hosts.load(Ordering::SeqCst);
@@ -698,7 +698,7 @@ pub async fn in_time<T>(work: impl Future<Output = T>) -> T {
     }
 }
 
-/// What is ready without waiting for anything.
+/// Gives what is ready without waiting for anything.
 pub async fn now_or_never<T>(work: impl Future<Output = T>) -> Option<T> {
     let mut work = std::pin::pin!(work);
     std::future::poll_fn(|cx| {

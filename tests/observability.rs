@@ -1,4 +1,4 @@
-//! What a host lets be seen: every documented metric and no other, and its health.
+//! All that a host lets be seen: every documented metric and no other, and its health.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 

@@ -76,8 +76,7 @@ fn partitions(store: &str, network: &Arc<Network>, url: &str) {
     let front = hosts.put_in_front(CALLERS);
     let heard = front.listen();
     let mut fleet = Fleet { store, network, hosts, front, heard };
-    HOSTS.iter().for_each(|host| fleet.hosts.spawn(host));
-    HOSTS.iter().for_each(|host| drop(fleet.hosts.answer(host, "ready")));
+    fleet.hosts.start_all(&HOSTS);
     fleet.hosts.wait_owned(&HOSTS);
     fleet.hosts.pass(LEASE / 2);
     let _beginning = fleet.front.take_longest();
@@ -100,17 +99,18 @@ fn partitions(store: &str, network: &Arc<Network>, url: &str) {
     verdict.assert_right(store);
 }
 
-/// What is refused and not known, through all doors, since `before`.
+/// Counts what was refused and what is not known, through all doors, by kind.
+fn failures(sums: &Sums) -> BTreeMap<String, u64> {
+    let mut failed = sums.refused.clone();
+    failed.extend([("Unknown".to_owned(), sums.unknown), ("cut".to_owned(), sums.cut)]);
+    failed
+}
+
+/// The [failures] since `before`.
 fn failed_since(before: &Sums, now: &Sums) -> BTreeMap<String, u64> {
-    let mut failed = now.refused.clone();
-    failed.insert("Unknown".to_owned(), now.unknown);
-    failed.insert("cut".to_owned(), now.cut);
+    let (before, mut failed) = (failures(before), failures(now));
     for (kind, times) in &mut failed {
-        *times -= match &**kind {
-            "Unknown" => before.unknown,
-            "cut" => before.cut,
-            kind => before.refused.get(kind).copied().unwrap_or(0),
-        };
+        *times -= before.get(kind).copied().unwrap_or(0);
     }
     failed.retain(|_, times| *times > 0);
     failed
@@ -139,6 +139,7 @@ impl Fleet<'_> {
             self.front.take_longest(),
             failed_since(&before, &self.front.sums()),
         );
+        assert!(!by_it.is_empty(), "{host} was asked while it was cut off");
         // An answer is on its way for a moment.
         assert!(answered < LEASE + Duration::from_secs(1), "{host} answered for {answered:?}");
         assert!(taken_over > LEASE / 2 && taken_over < LEASE + SLOW, "{taken_over:?}");

@@ -30,7 +30,7 @@ pub use front::{Callers, Front, Heard, Sums};
 pub use ledger::Counts;
 pub use network::Network;
 
-/// How long anything may take that must happen: a machine may be slow.
+/// The longest that anything may take that must happen: a machine may be slow.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One after the other, for tests that measure and load the machine.
@@ -52,7 +52,7 @@ struct Process {
     input: Sender<String>,
     /// Passes on what the child says, to the end.
     reader: Option<JoinHandle<()>>,
-    /// As whom.
+    /// The name of the host that it is, once it has a job.
     host: Arc<OnceLock<String>>,
 }
 
@@ -161,13 +161,13 @@ pub struct Hosts {
     /// Waits for its job.
     spare: Option<Process>,
     lives: u64,
-    /// Where they say it, and where it is heard.
+    /// The way by which all that processes say is heard.
     said: (Sender<Said>, Receiver<Said>),
-    /// What they acknowledged.
+    /// The operations that they acknowledged.
     pub account: Account,
-    /// What they said besides, last.
+    /// All that each said besides, and nobody has asked for yet.
     other: BTreeMap<String, Vec<String>>,
-    /// How many shards they have handed over.
+    /// The number of shards that they have handed over.
     pub handoffs: u64,
     /// Hears what is said to callers, if there are any in front.
     front: Option<Sender<front::Event>>,
@@ -212,7 +212,7 @@ impl Hosts {
         self.within = Box::new(within);
     }
 
-    /// Where the processes have their rows that are started from here on.
+    /// Sets the place of the rows of the processes that are started from here on.
     pub fn set_place(&mut self, place: impl Fn(&str) -> Place + Send + 'static) {
         self.place = Box::new(place);
     }
@@ -235,8 +235,17 @@ impl Hosts {
 
     /// The same, and waits until it works.
     pub fn start(&mut self, host: &str) {
-        self.spawn(host);
-        self.answer(host, "ready");
+        self.start_all(&[host]);
+    }
+
+    /// Starts a process as each of these, all at once, and waits until they work.
+    pub fn start_all(&mut self, hosts: &[&str]) {
+        for host in hosts {
+            self.spawn(host);
+        }
+        for host in hosts {
+            self.answer(host, "ready");
+        }
     }
 
     /// Ends it with SIGKILL. What it said before is heard.
@@ -337,7 +346,7 @@ impl Hosts {
         }
     }
 
-    /// Whether a process has ended without having been killed.
+    /// Finds a process that has ended without having been killed.
     pub fn ended(&mut self) -> Option<String> {
         let ended = |process: &mut Process| process.child.try_wait().is_ok_and(|status| status.is_some());
         self.running.iter_mut().find_map(|(host, process)| ended(process).then(|| host.clone()))
@@ -347,12 +356,7 @@ impl Hosts {
     pub fn settled(&mut self, hosts: &[&str], patience: Duration) -> Verdict {
         self.kill_all();
         self.callers = 0;
-        for host in hosts {
-            self.spawn(host);
-        }
-        for host in hosts {
-            self.answer(host, "ready");
-        }
+        self.start_all(hosts);
         self.settle(patience)
     }
 

@@ -45,8 +45,7 @@ fn rolling(store: &str, url: &str) {
     let place = url.to_owned();
     let mut hosts = Hosts::new(move |host| Place::live(&place, host, LEASE, settle), LEDGERS, 0);
     let mut front = hosts.put_in_front(CALLERS);
-    THREE.iter().for_each(|host| hosts.spawn(host));
-    THREE.iter().for_each(|host| drop(hosts.answer(host, "ready")));
+    hosts.start_all(&THREE);
     hosts.wait_owned(&THREE);
     let _beginning = front.take_longest();
 

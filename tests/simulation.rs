@@ -98,7 +98,7 @@ fn simulation(seed: u64) -> Simulation {
     Simulation::new(seed).hosts(2 + seed % 3).length(Duration::from_secs(600)).faults(Faults::ALL)
 }
 
-/// What all runs together came to.
+/// The sum of all runs.
 #[derive(Default)]
 struct Sum {
     runs: u64,

@@ -35,7 +35,7 @@ struct State {
     copy: MemoryStore,
     follows: AtomicBool,
     has_lost: AtomicBool,
-    /// Who has written to or claimed in the first one.
+    /// The hosts that have written to or claimed in the first one.
     known: Mutex<BTreeSet<Incarnation>>,
     /// Posts fail.
     is_mute: AtomicBool,
@@ -57,7 +57,7 @@ impl Losing {
         }))
     }
 
-    /// What comes from here on will be lost.
+    /// Has all that comes from here on lost.
     fn freeze(&self) {
         self.0.follows.store(false, Ordering::SeqCst);
     }

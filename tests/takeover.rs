@@ -15,7 +15,7 @@ use system_tests::process::{Callers, Hosts, PATIENCE, Place, alone};
 const SETTLE: Duration = Duration::from_millis(500);
 const LEDGERS: u64 = 48;
 const CALLERS: Callers = Callers { callers: 64, pace: Duration::from_millis(64), is_once: false };
-/// How long the store's server is down.
+/// The time for which the store's server is down.
 const DOWN: Duration = Duration::from_millis(500);
 /// A busy machine takes longer for everything.
 const SLOW: Duration = Duration::from_secs(10);
@@ -45,8 +45,7 @@ fn takeover(store: &str, url: &str, server: &Server, restart: impl Fn()) {
     let lease = Duration::from_secs(if std::env::var("QUICK").is_ok() { 1 } else { 2 });
     let mut hosts = Hosts::new(move |host| Place::live(&place, host, lease, SETTLE), LEDGERS, 0);
     let mut front = hosts.put_in_front(CALLERS);
-    ["a", "b", "c"].iter().for_each(|host| hosts.spawn(host));
-    ["a", "b", "c"].iter().for_each(|host| drop(hosts.answer(host, "ready")));
+    hosts.start_all(&["a", "b", "c"]);
     hosts.wait_owned(&["a", "b", "c"]);
     hosts.pass(lease / 4);
     let _beginning = front.take_longest();
@@ -87,8 +86,7 @@ fn takeover(store: &str, url: &str, server: &Server, restart: impl Fn()) {
     hosts.wait_owned(&["d", "e"]);
     hosts.kill("d");
     hosts.kill("e");
-    ["f", "e"].iter().for_each(|host| hosts.spawn(host));
-    ["f", "e"].iter().for_each(|host| drop(hosts.answer(host, "ready")));
+    hosts.start_all(&["f", "e"]);
     hosts.wait_owned(&["e", "f"]);
     hosts.pass(lease / 4);
     let all = front.take_longest();

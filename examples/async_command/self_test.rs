@@ -21,7 +21,7 @@ use examples::process::HostProcess;
 use tokio::time::{sleep, timeout};
 
 use self::client::Client;
-use crate::hosts::{Hosts, stop};
+use crate::hosts::Hosts;
 use crate::store::{Kind, LEASE};
 
 /// The limit of it all, and of one check.
@@ -109,11 +109,11 @@ pub(crate) async fn run(store: Kind, count: usize, data: PathBuf) -> Result<Repo
     report.see(kills::ends_streams(&client, &mut hosts[0])).await;
     // So that what is over is soon forgotten, on whatever host.
     for host in hosts.iter_mut().skip(report.kills + 1) {
-        stop(host).await?;
+        host.drain().await?;
     }
     hosts[0].add_args(["--keep".into(), "1".into()]);
     hosts[0].start().await?;
     report.see(options::is_forgotten(&client)).await;
-    stop(&mut hosts[0]).await?;
+    hosts[0].drain().await?;
     Ok(report)
 }

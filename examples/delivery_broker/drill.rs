@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::doors::Doors;
 use crate::fakes::{self, Entry, Fakes};
-use crate::hosts::{Hosts, stop};
+use crate::hosts::Hosts;
 use crate::service::{BROKER, View};
 use crate::store::Kind;
 use crate::verdict::Report;
@@ -86,7 +86,7 @@ pub(crate) async fn run(options: &Options, data: &Path) -> Result<Report, BoxErr
         let at = began.elapsed().as_secs_f32();
         if event == events.div_ceil(2) {
             for host in &mut service.hosts {
-                stop(host).await?;
+                host.drain().await?;
                 host.add_args(["--version".into(), "2".into()]);
                 host.start().await?;
             }

@@ -174,21 +174,16 @@ impl Service {
     async fn drain(&mut self, host: usize) -> Result<(), BoxError> {
         let mut host = self.hosts.remove(host);
         self.doors.close(&host.url());
-        end(&mut host).await
+        Ok(host.drain().await?)
     }
 
     /// Asks all hosts to drain and end.
     async fn stop(mut self) -> Result<(), BoxError> {
         for host in &mut self.hosts {
-            end(host).await?;
+            host.drain().await?;
         }
         Ok(())
     }
-}
-
-async fn end(host: &mut HostProcess) -> Result<(), BoxError> {
-    let ended = host.stop().await?;
-    if ended.success() { Ok(()) } else { Err(format!("asked to stop, a host ended with {ended}").into()) }
 }
 
 /// Runs the drill with its data in `data`.

@@ -763,23 +763,7 @@ impl HostBuilder {
             let (shards, clock, random) = (core.shards.clone(), core.clock.share(), core.random.share());
             Arc::new(Committer::new(incarnation, store.clone(), shards, clock, random, core.options.commit.clone()))
         });
-        let (deferred, deferred_work) = mpsc::unbounded_channel();
-        let failing = |what: &'static str| {
-            let core = Arc::downgrade(&core);
-            move |panic: &str| {
-                if let Some(core) = core.upgrade() {
-                    core.fail(what, panic);
-                }
-            }
-        };
-        core.set_started(Started {
-            turns: Tasks::new(runtime.clone(), failing("a task that runs handlers")),
-            instance_tasks: Tasks::new(runtime.clone(), failing("a task around one of an instance")),
-            system: Tasks::new(runtime, failing("a task of its own")),
-            deferred,
-            committer: committer.clone(),
-            incarnation,
-        });
+        let deferred_work = begin_tasks(&core, runtime, committer.clone(), incarnation);
         let Some(started) = core.started() else { return Err(StartError::NoRuntime) };
         if let Some(links) = links {
             started.system.spawn(links);
@@ -901,6 +885,33 @@ async fn claim_all(
     }
 }
 
+/// Lets the host run tasks on this runtime, and ends it if one of them panics; returns the work that will be deferred, for [`run_deferred`].
+fn begin_tasks(
+    core: &Arc<HostCore>,
+    runtime: Runtime,
+    committer: Option<Arc<Committer>>,
+    incarnation: Incarnation,
+) -> mpsc::UnboundedReceiver<Deferred> {
+    let (deferred, deferred_work) = mpsc::unbounded_channel();
+    let failing = |what: &'static str| {
+        let core = Arc::downgrade(core);
+        move |panic: &str| {
+            if let Some(core) = core.upgrade() {
+                core.fail(what, panic);
+            }
+        }
+    };
+    core.set_started(Started {
+        turns: Tasks::new(runtime.clone(), failing("a task that runs handlers")),
+        instance_tasks: Tasks::new(runtime.clone(), failing("a task around one of an instance")),
+        system: Tasks::new(runtime, failing("a task of its own")),
+        deferred,
+        committer,
+        incarnation,
+    });
+    deferred_work
+}
+
 /// Runs what others have deferred. Never ends by itself.
 async fn run_deferred(mut work: mpsc::UnboundedReceiver<Deferred>) {
     while let Some(work) = work.recv().await {
@@ -994,37 +1005,28 @@ impl<I: StableInterface> InterfaceBuilder<'_, I> {
     /// let orders = host.interface(|_id| Order).forward::<Place>("place").register()?;
     /// # Ok::<(), stable_interfaces::RegisterError>(())
     /// ```
-    pub fn forward<M>(self, message: &'static str) -> Self
+    pub fn forward<M>(mut self, message: &'static str) -> Self
     where
         I: Handle<M>,
         M: Crossing,
         I::Reply: Crossing,
         I::Error: CrossingError,
     {
-        self.forward_with::<M, Whole>(message)
+        forward_message::<I, M, Whole>(&mut self.forwards, message);
+        self
     }
 
     /// As [`forward`](Self::forward), where the interface's own error cannot be written and read again, as an `anyhow::Error` cannot: its words
     /// and those of its causes cross, as a
     /// [`RemoteError`](crate::transport::RemoteError) that it is made from.
-    pub fn forward_with_text_errors<M>(self, message: &'static str) -> Self
+    pub fn forward_with_text_errors<M>(mut self, message: &'static str) -> Self
     where
         I: Handle<M>,
         M: Crossing,
         I::Reply: Crossing,
         I::Error: TextError,
     {
-        self.forward_with::<M, Words>(message)
-    }
-
-    fn forward_with<M, C>(mut self, message: &'static str) -> Self
-    where
-        I: Handle<M>,
-        M: Crossing,
-        I::Reply: Crossing,
-        C: Errors<I::Error>,
-    {
-        self.forwards.add::<M, I::Reply, C>(message, answer_message::<I, M, C>);
+        forward_message::<I, M, Words>(&mut self.forwards, message);
         self
     }
 
@@ -1205,6 +1207,17 @@ impl<I: StableInterface> InterfaceBuilder<'_, I> {
         drop(interfaces);
         Ok(Interface::new(core))
     }
+}
+
+/// Lets messages of type `M` cross under this name, with errors as `C` writes and reads them.
+fn forward_message<I, M, C>(forwards: &mut Forwards<I>, message: &'static str)
+where
+    I: Handle<M>,
+    M: Crossing,
+    I::Reply: Crossing,
+    C: Errors<I::Error>,
+{
+    forwards.add::<M, I::Reply, C>(message, answer_message::<I, M, C>);
 }
 
 /// Refuses names that cannot be those of an interface and its messages.

@@ -123,8 +123,8 @@ impl<I: StableInterface> Interface<I> {
     /// # Errors
     /// [`RequestError::Unreachable`] if it was not sent, also for want of a [`transport`](crate::HostBuilder::transport);
     /// [`RequestError::Unknown`] if it was and has no answer; [`RequestError::Unhandled`] if that host's program does not know it;
-    /// [`RequestError::Panicked`], [`RequestError::Overloaded`], [`RequestError::TooLarge`], [`RequestError::Json`],
-    /// [`RequestError::NotStarted`].
+    /// [`RequestError::Panicked`] if what answers it did, [`RequestError::Rejected`] if the question did as it was written or read;
+    /// [`RequestError::Overloaded`], [`RequestError::TooLarge`], [`RequestError::Json`], [`RequestError::NotStarted`].
     pub async fn ask_host<Q: Question>(&self, host: &str, question: &Q) -> Result<Q::Answer, RequestError<I::Error>> {
         self.core.ask_of_host(host, question).await
     }
@@ -272,7 +272,8 @@ impl<I: StableInterface> Interface<I> {
         self.order(id, Directive::cancel_alarm(alarm)?).await.map(drop)
     }
 
-    /// All alarms of the instance `id`, by alarm ID.
+    /// All alarms of the instance `id`, by alarm ID. Those of an instance on another host come in several turns if they are many, and may change
+    /// in between.
     ///
     /// # Errors
     /// As [`request`](Self::request).

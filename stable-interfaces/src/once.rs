@@ -221,8 +221,7 @@ impl Ledger {
             at: now.as_millis(),
             forgotten: self.forgotten.map(Timestamp::as_millis),
         };
-        // It has texts and numbers alone, and so has a form as JSON.
-        let row = serde_json::to_vec(&row).unwrap_or_default();
+        let row = serde_json::to_vec(&row).expect("texts and numbers can be written as JSON");
         let put = |prefix, value| Op::Put { name: name.clone(), key: key_of(prefix, number).into(), value };
         let mut ops = vec![put(KEYS, row.into()), put(REPLIES, reply)];
         for forgotten in forgotten_keys {

@@ -148,7 +148,7 @@ fn module_of(path: &str) -> Vec<String> {
 /// The paths of one file that stay in the crate, and what its module re-exports from where.
 struct Paths {
     module: Vec<String>,
-    /// How many modules within the file are open.
+    /// The number of modules within the file that are open.
     inner: Vec<String>,
     used: Vec<(Vec<String>, usize)>,
     exported: Vec<(String, Vec<String>)>,
@@ -267,7 +267,7 @@ fn is_for_tests(attributes: &[syn::Attribute]) -> bool {
     attributes.iter().any(|attribute| matches!(&attribute.meta, syn::Meta::List(list) if is_test(list)))
 }
 
-/// What a file uses of the others: which, by which path, on which line.
+/// Lists what a file uses of the others: which, by which path, on which line.
 fn crossings(sources: &BTreeMap<String, String>) -> Vec<String> {
     let parsed: BTreeMap<&String, Paths> =
         sources.iter().map(|(path, source)| (path, Paths::of(path, source))).collect();

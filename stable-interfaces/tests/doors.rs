@@ -19,10 +19,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3_600);
 
 /// Counts its alarms, unless it is told to fail.
-struct Bell {
-    fails: Arc<AtomicBool>,
-    stops: Arc<AtomicU64>,
-}
+struct Bell(Told);
 
 impl StableInterface for Bell {
     const NAME: &'static str = "bell";
@@ -30,13 +27,13 @@ impl StableInterface for Bell {
     type Error = ContextError;
 
     async fn on_stop(&mut self) {
-        self.stops.fetch_add(1, Ordering::SeqCst);
+        self.0.stops.fetch_add(1, Ordering::SeqCst);
     }
 }
 
 impl OnAlarm for Bell {
     async fn on_alarm(&mut self, cx: &mut Context, alarm: &Alarm) -> Result<(), ContextError> {
-        if self.fails.load(Ordering::SeqCst) {
+        if self.0.fails.load(Ordering::SeqCst) {
             return Err(ContextError::NotHere("told to".into()));
         }
         let rung = cx.get::<u64>("rung").await?.unwrap_or(0) + 1;
@@ -61,7 +58,7 @@ struct Site {
     bells: Interface<Bell>,
 }
 
-/// What the bells of a town do, and did.
+/// The orders of a town's bells, and what they did.
 #[derive(Clone, Default)]
 struct Told {
     fails: Arc<AtomicBool>,
@@ -70,8 +67,8 @@ struct Told {
 
 async fn start(town: &Town, name: &str, fleet: &Fleet, told: &Told, has_alarms: bool) -> Site {
     let mut host = town.member(name, fleet).transport(town.network.transport());
-    let Told { fails, stops } = told.clone();
-    let interface = host.interface(move |_| Bell { fails: fails.clone(), stops: stops.clone() });
+    let told = told.clone();
+    let interface = host.interface(move |_| Bell(told.clone()));
     let interface = interface.retry(RetryPolicy::new().attempts(1));
     let interface = if has_alarms { interface.with_alarms() } else { interface };
     let bells = interface.register().unwrap();
@@ -222,8 +219,7 @@ async fn a_host_without_transport_names_the_owner() {
     let (town, told) = (Town::new(2), Told::default());
     let _one = start(&town, "host-1", &town.fleet, &told, true).await;
     let mut host = town.member("host-0", &town.fleet);
-    let Told { fails, stops } = told;
-    let bells = host.interface(move |_| Bell { fails: fails.clone(), stops: stops.clone() }).register().unwrap();
+    let bells = host.interface(move |_| Bell(told.clone())).register().unwrap();
     let _zero = host.start().await.unwrap();
     let error = bells.stop(&town.id("host-1")).await.unwrap_err();
     assert!(matches!(&error, RequestError::NotOwner { holder } if **holder == *"host-1"), "{error}");

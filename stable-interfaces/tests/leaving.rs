@@ -2,24 +2,26 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod town;
+
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use stable_interfaces::clock::Clock;
 use stable_interfaces::store::MemberState;
-use stable_interfaces::testing::{MemoryNetwork, SeededRandom, SimClock};
+use stable_interfaces::testing::SimClock;
 use stable_interfaces::{
     Alarm, Context, ContextError, Drained, Fleet, FleetClient, Handle, Health, Host, HostBuilder, InstanceRef,
-    Interface, MemoryStore, OnAlarm, RequestError, StableInterface, Timestamp,
+    Interface, OnAlarm, RequestError, StableInterface, Timestamp,
 };
 use tokio::task::JoinHandle;
 
+use self::town::{LEASE, Town};
+
 const MILLI: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
-const LEASE: Duration = Duration::from_secs(15);
 const SETTLE: Duration = Duration::from_secs(2);
 const SHARDS: u32 = 64;
 
@@ -123,15 +125,6 @@ impl Handle<Fired> for Desk {
     }
 }
 
-/// Hosts of one fleet on one network and one store.
-struct Town {
-    clock: SimClock,
-    store: MemoryStore,
-    network: MemoryNetwork,
-    /// The number of hosts that were made: no two have the same random numbers.
-    hosts: AtomicU64,
-}
-
 #[derive(Clone)]
 struct Site {
     host: Arc<Host>,
@@ -139,17 +132,9 @@ struct Site {
 }
 
 impl Town {
-    fn new() -> Town {
-        let clock = SimClock::new(Timestamp::from_millis(1_700_000_000_000));
-        let store = MemoryStore::with_clock(Arc::new(clock.clone()));
-        Town { clock, store, network: MemoryNetwork::new(), hosts: AtomicU64::new(0) }
-    }
-
-    fn member(&self, name: &str, shards: u32) -> HostBuilder {
-        let host = Host::builder(name, Fleet::live(shards).unwrap()).store(self.store.clone());
-        let seed = self.hosts.fetch_add(1, Ordering::SeqCst);
-        let host = host.clock(Arc::new(self.clock.clone())).random(Arc::new(SeededRandom::new(seed)));
-        host.lease(LEASE).settle(SETTLE).handoff_batch(8)
+    /// A host of a live fleet with so many shards.
+    fn live(&self, name: &str, shards: u32) -> HostBuilder {
+        self.member(name, &Fleet::live(shards).unwrap()).settle(SETTLE).handoff_batch(8)
     }
 
     async fn launch(&self, mut host: HostBuilder) -> Site {
@@ -164,7 +149,7 @@ impl Town {
     }
 
     async fn start(&self, name: &str) -> Site {
-        self.launch(self.member(name, SHARDS).transport(self.network.transport())).await
+        self.launch(self.live(name, SHARDS).transport(self.network.transport())).await
     }
 
     /// Two hosts that have their parts.
@@ -173,14 +158,6 @@ impl Town {
         self.pass(2 * LEASE).await;
         assert_eq!(a.host.shards().len() + b.host.shards().len(), SHARDS as usize);
         [a, b]
-    }
-
-    async fn pass(&self, duration: Duration) {
-        self.clock.sleep(duration).await;
-    }
-
-    fn now(&self) -> Duration {
-        self.clock.elapsed()
     }
 }
 
@@ -247,7 +224,7 @@ async fn longest_wait(callers: Vec<Caller>) -> Duration {
 
 #[tokio::test(start_paused = true)]
 async fn who_asks_through_any_door_while_a_host_joins_and_another_drains_waits_for_milliseconds() {
-    let town = Town::new();
+    let town = Town::new(1);
     let [a, b] = town.two().await;
     let is_over = Arc::new(OnceLock::new());
     let mut asking = callers(&town, &[&a, &b], 10, &is_over);
@@ -285,8 +262,8 @@ async fn who_asks_through_any_door_while_a_host_joins_and_another_drains_waits_f
 
 #[tokio::test(start_paused = true)]
 async fn a_handler_that_runs_in_a_shard_that_leaves_is_served_there_also_by_way_of_another_host() {
-    let town = Town::new();
-    let first = town.member("a", SHARDS).transport(town.network.transport()).handoff_batch(SHARDS as usize);
+    let town = Town::new(1);
+    let first = town.live("a", SHARDS).transport(town.network.transport()).handoff_batch(SHARDS as usize);
     let (a, b) = tokio::join!(town.launch(first), town.start("b"));
     town.pass(2 * LEASE).await;
     // Both are to be the third host's, as soon as all know of that.
@@ -298,7 +275,7 @@ async fn a_handler_that_runs_in_a_shard_that_leaves_is_served_there_also_by_way_
     let between = b.ids().find(|id| &*b.host.owner_of(id).unwrap() == "b").unwrap();
     // It asks when its shard takes nothing in any more, and neither does the one that it comes back to, which has work until then.
     town.pass(SETTLE - SECOND * 3 / 5).await;
-    let began = town.now();
+    let began = town.clock.elapsed();
     let busy = a.ask(&last, Add { after: SECOND });
     let round = Round(vec![(between.clone(), SECOND * 3 / 4), (last.clone(), Duration::ZERO)]);
     let (desks, asked) = (c.desks.clone(), first.clone());
@@ -310,16 +287,16 @@ async fn a_handler_that_runs_in_a_shard_that_leaves_is_served_there_also_by_way_
     let waiting = c.ask(&last, Add::default());
     let visited = asking.await.unwrap().unwrap();
     assert_eq!(visited, ["a", "b", "a"], "each was served where it was");
-    let took = town.now() - began;
+    let took = town.clock.elapsed() - began;
     assert!(took < SECOND + 50 * MILLI, "nobody waited for itself: {took:?}");
     assert_eq!((busy.await.unwrap().unwrap(), waiting.await.unwrap().unwrap()), (1, 2));
-    assert!(c.host.owns(&last).unwrap() && town.now() - began < SECOND * 5 / 4);
+    assert!(c.host.owns(&last).unwrap() && town.clock.elapsed() - began < SECOND * 5 / 4);
     assert_eq!(c.desks.request(&first, Round(vec![])).await.unwrap(), ["c"]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_handler_that_asks_an_instance_that_has_left_is_sent_after_it() {
-    let town = Town::new();
+    let town = Town::new(1);
     let [a, b] = town.two().await;
     let (first, last) = (a.id(), a.ids().nth(20).unwrap());
     let desks = a.desks.clone();
@@ -338,7 +315,7 @@ async fn a_handler_that_asks_an_instance_that_has_left_is_sent_after_it() {
 
 #[tokio::test(start_paused = true)]
 async fn a_drain_waits_for_tasks_and_serves_their_shards_and_fires_their_alarms_until_they_end() {
-    let town = Town::new();
+    let town = Town::new(1);
     let [a, b] = town.two().await;
     let (busy, idle) = (a.id(), a.ids().nth(20).unwrap());
     a.desks.request(&busy, Work(3 * SECOND)).await.unwrap();
@@ -346,7 +323,7 @@ async fn a_drain_waits_for_tasks_and_serves_their_shards_and_fires_their_alarms_
     for (id, alarm) in [(&busy, "x"), (&idle, "y")] {
         a.desks.set_alarm(id, alarm, town.clock.now() + SECOND, &()).await.unwrap();
     }
-    let (began, due) = (town.now(), town.clock.now() + SECOND);
+    let (began, due) = (town.clock.elapsed(), town.clock.now() + SECOND);
     let draining = a.drain(20 * SECOND);
     town.pass(SECOND / 2).await;
     assert_eq!((a.host.health(), a.host.shards().len()), (Health::Draining, 1), "the others went at once");
@@ -357,7 +334,7 @@ async fn a_drain_waits_for_tasks_and_serves_their_shards_and_fires_their_alarms_
     assert!(a.desks.is_running(&busy) && !a.desks.is_running(&idle), "it is served where its task is");
     let drained = draining.await.unwrap();
     assert_eq!((drained.unfinished, drained.tasks, drained.released), (0, 0, true));
-    assert_eq!((town.now() - began).as_secs(), 3, "as soon as the task had ended");
+    assert_eq!((town.clock.elapsed() - began).as_secs(), 3, "as soon as the task had ended");
     town.pass(SECOND).await;
     assert!(b.desks.request(&busy, HasEnded).await.unwrap(), "its turn was served");
     for (id, alarm, host) in [(&busy, "x", "a"), (&idle, "y", "b")] {
@@ -370,17 +347,17 @@ async fn a_drain_waits_for_tasks_and_serves_their_shards_and_fires_their_alarms_
 #[tokio::test(start_paused = true)]
 async fn tasks_that_do_not_end_are_cut_off_at_half_the_deadline_or_after_the_handoff_timeout_and_counted() {
     for (handoff_timeout, wanted) in [(30 * SECOND, 5), (2 * SECOND, 2)] {
-        let town = Town::new();
-        let host = town.member("a", SHARDS).transport(town.network.transport()).handoff_timeout(handoff_timeout);
+        let town = Town::new(1);
+        let host = town.live("a", SHARDS).transport(town.network.transport()).handoff_timeout(handoff_timeout);
         let (a, b) = tokio::join!(town.launch(host), town.start("b"));
         town.pass(2 * LEASE).await;
         let id = a.id();
         a.desks.request(&id, Work(100 * SECOND)).await.unwrap();
         town.pass(MILLI).await;
-        let began = town.now();
+        let began = town.clock.elapsed();
         let drained = a.drain(10 * SECOND).await.unwrap();
         assert_eq!((drained.unfinished, drained.tasks, drained.released), (0, 1, true));
-        assert_eq!((town.now() - began).as_secs(), wanted);
+        assert_eq!((town.clock.elapsed() - began).as_secs(), wanted);
         town.pass(SECOND / 10).await;
         assert!(!b.desks.request(&id, HasEnded).await.unwrap());
     }
@@ -388,7 +365,7 @@ async fn tasks_that_do_not_end_are_cut_off_at_half_the_deadline_or_after_the_han
 
 #[tokio::test(start_paused = true)]
 async fn what_does_not_end_by_the_deadline_of_a_drain_is_cut_off_and_the_rest_is_elsewhere_long_before() {
-    let town = Town::new();
+    let town = Town::new(1);
     let [a, b] = town.two().await;
     let mut ids = a.ids();
     let (stuck, fine) = (ids.next().unwrap(), ids.nth(20).unwrap());
@@ -396,17 +373,15 @@ async fn what_does_not_end_by_the_deadline_of_a_drain_is_cut_off_and_the_rest_is
     assert_eq!(a.desks.request(&fine, Add::default()).await.unwrap(), 1);
     let cut_off = a.ask(&stuck, Add { after: 25 * SECOND });
     town.pass(MILLI).await;
-    let began = town.now();
+    let began = town.clock.elapsed();
     let draining = a.drain(5 * SECOND);
     town.pass(SECOND / 2).await;
     assert_eq!(b.desks.request(&fine, Add::default()).await.unwrap(), 2);
     let drained = draining.await.unwrap();
     assert_eq!((drained.unfinished, drained.instances, drained.released), (1, 1, false));
-    assert_eq!(
-        drained.handed_over.values().sum::<usize>() + b.host.shards().len(),
-        SHARDS as usize + drained.handed_over["b"] - 1
-    );
-    assert_eq!((town.now() - began).as_secs(), 5);
+    assert!(drained.handed_over.contains_key("b"), "{drained:?}");
+    assert_eq!(b.host.shards().len(), SHARDS as usize - 1);
+    assert_eq!((town.clock.elapsed() - began).as_secs(), 5);
     assert!(cut_off.await.unwrap().is_err());
     // It may have been what kills processes, so it goes on like what a dead host had.
     town.pass(2 * LEASE).await;
@@ -416,7 +391,7 @@ async fn what_does_not_end_by_the_deadline_of_a_drain_is_cut_off_and_the_rest_is
 #[tokio::test(start_paused = true)]
 async fn a_drain_that_comes_in_the_middle_of_a_handoff_goes_on_with_it() {
     for moment in [0, 2, 10, 40] {
-        let town = Town::new();
+        let town = Town::new(1);
         let [a, b] = town.two().await;
         let is_over = Arc::new(OnceLock::new());
         let asking = callers(&town, &[&b], 5, &is_over);
@@ -439,7 +414,7 @@ async fn a_drain_that_comes_in_the_middle_of_a_handoff_goes_on_with_it() {
 
 #[tokio::test(start_paused = true)]
 async fn the_last_host_of_a_live_fleet_refuses_what_is_new_while_it_drains() {
-    let town = Town::new();
+    let town = Town::new(1);
     let [a, b] = town.two().await;
     assert!(b.drain(SECOND).await.unwrap().released);
     town.pass(SECOND).await;
@@ -457,17 +432,17 @@ async fn the_last_host_of_a_live_fleet_refuses_what_is_new_while_it_drains() {
 
 #[tokio::test(start_paused = true)]
 async fn all_hosts_that_drain_at_once_end_and_lose_nothing() {
-    let town = Town::new();
+    let town = Town::new(1);
     let [a, b] = town.two().await;
     let ids: Vec<_> = (0..40).map(|number| format!("id-{number}")).collect();
     for id in &ids {
         assert_eq!(a.desks.request(id, Add::default()).await.unwrap(), 1);
     }
-    let began = town.now();
+    let began = town.clock.elapsed();
     for drained in [a.drain(10 * SECOND), b.drain(10 * SECOND)] {
         assert!(drained.await.unwrap().released);
     }
-    assert!(town.now() - began < SECOND);
+    assert!(town.clock.elapsed() - began < SECOND);
     let c = town.start("c").await;
     for id in &ids {
         assert_eq!(c.desks.request(id, Add::default()).await.unwrap(), 2);
@@ -476,7 +451,7 @@ async fn all_hosts_that_drain_at_once_end_and_lose_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn a_host_that_is_emptied_and_stays_answers_through_its_door_all_the_time() {
-    let town = Town::new();
+    let town = Town::new(1);
     let [a, b] = town.two().await;
     let is_over = Arc::new(OnceLock::new());
     let asking = callers(&town, &[&a, &b], 10, &is_over);
@@ -494,8 +469,8 @@ async fn a_host_that_is_emptied_and_stays_answers_through_its_door_all_the_time(
 
 #[tokio::test(start_paused = true)]
 async fn a_live_fleet_without_transport_works_and_requests_elsewhere_name_the_owner() {
-    let town = Town::new();
-    let (a, b) = tokio::join!(town.launch(town.member("a", SHARDS)), town.launch(town.member("b", SHARDS)));
+    let town = Town::new(1);
+    let (a, b) = tokio::join!(town.launch(town.live("a", SHARDS)), town.launch(town.live("b", SHARDS)));
     town.pass(SECOND).await;
     let id = b.id();
     let error = a.desks.request(&id, Add::default()).await.unwrap_err();
@@ -515,8 +490,8 @@ async fn a_live_fleet_without_transport_works_and_requests_elsewhere_name_the_ow
 
 #[tokio::test(start_paused = true)]
 async fn hosts_for_which_there_is_no_shard_are_ready_and_doors() {
-    let town = Town::new();
-    let start = |name: &'static str| town.launch(town.member(name, 2).transport(town.network.transport()));
+    let town = Town::new(1);
+    let start = |name: &'static str| town.launch(town.live(name, 2).transport(town.network.transport()));
     let (a, b, c, d) = tokio::join!(start("a"), start("b"), start("c"), start("d"));
     town.pass(LEASE).await;
     let parts = [&a, &b, &c, &d].map(|site| site.host.shards().len());

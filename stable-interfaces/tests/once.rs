@@ -44,7 +44,7 @@ impl From<ContextError> for TillError {
     }
 }
 
-/// What handlers have done, whatever became of it.
+/// The number of times that handlers ran, whatever became of it.
 #[derive(Debug, Clone, Default)]
 struct Handled(Arc<AtomicU64>);
 
@@ -266,6 +266,11 @@ impl Town {
 }
 
 impl Site {
+    /// An ID whose shard this host owns.
+    fn id(&self) -> String {
+        (0..).map(|n| n.to_string()).find(|id| self.host.owns(id).unwrap()).unwrap()
+    }
+
     async fn ask(&self, key: &str, pay: Pay) -> Answer {
         self.tills.request_once("ada", key, pay).await
     }
@@ -527,7 +532,7 @@ async fn an_outcome_that_is_not_known_is_found_out_and_the_effect_happens_once()
 async fn through_the_wrong_door_a_key_is_the_same_key() {
     let town = Town::with(Fleet::new(["host-0", "host-1"], 64).unwrap());
     let (zero, one) = (town.start("host-0").await, town.start("host-1").await);
-    let id = (0..).map(|n| n.to_string()).find(|id| one.host.owns(id).unwrap()).unwrap();
+    let id = one.id();
     let ask = async |site: &Site, key: &str, pay: Pay| site.tills.request_once(&id, key, pay).await;
     let first = ask(&zero, "a", pay(5)).await.unwrap();
     assert_eq!((ask(&one, "a", pay(5)).await.unwrap(), ask(&zero, "a", pay(5)).await.unwrap()), (first.clone(), first));
@@ -563,7 +568,7 @@ async fn through_the_wrong_door_a_key_is_the_same_key() {
 async fn what_was_lost_on_the_way_is_asked_again_and_happens_once() {
     let town = Town::with(Fleet::new(["host-0", "host-1"], 64).unwrap());
     let (zero, one) = (town.start("host-0").await, town.start("host-1").await);
-    let id = (0..).map(|n| n.to_string()).find(|id| one.host.owns(id).unwrap()).unwrap();
+    let id = one.id();
     town.network.lose_requests("host-0", "host-1", 2);
     assert_eq!(zero.tills.request_once(&id, "a", pay(5)).await.unwrap().balance, 5);
     town.network.lose_answers("host-1", "host-0", 2);
@@ -596,7 +601,7 @@ async fn a_repeat_whose_reply_may_have_been_forgotten_meanwhile_is_not_handled_a
     let town = Town::with(Fleet::new(["host-0", "host-1"], 64).unwrap());
     let zero = town.start("host-0").await;
     let one = town.start_with("host-1", |tills| tills.max_kept_replies(2)).await;
-    let id = (0..).map(|n| n.to_string()).find(|id| one.host.owns(id).unwrap()).unwrap();
+    let id = one.id();
     town.network.lose_answers("host-1", "host-0", 1);
     let asked = zero.spawn(&id, "a", pay(5));
     town.pass(SECOND).await;
@@ -617,7 +622,7 @@ async fn a_limit_for_hosts_that_cannot_be_reached_is_one_for_requests_with_keys_
     let town = Town::with(Fleet::new(["host-0", "host-1"], 64).unwrap());
     let zero = town.start_with("host-0", |tills| tills.reach_timeout(Duration::ZERO)).await;
     let one = town.start("host-1").await;
-    let id = (0..).map(|n| n.to_string()).find(|id| one.host.owns(id).unwrap()).unwrap();
+    let id = one.id();
     town.network.cut("host-0", "host-1", true);
     let began = town.clock.elapsed();
     let error = zero.tills.request_once(&id, "a", pay(5)).await.unwrap_err();
@@ -639,7 +644,7 @@ async fn an_owner_that_dies_before_its_commit_or_between_that_and_its_answer_is_
     for has_committed in [false, true] {
         let town = Town::live();
         let (zero, one) = tokio::join!(town.start("host-0"), town.start("host-1"));
-        let id = (0..).map(|n| n.to_string()).find(|id| one.host.owns(id).unwrap()).unwrap();
+        let id = one.id();
         let asked = if has_committed {
             town.network.delay("host-1", "host-0", 2 * SECOND);
             zero.spawn(&id, "a", pay(5))

@@ -2,17 +2,18 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use std::sync::Arc;
+mod town;
+
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use stable_interfaces::clock::Clock as _;
-use stable_interfaces::testing::{MemoryNetwork, SimClock};
 use stable_interfaces::transport::{MAX_MESSAGE_BYTES, Question};
 use stable_interfaces::{
     Context, ContextError, Fleet, Handle, Host, Interface, MemoryStore, RegisterError, RequestError, StableInterface,
-    Timestamp,
 };
+
+use self::town::Town;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -67,22 +68,10 @@ impl Question for Add {
     type Answer = ();
 }
 
-struct Town {
-    clock: SimClock,
-    store: MemoryStore,
-    network: MemoryNetwork,
-}
-
 impl Town {
-    fn new() -> Town {
-        let clock = SimClock::new(Timestamp::from_millis(1_700_000_000_000));
-        let store = MemoryStore::with_clock(Arc::new(clock.clone()));
-        Town { clock, store, network: MemoryNetwork::new() }
-    }
-
     async fn start(&self, name: &str) -> (Host, Interface<Desk>) {
-        let host = Host::builder(name, Fleet::new(["a", "b"], 8).unwrap()).store(self.store.clone());
-        let mut host = host.clock(Arc::new(self.clock.clone())).transport(self.network.transport());
+        let fleet = Fleet::new(["a", "b"], 8).unwrap();
+        let mut host = self.member(name, &fleet).transport(self.network.transport());
         let clock = self.clock.clone();
         let desks = host.interface(|_| Desk).answer(move |desks: Interface<Desk>, name: Name| {
             let clock = clock.clone();
@@ -102,7 +91,7 @@ fn name(after: Duration) -> Name {
 
 #[tokio::test(start_paused = true)]
 async fn a_question_is_answered_by_the_host_that_it_is_for_without_an_instance_and_however_long_that_takes() {
-    let town = Town::new();
+    let town = Town::new(2);
     let ((_a, at_a), (_b, at_b)) = tokio::join!(town.start("a"), town.start("b"));
     for host in ["a", "b"] {
         assert_eq!(at_a.ask_host(host, &name(60 * SECOND)).await.unwrap(), host);
@@ -114,7 +103,7 @@ async fn a_question_is_answered_by_the_host_that_it_is_for_without_an_instance_a
 
 #[tokio::test(start_paused = true)]
 async fn a_question_without_an_answer_says_whether_it_was_sent() {
-    let town = Town::new();
+    let town = Town::new(2);
     let ((_a, at_a), (b, _)) = tokio::join!(town.start("a"), town.start("b"));
     let is_unreachable =
         |error: &RequestError<ContextError>| matches!(error, RequestError::Unreachable { host } if **host == *"b");
@@ -136,7 +125,7 @@ async fn a_question_without_an_answer_says_whether_it_was_sent() {
 
 #[tokio::test(start_paused = true)]
 async fn a_question_that_is_not_known_or_whose_answer_panics_or_is_too_large_costs_itself_alone() {
-    let town = Town::new();
+    let town = Town::new(2);
     let ((_a, at_a), (_b, _)) = tokio::join!(town.start("a"), town.start("b"));
     for host in ["a", "b"] {
         let error = at_a.ask_host(host, &Unknown).await.unwrap_err();

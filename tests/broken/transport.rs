@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use stable_interfaces::store::BoxError;
 use stable_interfaces::transport::{Addressee, Door, Introduction, Running, Transport, Undelivered};
 
-/// How a transport is broken.
+/// The way in which a transport is broken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HowSent {
     /// Gives some answers twice: to what was asked, and to what is asked after it.

@@ -40,7 +40,7 @@ pub(super) fn outcome_of_commit(result: &Result<(), ContextError>) -> Outcome {
     }
 }
 
-/// What was asked for and whose outcome somebody else learns of: a message on its way to whoever does carries this, and crosses from host to host.
+/// The requests of which somebody else learns the outcome: a message on its way to whoever does carries this, and crosses from host to host.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(super) struct Awaited(u64);
 

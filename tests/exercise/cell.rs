@@ -57,14 +57,14 @@ pub struct Do {
     pub(super) odd: Option<Odd>,
 }
 
-/// What an instance says.
+/// The answer of an instance.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Said {
-    /// What the steps that answer something answered.
+    /// The answers of the steps that answer something.
     pub(super) flags: Vec<bool>,
     pub(super) value: i64,
     pub(super) alarms: Vec<String>,
-    /// Whether its host was the last of its name that had been started.
+    /// Tells whether its host was the last of its name that had been started.
     pub(super) is_current: bool,
     #[serde(skip)]
     pub(super) odd: Option<Odd>,
@@ -74,9 +74,9 @@ pub struct Said {
 pub struct Cell {
     pub(super) id: String,
     pub(super) shared: Arc<Shared>,
-    /// Which of all incarnations of all instances it is.
+    /// The number of this incarnation among those of all instances.
     pub(super) incarnation: u64,
-    /// How often any of its effects happened.
+    /// The number of times that any of its effects happened.
     pub(super) total: i64,
     /// Its connections, and how much was sent on each.
     pub(super) peers: BTreeMap<ConnectionId, (Peer<Reply>, u64)>,
@@ -124,7 +124,7 @@ impl Cell {
         Ok(count)
     }
 
-    /// What alarms and messages do alike.
+    /// Does what alarms and messages do alike.
     async fn handle_kind(&mut self, cx: &mut Context, kind: Kind, effect: u64, attempt: u32) -> Result<i64, Failed> {
         let is_healed = self.life().is_healed();
         match kind {

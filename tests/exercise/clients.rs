@@ -1,4 +1,4 @@
-//! What clients do, drawn at random: one operation after the other, each with its promise written down before it is asked for.
+//! The operations of clients, drawn at random: one operation after the other, each with its promise written down before it is asked for.
 
 mod alarms;
 mod lasting;
@@ -18,7 +18,7 @@ use super::{App, Exercise, INSTANCES, SCOUTS, whole};
 
 type Operation = (u64, &'static str);
 
-/// What clients do, and their weights.
+/// The operations of clients, and their weights.
 const OPERATIONS: [Operation; 23] = [
     (17, "count"),
     (12, "alarm from inside"),

@@ -1,4 +1,4 @@
-//! What the hosts acknowledged, and whether what is stored agrees with it.
+//! The account of what the hosts acknowledged, and whether what is stored agrees with it.
 //!
 //! The account is in the parent, which nobody kills, so it does not depend on what any host remembers. An operation that is
 //! stored without an acknowledgement is none of its business, except that it must be whole: its alarm fired or was cancelled.
@@ -11,7 +11,7 @@ use stable_interfaces::testing::{Began, End, History, Outcome, Setting, What};
 
 use super::ledger::Counts;
 
-/// What was said of operations, in order.
+/// All that was said of operations, in order.
 #[derive(Debug, Default)]
 pub struct Account {
     /// `ledger operation`, booked, cancelled or posted.
@@ -21,14 +21,14 @@ pub struct Account {
     /// `ledger operation` of what was refused for certain, and never asked for again, by kind.
     refused: BTreeMap<String, HashSet<String>>,
     history: History,
-    /// Which alarms of a host began to fire, by host.
+    /// The alarms that began to fire, by host.
     fired: BTreeMap<String, Vec<String>>,
 }
 
-/// What was found.
+/// The findings.
 #[derive(Debug, Default)]
 pub struct Verdict {
-    /// How many operations were acknowledged.
+    /// The number of operations that were acknowledged.
     pub acknowledged: usize,
     /// Acknowledged, and not there.
     pub lost: Vec<String>,
@@ -38,7 +38,7 @@ pub struct Verdict {
     pub twice: u64,
     /// Everything else that must not be, and the above again as the checker of all tests words it.
     pub wrong: Vec<String>,
-    /// How many alarms and messages were suspected of killing their process, and let go on.
+    /// The number of alarms and messages that were suspected of killing their process, and let go on.
     pub requeued: u64,
 }
 
@@ -79,7 +79,7 @@ impl Account {
         true
     }
 
-    /// How many operations were acknowledged so far.
+    /// Counts the operations that were acknowledged so far.
     #[must_use]
     pub fn acknowledged(&self) -> usize {
         self.booked.len() + self.cancelled.len() + self.posted.len()
@@ -91,7 +91,7 @@ impl Account {
         self.fired.get(host).map_or(&[], Vec::as_slice)
     }
 
-    /// Whether these counts leave room for all that was acknowledged.
+    /// Tells whether these counts leave room for all that was acknowledged.
     pub(super) fn may_be_all(&self, counts: &Counts) -> bool {
         counts.taken >= self.posted.len() as u64
             && counts.booked >= self.booked.len() as u64

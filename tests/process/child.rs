@@ -1,4 +1,4 @@
-//! What a child process does: it runs one host with its ledgers, works on them, and does what its parent writes to it.
+//! A child process: it runs one host with its ledgers, works on them, and does what its parent writes to it.
 //!
 //! It ends when its standard input ends, so it does not outlive its parent. What it says of an operation it says after that was
 //! acknowledged, never before.
@@ -22,29 +22,29 @@ use super::door::{self, ASK};
 use super::ledger::{Book, Cancel, Counts, Ledger, LedgerError, Rows, Tally};
 use super::voice::Voice;
 
-/// How long a caller waits after an error before it goes on.
+/// The time that a caller waits after an error before it goes on.
 pub(super) const PAUSE: Duration = Duration::from_millis(10);
 
-/// How often a child says that it is there.
+/// The time after which a child says again that it is there.
 const HERE_EVERY: Duration = Duration::from_millis(200);
 
-/// How long a child tries to open its store, and a host its claim: a store that was killed comes back.
+/// The time for which a child tries to open its store, and a host its claim: a store that was killed comes back.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What a child process is to do.
+/// The job of a child process.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Job {
-    /// Where its rows are, and which host it is.
+    /// The place of its rows, and the host that it is.
     pub place: Place,
-    /// How many ledgers there are, on all hosts together.
+    /// The number of ledgers on all hosts together.
     pub ledgers: u64,
-    /// How many callers work on them until they are told to be quiet.
+    /// The number of callers that work on them until they are told to be quiet.
     pub callers: u64,
     /// A number that no other process of the run has, for the names of operations.
     pub life: u64,
 }
 
-/// Where rows are, and which host works on them.
+/// The place of rows, and the host that works on them.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Place {
     /// In a directory, with one host alone.
@@ -60,7 +60,7 @@ pub enum Place {
 pub struct Seat {
     /// Its name.
     pub name: String,
-    /// Where it gets to know the others.
+    /// The way in which it gets to know the others.
     pub roster: Roster,
     /// The number of shards.
     pub shards: u32,
@@ -176,7 +176,7 @@ where
     }
 }
 
-/// What the parent writes, a line each; it ends with the parent.
+/// The orders that the parent writes, a line each; it ends with the parent.
 pub(super) fn orders() -> mpsc::UnboundedReceiver<String> {
     let (send, orders) = mpsc::unbounded_channel();
     // A thread of its own: a task that waits for input would keep the runtime from ending.
@@ -196,7 +196,7 @@ struct Site {
     host: Host,
     ledgers: Interface<Ledger>,
     voice: Voice,
-    /// Whether the callers are to end.
+    /// Tells whether the callers are to end.
     quiet: AtomicBool,
     /// The number of the next operation.
     next: AtomicU64,

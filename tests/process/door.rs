@@ -4,8 +4,9 @@
 
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use stable_interfaces::{Interface, RequestError};
+use stable_interfaces::{Handle, Interface, RequestError};
 
 use super::child::in_one_line;
 use super::ledger::{Book, Cancel, Ledger, LedgerError, Tally};
@@ -30,7 +31,7 @@ pub(super) enum Ask {
     Book(String, u64),
     /// To cancel the alarm of the operation, unless it has fired.
     Cancel(String),
-    /// How many operations it has noted.
+    /// To tell the number of operations that it has noted.
     Tally,
 }
 
@@ -61,6 +62,24 @@ impl Answer {
     }
 }
 
+/// Asks an instance, and has it done once where there is a key.
+async fn request<I, M>(
+    of: &Interface<I>,
+    id: &str,
+    key: Option<&str>,
+    message: M,
+) -> Result<I::Reply, RequestError<I::Error>>
+where
+    I: Handle<M>,
+    I::Reply: Serialize + DeserializeOwned,
+    M: Serialize + Send + 'static,
+{
+    match key {
+        Some(key) => of.request_once(id, key, message).await,
+        None => of.request(id, message).await,
+    }
+}
+
 /// Asks the ledger; the line that is to be said, but for an order that cannot be read.
 pub(super) async fn answer(ledgers: Interface<Ledger>, order: String) -> Option<String> {
     let (number, question) = order.strip_prefix(ASK)?.split_once(' ')?;
@@ -68,19 +87,12 @@ pub(super) async fn answer(ledgers: Interface<Ledger>, order: String) -> Option<
     let answered = match ask {
         Ask::Book(op, after) => {
             let (key, book) = (format!("book {op}"), Book(op, Duration::from_millis(after)));
-            let booked = match is_once {
-                true => ledgers.request_once(&id, &key, book).await,
-                false => ledgers.request(&id, book).await,
-            };
+            let booked = request(&ledgers, &id, is_once.then_some(&*key), book).await;
             booked.map(|(count, host)| Answer::Booked(count, host))
         }
         Ask::Cancel(op) => {
             let (key, cancel) = (format!("cancel {op}"), Cancel(op));
-            let cancelled = match is_once {
-                true => ledgers.request_once(&id, &key, cancel).await,
-                false => ledgers.request(&id, cancel).await,
-            };
-            cancelled.map(Answer::Cancelled)
+            request(&ledgers, &id, is_once.then_some(&*key), cancel).await.map(Answer::Cancelled)
         }
         Ask::Tally => ledgers.request(&id, Tally).await.map(|(counts, host)| Answer::Booked(counts.booked, host)),
     };

@@ -15,9 +15,9 @@ use super::child::{PAUSE, ledger};
 use super::door::{ANSWER, ASK, Answer, Ask, Question};
 use super::{PATIENCE, Said};
 
-/// How long a door may say nothing at all until no answer is expected of it; it is asked again when it says something.
+/// The time for which a door may say nothing at all until no answer is expected of it; it is asked again when it says something.
 const SILENCE: Duration = Duration::from_secs(2);
-/// How often the callers are looked at when nothing is said.
+/// The time between two looks at the callers when nothing is said.
 const LOOK: Duration = Duration::from_millis(2);
 /// The longest time until an alarm is due, in milliseconds.
 const LATEST: u64 = 300;
@@ -25,7 +25,7 @@ const LATEST: u64 = 300;
 /// The callers of a test.
 #[derive(Debug, Clone, Copy)]
 pub struct Callers {
-    /// How many there are. Each has a ledger, the same for its life, that others may have too.
+    /// The number of callers. Each has a ledger, the same for its life, that others may have too.
     pub callers: u64,
     /// The time from one question of a caller to its next, if that is not later because of an answer.
     pub pace: Duration,
@@ -71,7 +71,7 @@ pub struct Sums {
 /// An answer that tells which host gave it.
 #[derive(Debug, Clone)]
 pub struct Heard {
-    /// When it was heard.
+    /// The moment at which it was heard.
     pub at: Instant,
     /// The host that was asked.
     pub door: String,
@@ -100,7 +100,7 @@ pub(super) enum Event {
     Gone(u32),
     /// Nothing new is to be asked.
     Quiet,
-    /// Who answered what from here on is to be told here.
+    /// Answers from here on are to be told here, each with the host that gave it.
     Tell(Sender<Heard>),
 }
 
@@ -126,7 +126,7 @@ impl Front {
         let (events, heard) = channel();
         let sums = Arc::new(Mutex::new(Sums::default()));
         let now = Instant::now();
-        let new = |nth: u64| Caller { ledger: nth % ledgers, ..Caller::new(now) };
+        let new = |nth: u64| Caller::new(nth % ledgers, now);
         let desk = Desk {
             pace: callers.pace,
             is_once: callers.is_once,
@@ -183,7 +183,7 @@ impl Front {
 struct Desk {
     pace: Duration,
     is_once: bool,
-    /// Where the account is heard.
+    /// The way to the account.
     said: Sender<Said>,
     sums: Arc<Mutex<Sums>>,
     /// By process.
@@ -191,9 +191,9 @@ struct Desk {
     callers: Vec<Caller>,
     /// The questions without an answer, by number. Nobody waits any more for those of a door that says nothing.
     open: HashMap<u64, Asking>,
-    /// How many operations each ledger is known to have noted.
+    /// The number of operations that each ledger is known to have noted.
     noted: HashMap<u64, u64>,
-    /// How often a door was chosen.
+    /// The number of times that a door was chosen.
     doors_asked: usize,
     /// The number of the next question.
     next: u64,
@@ -206,19 +206,19 @@ struct Door {
     host: String,
     orders: Sender<String>,
     is_leaving: bool,
-    /// When it has said something last.
+    /// The moment at which it has said something last.
     heard: Instant,
 }
 
 struct Caller {
     ledger: u64,
-    /// When it is to ask next.
+    /// The moment from which it is to ask next.
     turn: Instant,
     /// Since when it goes without what it wants.
     wants: Option<Instant>,
     /// The question whose answer it waits for.
     asking: Option<u64>,
-    /// What is to be asked again, and what its ledger had noted when it was asked first.
+    /// The question that is to be asked again, with the count that its ledger had noted when it was asked first.
     again: Option<(Ask, u64)>,
     /// An operation that was noted, and may be cancelled.
     noted: Option<String>,
@@ -230,20 +230,20 @@ struct Asking {
     caller: usize,
     door: u32,
     ask: Ask,
-    /// What its ledger had noted when it was asked.
+    /// The count that its ledger had noted when it was asked.
     at_least: u64,
 }
 
 impl Asking {
-    /// What is to be asked again, if it is done once however often it is asked.
+    /// The question if it is to be asked again: one that is done once however often it is asked.
     fn again(&self, is_once: bool) -> Option<(Ask, u64)> {
         (is_once && self.ask != Ask::Tally).then(|| (self.ask.clone(), self.at_least))
     }
 }
 
 impl Caller {
-    fn new(now: Instant) -> Caller {
-        Caller { ledger: 0, turn: now, wants: None, asking: None, again: None, noted: None, questions: 0 }
+    fn new(ledger: u64, now: Instant) -> Caller {
+        Caller { ledger, turn: now, wants: None, asking: None, again: None, noted: None, questions: 0 }
     }
 
     /// The next thing to ask, which is new each time.
@@ -456,7 +456,7 @@ impl Desk {
 }
 
 impl Sums {
-    /// How many requests were refused, or had no answer, through doors that were told to end.
+    /// Counts the requests that were refused, or had no answer, through doors that were told to end.
     #[must_use]
     pub fn failed_at_doors_that_leave(&self) -> u64 {
         self.refused_leaving.values().sum::<u64>() + self.unknown_leaving + self.cut_leaving

@@ -12,10 +12,10 @@ use stable_interfaces::{Alarm, Context, ContextError, Handle, Message, OnAlarm, 
 
 use super::voice::Voice;
 
-/// Where an instance keeps its counts.
+/// The key under which an instance keeps its counts.
 pub(super) const COUNTS: &str = "counts";
 
-/// How often what happened to an instance, or to many. Stored with every operation, so it is written short.
+/// Counts of what happened to an instance, or to many. Stored with every operation, so it is written short.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "[u64; 5]", from = "[u64; 5]")]
 pub struct Counts {
@@ -63,7 +63,7 @@ pub(super) enum LedgerError {
     /// The words of one on another host.
     #[error(transparent)]
     Remote(#[from] RemoteError),
-    /// What is stored cannot be read.
+    /// A stored row cannot be read.
     #[error(transparent)]
     Json(#[from] serde_json::Error),
 }
@@ -114,7 +114,7 @@ impl Handle<Book> for Ledger {
     }
 }
 
-/// Cancels the alarm of an operation, unless it has fired; whether it did.
+/// Cancels the alarm of an operation, unless it has fired; tells whether it did.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Cancel(pub(super) String);
 

@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::process::Command;
 
-/// What the names of namespaces begin with; then come the number of the process that made them, and the node.
+/// The beginning of the names of namespaces; then come the number of the process that made them, and the node.
 const PREFIX: &str = "stable-interfaces";
 const BRIDGE: &str = "bridge";
 

@@ -1,4 +1,4 @@
-//! What a child process says: lines on its standard output, in the order in which they were said.
+//! The voice of a child process: lines on its standard output, in the order in which they were said.
 //!
 //! One thread writes what has gathered meanwhile, so that thousands of lines a second cost neither a lock nor a system call
 //! each. What a killed process had not written was never said; a line that was cut short has no end and is not heard.
@@ -13,10 +13,10 @@ use tracing::{Level, Metadata};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
-/// Where the library says how many shards it has handed over.
+/// The target under which the library says how many shards it has handed over.
 const HANDOFF: &str = "stable_interfaces::host::handoff";
 
-/// What its lines begin with. The test harness writes lines of its own, and may have begun one.
+/// The beginning of its lines. The test harness writes lines of its own, and may have begun one.
 pub(super) const MARK: &str = "@ ";
 
 /// Says lines. Clones say them in one order.

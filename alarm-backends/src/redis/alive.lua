@@ -1,4 +1,4 @@
--- What the store knows of one life of a host; and, if it renews, notes what it says of itself and answers who else holds a lease.
+-- Answers what the store knows of one life of a host; and, if it renews, notes what it says of itself and tells who else holds a lease.
 --
 -- KEYS: fleet, lives, started, members. ARGV: incarnation; to renew: lease in ms, channel, and what the host says of itself as in enter.lua.
 

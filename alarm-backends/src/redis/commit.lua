@@ -24,7 +24,7 @@ local INCARNATION, SEQ, SEQ_FIELD = ARGV[1], ARGV[3], 'seq:' .. ARGV[2]
 -- More arguments than this do not fit on Lua's stack.
 local MOST = 4000
 
--- Whether decimal `a` is smaller than decimal `b`; neither has leading zeros, nor more than twenty digits.
+-- Tells whether decimal `a` is smaller than decimal `b`; neither has leading zeros, nor more than twenty digits.
 local function is_smaller(a, b)
     if #a ~= #b then
         return #a < #b
@@ -36,7 +36,7 @@ local function is_smaller(a, b)
     return (tonumber(sub(a, 11)) or 0) < (tonumber(sub(b, 11)) or 0)
 end
 
--- Whether the 16 bytes of `a` from `i` are a greater number than those of `b` from `j`.
+-- Tells whether the 16 bytes of `a` from `i` are a greater number than those of `b` from `j`.
 local function is_greater(a, i, b, j)
     local a1, a2, a3, a4 = struct.unpack('>I4I4I4I4', a, i)
     local b1, b2, b3, b4 = struct.unpack('>I4I4I4I4', b, j)
@@ -50,7 +50,7 @@ local function is_greater(a, i, b, j)
     return a4 > b4
 end
 
--- What a command that only reads answers about arguments; an answer with `err` if the key is of another type.
+-- The answer of a command that only reads, about arguments; one with `err` if the key is of another type.
 local function lookup(command, key, first, count)
     if count <= MOST then
         return pcall(command, key, unpack(ARGV, first, first + count - 1))

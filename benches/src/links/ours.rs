@@ -15,39 +15,23 @@ pub const HOSTS: [&str; 2] = ["host-0", "host-1"];
 /// The number of shards.
 const SHARDS: u32 = 64;
 
-/// An instance that counts in memory.
+/// An instance that counts in memory, or whose count is durable before it is told.
 #[derive(Debug)]
-struct Account(u64);
+struct Account<const IS_DURABLE: bool>(u64);
 
-impl StableInterface for Account {
-    const NAME: &'static str = "account";
+impl<const IS_DURABLE: bool> StableInterface for Account<IS_DURABLE> {
+    const NAME: &'static str = if IS_DURABLE { "ledger" } else { "account" };
     type Error = ContextError;
 }
 
-impl Handle<Add> for Account {
-    type Reply = Counted;
-
-    async fn handle(&mut self, _: &mut Context, add: Add) -> Result<Counted, ContextError> {
-        self.0 += add.by;
-        Ok(Counted { count: self.0 })
-    }
-}
-
-/// An instance whose count is durable before it is told.
-#[derive(Debug)]
-struct Ledger(u64);
-
-impl StableInterface for Ledger {
-    const NAME: &'static str = "ledger";
-    type Error = ContextError;
-}
-
-impl Handle<Add> for Ledger {
+impl<const IS_DURABLE: bool> Handle<Add> for Account<IS_DURABLE> {
     type Reply = Counted;
 
     async fn handle(&mut self, cx: &mut Context, add: Add) -> Result<Counted, ContextError> {
         self.0 += add.by;
-        cx.put("count", &self.0)?;
+        if IS_DURABLE {
+            cx.put("count", &self.0)?;
+        }
         Ok(Counted { count: self.0 })
     }
 }
@@ -55,8 +39,8 @@ impl Handle<Add> for Ledger {
 /// A host of two, with its two interfaces.
 #[derive(Debug, Clone)]
 pub struct Ours {
-    accounts: Interface<Account>,
-    ledgers: Interface<Ledger>,
+    accounts: Interface<Account<false>>,
+    ledgers: Interface<Account<true>>,
     host: Arc<Host>,
 }
 
@@ -111,8 +95,10 @@ impl Ours {
         if let Some(store) = store {
             host = host.shared_store(store);
         }
-        let accounts = host.interface(|_| Account(0)).forward::<Add>("add").register().expect("its name is good");
-        let ledgers = host.interface(|_| Ledger(0)).forward::<Add>("add").register().expect("its name is good");
+        let accounts =
+            host.interface(|_| Account::<false>(0)).forward::<Add>("add").register().expect("its name is good");
+        let ledgers =
+            host.interface(|_| Account::<true>(0)).forward::<Add>("add").register().expect("its name is good");
         let host = host.start().await.expect("the host can start");
         Ours { accounts, ledgers, host: Arc::new(host) }
     }

@@ -7,7 +7,7 @@ use callback_flows::{Flow, Started};
 use futures_util::future::join;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use stable_interfaces::{ContextError, Fleet, FleetClient, StableInterface};
+use stable_interfaces::{ContextError, Fleet, FleetClient, Host, StableInterface};
 
 use crate::app::{App, Door, SECOND, Seen, Telling, World};
 
@@ -20,8 +20,8 @@ async fn start(world: &World, name: &str) -> App {
 }
 
 /// An ID under which this host owns the flow of that name.
-fn id_at(app: &App, flow: &str) -> String {
-    (0..).map(|n: u32| n.to_string()).find(|id| app.host.owns(&format!("{flow}/{id}")).unwrap()).unwrap()
+fn id_at(host: &Host, flow: &str) -> String {
+    (0..).map(|n: u32| n.to_string()).find(|id| host.owns(&format!("{flow}/{id}")).unwrap()).unwrap()
 }
 
 async fn cordon(world: &World, host: &str, is_cordoned: bool) {
@@ -55,12 +55,22 @@ async fn start_stepping(world: &World, name: &str, begun: &Begun, handoff_timeou
     world.start(world.live(name).settle(2 * SECOND).handoff_timeout(handoff_timeout), flows).await
 }
 
+/// Two such hosts, `a` and `b`, with the ID of a flow that `a` owns and that was begun through `b`.
+async fn begin_stepping(seen: &Seen, world: &World, begun: &Begun, handoff_timeout: Duration) -> (App, App, String) {
+    let start = |name| start_stepping(world, name, begun, handoff_timeout);
+    let (a, b) = join(start("a"), start("b")).await;
+    tokio::time::sleep(3 * SECOND).await;
+    let id = id_at(&a.host, "steps");
+    b.ask(seen, "PUT", &format!("/flows/steps/{id}")).json(Value::Null).await.is(202);
+    (a, b, id)
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_stream_through_another_door_misses_nothing_when_the_flow_moves_and_when_its_owner_dies() {
     let seen = Seen::at(Door::Wrong);
     let world = seen.world();
     let (door, a) = join(start(&world, "door"), start(&world, "a")).await;
-    let id = id_at(&a, "telling");
+    let id = id_at(&a.host, "telling");
     let telling = serde_json::to_value(Telling { events: 120, bytes: 1, fails: false }).unwrap();
     door.ask(&seen, "PUT", &format!("/flows/telling/{id}")).json(telling).await.is(202);
     let mut stream = door.ask(&seen, "GET", &format!("/flows/telling/{id}/events")).listen().await;
@@ -93,7 +103,7 @@ async fn who_waits_or_listens_through_another_door_hears_at_once() {
     let seen = Seen::at(Door::Wrong);
     let world = seen.world();
     let (door, a) = join(start(&world, "door"), start(&world, "a")).await;
-    let id = id_at(&a, "order");
+    let id = id_at(&a.host, "order");
     door.put(&seen, &id).await.is(202);
     let mut stream = door.ask(&seen, "GET", &format!("/flows/order/{id}/events")).listen().await;
     let mut all = door.ask(&seen, "GET", "/flows/events").listen().await;
@@ -164,12 +174,8 @@ async fn events_of_all_flows_are_heard_once_from_every_host_also_from_one_that_j
 async fn a_step_that_runs_while_its_flow_is_handed_over_ends_there_and_the_next_one_begins_at_the_next_owner() {
     let seen = Seen::at(Door::Wrong);
     let (world, begun) = (seen.world(), Begun::default());
-    let start = |name| start_stepping(&world, name, &begun, 30 * SECOND);
-    let (a, b) = join(start("a"), start("b")).await;
-    tokio::time::sleep(3 * SECOND).await;
-    let id = id_at(&a, "steps");
+    let (a, b, id) = begin_stepping(&seen, &world, &begun, 30 * SECOND).await;
     let path = format!("/flows/steps/{id}");
-    b.ask(&seen, "PUT", &path).json(Value::Null).await.is(202);
     tokio::time::sleep(3 * SECOND).await;
     cordon(&world, "a", true).await;
     tokio::time::sleep(3 * SECOND).await;
@@ -183,12 +189,8 @@ async fn a_step_that_runs_while_its_flow_is_handed_over_ends_there_and_the_next_
 async fn a_step_that_is_cut_off_by_handoffs_has_ended_no_process_and_is_recorded_once() {
     let seen = Seen::at(Door::Wrong);
     let (world, begun) = (seen.world(), Begun::default());
-    let start = |name| start_stepping(&world, name, &begun, 2 * SECOND);
-    let (a, b) = join(start("a"), start("b")).await;
-    tokio::time::sleep(3 * SECOND).await;
-    let id = id_at(&a, "steps");
+    let (a, b, id) = begin_stepping(&seen, &world, &begun, 2 * SECOND).await;
     let path = format!("/flows/steps/{id}");
-    b.ask(&seen, "PUT", &path).json(Value::Null).await.is(202);
     for (from, to) in [("a", "b"), ("b", "a"), ("a", "b"), ("b", "a")] {
         tokio::time::sleep(2 * SECOND).await;
         cordon(&world, to, false).await;
@@ -218,7 +220,7 @@ async fn what_an_owner_of_an_older_release_does_not_take_is_stored_for_it() {
     drop(older.interface(|_| Older).register().unwrap());
     let (older, door) = join(older.start(), start(&world, "door")).await;
     let older = older.unwrap();
-    let id = (0..).map(|n: u32| n.to_string()).find(|id| older.owns(&format!("order/{id}")).unwrap()).unwrap();
+    let id = id_at(&older, "order");
     let began = tokio::time::Instant::now();
     assert_eq!(door.flows.start("order", &id, &json!({ "id": id })).await.unwrap(), Started::Posted);
     assert!(began.elapsed() < AT_ONCE);
@@ -260,7 +262,7 @@ async fn a_host_that_others_listen_to_drains_at_once_and_they_go_on_listening() 
     let seen = Seen::at(Door::Wrong);
     let world = seen.world();
     let (door, a) = join(start(&world, "door"), start(&world, "a")).await;
-    let id = id_at(&a, "order");
+    let id = id_at(&a.host, "order");
     door.put(&seen, &id).await.is(202);
     let mut stream = door.ask(&seen, "GET", &format!("/flows/order/{id}/events")).listen().await;
     let mut all = door.ask(&seen, "GET", "/flows/events").listen().await;

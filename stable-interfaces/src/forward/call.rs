@@ -6,11 +6,11 @@
 //! it does not know.
 
 use bytes::Bytes;
-use serde::de::{DeserializeOwned, Error as _};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::serve::{do_here, unknown, written};
-use super::table::{Arrived, Errors, Written};
+use super::table::{Arrived, Errors, NoErrors, Written};
 use crate::alarm::Alarm;
 use crate::clock::Timestamp;
 use crate::connection::Closed;
@@ -80,19 +80,6 @@ impl Call {
 /// The body of an order, or the meta of an alarm: JSON, which is text.
 fn text(json: &Bytes) -> String {
     String::from_utf8_lossy(json).into_owned()
-}
-
-/// The errors of a handler, where none runs.
-enum NoErrors {}
-
-impl<E> Errors<E> for NoErrors {
-    fn write(_: E) -> Result<Vec<u8>, serde_json::Error> {
-        Err(serde_json::Error::custom("an error of a handler, where none runs"))
-    }
-
-    fn read(_: &[u8]) -> Result<E, serde_json::Error> {
-        Err(serde_json::Error::custom("an error of a handler, where none runs"))
-    }
 }
 
 /// Answers a call of another host.

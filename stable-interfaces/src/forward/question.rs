@@ -5,31 +5,16 @@
 use std::future::Future;
 use std::time::Duration;
 
-use serde::de::Error as _;
-
 use super::send::{Said, read_answer, unreachable_of};
 use super::serve::{read, written};
-use super::table::{Errors, QuestionFn, Written};
+use super::table::{Errors, NoErrors, QuestionFn, Written, write_guarded};
 use super::wire::Request;
-use crate::error::{ContextError, RequestError};
+use crate::error::RequestError;
 use crate::instance::StableInterface;
 use crate::instance::kind::InterfaceCore;
 use crate::quiet::{guarded, run};
 use crate::sync::Arc;
 use crate::transport::{Addressee, Answering, MAX_MESSAGE_BYTES, Question, Undelivered};
-
-/// No errors of an interface's own: a question has none.
-enum Nothing {}
-
-impl<E> Errors<E> for Nothing {
-    fn write(_: E) -> Result<Vec<u8>, serde_json::Error> {
-        Err(serde_json::Error::custom("a question fails with no error of its interface"))
-    }
-
-    fn read(_: &[u8]) -> Result<E, serde_json::Error> {
-        Err(serde_json::Error::custom("a question fails with no error of its interface"))
-    }
-}
 
 /// The function that answers questions of type `Q`.
 pub(crate) fn answer_question<I, Q, F, Fut>(answer: F) -> QuestionFn<I>
@@ -52,7 +37,7 @@ where
                 Ok(answering) => run(Box::pin(answering)).await,
                 Err(panic) => Err(panic),
             };
-            written::<Q::Answer, I::Error, Nothing>(outcome.map_err(RequestError::Panicked)).encode()
+            written::<Q::Answer, I::Error, NoErrors>(outcome.map_err(RequestError::Panicked)).encode()
         }) as Answering
     })
 }
@@ -66,12 +51,7 @@ impl<I: StableInterface> InterfaceCore<I> {
     ) -> Result<Q::Answer, RequestError<I::Error>> {
         self.require_started()?;
         let what = || format!("the question {:?}", Q::NAME);
-        let body = match guarded(|| serde_json::to_vec(question)) {
-            Ok(body) => body.map_err(|error| ContextError::not_json(what(), error))?,
-            Err(panic) => {
-                return Err(RequestError::Rejected(format!("{} panicked when it was written: {panic}", what())));
-            }
-        };
+        let body = write_guarded::<I::Error>(what, || serde_json::to_vec(question))?;
         if body.len() > MAX_MESSAGE_BYTES {
             let bytes = body.len();
             return Err(RequestError::TooLarge(format!("{} has {bytes} bytes, more than {MAX_MESSAGE_BYTES}", what())));
@@ -94,7 +74,7 @@ impl<I: StableInterface> InterfaceCore<I> {
             key: None,
             body: Vec::new(),
             read: |answer| serde_json::from_slice(answer),
-            read_error: Nothing::read,
+            read_error: NoErrors::read,
         };
         let host: Arc<str> = host.into();
         let answer = if *host == *self.host.name {

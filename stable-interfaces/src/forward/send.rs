@@ -24,7 +24,7 @@ use crate::sync::Arc;
 use crate::transport::{Addressee, MAX_MESSAGE_BYTES, Undelivered};
 
 /// Pauses between two tries double up to the one after so many.
-const LONGEST_PAUSE_AFTER: u32 = 5;
+pub(crate) const LONGEST_PAUSE_AFTER: u32 = 5;
 
 /// Shown in place of the host that owns an instance, where the fleet has none.
 const NOBODY: &str = "a host that is up";

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error as _};
 
 use super::arrival::Arrival;
 use super::told::RemoteError;
@@ -50,6 +50,31 @@ impl<E: Into<BoxError> + From<RemoteError>> Errors<E> for Words {
 
     fn read(error: &[u8]) -> Result<E, serde_json::Error> {
         serde_json::from_slice::<RemoteError>(error).map(E::from)
+    }
+}
+
+/// None: no handler runs.
+#[derive(Debug)]
+pub(super) enum NoErrors {}
+
+impl<E> Errors<E> for NoErrors {
+    fn write(_: E) -> Result<Vec<u8>, serde_json::Error> {
+        Err(serde_json::Error::custom("an error of a handler, where none runs"))
+    }
+
+    fn read(_: &[u8]) -> Result<E, serde_json::Error> {
+        Err(serde_json::Error::custom("an error of a handler, where none runs"))
+    }
+}
+
+/// Writes a value of the application, which is named in the error.
+pub(crate) fn write_guarded<E>(
+    what: impl FnOnce() -> String,
+    write: impl FnOnce() -> Result<Vec<u8>, serde_json::Error>,
+) -> Result<Vec<u8>, RequestError<E>> {
+    match guarded(write) {
+        Ok(written) => written.map_err(|error| ContextError::not_json(what(), error).into()),
+        Err(panic) => Err(RequestError::Rejected(format!("{} panicked when it was written: {panic}", what()))),
     }
 }
 
@@ -194,16 +219,8 @@ impl<I: StableInterface> Forwards<I> {
     pub(crate) fn write<M: 'static, R: 'static>(&self, message: &M) -> Writing<R, I::Error> {
         let way = self.way::<M, R>()?;
         let what = || format!("the message {:?}", way.message);
-        let body = match guarded(|| (way.write)(message)) {
-            Ok(Ok(body)) => body,
-            Ok(Err(error)) => return Some(Err(ContextError::not_json(what(), error).into())),
-            Err(panic) => {
-                return Some(Err(
-                    RequestError::Rejected(format!("{} panicked when it was written: {panic}", what())).into()
-                ));
-            }
-        };
-        Some(Ok(way.written(body, None)))
+        let body = write_guarded(what, || (way.write)(message));
+        Some(body.map(|body| way.written(body, None)).map_err(Box::new))
     }
 
     /// As [`write`](Self::write), of a message that is written already, with the key under which its reply is to be kept.

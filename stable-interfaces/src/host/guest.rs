@@ -6,23 +6,21 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::{StartError, check_names, run_deferred};
+use super::{StartError, begin_tasks, check_names, forward_message, run_deferred};
 use crate::clock::{Clock, Random};
 use crate::error::WithCauses;
 use crate::fleet::{Fleet, HASH_VERSION};
 use crate::forward::reach::Reach;
-use crate::forward::serve::answer_message;
-use crate::forward::table::{Errors, Forwards, Whole, Words};
+use crate::forward::table::{Forwards, Whole, Words};
 use crate::instance::kind::{InterfaceCore, InterfaceOptions};
 use crate::instance::stop::stop_job;
 use crate::instance::{Handle, OnConnect, StableInterface};
 use crate::interface::{Interface, forward_connections};
 use crate::quiet::Quiet;
-use crate::shared::{Health, HostCore, HostOptions, Started};
+use crate::shared::{Health, HostCore, HostOptions};
 use crate::store::client::Backoff;
 use crate::store::{Incarnation, Members, Store, StoreError};
-use crate::sync::{Arc, Notify, Runtime, mpsc};
-use crate::tasks::Tasks;
+use crate::sync::{Arc, Notify, Runtime};
 use crate::transport::{Crossing, CrossingError, Introduction, TextError, Transport};
 
 /// The time between two looks at the members, if there is no reason for one; hosts renew their leases as often at least.
@@ -74,35 +72,26 @@ impl<I: StableInterface> GuestBuilder<I> {
     }
 
     /// Sends messages of type `M` under this name, as on the hosts: [`InterfaceBuilder::forward`](crate::InterfaceBuilder::forward).
-    pub fn forward<M>(self, message: &'static str) -> Self
+    pub fn forward<M>(mut self, message: &'static str) -> Self
     where
         I: Handle<M>,
         M: Crossing,
         I::Reply: Crossing,
         I::Error: CrossingError,
     {
-        self.forward_with::<M, Whole>(message)
+        forward_message::<I, M, Whole>(&mut self.forwards, message);
+        self
     }
 
     /// As [`InterfaceBuilder::forward_with_text_errors`](crate::InterfaceBuilder::forward_with_text_errors).
-    pub fn forward_with_text_errors<M>(self, message: &'static str) -> Self
+    pub fn forward_with_text_errors<M>(mut self, message: &'static str) -> Self
     where
         I: Handle<M>,
         M: Crossing,
         I::Reply: Crossing,
         I::Error: TextError,
     {
-        self.forward_with::<M, Words>(message)
-    }
-
-    fn forward_with<M, C>(mut self, message: &'static str) -> Self
-    where
-        I: Handle<M>,
-        M: Crossing,
-        I::Reply: Crossing,
-        C: Errors<I::Error>,
-    {
-        self.forwards.add::<M, I::Reply, C>(message, answer_message::<I, M, C>);
+        forward_message::<I, M, Words>(&mut self.forwards, message);
         self
     }
 
@@ -136,7 +125,8 @@ impl<I: StableInterface> GuestBuilder<I> {
     ///
     /// # Errors
     /// [`StartError::Transport`], [`StartError::Store`] if the members could not be read within 30 s, [`StartError::Register`] for a name that
-    /// cannot be one or is there twice, and [`StartError::NoRuntime`].
+    /// cannot be one or is there twice, [`StartError::Option`] if its own name is that of a host in the fleet's list, and
+    /// [`StartError::NoRuntime`].
     pub async fn open(self) -> Result<Interface<I>, StartError> {
         let runtime = Runtime::try_current().map_err(|_| StartError::NoRuntime)?;
         check_names(&self.forwards)?;
@@ -158,23 +148,7 @@ impl<I: StableInterface> GuestBuilder<I> {
         let settings = HostOptions::default().within_reach(core.fleet.shards());
         core.set(Some(store), clock.clone(), random, settings);
         core.set_reach(Reach::new(transport));
-        let (deferred, deferred_work) = mpsc::unbounded_channel();
-        let failing = |what: &'static str| {
-            let core = Arc::downgrade(&core);
-            move |panic: &str| {
-                if let Some(core) = core.upgrade() {
-                    core.fail(what, panic);
-                }
-            }
-        };
-        core.set_started(Started {
-            turns: Tasks::new(runtime.clone(), failing("a task that runs handlers")),
-            instance_tasks: Tasks::new(runtime.clone(), failing("a task around one of an instance")),
-            system: Tasks::new(runtime, failing("a task of its own")),
-            deferred,
-            committer: None,
-            incarnation: Incarnation(0),
-        });
+        let deferred_work = begin_tasks(&core, runtime, None, Incarnation(0));
         core.see_members(&first_look(&core).await.map_err(StartError::Store)?);
         core.set_health(Health::Running);
         let this = Arc::downgrade(&core);

@@ -72,10 +72,14 @@ impl Chain {
         Arc::new(Chain { link, caller, waits_until: now.saturating_add(waits), asked_at: now, given })
     }
 
+    /// The callers, innermost first.
+    fn links(&self) -> impl Iterator<Item = &Chain> {
+        std::iter::successors(Some(self), |chain| chain.caller.as_deref())
+    }
+
     /// Shows the callers that are handlers, innermost first.
     pub(crate) fn shown(&self) -> Vec<String> {
-        let links = std::iter::successors(Some(self), |chain| chain.caller.as_deref());
-        links.filter(|chain| chain.link.is_handler()).map(|chain| Described(&*chain.link).to_string()).collect()
+        self.links().filter(|chain| chain.link.is_handler()).map(|chain| Described(&*chain.link).to_string()).collect()
     }
 
     /// The time for which what the innermost caller asked waits for its turn.
@@ -297,10 +301,7 @@ pub async fn outside_of_handlers<F: Future>(future: F) -> F::Output {
 /// on another host.
 pub(crate) fn any_in_chain(is_so: impl Fn(&str) -> bool) -> bool {
     let holds = |link: &Arc<dyn ChainLink>| link.instance_id().is_some_and(&is_so);
-    let any_of = |chain: Option<&Arc<Chain>>| {
-        std::iter::successors(chain.map(|chain| &**chain), |chain| chain.caller.as_deref())
-            .any(|chain| holds(&chain.link))
-    };
+    let any_of = |chain: Option<&Arc<Chain>>| chain.is_some_and(|chain| chain.links().any(|link| holds(&link.link)));
     CURRENT.with(|thread| {
         thread.frame.borrow().as_ref().is_some_and(|frame| {
             holds(&frame.instance) || any_of(frame.callers.as_ref()) || any_of(frame.instance.arrived())

@@ -21,18 +21,16 @@ use super::{Handle, StableInterface};
 use crate::clock::within;
 use crate::connection::Closed;
 use crate::error::{ContextError, Outcome, RequestError};
-use crate::forward::table::Writing;
+use crate::forward::send::LONGEST_PAUSE_AFTER;
+use crate::forward::table::{Writing, write_guarded};
 use crate::id::MAX_VALUE_BYTES;
 use crate::json;
 use crate::once::{self, KEYS, Keep, Known, Ledger, OnceKey, reply_key};
-use crate::quiet::{Quiet, guarded};
+use crate::quiet::Quiet;
 use crate::shared::Health;
 use crate::store::client::backoff;
 use crate::store::{InstanceName, StoreError};
 use crate::sync::Arc;
-
-/// Pauses between two tries double up to the one after so many.
-const LONGEST_PAUSE_AFTER: u32 = 5;
 
 /// Handles a message, unless its key has been answered.
 pub(crate) struct Once<M> {
@@ -156,15 +154,6 @@ fn to_keep(key: &OnceKey, reply: Option<&impl Serialize>) -> Result<Bytes, Conte
     if kept.len() > MAX_VALUE_BYTES { Err(ContextError::too_large(what(), kept.len())) } else { Ok(kept.into()) }
 }
 
-/// The message as JSON.
-fn written<E>(message: Option<&impl Serialize>) -> Outcome<Bytes, E> {
-    match guarded(|| serde_json::to_vec(&message)) {
-        Ok(Ok(body)) => Ok(body.into()),
-        Ok(Err(error)) => Err(ContextError::not_json("the message", error).into()),
-        Err(panic) => Err(RequestError::Rejected(format!("the message panicked when it was written: {panic}")).into()),
-    }
-}
-
 /// Says whether the same request may come through later, and its error is no answer of its instance.
 fn is_to_repeat<E>(error: &RequestError<E>) -> bool {
     match error {
@@ -202,7 +191,8 @@ impl<I: StableInterface> InterfaceCore<I> {
     {
         let message = Quiet::new(message);
         self.require_started()?;
-        let body = written(message.as_ref()).map_err(|error| *error)?;
+        let body: Bytes =
+            write_guarded::<I::Error>(|| "the message".to_owned(), || serde_json::to_vec(&message.as_ref()))?.into();
         let key = OnceKey::new(key, &body)?;
         let clock = &self.host.clock;
         let callers = chain::origin(|| clock.elapsed(), self.options.handler_timeout).callers;

@@ -225,9 +225,7 @@ impl<Out> Incoming<Out> {
         self.is_handled = true;
         self.link.state.lock().is_attached
     }
-}
 
-impl<Out> Incoming<Out> {
     /// Closes the connection for the client.
     pub(super) fn close(&self, reason: Closed) {
         self.link.close_for_client(reason);

@@ -46,9 +46,14 @@ impl Kept {
         }
     }
 
+    /// The rows that say which keys there are.
+    fn key_rows(&self) -> Vec<(Arc<str>, Bytes)> {
+        self.rows.clone().into_iter().filter(|(key, _)| key.starts_with(KEYS)).collect()
+    }
+
     /// The keys that are known, by the ledger and by one that is read anew.
     fn known(&self) -> Vec<String> {
-        let rows: Vec<_> = self.rows.clone().into_iter().filter(|(key, _)| key.starts_with(KEYS)).collect();
+        let rows = self.key_rows();
         let read = Ledger::read(&rows).unwrap();
         assert_eq!(rows.len() * 2, self.rows.len(), "each key has a reply, and each reply a key");
         let keys = |ledger: &Ledger| ledger.entries.values().map(|entry| entry.key.to_string()).collect::<Vec<_>>();
@@ -98,8 +103,7 @@ fn a_request_that_may_have_been_answered_and_forgotten_since_it_was_first_asked_
     }
     let first_at = |key: &str, first: i64| asked(key, "m").again(at(first));
     // `a` was kept at 10 s, and is forgotten; the clock of another host may have been behind by a second.
-    let rows: Vec<_> = kept.rows.clone().into_iter().filter(|(key, _)| key.starts_with(KEYS)).collect();
-    for ledger in [&kept.ledger, &Ledger::read(&rows).unwrap()] {
+    for ledger in [&kept.ledger, &Ledger::read(&kept.key_rows()).unwrap()] {
         assert_eq!(ledger.find(&first_at("a", 9)), Known::Forgotten);
         assert_eq!(ledger.find(&first_at("z", 11)), Known::Forgotten);
         assert_eq!(ledger.find(&first_at("z", 12)), Known::No);

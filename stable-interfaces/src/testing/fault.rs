@@ -29,6 +29,7 @@ use crate::sync::{Arc, Mutex, Notify};
 
 /// The number of calls that the log remembers.
 const LOG_LIMIT: usize = 100_000;
+
 /// The fate of one call of the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
@@ -87,7 +88,7 @@ pub enum Answer {
 
 /// Wraps a store and makes its calls fail, wait, hang or arrive late. Clones are handles to the same one.
 ///
-/// Which fault a call meets is decided in this order: the store is down, or hangs from that call on; a fault for the call's
+/// The fault that a call meets is decided in this order: the store is down, or hangs from that call on; a fault for the call's
 /// number; the next fault set for its method; chance. Without any of these a call goes straight through.
 ///
 /// ```

@@ -1,4 +1,4 @@
-//! What lasts longer than one request: connections and tasks.
+//! Things that last longer than one request: connections and tasks.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

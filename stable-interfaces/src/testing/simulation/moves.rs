@@ -132,7 +132,7 @@ pub(super) async fn roll<A: Clone + Send + Sync + 'static>(world: Arc<World<A>>)
         if world.shape.is_live && before.contains(name) && after.contains(name) {
             continue;
         }
-        let old = world.named(name).map(|site| site.life().number());
+        let old = world.life_of(name);
         if old.is_some() {
             if common.random.chance(0.7) {
                 world.drain(name, Duration::from_secs(5));
@@ -140,7 +140,7 @@ pub(super) async fn roll<A: Clone + Send + Sync + 'static>(world: Arc<World<A>>)
                 world.crash(name);
             }
         }
-        let is_old_gone = || old.is_none() || world.named(name).map(|site| site.life().number()) != old;
+        let is_old_gone = || old.is_none() || world.life_of(name) != old;
         for _ in 0..20 {
             if is_old_gone() {
                 break;

@@ -182,7 +182,7 @@ fn happen<A: Clone + Send + Sync + 'static>(world: &Arc<World<A>>, event: Event,
             common.fault("pause");
             world.with(&name, |running| running.pause(true));
             // By its own hands it would not come back if it were replaced meanwhile.
-            let number = world.with(&name, |running| running.site.life().number());
+            let number = world.life_of(&name);
             for_a_while(
                 lasting,
                 Box::new(move |world| {
@@ -338,7 +338,7 @@ fn aim<A: Clone + Send + Sync + 'static>(world: &Arc<World<A>>, name: &Arc<str>,
     lasting.spawn(async move {
         within(&world.common.clock, Duration::from_secs(20), faults.until_begun(index)).await;
         world.common.clock.sleep(later).await;
-        if world.with(&name, |running| running.site.life().number()) == Some(life) && world.crash(&name) {
+        if world.life_of(&name) == Some(life) && world.crash(&name) {
             restart(&world, &name);
         }
     });
@@ -355,12 +355,12 @@ fn aim_at_release<A: Clone + Send + Sync + 'static>(world: &Arc<World<A>>, name:
     let (world, name) = (world.clone(), name.clone());
     lasting.spawn(async move {
         while faults.calls(Method::Release) == 0 {
-            if world.with(&name, |running| running.site.life().number()) != Some(life) {
+            if world.life_of(&name) != Some(life) {
                 return;
             }
             world.common.clock.sleep(Duration::from_millis(50)).await;
         }
-        if world.with(&name, |running| running.site.life().number()) == Some(life) && world.crash(&name) {
+        if world.life_of(&name) == Some(life) && world.crash(&name) {
             restart(&world, &name);
         }
     });
