@@ -12,6 +12,9 @@ use super::{dies_with_parent, free_port};
 /// The line to type where there is none.
 const INSTALL: &str = "Postgres is not installed here. On Debian or Ubuntu: apt-get install -y postgresql";
 
+/// The setting of how the files are synced before a recovery, since version 14 on Linux.
+const SYNC_METHOD: &str = "recovery_init_sync_method";
+
 /// A Postgres server of one's own; dropping it ends it and removes its data.
 #[derive(Debug)]
 pub struct Postgres {
@@ -76,8 +79,10 @@ impl PostgresOptions {
         let serve = command("postgres", &["-D", &place, "-p", &port.to_string()]);
         let mut serve = [self.within.clone(), serve].concat();
         let fixed = [("listen_addresses", "127.0.0.1"), ("unix_socket_directories", ""), ("max_connections", "200")];
+        // A server that comes back after a crash syncs each file of all its databases, which takes seconds, or the file system at once.
+        let sync = knows(&bin, SYNC_METHOD).then_some((SYNC_METHOD, "syncfs"));
         let given = self.settings.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-        for (name, value) in fixed.into_iter().chain(given) {
+        for (name, value) in fixed.into_iter().chain(sync).chain(given) {
             serve.extend(["-c".to_owned(), format!("{name}={value}")]);
         }
         if self.tls.is_some() {
@@ -196,6 +201,13 @@ fn write_private(dir: &Path, name: &str, text: &str) {
         .and_then(|()| std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)))
         .and_then(|()| chown(&file, Some(owner.uid()), Some(owner.gid())))
         .expect("a file can be written");
+}
+
+/// Tells whether the server has this setting.
+fn knows(bin: &Path, setting: &str) -> bool {
+    let described = Command::new(bin.join("postgres")).arg("--describe-config").output();
+    let described = described.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    cfg!(target_os = "linux") && described.lines().any(|line| line.split('\t').next() == Some(setting))
 }
 
 /// The directory of the newest Postgres.
