@@ -102,7 +102,8 @@ mod new {
     #[derive(Serialize, Deserialize)]
     pub(super) struct Place {
         pub(super) item: String,
-        #[serde(default)]
+        // Left out where it says nothing, it is to a key the same message as that of the old build.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         pub(super) is_gift: bool,
     }
 
@@ -190,6 +191,30 @@ async fn two_builds_answer_each_other_and_say_what_they_do_not_have() {
         drop(new);
         let new = new::start(world.member("new", &fleet)).await;
         assert_eq!(new.orders.request(&at_old, new::Track).await.unwrap().as_deref(), Some("coffee"));
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_is_the_same_to_both_builds_where_an_added_field_that_says_nothing_is_left_out() {
+    in_time(async {
+        let (world, network) = (World::in_memory(), MemoryNetwork::new());
+        let fleet = Fleet::new(["old", "new"], 32).unwrap();
+        let member = |name: &str| world.member(name, &fleet).transport(network.transport());
+        let (old, new) = tokio::join!(old::start(member("old")), new::start(member("new")));
+        let id_at = |host: &Host| (0..).map(|n| n.to_string()).find(|id| host.owns(id).unwrap()).unwrap();
+        for id in [id_at(&old.host), id_at(&new.host)] {
+            let by_old = async |key| old.orders.request_once(&id, key, old::Place { item: "tea".into() }).await;
+            let by_new = async |key, is_gift| {
+                new.orders.request_once(&id, key, new::Place { item: "tea".into(), is_gift }).await
+            };
+            assert_eq!(by_old("old first").await.unwrap().count, 1);
+            assert_eq!(by_new("old first", false).await.unwrap().count, 1, "it is not handled again");
+            assert_eq!(by_new("new first", false).await.unwrap().count, 2);
+            assert_eq!(by_old("new first").await.unwrap().count, 2, "it is not handled again");
+            let other = by_new("old first", true).await;
+            assert!(matches!(other, Err(RequestError::KeyReused { .. })), "{other:?}");
+        }
     })
     .await;
 }

@@ -23,7 +23,9 @@ impl<I: StableInterface> Interface<I> {
     ///   forgotten meanwhile, ends as `Unknown` and is not handled twice; who asks anew under a key that is forgotten is handled anew.
     /// - A handler that fails has done nothing, and its error is not kept: the same request runs again. Only what the handler made durable before its
     ///   end, with [`Context::commit`](crate::Context::commit) or a transaction, stays, and is there already when it runs again.
-    /// - Messages are told apart by their JSON, which must be the same each time: a `HashMap` in them has its entries in another order.
+    /// - Messages are told apart by their JSON, which must be the same each time: a `HashMap` in them has its entries in another order. A field that
+    ///   is added is left out of it while it says nothing (`#[serde(default, skip_serializing_if = ..)]`), so that a key that was asked before a
+    ///   deploy can be asked again after it.
     ///
     /// ```
     /// # use serde::{Deserialize, Serialize};
