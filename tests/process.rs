@@ -5,6 +5,7 @@
 //! itself, by its standard input, where that cannot be had.
 
 mod account;
+mod builds;
 mod child;
 mod door;
 mod flows;
@@ -24,6 +25,7 @@ use std::time::{Duration, Instant};
 use alarm_backends::testing::servers::dies_with_parent;
 
 pub use account::{Account, Verdict};
+pub use builds::Build;
 pub use child::{Job, Place, Roster, Seat, child};
 pub use flows::{FlowHosts, FlowVerdict, flow_child};
 pub use front::{Callers, Front, Heard, Sums};
@@ -157,6 +159,7 @@ pub struct Hosts {
     within: Within,
     ledgers: u64,
     callers: u64,
+    build: Build,
     running: BTreeMap<String, Process>,
     /// Waits for its job.
     spare: Option<Process>,
@@ -188,6 +191,7 @@ impl Hosts {
             within: Box::new(|_| Vec::new()),
             ledgers,
             callers,
+            build: Build::default(),
             running: BTreeMap::new(),
             spare: None,
             lives: 0,
@@ -212,6 +216,11 @@ impl Hosts {
         self.within = Box::new(within);
     }
 
+    /// Sets the build of the program of the hosts that are started from here on.
+    pub fn set_build(&mut self, build: Build) {
+        self.build = build;
+    }
+
     /// Sets the place of the rows of the processes that are started from here on.
     pub fn set_place(&mut self, place: impl Fn(&str) -> Place + Send + 'static) {
         self.place = Box::new(place);
@@ -225,7 +234,8 @@ impl Hosts {
     /// Starts a process as `host`.
     pub fn spawn(&mut self, host: &str) {
         self.lives += 1;
-        let job = Job { place: (self.place)(host), ledgers: self.ledgers, callers: self.callers, life: self.lives };
+        let (place, life) = ((self.place)(host), self.lives);
+        let job = Job { place, ledgers: self.ledgers, callers: self.callers, build: self.build, life };
         self.other.remove(host);
         let start = || Process::start(self.said.0.clone(), &(self.within)(host), self.front.clone());
         let mut process = self.spare.take().unwrap_or_else(start);

@@ -18,8 +18,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
+use super::builds::Build;
 use super::door::{self, ASK};
-use super::ledger::{Book, Cancel, Counts, Ledger, LedgerError, Rows, Tally};
+use super::ledger::{Cancel, Counts, Ledger, LedgerError, Rows, Tally};
 use super::voice::Voice;
 
 /// The time that a caller waits after an error before it goes on.
@@ -40,6 +41,8 @@ pub struct Job {
     pub ledgers: u64,
     /// The number of callers that work on them until they are told to be quiet.
     pub callers: u64,
+    /// The build of its program.
+    pub build: Build,
     /// A number that no other process of the run has, for the names of operations.
     pub life: u64,
 }
@@ -92,14 +95,13 @@ pub async fn child() {
     let job: Job = serde_json::from_str(&job).expect("the parent writes jobs");
     let began = Instant::now();
     let mut builder = match equip(&job.place).await {
-        Ok(builder) => builder.start_timeout(PATIENCE),
+        Ok(builder) => builder.start_timeout(PATIENCE).build(job.build.name()),
         Err(error) => return voice.say_last(format!("refused {}", in_one_line(&error))),
     };
     let opened = began.elapsed();
     let (own, name) = (voice.clone(), job.place.host().to_owned());
     let ledgers = builder.interface(move |_| Ledger::new(own.clone(), name.clone())).with_alarms().with_inbox();
-    let ledgers = ledgers.forward_with_text_errors::<Book>("book").forward_with_text_errors::<Cancel>("cancel");
-    let ledgers = ledgers.forward_with_text_errors::<Tally>("tally").register().expect("it is the only interface");
+    let ledgers = job.build.register(ledgers).expect("it is the only interface");
     let host = match builder.start().await {
         Ok(host) => host,
         Err(error) => return voice.say_last(format!("refused {}", in_one_line(&error))),
@@ -107,7 +109,8 @@ pub async fn child() {
     let site = Arc::new(Site { job, host, ledgers, voice, quiet: AtomicBool::new(false), next: AtomicU64::new(0) });
     let (end, ended) = oneshot::channel();
     let drained = site.clone().until_told(ended);
-    site.voice.say(format!("ready {} {}", opened.as_micros(), began.elapsed().as_micros()));
+    let build = site.job.build.name();
+    site.voice.say(format!("ready {} {} {build}", opened.as_micros(), began.elapsed().as_micros()));
     site.run(orders, end, drained).await;
 }
 
@@ -239,7 +242,7 @@ impl Site {
             };
             match order.as_deref() {
                 Some(ask) if ask.starts_with(ASK) => {
-                    asked.spawn(door::answer(self.ledgers.clone(), ask.to_owned()));
+                    asked.spawn(door::answer(self.job.build, self.ledgers.clone(), ask.to_owned()));
                 }
                 Some("quiet") => {
                     self.quiet.store(true, Ordering::Relaxed);
@@ -314,7 +317,7 @@ impl Site {
                 }
             };
             let after = Duration::from_millis(number.wrapping_mul(0x9E37_79B9) % 300);
-            match self.ledgers.request(&id, Book(op.clone(), after)).await {
+            match self.job.build.book(&self.ledgers, &id, None, (op.clone(), after), false).await {
                 Ok(_) => self.voice.say(format!("booked {id} {op}")),
                 Err(error) => {
                     self.failed(&error);
@@ -355,7 +358,7 @@ impl Site {
         let words: Vec<_> = order.split(' ').collect();
         let [_, id, op, after] = words[..] else { return self.voice.say(format!("wrong order {order:?}")) };
         let after = Duration::from_millis(after.parse().expect("the parent writes numbers"));
-        match self.ledgers.request(id, Book(op.to_owned(), after)).await {
+        match self.job.build.book(&self.ledgers, id, None, (op.to_owned(), after), false).await {
             Ok(_) => self.voice.say(format!("booked {id} {op}")),
             Err(error) => self.voice.say(format!("unbooked {id} {op} {}", in_one_line(&error))),
         }

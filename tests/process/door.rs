@@ -8,8 +8,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use stable_interfaces::{Handle, Interface, RequestError};
 
+use super::builds::Build;
 use super::child::in_one_line;
-use super::ledger::{Book, Cancel, Ledger, LedgerError, Tally};
+use super::ledger::{Cancel, Ledger, LedgerError, Tally};
 
 /// The words before a question and its number.
 pub(super) const ASK: &str = "ask ";
@@ -29,6 +30,8 @@ pub(super) struct Question {
 pub(super) enum Ask {
     /// To note the operation of this name, and set an alarm that is due after so many milliseconds.
     Book(String, u64),
+    /// The same, by the message that only the build of the door has.
+    BookByOwn(String, u64),
     /// To cancel the alarm of the operation, unless it has fired.
     Cancel(String),
     /// To tell the number of operations that it has noted.
@@ -38,14 +41,22 @@ pub(super) enum Ask {
 /// An answer: the ledger's, or the reason why there is none.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) enum Answer {
-    /// So many operations are noted now, says this host.
-    Booked(u64, String),
+    /// So many operations are noted now.
+    Booked {
+        count: u64,
+        /// The host that says so.
+        by: String,
+        /// Tells whether it is known to be of another build than the door.
+        is_across: bool,
+    },
     /// Tells whether an alarm was cancelled.
     Cancelled(bool),
     /// Nothing happened: the name of the error, and what it says.
     Refused(String, String),
     /// It may have happened.
     Unknown(String, String),
+    /// Nothing happened: the host that owns the ledger does not know the message, and says so.
+    Unhandled(String),
     /// An error that nothing explains which is done to a fleet.
     Wrong(String),
 }
@@ -55,6 +66,7 @@ impl Answer {
         let (shown, text) = (format!("{error:?}"), in_one_line(error));
         let name = shown.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default().to_owned();
         match error {
+            RequestError::Unhandled(_) => Answer::Unhandled(text),
             error if error.may_have_happened() => Answer::Unknown(name, text),
             error if error.is_retryable() => Answer::Refused(name, text),
             _ => Answer::Wrong(text),
@@ -63,7 +75,7 @@ impl Answer {
 }
 
 /// Asks an instance, and has it done once where there is a key.
-async fn request<I, M>(
+pub(super) async fn request<I, M>(
     of: &Interface<I>,
     id: &str,
     key: Option<&str>,
@@ -81,20 +93,23 @@ where
 }
 
 /// Asks the ledger; the line that is to be said, but for an order that cannot be read.
-pub(super) async fn answer(ledgers: Interface<Ledger>, order: String) -> Option<String> {
+pub(super) async fn answer(build: Build, ledgers: Interface<Ledger>, order: String) -> Option<String> {
     let (number, question) = order.strip_prefix(ASK)?.split_once(' ')?;
     let Question { ledger: id, ask, is_once } = serde_json::from_str(question).ok()?;
+    let is_by_own_message = matches!(ask, Ask::BookByOwn(..));
     let answered = match ask {
-        Ask::Book(op, after) => {
-            let (key, book) = (format!("book {op}"), Book(op, Duration::from_millis(after)));
-            let booked = request(&ledgers, &id, is_once.then_some(&*key), book).await;
-            booked.map(|(count, host)| Answer::Booked(count, host))
+        Ask::Book(op, after) | Ask::BookByOwn(op, after) => {
+            let (key, book) = (format!("book {op}"), (op, Duration::from_millis(after)));
+            build.book(&ledgers, &id, is_once.then_some(&*key), book, is_by_own_message).await
         }
         Ask::Cancel(op) => {
             let (key, cancel) = (format!("cancel {op}"), Cancel(op));
             request(&ledgers, &id, is_once.then_some(&*key), cancel).await.map(Answer::Cancelled)
         }
-        Ask::Tally => ledgers.request(&id, Tally).await.map(|(counts, host)| Answer::Booked(counts.booked, host)),
+        Ask::Tally => {
+            let tally = ledgers.request(&id, Tally).await;
+            tally.map(|(counts, by)| Answer::Booked { count: counts.booked, by, is_across: false })
+        }
     };
     let answer = answered.unwrap_or_else(|error| Answer::of(&error));
     Some(format!("{ANSWER}{number} {}", serde_json::to_string(&answer).expect("an answer can be written")))

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::builds::Build;
 use super::child::{PAUSE, ledger};
 use super::door::{ANSWER, ASK, Answer, Ask, Question};
 use super::{PATIENCE, Said};
@@ -48,6 +49,10 @@ pub struct Sums {
     pub asked: u64,
     /// Of these, answered with what was asked for.
     pub answered: u64,
+    /// Of these, by a host of the old build through a door of the new one.
+    pub across: u64,
+    /// Refused by a host whose build does not know the message, by the name of its build.
+    pub unhandled: BTreeMap<&'static str, u64>,
     /// Refused for certain through a door that stayed, by error.
     pub refused: BTreeMap<String, u64>,
     /// The same of a door that was told to end and had not yet.
@@ -88,6 +93,7 @@ pub(super) enum Event {
     Open {
         id: u32,
         host: String,
+        build: Build,
         orders: Sender<String>,
     },
     Answered {
@@ -110,7 +116,10 @@ pub(super) fn pass_on(front: &Sender<Event>, id: u32, host: &str, text: &str, or
         "here" => Event::Here(id),
         "leaving" => Event::Leaving(id),
         text if text.starts_with(ANSWER) => Event::Answered { id, line: text.to_owned() },
-        text if text.starts_with("ready ") => Event::Open { id, host: host.to_owned(), orders: orders.clone() },
+        text if text.starts_with("ready ") => {
+            let build = text.split(' ').nth(3).and_then(Build::named).expect("it says the build that it is");
+            Event::Open { id, host: host.to_owned(), build, orders: orders.clone() }
+        }
         _ => return false,
     };
     let is_for_others = matches!(event, Event::Open { .. });
@@ -204,6 +213,7 @@ struct Desk {
 
 struct Door {
     host: String,
+    build: Build,
     orders: Sender<String>,
     is_leaving: bool,
     /// The moment at which it has said something last.
@@ -247,10 +257,12 @@ impl Caller {
     }
 
     /// The next thing to ask, which is new each time.
-    fn next(&mut self, nth: usize) -> Ask {
+    fn next(&mut self, nth: usize, is_once: bool) -> Ask {
         self.questions += 1;
         match self.questions % 8 {
             2 | 6 => Ask::Tally,
+            // Asked again through a door of another build, it would be another message.
+            3 if !is_once => Ask::BookByOwn(format!("{nth}-{}", self.questions), self.questions * 97 % LATEST),
             5 if self.noted.is_some() => Ask::Cancel(self.noted.take().unwrap_or_default()),
             // So that some are due soon and some later.
             n => Ask::Book(format!("{nth}-{}", self.questions), (self.questions * 97 + n) % LATEST),
@@ -290,8 +302,8 @@ impl Desk {
     fn hear(&mut self, event: Event) {
         let now = Instant::now();
         match event {
-            Event::Open { id, host, orders } => {
-                self.doors.insert(id, Door { host, orders, is_leaving: false, heard: now });
+            Event::Open { id, host, build, orders } => {
+                self.doors.insert(id, Door { host, build, orders, is_leaving: false, heard: now });
             }
             Event::Here(id) => self.note_sign(id, now),
             Event::Answered { id, line } => {
@@ -363,7 +375,7 @@ impl Desk {
             let Some(id) = open.get(self.doors_asked % open.len().max(1)) else { continue };
             repeated += u64::from(caller.again.is_some());
             let again = caller.again.take();
-            let new = || (caller.next(nth), self.noted.get(&caller.ledger).copied().unwrap_or(0));
+            let new = || (caller.next(nth, self.is_once), self.noted.get(&caller.ledger).copied().unwrap_or(0));
             let (ask, at_least) = again.unwrap_or_else(new);
             let question = Question { ledger: ledger(caller.ledger), ask: ask.clone(), is_once: self.is_once };
             let line = serde_json::to_string(&question).expect("a question can be written");
@@ -393,19 +405,21 @@ impl Desk {
             // It was asked again, and is answered there.
             return;
         }
-        let (door, is_leaving) = self.doors.get(&id).map_or(("", false), |door| (&*door.host, door.is_leaving));
+        let asked = self.doors.get(&id);
+        let (door, is_leaving) = asked.map_or(("", false), |door| (&*door.host, door.is_leaving));
         let ledger = ledger(self.callers[nth].ledger);
         // An error says that the test is over.
         let say = |line: String| drop(self.said.send((door.to_owned(), line)));
-        let mut booked = None;
+        let (mut booked, mut across, mut unhandled) = (None, 0, None);
         let failed = match answer {
-            Answer::Booked(count, by) => {
-                let least = at_least + u64::from(matches!(ask, Ask::Book(..)));
+            Answer::Booked { count, by, is_across } => {
+                across = u64::from(is_across);
+                let least = at_least + u64::from(matches!(ask, Ask::Book(..) | Ask::BookByOwn(..)));
                 let noted = self.noted.entry(self.callers[nth].ledger).or_default();
                 *noted = count.max(*noted);
                 if count < least {
                     say(format!("wrong {ledger}: {by} says that it has noted {count}, and it has {least}"));
-                } else if let Ask::Book(op, _) = ask {
+                } else if let Ask::Book(op, _) | Ask::BookByOwn(op, _) = ask {
                     say(format!("booked {ledger} {op}"));
                     booked = Some(op);
                 }
@@ -424,11 +438,20 @@ impl Desk {
                 match ask {
                     // It may be done yet.
                     _ if again.is_some() => {}
-                    Ask::Book(op, _) => say(format!("denied booked {ledger} {op}")),
+                    Ask::Book(op, _) | Ask::BookByOwn(op, _) => say(format!("denied booked {ledger} {op}")),
                     Ask::Cancel(op) => say(format!("denied cancelled {ledger} {op}")),
                     Ask::Tally => {}
                 }
                 Some((true, kind, text))
+            }
+            Answer::Unhandled(text) => {
+                let by = Build::of_refusal(&text).filter(|by| asked.is_some_and(|door| door.build != *by));
+                let (Ask::BookByOwn(op, _), Some(by)) = (ask, by) else {
+                    return say(format!("wrong {ledger}: {text}"));
+                };
+                say(format!("denied booked {ledger} {op}"));
+                unhandled = Some(by.name());
+                None
             }
             Answer::Unknown(kind, text) => Some((false, kind, text)),
             Answer::Wrong(text) => return say(format!("wrong {ledger}: {text}")),
@@ -439,7 +462,11 @@ impl Desk {
             return;
         }
         let Some((is_refused, kind, text)) = failed else {
-            sums.answered += 1;
+            match unhandled {
+                Some(by) => *sums.unhandled.entry(by).or_default() += 1,
+                None => sums.answered += 1,
+            }
+            sums.across += across;
             sums.longest = sums.longest.max(caller.wants.take().map_or(Duration::ZERO, |since| now - since));
             caller.noted = booked.or(caller.noted.take());
             return;

@@ -82,6 +82,19 @@ impl Ledger {
         Ledger { counts: Counts::default(), voice, host }
     }
 
+    /// The name of the host.
+    pub(super) fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// Notes an operation, and sets an alarm of its name; how many it has noted with that.
+    pub(super) fn book(&mut self, cx: &mut Context, op: &str, after: Duration) -> Result<u64, ContextError> {
+        self.counts.booked += 1;
+        self.note(cx, "booked", op, self.counts.booked)?;
+        cx.set_alarm(op, cx.now() + after, &())?;
+        Ok(self.counts.booked)
+    }
+
     /// Adds a row, whose number has been counted already.
     fn note(&self, cx: &mut Context, kind: &str, op: &str, number: u64) -> Result<(), ContextError> {
         cx.put(COUNTS, &self.counts)?;
@@ -96,21 +109,6 @@ impl StableInterface for Ledger {
     async fn on_start(&mut self, cx: &mut Context) -> Result<(), LedgerError> {
         self.counts = cx.get(COUNTS).await?.unwrap_or_default();
         Ok(())
-    }
-}
-
-/// Notes an operation, and sets an alarm of its name. How many it has noted with that, and the host that says it.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Book(pub(super) String, pub(super) Duration);
-
-impl Handle<Book> for Ledger {
-    type Reply = (u64, String);
-
-    async fn handle(&mut self, cx: &mut Context, Book(op, after): Book) -> Result<(u64, String), LedgerError> {
-        self.counts.booked += 1;
-        self.note(cx, "booked", &op, self.counts.booked)?;
-        cx.set_alarm(&op, cx.now() + after, &())?;
-        Ok((self.counts.booked, self.host.clone()))
     }
 }
 
