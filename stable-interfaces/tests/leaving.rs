@@ -5,11 +5,13 @@
 mod town;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::task::Waker;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use stable_interfaces::clock::Clock;
+use stable_interfaces::clock::{Clock, Sleep};
 use stable_interfaces::store::MemberState;
 use stable_interfaces::testing::SimClock;
 use stable_interfaces::{
@@ -410,6 +412,95 @@ async fn a_drain_that_comes_in_the_middle_of_a_handoff_goes_on_with_it() {
         let longest = longest_wait(asking).await;
         assert!(longest < SECOND, "after {moment} ms: {longest:?}");
     }
+}
+
+/// A clock whose host begins to drain as one of its sleeps ends, before whoever slept goes on.
+#[derive(Debug, Clone)]
+struct Tripwire {
+    clock: SimClock,
+    /// The number of sleeps that are to end first.
+    armed: Arc<Mutex<Option<(u32, Arc<Host>)>>>,
+}
+
+impl Tripwire {
+    fn trip(&self) {
+        let host = match &mut *self.armed.lock().unwrap() {
+            Some((left, _)) if *left > 0 => return *left -= 1,
+            armed => armed.take(),
+        };
+        if let Some((_, host)) = host {
+            let begun = pin!(host.drain(10 * SECOND)).poll(&mut std::task::Context::from_waker(Waker::noop()));
+            assert!(begun.is_pending() && host.health() == Health::Draining);
+        }
+    }
+
+    fn wired(&self, sleep: Sleep) -> Sleep {
+        let this = self.clone();
+        Box::pin(async move {
+            sleep.await;
+            this.trip();
+        })
+    }
+}
+
+impl Clock for Tripwire {
+    fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.clock.elapsed()
+    }
+
+    fn sleep(&self, duration: Duration) -> Sleep {
+        self.wired(self.clock.sleep(duration))
+    }
+
+    fn sleep_exact(&self, until: Timestamp) -> Sleep {
+        self.wired(self.clock.sleep_exact(until))
+    }
+
+    fn is_simulated(&self) -> bool {
+        true
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_that_begins_at_any_moment_of_a_handoff_gives_all_the_rest_away_at_once() {
+    let ids: Vec<_> = (0..40).map(|number| format!("id-{number}")).collect();
+    let mut moments = 0;
+    loop {
+        let town = Town::new(1);
+        let wire = Tripwire { clock: town.clock.clone(), armed: Arc::default() };
+        let first = town.live("a", SHARDS).transport(town.network.transport()).clock(Arc::new(wire.clone()));
+        let (a, b) = tokio::join!(town.launch(first), town.start("b"));
+        town.pass(2 * LEASE).await;
+        let client = FleetClient::new(Arc::new(town.store.clone()), Fleet::live(SHARDS).unwrap());
+        // Some run in each batch, and what ends last in it is waited for.
+        let running: Vec<_> =
+            (0..8).cycle().zip(&ids).map(|(n, id)| b.ask(id, Add { after: n * 10 * MILLI })).collect();
+        town.pass(MILLI).await;
+        *wire.armed.lock().unwrap() = Some((moments, a.host.clone()));
+        assert!(client.cordon("a", true).await.unwrap());
+        town.pass(SECOND / 2).await;
+        if a.host.health() == Health::Running {
+            assert!(a.host.shards().is_empty(), "the handoffs are over before the wire is");
+            *wire.armed.lock().unwrap() = None;
+            break;
+        }
+        let drained = a.drain(10 * SECOND);
+        town.pass(SECOND / 2).await;
+        assert!(drained.is_finished(), "moment {moments}: it does not wait for its deadline");
+        let drained = drained.await.unwrap();
+        assert_eq!((drained.unfinished, drained.released), (0, true), "moment {moments}");
+        assert_eq!(b.host.shards().len(), SHARDS as usize, "moment {moments}");
+        for (id, running) in ids.iter().zip(running) {
+            assert_eq!(running.await.unwrap().unwrap(), 1, "moment {moments}: {id}");
+            assert_eq!(b.desks.request(id, Add::default()).await.unwrap(), 2, "moment {moments}: {id}");
+        }
+        moments += 1;
+    }
+    assert!(moments > 4, "only {moments} moments");
 }
 
 #[tokio::test(start_paused = true)]
