@@ -40,6 +40,8 @@ pub enum How {
     ShowsAlarmsEarly,
     /// Forgets what it is to overwrite.
     ForgetsValues,
+    /// Loses the rows by which replies to request keys are found.
+    LosesKeys,
     /// Grants what was given up under the epoch it had.
     KeepsGivenUpEpochs,
     /// Leaves a task of its own behind with each watch.
@@ -180,6 +182,7 @@ impl Broken {
                             let removes = matches!(op, Op::RemoveAlarm { .. } | Op::RemoveMessage(_));
                             !(removes && state.is_turn(10))
                         }),
+                        How::LosesKeys => batch.ops.retain(|op| !(is_key(op) && state.is_turn(4))),
                         How::ForgetsValues => {
                             batch.ops.retain(|op| !(matches!(op, Op::Put { .. }) && state.is_turn(40)));
                         }
@@ -190,6 +193,11 @@ impl Broken {
             }
         }
     }
+}
+
+/// Tells whether it notes under which key an instance has answered.
+fn is_key(op: &Op) -> bool {
+    matches!(op, Op::Put { key, .. } if key.starts_with("once/key/"))
 }
 
 /// One in ten alarms.

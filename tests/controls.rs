@@ -30,7 +30,7 @@ use Planted::{Application, Fleet, Store, Transport};
 type Control = (Planted, &'static str, &'static [Invariant]);
 
 /// Those that are counted.
-const CONTROLS: [Control; 17] = [
+const CONTROLS: [Control; 19] = [
     (
         Store(How::AcknowledgesEarly),
         "a store that acknowledges before it writes, and forgets that in a crash",
@@ -66,6 +66,8 @@ const CONTROLS: [Control; 17] = [
     ),
     (Fleet(How::TellsMembersDifferently), "a placement that disagrees between hosts", &[Invariant::Settled]),
     (Fleet(How::GrantsTheLiving), "a store that grants a living shard", &[Invariant::OneWriter]),
+    (Store(How::LosesKeys), "a store that loses request keys", &[Invariant::Keyed]),
+    (Application(Flaw::DrawsKeys), "a caller that takes a new key for each try", &[Invariant::Keyed]),
     (
         Application(Flaw::KeepsAHandle),
         "an application that holds its host, and the store with it",

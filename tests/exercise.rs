@@ -50,6 +50,8 @@ pub enum Flaw {
     KeepsAHandle,
     /// Its instances exist twice, under two IDs of one shard: as if a table had two places for one.
     IsDoubled,
+    /// It takes a new key whenever it asks again, as if keys were forgotten.
+    DrawsKeys,
 }
 
 /// The simulated application on one host.

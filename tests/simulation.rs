@@ -88,6 +88,15 @@ const MUST_HAPPEN: [&str; 61] = [
     "request of a host that is dead",
 ];
 
+/// The same of what was acknowledged, or has to be met by who asks.
+const MUST_BE_ANSWERED: [&str; 5] = [
+    "request with a key",
+    "request with a key again",
+    "request with a key that was given up",
+    "request with a key whose outcome was not known",
+    "key of another message",
+];
+
 /// The number in an environment variable.
 fn number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
@@ -233,6 +242,9 @@ fn whatever_fails_no_promise_is_broken() {
     if number("SEED").is_none() && number("FROM").is_none() && sum.runs >= FEWEST {
         for what in MUST_HAPPEN {
             assert!(sum.faults.get(what) > 0, "{what} never happened");
+        }
+        for what in MUST_BE_ANSWERED {
+            assert!(sum.operations.get(what) > 0, "{what} never happened");
         }
     }
     let hours = sum.host_time.as_secs_f64() / 3_600.0;

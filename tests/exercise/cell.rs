@@ -39,6 +39,10 @@ pub(super) enum Step {
     Send(String, Errand, Awaited),
     /// Asks another instance to ask this one.
     Cycle(String, Awaited),
+    /// Fails, panics or runs out of time, now and then.
+    Stumble,
+    /// Draws a number to reply with.
+    Draw,
     /// Starts a task that counts these.
     Spawn(Vec<u64>),
     Passivate,
@@ -256,6 +260,8 @@ impl Handle<Do> for Cell {
                     // The other owner's refusal or a deadline is as good an end as the cycle itself.
                     said.flags.push(answer.is_err());
                 }
+                Step::Stumble => self.stumble().await?,
+                Step::Draw => said.value = i64::try_from(self.life().random().below(1 << 40)).unwrap_or(0),
                 Step::Spawn(effects) => self.spawn(cx, effects)?,
                 Step::Passivate => cx.passivate(),
                 Step::Fail => return Err(Failed::Told),
@@ -276,6 +282,17 @@ impl Handle<Do> for Cell {
 }
 
 impl Cell {
+    async fn stumble(&self) -> Result<(), Failed> {
+        let drawn = if self.life().is_healed() { u64::MAX } else { self.life().random().below(12) };
+        match drawn {
+            0 => return Err(self.failure()),
+            1 => std::panic::resume_unwind(Box::new("stumbled")),
+            2 => self.life().sleep(HANDLER_TIMEOUT * 2).await,
+            _ => {}
+        }
+        Ok(())
+    }
+
     /// Starts a task of this incarnation that counts these effects, one turn each.
     fn spawn(&self, cx: &mut Context, effects: Vec<u64>) -> Result<(), ContextError> {
         let (life, id, incarnation) = (self.life().clone(), self.id.clone(), self.incarnation);

@@ -1,6 +1,7 @@
 //! The operations of clients, drawn at random: one operation after the other, each with its promise written down before it is asked for.
 
 mod alarms;
+mod keys;
 mod lasting;
 mod letters;
 mod nested;
@@ -19,7 +20,7 @@ use super::{App, Exercise, INSTANCES, SCOUTS, whole};
 type Operation = (u64, &'static str);
 
 /// The operations of clients, and their weights.
-const OPERATIONS: [Operation; 23] = [
+const OPERATIONS: [Operation; 24] = [
     (17, "count"),
     (12, "alarm from inside"),
     (10, "alarm from outside"),
@@ -43,6 +44,7 @@ const OPERATIONS: [Operation; 23] = [
     (3, "order"),
     (2, "burst"),
     (3, "dropped"),
+    (8, "key"),
 ];
 
 impl Exercise {
@@ -116,6 +118,7 @@ impl Exercise {
             }
             "order" => self.order(client).await,
             "burst" => self.burst(client, &id).await,
+            "key" => self.key(client, &id).await,
             _ => self.dropped(client, &id).await,
         }
     }

@@ -4,6 +4,8 @@
 //! in the end, by the [`Invariant`]s that hold whatever failed in between. It knows nothing of how the run was made, so every
 //! kind of test can use it: a simulation, a loop of real processes, a scenario that is cut at every call of its store.
 
+mod keys;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -39,6 +41,8 @@ pub enum Invariant {
     Answered,
     /// I11: once nothing fails any more, each shard has one owner, the host it is placed on, within three leases.
     Settled,
+    /// I12: whatever is asked under one request key has one effect and one reply, however often it is asked, and at whatever host.
+    Keyed,
     /// One handler of an instance at a time, and none of an incarnation that has ended.
     OneAtATime,
     /// Checks that what is read is what was acknowledged.
@@ -61,6 +65,7 @@ impl fmt::Display for Invariant {
             Invariant::NothingLeft => "I9 (nothing left)",
             Invariant::Answered => "I10 (answered)",
             Invariant::Settled => "I11 (settled)",
+            Invariant::Keyed => "I12 (one effect for a key)",
             Invariant::OneAtATime => "one at a time",
             Invariant::Read => "read",
             Invariant::Repeats => "repeats",
@@ -133,6 +138,13 @@ pub enum What {
         /// The message's effect.
         effect: String,
     },
+    /// A request under a [key](crate::Interface::request_once), perhaps one of many under that key.
+    Keyed {
+        /// The key and its instance.
+        key: String,
+        /// The effect that the message of this request has.
+        effect: String,
+    },
     /// An alarm.
     Set(Setting),
     /// The end of an alarm without firing. The name is that of [`Setting::alarm`].
@@ -149,7 +161,7 @@ impl What {
     /// The effect of a request or a message.
     fn effect(&self) -> Option<&str> {
         match self {
-            What::Effect(effect) | What::Post { effect, .. } => Some(effect),
+            What::Effect(effect) | What::Post { effect, .. } | What::Keyed { effect, .. } => Some(effect),
             _ => None,
         }
     }
@@ -214,6 +226,9 @@ struct Record {
     counts: BTreeMap<String, Count>,
     /// The number of times each message was inserted.
     inserted: BTreeMap<String, i64>,
+    /// The replies that were given under keys, and the keys of which it was said that they were another message's.
+    replies: BTreeMap<String, i64>,
+    reused: BTreeSet<String>,
     /// Effects of requests of which it was said that nothing happened.
     denied: BTreeSet<String>,
     /// The results of steps that are durable.
@@ -423,6 +438,7 @@ impl History {
         let record = self.0.lock();
         let mut checker = Checker { record: &record, end, violations: record.violations.clone() };
         checker.check_effects();
+        checker.check_keys();
         checker.check_alarms();
         checker.check_order();
         for name in &end.waiting {
@@ -497,7 +513,12 @@ impl Checker<'_> {
         let record = self.record;
         let of_post = |asked: &&Asked| matches!(asked.what, What::Post { .. });
         let posts: BTreeSet<_> = record.asked.iter().filter(of_post).filter_map(|asked| asked.what.effect()).collect();
+        let keyed = self.keyed();
         for (effect, count) in &record.counts {
+            // Of those under a key one at most happens; none of which nothing was done.
+            if count.asked > count.refused && keyed.contains(effect.as_str()) {
+                continue;
+            }
             let is_post = inserted.contains_key(effect.as_str());
             let done = if is_post { count.done.min(1) } else { count.done };
             // What was inserted was handled or waits, whatever its sender was told. Requeued, it was inserted again.

@@ -136,6 +136,8 @@ struct Frame {
     to: Arc<End>,
     number: u64,
     load: Load,
+    /// The host that answers does not end in good order before the answer is on its way's end.
+    _taken: Option<Taken>,
 }
 
 /// The load of a frame.
@@ -427,7 +429,8 @@ impl End {
 
     async fn answer(self: &Arc<End>, network: &Arc<Inner>, door: &dyn Door, arrival: Arrival) {
         let Arrival { from, number, request } = arrival;
-        let load = if let Some(_taken) = Taken::begin(self) {
+        let taken = Taken::begin(self);
+        let load = if taken.is_some() {
             network.taken.fetch_add(1, Ordering::SeqCst);
             let answer = door.answer(request).await;
             network.pass(Place::Answering, &from.host, &self.host).await;
@@ -437,26 +440,26 @@ impl End {
         };
         self.pause.passed().await;
         if !self.is_dead() {
-            network.send(Frame { from, to: self.clone(), number, load });
+            network.send(Frame { from, to: self.clone(), number, load, _taken: taken });
         }
     }
 }
 
-/// Counts a request that was taken until it is answered.
-struct Taken<'a>(&'a End);
+/// Counts a request that was taken until its answer has come to its end.
+struct Taken(Arc<End>);
 
-impl Taken<'_> {
+impl Taken {
     /// `None` if no more are taken.
-    fn begin(end: &End) -> Option<Taken<'_>> {
+    fn begin(end: &Arc<End>) -> Option<Taken> {
         let mut under_way = end.under_way.lock();
         (!under_way.is_closing).then(|| {
             under_way.count += 1;
-            Taken(end)
+            Taken(end.clone())
         })
     }
 }
 
-impl Drop for Taken<'_> {
+impl Drop for Taken {
     fn drop(&mut self) {
         self.0.under_way.lock().count -= 1;
         self.0.answered.notify_one();
@@ -563,7 +566,8 @@ impl Transport for LifeTransport {
         let (asked, answer) = oneshot::channel();
         own.asked.lock().insert(number, asked);
         let _asking = Asking(own, number);
-        network.send(Frame { from: own.clone(), to: other.clone(), number, load: Load::Request(request) });
+        let load = Load::Request(request);
+        network.send(Frame { from: own.clone(), to: other.clone(), number, load, _taken: None });
         // A machine that has died does not say so.
         let is_told = random.chance(0.7);
         let ended = async {
