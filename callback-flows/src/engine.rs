@@ -28,7 +28,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
 use stable_interfaces::Timestamp;
@@ -40,6 +40,7 @@ use self::shared::{Entered, FlowWaker, Mode, Op};
 use crate::blocked::{Blocked, BlockedKind};
 use crate::flow::Flow;
 use crate::journal::{Begun, Ended, Entry, Event, Key, Page, Settled};
+use crate::seldom::{Seldom, Unchanged};
 
 pub(crate) use self::children::{Post, What};
 pub(crate) use self::continued::is_signal;
@@ -158,24 +159,14 @@ pub(crate) struct Engine {
     waker: Waker,
     /// Entries that the code has not seen.
     pending: VecDeque<Entry>,
-    /// The number of messages that have come while it is blocked, or that its code had not seen then.
-    unseen: usize,
     /// The number of the first operation that began after the last entry that the code has taken in.
     numbers_settled: u64,
-    /// The things that its code waited for when it was blocked.
-    waited: Vec<Wait>,
-    /// Timers that are in the journal of a blocked flow, and that its code has not begun, by their deadlines.
-    unheld: BTreeSet<(Timestamp, Key)>,
     /// The entry that is being taken in, if that was interrupted.
     current: Option<u64>,
     next_seq: u64,
     /// The number of the first entry of this run.
     first_seq: u64,
     bytes: usize,
-    /// Messages that came in earlier runs, and that this one may take over.
-    taken_along: BTreeMap<u64, Entry>,
-    /// The input of the next run, and the callbacks and signals that go along.
-    left: Option<(Bytes, continued::Open)>,
     /// The number of entries that the code has taken in in an earlier life, and what it began because of which.
     recorded_to: u64,
     recorded: BTreeMap<u64, Vec<Begun>>,
@@ -189,8 +180,29 @@ pub(crate) struct Engine {
     may_end: bool,
     /// The span that the code runs in.
     span: tracing::Span,
+    rare: Seldom<Rare>,
     #[cfg(test)]
     sabotage: Option<Sabotage>,
+}
+
+/// The part of an engine that few flows have.
+#[derive(Default)]
+struct Rare {
+    /// The number of messages that have come while the flow is blocked, or that its code had not seen then.
+    unseen: usize,
+    /// The things that its code waited for when it was blocked.
+    waited: Vec<Wait>,
+    /// Timers that are in the journal of a blocked flow, and that its code has not begun, by their deadlines.
+    unheld: BTreeSet<(Timestamp, Key)>,
+    /// Messages that came in earlier runs, and that this one may take over.
+    taken_along: BTreeMap<u64, Entry>,
+    /// The input of the next run, and the callbacks and signals that go along.
+    left: Option<(Bytes, continued::Open)>,
+}
+
+impl Unchanged for Rare {
+    const UNCHANGED: &'static Rare =
+        &Rare { unseen: 0, waited: Vec::new(), unheld: BTreeSet::new(), taken_along: BTreeMap::new(), left: None };
 }
 
 impl fmt::Debug for Engine {
@@ -212,16 +224,11 @@ impl Engine {
             running: None,
             waker,
             pending: VecDeque::new(),
-            unseen: 0,
             numbers_settled: 0,
-            waited: Vec::new(),
-            unheld: BTreeSet::new(),
             current: None,
             next_seq: 0,
             first_seq: 0,
             bytes: 0,
-            taken_along: BTreeMap::new(),
-            left: None,
             recorded_to: 0,
             recorded: BTreeMap::new(),
             fresh: Page::default(),
@@ -230,6 +237,7 @@ impl Engine {
             is_cancelled: false,
             may_end: false,
             span: tracing::Span::none(),
+            rare: Seldom::default(),
             #[cfg(test)]
             sabotage: None,
         };
@@ -253,7 +261,9 @@ impl Engine {
                 engine.phase = Phase::Ended(ended);
             }
         }
-        engine.shared.state.lock().patched = patched;
+        if !patched.is_empty() {
+            engine.shared.state.lock().rare.made().patched = patched;
+        }
         engine.fresh.settled_to = engine.recorded_to;
         engine
     }
@@ -286,7 +296,7 @@ impl Engine {
     /// The earliest deadline of a timer, or of a step's next attempt.
     pub(crate) fn next_due(&self) -> Option<Timestamp> {
         let held = self.shared.state.lock().due.first().map(|(due, _)| due);
-        held.into_iter().chain(self.unheld.first().map(|(due, _)| *due)).min()
+        held.into_iter().chain(self.rare.unheld.first().map(|(due, _)| *due)).min()
     }
 
     /// The number of messages that the code has not taken.
@@ -294,14 +304,14 @@ impl Engine {
         let state = self.shared.state.lock();
         let in_callbacks = state.ops.iter().flatten().filter(|op| op.kind.takes_messages());
         let in_callbacks = in_callbacks.map(|op| op.queue.len()).sum::<usize>();
-        let in_callbacks = in_callbacks + state.kept.values().map(VecDeque::len).sum::<usize>();
-        in_callbacks + state.early.values().map(VecDeque::len).sum::<usize>() + self.unseen
+        let in_callbacks = in_callbacks + state.rare.kept.values().map(VecDeque::len).sum::<usize>();
+        in_callbacks + state.rare.early.values().map(VecDeque::len).sum::<usize>() + self.rare.unseen
     }
 
     /// Everything that the code waits for, oldest first.
     pub(crate) fn waits(&self) -> Vec<Wait> {
         if matches!(self.phase, Phase::Blocked(_)) {
-            return self.waited.clone();
+            return self.rare.waited.clone();
         }
         let state = self.shared.state.lock();
         let mut waits = Vec::with_capacity(state.waiting);
@@ -330,7 +340,7 @@ impl Engine {
             return true;
         }
         let state = self.shared.state.lock();
-        let is_held = state.by_key.contains_key(callback) || state.kept.contains_key(callback);
+        let is_held = state.by_key.get(callback).is_some() || state.rare.kept.contains_key(callback);
         is_held || !has_begun(&state.named, callback)
     }
 
@@ -341,7 +351,7 @@ impl Engine {
             return true;
         }
         let state = self.shared.state.lock();
-        state.open > 0 || !state.kept.is_empty() || state.children.are_known()
+        state.open > 0 || !state.rare.kept.is_empty() || state.rare.children.are_known()
     }
 
     /// Tells whether steps have asked to be polled.
@@ -401,8 +411,8 @@ impl Engine {
                 self.pending.reserve_exact(1);
             }
             self.pending.push_back(entry);
-        } else {
-            self.unseen += usize::from(matches!(entry.event, Event::Message { .. }));
+        } else if matches!(entry.event, Event::Message { .. }) {
+            self.rare.made().unseen += 1;
         }
         let Limits { entries, bytes, .. } = self.shared.limits;
         if matches!(self.phase, Phase::Going) && (self.entries() > entries || self.bytes > bytes) {
@@ -526,7 +536,7 @@ impl Engine {
 
     /// Something that has happened to the code between two polls, and must not have.
     fn outside_fault(&self) -> Option<Blocked> {
-        let fault = self.shared.state.lock().fault.take();
+        let fault = self.shared.state.lock().take_fault();
         fault.or_else(|| self.shared.foreign_woken.load(Ordering::Acquire).then(foreign_wake))
     }
 
@@ -542,8 +552,10 @@ impl Engine {
         state.begun.clear();
         state.told_entries += 1;
         state.told_bytes += event.size();
-        state.emitted.clear();
-        state.children.forget();
+        if let Some(rare) = state.rare.there() {
+            rare.emitted.clear();
+            rare.children.forget();
+        }
         state.take_in(seq, at, &event);
         state.expected = (seq < self.recorded_to).then(|| self.recorded.remove(&seq).unwrap_or_default());
         let target = match &event {
@@ -560,7 +572,9 @@ impl Engine {
             }
             Event::Continued { run, seed, input, carried, .. } => {
                 (state.run, state.seed) = (*run, *seed);
-                state.take_over(carried, &mut self.taken_along)?;
+                if !carried.is_empty() {
+                    state.take_over(carried, &mut self.rare.made().taken_along)?;
+                }
                 drop(state);
                 self.start(input.clone());
                 return Ok(());
@@ -575,7 +589,7 @@ impl Engine {
         };
         let is_replay = state.expected.is_some();
         let Some(index) = state.by_key.get(&target).copied() else {
-            if let Some(kept) = state.kept.get_mut(&target) {
+            if let Some(kept) = state.rare.there().and_then(|rare| rare.kept.get_mut(&target)) {
                 // The code has let it go for the next run to take.
                 kept.push_back(Item { seq, at, event });
                 return Ok(());
@@ -585,7 +599,7 @@ impl Engine {
                 return Ok(());
             }
             if matches!(event, Event::Message { .. }) {
-                state.early.entry(target).or_default().push_back(Item { seq, at, event });
+                state.rare.made().early.entry(target).or_default().push_back(Item { seq, at, event });
                 return Ok(());
             }
             let message = format!("entry {seq} of its journal is {event}, and the code has not begun `{target}`");
@@ -639,23 +653,7 @@ impl Engine {
 
     fn start(&mut self, input: Bytes) {
         let flow = Flow::new(self.shared.clone());
-        let code = self.code.clone();
-        self.run(Box::pin(async move {
-            let result = async { code(flow.clone(), input).await }.await;
-            let ended = match result {
-                Ok(value) => End::Over(Ended::Done(value)),
-                Err(Stop::Continue(input)) => End::Continue(input),
-                Err(Stop::Failed(error)) => {
-                    Box::pin(undo_all(&flow)).await;
-                    End::Over(Ended::Failed(error))
-                }
-            };
-            // Boxed, for few come here with anything to wait for, and all would be larger.
-            if flow.shared().has_unposted() {
-                Box::pin(flow.shared().all_posted()).await;
-            }
-            ended
-        }));
+        self.run(Box::pin(Run { flow, stage: Stage::First(self.code.clone(), input) }));
     }
 
     fn cancel(&mut self) {
@@ -669,17 +667,13 @@ impl Engine {
         drop(entered);
         let mut state = self.shared.state.lock();
         state.mode = Mode::Idle;
-        state.children.cancel();
+        state.rare.made().children.cancel();
         drop(state);
         if let Err(panic) = dropped {
             self.shared.fail(panicked(&*panic));
         }
         let flow = Flow::new(self.shared.clone());
-        self.run(Box::pin(async move {
-            undo_all(&flow).await;
-            flow.shared().all_posted().await;
-            End::Over(Ended::Cancelled)
-        }));
+        self.run(Box::pin(after(flow, End::Over(Ended::Cancelled))));
     }
 
     fn run(&mut self, code: BoxFuture<End>) {
@@ -757,7 +751,7 @@ impl Engine {
             };
             let mut state = shared.state.lock();
             state.mode = Mode::Idle;
-            let fault = state.fault.take();
+            let fault = state.take_fault();
             if polled.is_ok() {
                 state.let_go_of_unwound();
             }
@@ -789,7 +783,7 @@ impl Engine {
         self.current = None;
         let mut state = self.shared.state.lock();
         let begun = std::mem::take(&mut state.begun);
-        let emitted = std::mem::take(&mut state.emitted);
+        let emitted = state.take_emitted();
         let is_stuck = state.waiting == 0;
         let expected = state.expected.take();
         drop(state);
@@ -821,7 +815,9 @@ impl Engine {
             return Err(Blocked::new(BlockedKind::NotDurable, message.into()));
         }
         let mut state = self.shared.state.lock();
-        state.children.settle();
+        if let Some(rare) = state.rare.there() {
+            rare.children.settle();
+        }
         self.numbers_settled = state.numbers;
         Ok(())
     }
@@ -829,7 +825,7 @@ impl Engine {
     fn end(&mut self, seq: u64, end: End) {
         let mut state = self.shared.state.lock();
         let begun = std::mem::take(&mut state.begun);
-        let emitted = std::mem::take(&mut state.emitted);
+        let emitted = state.take_emitted();
         let expected = state.expected.take();
         drop(state);
         if let Some(expected) = expected {
@@ -864,7 +860,8 @@ impl Engine {
             }
             End::Continue(input) => {
                 // Before the code drops what it still holds.
-                self.left = Some((input, self.shared.state.lock().take_open()));
+                let open = self.shared.state.lock().take_open();
+                self.rare.made().left = Some((input, open));
                 Phase::Continued
             }
         };
@@ -876,7 +873,7 @@ impl Engine {
         if !matches!(self.phase, Phase::Going) {
             return;
         }
-        self.waited = self.waits();
+        self.rare.made().waited = self.waits();
         self.leave(Mode::Blocking);
         self.phase = Phase::Blocked(why);
         self.take_stock();
@@ -888,7 +885,9 @@ impl Engine {
         let _entered = Entered::into(self.shared.address());
         // What panics while it is dropped has nothing to say any more.
         let _ = catch_unwind(AssertUnwindSafe(|| drop(self.running.take())));
-        let undo = std::mem::take(&mut self.shared.state.lock().undo);
+        let mut state = self.shared.state.lock();
+        let undo = state.rare.there().map_or_else(Vec::new, |rare| std::mem::take(&mut rare.undo));
+        drop(state);
         let _ = catch_unwind(AssertUnwindSafe(|| drop(undo)));
     }
 
@@ -986,10 +985,59 @@ fn is_running(op: &Op) -> bool {
     op.kind == Kind::Step && op.waker.is_some() && !op.is_over && op.due.is_none()
 }
 
-async fn undo_all(flow: &Flow) {
-    while let Some(undo) = flow.shared().pop_undo() {
-        undo(flow.clone()).await;
+/// A run of a flow, from the first line of its code to all that is to be done after the last. It keeps room for one of both at a time.
+struct Run {
+    flow: Flow,
+    stage: Stage,
+}
+
+enum Stage {
+    First(Code, Bytes),
+    Code(BoxFuture<Result<Bytes, Stop>>),
+    After(BoxFuture<End>),
+    Over,
+}
+
+impl Future for Run {
+    type Output = End;
+
+    fn poll(mut self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<End> {
+        let Run { flow, stage } = &mut *self;
+        loop {
+            match stage {
+                Stage::First(code, input) => {
+                    let code = code(flow.clone(), std::mem::take(input));
+                    *stage = Stage::Code(code);
+                }
+                Stage::Code(code) => {
+                    let end = match ready!(code.as_mut().poll(task)) {
+                        Ok(value) => End::Over(Ended::Done(value)),
+                        Err(Stop::Continue(input)) => End::Continue(input),
+                        Err(Stop::Failed(error)) => End::Over(Ended::Failed(error)),
+                    };
+                    // Whatever the code still holds goes before anything is undone.
+                    *stage = Stage::Over;
+                    if !matches!(end, End::Over(Ended::Failed(_))) && !flow.shared().has_unposted() {
+                        return Poll::Ready(end);
+                    }
+                    *stage = Stage::After(Box::pin(after(flow.clone(), end)));
+                }
+                Stage::After(after) => return after.as_mut().poll(task),
+                Stage::Over => return Poll::Pending,
+            }
+        }
     }
+}
+
+/// Undoes what is to be undone after such an end, and waits for posts that are to go out.
+async fn after(flow: Flow, end: End) -> End {
+    if matches!(end, End::Over(Ended::Failed(_) | Ended::Cancelled)) {
+        while let Some(undo) = flow.shared().pop_undo() {
+            undo(flow.clone()).await;
+        }
+    }
+    flow.shared().all_posted().await;
+    end
 }
 
 /// Runs what has been run before without its log lines.

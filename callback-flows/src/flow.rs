@@ -72,12 +72,13 @@ impl fmt::Display for FlowError {
 #[derive(Debug, Clone)]
 pub struct Flow {
     shared: Arc<Shared>,
-    scope: Arc<str>,
+    /// The name of the branch, if it is one.
+    scope: Option<Arc<str>>,
 }
 
 impl Flow {
     pub(crate) fn new(shared: Arc<Shared>) -> Flow {
-        Flow { shared, scope: "".into() }
+        Flow { shared, scope: None }
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
@@ -86,7 +87,7 @@ impl Flow {
 
     /// The name of the branch, for those of its operations.
     pub(crate) fn scope(&self) -> &str {
-        &self.scope
+        self.scope.as_deref().unwrap_or("")
     }
 
     /// The ID that the flow was started under, which whoever started it chose.
@@ -98,7 +99,7 @@ impl Flow {
     /// The same flow, with names of its own: for code that runs beside other code, or is used in several places.
     #[must_use]
     pub fn branch(&self, name: &str) -> Flow {
-        Flow { shared: self.shared.clone(), scope: scope_within(&self.scope, name) }
+        Flow { shared: self.shared.clone(), scope: Some(scope_within(self.scope(), name)) }
     }
 
     /// A step: something outside of the flow, whose result is kept. See [`Step`].
@@ -114,7 +115,7 @@ impl Flow {
     /// A callback: a place for messages from outside, open until it is dropped. See [`Callback`].
     #[must_use]
     pub fn callback<T: for<'de> Deserialize<'de>>(&self, name: &str) -> Callback<T> {
-        Callback::new(self.shared.claim(&self.scope, Kind::Callback, name, None, Detail::None))
+        Callback::new(self.shared.claim(self.scope(), Kind::Callback, name, None, Detail::None))
     }
 
     /// Waits for a time. The time counts from now on, whatever restarts meanwhile; dropped, it is forgotten.
@@ -129,7 +130,7 @@ impl Flow {
     }
 
     fn timer(&self, name: &str, due: Timestamp) -> Sleep {
-        Sleep::new(self.shared.claim(&self.scope, Kind::Timer, name, None, Detail::Due(due)))
+        Sleep::new(self.shared.claim(self.scope(), Kind::Timer, name, None, Detail::Due(due)))
     }
 
     /// Waits for `future`, for so long at most. The time counts from this call on.
@@ -161,7 +162,7 @@ impl Flow {
     /// A random UUID (version 4), the same in every replay.
     #[must_use]
     pub fn uuid(&self) -> String {
-        let mut drawn = self.shared.draw(&self.scope, "uuid");
+        let mut drawn = self.shared.draw(self.scope(), "uuid");
         drawn[6] = drawn[6] & 0x0f | 0x40;
         drawn[8] = drawn[8] & 0x3f | 0x80;
         let mut text = String::with_capacity(36);
@@ -177,7 +178,7 @@ impl Flow {
     /// A random number, uniform over all of `u64`, the same in every replay.
     #[must_use]
     pub fn random(&self) -> u64 {
-        let drawn = self.shared.draw(&self.scope, "random");
+        let drawn = self.shared.draw(self.scope(), "random");
         u64::from_le_bytes(drawn[..8].try_into().expect("32 bytes are more than 8"))
     }
 
@@ -192,7 +193,7 @@ impl Flow {
     /// Ask under a name of the change's own.
     #[must_use]
     pub fn patched(&self, name: &str) -> bool {
-        self.shared.is_patched(&self.scope, name)
+        self.shared.is_patched(self.scope(), name)
     }
 
     /// Goes on with another input and a new journal, under the same ID: for a flow that never ends, whose journal would never end
@@ -250,8 +251,8 @@ impl Flow {
         T: Serialize + DeserializeOwned + Send + 'static,
         E: Into<Box<dyn Error + Send + Sync>> + 'static,
     {
-        self.shared.note(&self.scope, Kind::Undo, name);
-        let (scope, name) = (scope_within(&self.scope, "undo"), name.to_owned());
+        self.shared.note(self.scope(), Kind::Undo, name);
+        let (scope, name) = (Some(scope_within(self.scope(), "undo")), name.to_owned());
         self.shared.push_undo(Box::new(move |flow| {
             let flow = Flow { shared: flow.shared, scope };
             Box::pin(async move {

@@ -14,12 +14,13 @@ mod serving;
 mod watch;
 
 use std::collections::{BTreeMap, HashMap};
-use std::future::Future;
+use std::future::{Future, ready};
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use serde::{Deserialize, Serialize};
 use stable_interfaces::{
     Alarm, HostBuilder, Interface, KeyRange, NewPost, Posted, RegisterError, RequestError, RetryPolicy, Timestamp,
@@ -29,7 +30,7 @@ use tokio::sync::{Semaphore, mpsc};
 use crate::command::Command;
 use crate::engine::{Code, Limits, is_callback_named};
 use crate::flow::{Flow, FlowError, FlowResult};
-use crate::hash::short_hash;
+use crate::hash::{hex, short_hash};
 use crate::hub::Hub;
 use crate::instance::{Answer, FlowInstance, NEXT, Strays, TurnError, watch_strays};
 use crate::journal::Message;
@@ -160,18 +161,23 @@ impl FlowsBuilder {
         let code = Arc::new(code);
         let code: Code = Arc::new(move |flow, input| {
             let code = code.clone();
-            Box::pin(async move {
-                let limit = flow.shared().limits.value_bytes;
-                let input = serde_json::from_slice(&input);
-                let input = input.map_err(|error| format!("its input is of another type: {error}"))?;
-                let result = code(flow, input).await.map_err(FlowError::into_stop)?;
+            let limit = flow.shared().limits.value_bytes;
+            let input = match serde_json::from_slice(&input) {
+                Ok(input) => input,
+                Err(error) => {
+                    return Box::pin(ready(Err(format!("its input is of another type: {error}").into())));
+                }
+            };
+            // Not within another future, which would keep room for what this one was made of.
+            Box::pin(code(flow, input).map(move |result| {
+                let result = result.map_err(FlowError::into_stop)?;
                 let result =
                     serde_json::to_vec(&result).map_err(|error| format!("its result cannot be JSON: {error}"))?;
                 if result.len() > limit {
                     return Err(format!("its result has {} bytes, and may have {limit}", result.len()).into());
                 }
                 Ok(result.into())
-            })
+            }))
         });
         let check = |input: &[u8]| serde_json::from_slice::<I>(input).map(drop);
         let version_of_code = Version {
@@ -622,10 +628,10 @@ impl Flows {
         // With one of its own it is taken once, however often it is sent.
         let id = id
             .filter(|id| !id.is_empty())
-            .unwrap_or_else(|| self.interface.random().map_or_else(String::new, |r| format!("{:016x}", r.next_u64())));
-        // The post of a call has the ID of that call, so that a second one does not even lie in the inbox.
-        let post = Some(format!("call-{}", short_hash(format!("{callback}\0{id}").as_bytes())));
-        let message = Message { id: id.into(), headers, body };
+            .unwrap_or_else(|| self.interface.random().map_or_else(String::new, |r| hex(&r.next_u64().to_be_bytes())));
+        let id: Arc<str> = id.into();
+        let call = (callback.clone(), id.clone());
+        let message = Message { id, headers, body };
         let command = Command::Deliver { run, callback, message };
         match self.ask(flow, command.clone()).await? {
             Some(Answer::Done) => return Ok(Delivered::Taken),
@@ -636,6 +642,8 @@ impl Flows {
             Some(Answer::Behind) | None => {}
         }
         fits("a call that is stored for the owner of its flow", size, MAX_POSTED_BYTES)?;
+        // The post of a call has the ID of that call, so that a second one does not even lie in the inbox.
+        let post = Some(format!("call-{}", short_hash(format!("{}\0{}", call.0, call.1).as_bytes())));
         // One that is known to be over takes nothing any more; that it could not be looked at is no reason to refuse.
         let (posted, status) = tokio::join!(self.post(flow, post, command), self.status(flow));
         match status {

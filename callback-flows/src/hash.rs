@@ -7,7 +7,10 @@ const SHORT_BYTES: usize = 16;
 
 /// Bytes in small hexadecimal digits.
 pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    let digit = |digit: u8| char::from_digit(u32::from(digit), 16).expect("invariant: four bits are one digit");
+    let mut text = String::with_capacity(2 * bytes.len());
+    text.extend(bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 0xf)]));
+    text
 }
 
 /// A hash of a text that is long enough to be a name for it, in 32 hexadecimal digits.

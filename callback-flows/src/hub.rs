@@ -134,7 +134,7 @@ impl Hub {
 
     /// Tells the listeners of a flow. All of it is durable.
     pub(crate) fn tell(&self, flow: &str, status: &Arc<Status>, events: Vec<FlowEvent>) {
-        if self.count.load(Ordering::SeqCst) == 0 {
+        if !self.has_listeners_to_one() {
             return;
         }
         let topics = self.topics.lock();
@@ -160,9 +160,14 @@ impl Hub {
         });
     }
 
+    /// Tells whether anybody listens to one flow.
+    pub(crate) fn has_listeners_to_one(&self) -> bool {
+        self.count.load(Ordering::SeqCst) > 0
+    }
+
     /// Tells whether anybody listens.
     pub(crate) fn is_heard(&self) -> bool {
-        self.count.load(Ordering::SeqCst) > 0 || self.has_listeners_to_all() || self.own.is_kept()
+        self.has_listeners_to_one() || self.has_listeners_to_all() || self.own.is_kept()
     }
 
     /// Tells the listeners of all flows of an event on this host, if there are any.

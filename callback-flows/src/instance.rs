@@ -12,7 +12,6 @@ mod telling;
 #[cfg(feature = "postgres")]
 mod transaction;
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +31,7 @@ use self::sealed::{Seal, Sealed};
 pub(crate) use self::telling::Look;
 use self::telling::{News, Said, Unread};
 use crate::blocked::{Blocked, BlockedKind};
+use crate::by_name::ByName;
 use crate::command::{Command, Parent};
 use crate::courier::{self, Letter, Parents, Receipt};
 use crate::engine::{Code, Engine, Phase, Shared};
@@ -41,6 +41,7 @@ use crate::flows::{Kept, Registry, joined, parts_of};
 use crate::hash::hash_of;
 use crate::journal::{ChildOutcome, Ended, Event, Message, Page, Unreadable, Written};
 use crate::metrics;
+use crate::seldom::{Seldom, Unchanged};
 use crate::status::{MAX_WAITS, RESULT_KEY, STATUS_KEY, State, Status, Waiting, fitting, short};
 
 /// The run of a flow that has not been continued under its ID.
@@ -180,15 +181,25 @@ struct Going {
     /// The things that its run has from those before it.
     before: Before,
     /// Messages that were taken, by callback and ID, and ends of children, by child.
-    seen: BTreeSet<Box<str>>,
+    seen: ByName<()>,
     /// The status as it was last written, if there is one.
     stored: Option<Stored>,
-    /// The things that a flow waited for that was blocked as it was loaded.
-    waited: Vec<Waiting>,
-    said: Said,
+    rare: Seldom<Rare>,
     unread: Unread,
     /// The journal, kept for replays, if flows are replayed as they park.
     rehearsal: Option<Rehearsal>,
+}
+
+/// The part of a flow in memory that few flows have.
+#[derive(Default)]
+struct Rare {
+    /// The things that a flow waited for that was blocked as it was loaded.
+    waited: Vec<Waiting>,
+    said: Said,
+}
+
+impl Unchanged for Rare {
+    const UNCHANGED: &'static Rare = &Rare { waited: Vec::new(), said: Said::NOTHING };
 }
 
 impl fmt::Debug for FlowInstance {
@@ -277,11 +288,14 @@ impl FlowInstance {
         going.pages = next_page;
         going.before = before_it;
         going.seen = seen;
-        going.said = Said::of(&stored);
+        let said = Said::of(&stored);
+        if said.events > 0 {
+            going.rare.made().said = said;
+        }
         going.stored = Some(Stored::from(&stored));
         going.engine.settle(usize::MAX);
         if matches!(going.engine.phase(), Phase::Blocked(_)) {
-            going.waited = stored.waits.clone();
+            going.rare.made().waited = stored.waits.clone();
         }
         // An earlier life may have ended between its commit and the word of it.
         self.registry.hub.tell(&self.id, &Arc::new(stored), Vec::new());
@@ -333,10 +347,9 @@ impl FlowInstance {
             input: 0,
             pages: 0,
             before: Before::none(),
-            seen: BTreeSet::new(),
+            seen: ByName::default(),
             stored: None,
-            waited: Vec::new(),
-            said: Said::default(),
+            rare: Seldom::default(),
             unread: Unread::default(),
             rehearsal,
         }));
@@ -415,7 +428,7 @@ impl FlowInstance {
         }
         let Some(callback) = going.before.callback(run, &address) else { return Answer::Gone };
         let seen = seen_as(&callback, &message.id);
-        if going.seen.contains(&seen) || going.before.has_taken(run, &address, &message.id) {
+        if going.seen.get(&seen).is_some() || going.before.has_taken(run, &address, &message.id) {
             return Answer::Already;
         }
         going.pass_until(arrived);
@@ -425,7 +438,7 @@ impl FlowInstance {
         if going.engine.unread() >= MAX_UNREAD {
             return Answer::Full;
         }
-        going.seen.insert(seen);
+        going.seen.insert(seen, ());
         going.engine.append(arrived, Event::Message { callback, message });
         Answer::Done
     }
@@ -440,9 +453,11 @@ impl FlowInstance {
         if run != going.before.run {
             return Answer::Gone;
         }
-        if !going.seen.insert(seen_as(&child, "")) {
+        let seen = seen_as(&child, "");
+        if going.seen.get(&seen).is_some() {
             return Answer::Already;
         }
+        going.seen.insert(seen, ());
         going.pass_until(arrived);
         if matches!(going.engine.phase(), Phase::Ended(_)) {
             return Answer::Gone;
@@ -489,7 +504,7 @@ impl FlowInstance {
                     Ok(letter) => self.letters.push(letter),
                     Err(outcome) => {
                         is_refused = true;
-                        going.seen.insert(seen_as(&post.child, ""));
+                        going.seen.insert(seen_as(&post.child, ""), ());
                         going.engine.append(now, Event::ChildEnded { child: post.child.clone(), outcome });
                     }
                 }
@@ -732,7 +747,7 @@ impl Going {
         };
         let waits = match self.engine.phase() {
             // Its code did not come so far again as to say.
-            Phase::Blocked(_) if !self.waited.is_empty() => self.waited.clone(),
+            Phase::Blocked(_) if !self.rare.waited.is_empty() => self.rare.waited.clone(),
             _ => fitting(self.engine.waits().into_iter().map(|wait| Waiting {
                 name: short(&wait.key),
                 since: wait.since,
@@ -751,9 +766,9 @@ impl Going {
             revision: self.stored.as_ref().map_or(1, |before| before.revision + 1),
             waits,
             unread: self.engine.unread() as u64,
-            progress: self.said.progress.clone(),
-            resource: self.said.resource.clone(),
-            events: self.said.events,
+            progress: self.rare.said.progress.clone(),
+            resource: self.rare.said.resource.clone(),
+            events: self.rare.said.events,
             entries: self.engine.entries(),
             bytes: self.engine.bytes() as u64,
             input: self.input,
@@ -763,7 +778,7 @@ impl Going {
     }
 }
 
-fn seen_as(callback: &str, id: &str) -> Box<str> {
+fn seen_as(callback: &str, id: &str) -> Arc<str> {
     [callback, "\0", id].concat().into()
 }
 

@@ -183,7 +183,8 @@ impl Page {
 
     pub(crate) fn encode(&self) -> Written {
         let mut out = if self.has_large_bodies() { Writer::apart(FORMAT) } else { Writer::new(WHOLE) };
-        out.0.reserve(64 + 48 * self.entries.len());
+        // An event with a name and one or two beginnings has room from the start.
+        out.0.reserve(48 * self.entries.len().saturating_sub(1));
         out.number(self.settled_to);
         out.number(self.entries.len() as u64);
         for entry in &self.entries {
@@ -328,7 +329,9 @@ pub(crate) struct Writer(pub(crate) Vec<u8>, Option<Written>);
 impl Writer {
     /// A writer of something of this version.
     pub(crate) fn new(format: u8) -> Writer {
-        Writer(vec![format], None)
+        let mut bytes = Vec::with_capacity(128);
+        bytes.push(format);
+        Writer(bytes, None)
     }
 
     #[allow(clippy::cast_possible_truncation, reason = "seven bits at a time")]

@@ -51,6 +51,7 @@
 //! | serve them over HTTP (feature `http`) | [`Flows::router`](Flows#method.router), [`Flows::callback_router`](Flows#method.callback_router) |
 
 mod blocked;
+mod by_name;
 mod callback;
 mod child;
 mod command;
@@ -75,6 +76,7 @@ pub mod metrics;
 mod policy;
 #[cfg(feature = "rhai")]
 pub mod script;
+mod seldom;
 mod signal;
 mod status;
 mod step;

@@ -69,6 +69,15 @@ pub(super) struct Children {
 }
 
 impl Children {
+    pub(super) const NONE: Children = Children {
+        known: BTreeMap::new(),
+        unposted: BTreeSet::new(),
+        asked: Vec::new(),
+        ready: Vec::new(),
+        gone: BTreeSet::new(),
+        is_cancelled: false,
+    };
+
     pub(super) fn are_known(&self) -> bool {
         !self.known.is_empty()
     }
@@ -126,20 +135,21 @@ impl Children {
 
 impl State {
     fn posts_wait(&self) -> Option<usize> {
-        ALL_POSTED.iter().find_map(|key| self.by_key.get(*key).copied())
+        ALL_POSTED.iter().find_map(|key| self.by_key.get(key).copied())
     }
 
     /// Takes in what an entry says of children, beside what it has for an operation.
     pub(super) fn take_in(&mut self, seq: u64, at: Timestamp, event: &Event) {
         match event {
             Event::Posted { starts, cancels } => {
-                starts.iter().for_each(|child| self.children.posted(child, false));
-                cancels.iter().for_each(|child| self.children.posted(child, true));
+                let children = &mut self.rare.made().children;
+                starts.iter().for_each(|child| children.posted(child, false));
+                cancels.iter().for_each(|child| children.posted(child, true));
             }
-            Event::ChildEnded { child, .. } => self.children.ended(child),
+            Event::ChildEnded { child, .. } => self.rare.made().children.ended(child),
             _ => return,
         }
-        if self.children.unposted.is_empty()
+        if self.rare.children.unposted.is_empty()
             && let Some(index) = self.posts_wait()
         {
             self.push(index, Item { seq, at, event: Event::Posted { starts: Vec::new(), cancels: Vec::new() } });
@@ -159,12 +169,13 @@ impl Shared {
         let ticket = self.claim(scope, Kind::Child, name, Some(id), detail);
         let child = ticket.key().clone();
         let mut state = self.state.lock();
-        if state.by_key.contains_key(&child) {
+        if state.by_key.get(&child).is_some() {
             let (name, id): (Arc<str>, Arc<str>) = (name.into(), id.into());
             let known = Known { name: name.clone(), id: id.clone(), is_posted: false };
-            state.children.known.insert(child.clone(), known);
-            state.children.unposted.insert((child.clone(), false));
-            state.children.asked.push(Post { child, name, id, what: What::Start(input) });
+            let children = &mut state.rare.made().children;
+            children.known.insert(child.clone(), known);
+            children.unposted.insert((child.clone(), false));
+            children.asked.push(Post { child, name, id, what: What::Start(input) });
         }
         drop(state);
         ticket
@@ -172,7 +183,7 @@ impl Shared {
 
     /// Tells whether there is something for children that has not gone out.
     pub(super) fn has_unposted(&self) -> bool {
-        !self.state.lock().children.unposted.is_empty()
+        !self.state.lock().rare.children.unposted.is_empty()
     }
 
     /// Waits until everything for children has gone out: nobody would repeat it for a flow that is over.
@@ -191,7 +202,8 @@ impl Engine {
         if !matches!(self.phase, Phase::Going) {
             return Vec::new();
         }
-        std::mem::take(&mut self.shared.state.lock().children.ready)
+        let mut state = self.shared.state.lock();
+        state.rare.there().map_or_else(Vec::new, |rare| std::mem::take(&mut rare.children.ready))
     }
 
     /// Tells whether there are posts that the journal does not have as gone out.
@@ -202,15 +214,18 @@ impl Engine {
     /// Notes that a post has gone out. It goes into the journal along with the next entry.
     pub(crate) fn note_posted(&mut self, post: &Post) {
         let post = (post.child.clone(), post.what.is_cancel());
-        let children = &mut self.shared.state.lock().children;
-        if children.unposted.contains(&post) {
-            children.gone.insert(post);
+        let mut state = self.shared.state.lock();
+        if state.rare.children.unposted.contains(&post) {
+            state.rare.made().children.gone.insert(post);
         }
     }
 
     /// Adds the posts that have gone out to the journal, if there are any.
     pub(crate) fn record_posted(&mut self, now: Timestamp) {
-        let gone = std::mem::take(&mut self.shared.state.lock().children.gone);
+        let mut state = self.shared.state.lock();
+        let Some(rare) = state.rare.there() else { return };
+        let gone = std::mem::take(&mut rare.children.gone);
+        drop(state);
         if gone.is_empty() {
             return;
         }
@@ -224,6 +239,6 @@ impl Engine {
     /// Tells whether the code goes on, or ends, when its posts are in the journal.
     pub(crate) fn waits_for_posts(&self) -> bool {
         let state = self.shared.state.lock();
-        state.posts_wait().is_some() || state.children.is_cancelled
+        state.posts_wait().is_some() || state.rare.children.is_cancelled
     }
 }

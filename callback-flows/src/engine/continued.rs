@@ -42,7 +42,7 @@ impl Shared {
     pub(crate) fn keep_callbacks(&self) {
         let mut state = self.state.lock();
         if state.mode == Mode::Settling {
-            state.is_continuing = true;
+            state.rare.made().is_continuing = true;
         }
     }
 
@@ -70,22 +70,25 @@ impl State {
                 queue.push_back(Item { seq, at, event });
             }
             if !queue.is_empty() {
-                self.early.insert(one.key.clone(), queue);
+                self.rare.made().early.insert(one.key.clone(), queue);
             }
-            self.carried.insert(one.key.clone(), (one.run, one.callback.clone()));
+            self.rare.made().carried.insert(one.key.clone(), (one.run, one.callback.clone()));
         }
         Ok(())
     }
 
     /// Takes out all that is open.
     pub(super) fn take_open(&mut self) -> Open {
-        let mut open = std::mem::take(&mut self.kept);
+        let (mut open, early) = match self.rare.there() {
+            Some(rare) => (std::mem::take(&mut rare.kept), std::mem::take(&mut rare.early)),
+            None => Default::default(),
+        };
         for op in self.ops.iter_mut().flatten() {
             if op.kind == Kind::Callback || (op.kind == Kind::Signal && !op.queue.is_empty()) {
                 open.entry(op.key.clone()).or_default().append(&mut op.queue);
             }
         }
-        for (key, mut queue) in std::mem::take(&mut self.early) {
+        for (key, mut queue) in early {
             open.entry(key).or_default().append(&mut queue);
         }
         open
@@ -95,7 +98,7 @@ impl State {
 impl Engine {
     /// Takes what this run, which has ended so, leaves to the next one.
     pub(crate) fn take_continuation(&mut self) -> Option<Continuation> {
-        let (input, mut open) = self.left.take()?;
+        let (input, mut open) = self.rare.there()?.left.take()?;
         #[cfg(test)]
         match self.sabotage {
             Some(Sabotage::ForgetsWhatComesAsARunEnds) => self.pending.clear(),
@@ -127,7 +130,8 @@ impl Engine {
                 let ordinal = next.entry(base).or_default();
                 let to: Key = format!("{base}#{ordinal}").into();
                 *ordinal += 1;
-                (state.carried.remove(key).unwrap_or_else(|| (state.run, key.clone())), to)
+                let carried = state.rare.there().and_then(|rare| rare.carried.remove(key));
+                (carried.unwrap_or_else(|| (state.run, key.clone())), to)
             };
             let unread = open[key].iter().map(|item| item.seq).collect();
             carried.push((key.clone(), Carried { key: to, run: address.0, callback: address.1, unread }));
@@ -149,7 +153,10 @@ impl Engine {
     pub(super) fn begin_run(&mut self, seq: u64) {
         self.first_seq = seq;
         self.bytes = 0;
-        self.taken_along = self.pending.drain(..).map(|entry| (entry.seq, entry)).collect();
+        let taken_along: BTreeMap<_, _> = self.pending.drain(..).map(|entry| (entry.seq, entry)).collect();
+        if !taken_along.is_empty() || !self.rare.taken_along.is_empty() {
+            self.rare.made().taken_along = taken_along;
+        }
     }
 
     /// Tells whether there is something in the journal that the code has not been told.
@@ -159,7 +166,7 @@ impl Engine {
 
     /// Tells whether a message for this callback goes along.
     pub(super) fn goes_along(&self, callback: &str) -> bool {
-        self.left.as_ref().is_some_and(|(_, open)| open.contains_key(callback))
+        self.rare.left.as_ref().is_some_and(|(_, open)| open.contains_key(callback))
     }
 }
 

@@ -35,7 +35,7 @@ impl Shared {
     /// Emits an event of at most [`MAX_EVENT_BYTES`]. The error is the same in every replay.
     pub(crate) fn emit(self: &Arc<Self>, scope: &str, name: &str, value: Bytes) -> Result<(), String> {
         let state = self.state.lock();
-        let (events, bytes) = sizes(&state.emitted);
+        let (events, bytes) = sizes(&state.rare.emitted);
         drop(state);
         if events >= MOST || bytes + value.len() > MOST_BYTES {
             return Err(format!(
@@ -47,7 +47,7 @@ impl Shared {
         if ticket.is_in_place() {
             let mut state = self.state.lock();
             let at = state.now;
-            state.emitted.push(Emitted { at, name: name.into(), value });
+            state.rare.made().emitted.push(Emitted { at, name: name.into(), value });
         }
         Ok(())
     }
@@ -58,7 +58,7 @@ impl Engine {
     pub(crate) fn take_emitted(&mut self) -> Vec<Emitted> {
         #[cfg(test)]
         if self.sabotage == Some(super::Sabotage::EmitsBeforeAllIsTakenIn) {
-            self.emitted.append(&mut self.shared.state.lock().emitted);
+            self.emitted.append(&mut self.shared.state.lock().take_emitted());
         }
         std::mem::take(&mut self.emitted)
     }

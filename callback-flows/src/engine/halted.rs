@@ -25,7 +25,8 @@ impl Engine {
 
     /// Counts the messages that the code has not seen, and lets the timers run that have not fired.
     pub(super) fn take_stock(&mut self) {
-        self.unseen = self.pending.iter().filter(|entry| matches!(entry.event, Event::Message { .. })).count();
+        self.rare.made().unseen =
+            self.pending.iter().filter(|entry| matches!(entry.event, Event::Message { .. })).count();
         let fired: HashSet<&Key> = self.pending.iter().filter_map(|entry| fired(&entry.event)).collect();
         let mut state = self.shared.state.lock();
         // What the code has begun because of an entry that it has not taken in is in no journal, and may be begun by no other code.
@@ -46,14 +47,15 @@ impl Engine {
             _ => None,
         });
         let armed: HashSet<&Key> = state.ops.iter().flatten().filter(|op| op.due.is_some()).map(|op| &op.key).collect();
-        self.unheld = timers.filter(|(_, key)| !fired.contains(key) && !armed.contains(key)).collect();
+        self.rare.made().unheld = timers.filter(|(_, key)| !fired.contains(key) && !armed.contains(key)).collect();
     }
 
     /// Takes the timers with a deadline of at most `until` that no code holds, and puts them in order among those that it does.
     pub(super) fn take_unheld(&mut self, until: Timestamp, among: &mut Vec<(Timestamp, Key)>) {
         let before = among.len();
-        while self.unheld.first().is_some_and(|(due, _)| *due <= until) {
-            among.extend(self.unheld.pop_first());
+        let Some(rare) = self.rare.there() else { return };
+        while rare.unheld.first().is_some_and(|(due, _)| *due <= until) {
+            among.extend(rare.unheld.pop_first());
         }
         if among.len() > before {
             among.sort_by_key(|(due, _)| *due);

@@ -3,12 +3,12 @@
 //! `scope/kind:name[key]#ordinal`, of at most 512 bytes: no two operations of a flow have the same, and a text that a name is made
 //! of cannot end it.
 
-use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::shared::Named;
+use crate::by_name::ByName;
 use crate::hash::short_hash;
 
 /// The longest name of an operation, in bytes. A longer one is cut, and its hash put in the place of the rest.
@@ -121,7 +121,7 @@ pub(super) fn is_patch(key: &str) -> bool {
 }
 
 /// Tells whether the code has begun an operation with this key, held or not.
-pub(super) fn has_begun(named: &HashMap<Arc<str>, Named>, key: &str) -> bool {
+pub(super) fn has_begun(named: &ByName<Named>, key: &str) -> bool {
     let Some((base, ordinal)) = key.rsplit_once('#') else { return false };
     let Ok(ordinal) = ordinal.parse::<u32>() else { return false };
     named.get(base).is_some_and(|named| ordinal < named.next)

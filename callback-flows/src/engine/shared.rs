@@ -3,7 +3,7 @@
 //! No waker is woken or dropped, and nothing of the application called, while the lock is held.
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -22,8 +22,10 @@ use super::emitted::Emitted;
 use super::faults::{beside_the_journal, out_of_place, too_many_open, two_at_once};
 use super::names::{Kind, base_of};
 use crate::blocked::{Blocked, BlockedKind};
+use crate::by_name::ByName;
 use crate::hash::hex;
 use crate::journal::{Begun, Detail, Event, Key};
+use crate::seldom::{Seldom, Unchanged};
 use crate::token::Urls;
 
 /// The most callbacks and signals that a flow's code may hold at once.
@@ -166,13 +168,9 @@ pub(super) struct State {
     pub(super) mode: Mode,
     pub(super) ops: Vec<Option<Box<Op>>>,
     pub(super) free: Vec<usize>,
-    pub(super) by_key: HashMap<Key, usize>,
-    /// Operations that were dropped by a panic, which may have blocked the flow.
-    pub(super) unwound: Vec<usize>,
+    pub(super) by_key: ByName<usize>,
     /// By the keys without ordinals.
-    pub(super) named: HashMap<Arc<str>, Named>,
-    /// Messages for callbacks that the code has not begun.
-    pub(super) early: BTreeMap<Key, VecDeque<Item>>,
+    pub(super) named: ByName<Named>,
     /// Operations that wait and have something, by their oldest entry.
     pub(super) ready: BTreeSet<(u64, usize)>,
     /// Deadlines of timers, and of steps that wait for their next attempt.
@@ -191,15 +189,28 @@ pub(super) struct State {
     pub(super) begun: Vec<Begun>,
     /// The operations that it began the first time, if that is known.
     pub(super) expected: Option<Vec<Begun>>,
-    /// The events that it emitted because of that entry.
-    pub(super) emitted: Vec<Emitted>,
     /// The number of callbacks and signals that it holds.
     pub(super) open: usize,
+    /// The entries that steps have handed over.
+    pub(super) handed_in: VecDeque<Event>,
+    /// The entries that the code has been told in this run, and about how many bytes they have.
+    pub(super) told_entries: u64,
+    pub(super) told_bytes: usize,
+    pub(super) rare: Seldom<Rare>,
+}
+
+/// The part of that state that few flows have.
+#[derive(Default)]
+pub(super) struct Rare {
+    /// Operations that were dropped by a panic, which may have blocked the flow.
+    pub(super) unwound: Vec<usize>,
+    /// Messages for callbacks that the code has not begun.
+    pub(super) early: BTreeMap<Key, VecDeque<Item>>,
+    /// The events that the code emitted because of the entry that is being taken in.
+    pub(super) emitted: Vec<Emitted>,
     /// The names of all patches in the journal.
     pub(super) patched: BTreeSet<Key>,
     pub(super) patches: BTreeMap<Key, bool>,
-    /// The entries that steps have handed over.
-    pub(super) handed_in: VecDeque<Event>,
     pub(super) undo: Vec<Undo>,
     pub(super) children: Children,
     /// The code is about to go on as another run: callbacks that it drops are kept, with their messages.
@@ -207,10 +218,23 @@ pub(super) struct State {
     pub(super) kept: BTreeMap<Key, VecDeque<Item>>,
     /// The addresses of callbacks that an earlier run has opened: the number of that run, and the operation that it was there.
     pub(super) carried: BTreeMap<Key, (u32, Key)>,
-    /// The entries that the code has been told in this run, and about how many bytes they have.
-    pub(super) told_entries: u64,
-    pub(super) told_bytes: usize,
     pub(super) fault: Option<Blocked>,
+}
+
+impl Unchanged for Rare {
+    const UNCHANGED: &'static Rare = &Rare {
+        unwound: Vec::new(),
+        early: BTreeMap::new(),
+        emitted: Vec::new(),
+        patched: BTreeSet::new(),
+        patches: BTreeMap::new(),
+        undo: Vec::new(),
+        children: Children::NONE,
+        is_continuing: false,
+        kept: BTreeMap::new(),
+        carried: BTreeMap::new(),
+        fault: None,
+    };
 }
 
 impl fmt::Debug for Shared {
@@ -287,10 +311,8 @@ impl Shared {
             mode: Mode::Idle,
             ops: Vec::new(),
             free: Vec::new(),
-            by_key: HashMap::new(),
-            unwound: Vec::new(),
-            named: HashMap::new(),
-            early: BTreeMap::new(),
+            by_key: ByName::default(),
+            named: ByName::default(),
             ready: BTreeSet::new(),
             due: Due::default(),
             waiting: 0,
@@ -301,19 +323,11 @@ impl Shared {
             now: Timestamp::MIN,
             begun: Vec::new(),
             expected: None,
-            emitted: Vec::new(),
             open: 0,
-            patched: BTreeSet::new(),
-            patches: BTreeMap::new(),
             handed_in: VecDeque::new(),
-            undo: Vec::new(),
-            children: Children::default(),
-            is_continuing: false,
-            kept: BTreeMap::new(),
-            carried: BTreeMap::new(),
             told_entries: 0,
             told_bytes: 0,
-            fault: None,
+            rare: Seldom::default(),
         };
         Arc::new(Shared {
             identity,
@@ -366,18 +380,18 @@ impl Shared {
 
     /// Registers something to run, last first, if the flow fails or is cancelled.
     pub(crate) fn push_undo(&self, undo: Undo) {
-        self.state.lock().undo.push(undo);
+        self.state.lock().rare.made().undo.push(undo);
     }
 
     pub(crate) fn pop_undo(&self) -> Option<Undo> {
-        self.state.lock().undo.pop()
+        self.state.lock().rare.there()?.undo.pop()
     }
 
     /// 256 bits that are the same in every replay, and different for each `kind` in each scope at each call.
     pub(crate) fn draw(&self, scope: &str, kind: &str) -> [u8; 32] {
         let mut state = self.state.lock();
         let (seed, base) = (state.seed, format!("{scope}/{kind}:"));
-        let named = state.named.entry(base.as_str().into()).or_default();
+        let named = state.named(&base);
         let ordinal = named.next;
         named.next += 1;
         drop(state);
@@ -409,7 +423,7 @@ impl Shared {
             return String::new();
         };
         let state = self.state.lock();
-        let (run, callback) = match state.carried.get(callback) {
+        let (run, callback) = match state.rare.carried.get(callback) {
             Some((run, callback)) => (*run, callback.clone()),
             None => (state.run, callback.into()),
         };
@@ -421,12 +435,12 @@ impl Shared {
     pub(crate) fn is_patched(self: &Arc<Self>, scope: &str, name: &str) -> bool {
         let key: Key = format!("{}#0", base_of(scope, Kind::Patch, name, None)).into();
         let mut state = self.state.lock();
-        if let Some(known) = state.patches.get(&key) {
+        if let Some(known) = state.rare.patches.get(&key) {
             return *known;
         }
         let is_replay = state.expected.is_some();
-        let is_patched = !is_replay || state.patched.contains(&key);
-        state.patches.insert(key.clone(), is_patched);
+        let is_patched = !is_replay || state.rare.patched.contains(&key);
+        state.rare.made().patches.insert(key.clone(), is_patched);
         if is_patched {
             state.begun.push(Begun { key, detail: Detail::None });
         }
@@ -446,17 +460,14 @@ impl Shared {
         let mut state = self.state.lock();
         if state.mode != Mode::Settling || CURRENT.get() != self.address() {
             if !matches!(state.mode, Mode::Leaving | Mode::Blocking) {
-                state.fault.get_or_insert_with(|| out_of_place(&base));
+                state.blame(|| out_of_place(&base));
             }
             return Ticket { shared: self.clone(), index: usize::MAX, key: base.into(), at: (0, None) };
         }
         state.let_go_of_unwound();
-        let named = match state.named.get_mut(&*base) {
-            Some(named) => named,
-            None => state.named.entry(base.as_str().into()).or_default(),
-        };
+        let named = state.named(&base);
         if kind.is_exclusive() && named.alive > 0 {
-            state.fault.get_or_insert_with(|| two_at_once(kind, name));
+            state.blame(|| two_at_once(kind, name));
             return Ticket { shared: self.clone(), index: usize::MAX, key: base.into(), at: (0, None) };
         }
         let ordinal = named.next;
@@ -473,14 +484,14 @@ impl Shared {
         let due = if let Detail::Due(due) = detail { Some(due) } else { None };
         let (number, now) = (state.numbers, state.now);
         state.numbers += 1;
-        let queue = state.early.remove(&key).unwrap_or_default();
+        let early = state.rare.there().and_then(|rare| rare.early.remove(&key));
         let op = Box::new(Op {
             key: key.clone(),
             kind,
             number,
             opens_at: number,
             since: now,
-            queue,
+            queue: early.unwrap_or_default(),
             waker: None,
             is_released: false,
             due,
@@ -503,7 +514,7 @@ impl Shared {
         state.by_key.insert(key.clone(), index);
         state.open += usize::from(kind.takes_messages());
         if state.open > MAX_OPEN {
-            state.fault.get_or_insert_with(too_many_open);
+            state.blame(too_many_open);
         }
         if let Some(due) = due {
             state.due.insert((due, index));
@@ -518,13 +529,36 @@ impl Shared {
 
     /// Blocks the flow, as soon as its code has been polled.
     pub(crate) fn fail(&self, why: Blocked) {
-        self.state.lock().fault.get_or_insert(why);
+        self.state.lock().blame(|| why);
     }
 }
 
 impl State {
     pub(super) fn op(&mut self, index: usize) -> Option<&mut Op> {
         self.ops.get_mut(index).and_then(Option::as_deref_mut)
+    }
+
+    /// The operations of this name, without an ordinal.
+    fn named(&mut self, base: &str) -> &mut Named {
+        if self.named.get(base).is_none() {
+            self.named.insert(base.into(), Named::default());
+        }
+        self.named.get_mut(base).expect("invariant: it has just been put there")
+    }
+
+    /// Has the flow blocked as soon as its code has been polled, unless there is a reason for that already.
+    pub(super) fn blame(&mut self, why: impl FnOnce() -> Blocked) {
+        self.rare.made().fault.get_or_insert_with(why);
+    }
+
+    /// Takes the reason why the flow is to be blocked, if there is one.
+    pub(super) fn take_fault(&mut self) -> Option<Blocked> {
+        self.rare.there()?.fault.take()
+    }
+
+    /// Takes the events that the code emitted because of the entry that is being taken in.
+    pub(super) fn take_emitted(&mut self) -> Vec<Emitted> {
+        self.rare.there().map_or_else(Vec::new, |rare| std::mem::take(&mut rare.emitted))
     }
 
     /// Gives an operation something to give.
@@ -544,10 +578,10 @@ impl State {
         self.open -= usize::from(op.kind.takes_messages());
         if op.kind == Kind::Signal && !op.queue.is_empty() {
             // They are for whoever waits for it next.
-            self.early.insert(op.key.clone(), std::mem::take(&mut op.queue));
+            self.rare.made().early.insert(op.key.clone(), std::mem::take(&mut op.queue));
         }
-        if op.kind == Kind::Callback && self.is_continuing && self.mode == Mode::Settling {
-            self.kept.insert(op.key.clone(), std::mem::take(&mut op.queue));
+        if op.kind == Kind::Callback && self.rare.is_continuing && self.mode == Mode::Settling {
+            self.rare.made().kept.insert(op.key.clone(), std::mem::take(&mut op.queue));
         }
         self.by_key.remove(&op.key);
         if let Some((base, _)) = op.key.rsplit_once('#')
@@ -563,7 +597,8 @@ impl State {
 
     /// Removes what a panic has dropped that the code has caught.
     pub(super) fn let_go_of_unwound(&mut self) {
-        for index in std::mem::take(&mut self.unwound) {
+        let unwound = self.rare.there().map_or_else(Vec::new, |rare| std::mem::take(&mut rare.unwound));
+        for index in unwound {
             self.let_go(index);
         }
     }
@@ -652,7 +687,7 @@ impl Ticket {
                     state.ready.insert((seq, self.index));
                     if mode == Mode::Steps {
                         let what = format!("begun to wait for `{}`", self.key);
-                        state.fault.get_or_insert_with(|| beside_the_journal(&what));
+                        state.blame(|| beside_the_journal(&what));
                     }
                 }
             }
@@ -739,13 +774,13 @@ impl Drop for Ticket {
         let waker = state.unregister(self.index);
         if state.mode == Mode::Steps && self.index != usize::MAX {
             let what = format!("let go of `{}`", self.key);
-            state.fault.get_or_insert_with(|| beside_the_journal(&what));
+            state.blame(|| beside_the_journal(&what));
         }
         let op = if state.mode == Mode::Blocking {
             None
         } else if std::thread::panicking() {
             // The flow is about to be blocked, unless its code catches that.
-            state.unwound.push(self.index);
+            state.rare.made().unwound.push(self.index);
             None
         } else {
             state.let_go(self.index)

@@ -114,7 +114,6 @@ impl Flows {
         if let Some(validate) = self.registry.validates.get(name) {
             validate(&input)?;
         }
-        let (hash, size) = (hash_of(&input), input.len());
         let command = Command::Start { version: *version, input: input.clone(), parent: None };
         match self.ask(&flow, command.clone()).await? {
             Some(Answer::Done) => return Ok(Started::New),
@@ -122,6 +121,7 @@ impl Flows {
             Some(_) => return self.conflict(name, id, &input).await,
             None => {}
         }
+        let (hash, size) = (hash_of(&input), input.len());
         // Its owner may have it already.
         match self.status(&flow).await? {
             Some(status) if status.input == hash => return Ok(Started::Already),

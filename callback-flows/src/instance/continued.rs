@@ -13,6 +13,7 @@ use sha2::{Digest as _, Sha256};
 use stable_interfaces::{Alarm, Context, KeyRange};
 
 use super::{FlowInstance, Going, Loaded, ROW_BYTES, TurnError, put_page, put_rows};
+use crate::by_name::ByName;
 use crate::engine::is_signal;
 use crate::flows::journals::{PAGES, carried, page_key, pages_of, taken_over};
 use crate::journal::{Carried, Event, Key, Page};
@@ -86,10 +87,13 @@ fn hash(run: u32, callback: &str, id: &str) -> Id {
 }
 
 /// The IDs of calls that a run has taken for what goes along.
-fn ids(seen: &BTreeSet<Box<str>>, carried: &[(Key, Carried)]) -> BytesMut {
+fn ids(seen: &ByName<()>, carried: &[(Key, Carried)]) -> BytesMut {
     let carried: HashMap<&str, &Carried> = carried.iter().map(|(key, one)| (&**key, one)).collect();
     let mut ids = BytesMut::new();
-    for (callback, id) in seen.iter().filter_map(|seen| seen.split_once('\0')) {
+    // In an order that each host would write them in.
+    let mut seen: Vec<&str> = seen.names().collect();
+    seen.sort_unstable();
+    for (callback, id) in seen.into_iter().filter_map(|seen| seen.split_once('\0')) {
         if let Some(one) = carried.get(callback) {
             ids.extend_from_slice(&hash(one.run, &one.callback, id));
         } else if is_signal(callback) {
@@ -130,8 +134,11 @@ impl FlowInstance {
         put_page(cx, old.pages, &page)?;
         going.pages = old.pages;
         going.noted(|| page);
-        let Going { started_at, input, stored, said, bell, .. } = old;
-        (going.started_at, going.input, going.stored, going.said) = (started_at, input, stored, said);
+        let Going { started_at, input, stored, mut rare, bell, .. } = old;
+        (going.started_at, going.input, going.stored) = (started_at, input, stored);
+        if let Some(rare) = rare.there() {
+            going.rare.made().said = std::mem::take(&mut rare.said);
+        }
         // Another pump brings the turn in which the run begins.
         bell.end();
         cx.set_alarm(LEFTOVERS, now, &Cursor::default())?;

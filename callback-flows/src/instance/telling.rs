@@ -25,6 +25,8 @@ pub(super) struct Said {
 }
 
 impl Said {
+    pub(super) const NOTHING: Said = Said { events: 0, progress: None, resource: None };
+
     pub(super) fn of(status: &Status) -> Said {
         Said { events: status.events, progress: status.progress.clone(), resource: status.resource.clone() }
     }
@@ -59,11 +61,12 @@ impl Going {
     pub(super) fn store_events(&mut self, flow: &Arc<str>, cx: &mut Context) -> Result<Vec<FlowEvent>, TurnError> {
         let mut stored = Vec::new();
         for event in self.engine.take_emitted() {
-            self.said.events += 1;
-            let sequence = self.said.events;
+            let said = &mut self.rare.made().said;
+            said.events += 1;
+            let sequence = said.events;
             match &*event.name {
-                events::PROGRESS => self.said.progress = serde_json::from_slice(&event.value).ok(),
-                events::RESOURCE => self.said.resource = serde_json::from_slice(&event.value).ok(),
+                events::PROGRESS => said.progress = serde_json::from_slice(&event.value).ok(),
+                events::RESOURCE => said.resource = serde_json::from_slice(&event.value).ok(),
                 _ => {}
             }
             let event = FlowEvent::new(flow.clone(), sequence, event.at, event.name, events::raw(&event.value));
@@ -140,11 +143,16 @@ impl News {
         if !hub.is_heard() {
             return;
         }
+        let has_listeners = hub.has_listeners_to_one();
         if !was_over && let Some(end) = FlowEvent::end(flow.clone(), &status) {
-            hub.tell_all(|| end.clone());
-            events.push(end);
+            if has_listeners {
+                events.push(end.clone());
+            }
+            hub.tell_all(|| end);
         }
-        hub.tell(&flow, &Arc::new(status), events);
+        if has_listeners {
+            hub.tell(&flow, &Arc::new(status), events);
+        }
     }
 }
 

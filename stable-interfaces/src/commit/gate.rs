@@ -244,7 +244,13 @@ impl Future for GateWait {
             .find(|(ticket, wait, waker)| *ticket == self.ticket && *wait == self.wait && waker.will_wake(cx.waker()))
         {
             Some(_) => {}
-            None => state.waiting.push((self.ticket, self.wait, cx.waker().clone())),
+            None => {
+                if state.waiting.capacity() == 0 {
+                    // One waits, mostly, and its place is kept for as long as the instance is in memory.
+                    state.waiting.reserve_exact(1);
+                }
+                state.waiting.push((self.ticket, self.wait, cx.waker().clone()));
+            }
         }
         Poll::Pending
     }

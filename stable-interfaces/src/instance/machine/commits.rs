@@ -49,6 +49,9 @@ impl<S, J: Waiter> Machine<S, J> {
             cold.unsettled.pop_front();
         }
         let (ticket, commit) = (gate.take_ticket(), Arc::new(commit));
+        if cold.unsettled.capacity() == 0 {
+            cold.unsettled.reserve_exact(1);
+        }
         cold.unsettled.push_back(Unsettled {
             ticket: ticket.clone(),
             commit: Arc::downgrade(&commit),
