@@ -208,6 +208,17 @@ async fn a_key_of_another_type_leaves_nothing_half_written() {
     // A refused write did not take its number.
     commit(&store, 4, 0, everything()).await.unwrap();
     assert_eq!((keys(&store, 0).await.len(), alarms(&store).await.len()), (1, 1));
+
+    // Where nothing new comes to it, too.
+    server.execute(&["RENAME", "{stable:0}:alarms.ids", "{stable:0}:elsewhere"]);
+    server.execute(&["SET", "{stable:0}:alarms.ids", "not ours"]);
+    let set = alarm("a", 10);
+    let removed = vec![delete("k"), Op::RemoveAlarm { name: set.name, id: set.id, revision: set.revision }];
+    assert!(matches!(commit(&store, 5, 0, removed.clone()).await, Err(StoreError::Rejected(_))));
+    server.execute(&["RENAME", "{stable:0}:elsewhere", "{stable:0}:alarms.ids"]);
+    assert_eq!((keys(&store, 0).await.len(), alarms(&store).await.len()), (1, 1));
+    commit(&store, 5, 0, removed).await.unwrap();
+    assert_eq!((keys(&store, 0).await.len(), alarms(&store).await.len()), (0, 0));
 }
 
 #[tokio::test]

@@ -9,17 +9,20 @@
 --       messages: member, progress
 --       dead letters: member, value
 --       values: identity, value
---       The counts are one text: for each of these kinds its number, from 1, how many rows are put and how many removed, all with a space
---       between.
+--       The counts are one text: how many alarms are put and how many removed, then for each other kind its number, from 2, and the same two,
+--       all with a space between.
 --
 -- A script that fails midway keeps what it has written. So of each batch everything that can be refused is found out first: owner,
--- sequence, the type of each key, each alarm's present revision. What is written then cannot fail any more.
+-- sequence, the type of each key, each alarm's present revision. What is written then cannot fail any more, but the first of it, which is
+-- refused as a whole.
 --
 -- Numbers of 64 bits come as text or as bytes: Lua's own are doubles. Text is never compared by `<`, which follows the
 -- server's locale.
+--
+-- Every call makes all functions and tables anew, and what a function takes from around it costs most: so what any batch needs is written out in
+-- the loop at the end, functions take everything as arguments, and what few batches need is made when the first of them comes.
 
 local KEYS, ARGV, call, pcall = KEYS, ARGV, redis.call, redis.pcall
-local byte, sub = string.byte, string.sub
 local INCARNATION, SEQ, SEQ_FIELD = ARGV[1], ARGV[3], 'seq:' .. ARGV[2]
 -- More arguments than this do not fit on Lua's stack.
 local MOST = 4000
@@ -29,11 +32,11 @@ local function is_smaller(a, b)
     if #a ~= #b then
         return #a < #b
     end
-    local a_high, b_high = tonumber(sub(a, 1, 10)), tonumber(sub(b, 1, 10))
+    local a_high, b_high = tonumber(a:sub(1, 10)), tonumber(b:sub(1, 10))
     if a_high ~= b_high then
         return a_high < b_high
     end
-    return (tonumber(sub(a, 11)) or 0) < (tonumber(sub(b, 11)) or 0)
+    return (tonumber(a:sub(11)) or 0) < (tonumber(b:sub(11)) or 0)
 end
 
 -- Tells whether the 16 bytes of `a` from `i` are a greater number than those of `b` from `j`.
@@ -51,13 +54,13 @@ local function is_greater(a, i, b, j)
 end
 
 -- The answer of a command that only reads, about arguments; one with `err` if the key is of another type.
-local function lookup(command, key, first, count)
-    if count <= MOST then
-        return pcall(command, key, unpack(ARGV, first, first + count - 1))
+local function lookup(most, command, key, first, count)
+    if count <= most then
+        return redis.pcall(command, key, unpack(ARGV, first, first + count - 1))
     end
     local found = {}
-    for from = 0, count - 1, MOST do
-        local some = lookup(command, key, first + from, math.min(MOST, count - from))
+    for from = 0, count - 1, most do
+        local some = redis.pcall(command, key, unpack(ARGV, first + from, first + math.min(from + most, count) - 1))
         if some.err then
             return some
         end
@@ -68,200 +71,218 @@ local function lookup(command, key, first, count)
     return found
 end
 
-local function change(command, key, list, first, count)
+local function change(most, command, key, list, first, count)
     local last = first + count - 1
-    for from = first, last, MOST do
-        call(command, key, unpack(list, from, math.min(from + MOST - 1, last)))
+    for from = first, last, most do
+        redis.call(command, key, unpack(list, from, math.min(from + most - 1, last)))
     end
 end
 
 local function wrong_type(key)
-    return { 'wrongtype', key, call('TYPE', key).ok }
+    return { 'wrongtype', key, redis.call('TYPE', key).ok }
 end
 
--- The refusal if a key is of another type than one that has a size by this command.
-local function check(size, key)
-    return type(pcall(size, key)) ~= 'number' and wrong_type(key)
+-- What a stored alarm is: layout (1), revision (16), due (8), row. Its place among the due is due and identity. What is neither of a newer version
+-- nor an alarm is written over.
+local function read_alarm(value)
+    local layout, row = value:byte(1), value:byte(26)
+    if layout and ((layout > 1 and layout < 32) or (layout == 1 and row and row > 1 and row < 32)) then
+        return 'newer'
+    end
+    return layout == 1 and row and 'alarm'
 end
 
--- An alarm is stored as: layout (1), revision (16), due (8), row. Its place among the due is due and identity.
-local LAYOUT, HEADER = 1, 25
-local function is_newer(value)
-    local layout, row = byte(value, 1), byte(value, HEADER + 1)
-    return layout and ((layout > LAYOUT and layout < 32) or (layout == LAYOUT and row and row > 1 and row < 32))
-end
-local function is_alarm(value)
-    return #value > HEADER and byte(value, 1) == LAYOUT
-end
-
--- Arguments of the commands that write a batch, each with the number of those that are valid: the next batch writes over them.
-local rows, row_count, due, due_count, ids, id_count = {}, 0, {}, 0, {}, 0
-local undue, undue_count, gone, gone_count = {}, 0, {}, 0
-
-local function check_alarms(key, put, removed, at)
-    local olds = lookup('HMGET', KEYS[key], at, put + removed)
-    local refused = olds.err and wrong_type(KEYS[key]) or check('ZCARD', KEYS[key + 1]) or check('ZCARD', KEYS[key + 2])
-    if refused then
-        return refused
+-- Checks and writes of the other kinds of rows.
+local function make_others(most, lookup, change, wrong_type)
+    -- The refusal if a key is of another type than one that has a size by this command.
+    local function check(size, key)
+        return type(redis.pcall(size, key)) ~= 'number' and wrong_type(key)
     end
-    row_count, due_count, id_count, undue_count, gone_count = 0, 0, 0, 0, 0
-    for i = 1, put do
-        local old, id, value = olds[i], ARGV[at + i - 1], ARGV[at + put + removed + i - 1]
-        local place, is_kept = sub(value, 18, 25) .. id, false
-        if old and is_newer(old) then
-            return { 'newer', id }
-        elseif old and is_alarm(old) then
-            local old_place = sub(old, 18, 25) .. id
-            is_kept = is_greater(old, 2, value, 2)
-            if not is_kept and old_place ~= place then
-                undue_count = undue_count + 1
-                undue[undue_count] = old_place
-            end
-        else
-            ids[id_count + 1], ids[id_count + 2] = '0', id
-            id_count = id_count + 2
-        end
-        if not is_kept then
-            rows[row_count + 1], rows[row_count + 2] = id, value
-            row_count = row_count + 2
-            due[due_count + 1], due[due_count + 2] = '0', place
-            due_count = due_count + 2
-        end
-    end
-    for i = put + 1, put + removed do
-        local old, id, revision = olds[i], ARGV[at + i - 1], ARGV[at + put + removed + i - 1]
-        if old and is_newer(old) then
-            return { 'newer', id }
-        elseif old and is_alarm(old) and not is_greater(old, 2, revision, 1) then
-            gone_count, undue_count = gone_count + 1, undue_count + 1
-            gone[gone_count] = id
-            undue[undue_count] = sub(old, 18, 25) .. id
-        end
-    end
-end
 
-local function write_alarms(key)
-    local ALARMS, DUE, IDS = KEYS[key], KEYS[key + 1], KEYS[key + 2]
-    -- Old places go before new ones come: the two may be equal.
-    change('ZREM', DUE, undue, 1, undue_count)
-    change('HDEL', ALARMS, gone, 1, gone_count)
-    change('ZREM', IDS, gone, 1, gone_count)
-    change('HSET', ALARMS, rows, 1, row_count)
-    change('ZADD', DUE, due, 1, due_count)
-    change('ZADD', IDS, ids, 1, id_count)
-end
+    local progress, progress_count, taken, taken_ids, taken_count = {}, 0, {}, {}, 0
 
-local progress, progress_count, taken, taken_ids, taken_count = {}, 0, {}, {}, 0
-
-local function check_messages(key, put, removed, at)
-    local ARRIVED = KEYS[key + 1]
-    local found = lookup('ZMSCORE', ARRIVED, at, put + removed)
-    local refused = check('HLEN', KEYS[key]) or found.err and wrong_type(ARRIVED) or check('HLEN', KEYS[key + 2])
-    if refused then
-        return refused
-    end
-    progress_count, taken_count = 0, 0
-    for i = 1, put do
-        if found[i] then
-            progress[progress_count + 1] = sub(ARGV[at + i - 1], 9)
-            progress[progress_count + 2] = ARGV[at + put + removed + i - 1]
-            progress_count = progress_count + 2
-        end
-    end
-    for i = put + 1, put + removed do
-        if found[i] then
-            local member = ARGV[at + i - 1]
-            taken_count = taken_count + 1
-            taken[taken_count], taken_ids[taken_count] = member, sub(member, 9)
-        end
-    end
-end
-
-local function write_messages(key)
-    local INBOX, ARRIVED, PROGRESS = KEYS[key], KEYS[key + 1], KEYS[key + 2]
-    change('HSET', PROGRESS, progress, 1, progress_count)
-    change('ZREM', ARRIVED, taken, 1, taken_count)
-    change('HDEL', INBOX, taken_ids, 1, taken_count)
-    change('HDEL', PROGRESS, taken_ids, 1, taken_count)
-end
-
--- Dead letters, and values.
-local fields, members = {}, {}
-
-local function check_rows(key)
-    return check('HLEN', KEYS[key]) or check('ZCARD', KEYS[key + 1])
-end
-
-local function write_rows(key, put, removed, at)
-    for i = 1, put do
-        local name = ARGV[at + i - 1]
-        fields[2 * i - 1], fields[2 * i] = name, ARGV[at + put + removed + i - 1]
-        members[2 * i - 1], members[2 * i] = '0', name
-    end
-    change('HSET', KEYS[key], fields, 1, 2 * put)
-    change('ZADD', KEYS[key + 1], members, 1, 2 * put)
-    change('HDEL', KEYS[key], ARGV, at + put, removed)
-    change('ZREM', KEYS[key + 1], ARGV, at + put, removed)
-end
-
-local checks = { check_alarms, check_messages, check_rows, check_rows }
-local writes = { write_alarms, write_messages, write_rows, write_rows }
-
--- For each kind of rows that a batch changes: the numbers of rows put and of rows removed, and where its keys and its arguments begin behind
--- those of the batch. Batches are much alike, so what a text says is kept.
-local known_counts = {}
-local function read_counts(text)
-    local counts = known_counts[text]
-    if counts then
-        return counts
-    end
-    counts = { keys = 1, arguments = 3 }
-    for number, put, removed in string.gmatch(text, '(%d) (%d+) (%d+)') do
-        number, put, removed = tonumber(number), tonumber(put), tonumber(removed)
-        counts[#counts + 1] = { number = number, put = put, removed = removed, key = counts.keys, at = counts.arguments }
-        counts.keys = counts.keys + (number <= 2 and 3 or 2)
-        counts.arguments = counts.arguments + 2 * put + (number == 1 and 2 or 1) * removed
-    end
-    known_counts[text] = counts
-    return counts
-end
-
-local function apply(key, at, counts)
-    local OWN, epoch, acknowledged = KEYS[key], ARGV[at], ARGV[at + 1]
-    local own = pcall('HMGET', OWN, 'epoch', 'owner', 'ended', SEQ_FIELD)
-    if own.err then
-        return wrong_type(OWN)
-    elseif own[1] ~= epoch or own[2] ~= INCARNATION or own[3] then
-        return { 'fenced', own[1] or '0', own[2] or '' }
-    end
-    local last = own[4]
-    if acknowledged ~= '' and last ~= acknowledged and (not last or is_smaller(last, acknowledged)) then
-        return { 'lost', last or '' }
-    elseif last == SEQ then
-        return 1
-    elseif last and is_smaller(SEQ, last) then
-        return { 'stale', last }
-    end
-    for i = 1, #counts do
-        local kind = counts[i]
-        local refused = checks[kind.number](key + kind.key, kind.put, kind.removed, at + kind.at)
+    local function check_messages(key, put, removed, at)
+        local ARRIVED = KEYS[key + 1]
+        local found = lookup(most, 'ZMSCORE', ARRIVED, at, put + removed)
+        local refused = check('HLEN', KEYS[key]) or found.err and wrong_type(ARRIVED) or check('HLEN', KEYS[key + 2])
         if refused then
             return refused
         end
+        progress_count, taken_count = 0, 0
+        for i = 1, put do
+            if found[i] then
+                progress[progress_count + 1] = ARGV[at + i - 1]:sub(9)
+                progress[progress_count + 2] = ARGV[at + put + removed + i - 1]
+                progress_count = progress_count + 2
+            end
+        end
+        for i = put + 1, put + removed do
+            if found[i] then
+                local member = ARGV[at + i - 1]
+                taken_count = taken_count + 1
+                taken[taken_count], taken_ids[taken_count] = member, member:sub(9)
+            end
+        end
     end
-    -- From here on nothing is refused.
-    call('HSET', OWN, SEQ_FIELD, SEQ)
-    for i = 1, #counts do
-        local kind = counts[i]
-        writes[kind.number](key + kind.key, kind.put, kind.removed, at + kind.at)
+
+    local function write_messages(key)
+        local INBOX, ARRIVED, PROGRESS = KEYS[key], KEYS[key + 1], KEYS[key + 2]
+        change(most, 'HSET', PROGRESS, progress, 1, progress_count)
+        change(most, 'ZREM', ARRIVED, taken, 1, taken_count)
+        change(most, 'HDEL', INBOX, taken_ids, 1, taken_count)
+        change(most, 'HDEL', PROGRESS, taken_ids, 1, taken_count)
     end
-    return 1
+
+    -- Dead letters, and values.
+    local fields, members = {}, {}
+
+    local function check_rows(key)
+        return check('HLEN', KEYS[key]) or check('ZCARD', KEYS[key + 1])
+    end
+
+    local function write_rows(key, put, removed, at)
+        for i = 1, put do
+            local name = ARGV[at + i - 1]
+            fields[2 * i - 1], fields[2 * i] = name, ARGV[at + put + removed + i - 1]
+            members[2 * i - 1], members[2 * i] = '0', name
+        end
+        change(most, 'HSET', KEYS[key], fields, 1, 2 * put)
+        change(most, 'ZADD', KEYS[key + 1], members, 1, 2 * put)
+        change(most, 'HDEL', KEYS[key], ARGV, at + put, removed)
+        change(most, 'ZREM', KEYS[key + 1], ARGV, at + put, removed)
+    end
+
+    -- For each of these kinds that a text names: how to check and to write it, the numbers of rows put and of rows removed, and where its keys and
+    -- its arguments begin behind those of the alarms.
+    local function read(text)
+        local kinds = { keys = 0, arguments = 0 }
+        for number, put, removed in string.gmatch(text, '(%d) (%d+) (%d+)') do
+            put, removed = tonumber(put), tonumber(removed)
+            local is_message = number == '2'
+            kinds[#kinds + 1] = {
+                check = is_message and check_messages or check_rows,
+                write = is_message and write_messages or write_rows,
+                put = put,
+                removed = removed,
+                key = kinds.keys,
+                at = kinds.arguments,
+            }
+            kinds.keys = kinds.keys + (is_message and 3 or 2)
+            kinds.arguments = kinds.arguments + 2 * put + removed
+        end
+        return kinds
+    end
+
+    -- Batches are much alike, so what a text says is kept.
+    local known = {}
+    return function(text)
+        local kinds = known[text] or read(text)
+        known[text] = kinds
+        return kinds
+    end
 end
 
-local answers, key, at = {}, 1, 4
-while at <= #ARGV do
-    local counts = read_counts(ARGV[at + 2])
-    answers[#answers + 1] = apply(key, at, counts)
-    key, at = key + counts.keys, at + counts.arguments
+-- Arguments of the commands that write the alarms of a batch, as far as they are counted there: the next batch writes over them.
+local rows, due, ids, undue, gone = {}, {}, {}, {}, {}
+local counts, put, removed, others, read_others
+local answers, key, at, last_at = {}, 1, 4, #ARGV
+
+while at <= last_at do
+    if ARGV[at + 2] ~= counts then
+        counts = ARGV[at + 2]
+        local rest
+        put, removed, rest = string.match(counts, '^(%d+) (%d+)(.*)$')
+        put, removed, others = tonumber(put), tonumber(removed), nil
+        if rest ~= '' then
+            read_others = read_others or make_others(MOST, lookup, change, wrong_type)
+            others = read_others(rest)
+        end
+    end
+    local alarms, first = put + removed, at + 3
+    local OWN, ALARMS, DUE, IDS = KEYS[key], KEYS[key + 1], KEYS[key + 2], KEYS[key + 3]
+    local other_key, other_at = key + (alarms > 0 and 4 or 1), first + 2 * alarms
+    local answer
+
+    local own, acknowledged = pcall('HMGET', OWN, 'epoch', 'owner', 'ended', SEQ_FIELD), ARGV[at + 1]
+    local last = own[4]
+    if own.err then
+        answer = wrong_type(OWN)
+    elseif own[1] ~= ARGV[at] or own[2] ~= INCARNATION or own[3] then
+        answer = { 'fenced', own[1] or '0', own[2] or '' }
+    elseif acknowledged ~= '' and last ~= acknowledged and (not last or is_smaller(last, acknowledged)) then
+        answer = { 'lost', last or '' }
+    elseif last == SEQ then
+        answer = 1
+    elseif last and is_smaller(SEQ, last) then
+        answer = { 'stale', last }
+    end
+
+    local row_count, id_count, undue_count, gone_count = 0, 0, 0, 0
+    if not answer and alarms > 0 then
+        local olds = lookup(MOST, 'HMGET', ALARMS, first, alarms)
+        if olds.err then
+            answer = wrong_type(ALARMS)
+        elseif type(pcall('ZCARD', DUE)) ~= 'number' then
+            answer = wrong_type(DUE)
+        end
+        for i = 1, answer and 0 or alarms do
+            local old, id, value = olds[i], ARGV[first + i - 1], ARGV[first + alarms + i - 1]
+            local stored = old and read_alarm(old)
+            if stored == 'newer' then
+                answer = { 'newer', id }
+                break
+            elseif i > put then
+                -- The value is the revision that is removed.
+                if stored and not is_greater(old, 2, value, 1) then
+                    gone_count, undue_count = gone_count + 1, undue_count + 1
+                    gone[gone_count], undue[undue_count] = id, old:sub(18, 25) .. id
+                end
+            elseif not (stored and is_greater(old, 2, value, 2)) then
+                local place = value:sub(18, 25) .. id
+                rows[row_count + 1], rows[row_count + 2] = id, value
+                due[row_count + 1], due[row_count + 2] = '0', place
+                row_count = row_count + 2
+                local old_place = stored and old:sub(18, 25) .. id
+                if not stored then
+                    ids[id_count + 1], ids[id_count + 2] = '0', id
+                    id_count = id_count + 2
+                elseif old_place ~= place then
+                    undue_count = undue_count + 1
+                    undue[undue_count] = old_place
+                end
+            end
+        end
+        -- Else nothing is written there, or first of all.
+        if not answer and gone_count > 0 and type(pcall('ZCARD', IDS)) ~= 'number' then
+            answer = wrong_type(IDS)
+        end
+    end
+    for i = 1, not answer and others and #others or 0 do
+        local kind = others[i]
+        answer = answer or kind.check(other_key + kind.key, kind.put, kind.removed, other_at + kind.at)
+    end
+    if not answer and id_count > 0 and type(pcall('ZADD', IDS, unpack(ids, 1, math.min(id_count, MOST)))) ~= 'number' then
+        answer = wrong_type(IDS)
+    end
+
+    -- From here on nothing is refused.
+    if not answer then
+        call('HSET', OWN, SEQ_FIELD, SEQ)
+        -- Old places go before new ones come: the two may be equal.
+        change(MOST, 'ZREM', DUE, undue, 1, undue_count)
+        change(MOST, 'HDEL', ALARMS, gone, 1, gone_count)
+        change(MOST, 'ZREM', IDS, gone, 1, gone_count)
+        change(MOST, 'HSET', ALARMS, rows, 1, row_count)
+        change(MOST, 'ZADD', DUE, due, 1, row_count)
+        change(MOST, 'ZADD', IDS, ids, MOST + 1, id_count - MOST)
+        for i = 1, others and #others or 0 do
+            local kind = others[i]
+            kind.write(other_key + kind.key, kind.put, kind.removed, other_at + kind.at)
+        end
+        answer = 1
+    end
+
+    answers[#answers + 1] = answer
+    key, at = other_key + (others and others.keys or 0), other_at + (others and others.arguments or 0)
 end
 return answers

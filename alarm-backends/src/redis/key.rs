@@ -35,7 +35,13 @@ impl Keys {
 
     /// Keys of a shard.
     pub(super) fn shard<const N: usize>(&self, shard: ShardId, suffixes: [&str; N]) -> [String; N] {
-        suffixes.map(|suffix| format!("{{{}:{shard}}}:{suffix}", self.prefix))
+        let tag = self.tag(shard);
+        suffixes.map(|suffix| [&*tag, suffix].concat())
+    }
+
+    /// The beginning of each key of a shard.
+    pub(super) fn tag(&self, shard: ShardId) -> String {
+        format!("{{{}:{shard}}}:", self.prefix)
     }
 
     /// The channel on which nudges are published.

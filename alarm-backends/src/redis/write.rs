@@ -108,9 +108,20 @@ impl<'a> Part<'a> {
         both.filter(|(_, put, removed)| put + removed > 0)
     }
 
-    fn keys(&self, keys: &Keys) -> impl Iterator<Item = String> {
+    fn put_keys(&self, keys: &Keys, into: &mut Vec<String>) {
+        let tag = keys.tag(self.batch.shard);
         let of_rows = self.kinds().flat_map(|(kind, ..)| keys_of::OF_ROWS[kind]).copied();
-        iter::once(keys_of::OWN).chain(of_rows).flat_map(|suffix| keys.shard(self.batch.shard, [suffix]))
+        into.extend(iter::once(keys_of::OWN).chain(of_rows).map(|suffix| [&*tag, suffix].concat()));
+    }
+
+    /// The numbers of operations as the script reads them: those of alarms are always there.
+    fn counts(&self) -> String {
+        let [put, removed, ..] = self.counts;
+        let mut text = format!("{put} {removed}");
+        for (kind, put, removed) in self.kinds().filter(|(kind, ..)| *kind > 0) {
+            text.extend([format!(" {} {put} {removed}", kind + 1)]);
+        }
+        text
     }
 
     fn put_arguments(&self, lane: Lane, command: &mut Cmd) {
@@ -120,8 +131,7 @@ impl<'a> Part<'a> {
             Some(seq) => command.arg(seq),
             None => command.arg(""),
         };
-        let counts = self.kinds().map(|(kind, put, removed)| format!("{} {put} {removed}", kind + 1));
-        command.arg(counts.collect::<Vec<_>>().join(" "));
+        command.arg(self.counts());
         for of_rows in self.ops.chunk_by(|one, next| one.kind / 2 == next.kind / 2) {
             for op in of_rows {
                 command.arg(&op.name);
@@ -208,7 +218,8 @@ impl Inner {
     }
 
     fn commit_call(&self, write: &Write, script: &'static Script, parts: &[Part<'_>]) -> Call {
-        let keys: Vec<String> = parts.iter().flat_map(|part| part.keys(&self.keys)).collect();
+        let mut keys = Vec::new();
+        parts.iter().for_each(|part| part.put_keys(&self.keys, &mut keys));
         let mut call = Call::new(script, &keys).once().arg(write.incarnation.0).arg(write.lane.0).arg(write.seq);
         for part in parts {
             part.put_arguments(write.lane, &mut call.command);
