@@ -37,6 +37,21 @@ pub(crate) fn spawn_on(runtime: &Runtime, task: impl Future<Output = ()> + Send 
     runtime.spawn(task).abort_handle()
 }
 
+/// Lets the tasks go first that were made ready before on the same thread.
+pub(crate) async fn after_others() {
+    let mut has_waited = false;
+    poll_fn(|task| {
+        if has_waited {
+            return Poll::Ready(());
+        }
+        has_waited = true;
+        // A task that wakes itself goes behind all that are ready.
+        task.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
 /// Waits for the first of the futures that is ready, and takes it out; for ever if there is none.
 pub(crate) async fn first_ready<T>(futures: &mut Vec<Pin<Box<dyn Future<Output = T> + Send>>>) -> T {
     poll_fn(|task| {

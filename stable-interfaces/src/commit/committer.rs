@@ -1,11 +1,12 @@
 //! Writes what handlers decided, many at a time, each exactly once.
 //!
 //! A lane has one write under way. What is queued meanwhile is the next one (natural batching: no delay window, and a lone
-//! caller waits for one commit and no more). Commits of a shard always go through the same lane, in the order they were
-//! queued. What is known of a write is answered; what is unknown is repeated under the same sequence number, until it is known or
-//! its shard is lost, and meanwhile its callers are told [`Failure::Unknown`]. Until then nothing later is sent of whatever shares
-//! that number in the store ([`Sequence`]): of the lane; or of its shard alone, and then the other shards of the lane go on beside it.
-//! A commit that was never sent for too long is withdrawn and fails for certain.
+//! caller waits for one commit and no more), and with it what those ask for who were just answered and are ready to go on. Commits
+//! of a shard always go through the same lane, in the order they were queued. What is known of a write is answered; what is unknown is
+//! repeated under the same sequence number, until it is known or its shard is lost, and meanwhile its callers are told
+//! [`Failure::Unknown`]. Until then nothing later is sent of whatever shares that number in the store ([`Sequence`]): of the lane; or of
+//! its shard alone, and then the other shards of the lane go on beside it. A commit that was never sent for too long is withdrawn and
+//! fails for certain.
 
 mod lane;
 #[cfg(test)]
@@ -30,7 +31,7 @@ use crate::store::client::{Backoff, CommitOptions};
 use crate::store::deadlines::{Deadlines, answered};
 use crate::store::{Batch, Epoch, ExternalTransaction, Incarnation, Lane, Op, Sequence, ShardId, Store, StoreError};
 use crate::sync::atomic::{AtomicUsize, Ordering};
-use crate::sync::{Arc, Mutex, Notify, first_ready};
+use crate::sync::{Arc, Mutex, Notify, after_others, first_ready};
 
 /// The most operations of one shard in a write, unless a single commit has more. Redis scripts stay short this way.
 const MAX_SHARD_OPS: usize = 1_000;
@@ -102,6 +103,8 @@ pub(crate) fn host_has_stopped() -> Arc<StoreError> {
 #[derive(Debug)]
 pub(crate) struct Committer {
     lanes: Box<[LaneQueue]>,
+    /// The number of commits in the write that ended last, of whichever lane.
+    last_write: AtomicUsize,
     incarnation: Incarnation,
     store: Deadlines,
     shards: Arc<Shards>,
@@ -170,7 +173,8 @@ impl Committer {
     ) -> Committer {
         let store = Deadlines::new(store, clock.clone(), options.store_timeout);
         let lanes = (0..options.lanes.max(1)).map(|_| LaneQueue::default()).collect();
-        Committer { lanes, incarnation, store, shards, clock, random, options }
+        let last_write = AtomicUsize::new(0);
+        Committer { lanes, last_write, incarnation, store, shards, clock, random, options }
     }
 
     fn lane(&self, shard: ShardId) -> &LaneQueue {
@@ -311,11 +315,23 @@ impl Committer {
             writer.begin();
             let may_take = writer.may_take();
             tokio::select! { biased;
-                ended = first_ready(&mut writer.running) => writer.end(ended),
+                ended = first_ready(&mut writer.running) => {
+                    self.last_write.store(writer.end(ended), Ordering::Relaxed);
+                }
                 () = wake.notified(), if may_take => {}
                 () = or_never(&mut writer.patience) => writer.leave_behind(),
             }
+            if self.expects_more(lane) {
+                after_others().await;
+            }
         }
+    }
+
+    /// Tells whether those that were answered last are more than what is queued: what they ask for next is to be in the next write and not in the
+    /// one behind it, if they are ready to ask.
+    fn expects_more(&self, lane: Lane) -> bool {
+        let answered = self.last_write.load(Ordering::Relaxed);
+        answered > 1 && self.lanes[usize::from(lane.0)].state.lock().queue.len() < answered
     }
 
     /// Takes the next write's worth of commits out of the queue.

@@ -43,6 +43,8 @@ pub(super) struct LaneWriter {
 struct Foremost {
     seq: u64,
     shards: BTreeSet<ShardId>,
+    /// The number of commits in it.
+    commits: usize,
 }
 
 /// Something to be sent.
@@ -160,11 +162,12 @@ impl LaneWriter {
             }
             let Some(sending) = self.number(group) else { continue };
             let shards = sending.groups.iter().map(|group| group.shard).collect();
+            let commits = sending.groups.iter().map(|group| group.commits.len()).sum();
             if self.sequence == Sequence::OfShard {
                 let patience = self.committer.options.store_timeout / PATIENCE;
                 self.patience = Some(self.committer.clock.sleep(patience));
             }
-            self.foremost = Some(Foremost { seq: sending.write.seq, shards });
+            self.foremost = Some(Foremost { seq: sending.write.seq, shards, commits });
             self.send(sending);
         }
     }
@@ -203,11 +206,13 @@ impl LaneWriter {
         Some(Sending { write, groups, then: VecDeque::new(), first_sent, failures: 0 })
     }
 
-    /// A write was sent once: what is left of it comes next, and holds up what shares its number.
-    pub(super) fn end(&mut self, ended: Ended) {
+    /// A write was sent once: what is left of it comes next, and holds up what shares its number. Returns the number of commits in it, if the
+    /// queue has waited for it.
+    pub(super) fn end(&mut self, ended: Ended) -> usize {
         let Ended { seq, shards, left } = ended;
-        if self.foremost.as_ref().is_some_and(|foremost| foremost.seq == seq) {
-            self.foremost = None;
+        let mut waited_for = 0;
+        if let Some(foremost) = self.foremost.take_if(|foremost| foremost.seq == seq) {
+            waited_for = foremost.commits;
             self.patience = None;
         }
         if self.sequence == Sequence::OfShard {
@@ -218,6 +223,7 @@ impl LaneWriter {
         for work in left.into_iter().rev() {
             self.waiting.push_front(work);
         }
+        waited_for
     }
 
     /// The queue waits no longer for the write under way.

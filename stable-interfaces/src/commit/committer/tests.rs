@@ -312,3 +312,28 @@ async fn a_write_has_no_more_bytes_than_it_may_however_many_commits_wait() {
     }
     assert_eq!(world.store.calls(Method::Commit), 1 + u64::from(SHARDS), "no two fit into one");
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_was_just_answered_is_in_the_next_write_with_what_has_waited() {
+    let world = Arc::new(World::of_lane().await);
+    world.store.set_chance(Method::Commit, Fault::Delay(Duration::from_millis(2)), 1.0);
+    let ask = |shard: u32| {
+        let world = world.clone();
+        tokio::spawn(async move {
+            if shard == 3 {
+                // While the first write of the others is under way.
+                world.clock.sleep(Duration::from_millis(1)).await;
+            }
+            for round in 0..10 {
+                let ticket = world.push(shard, &[round]);
+                assert!(world.told(&ticket).await.is_ok());
+            }
+        })
+    };
+    for caller in (0..SHARDS).map(ask).collect::<Vec<_>>() {
+        caller.await.unwrap();
+    }
+    let log = world.store.log();
+    let sizes: Vec<usize> = log.iter().filter(|call| call.method == Method::Commit).map(|call| call.size).collect();
+    assert_eq!(sizes, [3, 4, 4, 4, 4, 4, 4, 4, 4, 4, 1]);
+}
