@@ -45,7 +45,7 @@ async fn connect(from: &str, to: SocketAddr) -> TcpStream {
     socket.connect(to).await.expect("it listens")
 }
 
-/// Whatever is answered until the connection ends.
+/// The answer, as it comes until the connection ends.
 async fn answer(mut stream: TcpStream, request: &[u8]) -> String {
     let mut answer = Vec::new();
     // Refused half-way, there may be nobody to write to any more.

@@ -22,7 +22,7 @@ use system_tests::{
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3_600);
 
-/// What fired: alarm, milliseconds after the start, attempt.
+/// The firings so far: alarm, milliseconds after the start, attempt.
 fn fired(world: &World) -> Vec<(String, i64, u32)> {
     world.script.fired().into_iter().map(|Fired { alarm, at, attempt, .. }| (alarm, at, attempt)).collect()
 }

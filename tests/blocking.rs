@@ -44,7 +44,7 @@ fn start(runtime: &Runtime, mut builder: HostBuilder) -> (Host, Interface<Blocke
     (runtime.block_on(builder.start()).unwrap(), blockers)
 }
 
-/// What was logged, with the time of each line.
+/// Lines that were logged, with the time of each line.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<(Instant, String)>>>);
 

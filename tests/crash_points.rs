@@ -374,7 +374,7 @@ const SCENARIOS: [(&str, Scenario); 20] = [
     }),
 ];
 
-/// What probes do with alarms and messages: what their name says.
+/// Does with alarms and messages what their name says.
 async fn handle(
     cx: &mut Context,
     kind: &str,

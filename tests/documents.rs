@@ -1,4 +1,4 @@
-//! What the documents say of the tests is true.
+//! Checks that what the documents say of the tests is true.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -73,7 +73,7 @@ fn every_guard_that_the_reliability_document_names_is_there() {
     }
 }
 
-/// Whether a line is a row of the table of faults.
+/// Tells that a line is a row of the table of faults.
 fn is_fault(line: &&str) -> bool {
     line.starts_with("| ") && line[2..].starts_with(|c: char| c.is_ascii_digit())
 }
@@ -240,7 +240,7 @@ fn the_guide_to_flows_has_the_words_that_a_blocked_flow_says() {
     assert!(compared > 20, "only {compared} texts were compared");
 }
 
-/// What an application meets first, as it is declared.
+/// Items that an application meets first, as it is declared.
 const MAIN_ITEMS: [&str; 19] = [
     "pub struct Host {",
     "pub struct HostBuilder {",
@@ -334,7 +334,7 @@ fn every_promise_is_the_readmes_and_the_file_that_keeps_it_exists_and_has_a_head
     }
 }
 
-/// What a hard look has found, by the letter of its section and how many faults that has.
+/// Faults that a hard look has found, by the letter of its section and how many faults that has.
 const FOUND: [(char, usize); 5] = [('A', 8), ('B', 7), ('C', 9), ('D', 14), ('E', 9)];
 
 #[test]
@@ -440,14 +440,7 @@ fn places(folders: &[&str], words: &[&str]) -> String {
 
 #[test]
 fn no_doc_comment_opens_with_a_question_word() {
-    let folders = [
-        "stable-interfaces/src",
-        "alarm-backends/src",
-        "alarm-backends/tests",
-        "callback-flows/src",
-        "examples",
-        "benches/src",
-    ];
+    let folders = ["stable-interfaces", "alarm-backends", "callback-flows", "examples", "benches/src", "tests"];
     let found = places(&folders, &QUESTION_WORDS);
     assert!(found.is_empty(), "begin with a verb or a noun:\n{found}");
 }
@@ -460,8 +453,8 @@ fn no_doc_comment_opens_with_a_pronoun() {
 
 #[test]
 fn a_doc_comment_that_opens_with_a_question_word_is_found_with_its_line() {
-    let source = "//! Whether it is found.\n//! What follows is no opening.\n\n/// A noun.\n/// How it goes on.\nfn f() {\n    \
-                  /// Why: a reason.\n    x: u8,\n    // What a plain comment says.\n    /// Whoever asks.\n}\n";
+    let source = "//! Whether it is found.\n//! What follows is no opening.\n\n/// A noun.\n/// How it goes on.\nfn f() {\n\
+                  \x20   /// Why: a reason.\n    x: u8,\n    // What a plain comment says.\n    /// Whoever asks.\n}\n";
     let lines: Vec<_> = openings(source, &QUESTION_WORDS).into_iter().map(|(number, _)| number).collect();
     assert_eq!(lines, [1, 7]);
 }

@@ -1,4 +1,4 @@
-//! What handlers record: durable as one, exactly once, and before anybody outside sees anything of it.
+//! Effects that handlers record: durable as one, exactly once, and before anybody outside sees anything of it.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -37,7 +37,7 @@ fn delete(key: &'static str) -> Do<()> {
     act(move |_, cx| Box::pin(async move { Ok(cx.delete(key)?) }))
 }
 
-/// Whether `error` says for certain that nothing happened.
+/// Tells that `error` says for certain that nothing happened.
 fn is_certain(error: &RequestError<Failed>) -> bool {
     matches!(error, RequestError::Store(_)) && !error.may_have_happened()
 }
@@ -429,7 +429,7 @@ on_each_store! {
     }
 }
 
-/// How a handler ends that has committed a part of its effects.
+/// The end of a handler that has committed a part of its effects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
     Fails,

@@ -125,7 +125,7 @@ impl Serving {
         assert!(sent.expect("kill can be run").success(), "it is still there");
     }
 
-    /// Where it listens, if it serves.
+    /// The address that the example listens on, if it serves.
     #[must_use]
     pub fn address(&self) -> &str {
         &self.address

@@ -1,4 +1,4 @@
-//! What happens to a fleet, with real processes over a real Postgres and a real Redis: two hosts of one name, a host that stands
+//! Fates of a fleet, with real processes over a real Postgres and a real Redis: two hosts of one name, a host that stands
 //! still for longer than its lease, a fleet that grows under load, a host that is configured for another fleet.
 //!
 //! `FULL=1` makes the leases 15 s long, as they are by default, and pauses 30 s; else they are shorter, and everything else in proportion.
@@ -56,7 +56,7 @@ impl World {
         }
     }
 
-    /// Where a host's rows are, which knows this list of hosts. What follows a `+` in its name here tells two processes of one name
+    /// The place of the rows of a host that knows this list of hosts. What follows a `+` in its name here tells two processes of one name
     /// apart.
     fn place(&self, fleet: &str, shards: u32) -> impl Fn(&str) -> Place + use<> {
         let (kind, url, fleet) = (self.kind, self.url.clone(), fleet.to_owned());

@@ -25,14 +25,14 @@ use tokio::task::JoinHandle;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// What the application's code does wherever it is called, shown or dropped.
+/// Conduct of the application's code wherever it is called, shown or dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Habit {
     Panics,
     LooksBack,
 }
 
-/// What all [`Odd`]s of a scene share.
+/// The state that all [`Odd`]s of a scene share.
 struct Manner {
     habit: Habit,
     cells: OnceLock<Interface<Cell>>,

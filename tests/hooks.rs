@@ -1,4 +1,4 @@
-//! What probes do with messages from their inbox and with connections, unless a test says otherwise.
+//! Hooks of probes for messages from their inbox and for connections, unless a test says otherwise.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -35,7 +35,7 @@ type ReceiveHook = Arc<
         + 'static,
 >;
 
-/// What the probes of a world do with messages and connections, and what came.
+/// Hooks for the messages and connections of a world's probes, and a record of those that came.
 #[derive(Default)]
 pub(crate) struct Hooks {
     on_message: Mutex<Option<MessageHook>>,
@@ -52,7 +52,7 @@ pub struct Taken {
     pub instance: String,
     /// The message's ID.
     pub message: String,
-    /// Which attempt it was.
+    /// The number of the attempt.
     pub attempt: u32,
 }
 
@@ -86,7 +86,7 @@ impl fmt::Debug for Peers {
 }
 
 impl Script {
-    /// What probes do with a message from their inbox, after it was recorded. Default: nothing.
+    /// Sets the hook for a message from their inbox, after it was recorded. Default: nothing.
     pub fn on_message(
         &self,
         hook: impl for<'a> Fn(&'a mut Probe, &'a mut Context, &'a Message) -> BoxFuture<'a, Result<(), Failed>>
@@ -97,7 +97,7 @@ impl Script {
         *self.0.hooks.on_message.lock() = Some(Arc::new(hook));
     }
 
-    /// What probes do with a client that asks to be connected. Default: they accept and keep its peer.
+    /// Sets the hook for a client that asks to be connected. Default: they accept and keep its peer.
     pub fn on_connect(
         &self,
         hook: impl for<'a> Fn(
@@ -113,7 +113,7 @@ impl Script {
         *self.0.hooks.on_connect.lock() = Some(Arc::new(hook));
     }
 
-    /// What probes do with a client's message. Default: they send it back.
+    /// Sets the hook for a client's message. Default: they send it back.
     pub fn on_receive(
         &self,
         hook: impl for<'a> Fn(&'a mut Probe, &'a mut Context, ConnectionId, i64) -> BoxFuture<'a, Result<(), Failed>>

@@ -1,4 +1,4 @@
-//! What holds for every instance: one message at a time, in the order they came, whatever its handlers and callers do.
+//! Rules that hold for every instance: one message at a time, in the order they came, whatever its handlers and callers do.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 

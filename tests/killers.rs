@@ -22,7 +22,7 @@ use system_tests::{Failed, Site, World, get, put};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// How often a mark was written, and how often anything.
+/// The number of times that a mark was written, and that anything was.
 #[derive(Default)]
 struct Writes {
     marks: AtomicU64,
@@ -325,7 +325,7 @@ const OTHERS: usize = 100;
 /// An instance whose alarm `killer` ends the process.
 struct Victim;
 
-/// How many handlers of this process run now.
+/// The number of handlers of this process that run now.
 static RUNNING: AtomicUsize = AtomicUsize::new(0);
 
 impl StableInterface for Victim {

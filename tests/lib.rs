@@ -158,7 +158,7 @@ pub struct Fired {
     pub attempt: u32,
 }
 
-/// What all probes of a world do, and what they did.
+/// The script of all probes of a world, and a record of what they did.
 #[derive(Clone, Default)]
 pub struct Script(Arc<ScriptState>);
 
@@ -173,13 +173,13 @@ struct ScriptState {
     notes: Mutex<Vec<String>>,
     /// Counts the hosts that were started.
     hosts: AtomicU64,
-    /// Which instances of which host run a handler.
+    /// The instances, each with its host, that run a handler.
     running: Mutex<BTreeSet<(u64, String)>>,
     overlaps: Mutex<Vec<String>>,
 }
 
 impl Script {
-    /// What probes do when they start.
+    /// Sets the hook for their start.
     pub fn on_start(
         &self,
         hook: impl for<'a> Fn(&'a mut Probe, &'a mut Context) -> BoxFuture<'a, Result<(), Failed>> + Send + Sync + 'static,
@@ -187,7 +187,7 @@ impl Script {
         *self.0.on_start.lock() = Some(Arc::new(hook));
     }
 
-    /// What probes do when an alarm fires, after it was recorded.
+    /// Sets the hook for an alarm that fires, after it was recorded.
     pub fn on_alarm(
         &self,
         hook: impl for<'a> Fn(&'a mut Probe, &'a mut Context, &'a Alarm) -> BoxFuture<'a, Result<(), Failed>>
@@ -238,13 +238,13 @@ impl Script {
 pub struct Probe {
     /// Its ID, as it was built with.
     pub id: String,
-    /// Which of all probes that were ever built this is, from 1.
+    /// The number of the probe among all that were ever built, from 1.
     pub life: u64,
-    /// What it keeps in memory.
+    /// Lines that the probe keeps in memory.
     pub memory: Vec<String>,
     /// Its connections.
     pub peers: Peers,
-    /// What all probes of this world share.
+    /// The script that all probes of this world share.
     pub script: Script,
     clock: SimClock,
     host: u64,
@@ -355,10 +355,10 @@ pub struct World {
     pub clock: SimClock,
     /// The store, which fails on demand.
     pub store: FaultStore,
-    /// What its probes do.
+    /// The script of the world's probes.
     pub script: Script,
     disk: Disk,
-    /// What `store` wraps.
+    /// The store that `store` wraps.
     inner: Arc<dyn Store>,
 }
 

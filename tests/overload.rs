@@ -15,7 +15,7 @@ use system_tests::{
 use tokio::task::JoinSet;
 
 const SECOND: Duration = Duration::from_secs(1);
-/// What one handler takes: twenty of them fill a second.
+/// The time that one handler takes: twenty of them fill a second.
 const WORK: Duration = Duration::from_millis(50);
 
 /// Adds one to a counter in memory, and to one in the store, after a while.
@@ -35,7 +35,7 @@ async fn stored(site: &Site, id: &str) -> u64 {
     site.probes.request(id, get("n")).await.unwrap().unwrap_or(0).unsigned_abs()
 }
 
-/// What callers were told.
+/// Answers that callers were given.
 #[derive(Debug, Default)]
 struct Told {
     done: AtomicU64,
@@ -314,13 +314,13 @@ async fn at_the_cap_of_instances_a_new_one_is_refused_only_if_all_are_busy() {
     }
 }
 
-/// How many alarms or messages wait for one slow instance, and how many may be handled at once.
+/// The number of alarms or messages that wait for one slow instance, and of those that may be handled at once.
 fn crowds() -> [(usize, usize); 4] {
     let large = if std::env::var_os("QUICK").is_some() { 3_000 } else { 10_000 };
     [(1, 4), (100, 4), (2_000, 1_024), (large, 4)]
 }
 
-/// How many other instances are due beside it.
+/// The number of other instances that are due beside it.
 const OTHERS: usize = 20;
 
 /// A host with one shard and so many places, and its one slow instance.

@@ -1,4 +1,4 @@
-//! Who owns what: several hosts over one store, one after the other and at once.
+//! Ownership of shards: several hosts over one store, one after the other and at once.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 

@@ -317,7 +317,7 @@ impl Handle<Add> for Counter {
     }
 }
 
-/// What one client of a counter was told.
+/// Answers that one client of a counter was given.
 #[derive(Default)]
 struct Told {
     acknowledged: AtomicI64,

@@ -15,7 +15,7 @@ use system_tests::{Failed, Site, World, act, get, life, on_each_store, put, spaw
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// What becomes of a transaction's commit.
+/// The fate of a transaction's commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Course {
     Lands,
@@ -26,7 +26,7 @@ enum Course {
     Hangs(Duration, bool),
 }
 
-/// Which of a handler's commits it is.
+/// The place among a handler's commits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
     Last,
@@ -41,7 +41,7 @@ struct Bare {
     write: Option<Write>,
 }
 
-/// What the transactions of a world share.
+/// The state that the transactions of a world share.
 struct Shared {
     store: stable_interfaces::testing::FaultStore,
     clock: stable_interfaces::testing::SimClock,

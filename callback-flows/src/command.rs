@@ -1,4 +1,4 @@
-//! Whatever may be asked of a flow from outside, and how it is posted.
+//! Commands: all that may be asked of a flow from outside, and how it is posted.
 
 use std::sync::Arc;
 

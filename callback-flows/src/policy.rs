@@ -42,7 +42,7 @@ type Check = fn(&[u8]) -> Result<(), serde_json::Error>;
 /// The place that a call's ID is taken from.
 #[derive(Debug, Clone)]
 enum CallId {
-    /// Whoever hands the call over says it.
+    /// The word of whoever hands the call over.
     Given,
     Header(String),
     Body,

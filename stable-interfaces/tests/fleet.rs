@@ -1,4 +1,4 @@
-//! Where instances live. The vectors in this file can never change: stores were written under them.
+//! Places of instances. The vectors in this file can never change: stores were written under them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

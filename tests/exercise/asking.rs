@@ -96,7 +96,7 @@ where
     Some((answer, site))
 }
 
-/// Whoever is told that a time was over has waited for that time.
+/// Checks that whoever is told that a time was over has waited for that time.
 async fn in_time<R>(client: &Client<App>, asking: impl Future<Output = Answer<R>>) -> Answer<R> {
     let sent = client.now();
     let answer = asking.await;

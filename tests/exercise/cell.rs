@@ -84,7 +84,7 @@ pub struct Cell {
     pub(super) total: i64,
     /// Its connections, and how much was sent on each.
     pub(super) peers: BTreeMap<ConnectionId, (Peer<Reply>, u64)>,
-    /// What came with a message and stays until the next such one, or for as long as the instance.
+    /// The value that came with a message and stays until the next such one, or for as long as the instance.
     pub(super) kept: Option<Odd>,
     /// The last messages of its inbox.
     pub(super) messages: VecDeque<Message>,
@@ -378,7 +378,7 @@ impl OnMessage for Cell {
     }
 }
 
-/// What an instance sends to a client: how many it has sent before, and which effect has happened.
+/// A message of an instance to a client: the number of those sent before, and the effect that has happened.
 #[derive(Debug)]
 pub struct Reply(pub(super) u64, pub(super) u64, pub(super) Option<Odd>);
 

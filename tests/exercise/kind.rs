@@ -1,8 +1,8 @@
-//! What the handlers of alarms and messages do, by the meta or body that these carry.
+//! Conduct of the handlers of alarms and messages, by the meta or body that these carry.
 
 use serde_json::{Value, json};
 
-/// What the handler of an alarm or message does.
+/// Conduct of the handler of an alarm or message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     /// It counts.
@@ -48,7 +48,7 @@ impl Kind {
         (kind, meta[1].as_u64().unwrap_or(0))
     }
 
-    /// How often its effect happens.
+    /// The number of times that the effect of such a handler happens.
     pub(super) fn times(self) -> (i64, i64) {
         match self {
             Kind::Again => (3, 3),

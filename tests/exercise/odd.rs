@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Shared;
 
-/// What an odd value does.
+/// Conduct of an odd value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Habit {
     Panics,

@@ -24,7 +24,7 @@ pub struct Scout {
 #[derive(Serialize, Deserialize)]
 pub struct Errand {
     pub(super) cell: String,
-    /// What the scout counts, and what the cell.
+    /// The counts of the scout and of the cell.
     pub(super) effects: (u64, u64),
     /// Told what the cell said.
     pub(super) awaited: Awaited,

@@ -1,4 +1,4 @@
-//! What a store has to hold after each step, and to answer to it.
+//! The rows that a store has to hold after each step, and its answer to it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,7 +9,7 @@ use stable_interfaces::{Posted, Timestamp};
 use super::rows::{BODIES, Item, LIVES, Rest, alarm_row, dead_key, host_of, id, letter, name, time};
 use super::steps::{Change, Number, Step, Under};
 
-/// What the store has to answer to the last step.
+/// The answer that the store has to give to the last step.
 #[derive(Debug, Clone, Default)]
 pub(super) enum Expected {
     /// The step was not possible: nothing was asked.
@@ -70,7 +70,7 @@ pub(super) struct Mail {
 pub(super) struct Shard {
     pub(super) epoch: u64,
     pub(super) owner: Option<u64>,
-    /// What the owner was told, and without one what the next will be told.
+    /// The word that the owner was given, and without one the word that the next will be given.
     pub(super) is_clean: bool,
     pub(super) alarms: BTreeMap<Item, AlarmRow>,
     pub(super) inbox: BTreeMap<Item, Mail>,
@@ -78,11 +78,11 @@ pub(super) struct Shard {
     pub(super) values: BTreeMap<Item, Bytes>,
 }
 
-/// What a store has to hold, and to answer.
+/// The rows and answers that a store has to have.
 #[derive(Debug, Clone)]
 pub(crate) struct Model {
     pub(super) forgets_lives: bool,
-    /// How often the store was closed: the processes that used it are gone then, and their lives with them.
+    /// The number of times that the store was closed: the processes that used it are gone then, and their lives with them.
     pub(super) closed: u64,
     pub(super) is_configured: bool,
     pub(super) lives: BTreeMap<u64, Life>,
@@ -211,7 +211,7 @@ impl Model {
         Expected::Claimed { asked, given_up, granted, held }
     }
 
-    /// What a claim says to have been given up, once these have been.
+    /// The shards that a claim says to have been given up, once these have been.
     fn give_up(&mut self, me: u64, asked: &[u32], gives_up: &[u32]) -> Vec<(u32, u64)> {
         let Some(life) = self.lives.get_mut(&me) else { return Vec::new() };
         for id in gives_up {

@@ -9,7 +9,7 @@ use stable_interfaces::store::{
 };
 
 pub(super) const SHARDS: u32 = 3;
-/// How many lives of hosts there are at once: every other one of the same host.
+/// The number of lives of hosts that there are at once: every other one of the same host.
 pub(super) const LIVES: u64 = 6;
 /// Few, so that steps meet, and such as are alike.
 pub(super) const NAMES: [(&str, &str); 3] = [("order", "a"), ("order", "ab"), ("order-2", "a")];
@@ -45,10 +45,10 @@ pub(super) fn host_of(life: u64) -> &'static str {
     ["host-a", "host-b"][usize::from(life % 2 == 1)]
 }
 
-/// Whose and which: the identity of an alarm, a message, or a storage value.
+/// The owner and the name: the identity of an alarm, a message, or a storage value.
 pub(super) type Item = (InstanceName, Arc<str>);
 
-/// What rows of both kinds have beside their identity.
+/// The part that rows of both kinds have beside their identity.
 #[derive(Debug, Clone)]
 pub(crate) struct Rest {
     pub(super) attempt: u32,

@@ -1,4 +1,4 @@
-//! What is asked of a store, one step after the other, and how a step is drawn.
+//! Steps: questions to a store, one after the other, and the way in which they are drawn.
 
 use std::collections::BTreeMap;
 
@@ -59,7 +59,7 @@ pub(crate) enum Change {
 }
 
 impl Change {
-    /// What no two operations of a batch may share.
+    /// The target, which no two operations of a batch may share.
     pub(super) fn target(&self) -> (u8, usize, usize, usize) {
         match *self {
             Change::PutAlarm { who, id, .. } | Change::RemoveAlarm { who, id, .. } => (0, who, id, 0),
@@ -72,7 +72,7 @@ impl Change {
     }
 }
 
-/// Under which epoch a batch is sent.
+/// The epoch under which a batch is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Under {
     /// The one its writer was granted last.
@@ -82,7 +82,7 @@ pub(crate) enum Under {
     Future,
 }
 
-/// Which number a write has.
+/// The number of a write.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Number {
     /// So much above the last of its lane.

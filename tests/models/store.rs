@@ -1,4 +1,4 @@
-//! What the contract of [`Store`] says, as maps: who owns which shard, what a write is answered, what is stored then.
+//! The contract of [`Store`], as maps: who owns which shard, what a write is answered, what is stored then.
 //!
 //! Written from the contract's text and from no store. Of two things a model can know nothing, and leaves them open: when the store's
 //! clock stamps a message, which is looked up once it is posted; and how a write is answered that a newer one has overtaken: it may

@@ -34,7 +34,7 @@ pub(crate) struct Tested {
     runtime: Arc<Runtime>,
     open: Open,
     stores: Option<[Arc<dyn Store>; 2]>,
-    /// Whether to look at everything after every step; else at what the step may have changed, and at everything in the end.
+    /// Says to look at everything after every step; else at what the step may have changed, and at everything in the end.
     looks_everywhere: bool,
     arrivals: BTreeMap<(u32, Item), Timestamp>,
     sent: BTreeMap<(u64, u16, u64), Write>,

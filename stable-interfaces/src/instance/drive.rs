@@ -1,4 +1,4 @@
-//! Whoever keeps a slot busy: runs its messages one after the other until it is idle.
+//! The driver of a slot: keeps it busy and runs its messages one after the other until it is idle.
 //!
 //! The first polls happen where the message came from; what needs more moves to a task of the host, with the rest of the queue. While a
 //! turn takes long, queued messages whose own time is over are refused.

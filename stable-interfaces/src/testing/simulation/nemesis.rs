@@ -72,7 +72,7 @@ enum Event {
     CutWatches,
     /// Nothing comes through from a host to another, or either way.
     CutLinks,
-    /// Whatever goes from a host to another takes its time.
+    /// A link on which all that goes from a host to another takes its time.
     SlowLink,
     /// A host dies with a frame on its way.
     StopFrame,
