@@ -126,7 +126,7 @@ impl Broken {
         for held in &claimed.held {
             let owner = self.state.lock().owners.get(&held.shard).map(|(owner, _)| *owner);
             if let Some(owner) = owner {
-                self.inner.release(owner, &[held.shard]).await?;
+                self.inner.release(owner, &[(held.shard, None)]).await?;
             }
         }
         let mut again = self.inner.claim(claim).await?;
@@ -235,12 +235,12 @@ impl Store for Broken {
         Ok(renewed)
     }
 
-    async fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {
-        self.inner.release(incarnation, shards).await
+    async fn release(&self, incarnation: Incarnation, given_up: &[(ShardId, Option<Epoch>)]) -> Result<(), StoreError> {
+        self.inner.release(incarnation, given_up).await
     }
 
-    async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
-        self.inner.cordon(host, is_cordoned).await
+    async fn cordon(&self, member: Incarnation, is_cordoned: bool) -> Result<bool, StoreError> {
+        self.inner.cordon(member, is_cordoned).await
     }
 
     async fn members(&self) -> Result<Members, StoreError> {

@@ -24,8 +24,8 @@ use alarm_backends::FjallStore;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use stable_interfaces::store::{
-    Claim, Claimed, Found, Hints, Incarnation, Loaded, Members, NewMessage, Page, Read, Renewal, Renewed, ShardId,
-    Write,
+    Claim, Claimed, Epoch, Found, Hints, Incarnation, Loaded, Members, NewMessage, Page, Read, Renewal, Renewed,
+    ShardId, Write,
 };
 use stable_interfaces::testing::{FaultStore, History, SeededRandom, SimClock, StoreDump, Witness};
 use stable_interfaces::{
@@ -640,12 +640,12 @@ impl Store for Between {
         }
     }
 
-    async fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {
-        self.inner.release(incarnation, shards).await
+    async fn release(&self, incarnation: Incarnation, given_up: &[(ShardId, Option<Epoch>)]) -> Result<(), StoreError> {
+        self.inner.release(incarnation, given_up).await
     }
 
-    async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
-        self.inner.cordon(host, is_cordoned).await
+    async fn cordon(&self, member: Incarnation, is_cordoned: bool) -> Result<bool, StoreError> {
+        self.inner.cordon(member, is_cordoned).await
     }
 
     async fn members(&self) -> Result<Members, StoreError> {

@@ -14,8 +14,8 @@ use alarm_backends::testing::servers::{Postgres, Redis, RedisOptions};
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use stable_interfaces::store::{
-    Claim, Claimed, Found, Hints, Incarnation, Loaded, Members, NewMessage, Page, Read, Renewal, Renewed, ShardId,
-    Write,
+    Claim, Claimed, Epoch, Found, Hints, Incarnation, Loaded, Members, NewMessage, Page, Read, Renewal, Renewed,
+    ShardId, Write,
 };
 use stable_interfaces::{
     Ended, Fleet, Health, MemoryStore, NewPost, Posted, RequestError, Store, StoreError, Timestamp,
@@ -108,13 +108,13 @@ impl Store for Losing {
         self.current().renew(renewal).await
     }
 
-    async fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {
+    async fn release(&self, incarnation: Incarnation, given_up: &[(ShardId, Option<Epoch>)]) -> Result<(), StoreError> {
         self.check(incarnation)?;
-        self.current().release(incarnation, shards).await
+        self.current().release(incarnation, given_up).await
     }
 
-    async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
-        self.current().cordon(host, is_cordoned).await
+    async fn cordon(&self, member: Incarnation, is_cordoned: bool) -> Result<bool, StoreError> {
+        self.current().cordon(member, is_cordoned).await
     }
 
     async fn members(&self) -> Result<Members, StoreError> {

@@ -28,8 +28,8 @@ use fjall::PersistMode;
 use parking_lot::Mutex;
 use stable_interfaces::clock::{Clock, SystemClock};
 use stable_interfaces::store::{
-    Claim, Claimed, Found, Hint, HintSender, Hints, Incarnation, Loaded, Members, NewMessage, Page, Read, Renewal,
-    Renewed, Roster, Sequence, ShardId, Write,
+    Claim, Claimed, Epoch, Found, Hint, HintSender, Hints, Incarnation, Loaded, Members, NewMessage, Page, Read,
+    Renewal, Renewed, Roster, Sequence, ShardId, Write,
 };
 use stable_interfaces::{Posted, Store, StoreError};
 
@@ -367,24 +367,24 @@ impl Inner {
         Ok(Renewed { owned, unknown: Vec::new(), inbox, now: self.clock.now(), members })
     }
 
-    fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {
+    fn release(&self, incarnation: Incarnation, given_up: &[(ShardId, Option<Epoch>)]) -> Result<(), StoreError> {
         let mut state = self.state.lock();
         self.check_running()?;
-        let released = state.ownership.releasable(incarnation, shards);
+        let released = state.ownership.releasable(incarnation, given_up);
         self.write_shards(&released, None)?;
         state.ownership.release(&released);
-        if state.ownership.owns_nothing(incarnation) {
-            state.members.owns_nothing(incarnation);
+        if state.ownership.owns_nothing(incarnation) && state.members.owns_nothing(incarnation) {
+            state.ownership.end(incarnation);
         }
         state.hint(Hint::Fleet);
         Ok(())
     }
 
-    fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
+    fn cordon(&self, member: Incarnation, is_cordoned: bool) -> Result<bool, StoreError> {
         let mut state = self.state.lock();
         self.check_running()?;
         let (now, version) = (self.clock.elapsed(), state.members.version());
-        let is_there = state.members.cordon(host, is_cordoned, now);
+        let is_there = state.members.cordon(member, is_cordoned, now);
         state.members_since(version, now);
         Ok(is_there)
     }
@@ -433,14 +433,13 @@ impl Store for FjallStore {
         self.blocking(Purpose::Ownership, move |inner| inner.renew(&renewal)).await
     }
 
-    async fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {
-        let shards = shards.to_vec();
-        self.blocking(Purpose::Ownership, move |inner| inner.release(incarnation, &shards)).await
+    async fn release(&self, incarnation: Incarnation, given_up: &[(ShardId, Option<Epoch>)]) -> Result<(), StoreError> {
+        let given_up = given_up.to_vec();
+        self.blocking(Purpose::Ownership, move |inner| inner.release(incarnation, &given_up)).await
     }
 
-    async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
-        let host = host.to_owned();
-        self.blocking(Purpose::Ownership, move |inner| inner.cordon(&host, is_cordoned)).await
+    async fn cordon(&self, member: Incarnation, is_cordoned: bool) -> Result<bool, StoreError> {
+        self.blocking(Purpose::Ownership, move |inner| inner.cordon(member, is_cordoned)).await
     }
 
     async fn members(&self) -> Result<Members, StoreError> {

@@ -338,18 +338,25 @@ impl Store for PostgresStore {
         })
     }
 
-    async fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {
+    async fn release(&self, incarnation: Incarnation, given_up: &[(ShardId, Option<Epoch>)]) -> Result<(), StoreError> {
         self.server.watermarks.check(incarnation)?;
-        let (incarnation, shards) = (wire::number("incarnation", incarnation.0)?, shard_numbers(shards)?);
+        let incarnation = wire::number("incarnation", incarnation.0)?;
+        let (mut shards, mut epochs) = (Vec::new(), Vec::new());
+        for (shard, epoch) in given_up {
+            shards.push(*shard);
+            epochs.push(epoch.map(|epoch| wire::number("epoch", epoch.0)).transpose()?);
+        }
+        let sql = self.server.schema.release(incarnation, &shard_numbers(&shards)?, &epochs);
         let mut turn = self.claims.alone(&self.server).await?;
-        let released = turn.execute(Query::Release, &[&incarnation, &shards]).await;
+        let released = turn.batch(&sql).await;
         turn.retire();
-        released.map(|_| ())
+        released
     }
 
-    async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
+    async fn cordon(&self, member: Incarnation, is_cordoned: bool) -> Result<bool, StoreError> {
+        let member = wire::number("incarnation", member.0)?;
         let mut turn = self.claims.alone(&self.server).await?;
-        let row = turn.one(Query::Cordon, &[&host, &is_cordoned]).await;
+        let row = turn.one(Query::Cordon, &[&member, &is_cordoned]).await;
         turn.retire();
         Ok(row?.get("is_there"))
     }

@@ -83,8 +83,8 @@ use futures_util::StreamExt;
 use redis::{TlsCertificates, Value};
 use stable_interfaces::clock::{Clock, SystemClock};
 use stable_interfaces::store::{
-    Claim, Claimed, Found, Hints, Incarnation, Loaded, Members, NewMessage, Page, Read, Renewal, Renewed, ShardId,
-    Write,
+    Claim, Claimed, Epoch, Found, Hints, Incarnation, Loaded, Members, NewMessage, Page, Read, Renewal, Renewed,
+    ShardId, Write,
 };
 use stable_interfaces::{Posted, Store, StoreError};
 
@@ -446,12 +446,12 @@ impl Store for RedisStore {
         self.0.renew(renewal).await
     }
 
-    async fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {
-        self.0.release(incarnation, shards).await
+    async fn release(&self, incarnation: Incarnation, given_up: &[(ShardId, Option<Epoch>)]) -> Result<(), StoreError> {
+        self.0.release(incarnation, given_up).await
     }
 
-    async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
-        self.0.cordon(host, is_cordoned).await
+    async fn cordon(&self, member: Incarnation, is_cordoned: bool) -> Result<bool, StoreError> {
+        self.0.cordon(member, is_cordoned).await
     }
 
     async fn members(&self) -> Result<Members, StoreError> {

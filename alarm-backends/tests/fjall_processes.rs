@@ -385,7 +385,7 @@ async fn fill_up(dir: &Path) {
     let refusals: [Option<StoreError>; 4] = [
         store.post(&[message]).await.err(),
         store.renew(&Renewal::new(writer.incarnation, Duration::from_secs(60))).await.err(),
-        store.release(writer.incarnation, &SHARDS).await.err(),
+        store.release(writer.incarnation, &SHARDS.map(|shard| (shard, None))).await.err(),
         Writer::claim(store.clone(), 2).await.err(),
     ];
     for refusal in refusals {

@@ -107,7 +107,7 @@ async fn call(store: &dyn Store, method: &str, round: u64) -> Result<(), StoreEr
         "claim" => store.claim(&claim()).await.map(drop),
         "renew" => store.renew(&Renewal::new(ME, Duration::from_secs(3600))).await.map(drop),
         // Of a shard that it does not have: the others are needed.
-        "release" => store.release(ME, &[ShardId(1)]).await,
+        "release" => store.release(ME, &[(ShardId(1), None)]).await,
         "commit" => {
             let write = Write { incarnation: ME, lane: Lane(0), seq: round + 1, batches };
             store.commit(&write).await?.into_iter().collect()

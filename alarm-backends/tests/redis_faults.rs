@@ -261,7 +261,7 @@ async fn a_user_with_the_documented_rights_can_do_everything_and_one_with_less_i
     commit(&store, 1, 0, vec![put("k", "v"), Op::PutAlarm(alarm("a", 10))]).await.unwrap();
     assert_eq!((keys(&store, 0).await.len(), alarms(&store).await.len()), (1, 1));
     assert_eq!(store.renew(&Renewal::new(ME, LEASE)).await.unwrap().inbox, [ShardId(0)]);
-    store.release(ME, &[ShardId(1)]).await.unwrap();
+    store.release(ME, &[(ShardId(1), None)]).await.unwrap();
     drop(store);
 
     for less in ["-zadd", "-hset", "-evalsha", "-info"] {
@@ -336,7 +336,7 @@ async fn a_store_that_was_emptied_is_noticed_by_every_method() {
         assert_lost(store.claim(&claim_of(ME, "a", 0..4, ClaimKind::Start)).await, "lost data");
         assert_lost(store.renew(&Renewal::new(ME, LEASE)).await, "lost data");
         assert_lost(store.commit(&write(2, vec![])).await, "lost data");
-        assert_lost(store.release(ME, &[ShardId(0)]).await, "lost data");
+        assert_lost(store.release(ME, &[(ShardId(0), None)]).await, "lost data");
     }
     assert_eq!(server.execute(&["KEYS", "{[abc]*"]), "", "and nothing was written to it");
     // Who owns nothing has lost nothing: this is how the hosts save what they know.
@@ -475,7 +475,7 @@ async fn when_memory_is_full_nothing_is_half_written_and_deletes_and_leases_go_o
     let next = quick(&server).connect().await.unwrap();
     let claimed = next.claim(&claim_of(Incarnation(2), "a", 0..2, ClaimKind::Start)).await.unwrap();
     assert_eq!(claimed.granted.len(), 2);
-    next.release(Incarnation(2), &[ShardId(0)]).await.unwrap();
+    next.release(Incarnation(2), &[(ShardId(0), None)]).await.unwrap();
 
     server.execute(&["CONFIG", "SET", "maxmemory", "0"]);
     let write = Write {
@@ -781,7 +781,7 @@ async fn every_option_at_its_ends_is_refused_by_name_or_works() {
         commit(&store, 1, 0, vec![put("k", "v"), Op::PutAlarm(alarm("a", 1))]).await.unwrap();
         assert_eq!((keys(&store, 0).await.len(), alarms(&store).await.len()), (1, 1));
         store.renew(&Renewal::new(ME, Duration::MAX)).await.unwrap();
-        store.release(ME, &[ShardId(0)]).await.unwrap();
+        store.release(ME, &[(ShardId(0), None)]).await.unwrap();
     }
     // However long it may wait for a replica, that is a number which the server takes.
     let store = builder().prefix("wait").timeout(Duration::MAX).replicas(1).connect().await.unwrap();

@@ -212,7 +212,7 @@ pub async fn fill(store: &dyn Store, alarms: u64, due: impl Fn(u64) -> Timestamp
         from = to;
     }
     if ended == Ended::Released {
-        let shards: Vec<_> = (0..SHARDS).map(ShardId).collect();
+        let shards: Vec<_> = (0..SHARDS).map(|shard| (ShardId(shard), None)).collect();
         store.release(incarnation, &shards).await.expect("the store takes shards back");
     }
 }

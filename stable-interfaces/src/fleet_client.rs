@@ -143,7 +143,14 @@ impl FleetClient {
     /// # Errors
     /// [`ContextError::Store`] if the store could not be reached.
     pub async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, ContextError> {
-        self.store_client().store.cordon(host, is_cordoned).await.map_err(ContextError::store)
+        let store = self.store_client().store;
+        let mut is_there = false;
+        for member in store.members().await.map_err(ContextError::store)?.list {
+            if *member.name == *host {
+                is_there |= store.cordon(member.incarnation, is_cordoned).await.map_err(ContextError::store)?;
+            }
+        }
+        Ok(is_there)
     }
 
     /// The hosts of the fleet that hold a lease, ascending by name.

@@ -27,8 +27,8 @@ use shuttle::{Config, FailurePersistence, MaxSteps, Runner};
 
 use crate::clock::{Clock, Random, Sleep, Timestamp};
 use crate::store::{
-    Batch, Claim, Claimed, Found, Hints, Incarnation, Loaded, Members, MemoryStore, NewMessage, Op, Page, Posted, Read,
-    Renewal, Renewed, Sequence, ShardId, Store, StoreError, Write,
+    Batch, Claim, Claimed, Epoch, Found, Hints, Incarnation, Loaded, Members, MemoryStore, NewMessage, Op, Page,
+    Posted, Read, Renewal, Renewed, Sequence, ShardId, Store, StoreError, Write,
 };
 use crate::sync::{Arc, StaticMutex};
 
@@ -302,12 +302,12 @@ impl Store for SlowStore {
         self.store.renew(renewal).await
     }
 
-    async fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {
-        self.store.release(incarnation, shards).await
+    async fn release(&self, incarnation: Incarnation, given_up: &[(ShardId, Option<Epoch>)]) -> Result<(), StoreError> {
+        self.store.release(incarnation, given_up).await
     }
 
-    async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
-        self.store.cordon(host, is_cordoned).await
+    async fn cordon(&self, member: Incarnation, is_cordoned: bool) -> Result<bool, StoreError> {
+        self.store.cordon(member, is_cordoned).await
     }
 
     async fn members(&self) -> Result<Members, StoreError> {

@@ -13,7 +13,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use stable_interfaces::clock::{Clock, Sleep};
 use stable_interfaces::store::MemberState;
-use stable_interfaces::testing::SimClock;
+use stable_interfaces::testing::{Fault, FaultStore, Method, SimClock};
 use stable_interfaces::{
     Alarm, Context, ContextError, Drained, Fleet, FleetClient, Handle, Health, Host, HostBuilder, InstanceRef,
     Interface, OnAlarm, RequestError, StableInterface, Timestamp,
@@ -556,6 +556,30 @@ async fn a_host_that_is_emptied_and_stays_answers_through_its_door_all_the_time(
     let longest = longest_wait(asking).await;
     assert!(longest <= 60 * MILLI, "the longest wait was {longest:?}");
     assert!(a.host.members().iter().all(|member| member.state == MemberState::Up));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_release_that_the_network_held_back_frees_no_shard_that_has_come_back() {
+    let town = Town::new(1);
+    let faults = FaultStore::seeded(Arc::new(town.store.clone()), Arc::new(town.clock.clone()), 1);
+    let host = town.live("b", SHARDS).shared_store(Arc::new(faults.clone())).transport(town.network.transport());
+    let (_a, b) = tokio::join!(town.start("a"), town.launch(host));
+    town.pass(2 * LEASE).await;
+    let before = b.host.shards();
+    // The store answers to the second try of the first batch; the first one is still on its way.
+    faults.fail_next(Method::Release, Fault::LateUntilTold);
+    let client = FleetClient::new(Arc::new(town.store.clone()), Fleet::live(SHARDS).unwrap());
+    for is_cordoned in [true, false] {
+        assert!(client.cordon("b", is_cordoned).await.unwrap());
+        town.pass(5 * SECOND).await;
+        assert_eq!(b.host.shards().is_empty(), is_cordoned);
+    }
+    assert_eq!(b.host.shards(), before);
+    let epochs = || b.ids().take(200).map(|id| (b.desks.epoch(&id), id)).collect::<Vec<_>>();
+    let owned = epochs();
+    assert_eq!(faults.deliver_late().await, 1);
+    town.pass(LEASE).await;
+    assert_eq!(epochs(), owned, "nobody has had them meanwhile");
 }
 
 #[tokio::test(start_paused = true)]

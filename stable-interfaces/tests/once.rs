@@ -261,7 +261,7 @@ impl Town {
         let ops = vec![Op::Put { name, key: key.into(), value: value.into() }];
         let write = Write { incarnation, lane: Lane(0), seq: 1, batches: vec![Batch { shard, epoch, ops }] };
         self.store.commit(&write).await.unwrap()[0].as_ref().unwrap();
-        self.store.release(incarnation, &[shard]).await.unwrap();
+        self.store.release(incarnation, &[(shard, Some(epoch))]).await.unwrap();
     }
 }
 

@@ -118,11 +118,11 @@ impl Model {
                     inbox: mine().filter(|(_, shard)| !shard.inbox.is_empty()).map(|(id, _)| *id).collect(),
                 }
             }
-            Step::Release { life, shards } => {
+            Step::Release { life, shards, back } => {
                 let life = self.incarnation(*life);
                 for id in shards {
                     let shard = self.shards.get_mut(id).expect("steps speak of known shards");
-                    if shard.owner == Some(life) {
+                    if shard.owner == Some(life) && back.unwrap_or(0) == 0 {
                         (shard.owner, shard.is_clean) = (None, true);
                     }
                 }

@@ -118,6 +118,8 @@ pub(crate) enum Step {
     Release {
         life: u64,
         shards: Vec<u32>,
+        /// Under an epoch that is so much older than the shard's; `None` under whichever it is owned.
+        back: Option<u64>,
     },
     Commit {
         life: u64,

@@ -74,7 +74,8 @@ impl<const FORGETS_LIVES: bool> ReferenceStateMachine for Contract<FORGETS_LIVES
                 }
             ),
             1 => (1..=LIVES, any::<bool>()).prop_map(|(life, is_long)| Step::Renew { life, is_long }),
-            1 => (1..=LIVES, shards()).prop_map(|(life, shards)| Step::Release { life, shards }),
+            1 => (1..=LIVES, shards(), prop_oneof![2 => Just(Some(0)), 1 => Just(Some(1)), 1 => Just(None)])
+                .prop_map(|(life, shards, back)| Step::Release { life, shards, back }),
             18 => (writer, 0..2_u16, number, batches).prop_map(|(life, lane, number, batches)| {
                 Step::Commit { life, lane, number, batches }
             }),

@@ -296,9 +296,10 @@ impl Tested {
                     }
                 }
             }
-            Step::Release { life, shards } => {
-                let shards: Vec<_> = shards.iter().copied().map(ShardId).collect();
-                self.store(*life).release(Incarnation(model.incarnation(*life)), &shards).await?;
+            Step::Release { life, shards, back } => {
+                let epoch = |shard: &u32| back.map(|back| Epoch(model.shards[shard].epoch.saturating_sub(back)));
+                let given_up: Vec<_> = shards.iter().map(|shard| (ShardId(*shard), epoch(shard))).collect();
+                self.store(*life).release(Incarnation(model.incarnation(*life)), &given_up).await?;
             }
             Step::Commit { life, lane, number, .. } => {
                 self.commit(model, model.incarnation(*life), *lane, *number).await?;

@@ -32,7 +32,7 @@ struct Life {
     host: Arc<str>,
     /// The time at which its lease runs out, by the lease clock.
     until: Duration,
-    /// Replaced by a newer life of its host: it owns nothing and never will.
+    /// Replaced by a newer life of its host, or gone: it owns nothing and never will.
     ended: bool,
     /// The greatest sequence number taken of each lane.
     taken: HashMap<Lane, u64>,
@@ -146,19 +146,31 @@ impl Ownership {
         self.shards.values().all(|shard| shard.owner != Some(incarnation))
     }
 
-    /// The rows of the `shards` that `incarnation` owns, as they are to be written when it gives them up.
-    pub(super) fn releasable(&self, incarnation: Incarnation, shards: &[ShardId]) -> Vec<(ShardId, ShardRow)> {
-        let owned = |id: &ShardId| {
-            let shard = self.shards.get(id).filter(|shard| shard.owner == Some(incarnation))?;
+    /// The rows of those shards that `incarnation` owns under the epoch named with each, if one is, as they are to be written when it gives them up.
+    pub(super) fn releasable(
+        &self,
+        incarnation: Incarnation,
+        given_up: &[(ShardId, Option<Epoch>)],
+    ) -> Vec<(ShardId, ShardRow)> {
+        let owned = |(id, epoch): &(ShardId, Option<Epoch>)| {
+            let is_meant = |shard: &&Shard| epoch.is_none_or(|epoch| epoch == shard.epoch);
+            let shard = self.shards.get(id).filter(|shard| shard.owner == Some(incarnation)).filter(is_meant)?;
             Some((*id, ShardRow { epoch: shard.epoch, owned: false }))
         };
-        shards.iter().filter_map(owned).collect()
+        given_up.iter().filter_map(owned).collect()
     }
 
     /// Gives up what [`releasable`](Self::releasable) named, now that it is durable.
     pub(super) fn release(&mut self, released: &[(ShardId, ShardRow)]) {
         for (id, row) in released {
             self.shards.insert(*id, Shard { epoch: row.epoch, owner: None, clean: true });
+        }
+    }
+
+    /// Ends a life that has left.
+    pub(super) fn end(&mut self, incarnation: Incarnation) {
+        if let Some(life) = self.lives.get_mut(&incarnation) {
+            life.ended = true;
         }
     }
 

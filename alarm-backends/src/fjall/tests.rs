@@ -140,7 +140,7 @@ async fn a_shard_is_clean_after_reopening_only_if_it_was_released() {
 
     let owner = Owner::of(&dir, 2).await;
     assert_eq!((owner.clean, owner.epoch), (false, Epoch(2)), "the last owner ended without releasing it");
-    owner.store.release(owner.incarnation, &[SHARD]).await.unwrap();
+    owner.store.release(owner.incarnation, &[(SHARD, None)]).await.unwrap();
     drop(owner);
 
     let owner = Owner::of(&dir, 3).await;
@@ -311,7 +311,7 @@ async fn every_write_is_on_the_disk_before_it_is_answered() {
     assert_eq!(synced(&owner), 1, "a commit");
     owner.store.post(&[message("m")]).await.unwrap();
     assert_eq!(synced(&owner), 1, "a post");
-    owner.store.release(owner.incarnation, &[SHARD]).await.unwrap();
+    owner.store.release(owner.incarnation, &[(SHARD, None)]).await.unwrap();
     assert_eq!(synced(&owner), 1, "a release");
 }
 

@@ -511,10 +511,10 @@ impl Turn<'_> {
         self.run(conn.all(query, params)).await
     }
 
-    /// As [`Conn::execute`], by the deadline, and judged.
-    pub(super) async fn execute(&mut self, query: Query, params: Params<'_>) -> Result<u64, StoreError> {
+    /// Does what a text says that has no parameters, by the deadline, and judged.
+    pub(super) async fn batch(&mut self, sql: &str) -> Result<(), StoreError> {
         let conn = self.conn.clone();
-        self.run(conn.execute(query, params)).await
+        self.run(conn.client.batch_execute(sql)).await
     }
 
     /// Does `work` on the connection, by the deadline, and judges how it ended. Dropped before that, it takes the connection along.

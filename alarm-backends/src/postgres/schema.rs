@@ -49,7 +49,6 @@ impl fmt::Debug for Schema {
 pub(super) enum Query {
     Claim,
     Renew,
-    Release,
     Cordon,
     Members,
     Write,
@@ -107,10 +106,11 @@ impl Schema {
                  {s}.members(c.server_now) m"
             }
             Query::Renew => {
-                "SELECT r.*, m.* FROM {s}.renew_2($1, $2, $3, $4, $5, $6, $7) r, {s}.members(r.server_now) m"
+                // Whoever has said that it leaves is leaving to its end.
+                "SELECT r.*, m.* FROM {s}.renew_2($1, $2, $3, $4, $5 OR EXISTS \
+                 (SELECT FROM {s}.host h WHERE h.incarnation = $1 AND h.is_leaving), $6, $7) r, {s}.members(r.server_now) m"
             }
-            Query::Release => "SELECT FROM {s}.release_2($1, $2)",
-            Query::Cordon => "SELECT {s}.cordon($1, $2) AS is_there",
+            Query::Cordon => include_str!("sql/cordon.sql"),
             Query::Members => "SELECT * FROM {s}.members({s}.now_ms())",
             Query::Write => "SELECT * FROM {s}.write($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
             Query::WriteLast => {
@@ -134,6 +134,15 @@ impl Schema {
             _ => "true",
         };
         self.fill(sql).replace("{end}", end)
+    }
+
+    /// The text that gives up shards, each under an epoch or under whichever it is owned.
+    pub(super) fn release(&self, incarnation: i64, shards: &[i32], epochs: &[Option<i64>]) -> String {
+        let list = |numbers: Vec<String>| numbers.join(",");
+        let shards = list(shards.iter().map(ToString::to_string).collect());
+        let epochs = list(epochs.iter().map(|epoch| epoch.map_or("NULL".to_owned(), |it| it.to_string())).collect());
+        let sql = self.fill(include_str!("sql/release.sql"));
+        sql.replace("{incarnation}", &incarnation.to_string()).replace("{shards}", &shards).replace("{epochs}", &epochs)
     }
 
     /// Makes the schema in the database, unless it `must_exist`, or brings it up to date.

@@ -1,25 +1,31 @@
--- Takes out a member that is leaving and owns nothing any more, or marks all of a name as cordoned. Answers whether there was one.
+-- Takes out a member that is leaving and owns nothing any more, or marks one as cordoned. Answers whether it is a member, of which the first is
+-- none after this.
 --
--- KEYS: fleet, members. ARGV: channel, 'left', incarnation; or channel, 'cordon', host, '1' or '0'.
+-- KEYS: fleet, members, lives, started. ARGV: channel, 'left', incarnation; or channel, 'cordon', incarnation, '1' or '0'.
 
+local life = redis.call('HGET', KEYS[3], ARGV[3])
+local birth, host
+if life then
+    birth, host = string.match(life, '^(%d+) (.*)$')
+end
+local started = host and redis.call('HGET', KEYS[4], host)
 local members = read_members(KEYS[2])
-local has_changed = end_members(KEYS[2], members, millis(redis.call('TIME')), function(life, row)
-    return ARGV[2] == 'left' and life == ARGV[3] and row.leaving == '1'
+local row = members[ARGV[3]]
+local has_left = ARGV[2] == 'left' and row and row.leaving == '1'
+local has_changed = end_members(KEYS[2], members, millis(redis.call('TIME')), function(id)
+    return has_left and id == ARGV[3]
 end)
-local is_there = '0'
-if ARGV[2] == 'cordon' then
-    for life, row in pairs(members) do
-        if row.name == ARGV[3] then
-            is_there = '1'
-            if row.cordoned ~= ARGV[4] then
-                row.cordoned = ARGV[4]
-                redis.call('HSET', KEYS[2], life, cjson.encode(row))
-                has_changed = true
-            end
-        end
-    end
+if has_left and birth and not (started and tonumber(started) > tonumber(birth)) then
+    -- As if a later life had started: no claim or renewal of this one that was held back brings it back.
+    redis.call('HSET', KEYS[4], host, string.format('%.0f', redis.call('HINCRBY', KEYS[1], 'births', 1)))
+end
+row = members[ARGV[3]]
+if ARGV[2] == 'cordon' and row and row.cordoned ~= ARGV[4] then
+    row.cordoned = ARGV[4]
+    redis.call('HSET', KEYS[2], ARGV[3], cjson.encode(row))
+    has_changed = true
 end
 if has_changed then
     members_changed(KEYS[1], ARGV[1])
 end
-return { is_there }
+return { row and '1' or '0' }

@@ -33,10 +33,12 @@ local function end_members(key, rows, now, ends)
 end
 
 -- Notes what a host says of itself: address, build, whether it is leaving, whether its fleet is live, version of the placement; each a text.
+-- Whoever has said that it leaves is leaving to its end: what says otherwise was sent before, and came late.
 local function note_member(key, rows, life, host, now, lease, says)
     local row = rows[life]
     local is_new = not row
     row = row or { name = host, since = string.format('%.0f', now), cordoned = '0' }
+    says.leaving = row.leaving == '1' and '1' or says.leaving
     for field, value in pairs(says) do
         is_new = is_new or row[field] ~= value
         row[field] = value

@@ -315,21 +315,27 @@ impl Inner {
         Ok(())
     }
 
-    pub(super) async fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {
+    pub(super) async fn release(
+        &self,
+        incarnation: Incarnation,
+        given_up: &[(ShardId, Option<Epoch>)],
+    ) -> Result<(), StoreError> {
         self.watermarks.check(incarnation)?;
-        let chunks = self.chunks(shards);
-        let call = |some: &&[ShardId]| {
-            let keys: Vec<String> = some.iter().flat_map(|shard| self.keys.shard(*shard, ["own"])).collect();
-            Call::new(&RELEASE, &keys).arg(incarnation.0).arg(self.keys.channel())
+        let chunks = self.chunks(given_up);
+        let call = |some: &&[(ShardId, Option<Epoch>)]| {
+            let keys: Vec<String> = some.iter().flat_map(|(shard, _)| self.keys.shard(*shard, ["own"])).collect();
+            let epochs = some.iter().map(|(_, epoch)| epoch.map_or_else(String::new, |epoch| epoch.to_string()));
+            Call::new(&RELEASE, &keys).arg(incarnation.0).arg(self.keys.channel()).arg(epochs.collect::<Vec<_>>())
         };
         let calls: Vec<Call> = chunks.iter().map(call).collect();
         let mut failed = None;
         for (some, answer) in chunks.iter().zip(self.leases.run(&calls).await) {
             match answer {
                 Ok(_) => {
-                    for &shard in *some {
-                        if let Some(known) = self.watermarks.shard(incarnation, shard) {
-                            self.watermarks.give_up(incarnation, shard, known.epoch);
+                    for &(shard, epoch) in *some {
+                        let known = || self.watermarks.shard(incarnation, shard).map(|known| known.epoch);
+                        if let Some(epoch) = epoch.or_else(known) {
+                            self.watermarks.give_up(incarnation, shard, epoch);
                         }
                     }
                 }
@@ -350,8 +356,8 @@ impl Inner {
         failed.map_or(Ok(()), Err)
     }
 
-    pub(super) async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
-        let call = self.mark_call("cordon").arg(host).arg(u8::from(is_cordoned));
+    pub(super) async fn cordon(&self, member: Incarnation, is_cordoned: bool) -> Result<bool, StoreError> {
+        let call = self.mark_call("cordon").arg(member.0).arg(u8::from(is_cordoned));
         let is_there = |answer| Texts::new(answer)?.text().map(|is_there| is_there == "1");
         self.leases.one(call).await.and_then(is_there).map_err(Failure::into_store_error)
     }
@@ -367,12 +373,12 @@ impl Inner {
     }
 
     fn mark_call(&self, what: &str) -> Call {
-        let keys = ["fleet", "members"].map(|suffix| self.keys.fleet(suffix));
+        let keys = ["fleet", "members", "lives", "started"].map(|suffix| self.keys.fleet(suffix));
         Call::new(&MARK, &keys).arg(self.keys.channel()).arg(what)
     }
 
     /// Shards that one script may touch: on a single server many, in a cluster one, because each has a slot of its own.
-    fn chunks<'a>(&self, shards: &'a [ShardId]) -> Vec<&'a [ShardId]> {
+    fn chunks<'a, T>(&self, shards: &'a [T]) -> Vec<&'a [T]> {
         shards.chunks(if self.target.is_cluster { 1 } else { SHARDS_PER_CALL }).collect()
     }
 

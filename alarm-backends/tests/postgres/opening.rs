@@ -214,6 +214,6 @@ async fn every_option_at_its_ends_is_refused_by_name_or_works() {
             assert_eq!(value(&store, "k").await, Some(format!("{n} {lane}")));
         }
         store.renew(&Renewal::new(life, Duration::MAX)).await.expect("a lease may be as long as any");
-        store.release(life, &[ShardId(0)]).await.expect("the shard is let go");
+        store.release(life, &[(ShardId(0), None)]).await.expect("the shard is let go");
     }
 }

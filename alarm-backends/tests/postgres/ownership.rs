@@ -103,7 +103,7 @@ async fn a_release_waits_for_a_write_under_way() {
     commit(&store, &write(0, 1, vec![put("k", "first")])).await.expect("the owner writes");
     raw.batch_execute(&format!("BEGIN; {WRITE}")).await.expect("the write runs");
     let releaser = store.clone();
-    let releasing = tokio::spawn(async move { releaser.release(Incarnation(1), &[ShardId(0)]).await });
+    let releasing = tokio::spawn(async move { releaser.release(Incarnation(1), &[(ShardId(0), None)]).await });
     until_blocked(&raw).await;
     assert!(!releasing.is_finished(), "the release waits");
     raw.batch_execute("COMMIT").await.expect("the write commits");

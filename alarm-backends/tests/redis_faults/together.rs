@@ -14,7 +14,7 @@ async fn in_one_script_each_shard_is_checked_and_answered_for_itself() {
     let server = Redis::start();
     let store = quick(&server).connect().await.unwrap();
     start(&store, 0..6).await;
-    store.release(ME, &[ShardId(1)]).await.unwrap();
+    store.release(ME, &[(ShardId(1), None)]).await.unwrap();
     server.execute(&["RENAME", "{stable:2}:own", "{stable:2}:elsewhere"]);
     server.execute(&["SET", "{stable:2}:own", "not ours"]);
     commit(&store, 5, 3, vec![put("later", "v")]).await.unwrap();

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use stable_interfaces::store::{
-    Claim, Claimed, Found, Hints, Incarnation, Loaded, Members, NewMessage, Op, Page, Read, Renewal, Renewed, ShardId,
-    Write,
+    Claim, Claimed, Epoch, Found, Hints, Incarnation, Loaded, Members, NewMessage, Op, Page, Read, Renewal, Renewed,
+    ShardId, Write,
 };
 use stable_interfaces::{Posted, Store, StoreError};
 use tokio::sync::Notify;
@@ -107,12 +107,12 @@ impl Store for Metered {
         self.count_of_fleet().store.renew(renewal).await
     }
 
-    async fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {
-        self.count_of_fleet().store.release(incarnation, shards).await
+    async fn release(&self, incarnation: Incarnation, given_up: &[(ShardId, Option<Epoch>)]) -> Result<(), StoreError> {
+        self.count_of_fleet().store.release(incarnation, given_up).await
     }
 
-    async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
-        self.count_of_fleet().store.cordon(host, is_cordoned).await
+    async fn cordon(&self, member: Incarnation, is_cordoned: bool) -> Result<bool, StoreError> {
+        self.count_of_fleet().store.cordon(member, is_cordoned).await
     }
 
     async fn members(&self) -> Result<Members, StoreError> {

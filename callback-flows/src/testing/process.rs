@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use stable_interfaces::store::{
-    Claim, Claimed, Found, Hints, Incarnation, Loaded, Members, NewMessage, Page, Posted, Read, Renewal, Renewed,
-    ShardId, Write,
+    Claim, Claimed, Epoch, Found, Hints, Incarnation, Loaded, Members, NewMessage, Page, Posted, Read, Renewal,
+    Renewed, ShardId, Write,
 };
 use stable_interfaces::{MemoryStore, Store, StoreError};
 use tokio::sync::Notify;
@@ -129,14 +129,14 @@ impl Store for Process {
         self.store.renew(renewal).await
     }
 
-    async fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {
+    async fn release(&self, incarnation: Incarnation, given_up: &[(ShardId, Option<Epoch>)]) -> Result<(), StoreError> {
         self.unless_ended().await;
-        self.store.release(incarnation, shards).await
+        self.store.release(incarnation, given_up).await
     }
 
-    async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
+    async fn cordon(&self, member: Incarnation, is_cordoned: bool) -> Result<bool, StoreError> {
         self.unless_ended().await;
-        self.store.cordon(host, is_cordoned).await
+        self.store.cordon(member, is_cordoned).await
     }
 
     async fn members(&self) -> Result<Members, StoreError> {

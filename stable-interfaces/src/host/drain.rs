@@ -3,7 +3,7 @@
 //! Where other hosts are there to have its shards, they are handed over while it serves the rest, and whoever still comes through its door is
 //! sent on until its server has ended. Where nobody is, it refuses what is new, finishes what it has, and releases it all at once.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::Drained;
@@ -77,10 +77,11 @@ pub(super) async fn drain(core: &HostCore, deadline: Duration) -> Drained {
     let mut released = store.is_none();
     if let Some(store) = store {
         within(&*core.clock, CLAIM_TIMEOUT, core.wait_for_claim()).await;
-        let owned = core.shards.owned().map(|(shard, _)| shard);
-        // And those that were being handed over, or were granted unheard.
-        let others = core.shards.closing().chain(core.unheard());
-        let shards: Vec<_> = owned.chain(others).collect::<BTreeSet<_>>().into_iter().collect();
+        let owned = core.shards.owned().map(|(shard, epoch)| (shard, Some(epoch)));
+        // And those that were being handed over, or were granted unheard, under an epoch that nobody knows: this life claims nothing any more.
+        let others = core.shards.closing().chain(core.unheard()).map(|shard| (shard, None));
+        // Where a shard is named twice, as it is known.
+        let shards: Vec<_> = others.chain(owned).collect::<BTreeMap<_, _>>().into_iter().collect();
         let presence = core.presence();
         core.stop(Health::Stopped);
         // A handler that was cut off may have left an alarm that kills its process: such a shard is not clean.

@@ -171,8 +171,8 @@ struct Leaving<'a> {
     tasks_until: Duration,
     /// Shards that take nothing in any more, under which epoch, and since when, by the lease clock.
     closed: BTreeMap<ShardId, (Epoch, Duration)>,
-    /// Shards of which the store is being told that they are free.
-    releasing: Vec<ShardId>,
+    /// Shards of which the store is being told that they are free, each with the epoch that ends.
+    releasing: Vec<(ShardId, Option<Epoch>)>,
     handed_over: HandedOver,
     /// Instances whose tasks were cut off.
     tasks: usize,
@@ -199,7 +199,7 @@ impl<'a> Leaving<'a> {
         for shard in host.shards.closing() {
             match host.shards.epoch(shard) {
                 Some(epoch) => drop(self.closed.insert(shard, (epoch, now))),
-                None => self.releasing.push(shard),
+                None => self.releasing.push((shard, host.shards.given_up(shard))),
             }
         }
     }
@@ -298,7 +298,7 @@ impl<'a> Leaving<'a> {
         let released = self.closed.extract_if(.., |shard, (_, since)| which(shard, since));
         for (shard, (epoch, _)) in released {
             host.shards.lose(shard, epoch);
-            self.releasing.push(shard);
+            self.releasing.push((shard, Some(epoch)));
         }
         if self.releasing.is_empty() {
             return;
@@ -318,7 +318,7 @@ impl<'a> Leaving<'a> {
             backoff.pause().await;
         }
         metrics::counter!(crate::metrics::SHARDS_HANDED_OVER).increment(self.releasing.len() as u64);
-        for shard in self.releasing.drain(..) {
+        for (shard, _) in self.releasing.drain(..) {
             host.shards.end_handoff(shard);
             if let Some(next) = host.placed(shard) {
                 *self.handed_over.entry(next).or_default() += 1;

@@ -161,6 +161,8 @@ pub(crate) async fn keep(host: &Arc<HostCore>, store: &Deadlines, incarnation: I
         let renewing = store.renew(&renewal);
         let renewed = match keeper.beside(renewing).await {
             Ok(renewed) => renewed,
+            // It was on its way when all was released.
+            Err(StoreError::Replaced) if host.is_gone() || host.health() == Health::Stopped => return None,
             Err(StoreError::Replaced) => {
                 tracing::error!(host = %host.name, "another process with this host's name has started; this one stops");
                 host.stop(Health::Replaced);

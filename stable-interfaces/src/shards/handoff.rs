@@ -2,7 +2,8 @@
 //!
 //! *Leaving*, it is served as ever, and its tasks are told. *Closing*, nothing is let in from outside and nothing is handed out, while what
 //! runs goes on under the same epoch; so the epoch is lost only when nothing of it is in memory any more. It is closing until the store
-//! has been told that it is free, and is not claimed before: the release could otherwise come after the claim.
+//! has been told that it is free, and is not claimed before. The release names that epoch, so that one which the network holds back undoes no claim
+//! that comes after it.
 
 use super::Shards;
 use crate::store::{Epoch, ShardId};

@@ -73,7 +73,8 @@ pub trait Store: Any + Debug + Send + Sync + 'static {
     /// Extends the lease of an incarnation to `renewal.lease` from now, notes what it says of itself, and tells which of its shards have rows in
     /// their inbox, and who else holds a lease.
     ///
-    /// A lease that ran out is extended all the same: only a claim by another host takes a shard away. A store that is spread over
+    /// A lease that ran out is extended all the same: only a claim by another host takes a shard away. Whoever has said that it leaves is
+    /// leaving to its end, also if a renewal that says otherwise comes late. A store that is spread over
     /// machines answers for those it can reach, and names the shards of the others in [`Renewed::unknown`]: their lease may not have
     /// been extended, and they may still be owned.
     ///
@@ -82,21 +83,24 @@ pub trait Store: Any + Debug + Send + Sync + 'static {
     /// [`StoreError::Lost`] as in [`commit`](Self::commit).
     async fn renew(&self, renewal: &Renewal) -> Result<Renewed, StoreError>;
 
-    /// Gives up those of `shards` that `incarnation` still owns: anyone may claim them at once and is told that they are clean.
+    /// Gives up the shards that `incarnation` still owns under the epoch named with each: anyone may claim them at once and is told that they
+    /// are clean. Without an epoch it is given up under whichever it is owned.
     ///
-    /// Epochs stay; writes of the old owner under them are refused from here on. Shards it does not own are left alone, so
-    /// repeating is safe. One that is [leaving](Presence::is_leaving) and owns nothing after this holds no lease any more.
+    /// Epochs stay; writes of the old owner under them are refused from here on. Shards it does not own, or owns under another epoch, are left
+    /// alone: so repeating is safe, and a release that the network holds back undoes no later claim. One that is
+    /// [leaving](Presence::is_leaving) and owns nothing after this has left: its life is over, as if it had been replaced, so that no claim
+    /// or renewal that comes late brings it back.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] or [`StoreError::NotApplied`]; repeating the call is safe.
-    async fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError>;
+    async fn release(&self, incarnation: Incarnation, given_up: &[(ShardId, Option<Epoch>)]) -> Result<(), StoreError>;
 
-    /// Marks the members called `host` as [cordoned](super::MemberState::Cordoned), or takes the mark away, and tells whether there is one.
-    /// For anyone. A mark belongs to a life of the host and ends with it.
+    /// Marks a member as [cordoned](super::MemberState::Cordoned), or takes the mark away, and tells whether this life is a member.
+    /// For anyone. A mark belongs to a life of the host and ends with it, and one that comes late marks no later life.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] or [`StoreError::NotApplied`]; repeating the call is safe.
-    async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError>;
+    async fn cordon(&self, member: Incarnation, is_cordoned: bool) -> Result<bool, StoreError>;
 
     /// All who hold a lease. For anyone, and nothing is changed by it: a lease that has run out since a host has claimed or renewed is left
     /// out, and need not have changed the number yet.

@@ -8,8 +8,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::{
-    BoxError, Claim, Claimed, Found, Hints, Incarnation, Loaded, Members, NewMessage, Page, Posted, Read, Renewal,
-    Renewed, ShardId, Store, StoreError, Write,
+    BoxError, Claim, Claimed, Epoch, Found, Hints, Incarnation, Loaded, Members, NewMessage, Page, Posted, Read,
+    Renewal, Renewed, ShardId, Store, StoreError, Write,
 };
 use crate::clock::{Clock, within};
 use crate::sync::Arc;
@@ -62,12 +62,12 @@ impl Store for Deadlines {
         self.change(self.store.renew(renewal)).await
     }
 
-    async fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {
-        self.change(self.store.release(incarnation, shards)).await
+    async fn release(&self, incarnation: Incarnation, given_up: &[(ShardId, Option<Epoch>)]) -> Result<(), StoreError> {
+        self.change(self.store.release(incarnation, given_up)).await
     }
 
-    async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
-        self.change(self.store.cordon(host, is_cordoned)).await
+    async fn cordon(&self, member: Incarnation, is_cordoned: bool) -> Result<bool, StoreError> {
+        self.change(self.store.cordon(member, is_cordoned)).await
     }
 
     async fn members(&self) -> Result<Members, StoreError> {

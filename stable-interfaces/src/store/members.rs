@@ -1,8 +1,8 @@
 //! The members of a fleet, as its store knows them: the hosts that hold a lease.
 //!
 //! A life of a host becomes a member by its first claim, and is one for as long as its lease runs by the store's clock; it is none
-//! any more when a later life of its name starts, when it has released its last shard while it was [`Leaving`](MemberState::Leaving), or
-//! when its lease is over. Nobody has to say so: whoever claims or renews next finds it gone. What a host says of itself comes with each
+//! any more when a later life of its name starts, when it has released its last shard while it was [`Leaving`](MemberState::Leaving), which
+//! ends it for good, or when its lease is over. Nobody has to say so: whoever claims or renews next finds it gone. What a host says of itself comes with each
 //! claim and renewal ([`Presence`]), so there is nothing else that could differ from its lease.
 
 use std::collections::BTreeMap;
@@ -145,7 +145,8 @@ struct Row {
 }
 
 impl Roster {
-    /// Notes a claim or renewal at `now`, by which the lease of this life lasts until `until`.
+    /// Notes a claim or renewal at `now`, by which the lease of this life lasts until `until`. Whoever has said that it leaves is leaving to
+    /// its end: what says otherwise was sent before, and came late.
     pub fn note(
         &mut self,
         incarnation: Incarnation,
@@ -159,9 +160,10 @@ impl Roster {
             Row { name: name.clone(), presence: presence.clone(), is_cordoned: false, since: now, until }
         });
         row.until = until;
-        if row.presence != *presence {
+        let presence = Presence { is_leaving: presence.is_leaving || row.presence.is_leaving, ..presence.clone() };
+        if row.presence != presence {
             self.version += 1;
-            row.presence = presence.clone();
+            row.presence = presence;
         }
         self.rows.insert(incarnation, row);
     }
@@ -171,22 +173,22 @@ impl Roster {
         self.version += u64::from(self.rows.remove(&incarnation).is_some());
     }
 
-    /// A life has released what it had and owns nothing: if it is leaving, it has left.
-    pub fn owns_nothing(&mut self, incarnation: Incarnation) {
-        if self.rows.get(&incarnation).is_some_and(|row| row.presence.is_leaving) {
+    /// A life has released what it had and owns nothing: if it is leaving, it has left, and this tells so. Its life is then over.
+    #[must_use]
+    pub fn owns_nothing(&mut self, incarnation: Incarnation) -> bool {
+        let has_left = self.rows.get(&incarnation).is_some_and(|row| row.presence.is_leaving);
+        if has_left {
             self.end(incarnation);
         }
+        has_left
     }
 
     /// As [`Store::cordon`](super::Store::cordon).
-    pub fn cordon(&mut self, host: &str, is_cordoned: bool, now: Duration) -> bool {
+    pub fn cordon(&mut self, member: Incarnation, is_cordoned: bool, now: Duration) -> bool {
         self.forget_ended(now);
-        let mut is_there = false;
-        for row in self.rows.values_mut().filter(|row| *row.name == *host) {
-            is_there = true;
-            self.version += u64::from(std::mem::replace(&mut row.is_cordoned, is_cordoned) != is_cordoned);
-        }
-        is_there
+        let Some(row) = self.rows.get_mut(&member) else { return false };
+        self.version += u64::from(std::mem::replace(&mut row.is_cordoned, is_cordoned) != is_cordoned);
+        true
     }
 
     /// Refuses a claim at `now` if a member goes by the other placement that is neither the claimer nor ended by the claim.
@@ -281,10 +283,11 @@ mod tests {
     #[test]
     fn one_that_owns_nothing_has_left_only_if_it_was_leaving() {
         let mut roster = roster();
-        roster.owns_nothing(Incarnation(2));
+        assert!(!roster.owns_nothing(Incarnation(2)));
         let leaving = Presence { is_leaving: true, ..Presence::default() };
         roster.note(Incarnation(3), &"b".into(), &leaving, (SECOND, SECOND * 10));
-        roster.owns_nothing(Incarnation(3));
+        roster.note(Incarnation(3), &"b".into(), &Presence::default(), (SECOND, SECOND * 10));
+        assert!(roster.owns_nothing(Incarnation(3)), "what was said before and came late is not heard");
         assert_eq!(lives(&roster.members(SECOND * 2)), [2, 1]);
     }
 }

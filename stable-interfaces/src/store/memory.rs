@@ -59,7 +59,7 @@ struct Life {
     host: Arc<str>,
     /// By the lease clock; the lease has run out once that time is reached.
     lease_until: Duration,
-    /// Tells whether a later life of the same host name has started.
+    /// Tells whether a later life of the same host name has started, or this one has left.
     ended: bool,
     /// The greatest sequence number taken, by lane; with [`Sequence::OfLane`].
     lanes: BTreeMap<Lane, u64>,
@@ -218,29 +218,35 @@ impl Store for MemoryStore {
         })
     }
 
-    async fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {
+    async fn release(&self, incarnation: Incarnation, given_up: &[(ShardId, Option<Epoch>)]) -> Result<(), StoreError> {
         let mut state = self.inner.state.lock();
         // An ended life has released nothing: its handlers may have been running.
         if state.lives.get(&incarnation).is_none_or(|life| life.ended) {
             return Ok(());
         }
-        for id in shards {
-            if let Some(shard) = state.shards.get_mut(id).filter(|shard| shard.owner == Some(incarnation)) {
+        for (id, epoch) in given_up {
+            let is_of = |shard: &Shard| epoch.is_none_or(|epoch| epoch == shard.epoch);
+            let shard = state.shards.get_mut(id).filter(|shard| shard.owner == Some(incarnation) && is_of(shard));
+            if let Some(shard) = shard {
                 shard.owner = None;
             }
         }
-        if !state.shards.values().any(|shard| shard.owner == Some(incarnation)) {
-            state.members.owns_nothing(incarnation);
+        let owns_nothing = !state.shards.values().any(|shard| shard.owner == Some(incarnation));
+        if owns_nothing
+            && state.members.owns_nothing(incarnation)
+            && let Some(life) = state.lives.get_mut(&incarnation)
+        {
+            life.ended = true;
         }
         state.hint(Hint::Fleet);
         Ok(())
     }
 
-    async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
+    async fn cordon(&self, member: Incarnation, is_cordoned: bool) -> Result<bool, StoreError> {
         let elapsed = self.clock().elapsed();
         let mut state = self.inner.state.lock();
         let version = state.members.version();
-        let is_there = state.members.cordon(host, is_cordoned, elapsed);
+        let is_there = state.members.cordon(member, is_cordoned, elapsed);
         state.members_since(version, elapsed);
         Ok(is_there)
     }

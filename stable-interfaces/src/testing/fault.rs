@@ -21,8 +21,8 @@ use self::away::Partly;
 pub use self::method::Method;
 use crate::clock::{Clock, SystemClock};
 use crate::store::{
-    BoxError, Claim, Claimed, Found, Hints, Incarnation, Loaded, Members, NewMessage, Page, Posted, Read, Renewal,
-    Renewed, ShardId, Store, StoreError, Write,
+    BoxError, Claim, Claimed, Epoch, Found, Hints, Incarnation, Loaded, Members, NewMessage, Page, Posted, Read,
+    Renewal, Renewed, ShardId, Store, StoreError, Write,
 };
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Arc, Mutex, Notify};
@@ -569,17 +569,16 @@ impl Store for FaultStore {
         self.call(Method::Renew, 1, |store| Box::pin(async move { store.renew(&renewal).await })).await
     }
 
-    async fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {
-        let shards = shards.to_vec();
-        self.call(Method::Release, shards.len(), |store| {
-            Box::pin(async move { store.release(incarnation, &shards).await })
+    async fn release(&self, incarnation: Incarnation, given_up: &[(ShardId, Option<Epoch>)]) -> Result<(), StoreError> {
+        let given_up = given_up.to_vec();
+        self.call(Method::Release, given_up.len(), |store| {
+            Box::pin(async move { store.release(incarnation, &given_up).await })
         })
         .await
     }
 
-    async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
-        let host: Arc<str> = host.into();
-        self.call(Method::Cordon, 1, |store| Box::pin(async move { store.cordon(&host, is_cordoned).await })).await
+    async fn cordon(&self, member: Incarnation, is_cordoned: bool) -> Result<bool, StoreError> {
+        self.call(Method::Cordon, 1, |store| Box::pin(async move { store.cordon(member, is_cordoned).await })).await
     }
 
     async fn members(&self) -> Result<Members, StoreError> {

@@ -79,9 +79,12 @@ impl Witness {
     }
 
     /// Shards were given up.
-    fn released(&self, incarnation: Incarnation, shards: &[ShardId]) {
+    fn released(&self, incarnation: Incarnation, given_up: &[(ShardId, Option<Epoch>)]) {
+        let owners = self.owners.lock();
+        let is_of = |shard, epoch| owners.get(shard).is_some_and(|(newest, _)| *newest == epoch);
         let mut leases = self.leases.lock();
-        for shard in shards {
+        let released = given_up.iter().filter(|(shard, epoch)| epoch.is_none_or(|epoch| is_of(shard, epoch)));
+        for (shard, _) in released {
             if leases.get(shard).is_some_and(|kept| kept.incarnation == incarnation) {
                 leases.remove(shard);
             }
@@ -132,14 +135,14 @@ impl Store for Witness {
         Ok(renewed)
     }
 
-    async fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {
-        self.inner.release(incarnation, shards).await?;
-        self.released(incarnation, shards);
+    async fn release(&self, incarnation: Incarnation, given_up: &[(ShardId, Option<Epoch>)]) -> Result<(), StoreError> {
+        self.inner.release(incarnation, given_up).await?;
+        self.released(incarnation, given_up);
         Ok(())
     }
 
-    async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
-        self.inner.cordon(host, is_cordoned).await
+    async fn cordon(&self, member: Incarnation, is_cordoned: bool) -> Result<bool, StoreError> {
+        self.inner.cordon(member, is_cordoned).await
     }
 
     async fn members(&self) -> Result<Members, StoreError> {

@@ -479,10 +479,10 @@ impl Store for Scripted {
     async fn renew(&self, _: &Renewal) -> Result<Renewed, StoreError> {
         unreachable!("a committer only commits")
     }
-    async fn release(&self, _: Incarnation, _: &[ShardId]) -> Result<(), StoreError> {
+    async fn release(&self, _: Incarnation, _: &[(ShardId, Option<Epoch>)]) -> Result<(), StoreError> {
         unreachable!("a committer only commits")
     }
-    async fn cordon(&self, _: &str, _: bool) -> Result<bool, StoreError> {
+    async fn cordon(&self, _: Incarnation, _: bool) -> Result<bool, StoreError> {
         unreachable!("a committer only commits")
     }
     async fn members(&self) -> Result<Members, StoreError> {

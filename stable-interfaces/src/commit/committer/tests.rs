@@ -257,7 +257,7 @@ async fn commits_that_are_fenced_are_counted_no_more() {
     let world = World::spread().await;
     // Lost before it is sent, and found lost by the store.
     world.shards.lose(ShardId(0), Epoch(1));
-    world.memory.release(ME, &[ShardId(1)]).await.unwrap();
+    world.memory.release(ME, &[(ShardId(1), None)]).await.unwrap();
     let tickets = [world.push(0, b"a"), world.push(1, b"a")];
     for ticket in &tickets {
         assert!(matches!(world.told(ticket).await, Err(Failure::Fenced)));
@@ -268,7 +268,7 @@ async fn commits_that_are_fenced_are_counted_no_more() {
 #[tokio::test(start_paused = true)]
 async fn commits_behind_a_failed_one_are_counted_no_more() {
     let world = World::spread().await;
-    world.memory.release(ME, &[ShardId(1)]).await.unwrap();
+    world.memory.release(ME, &[(ShardId(1), None)]).await.unwrap();
     world.store.fail_next(Method::Commit, Fault::SlowAnswer(Duration::from_millis(100)));
     let first = world.push(1, b"a");
     tokio::task::yield_now().await;

@@ -133,7 +133,7 @@ pub(super) async fn a_claim_grants_what_is_free_and_names_what_is_held(store: An
 
 pub(super) async fn clean_speaks_of_the_last_owner_only(store: AnyStore) {
     let first = Owner::start(&store, 1, "host-a", &[0]).await;
-    store.release(first.incarnation, &[ShardId(0)]).await.expect("a release is answered");
+    store.release(first.incarnation, &[(ShardId(0), None)]).await.expect("a release is answered");
     let second = claim(&store, &start(2, "host-b", &[0])).await;
     assert_eq!(grants(&second), [(0, 2, true)], "the last owner released it");
     let third = claim(&store, &start(3, "host-b", &[0])).await;
@@ -304,29 +304,52 @@ pub(super) async fn renew_names_owned_shards_with_inbox_rows(store: AnyStore) {
 
 pub(super) async fn a_released_shard_is_free_at_once_and_clean(store: AnyStore) {
     let first = Owner::start(&store, 1, "host-a", &[0]).await;
-    store.release(first.incarnation, &[ShardId(0)]).await.expect("a release is answered");
+    store.release(first.incarnation, &[(ShardId(0), None)]).await.expect("a release is answered");
     let renewed = store.renew(&Renewal::new(first.incarnation, LONG)).await.expect("who released is still alive");
     assert!(renewed.owned.is_empty(), "all was released, but {:?}", renewed.owned);
     assert_eq!(grants(&claim(&store, &running(2, "host-b", &[0])).await), [(0, 2, true)]);
-    store.release(life(2), &[ShardId(0)]).await.expect("a release is answered");
+    store.release(life(2), &[(ShardId(0), None)]).await.expect("a release is answered");
     let back = claim(&store, &running(1, "host-a", &[0])).await;
     assert_eq!(grants(&back), [(0, 3, true)], "a shard taken back is a new ownership");
 }
 
 pub(super) async fn a_release_gives_up_only_the_shards_named(store: AnyStore) {
     let mut first = Owner::start(&store, 1, "host-a", &[0, 1, 2]).await;
-    store.release(first.incarnation, &[ShardId(0), ShardId(2)]).await.expect("a release is answered");
+    store.release(first.incarnation, &[(ShardId(0), None), (ShardId(2), None)]).await.expect("a release is answered");
     let claimed = claim(&store, &running(2, "host-b", &[0, 1, 2])).await;
     assert_eq!(grants(&claimed), [(0, 2, true), (2, 2, true)]);
     assert_eq!(held(&claimed), [(1, "host-a")]);
     first.commit(1, vec![put("i", "k", "v")]).await;
 }
 
+pub(super) async fn a_release_that_comes_late_undoes_no_later_claim(store: AnyStore) {
+    let first = Owner::start(&store, 1, "host-a", &[0]).await;
+    let release = async |epoch: u64| {
+        let named = [(ShardId(0), Some(Epoch(epoch)))];
+        store.release(first.incarnation, &named).await.expect("a release is answered");
+    };
+    release(1).await;
+    let mut second = Owner::claim(&store, &running(1, "host-a", &[0])).await;
+    assert_eq!(second.epochs[&0], Epoch(2));
+    // As one that was repeated, and of which the first try was held back.
+    release(1).await;
+    second.commit(0, vec![put("i", "k", "v")]).await;
+    let given_up = Claim { given_up: vec![(ShardId(0), Epoch(2))], ..running(1, "host-a", &[0]) };
+    assert_eq!(grants(&claim(&store, &given_up).await), [(0, 3, false)]);
+    release(2).await;
+    release(4).await;
+    let renewed = store.renew(&Renewal::new(first.incarnation, LONG)).await.expect("the lease is renewed");
+    assert_eq!(ids(&renewed.owned), [0], "it is owned under another epoch than those");
+    assert_eq!(held(&claim(&store, &running(2, "host-b", &[0])).await), [(0, "host-a")]);
+    release(3).await;
+    assert_eq!(grants(&claim(&store, &running(2, "host-b", &[0])).await), [(0, 4, true)]);
+}
+
 pub(super) async fn a_release_by_somebody_else_changes_nothing(store: AnyStore) {
     let mut owner = Owner::start(&store, 1, "host-a", &[0]).await;
     claim(&store, &start(2, "host-b", &[1])).await;
     for stranger in [2, 3] {
-        let released = store.release(life(stranger), &[ShardId(0), ShardId(9)]).await;
+        let released = store.release(life(stranger), &[(ShardId(0), None), (ShardId(9), None)]).await;
         released.expect("shards it does not own are left alone, without an error");
     }
     owner.commit(0, vec![put("i", "k", "v")]).await;
@@ -337,11 +360,11 @@ pub(super) async fn a_release_by_somebody_else_changes_nothing(store: AnyStore) 
 pub(super) async fn releasing_twice_is_safe(store: AnyStore) {
     let first = Owner::start(&store, 1, "host-a", &[0]).await;
     for _ in 0..2 {
-        store.release(first.incarnation, &[ShardId(0)]).await.expect("a release is answered");
+        store.release(first.incarnation, &[(ShardId(0), None)]).await.expect("a release is answered");
     }
     let mut second = Owner::start(&store, 2, "host-b", &[0]).await;
     // A repeat that arrives after the next owner has come.
-    store.release(first.incarnation, &[ShardId(0)]).await.expect("a release is answered");
+    store.release(first.incarnation, &[(ShardId(0), None)]).await.expect("a release is answered");
     second.commit(0, vec![put("i", "k", "v")]).await;
     let claimed = claim(&store, &running(3, "host-c", &[0])).await;
     assert_eq!(held(&claimed), [(0, "host-b")]);
@@ -352,7 +375,7 @@ pub(super) async fn a_released_shard_keeps_its_rows(store: AnyStore) {
     let row = alarm("i", "a", 10);
     first.commit(0, vec![put("i", "k", "v"), crate::store::Op::PutAlarm(row.clone())]).await;
     post(&store, message(0, "i", "m", "")).await;
-    store.release(first.incarnation, &[ShardId(0)]).await.expect("a release is answered");
+    store.release(first.incarnation, &[(ShardId(0), None)]).await.expect("a release is answered");
     claim(&store, &start(2, "host-b", &[0])).await;
     assert_eq!(storage(&store, 0, "i").await, [("k".into(), "v".into())]);
     assert_eq!(alarms(&store, 0).await, [row]);
@@ -362,7 +385,7 @@ pub(super) async fn a_released_shard_keeps_its_rows(store: AnyStore) {
 pub(super) async fn the_old_owner_writes_nothing_after_its_release(store: AnyStore) {
     let mut first = Owner::start(&store, 1, "host-a", &[0]).await;
     first.commit(0, vec![put("i", "k", "before")]).await;
-    store.release(first.incarnation, &[ShardId(0)]).await.expect("a release is answered");
+    store.release(first.incarnation, &[(ShardId(0), None)]).await.expect("a release is answered");
     match first.try_commit(0, vec![put("i", "k", "after")]).await {
         Err(StoreError::Fenced { .. }) => {}
         other => unexpected("a released shard takes no write", &other),

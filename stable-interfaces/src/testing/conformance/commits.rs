@@ -35,7 +35,7 @@ pub(super) async fn a_fenced_batch_leaves_nothing_and_the_others_land(store: Any
 pub(super) async fn an_epoch_of_the_past_is_fenced(store: AnyStore) {
     let mut first = Owner::start(&store, 1, "host-a", &[0]).await;
     first.commit(0, vec![put("i", "k", "first")]).await;
-    store.release(first.incarnation, &[ShardId(0)]).await.expect("a release is answered");
+    store.release(first.incarnation, &[(ShardId(0), None)]).await.expect("a release is answered");
     // The same incarnation takes it back: only the epoch tells the two ownerships apart.
     claim(&store, &running(1, "host-a", &[0])).await;
     assert_fenced(&first.try_commit(0, vec![put("i", "k", "late")]).await, 0, 1, 2);
@@ -148,7 +148,7 @@ pub(super) async fn a_repeat_after_the_shard_was_lost_is_fenced(store: AnyStore)
     let mut first = Owner::start(&store, 1, "host-a", &[0]).await;
     let write = first.next(vec![first.batch(0, vec![put("i", "k", "first")])]);
     one(commit(&store, &write).await).expect("the write is done");
-    store.release(first.incarnation, &[ShardId(0)]).await.expect("a release is answered");
+    store.release(first.incarnation, &[(ShardId(0), None)]).await.expect("a release is answered");
     let mut second = Owner::start(&store, 2, "host-b", &[0]).await;
     second.commit(0, vec![put("i", "k", "second")]).await;
     assert_fenced(&one(commit(&store, &write).await), 0, 1, 2);

@@ -79,10 +79,6 @@ pub(super) fn held(claimed: &Claimed) -> Vec<(u32, &str)> {
     claimed.held.iter().map(|held| (held.shard.0, &*held.holder)).collect()
 }
 
-pub(super) fn ids_of(shards: &[u32]) -> Vec<ShardId> {
-    shards.iter().copied().map(ShardId).collect()
-}
-
 pub(super) fn ids(shards: &[ShardId]) -> Vec<u32> {
     shards.iter().map(|shard| shard.0).collect()
 }

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use super::given::*;
-use crate::store::{Claim, Hint, Hints, Member, MemberState, Members, Placement, Presence, Renewal, StoreError};
+use crate::store::{
+    Claim, Epoch, Hint, Hints, Member, MemberState, Members, Placement, Presence, Renewal, ShardId, StoreError,
+};
 
 /// A claim by a host that says this of itself.
 fn saying(presence: Presence, claim: Claim) -> Claim {
@@ -146,10 +148,10 @@ pub(super) async fn one_that_leaves_is_told_so_and_gone_when_it_owns_nothing(sto
     let told = renew(&store, 1, leaving()).await;
     assert!(told.version > before.version);
     assert_eq!(of_life(&members(&store, 2).await, 1).state, MemberState::Leaving);
-    store.release(life(1), &ids_of(&[0])).await.expect("it is released");
+    store.release(life(1), &[(ShardId(0), Some(Epoch(1)))]).await.expect("it is released");
     assert_eq!(of_life(&members(&store, 2).await, 1).state, MemberState::Leaving, "it still owns one");
     owner.commit(1, vec![put("i", "k", "v")]).await;
-    store.release(life(1), &ids_of(&[1])).await.expect("it is released");
+    store.release(life(1), &[(ShardId(1), Some(Epoch(1)))]).await.expect("it is released");
     let after = members(&store, 2).await;
     assert_eq!(names(&after), [("host-b", 2)]);
     assert!(after.version > told.version);
@@ -158,28 +160,62 @@ pub(super) async fn one_that_leaves_is_told_so_and_gone_when_it_owns_nothing(sto
 pub(super) async fn one_that_owns_nothing_and_does_not_leave_stays(store: AnyStore) {
     claim(&store, &start(1, "host-a", &[0])).await;
     claim(&store, &start(2, "host-b", &[1])).await;
-    store.release(life(1), &ids_of(&[0])).await.expect("it is released");
+    store.release(life(1), &[(ShardId(0), Some(Epoch(1)))]).await.expect("it is released");
     assert_eq!(names(&members(&store, 2).await), [("host-a", 1), ("host-b", 2)]);
 }
 
 pub(super) async fn a_cordon_is_seen_by_all_until_it_is_taken_away(store: AnyStore) {
     claim(&store, &start(1, "host-a", &[0])).await;
     let before = claim(&store, &start(2, "host-b", &[1])).await.members;
-    assert!(!store.cordon("host-c", true).await.expect("it is answered"), "there is none of that name");
+    assert!(!store.cordon(life(3), true).await.expect("it is answered"), "there is none of that life");
     assert_eq!(members(&store, 2).await.version, before.version);
-    assert!(store.cordon("host-a", true).await.expect("it is answered"));
+    assert!(store.cordon(life(1), true).await.expect("it is answered"));
     let marked = members(&store, 2).await;
     assert!(marked.version > before.version);
     let states = |members: &Members| members.list.iter().map(|member| member.state).collect::<Vec<_>>();
     assert_eq!(states(&marked), [MemberState::Cordoned, MemberState::Up]);
     // What the host says of itself is something else.
     assert_eq!(states(&renew(&store, 1, at_address("x:1", "")).await), [MemberState::Cordoned, MemberState::Up]);
-    assert!(store.cordon("host-a", true).await.expect("it is answered"), "once more is the same");
-    assert!(store.cordon("host-a", false).await.expect("it is answered"));
+    assert!(store.cordon(life(1), true).await.expect("it is answered"), "once more is the same");
+    assert!(store.cordon(life(1), false).await.expect("it is answered"));
     assert_eq!(states(&members(&store, 2).await), [MemberState::Up, MemberState::Up]);
     // It belongs to a life.
-    assert!(store.cordon("host-a", true).await.expect("it is answered"));
+    assert!(store.cordon(life(1), true).await.expect("it is answered"));
     assert_eq!(states(&claim(&store, &start(3, "host-a", &[0])).await.members), [MemberState::Up, MemberState::Up]);
+    assert!(!store.cordon(life(1), true).await.expect("it is answered"), "a mark that comes late marks nobody");
+    assert_eq!(states(&members(&store, 2).await), [MemberState::Up, MemberState::Up]);
+}
+
+pub(super) async fn whoever_leaves_is_leaving_to_its_end(store: AnyStore) {
+    claim(&store, &start(1, "host-a", &[0])).await;
+    claim(&store, &start(2, "host-b", &[1])).await;
+    let told = renew(&store, 1, leaving()).await;
+    // As it was sent before that, and comes late.
+    let late = members(&store, 1).await;
+    assert_eq!((of_life(&late, 1).state, late.version), (MemberState::Leaving, told.version));
+    assert_eq!(of_life(&members(&store, 2).await, 1).state, MemberState::Leaving);
+}
+
+pub(super) async fn one_that_has_left_comes_back_by_no_claim_or_renewal(store: AnyStore) {
+    let first = Owner::start(&store, 1, "host-a", &[0]).await;
+    claim(&store, &start(2, "host-b", &[1])).await;
+    renew(&store, 1, leaving()).await;
+    store.release(first.incarnation, &[(ShardId(0), Some(Epoch(1)))]).await.expect("it is released");
+    for presence in [leaving(), Presence::default()] {
+        match store.renew(&Renewal { presence, ..Renewal::new(life(1), LONG) }).await {
+            Err(StoreError::Replaced) => {}
+            other => unexpected("a renewal that was held back brings nobody back", &other),
+        }
+    }
+    match store.claim(&running(1, "host-a", &[0])).await {
+        Err(StoreError::Replaced) => {}
+        other => unexpected("nor does a claim", &other),
+    }
+    store.release(first.incarnation, &[(ShardId(0), None)]).await.expect("repeating is safe");
+    assert_eq!(names(&members(&store, 2).await), [("host-b", 2)]);
+    let next = claim(&store, &start(3, "host-a", &[0])).await;
+    assert_eq!(grants(&next), [(0, 2, true)], "the next life of its name starts as ever");
+    assert_eq!(names(&next.members), [("host-a", 3), ("host-b", 2)]);
 }
 
 pub(super) async fn hosts_of_the_other_placement_are_refused_while_one_holds_a_lease(store: AnyStore) {
@@ -199,7 +235,7 @@ pub(super) async fn hosts_of_the_other_placement_are_refused_while_one_holds_a_l
     // Back, once it has left.
     let renewal = Presence { is_leaving: true, placement: Placement::Live, ..Presence::default() };
     renew(&store, 3, renewal).await;
-    store.release(life(3), &ids_of(&[0])).await.expect("it is released");
+    store.release(life(3), &[(ShardId(0), Some(Epoch(2)))]).await.expect("it is released");
     assert_eq!(grants(&claim(&store, &start(4, "host-b", &[1])).await), [(1, 1, true)]);
 }
 
@@ -256,17 +292,17 @@ pub(super) async fn a_hint_follows_a_join_a_release_a_cordon_and_a_leave(store: 
     .await;
     until_heard(&mut hints, "a release", |_| async move {
         claim(store, &running(100, "host-0", &[7])).await;
-        store.release(life(100), &ids_of(&[7])).await.expect("it is released");
+        store.release(life(100), &[(ShardId(7), None)]).await.expect("it is released");
     })
     .await;
     until_heard(&mut hints, "a cordon", |n| async move {
-        store.cordon("host-0", n % 2 == 0).await.expect("it is answered");
+        store.cordon(life(100), n % 2 == 0).await.expect("it is answered");
     })
     .await;
     until_heard(&mut hints, "a leave", |n| async move {
         let name = format!("gone-{n}");
         claim(store, &saying(leaving(), start(1_000 + n, &name, &[7]))).await;
-        store.release(life(1_000 + n), &ids_of(&[7])).await.expect("it is released");
+        store.release(life(1_000 + n), &[(ShardId(7), None)]).await.expect("it is released");
     })
     .await;
 }

@@ -173,6 +173,6 @@ pub(super) async fn anyone_may_read(store: AnyStore) {
     let owner = put_keys(&store, &["a"]).await;
     claim(&store, &start(2, "host-a", &[0])).await;
     assert_eq!(keys(&store, "", None, 100).await, "a", "after a change of owner");
-    store.release(life(2), &[ShardId(0)]).await.expect("a release is answered");
+    store.release(life(2), &[(ShardId(0), None)]).await.expect("a release is answered");
     assert_eq!(keys(&store, "", None, 100).await, "a", "without an owner, after {:?}", owner.incarnation);
 }

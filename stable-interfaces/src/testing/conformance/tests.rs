@@ -37,6 +37,7 @@ enum Flaw {
     ReleaseDoesNothing,
     ReleaseGivesUpEverything,
     AnyoneMayRelease,
+    ReleaseIgnoresTheEpoch,
     // Members.
     EachClaimNamesTheStore,
     JoinsAreNotSeen,
@@ -47,8 +48,10 @@ enum Flaw {
     MembersNeverEnd,
     EarlierLivesStay,
     LeavingNeverLeaves,
+    LeavingIsTakenBack,
     WhoeverOwnsNothingLeaves,
     CordonIsForgotten,
+    CordonGoesByName,
     PlacementIsNotCompared,
     OnlyAHundredMembers,
     HintsSpeakOfInboxesOnly,
@@ -122,10 +125,20 @@ const CAUGHT: &[(Flaw, &[&str])] = {
         (HolderIsNotNamed, &["a_held_shard_names_its_holder_and_the_time_left"]),
         (GrantsAreSorted, &["grants_come_in_the_order_asked_for"]),
         (LeaseNeverRunsOut, &["an_expired_lease_can_be_taken_and_is_not_clean"]),
-        (UnknownMayRenew, &["an_unknown_incarnation_cannot_renew", "a_replaced_incarnation_cannot_renew"]),
+        (
+            UnknownMayRenew,
+            &[
+                "an_unknown_incarnation_cannot_renew",
+                "a_replaced_incarnation_cannot_renew",
+                "one_that_has_left_comes_back_by_no_claim_or_renewal",
+            ],
+        ),
         (RenewDoesNotExtend, &["renew_extends_a_lease_that_ran_out"]),
         (ShardsSortAsText, &["renew_lists_owned_shards_ascending"]),
         (InboxOfOthersIsNamed, &["renew_names_owned_shards_with_inbox_rows"]),
+        (ReleaseIgnoresTheEpoch, &["a_release_that_comes_late_undoes_no_later_claim"]),
+        (LeavingIsTakenBack, &["whoever_leaves_is_leaving_to_its_end"]),
+        (CordonGoesByName, &["a_cordon_is_seen_by_all_until_it_is_taken_away"]),
         (ReleaseDoesNothing, &["a_released_shard_is_free_at_once_and_clean"]),
         (ReleaseGivesUpEverything, &["a_release_gives_up_only_the_shards_named"]),
         (AnyoneMayRelease, &["a_release_by_somebody_else_changes_nothing", "releasing_twice_is_safe"]),
@@ -248,7 +261,8 @@ impl Flawed {
         let earlier = self.lives.lock().insert(claim.host.clone(), claim.incarnation);
         if let Some(earlier) = earlier.filter(|earlier| *earlier != claim.incarnation) {
             let shards = self.inner.dump().shards.into_keys();
-            let rest: Vec<_> = shards.filter(|shard| !claim.shards.contains(shard)).collect();
+            let rest = shards.filter(|shard| !claim.shards.contains(shard));
+            let rest: Vec<_> = rest.map(|shard| (shard, None)).collect();
             self.inner.release(earlier, &rest).await.unwrap();
         }
     }
@@ -262,6 +276,9 @@ impl Flawed {
             Flaw::NumberAlwaysChanges => members.version += self.number(),
             Flaw::OnlyAHundredMembers => members.list.truncate(100),
             Flaw::CordonIsForgotten => members.list.iter_mut().for_each(|member| member.state = MemberState::Up),
+            Flaw::CordonGoesByName => {
+                known.extend(members.list.iter().map(|member| (member.incarnation, member.clone())));
+            }
             Flaw::MembersNeverEnd | Flaw::LeavingNeverLeaves | Flaw::EarlierLivesStay => {
                 known.extend(members.list.iter().map(|member| (member.incarnation, member.clone())));
                 members.list = known.values().cloned().collect();
@@ -436,7 +453,10 @@ impl Store for Flawed {
             Flaw::GivenUpKeepsItsEpoch => claim.given_up.clear(),
             Flaw::EndedLifeHadReleased if claim.kind == ClaimKind::Start => self.release_the_rest(&claim).await,
             Flaw::LeaseNeverRunsOut => claim.lease = Duration::MAX,
-            Flaw::RepeatedClaimRaisesTheEpoch => self.inner.release(claim.incarnation, &claim.shards).await?,
+            Flaw::RepeatedClaimRaisesTheEpoch => {
+                let all: Vec<_> = claim.shards.iter().map(|shard| (*shard, None)).collect();
+                self.inner.release(claim.incarnation, &all).await?;
+            }
             _ => {}
         }
         if self.is(Flaw::PlacementIsNotCompared) {
@@ -466,6 +486,10 @@ impl Store for Flawed {
         let mut renewed = self.inner.renew(&flawed).await;
         if let Ok(renewed) = &mut renewed {
             self.flawed_members(&mut renewed.members);
+            let said = renewed.members.list.iter_mut().find(|member| member.incarnation == renewal.incarnation);
+            if let Some(said) = said.filter(|_| self.is(Flaw::LeavingIsTakenBack) && !renewal.presence.is_leaving) {
+                said.state = MemberState::Up;
+            }
         }
         match self.flaw {
             Flaw::UnknownMayRenew => {
@@ -487,26 +511,36 @@ impl Store for Flawed {
         }
     }
 
-    async fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {
+    async fn release(&self, incarnation: Incarnation, given_up: &[(ShardId, Option<Epoch>)]) -> Result<(), StoreError> {
         match self.flaw {
             Flaw::ReleaseDoesNothing => Ok(()),
             Flaw::ReleaseGivesUpEverything => {
-                let all: Vec<ShardId> = self.inner.dump().shards.into_keys().collect();
+                let all: Vec<_> = self.inner.dump().shards.into_keys().map(|shard| (shard, None)).collect();
                 self.inner.release(incarnation, &all).await
             }
             Flaw::AnyoneMayRelease => {
-                for shard in shards {
+                for (shard, epoch) in given_up {
                     let owner = self.owner_of(*shard).map_or(incarnation, |(owner, _)| owner);
-                    self.inner.release(owner, &[*shard]).await?;
+                    self.inner.release(owner, &[(*shard, *epoch)]).await?;
                 }
                 Ok(())
             }
-            _ => self.inner.release(incarnation, shards).await,
+            Flaw::ReleaseIgnoresTheEpoch => {
+                let whatever: Vec<_> = given_up.iter().map(|(shard, _)| (*shard, None)).collect();
+                self.inner.release(incarnation, &whatever).await
+            }
+            _ => self.inner.release(incarnation, given_up).await,
         }
     }
 
-    async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
-        self.inner.cordon(host, is_cordoned).await
+    async fn cordon(&self, member: Incarnation, is_cordoned: bool) -> Result<bool, StoreError> {
+        let named = self.members.lock().get(&member).map(|member| member.name.clone());
+        if self.is(Flaw::CordonGoesByName) {
+            for other in self.inner.members().await?.list.iter().filter(|other| Some(&other.name) == named.as_ref()) {
+                self.inner.cordon(other.incarnation, is_cordoned).await?;
+            }
+        }
+        self.inner.cordon(member, is_cordoned).await
     }
 
     async fn members(&self) -> Result<Members, StoreError> {

@@ -9,8 +9,8 @@ use tokio::task::JoinSet;
 use super::{injected, lost};
 use crate::clock::Clock;
 use crate::store::{
-    Batch, Claim, Claimed, Found, Held, Hints, Incarnation, Loaded, Members, NewMessage, Page, Posted, Read, Renewal,
-    Renewed, ShardId, Store, StoreError, Write,
+    Batch, Claim, Claimed, Epoch, Found, Held, Hints, Incarnation, Loaded, Members, NewMessage, Page, Posted, Read,
+    Renewal, Renewed, ShardId, Store, StoreError, Write,
 };
 use crate::sync::{Arc, Mutex};
 
@@ -104,14 +104,14 @@ impl Store for Partly {
         Ok(renewed)
     }
 
-    async fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {
-        let (away, there): (Vec<_>, Vec<_>) = shards.iter().partition(|shard| self.is_away(**shard));
+    async fn release(&self, incarnation: Incarnation, given_up: &[(ShardId, Option<Epoch>)]) -> Result<(), StoreError> {
+        let (away, there): (Vec<_>, Vec<_>) = given_up.iter().partition(|(shard, _)| self.is_away(*shard));
         self.inner.release(incarnation, &there).await?;
-        self.check(away)
+        self.check(away.into_iter().map(|(shard, _)| shard))
     }
 
-    async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
-        self.inner.cordon(host, is_cordoned).await
+    async fn cordon(&self, member: Incarnation, is_cordoned: bool) -> Result<bool, StoreError> {
+        self.inner.cordon(member, is_cordoned).await
     }
 
     async fn members(&self) -> Result<Members, StoreError> {

@@ -575,8 +575,11 @@ impl<A: Clone + Send + Sync + 'static> World<A> {
 
     /// Marks a host as one to empty, or takes the mark away.
     pub(super) async fn cordon(&self, name: &str, is_cordoned: bool) {
-        let done = self.store.cordon(name, is_cordoned).await;
-        debug_assert!(done.is_ok(), "the store itself does not fail");
+        let members = self.store.members().await.map(|members| members.list).unwrap_or_default();
+        for member in members.iter().filter(|member| *member.name == *name) {
+            let done = self.store.cordon(member.incarnation, is_cordoned).await;
+            debug_assert!(done.is_ok(), "the store itself does not fail");
+        }
     }
 
     pub(super) async fn drain_all(self: &Arc<Self>) {

@@ -6,8 +6,8 @@ use async_trait::async_trait;
 
 use crate::clock::{Clock, Sleep, Timestamp};
 use crate::store::{
-    Claim, Claimed, Found, Hints, Incarnation, Loaded, Members, NewMessage, Page, Posted, Read, Renewal, Renewed,
-    ShardId, Store, StoreError, Write,
+    Claim, Claimed, Epoch, Found, Hints, Incarnation, Loaded, Members, NewMessage, Page, Posted, Read, Renewal,
+    Renewed, ShardId, Store, StoreError, Write,
 };
 use crate::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use crate::sync::{Arc, Notify};
@@ -141,16 +141,16 @@ impl Store for Link {
         self.pass(self.faults.renew(renewal)).await
     }
 
-    async fn release(&self, incarnation: Incarnation, shards: &[ShardId]) -> Result<(), StoreError> {
-        let released = self.pass(self.faults.release(incarnation, shards)).await;
+    async fn release(&self, incarnation: Incarnation, given_up: &[(ShardId, Option<Epoch>)]) -> Result<(), StoreError> {
+        let released = self.pass(self.faults.release(incarnation, given_up)).await;
         if released.is_ok() && !self.is_leaving.load(Ordering::SeqCst) {
-            self.handed_over.fetch_add(shards.len() as u64, Ordering::SeqCst);
+            self.handed_over.fetch_add(given_up.len() as u64, Ordering::SeqCst);
         }
         released
     }
 
-    async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, StoreError> {
-        self.pass(self.faults.cordon(host, is_cordoned)).await
+    async fn cordon(&self, member: Incarnation, is_cordoned: bool) -> Result<bool, StoreError> {
+        self.pass(self.faults.cordon(member, is_cordoned)).await
     }
 
     async fn members(&self) -> Result<Members, StoreError> {
