@@ -143,11 +143,6 @@ impl Alarm {
         &self.0
     }
 
-    /// About the number of bytes of all that it consists of.
-    pub(crate) fn bytes(&self) -> usize {
-        self.0.bytes() + self.0.id.len()
-    }
-
     /// The alarm's ID, unique within the instance.
     #[must_use]
     pub fn id(&self) -> &str {

@@ -8,9 +8,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use async_trait::async_trait;
+use stable_interfaces::store::{
+    Claim, Claimed, Epoch, Found, Hints, Incarnation, Loaded, Members, NewMessage, Page, Posted, Read, ReadRows,
+    Renewal, Renewed, ShardId, Write,
+};
 use stable_interfaces::{
-    Alarm, Context, ContextError, Dead, Fleet, Handle, Host, Interface, OnAlarm, RequestError, RetryPolicy,
-    StableInterface, Timestamp,
+    Alarm, Context, ContextError, Dead, Fleet, Handle, Host, HostBuilder, Interface, MemoryStore, OnAlarm,
+    RequestError, RetryPolicy, StableInterface, Store, StoreError, Timestamp,
 };
 
 use self::town::Town;
@@ -53,6 +58,60 @@ impl Handle<StopOther> for Bell {
     }
 }
 
+/// A store that counts the alarms that are read of it by instance.
+#[derive(Debug)]
+struct Counted {
+    inner: MemoryStore,
+    rows: AtomicU64,
+}
+
+#[async_trait]
+impl Store for Counted {
+    async fn claim(&self, claim: &Claim) -> Result<Claimed, StoreError> {
+        self.inner.claim(claim).await
+    }
+
+    async fn renew(&self, renewal: &Renewal) -> Result<Renewed, StoreError> {
+        self.inner.renew(renewal).await
+    }
+
+    async fn release(&self, incarnation: Incarnation, given_up: &[(ShardId, Option<Epoch>)]) -> Result<(), StoreError> {
+        self.inner.release(incarnation, given_up).await
+    }
+
+    async fn cordon(&self, member: Incarnation, is_cordoned: bool) -> Result<bool, StoreError> {
+        self.inner.cordon(member, is_cordoned).await
+    }
+
+    async fn members(&self) -> Result<Members, StoreError> {
+        self.inner.members().await
+    }
+
+    async fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError> {
+        self.inner.commit(write).await
+    }
+
+    async fn post(&self, messages: &[NewMessage]) -> Result<Vec<Posted>, StoreError> {
+        self.inner.post(messages).await
+    }
+
+    async fn watch(&self, incarnation: Incarnation) -> Result<Hints, StoreError> {
+        self.inner.watch(incarnation).await
+    }
+
+    async fn load(&self, pages: &[Page]) -> Result<Vec<Loaded>, StoreError> {
+        self.inner.load(pages).await
+    }
+
+    async fn read(&self, read: &Read) -> Result<Found, StoreError> {
+        let found = self.inner.read(read).await?;
+        if let ReadRows::Alarms(rows) = &found.rows {
+            self.rows.fetch_add(rows.len() as u64, Ordering::SeqCst);
+        }
+        Ok(found)
+    }
+}
+
 struct Site {
     _host: Host,
     bells: Interface<Bell>,
@@ -66,7 +125,10 @@ struct Told {
 }
 
 async fn start(town: &Town, name: &str, fleet: &Fleet, told: &Told, has_alarms: bool) -> Site {
-    let mut host = town.member(name, fleet).transport(town.network.transport());
+    start_with(town.member(name, fleet).transport(town.network.transport()), told, has_alarms).await
+}
+
+async fn start_with(mut host: HostBuilder, told: &Told, has_alarms: bool) -> Site {
     let told = told.clone();
     let interface = host.interface(move |_| Bell(told.clone()));
     let interface = interface.retry(RetryPolicy::new().attempts(1));
@@ -136,6 +198,65 @@ async fn alarms_that_are_too_much_for_one_answer_come_in_several() {
         one.bells.set_alarm(&id, &format!("{number}"), now(&town) + HOUR, &()).await.unwrap();
     }
     assert_eq!(zero.bells.alarms(&id).await.unwrap(), one.bells.alarms(&id).await.unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn alarms_whose_ids_grow_on_their_way_come_in_as_many_answers_as_they_need() {
+    let town = Town::new(2);
+    let (zero, one) = two(&town, &Told::default()).await;
+    let id = town.id("host-1");
+    // One byte is six in JSON.
+    let long = "\u{1}".repeat(500);
+    for number in 0..600 {
+        one.bells.set_alarm(&id, &format!("{long}{number}"), now(&town) + HOUR, &()).await.unwrap();
+    }
+    assert_eq!(zero.bells.alarms(&id).await.unwrap(), one.bells.alarms(&id).await.unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_alarm_is_read_once_however_many_answers_they_come_in() {
+    let town = Town::new(2);
+    let store = Arc::new(Counted { inner: town.store.clone(), rows: AtomicU64::new(0) });
+    let host = town.member("host-1", &town.fleet).shared_store(store.clone()).transport(town.network.transport());
+    let one = start_with(host, &Told::default(), true).await;
+    let zero = start(&town, "host-0", &town.fleet, &Told::default(), true).await;
+    let id = town.id("host-1");
+    let meta = "m".repeat(10_000);
+    for number in 0..200 {
+        one.bells.set_alarm(&id, &format!("{number:03}"), now(&town) + HOUR, &meta).await.unwrap();
+    }
+    let before = (town.network.requests(), store.rows.load(Ordering::SeqCst));
+    assert_eq!(zero.bells.alarms(&id).await.unwrap().len(), 200);
+    let (answers, rows) = (town.network.requests() - before.0, store.rows.load(Ordering::SeqCst) - before.1);
+    assert!(answers >= 8, "{answers} answers to 2 MB");
+    assert!(rows <= 200 + 2 * answers, "{rows} alarms were read to tell 200 in {answers} answers");
+}
+
+#[tokio::test(start_paused = true)]
+async fn alarms_that_change_between_two_answers_are_told_as_they_were_before_or_after() {
+    let town = Town::new(2);
+    let (zero, one) = two(&town, &Told::default()).await;
+    let id = town.id("host-1");
+    let meta = "m".repeat(10_000);
+    for number in 0..100 {
+        one.bells.set_alarm(&id, &format!("{number:03}"), now(&town) + HOUR, &meta).await.unwrap();
+    }
+    let looks = tokio::spawn({
+        let (bells, id) = (zero.bells.clone(), id.clone());
+        async move { bells.alarms(&id).await.unwrap() }
+    });
+    for number in (0..100).step_by(2) {
+        one.bells.cancel_alarm(&id, &format!("{number:03}")).await.unwrap();
+        one.bells.set_alarm(&id, &format!("{number:03}-new"), now(&town) + HOUR, &()).await.unwrap();
+    }
+    let seen: Vec<_> = looks.await.unwrap().iter().map(|alarm| alarm.id().to_owned()).collect();
+    assert!(seen.is_sorted() && seen.windows(2).all(|pair| pair[0] != pair[1]), "in order, each once: {seen:?}");
+    for number in (1..100).step_by(2) {
+        assert!(seen.contains(&format!("{number:03}")), "nobody touched {number}: {seen:?}");
+    }
+    let after = zero.bells.alarms(&id).await.unwrap();
+    assert_eq!(after, one.bells.alarms(&id).await.unwrap());
+    assert_eq!(after.len(), 100);
 }
 
 #[tokio::test(start_paused = true)]

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use serde_json::value::RawValue;
 
 use super::StableInterface;
-use super::context::Context;
+use super::context::{Context, Most};
 use super::job::Work;
 use super::kind::InterfaceCore;
 use super::living::Home;
@@ -64,7 +64,22 @@ pub(crate) struct ListAlarms {
     pub(crate) bytes: usize,
 }
 
-/// Some alarms of an instance, and the ID of the first one after them, if there is one.
+/// The bytes of an alarm on its way, apart from its texts.
+const TOLD_ALARM: usize = 160;
+
+/// The bytes of an alarm on its way, in JSON.
+fn told_bytes(row: &AlarmRow) -> usize {
+    let more = |byte: &u8| match byte {
+        b'"' | b'\\' => 1,
+        ..b' ' => 5,
+        _ => 0,
+    };
+    let error = row.attempts.last_error.as_deref().unwrap_or_default();
+    let texts = [row.id.as_bytes(), &row.meta, error.as_bytes()];
+    texts.iter().map(|text| text.len() + text.iter().map(more).sum::<usize>()).sum::<usize>() + TOLD_ALARM
+}
+
+/// Some alarms of an instance, and the ID from which to go on, if there may be more.
 pub(crate) type Alarms = (Vec<Alarm>, Option<Arc<str>>);
 
 impl ListAlarms {
@@ -87,16 +102,18 @@ impl<I: StableInterface> Work<I> for ListAlarms {
     }
 
     async fn run(self, _: &mut Home<I>, cx: &mut Context) -> Outcome<Alarms, I::Error> {
-        let mut rest = cx.alarms_from(self.from).await.map_err(Box::from)?.into_iter().peekable();
-        let (mut alarms, mut bytes) = (Vec::new(), 0_usize);
-        while let Some(next) = rest.peek() {
-            bytes = bytes.saturating_add(next.bytes());
+        // No more is read than is told: the rest is read when it is asked for.
+        let most = Most { rows: (self.bytes / TOLD_ALARM).max(1), bytes: self.bytes };
+        let (rest, next) = cx.alarms_from(self.from, most).await.map_err(Box::from)?;
+        let (mut rest, mut alarms, mut bytes) = (rest.into_iter().peekable(), Vec::new(), 0_usize);
+        while let Some(alarm) = rest.peek() {
+            bytes = bytes.saturating_add(if self.bytes < usize::MAX { told_bytes(alarm.row()) } else { 0 });
             if bytes > self.bytes && !alarms.is_empty() {
-                return Ok((alarms, Some(next.id().into())));
+                return Ok((alarms, Some(alarm.id().into())));
             }
             alarms.extend(rest.next());
         }
-        Ok((alarms, None))
+        Ok((alarms, next))
     }
 }
 

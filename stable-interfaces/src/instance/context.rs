@@ -5,6 +5,8 @@
 
 mod reads;
 
+pub(crate) use reads::Most;
+
 use std::fmt::{self, Debug, Display};
 
 use bytes::Bytes;

@@ -30,6 +30,8 @@ pub(crate) trait Paged: Sized {
 /// A row of a range of one instance.
 pub(crate) trait Ranged: Sized {
     fn id(&self) -> &Arc<str>;
+    /// Its bytes, without its ID.
+    fn bytes(&self) -> usize;
     fn range(from: Arc<str>, to: Option<Arc<str>>) -> ReadRange;
     fn from_rows(rows: ReadRows) -> Option<Vec<Self>>;
 }
@@ -98,6 +100,11 @@ impl<R: Paged> Pages<'_, R> {
 impl<R: Ranged> RangePages<'_, R> {
     /// The next rows, in their order, `most` of them at most; `None` behind the last.
     pub(crate) async fn next(&mut self, most: usize) -> Result<Option<Vec<R>>, StoreError> {
+        self.next_of(most, usize::MAX).await
+    }
+
+    /// As [`next`](Self::next), and with about so many bytes at most.
+    pub(crate) async fn next_of(&mut self, most: usize, bytes: usize) -> Result<Option<Vec<R>>, StoreError> {
         if self.is_done || most == 0 {
             return Ok(None);
         }
@@ -108,8 +115,9 @@ impl<R: Ranged> RangePages<'_, R> {
             self.client.read(&read).await?
         } else {
             let portion = self.client.portion.lock().clone();
-            let read = Read { limit: portion.rows().min(MOST_ROWS).min(most), bytes: portion.bytes(), ..read };
-            let is_small = |found: &Found| found.is_last || read.limit == most;
+            let (limit, bytes) = (portion.rows().min(MOST_ROWS).min(most), portion.bytes().min(bytes));
+            let read = Read { limit, bytes, ..read };
+            let is_small = |found: &Found| found.is_last || limit == most || bytes < portion.bytes();
             noted(self.client.portion, self.client.read(&read).await, is_small)?
         };
         let rows = R::from_rows(found.rows).ok_or_else(wrong_rows)?;
@@ -118,6 +126,11 @@ impl<R: Ranged> RangePages<'_, R> {
             self.from = just_after(last.id());
         }
         Ok(Some(rows))
+    }
+
+    /// The key from which on there may be more.
+    pub(crate) fn rest(&self) -> Option<Arc<str>> {
+        (!self.is_done).then(|| self.from.clone())
     }
 }
 
@@ -199,6 +212,10 @@ impl Ranged for AlarmRow {
         &self.id
     }
 
+    fn bytes(&self) -> usize {
+        self.bytes()
+    }
+
     fn range(from: Arc<str>, to: Option<Arc<str>>) -> ReadRange {
         ReadRange::Alarms(from, to)
     }
@@ -212,6 +229,10 @@ impl Ranged for AlarmRow {
 impl Ranged for (Arc<str>, Bytes) {
     fn id(&self) -> &Arc<str> {
         &self.0
+    }
+
+    fn bytes(&self) -> usize {
+        self.1.len()
     }
 
     fn range(from: Arc<str>, to: Option<Arc<str>>) -> ReadRange {

@@ -18,19 +18,34 @@ use crate::store::paging::{Ranged, just_after};
 use crate::store::{AlarmRow, InstanceName, Op, StoreError};
 use crate::sync::Arc;
 
+/// The most that a read asks the store for. Each page has one row at least, so there may be a little more.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Most {
+    pub(crate) rows: usize,
+    pub(crate) bytes: usize,
+}
+
+impl Most {
+    pub(crate) const ALL: Most = Most { rows: usize::MAX, bytes: usize::MAX };
+}
+
 impl Context {
     /// All alarms of this instance, by ID.
     ///
     /// # Errors
     /// [`ContextError::Store`] if the store could not be read.
     pub async fn alarms(&mut self) -> Result<Vec<Alarm>, ContextError> {
-        self.alarms_from("".into()).await
+        Ok(self.alarms_from("".into(), Most::ALL).await?.0)
     }
 
-    /// The alarms of this instance from an ID on, by ID.
-    pub(crate) async fn alarms_from(&mut self, from: Arc<str>) -> Result<Vec<Alarm>, ContextError> {
-        let rows = self.read_alarms(&KeyRange { from, ..KeyRange::all() }).await?;
-        Ok(rows.into_iter().map(|row| Alarm::new(Arc::new(row))).collect())
+    /// The alarms of this instance from an ID on, by ID: about so many, and the ID from which to go on if there may be more.
+    pub(crate) async fn alarms_from(
+        &mut self,
+        from: Arc<str>,
+        most: Most,
+    ) -> Result<(Vec<Alarm>, Option<Arc<str>>), ContextError> {
+        let (rows, next) = self.read_alarms(KeyRange { from, ..KeyRange::all() }, most).await?;
+        Ok((rows.into_iter().map(|row| Alarm::new(Arc::new(row))).collect(), next))
     }
 
     /// The value under `key` in this instance's storage, from JSON.
@@ -72,7 +87,8 @@ impl Context {
         if let Some(found) = find_value(unsettled.iter().flat_map(|commit| &commit.ops), name, key) {
             return Ok(found);
         }
-        let rows = self.read(name, (key.into(), Some(just_after(key))), 1).await?;
+        let one = Most { rows: 1, ..Most::ALL };
+        let (rows, _) = self.read(name, (key.into(), Some(just_after(key))), one).await?;
         Ok(rows.into_iter().next().map(|(_, value)| value))
     }
 
@@ -99,7 +115,8 @@ impl Context {
         let deleted = unsettled.iter().flat_map(|commit| &commit.ops).filter(is_deletion).count()
             + self.recorded.ops().iter().filter(is_deletion).count();
         let most = range.limit.saturating_add(deleted);
-        let found = if range.limit > 0 { self.read(of, range.ends(), most).await? } else { Vec::new() };
+        let most = Most { rows: most, ..Most::ALL };
+        let found = if range.limit > 0 { self.read(of, range.ends(), most).await?.0 } else { Vec::new() };
         let mut rows: BTreeMap<Arc<str>, Bytes> = found.into_iter().collect();
         for op in unsettled.iter().flat_map(|commit| &commit.ops).chain(self.recorded.ops()) {
             match op {
@@ -113,23 +130,26 @@ impl Context {
         Ok(rows.into_iter().take(range.limit).collect())
     }
 
-    /// The first rows from a key up to another that the store has, in pages.
+    /// The first rows from a key up to another that the store has, in pages; and the key from which to go on if there may be more.
     async fn read<R: Ranged>(
         &mut self,
         of: &InstanceName,
         ends: (Arc<str>, Option<Arc<str>>),
-        most: usize,
-    ) -> Result<Vec<R>, ContextError> {
+        most: Most,
+    ) -> Result<(Vec<R>, Option<Arc<str>>), ContextError> {
         let read = async {
             let client = self.instance.host().reader()?;
-            let mut pages = client.range(self.shard(), of.clone(), ends);
-            let mut rows = Vec::new();
-            while let Some(page) = pages.next(most - rows.len()).await? {
+            let mut pages = client.range::<R>(self.shard(), of.clone(), ends);
+            let (mut rows, mut left) = (Vec::new(), most.bytes);
+            while left > 0
+                && let Some(page) = pages.next_of(most.rows - rows.len(), left).await?
+            {
+                left = left.saturating_sub(page.iter().map(R::bytes).sum());
                 rows.extend(page);
             }
-            Ok(rows)
+            Ok((rows, pages.rest()))
         };
-        let read: Result<Vec<R>, StoreError> = read.await;
+        let read: Result<(Vec<R>, _), StoreError> = read.await;
         read.map_err(|error| {
             let error = Arc::new(error);
             self.recorded.cold().failed_read = Some(error.clone());
@@ -137,10 +157,17 @@ impl Context {
         })
     }
 
-    async fn read_alarms(&mut self, range: &KeyRange) -> Result<Vec<AlarmRow>, ContextError> {
+    /// The alarms of a range, about so many, and the ID from which to go on if there may be more.
+    async fn read_alarms(
+        &mut self,
+        mut range: KeyRange,
+        most: Most,
+    ) -> Result<(Vec<AlarmRow>, Option<Arc<str>>), ContextError> {
         self.require_store()?;
         let unsettled = self.instance.unsettled();
-        let found: Vec<AlarmRow> = self.read(&self.instance.name(), range.ends(), usize::MAX).await?;
+        let (found, next) = self.read::<AlarmRow>(&self.instance.name(), range.ends(), most).await?;
+        // What is set behind those that were read is told with the rest.
+        range.to = next.clone().or(range.to);
         let mut rows: BTreeMap<Arc<str>, AlarmRow> = found.into_iter().map(|row| (row.id.clone(), row)).collect();
         for op in unsettled.iter().flat_map(|commit| &commit.ops).chain(self.recorded.ops()) {
             match op {
@@ -159,12 +186,12 @@ impl Context {
                 _ => {}
             }
         }
-        Ok(rows.into_values().collect())
+        Ok((rows.into_values().collect(), next))
     }
 
     pub(crate) async fn find_alarm(&mut self, id: &str) -> Result<Option<AlarmRow>, ContextError> {
         let range = KeyRange { from: id.into(), to: Some(just_after(id)), limit: 1 };
-        Ok(self.read_alarms(&range).await?.into_iter().next())
+        Ok(self.read_alarms(range, Most::ALL).await?.0.into_iter().next())
     }
 
     /// Tells whether this setting of the alarm is still the live one: not moved, cancelled or completed since it was taken to fire.
