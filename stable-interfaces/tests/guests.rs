@@ -188,6 +188,23 @@ async fn without_a_host_that_is_up_it_says_so_after_a_while_and_asks_the_first_t
 }
 
 #[tokio::test(start_paused = true)]
+async fn it_asks_for_as_long_as_it_was_told_for_an_owner_that_cannot_be_reached() {
+    for (limit, longest) in [(Duration::ZERO, SECOND), (3 * SECOND, 4 * SECOND)] {
+        let (town, fleet) = (Town::new(1), live());
+        let a = start_as(&town, "a", &fleet).await;
+        let tills = client(&town, &fleet).interface::<Till>(town.network.transport()).name("web-1");
+        let tills = tills.reach_timeout(limit).forward::<Add>("add").open().await.unwrap();
+        assert_eq!(tills.request("x", Add(1)).await.unwrap(), 1);
+        a.host.crash();
+        let began = town.now();
+        let error = tills.request("x", Add(1)).await.unwrap_err();
+        assert!(matches!(&error, RequestError::Unreachable { host } if **host == *"a"), "{error}");
+        let took = Duration::from_millis(town.now() - began);
+        assert!(took >= limit && took < longest, "{took:?} for a limit of {limit:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_host_that_holds_a_shard_which_is_placed_elsewhere_is_found_by_its_word() {
     let town = Town::new(2);
     let alone = Fleet::new(["host-0"], 64).unwrap();
@@ -207,6 +224,14 @@ async fn what_cannot_be_opened_is_refused_by_name_and_what_was_ends_with_its_las
     let refused = open("host-0", "add").await.unwrap_err();
     assert!(matches!(refused, StartError::Option(what) if what.contains("must not have the name of one")));
     assert!(matches!(open("web", "Add!").await.unwrap_err(), StartError::Register(_)));
+    let (other, fleet) = (Town::new(1), live());
+    let a = start_as(&other, "a", &fleet).await;
+    let open_live = || client(&other, &fleet).interface::<Till>(other.network.transport()).name("a").open();
+    let refused = open_live().await.unwrap_err();
+    assert!(matches!(refused, StartError::Option(what) if what.contains("must not have the name of one")));
+    // Once that one has left, the name is free.
+    a.host.drain(SECOND).await;
+    open_live().await.unwrap();
 
     let store: Arc<dyn Store> = Arc::new(town.store.clone());
     let client = FleetClient::new(store.clone(), town.fleet.clone()).clock(Arc::new(town.clock.clone()));

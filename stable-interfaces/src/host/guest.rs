@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::{StartError, begin_tasks, check_names, forward_message, run_deferred};
 use crate::clock::{Clock, Random};
 use crate::error::WithCauses;
-use crate::fleet::{Fleet, HASH_VERSION};
+use crate::fleet::{Fleet, HASH_VERSION, check_host};
 use crate::forward::reach::Reach;
 use crate::forward::table::{Forwards, Whole, Words};
 use crate::instance::kind::{InterfaceCore, InterfaceOptions};
@@ -71,6 +71,14 @@ impl<I: StableInterface> GuestBuilder<I> {
         self
     }
 
+    /// Limits the time for which an owner that cannot be reached is asked again, as
+    /// [`reach_timeout`](crate::InterfaceBuilder::reach_timeout) does on a host; with zero it is given up at once. Default: a lease of 15 s,
+    /// after which a live fleet has another owner.
+    pub fn reach_timeout(mut self, timeout: Duration) -> Self {
+        self.options.reach_timeout = Some(timeout);
+        self
+    }
+
     /// Sends messages of type `M` under this name, as on the hosts: [`InterfaceBuilder::forward`](crate::InterfaceBuilder::forward).
     pub fn forward<M>(mut self, message: &'static str) -> Self
     where
@@ -125,14 +133,18 @@ impl<I: StableInterface> GuestBuilder<I> {
     ///
     /// # Errors
     /// [`StartError::Transport`], [`StartError::Store`] if the members could not be read within 30 s, [`StartError::Register`] for a name that
-    /// cannot be one or is there twice, [`StartError::Option`] if its own name is that of a host in the fleet's list, and
-    /// [`StartError::NoRuntime`].
+    /// cannot be one or is there twice, [`StartError::Option`] if its own name cannot be one, or is that of a host in the fleet's list or
+    /// of one that holds a lease, and [`StartError::NoRuntime`].
     pub async fn open(self) -> Result<Interface<I>, StartError> {
         let runtime = Runtime::try_current().map_err(|_| StartError::NoRuntime)?;
         check_names(&self.forwards)?;
         let GuestBuilder { name, fleet, store, clock, random, transport, options, forwards } = self;
+        if check_host(&name).is_err() {
+            return Err(StartError::Option("the name of a process must have 1 to 255 bytes and no control character"));
+        }
+        let is_of_a_host = StartError::Option("a process that is no host must not have the name of one");
         if fleet.index_of(&name).is_some() {
-            return Err(StartError::Option("a process that is no host must not have the name of one"));
+            return Err(is_of_a_host);
         }
         let own = Introduction {
             host: name.clone(),
@@ -149,12 +161,17 @@ impl<I: StableInterface> GuestBuilder<I> {
         core.set(Some(store), clock.clone(), random, settings);
         core.set_reach(Reach::new(transport));
         let deferred_work = begin_tasks(&core, runtime, None, Incarnation(0));
-        core.see_members(&first_look(&core).await.map_err(StartError::Store)?);
+        let there = first_look(&core).await.map_err(StartError::Store)?;
+        if there.list.iter().any(|member| member.name == core.name) {
+            return Err(is_of_a_host);
+        }
+        core.see_members(&there);
         core.set_health(Health::Running);
         let this = Arc::downgrade(&core);
         core.spawn_system(links);
         core.spawn_system(run_deferred(deferred_work));
         core.spawn_system(async move {
+            let mut is_away = false;
             loop {
                 tokio::select! { biased;
                     () = look.notified() => {}
@@ -163,8 +180,14 @@ impl<I: StableInterface> GuestBuilder<I> {
                 // It ends with the last interface, and so does this task.
                 let Some(core) = this.upgrade() else { return };
                 match members(&core).await {
-                    Ok(members) => core.see_members(&members),
-                    Err(error) => tracing::debug!(error = %WithCauses(&error), "the members could not be read"),
+                    Ok(members) => {
+                        is_away = false;
+                        core.see_members(&members);
+                    }
+                    Err(error) if !std::mem::replace(&mut is_away, true) => {
+                        tracing::warn!(error = %WithCauses(&error), "the members could not be read; those that were there last are asked");
+                    }
+                    Err(_) => {}
                 }
                 drop(core);
                 clock.sleep(LOOK_AGAIN).await;

@@ -310,13 +310,15 @@ where
     };
     let this = core.clone();
     do_here(core, arrived, connect, move |connected| {
-        let opened = connected.map(|connected| match (connected, Across::of(&this)) {
+        let opened = connected.and_then(|connected| match (connected, Across::of(&this)) {
             (Connected::Here(connection), Some(across)) => {
                 let connection = Wires::add(&this, across, connection, from.into());
-                Opened { host: this.host.name.to_string(), connection }
+                Ok(Opened { host: this.host.name.to_string(), connection })
             }
-            // It is sent on to nobody.
-            (Connected::Here(_), None) | (Connected::Afar(_), _) => Opened { host: String::new(), connection: 0 },
+            // One that came from another host is sent on to nobody.
+            (Connected::Here(_), None) | (Connected::Afar(_), _) => {
+                Err(RequestError::Unhandled("connections of other hosts".into()))
+            }
         });
         written::<Opened, I::Error, C>(opened).encode()
     })
