@@ -95,7 +95,8 @@ struct Followed {
 /// The events of one host as far as they are known here.
 struct Place {
     next: HearAll,
-    is_asked: bool,
+    /// The time since which it is being asked, by the clock of this host.
+    asked_at: Option<Duration>,
 }
 
 impl Place {
@@ -132,14 +133,14 @@ impl Flows {
             let mut followed = Followed::default();
             let mut is_first = true;
             while self.registry.hub.has_listeners_to_all() {
-                self.look_who_is_there(&mut followed, is_first);
+                self.look_who_is_there(&mut followed, is_first, clock.elapsed());
                 self.registry.hub.follows(!is_first || followed.hosts.is_empty());
                 is_first = false;
                 let mut tick = pin!(clock.sleep(LOOK_AGAIN));
                 loop {
                     tokio::select! { biased;
                         Some((host, heard)) = followed.asking.next() => {
-                            self.hear_of(&mut followed, host, heard);
+                            self.hear_of(&mut followed, host, heard, clock.elapsed());
                             if followed.hosts.values().all(Place::is_known) {
                                 self.registry.hub.follows(true);
                             }
@@ -154,7 +155,7 @@ impl Flows {
     }
 
     /// Asks each other host that is there and is not being asked. From those that came later than the first look, all is wanted.
-    fn look_who_is_there(&self, followed: &mut Followed, is_first: bool) {
+    fn look_who_is_there(&self, followed: &mut Followed, is_first: bool, now: Duration) {
         let mut members = self.interface.members();
         members.retain(|member| *member.name != *self.interface.host());
         if followed.hosts.len() > MOST_HOSTS {
@@ -163,16 +164,16 @@ impl Flows {
         for member in members {
             let next = HearAll { life: NOBODY, after: 0, all: !is_first };
             // One whose lease was over for a while goes on where it was.
-            let place = followed.hosts.entry(member.name.clone()).or_insert(Place { next, is_asked: false });
-            if !place.is_asked {
-                self.ask_for_events(followed, member.name);
+            let place = followed.hosts.entry(member.name.clone()).or_insert(Place { next, asked_at: None });
+            if place.asked_at.is_none() {
+                self.ask_for_events(followed, member.name, now);
             }
         }
     }
 
-    fn ask_for_events(&self, followed: &mut Followed, host: Arc<str>) {
+    fn ask_for_events(&self, followed: &mut Followed, host: Arc<str>, now: Duration) {
         let Some(place) = followed.hosts.get_mut(&host) else { return };
-        place.is_asked = true;
+        place.asked_at = Some(now);
         let (interface, question) = (self.interface.clone(), place.next.clone());
         followed.asking.push(Box::pin(async move {
             let heard = interface.ask_host(&host, &question).await;
@@ -180,14 +181,20 @@ impl Flows {
         }));
     }
 
-    /// Tells what a host has told, and asks it for what comes next: at once, unless it had nothing to tell.
-    fn hear_of(&self, followed: &mut Followed, host: Arc<str>, heard: Result<Heard, RequestError<TurnError>>) {
+    /// Tells what a host has told, and asks it for what comes next: at once, unless it had nothing to tell and has not waited for anything.
+    fn hear_of(
+        &self,
+        followed: &mut Followed,
+        host: Arc<str>,
+        heard: Result<Heard, RequestError<TurnError>>,
+        now: Duration,
+    ) {
         let Some(place) = followed.hosts.get_mut(&host) else { return };
-        place.is_asked = false;
+        let has_waited = place.asked_at.take().is_some_and(|asked_at| now.saturating_sub(asked_at) >= LOOK_AGAIN);
         let Ok(Heard { life, last, missed, events }) = heard else { return };
         let is_new = !place.is_known();
         place.next = HearAll { life, after: last, all: true };
-        let goes_on = is_new || !events.is_empty();
+        let goes_on = is_new || has_waited || !events.is_empty();
         if missed > 0 {
             self.registry.hub.relay(OfAll::Missed(missed));
         }
@@ -195,7 +202,7 @@ impl Flows {
             self.registry.hub.relay(OfAll::Event(told.into_event()));
         }
         if goes_on {
-            self.ask_for_events(followed, host);
+            self.ask_for_events(followed, host, now);
         }
     }
 

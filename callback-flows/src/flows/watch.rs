@@ -27,7 +27,8 @@ const EVENTS_AT_ONCE: usize = KEPT_BYTES / MAX_EVENT_BYTES;
 
 impl Flows {
     /// The status of a flow, from any host; `None` if there is none of this ID. Where its owner has the flow in memory and can be reached, it shows
-    /// attempts of steps that run now; else it is as of the flow's last commit.
+    /// attempts of steps that run now; else it is as of the flow's last commit. An owner that does not answer is waited for for 2 s, and only if
+    /// there is something that it may know better: steps, or a store that could not be read.
     ///
     /// # Errors
     /// [`FlowsError::Unavailable`], [`FlowsError::Unreadable`].

@@ -130,6 +130,28 @@ async fn who_waits_or_listens_through_another_door_hears_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_event_just_after_a_long_silence_is_heard_at_once() {
+    let seen = Seen::at(Door::Wrong);
+    let world = seen.world();
+    let (door, a) = join(start(&world, "door"), start(&world, "a")).await;
+    let ids = (0..).map(|n: u32| n.to_string()).filter(|id| a.host.owns(&format!("order/{id}")).unwrap());
+    let ids: Vec<_> = ids.take(2).collect();
+    for id in &ids {
+        door.put(&seen, id).await.is(202);
+    }
+    let mut all = door.ask(&seen, "GET", "/flows/events").listen().await;
+    // The first word comes between two looks by the clock, and with it the question that 20 s of silence end.
+    for (id, silence) in ids.iter().zip([SECOND / 2, 20 * SECOND + SECOND / 10]) {
+        tokio::time::sleep(silence).await;
+        let began = tokio::time::Instant::now();
+        let (heard, said) = join(all.next(), a.say(&seen, id, "fine")).await;
+        said.is(202);
+        assert_eq!(heard.unwrap().name, "succeeded");
+        assert!(began.elapsed() < AT_ONCE, "after {silence:?} of silence, {:?}", began.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn events_of_all_flows_are_heard_once_from_every_host_also_from_one_that_joins_or_starts_anew() {
     let seen = Seen::at(Door::Wrong);
     let world = seen.world();
