@@ -19,7 +19,7 @@ pub enum Build {
     New,
 }
 
-/// What the old build says.
+/// The words of the old build.
 mod old {
     use super::*;
 
@@ -39,7 +39,7 @@ mod old {
     }
 }
 
-/// What the new build says.
+/// The words of the new build.
 mod new {
     use super::*;
 
