@@ -9,6 +9,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use super::table::Written;
+use super::told::first_words;
 use super::wire::{Answer, MAX_CHAIN, Request};
 use crate::clock::within;
 use crate::error::{ContextError, Outcome, RequestError};
@@ -257,10 +258,13 @@ pub(super) fn read_answer<R, E>(answer: &[u8], written: &Written<R, E>, host: &s
             let read = guarded(|| (written.read_error)(error));
             let error = match read {
                 Ok(Ok(error)) => RequestError::handler(error),
-                Ok(Err(_)) | Err(_) => {
+                read => {
                     let text = String::from_utf8_lossy(error);
+                    let why = read
+                        .map_or_else(|panic| panic, |read| read.err().map_or_else(String::new, |why| why.to_string()));
                     RequestError::Rejected(format!(
-                        "the handler on {host} failed with an error that cannot be read here: {text}"
+                        "the handler on {host} failed with an error that cannot be read here: {} ({why})",
+                        first_words(&text)
                     ))
                 }
             };

@@ -167,14 +167,16 @@ pub(crate) fn written<R: Serialize, E, C: Errors<E>>(outcome: Result<R, RequestE
             Ok((error, interim)) => {
                 let error = Quiet::new(error);
                 let error = guarded(|| error.into_inner().map(C::write));
-                match error {
-                    Ok(Some(Ok(error))) => Answer::Handler { interim: interim.is_set(), error },
-                    _ => {
-                        let error =
-                            RequestError::Rejected("the handler failed with an error that cannot be written".into());
-                        failed(if interim.is_set() { error.in_doubt() } else { error })
+                let what = match error {
+                    Ok(Some(Ok(error))) if error.len() <= MAX_MESSAGE_BYTES => {
+                        return Answer::Handler { interim: interim.is_set(), error };
                     }
-                }
+                    Ok(Some(Ok(error))) => format!("has {} bytes, more than {MAX_MESSAGE_BYTES}", error.len()),
+                    Ok(Some(Err(why))) => format!("cannot be written: {why}"),
+                    Ok(None) | Err(_) => "cannot be written".to_owned(),
+                };
+                let error = RequestError::Rejected(format!("the handler failed with an error that {what}"));
+                failed(if interim.is_set() { error.in_doubt() } else { error })
             }
             Err(error) => failed(error),
         },

@@ -2,18 +2,18 @@
 
 use std::any::{Any, TypeId};
 use std::collections::BTreeMap;
-use std::fmt;
+use std::fmt::{self, Display};
 
 use serde::Serialize;
 use serde::de::{DeserializeOwned, Error as _};
 
 use super::arrival::Arrival;
-use super::told::RemoteError;
+use super::told::{RemoteError, first_words};
 use crate::error::{ContextError, Outcome, RequestError};
 use crate::instance::StableInterface;
 use crate::instance::kind::InterfaceCore;
 use crate::once::OnceKey;
-use crate::quiet::{Quiet, guarded};
+use crate::quiet::{Quiet, drop_quietly, guarded, shown};
 use crate::store::BoxError;
 use crate::sync::Arc;
 use crate::transport::Answering;
@@ -28,9 +28,17 @@ pub(crate) trait Errors<E> {
 #[derive(Debug)]
 pub(crate) enum Whole {}
 
-impl<E: Serialize + DeserializeOwned> Errors<E> for Whole {
+impl<E: Serialize + DeserializeOwned + Display> Errors<E> for Whole {
     fn write(error: E) -> Result<Vec<u8>, serde_json::Error> {
-        serde_json::to_vec(&error)
+        let why = match guarded(|| serde_json::to_vec(&error)) {
+            Ok(Ok(written)) => return Ok(written),
+            Ok(Err(why)) => why.to_string(),
+            Err(panic) => format!("it panicked: {panic}"),
+        };
+        let words = shown(&error);
+        drop_quietly(error);
+        // Its words are all that can be told of it.
+        Err(serde_json::Error::custom(format_args!("{} ({why})", first_words(&words))))
     }
 
     fn read(error: &[u8]) -> Result<E, serde_json::Error> {

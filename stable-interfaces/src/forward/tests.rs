@@ -12,6 +12,7 @@ use crate::error::{ContextError, JsonError, RequestError, WithCauses};
 use crate::id::InvalidId;
 use crate::store::{BoxError, DamageReason, Damaged, Epoch, Lane, ShardId, StoreError};
 use crate::sync::Arc;
+use crate::transport::MAX_MESSAGE_BYTES;
 
 fn request<'a>(callers: Vec<&'a str>, body: &'a [u8]) -> Request<'a> {
     Request {
@@ -155,6 +156,20 @@ fn each_error_of_the_library_crosses_as_the_variant_it_is_with_its_words_and_tho
         if let (RequestError::Store(read), RequestError::Store(error)) = (&read, &error) {
             assert_eq!(std::mem::discriminant(&**read), std::mem::discriminant(&**error), "{error}");
         }
+    }
+}
+
+#[test]
+fn an_error_of_any_size_fits_into_an_answer_and_keeps_its_first_words_and_whether_it_may_have_happened() {
+    let long = || RequestError::<Infallible>::Panicked("\u{1}\u{e9}".repeat(MAX_MESSAGE_BYTES / 3));
+    for (error, may_have_happened) in [(long(), false), (RequestError::unknown(long()), true)] {
+        let bytes = Answer::<&[u8]>::Failed(Told::of(&error)).encode();
+        assert!(bytes.len() <= MAX_MESSAGE_BYTES, "{} bytes", bytes.len());
+        let Ok(Answer::Failed(told)) = Answer::decode(&bytes) else { unreachable!("it is an error") };
+        let read: RequestError<Infallible> = told.into_error();
+        assert_eq!(read.may_have_happened(), may_have_happened);
+        let words = WithCauses(&read).to_string();
+        assert!(words.contains("an error of") && words.len() < 100_000, "{} bytes of words", words.len());
     }
 }
 

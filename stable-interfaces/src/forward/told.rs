@@ -13,6 +13,10 @@ use crate::error::{ContextError, JsonError, RequestError};
 use crate::id::InvalidId;
 use crate::store::{BoxError, DamageReason, Damaged, Epoch, Lane, ShardId, StoreError};
 use crate::sync::Arc;
+use crate::transport::MAX_MESSAGE_BYTES;
+
+/// The most bytes of words that are told of an error which cannot be told as it is.
+const MAX_WORDS: usize = 16 * 1024;
 
 /// An error that happened on another host, as its words and those of its causes.
 ///
@@ -39,6 +43,11 @@ impl RemoteError {
         }
         cut(error, RemoteError::MAX_CAUSES)
     }
+}
+
+/// The words of an error as far as they fit beside others.
+pub(super) fn first_words(text: &str) -> &str {
+    &text[..text.floor_char_boundary(MAX_WORDS)]
 }
 
 impl fmt::Display for RemoteError {
@@ -117,8 +126,16 @@ enum Stored {
 }
 
 impl Told {
+    /// Writes it, with no more bytes than a message may have: of one that has more, the first words, and whether it may have happened.
     pub(crate) fn encode(&self) -> Vec<u8> {
-        serde_json::to_vec(self).expect("texts and numbers can be written as JSON")
+        let write = |told: &Told| serde_json::to_vec(told).expect("texts and numbers can be written as JSON");
+        let whole = write(self);
+        if whole.len() <= MAX_MESSAGE_BYTES {
+            return whole;
+        }
+        let text = format!("{} .. (an error of {} bytes)", first_words(&self.says.text), whole.len());
+        let says = RemoteError { text, cause: None };
+        write(&Told { error: serde_json::Value::Null, says, may_have_happened: self.may_have_happened })
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Option<Told> {

@@ -1,0 +1,195 @@
+//! Messages, replies and errors whose own code fails or panics on their way, through the wrong door: each costs its own request alone, and that
+//! one knows what became of it.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod town;
+
+use serde::de::Error as _;
+use serde::ser::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use stable_interfaces::{Context, ContextError, Handle, Health, Host, Interface, RequestError, StableInterface};
+
+use self::town::Town;
+
+/// The conduct of a value on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+enum Manner {
+    Fine,
+    WriteFails,
+    WritePanics,
+    ReadFails,
+    ReadPanics,
+}
+
+const ODD: [Manner; 4] = [Manner::WriteFails, Manner::WritePanics, Manner::ReadFails, Manner::ReadPanics];
+
+#[derive(Debug, PartialEq, Eq)]
+struct Odd(Manner);
+
+impl Serialize for Odd {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            Manner::WriteFails => Err(S::Error::custom("it will not be written")),
+            Manner::WritePanics => std::panic::resume_unwind(Box::new("it panics when it is written")),
+            manner => manner.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Odd {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Odd, D::Error> {
+        match Manner::deserialize(deserializer)? {
+            Manner::ReadFails => Err(D::Error::custom("it will not be read")),
+            Manner::ReadPanics => std::panic::resume_unwind(Box::new("it panics when it is read")),
+            manner => Ok(Odd(manner)),
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error, Serialize, Deserialize)]
+#[error("the desk is closed")]
+struct Closed(Odd, String);
+
+impl From<ContextError> for Closed {
+    fn from(error: ContextError) -> Closed {
+        Closed(Odd(Manner::Fine), error.to_string())
+    }
+}
+
+struct Desk;
+
+impl StableInterface for Desk {
+    const NAME: &'static str = "desk";
+    type Error = Closed;
+}
+
+/// Counts, and answers with a reply or, if there is one, with an error of this conduct.
+#[derive(Debug, Serialize, Deserialize)]
+struct Ask {
+    message: Odd,
+    reply: Manner,
+    error: Option<Manner>,
+}
+
+impl Handle<Ask> for Desk {
+    type Reply = Odd;
+
+    async fn handle(&mut self, cx: &mut Context, Ask { reply, error, .. }: Ask) -> Result<Odd, Closed> {
+        let count = cx.get::<u64>("count").await?.unwrap_or(0) + 1;
+        cx.put("count", &count)?;
+        error.map_or(Ok(Odd(reply)), |manner| Err(Closed(Odd(manner), String::new())))
+    }
+}
+
+/// Fails, or panics, with words of so many bytes.
+#[derive(Debug, Serialize, Deserialize)]
+enum Long {
+    Fail(usize),
+    Panic(usize),
+}
+
+impl Handle<Long> for Desk {
+    type Reply = ();
+
+    async fn handle(&mut self, _: &mut Context, long: Long) -> Result<(), Closed> {
+        match long {
+            Long::Fail(bytes) => Err(Closed(Odd(Manner::Fine), "x".repeat(bytes))),
+            Long::Panic(bytes) => std::panic::resume_unwind(Box::new("x".repeat(bytes))),
+        }
+    }
+}
+
+const FINE: Ask = Ask { message: Odd(Manner::Fine), reply: Manner::Fine, error: None };
+
+struct Site {
+    host: Host,
+    desks: Interface<Desk>,
+}
+
+async fn start(town: &Town, name: &str) -> Site {
+    let mut host = town.member(name, &town.fleet).transport(town.network.transport());
+    let desks = host.interface(|_| Desk).forward::<Ask>("ask").forward::<Long>("long").register().unwrap();
+    Site { host: host.start().await.unwrap(), desks }
+}
+
+/// A request through the wrong door, and the number of those that the owner has counted after it; then all goes on as if nothing had been.
+async fn asked(ask: Ask) -> (Result<Odd, RequestError<Closed>>, u64) {
+    let town = Town::new(2);
+    let (zero, one) = (start(&town, "host-0").await, start(&town, "host-1").await);
+    let id = town.id("host-1");
+    let answer = zero.desks.request(&id, ask).await;
+    let stored = one.desks.stored(&id, "count").await.unwrap();
+    let count = stored.first().map_or(0, |(_, count)| serde_json::from_slice(count).unwrap());
+    assert_eq!(zero.desks.request(&id, FINE).await.unwrap(), Odd(Manner::Fine), "the next one is as ever");
+    assert_eq!((zero.host.health(), one.host.health()), (Health::Running, Health::Running));
+    (answer, count)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_cannot_be_written_or_read_is_refused_and_nothing_has_happened() {
+    for manner in ODD {
+        let (answer, count) = asked(Ask { message: Odd(manner), ..FINE }).await;
+        let error = answer.unwrap_err();
+        assert_eq!(count, 0, "{manner:?}: {error}");
+        assert!(!error.may_have_happened(), "{manner:?}: {error:?}");
+        let said = error.report();
+        assert!(said.contains("it "), "{manner:?}: the words are kept: {said}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reply_that_cannot_be_written_or_read_says_that_its_request_may_have_happened() {
+    for manner in ODD {
+        let (answer, count) = asked(Ask { reply: manner, ..FINE }).await;
+        let error = answer.unwrap_err();
+        assert_eq!(count, 1, "{manner:?}: {error}");
+        assert!(error.may_have_happened() && !error.is_retryable(), "{manner:?}: {error:?}");
+        let said = error.report();
+        assert!(said.contains("it "), "{manner:?}: the words are kept: {said}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_that_cannot_be_written_or_read_is_an_error_all_the_same_and_keeps_its_words() {
+    for manner in ODD {
+        let (answer, count) = asked(Ask { error: Some(manner), ..FINE }).await;
+        let error = answer.unwrap_err();
+        assert_eq!(count, 0, "{manner:?}: a handler that fails leaves nothing behind: {error}");
+        assert!(!error.is_retryable(), "{manner:?}: {error:?}");
+        let said = error.report();
+        // What could be written is told as it was, where it cannot be read.
+        let words =
+            if matches!(manner, Manner::ReadFails | Manner::ReadPanics) { "Read" } else { "the desk is closed" };
+        assert!(said.contains(words) && said.contains("it "), "{manner:?}: {said}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_or_a_panic_of_more_words_than_a_message_may_have_ends_no_link() {
+    let town = Town::new(2);
+    let (zero, _one) = (start(&town, "host-0").await, start(&town, "host-1").await);
+    let id = town.id("host-1");
+    for bytes in [1_000, 1_000_000, 2_000_000] {
+        let failed = zero.desks.request(&id, Long::Fail(bytes)).await.unwrap_err();
+        assert!(!failed.may_have_happened(), "{bytes} bytes: it is known that it failed");
+        assert_eq!(matches!(failed, RequestError::Handler(..)), bytes < 1_024 * 1_024, "{bytes} bytes");
+        let panicked = zero.desks.request(&id, Long::Panic(bytes)).await.unwrap_err();
+        assert!(!panicked.may_have_happened(), "{bytes} bytes: it is known that it panicked");
+        assert!(panicked.report().contains("xxx"), "its first words are told");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_the_owner_is_nothing_of_it_is_written_or_read() {
+    let town = Town::new(2);
+    let one = start(&town, "host-1").await;
+    let id = town.id("host-1");
+    for manner in ODD {
+        let ask = Ask { message: Odd(manner), reply: manner, error: None };
+        assert_eq!(one.desks.request(&id, ask).await.unwrap(), Odd(manner));
+        let ask = Ask { message: Odd(manner), reply: manner, error: Some(manner) };
+        let error = one.desks.request(&id, ask).await.unwrap_err();
+        assert!(matches!(error, RequestError::Handler(Closed(Odd(there), _), _) if there == manner));
+    }
+}
