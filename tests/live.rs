@@ -130,6 +130,28 @@ on_each_store! {
 }
 
 on_each_store! {
+    async fn a_host_that_is_started_again_and_again_with_a_wrong_clock_is_no_member_and_has_nothing(world: World) {
+        let (a, b) = tokio::join!(start(&world, "a"), start(&world, "b"));
+        world.pass(AT_ONCE).await;
+        assert!(is_whole(&[&a, &b]));
+        b.crash();
+        // For longer than the lease of the life before.
+        for _ in 0..25 {
+            let wrong = world.clock.separate();
+            wrong.step(3_600_000);
+            let error = builder(&world, "b").clock(Arc::new(wrong)).start().await.unwrap_err();
+            assert!(matches!(error, StartError::ClockSkew { .. }), "{error}");
+            world.pass(SECOND).await;
+            assert_eq!(names(&a), [("a".to_owned(), MemberState::Up)], "it has left");
+        }
+        assert!(is_whole(&[&a]));
+        let b = start(&world, "b").await;
+        world.pass(2 * LEASE).await;
+        assert!(is_whole(&[&a, &b]) && !b.host.shards().is_empty());
+    }
+}
+
+on_each_store! {
     async fn a_host_that_joins_is_handed_its_part_once_it_has_settled_and_no_other_shard_moves(world: World) {
         let (a, b) = tokio::join!(start(&world, "a"), start(&world, "b"));
         world.pass(AT_ONCE).await;

@@ -725,7 +725,8 @@ impl HostBuilder {
     /// Claims this host's shards and begins to work. Tries again while the store cannot be reached, up to the start timeout.
     ///
     /// # Errors
-    /// [`StartError`] says what to change. Nothing stays claimed by a host that did not start, beyond its lease.
+    /// [`StartError`] says what to change. Nothing stays claimed by a host that did not start, beyond its lease; one whose
+    /// [clock](Self::max_clock_skew) is off leaves at once.
     pub async fn start(mut self) -> Result<Host, StartError> {
         let core = self.core();
         let runtime = Runtime::try_current().map_err(|_| StartError::NoRuntime)?;
@@ -872,7 +873,13 @@ async fn claim_all(
             Ok(claimed) => {
                 let now = core.clock.now();
                 let (skew, limit) = (now.since(claimed.now).max(claimed.now.since(now)), core.options.max_clock_skew);
-                return if skew > limit { Err(StartError::ClockSkew { skew, limit }) } else { Ok(claimed.sequence) };
+                if skew <= limit {
+                    return Ok(claimed.sequence);
+                }
+                // Started again and again, it would be a member for ever, and what is placed on it would have no owner.
+                let owned: Vec<_> = core.shards.owned().map(|(shard, epoch)| (shard, Some(epoch))).collect();
+                drain::leave(core, store, incarnation, &owned).await;
+                return Err(StartError::ClockSkew { skew, limit });
             }
             Err(error) if error.is_retryable() && !backoff.over(core.options.start_timeout) => {
                 if backoff.is_first() {

@@ -11,7 +11,8 @@ use super::handoff::{Given, Giver};
 use crate::clock::within;
 use crate::error::WithCauses;
 use crate::shared::{FOREVER, Health, HostCore};
-use crate::store::{Renewal, Store};
+use crate::store::deadlines::Deadlines;
+use crate::store::{Epoch, Incarnation, Presence, Renewal, ShardId, Store};
 use crate::sync::atomic::Ordering;
 
 /// The time that the answers to other hosts have to get on their way when a host has drained.
@@ -82,26 +83,37 @@ pub(super) async fn drain(core: &HostCore, deadline: Duration) -> Drained {
         let others = core.shards.closing().chain(core.unheard()).map(|shard| (shard, None));
         // Where a shard is named twice, as it is known.
         let shards: Vec<_> = others.chain(owned).collect::<BTreeMap<_, _>>().into_iter().collect();
-        let presence = core.presence();
         core.stop(Health::Stopped);
         // A handler that was cut off may have left an alarm that kills its process: such a shard is not clean.
         if running == 0 {
-            // The store takes out of its members whoever has said that it leaves and owns nothing any more.
-            let renewal = Renewal { incarnation: started.incarnation, lease: core.options.lease, presence };
-            if core.options.lease < FOREVER
-                && !core.is_gone()
-                && let Err(error) = store.renew(&renewal).await
-            {
-                tracing::warn!(error = %WithCauses(&error), "the store could not be told that this host leaves");
-            }
-            match store.release(started.incarnation, &shards).await {
-                Ok(()) => released = true,
-                Err(error) => tracing::warn!(error = %WithCauses(&error), "the shards could not be released"),
-            }
+            released = leave(core, &store, started.incarnation, &shards).await;
         }
     }
     core.stop(Health::Stopped);
     let unfinished = running + core.stops_cut.load(Ordering::Acquire);
     tracing::info!(host = %core.name, unfinished, released, "drained");
     Drained { unfinished, instances, tasks, released, handed_over: given.handed_over }
+}
+
+/// Tells the store that this host leaves and that these shards of it are free; tells whether they are.
+pub(super) async fn leave(
+    core: &HostCore,
+    store: &Deadlines,
+    incarnation: Incarnation,
+    shards: &[(ShardId, Option<Epoch>)],
+) -> bool {
+    // The store takes out of its members whoever has said that it leaves and owns nothing any more.
+    let presence = Presence { is_leaving: true, ..core.presence() };
+    let renewal = Renewal { incarnation, lease: core.options.lease, presence };
+    if core.options.lease < FOREVER
+        && !core.is_gone()
+        && let Err(error) = store.renew(&renewal).await
+    {
+        tracing::warn!(error = %WithCauses(&error), "the store could not be told that this host leaves");
+    }
+    let released = store.release(incarnation, shards).await;
+    if let Err(error) = &released {
+        tracing::warn!(error = %WithCauses(error), "the shards could not be released");
+    }
+    released.is_ok()
 }
