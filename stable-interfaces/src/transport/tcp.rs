@@ -25,7 +25,7 @@ use std::sync::OnceLock;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tokio::net::{TcpListener, lookup_host};
+use tokio::net::{TcpListener, TcpSocket, lookup_host};
 use tokio::task::JoinSet;
 
 use self::link::{EndsLink, Link, Start};
@@ -33,6 +33,10 @@ use self::serve::Guests;
 use crate::store::BoxError;
 use crate::sync::{Arc, Mutex, mpsc, watch};
 use crate::transport::{Addressee, Door, Introduction, Running, Transport, Undelivered};
+
+/// The most callers that the system keeps until they are taken; Linux has a limit of its own, `net.core.somaxconn`. One more waits for a second
+/// before it tries again.
+const BACKLOG: u32 = 4_096;
 
 /// Finds the address of a host by its name.
 type Addresses = Arc<dyn Fn(&str) -> String + Send + Sync>;
@@ -165,8 +169,24 @@ impl TcpTransport {
             )
             .into());
         }
-        Ok(Some(TcpListener::bind(&*addresses).await?))
+        let mut failed = io::Error::new(io::ErrorKind::NotFound, format!("{listen} is no address"));
+        for address in addresses {
+            match listen_at(address) {
+                Ok(listener) => return Ok(Some(listener)),
+                Err(error) => failed = error,
+            }
+        }
+        Err(failed.into())
     }
+}
+
+fn listen_at(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // A process that is started anew has its port at once. On Windows it could share one with others.
+    #[cfg(not(windows))]
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 impl Options {

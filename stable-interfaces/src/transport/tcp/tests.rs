@@ -437,6 +437,19 @@ async fn strangers_without_number_keep_nobody_out() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn callers_who_come_all_at_once_are_kept_until_they_are_taken() {
+    let transport = here();
+    // Nobody takes them yet.
+    let _running = transport.open(introduction("host-1", 64), None).await.unwrap();
+    let address = transport.address().unwrap().to_string();
+    let most = std::fs::read_to_string("/proc/sys/net/core/somaxconn").ok().and_then(|most| most.trim().parse().ok());
+    let mut callers = Vec::new();
+    for _ in 0..most.unwrap_or(128).min(1_000) {
+        callers.push(in_time(TcpStream::connect(&address)).await.unwrap());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_port_for_all_machines_has_to_be_guarded_and_one_that_is_taken_is_an_error() {
     let listen = |address: &str| TcpTransport::listen(address);
     let begin =
