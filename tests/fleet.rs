@@ -1,5 +1,6 @@
 //! Fates of a fleet, with real processes over a real Postgres and a real Redis: two hosts of one name, a host that stands
-//! still for longer than its lease, a fleet that grows under load, a host that is configured for another fleet.
+//! still for longer than its lease, a fleet that grows under load, a host that is configured for another fleet; in `trouble.rs` live fleets with a
+//! wrong clock, a wrong address, and strangers at the port.
 //!
 //! `FULL=1` makes the leases 15 s long, as they are by default, and pauses 30 s; else they are shorter, and everything else in proportion.
 
@@ -94,6 +95,9 @@ macro_rules! on_each_server {
         }
     };
 }
+
+#[path = "fleet/trouble.rs"]
+mod trouble;
 
 /// Lets the hosts work until they have acknowledged so much more.
 fn work(hosts: &mut Hosts, operations: usize) {

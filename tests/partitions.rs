@@ -1,6 +1,6 @@
 //! A live fleet on a network that is cut: three hosts and their store are in four network namespaces on a bridge, and what one of them sends to
-//! another is dropped, in each direction alone; a cable is taken out; and all of it heals. Meanwhile 64 callers, which reach every host, ask
-//! through every door, about 1,000 times a second.
+//! another is dropped, in each direction alone; a cable is taken out; and all of it heals. Meanwhile callers, which reach every host, ask
+//! through every door, more than 1,000 times a second: so many of them that those who wait for a host that is cut off do not hold up the rest.
 //!
 //! Nothing that is acknowledged is lost or done twice, nothing that is refused happens, and a host that was cut off from its store answers from
 //! memory no longer than its lease. Another has its shards soon after that. A host that does not reach another one, and reaches the store, keeps
@@ -21,8 +21,9 @@ use system_tests::process::{Callers, Front, Heard, Hosts, Network, PATIENCE, Pla
 
 const LEASE: Duration = Duration::from_secs(2);
 const SETTLE: Duration = Duration::from_millis(500);
-const LEDGERS: u64 = 48;
-const CALLERS: Callers = Callers { callers: 64, pace: Duration::from_millis(40), is_once: false };
+/// Each caller has one to itself, so that some ask what a host has in memory while others wait for its store.
+const LEDGERS: u64 = CALLERS.callers;
+const CALLERS: Callers = Callers { callers: 1_200, pace: Duration::from_secs(1), is_once: false };
 const HOSTS: [&str; 3] = ["a", "b", "c"];
 const STORE: &str = "store";
 /// A busy machine takes longer for everything.
@@ -63,6 +64,8 @@ struct Fleet<'a> {
     hosts: Hosts,
     front: Front,
     heard: Receiver<Heard>,
+    /// The number of answers that hosts gave while they were cut off from their store.
+    by_cut_off: usize,
 }
 
 fn partitions(store: &str, network: &Arc<Network>, url: &str) {
@@ -75,7 +78,7 @@ fn partitions(store: &str, network: &Arc<Network>, url: &str) {
     hosts.set_within(move |host| within.within(host));
     let front = hosts.put_in_front(CALLERS);
     let heard = front.listen();
-    let mut fleet = Fleet { store, network, hosts, front, heard };
+    let mut fleet = Fleet { store, network, hosts, front, heard, by_cut_off: 0 };
     fleet.hosts.start_all(&HOSTS);
     fleet.hosts.wait_owned(&HOSTS);
     fleet.hosts.pass(LEASE / 2);
@@ -97,6 +100,7 @@ fn partitions(store: &str, network: &Arc<Network>, url: &str) {
         sums.asked as f64 / asked.as_secs_f64(),
     );
     verdict.assert_right(store);
+    assert!(fleet.by_cut_off > 0, "nobody was asked for what it has in memory while it was cut off");
 }
 
 /// Counts what was refused and what is not known, through all doors, by kind.
@@ -124,7 +128,7 @@ impl Fleet<'_> {
         let before = self.front.sums();
         let began = Instant::now();
         cut();
-        self.hosts.wait_owned(&others);
+        let after_its_lease = self.hosts.wait_taken_over(&others, host);
         let taken_over = began.elapsed();
         self.hosts.pass(LEASE);
         let by_it: Vec<_> = self.heard.try_iter().filter(|heard| heard.by == host).map(|heard| heard.at).collect();
@@ -133,16 +137,16 @@ impl Fleet<'_> {
         self.hosts.wait_owned(&HOSTS);
         let healed = began.elapsed() - taken_over - LEASE;
         println!(
-            "{}: {how}: {host} answered for {answered:?} more, others had its shards after {taken_over:?} (lease {LEASE:?}), and it had its part again \
+            "{}: {how}: {host} answered for {answered:?} more, others had its shards after {taken_over:?}, which is {after_its_lease:?} after the end of its lease of {LEASE:?}, and it had its part again \
              {healed:?} after it was healed; longest wait {:?}, failed {:?}",
             self.store,
             self.front.take_longest(),
             failed_since(&before, &self.front.sums()),
         );
-        assert!(!by_it.is_empty(), "{host} was asked while it was cut off");
+        self.by_cut_off += by_it.len();
         // An answer is on its way for a moment.
         assert!(answered < LEASE + Duration::from_secs(1), "{host} answered for {answered:?}");
-        assert!(taken_over > LEASE / 2 && taken_over < LEASE + SLOW, "{taken_over:?}");
+        assert!(after_its_lease.is_some_and(|after| after < SLOW), "{after_its_lease:?}");
     }
 
     /// Drops what one host sends to another for some leases, and heals it. Both keep what they have.

@@ -13,6 +13,7 @@ mod front;
 mod ledger;
 mod network;
 mod voice;
+mod wall;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, BufWriter, Write as _};
@@ -152,6 +153,15 @@ impl Drop for Process {
     }
 }
 
+/// A host that holds a lease, as the store has it.
+#[derive(Debug, Clone)]
+pub struct Member {
+    /// The address that it tells the others.
+    pub address: String,
+    /// The time that its lease still runs, unless renewed.
+    pub remaining: Duration,
+}
+
 /// The hosts of a store, each a process that runs or does not, and what they have said.
 pub struct Hosts {
     place: Box<dyn Fn(&str) -> Place + Send>,
@@ -160,6 +170,7 @@ pub struct Hosts {
     ledgers: u64,
     callers: u64,
     build: Build,
+    ahead: i64,
     running: BTreeMap<String, Process>,
     /// Waits for its job.
     spare: Option<Process>,
@@ -192,6 +203,7 @@ impl Hosts {
             ledgers,
             callers,
             build: Build::default(),
+            ahead: 0,
             running: BTreeMap::new(),
             spare: None,
             lives: 0,
@@ -221,6 +233,11 @@ impl Hosts {
         self.build = build;
     }
 
+    /// Sets by how many milliseconds the wall clocks of those that are started from here on are ahead of the machine's.
+    pub fn set_ahead(&mut self, millis: i64) {
+        self.ahead = millis;
+    }
+
     /// Sets the place of the rows of the processes that are started from here on.
     pub fn set_place(&mut self, place: impl Fn(&str) -> Place + Send + 'static) {
         self.place = Box::new(place);
@@ -234,8 +251,8 @@ impl Hosts {
     /// Starts a process as `host`.
     pub fn spawn(&mut self, host: &str) {
         self.lives += 1;
-        let (place, life) = ((self.place)(host), self.lives);
-        let job = Job { place, ledgers: self.ledgers, callers: self.callers, build: self.build, life };
+        let (place, build, ahead, life) = ((self.place)(host), self.build, self.ahead, self.lives);
+        let job = Job { place, ledgers: self.ledgers, callers: self.callers, build, ahead, life };
         self.other.remove(host);
         let start = || Process::start(self.said.0.clone(), &(self.within)(host), self.front.clone());
         let mut process = self.spare.take().unwrap_or_else(start);
@@ -394,6 +411,60 @@ impl Hosts {
         }
     }
 
+    /// Waits as [`wait_owned`](Self::wait_owned) for what another host has that is gone, and tells how long after the end of its lease that was,
+    /// by the clock of the store: `None` if its lease had not ended.
+    pub fn wait_taken_over(&mut self, hosts: &[&str], from: &str) -> Option<Duration> {
+        let (end, mut lease_end) = (Instant::now() + PATIENCE, Instant::now());
+        loop {
+            let asked = Instant::now();
+            let members = self.members(hosts[0]);
+            // It may be renewed yet.
+            let left = members.get(from).map(|member| member.remaining);
+            lease_end = lease_end.max(left.map_or(lease_end, |left| asked + left));
+            let owned = hosts.iter().map(|host| self.owned(host).len() as u64).sum::<u64>();
+            if owned == self.ledgers {
+                return Instant::now().checked_duration_since(lease_end);
+            }
+            assert!(Instant::now() < end, "of {} ledgers {hosts:?} own {owned}", self.ledgers);
+            self.listen(Instant::now() + Duration::from_millis(10));
+        }
+    }
+
+    /// The members of a live fleet by name, as a host finds them in the store.
+    pub fn members(&mut self, host: &str) -> BTreeMap<String, Member> {
+        self.tell(host, "members");
+        let said = self.answer(host, "members");
+        let member = |said: &str| {
+            let mut parts = said.split('=');
+            let (name, address, micros) = (parts.next()?, parts.next()?, parts.next()?.parse().ok()?);
+            let (address, remaining) = (address.to_owned(), Duration::from_micros(micros));
+            Some((name.to_owned(), Member { address, remaining }))
+        };
+        said.split_whitespace().map(|said| member(said).expect("it says three things of each")).collect()
+    }
+
+    /// The bytes of memory in which a host's process is; `None` where the system does not say.
+    #[must_use]
+    pub fn memory(&self, host: &str) -> Option<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.running[host].child.id())).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+        line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib * 1024)
+    }
+
+    /// The counts of the ledgers that a host owns.
+    pub fn tally(&mut self, host: &str) -> Counts {
+        self.tell(host, "tally");
+        self.hear_tally(host).1
+    }
+
+    /// The number of suspects that it let go on, and the counts.
+    fn hear_tally(&mut self, host: &str) -> (u64, Counts) {
+        let answer = self.answer(host, "tally");
+        let (letters, counts) = answer.split_once(' ').expect("a tally has two parts");
+        let letters = letters.parse().expect("it is a number");
+        (letters, serde_json::from_str(counts).expect("a tally has counts"))
+    }
+
     /// The ledgers that a host says it owns.
     pub fn owned(&mut self, host: &str) -> BTreeSet<String> {
         self.tell(host, "owned");
@@ -421,10 +492,9 @@ impl Hosts {
                 self.tell(host, "tally");
             }
             for host in &hosts {
-                let answer = self.answer(host, "tally");
-                let (letters, counts) = answer.split_once(' ').expect("a tally has two parts");
-                requeued += letters.parse::<u64>().expect("it is a number");
-                tallies.push(serde_json::from_str::<Counts>(counts).expect("a tally has counts"));
+                let (letters, counts) = self.hear_tally(host);
+                requeued += letters;
+                tallies.push(counts);
             }
             let mut sum = Counts::default();
             tallies.iter().for_each(|tally| sum.add(*tally));

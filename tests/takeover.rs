@@ -17,6 +17,8 @@ const LEDGERS: u64 = 48;
 const CALLERS: Callers = Callers { callers: 64, pace: Duration::from_millis(64), is_once: false };
 /// The time for which the store's server is down.
 const DOWN: Duration = Duration::from_millis(500);
+/// The errors with which a request may be refused, as README says of a fleet: "A client sees".
+const PROMISED: [&str; 4] = ["Unreachable", "LeaseLost", "Fenced", "Store"];
 /// A busy machine takes longer for everything.
 const SLOW: Duration = Duration::from_secs(10);
 
@@ -53,7 +55,7 @@ fn takeover(store: &str, url: &str, server: &Server, restart: impl Fn()) {
     // For good, and nobody is told.
     let killed = Instant::now();
     hosts.kill("c");
-    hosts.wait_owned(&["a", "b"]);
+    let after_its_lease = hosts.wait_taken_over(&["a", "b"], "c");
     let taken_over = killed.elapsed();
     hosts.pass(lease / 4);
     let for_good = front.take_longest();
@@ -95,13 +97,19 @@ fn takeover(store: &str, url: &str, server: &Server, restart: impl Fn()) {
     let verdict = hosts.settled_by("g", PATIENCE);
     println!(
         "{store}: 5 hosts killed and the store once, 1 host stopped for {:?}, {} shards handed on, {sums}; {verdict}; with a lease of {lease:?} \
-         taken over after {taken_over:?}, and of two, with the store away for {away:?}, after {both_taken_over:?}; longest wait {for_good:?} for one killed, {standing_still:?} \
+         taken over after {taken_over:?}, which is {after_its_lease:?} after the end of its lease, and of two, with the store away for {away:?}, after {both_taken_over:?}; longest wait {for_good:?} for one killed, {standing_still:?} \
          for one stopped, {both:?} for two and the store, {all:?} for all",
         2 * lease,
         hosts.handoffs,
     );
     verdict.assert_right(store);
     assert!(sums.answered > 500, "{sums}");
-    // No sooner than the last sign of life allows, and then soon, as far as a busy machine lets anybody say so.
-    assert!(taken_over > lease / 2 && taken_over < lease + SLOW, "{taken_over:?}");
+    for (kind, text) in &sums.texts {
+        println!("{store}: {kind}, such as: {text}");
+    }
+    let refused = sums.refused.keys().chain(sums.refused_leaving.keys());
+    let unpromised: Vec<_> = refused.filter(|kind| !PROMISED.contains(&kind.as_str())).collect();
+    assert!(unpromised.is_empty(), "{store}: {unpromised:?}, such as {:?}", sums.texts);
+    // No sooner than its lease was over, and then soon, as far as a busy machine lets anybody say so.
+    assert!(after_its_lease.is_some_and(|after| after < SLOW), "{after_its_lease:?}");
 }

@@ -22,6 +22,7 @@ use super::builds::Build;
 use super::door::{self, ASK};
 use super::ledger::{Cancel, Counts, Ledger, LedgerError, Rows, Tally};
 use super::voice::Voice;
+use super::wall::Wall;
 
 /// The time that a caller waits after an error before it goes on.
 pub(super) const PAUSE: Duration = Duration::from_millis(10);
@@ -43,6 +44,8 @@ pub struct Job {
     pub callers: u64,
     /// The build of its program.
     pub build: Build,
+    /// The milliseconds by which its wall clock is ahead of the machine's.
+    pub ahead: i64,
     /// A number that no other process of the run has, for the names of operations.
     pub life: u64,
 }
@@ -80,6 +83,8 @@ pub enum Roster {
     Live {
         /// The address, whose port may be 0.
         listen: String,
+        /// Another one, which it tells the others.
+        advertise: Option<String>,
         /// The time after which another is handed its part.
         settle: Duration,
     },
@@ -94,8 +99,10 @@ pub async fn child() {
     let Some(job) = orders.recv().await else { return };
     let job: Job = serde_json::from_str(&job).expect("the parent writes jobs");
     let began = Instant::now();
-    let mut builder = match equip(&job.place).await {
-        Ok(builder) => builder.start_timeout(PATIENCE).build(job.build.name()),
+    let wall = Arc::new(Wall::default());
+    wall.set_ahead(job.ahead);
+    let (mut builder, store) = match equip(&job.place).await {
+        Ok((builder, store)) => (builder.start_timeout(PATIENCE).build(job.build.name()).clock(wall.clone()), store),
         Err(error) => return voice.say_last(format!("refused {}", in_one_line(&error))),
     };
     let opened = began.elapsed();
@@ -106,7 +113,8 @@ pub async fn child() {
         Ok(host) => host,
         Err(error) => return voice.say_last(format!("refused {}", in_one_line(&error))),
     };
-    let site = Arc::new(Site { job, host, ledgers, voice, quiet: AtomicBool::new(false), next: AtomicU64::new(0) });
+    let (quiet, next) = (AtomicBool::new(false), AtomicU64::new(0));
+    let site = Arc::new(Site { job, store, wall, host, ledgers, voice, quiet, next });
     let (end, ended) = oneshot::channel();
     let drained = site.clone().until_told(ended);
     let build = site.job.build.name();
@@ -114,10 +122,10 @@ pub async fn child() {
     site.run(orders, end, drained).await;
 }
 
-/// A builder with an open store. A server that cannot be reached yet is tried again.
-pub(super) async fn equip(place: &Place) -> Result<HostBuilder, StoreError> {
+/// A builder with an open store, which comes along if others may have it too. A server that cannot be reached yet is tried again.
+pub(super) async fn equip(place: &Place) -> Result<(HostBuilder, Option<Arc<dyn Store>>), StoreError> {
     let (seat, store): (&Seat, Arc<dyn Store>) = match place {
-        Place::Fjall(dir) => return Ok(Host::local(FjallStore::open(dir)?)),
+        Place::Fjall(dir) => return Ok((Host::local(FjallStore::open(dir)?), None)),
         Place::Postgres(url, seat) => (seat, Arc::new(patiently(|| PostgresStore::connect(url)).await?)),
         Place::Redis(url, seat) => (seat, Arc::new(patiently(|| RedisStore::connect(url)).await?)),
     };
@@ -126,12 +134,20 @@ pub(super) async fn equip(place: &Place) -> Result<HostBuilder, StoreError> {
         Roster::Live { .. } => Fleet::live(seat.shards),
     };
     let fleet = fleet.expect("the parent names a fleet");
-    let builder = Host::builder(&seat.name, fleet).shared_store(store).lease(seat.lease);
-    Ok(match &seat.roster {
+    let builder = Host::builder(&seat.name, fleet).shared_store(store.clone()).lease(seat.lease);
+    let builder = match &seat.roster {
         Roster::List(_) => builder,
-        // The network is this machine's own, whatever the address.
-        Roster::Live { listen, settle } => builder.transport(TcpTransport::listen(listen).plaintext()).settle(*settle),
-    })
+        Roster::Live { listen, advertise, settle } => {
+            // The network is this machine's own, whatever the address.
+            let transport = TcpTransport::listen(listen).plaintext();
+            let transport = match advertise {
+                Some(address) => transport.advertise(address.as_str()),
+                None => transport,
+            };
+            builder.transport(transport).settle(*settle)
+        }
+    };
+    Ok((builder, Some(store)))
 }
 
 impl Place {
@@ -146,7 +162,7 @@ impl Place {
     pub fn live_at(url: &str, host: &str, listen: &str, lease: Duration, settle: Duration) -> Place {
         let seat = Seat {
             name: host.to_owned(),
-            roster: Roster::Live { listen: listen.to_owned(), settle },
+            roster: Roster::Live { listen: listen.to_owned(), advertise: None, settle },
             shards: 64,
             lease,
         };
@@ -155,6 +171,22 @@ impl Place {
         } else {
             Place::Redis(url.to_owned(), seat)
         }
+    }
+
+    /// The same, whose host tells the others that it is at this address.
+    ///
+    /// # Panics
+    /// If it is none of a live fleet.
+    #[must_use]
+    pub fn advertising(mut self, address: &str) -> Place {
+        match &mut self {
+            Place::Postgres(_, Seat { roster: Roster::Live { advertise, .. }, .. })
+            | Place::Redis(_, Seat { roster: Roster::Live { advertise, .. }, .. }) => {
+                *advertise = Some(address.to_owned());
+            }
+            _ => unreachable!("only hosts of a live fleet tell an address"),
+        }
+        self
     }
 
     /// The name of its host.
@@ -196,6 +228,8 @@ pub(super) fn orders() -> mpsc::UnboundedReceiver<String> {
 /// A host that runs, with what its callers share.
 struct Site {
     job: Job,
+    store: Option<Arc<dyn Store>>,
+    wall: Arc<Wall>,
     host: Host,
     ledgers: Interface<Ledger>,
     voice: Voice,
@@ -252,6 +286,7 @@ impl Site {
                 Some("tally") => self.tally().await,
                 Some("rows") => self.rows().await,
                 Some("owned") => self.owned(),
+                Some("members") => self.members().await,
                 Some("ready?") => self.voice.say(format!("ready? {}", self.host.is_ready(Duration::MAX))),
                 // Nobody asks it any more: it ends when all are answered, as a server does.
                 Some("end") => {
@@ -267,6 +302,9 @@ impl Site {
                     };
                 }
                 Some(book) if book.starts_with("book ") => self.book(book).await,
+                Some(ahead) if ahead.starts_with("ahead ") => {
+                    self.wall.set_ahead(ahead["ahead ".len()..].parse().expect("the parent writes numbers"));
+                }
                 Some(other) => self.voice.say(format!("wrong order {other:?}")),
                 None => return,
             }
@@ -415,6 +453,25 @@ impl Site {
 
     fn owned(&self) {
         self.voice.say(format!("owned {}", self.own_ledgers().join(" ")));
+    }
+
+    /// Says who holds a lease, as the store has it now: names, addresses, and the time that is left in microseconds.
+    async fn members(&self) {
+        let Some(store) = &self.store else { return self.voice.say("wrong it has no others") };
+        match store.members().await {
+            Ok(members) => {
+                let said: Vec<_> = members
+                    .list
+                    .iter()
+                    .map(|member| {
+                        let address = member.address.as_deref().unwrap_or("-");
+                        format!("{}={address}={}", member.name, member.remaining.as_micros())
+                    })
+                    .collect();
+                self.voice.say(format!("members {}", said.join(" ")));
+            }
+            Err(error) => self.voice.say(format!("wrong {}", in_one_line(&error))),
+        }
     }
 
     fn own_ledgers(&self) -> Vec<String> {

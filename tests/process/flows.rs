@@ -78,7 +78,7 @@ pub async fn flow_child() {
     let Some(job) = orders.recv().await else { return };
     let job: Job = serde_json::from_str(&job).expect("the parent writes jobs");
     let mut builder = match equip(&job.place).await {
-        Ok(builder) => builder.start_timeout(PATIENCE),
+        Ok((builder, _)) => builder.start_timeout(PATIENCE),
         Err(error) => return voice.say_last(format!("wrong {}", in_one_line(&error))),
     };
     let notes = OpenOptions::new().create(true).append(true).open(&job.notes).expect("notes can be added");
