@@ -169,17 +169,15 @@ pub(crate) struct Engine {
     bytes: usize,
     /// The number of entries that the code has taken in in an earlier life, and what it began because of which.
     recorded_to: u64,
-    recorded: BTreeMap<u64, Vec<Begun>>,
+    recorded: VecDeque<Settled>,
     /// The entries and beginnings that are still to be written.
     fresh: Page,
-    /// The events that are still to be stored.
-    emitted: Vec<Emitted>,
     phase: Phase,
     is_cancelled: bool,
     /// The journal has ended: the code may end with the last entry that it took in.
     may_end: bool,
-    /// The span that the code runs in.
-    span: tracing::Span,
+    /// The span that the code runs in, if anybody sees it.
+    span: Option<Box<tracing::Span>>,
     rare: Seldom<Rare>,
     #[cfg(test)]
     sabotage: Option<Sabotage>,
@@ -198,11 +196,19 @@ struct Rare {
     taken_along: BTreeMap<u64, Entry>,
     /// The input of the next run, and the callbacks and signals that go along.
     left: Option<(Bytes, continued::Open)>,
+    /// The events that are still to be stored.
+    emitted: Vec<Emitted>,
 }
 
 impl Unchanged for Rare {
-    const UNCHANGED: &'static Rare =
-        &Rare { unseen: 0, waited: Vec::new(), unheld: BTreeSet::new(), taken_along: BTreeMap::new(), left: None };
+    const UNCHANGED: &'static Rare = &Rare {
+        unseen: 0,
+        waited: Vec::new(),
+        unheld: BTreeSet::new(),
+        taken_along: BTreeMap::new(),
+        left: None,
+        emitted: Vec::new(),
+    };
 }
 
 impl fmt::Debug for Engine {
@@ -230,13 +236,12 @@ impl Engine {
             first_seq: 0,
             bytes: 0,
             recorded_to: 0,
-            recorded: BTreeMap::new(),
+            recorded: VecDeque::new(),
             fresh: Page::default(),
-            emitted: Vec::new(),
             phase: Phase::Going,
             is_cancelled: false,
             may_end: false,
-            span: tracing::Span::none(),
+            span: None,
             rare: Seldom::default(),
             #[cfg(test)]
             sabotage: None,
@@ -247,7 +252,7 @@ impl Engine {
             for settled in page.settled {
                 let patches = settled.begun.iter().map(|begun| &begun.key).filter(|key| is_patch(key));
                 patched.extend(patches.cloned());
-                engine.recorded.insert(settled.seq, settled.begun);
+                engine.recorded.push_back(settled);
             }
             for entry in page.entries {
                 if matches!(entry.event, Event::Continued { .. }) {
@@ -276,7 +281,7 @@ impl Engine {
 
     /// The span that the code is to run in.
     pub(crate) fn set_span(&mut self, span: tracing::Span) {
-        self.span = span;
+        self.span = (!span.is_disabled()).then(|| Box::new(span));
     }
 
     pub(crate) fn phase(&self) -> &Phase {
@@ -544,9 +549,21 @@ impl Engine {
         !self.shared.state.lock().ready.is_empty()
     }
 
+    /// Takes what the code began the first time because of an entry.
+    fn take_recorded(&mut self, seq: u64) -> Vec<Begun> {
+        while self.recorded.pop_front_if(|settled| settled.seq < seq).is_some() {}
+        let settled = self.recorded.pop_front_if(|settled| settled.seq == seq);
+        if self.recorded.is_empty() {
+            // Its room would be kept for as long as the flow is in memory.
+            self.recorded = VecDeque::new();
+        }
+        settled.map_or_else(Vec::new, |settled| settled.begun)
+    }
+
     /// Gives an entry to whom it is for, without polling anything but a start or a cancellation.
     fn deliver(&mut self, entry: Entry) -> Result<(), Blocked> {
         let Entry { seq, at, event } = entry;
+        let expected = (seq < self.recorded_to).then(|| self.take_recorded(seq));
         let mut state = self.shared.state.lock();
         state.now = state.now.max(at);
         state.begun.clear();
@@ -557,7 +574,7 @@ impl Engine {
             rare.children.forget();
         }
         state.take_in(seq, at, &event);
-        state.expected = (seq < self.recorded_to).then(|| self.recorded.remove(&seq).unwrap_or_default());
+        state.expected = expected;
         let target = match &event {
             Event::Start { run, seed, input, .. } => {
                 (state.run, state.seed) = (*run, *seed);
@@ -745,7 +762,7 @@ impl Engine {
             let Some(running) = &mut self.running else { return Ok(Poll::Pending) };
             let polled = {
                 let _entered = Entered::into(shared.address());
-                let _in_span = self.span.enter();
+                let _in_span = self.span.as_ref().map(|span| span.enter());
                 let mut task = Context::from_waker(&self.waker);
                 catch_unwind(AssertUnwindSafe(|| quietly(shared.is_replaying(), || running.poll(&mut task))))
             };
@@ -790,18 +807,18 @@ impl Engine {
         match expected {
             Some(expected) => {
                 if let Err(why) = compare(seq, &expected, &begun) {
-                    self.recorded.insert(seq, expected);
+                    self.recorded.push_front(Settled { seq, begun: expected });
                     return Err(why);
                 }
                 #[cfg(test)]
                 if self.sabotage == Some(Sabotage::EmitsInReplays) {
-                    self.emitted.extend(emitted);
+                    self.emit(emitted);
                 }
             }
             None => {
                 // A code that is not to be replayed has not begun anything.
                 if !is_stuck {
-                    self.emitted.extend(emitted);
+                    self.emit(emitted);
                     self.fresh.settled_to = seq + 1;
                     if !begun.is_empty() {
                         self.fresh.settled.push(Settled { seq, begun });
@@ -839,7 +856,7 @@ impl Engine {
                 self.leave(Mode::Leaving);
                 return;
             }
-            self.recorded.insert(seq, expected);
+            self.recorded.push_front(Settled { seq, begun: expected });
             let goes_on = format!(
                 "its code has ended with entry {seq} of its journal, and went on waiting when it was written ({} entries are left)",
                 self.pending.len()
@@ -847,7 +864,7 @@ impl Engine {
             self.block(differs.err().unwrap_or(Blocked::new(BlockedKind::Differs, goes_on)));
             return;
         }
-        self.emitted.extend(emitted);
+        self.emit(emitted);
         self.fresh.settled_to = seq + 1;
         if !begun.is_empty() {
             self.fresh.settled.push(Settled { seq, begun });

@@ -1,13 +1,14 @@
 //! The handle that a flow's code holds: everything that it may wait for, and everything that it may ask.
 
+use std::convert::Infallible;
 use std::error::Error;
 use std::fmt::{self, Write as _};
-use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::future::Future;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+use futures_util::future::try_join;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use stable_interfaces::Timestamp;
@@ -142,15 +143,13 @@ impl Flow {
         limit: Duration,
         future: F,
     ) -> impl Future<Output = Result<F::Output, Elapsed>> + use<F> {
-        let sleep = self.sleep(limit);
-        async move {
-            let (mut future, mut sleep) = (pin!(future), pin!(sleep));
-            poll_fn(|task| match future.as_mut().poll(task) {
-                Poll::Ready(value) => Poll::Ready(Ok(value)),
-                Poll::Pending => sleep.as_mut().poll(task).map(|()| Err(Elapsed(limit))),
-            })
-            .await
-        }
+        // An `async` block would keep room for both of them twice. Either ends the other, as an error does, and the future is asked first.
+        let over = self.sleep(limit).map(move |()| Err::<Infallible, _>(Err(Elapsed(limit))));
+        let ended = try_join(future.map(|value| Err::<Infallible, _>(Ok(value))), over);
+        ended.map(|ended| match ended {
+            Err(first) => first,
+            Ok((never, _)) => match never {},
+        })
     }
 
     /// The time: the same in every replay, for it is that of the last thing that happened to the flow.

@@ -54,18 +54,26 @@ impl Shared {
 }
 
 impl Engine {
+    /// Adds to the events that are to be stored.
+    pub(super) fn emit(&mut self, emitted: Vec<Emitted>) {
+        if !emitted.is_empty() {
+            self.rare.made().emitted.extend(emitted);
+        }
+    }
+
     /// Takes the events that are to be stored.
     pub(crate) fn take_emitted(&mut self) -> Vec<Emitted> {
         #[cfg(test)]
         if self.sabotage == Some(super::Sabotage::EmitsBeforeAllIsTakenIn) {
-            self.emitted.append(&mut self.shared.state.lock().take_emitted());
+            let emitted = self.shared.state.lock().take_emitted();
+            self.emit(emitted);
         }
-        std::mem::take(&mut self.emitted)
+        self.rare.there().map_or_else(Vec::new, |rare| std::mem::take(&mut rare.emitted))
     }
 
     /// Tells whether what is to be stored is to be stored before there is more.
     pub(super) fn has_emitted_enough(&self) -> bool {
-        let (events, bytes) = sizes(&self.emitted);
+        let (events, bytes) = sizes(&self.rare.emitted);
         events >= MOST || bytes >= MOST_BYTES
     }
 }

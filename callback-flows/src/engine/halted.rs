@@ -41,7 +41,7 @@ impl Engine {
             }
         }
         let under_way = state.expected.take().unwrap_or_default();
-        let begun = self.recorded.values().flatten().chain(&under_way);
+        let begun = self.recorded.iter().flat_map(|settled| &settled.begun).chain(&under_way);
         let timers = begun.filter_map(|begun| match begun.detail {
             Detail::Due(due) => Some((due, begun.key.clone())),
             _ => None,

@@ -475,11 +475,16 @@ impl Shared {
         named.next += u32::from(kind != Kind::Signal);
         named.alive += 1;
         let _ = write!(base, "#{ordinal}");
-        let key: Key = base.into();
-        // The deadline of a timer is the one that it was given first.
-        let first = |begun: &&Begun| begun.key == key && matches!(detail, Detail::Due(_));
-        let known = state.expected.as_ref().and_then(|expected| expected.iter().find(first));
-        let detail = known.map_or(detail, |begun| begun.detail);
+        let known = state.expected.as_ref().and_then(|expected| expected.iter().find(|begun| *begun.key == *base));
+        let (key, detail) = match known {
+            // The deadline of a timer is the one that it was given first.
+            Some(known) if matches!(detail, Detail::Due(_)) => (known.key.clone(), known.detail),
+            Some(known) => (known.key.clone(), detail),
+            None => (base.into(), detail),
+        };
+        if state.begun.capacity() == 0 {
+            state.begun.reserve_exact(1);
+        }
         state.begun.push(Begun { key: key.clone(), detail });
         let due = if let Detail::Due(due) = detail { Some(due) } else { None };
         let (number, now) = (state.numbers, state.now);
@@ -565,6 +570,9 @@ impl State {
     pub(super) fn push(&mut self, index: usize, item: Item) {
         let Some(op) = self.op(index) else { return };
         let seq = item.seq;
+        if op.queue.capacity() == 0 {
+            op.queue.reserve_exact(1);
+        }
         op.queue.push_back(item);
         if op.queue.len() == 1 && op.waker.is_some() && !op.is_released {
             self.ready.insert((seq, index));

@@ -17,6 +17,7 @@ use crate::by_name::ByName;
 use crate::engine::is_signal;
 use crate::flows::journals::{PAGES, carried, page_key, pages_of, taken_over};
 use crate::journal::{Carried, Event, Key, Page};
+use crate::seldom::{Seldom, Unchanged};
 
 /// The beginning of the keys of rows with IDs of calls that earlier runs have taken. Before [`PAGES`], so that they are read together.
 pub(super) const ONCE: &str = "once/";
@@ -35,12 +36,23 @@ pub(super) struct Before {
     /// The run's number, and the number of its journal's first page.
     pub(super) run: u32,
     pub(super) first_page: u64,
+    earlier: Seldom<Earlier>,
+}
+
+/// The things that only a run has that is not the first.
+#[derive(Debug, Default)]
+struct Earlier {
     /// Callbacks by the addresses that earlier runs have given them.
     addresses: BTreeMap<(u32, Key), Key>,
     /// The IDs of calls that were taken before this run.
     once: BTreeSet<Id>,
     /// The entries with messages that it has taken over.
     messages: BTreeSet<u64>,
+}
+
+impl Unchanged for Earlier {
+    const UNCHANGED: &'static Earlier =
+        &Earlier { addresses: BTreeMap::new(), once: BTreeSet::new(), messages: BTreeSet::new() };
 }
 
 /// The place from which leftovers are still to be removed.
@@ -57,27 +69,33 @@ impl Before {
 
     /// The things that the run with these pages has. `rows` are those of IDs.
     pub(super) fn of(run: u32, first_page: u64, pages: &[Page], rows: &[(Arc<str>, Bytes)]) -> Before {
-        let addresses = carried(pages).map(|one| ((one.run, one.callback.clone()), one.key.clone())).collect();
+        let addresses: BTreeMap<_, _> =
+            carried(pages).map(|one| ((one.run, one.callback.clone()), one.key.clone())).collect();
         let ids = rows.iter().flat_map(|(_, row)| row.chunks_exact(ID_BYTES));
-        let once = ids.filter_map(|id| Id::try_from(id).ok()).collect();
-        Before { run, first_page, addresses, once, messages: taken_over(pages) }
+        let once: BTreeSet<_> = ids.filter_map(|id| Id::try_from(id).ok()).collect();
+        let messages = taken_over(pages);
+        let mut before = Before { run, first_page, ..Before::default() };
+        if !(addresses.is_empty() && once.is_empty() && messages.is_empty()) {
+            *before.earlier.made() = Earlier { addresses, once, messages };
+        }
+        before
     }
 
     /// The callback that a message is for, which was given the address of a run, or none; `None` if that is over.
     pub(super) fn callback(&self, run: Option<u32>, callback: &Key) -> Option<Key> {
         let Some(run) = run else { return Some(callback.clone()) };
-        let carried = self.addresses.get(&(run, callback.clone())).cloned();
+        let carried = self.earlier.addresses.get(&(run, callback.clone())).cloned();
         carried.or_else(|| (run == self.run).then(|| callback.clone()))
     }
 
     /// Tells whether an entry is one of those that were taken over.
     pub(super) fn is_older(&self, seq: u64) -> bool {
-        self.messages.contains(&seq)
+        self.earlier.messages.contains(&seq)
     }
 
     /// Tells whether an earlier run has taken the call of this ID.
     pub(super) fn has_taken(&self, run: Option<u32>, callback: &str, id: &str) -> bool {
-        !self.once.is_empty() && self.once.contains(&hash(run.unwrap_or(0), callback, id))
+        !self.earlier.once.is_empty() && self.earlier.once.contains(&hash(run.unwrap_or(0), callback, id))
     }
 }
 
@@ -111,7 +129,7 @@ impl FlowInstance {
         let run = going.before.run + 1;
         let ids = ids(&going.seen, &continuation.carried).freeze();
         let once = ids.chunks_exact(ID_BYTES).filter_map(|id| Id::try_from(id).ok());
-        let once = going.before.once.iter().copied().chain(once).collect();
+        let once: BTreeSet<_> = going.before.earlier.once.iter().copied().chain(once).collect();
         put_rows(cx, format!("{ONCE}{run:010}/"), ids.clone(), ROW_BYTES - ROW_BYTES % ID_BYTES)?;
         let began_with = going.version;
         let version = self.registry.version_after(&self.name(), began_with, &continuation.input);
@@ -130,7 +148,9 @@ impl FlowInstance {
         }
         let (page, _) = going.engine.take_page();
         going.before = Before::of(run, old.pages, std::slice::from_ref(&page), &[]);
-        going.before.once = once;
+        if !once.is_empty() {
+            going.before.earlier.made().once = once;
+        }
         put_page(cx, old.pages, &page)?;
         going.pages = old.pages;
         going.noted(|| page);
@@ -168,7 +188,7 @@ impl FlowInstance {
             // One that cannot be read may have something that is needed.
             let Ok((pages, _)) = pages_of(page.to_vec(), None) else { continue };
             let mut entries = pages.iter().flat_map(|page| &page.entries);
-            if !entries.any(|entry| going.before.messages.contains(&entry.seq)) {
+            if !entries.any(|entry| going.before.earlier.messages.contains(&entry.seq)) {
                 for (key, _) in page {
                     cx.delete(key)?;
                 }
