@@ -30,7 +30,7 @@ pub(crate) trait Paged: Sized {
 /// A row of a range of one instance.
 pub(crate) trait Ranged: Sized {
     fn id(&self) -> &Arc<str>;
-    /// Its bytes, without its ID.
+    /// The number of its bytes beside the ID.
     fn bytes(&self) -> usize;
     fn range(from: Arc<str>, to: Option<Arc<str>>) -> ReadRange;
     fn from_rows(rows: ReadRows) -> Option<Vec<Self>>;
