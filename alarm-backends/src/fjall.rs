@@ -18,6 +18,7 @@ mod write;
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::num::NonZeroU16;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -342,7 +343,9 @@ impl Inner {
         state.members.note(claim.incarnation, &claim.host, &claim.presence, (now, now.saturating_add(claim.lease)));
         let members = state.members_since(version, now);
         let (granted, held) = (decision.granted, decision.held);
-        Ok(Claimed { granted, held, sequence: Sequence::OfLane, now: self.clock.now(), store: None, members })
+        // All tables share a journal, which is synced under one lock.
+        let (sequence, overlap, now) = (Sequence::OfLane, NonZeroU16::MIN, self.clock.now());
+        Ok(Claimed { granted, held, sequence, overlap, now, store: None, members })
     }
 
     fn renew(&self, renewal: &Renewal) -> Result<Renewed, StoreError> {

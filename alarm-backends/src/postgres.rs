@@ -39,6 +39,7 @@ mod wire;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -65,7 +66,7 @@ pub use tokio_postgres;
 pub use transaction::{PostgresContext, Transaction};
 
 /// The most connections for group commits. Each is opened when it is first needed, so a host's lanes decide; of more lanes some share one.
-const COMMITS: usize = 16;
+const COMMITS: NonZeroU16 = NonZeroU16::new(16).expect("it is not zero");
 
 /// A [`Store`] in Postgres, shared by all hosts of a fleet. The [module](self) says what it keeps and where.
 ///
@@ -79,7 +80,7 @@ const COMMITS: usize = 16;
 pub struct PostgresStore {
     server: Arc<Server>,
     /// For group commits: lane `n` uses number `n` modulo their count.
-    commits: [Link; COMMITS],
+    commits: [Link; COMMITS.get() as usize],
     /// For loading and reading: many at once, answered in order.
     reads: Link,
     posts: Arc<Posts>,
@@ -376,7 +377,7 @@ impl Store for PostgresStore {
         // What a store must hold is what it held before it was asked.
         let acknowledged = server.watermarks.acknowledged(write.incarnation, write.lane)?;
         let (wire, place) = (WireWrite::new(write)?, Place::new(write, acknowledged)?);
-        let mut turn = self.commits[usize::from(write.lane.0) % COMMITS].alone(&self.server).await?;
+        let mut turn = self.commits[usize::from(write.lane.0) % self.commits.len()].alone(&self.server).await?;
         let row = turn.one(Query::Write, &wire.params(&place)).await;
         let row = self.or_lost(write.incarnation, &turn, row).await?;
         let answers = committed(&server.watermarks, write, acknowledged, &row)?;
@@ -444,7 +445,7 @@ fn claimed(watermarks: &Watermarks, claim: &Claim, row: &Row) -> Result<Claimed,
         .collect();
     let now = Timestamp::from_millis(row.get("server_now"));
     let store = row.get::<_, Option<&str>>("store").map(Into::into);
-    Ok(Claimed { granted, held, sequence: Sequence::OfLane, now, store, members: members(row) })
+    Ok(Claimed { granted, held, sequence: Sequence::OfLane, overlap: COMMITS, now, store, members: members(row) })
 }
 
 /// The outcome of a write, of whose lane `acknowledged` was the last that was done before.

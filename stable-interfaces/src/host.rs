@@ -35,7 +35,7 @@ use crate::shared::{Deferred, EndsWithRuntime, FOREVER, HostCore, HostOptions, S
 use crate::store::client::Backoff;
 use crate::store::deadlines::Deadlines;
 use crate::store::{
-    BoxError, ClaimKind, Damaged, Epoch, Incarnation, Member, MemoryStore, Sequence, ShardId, Store, StoreError,
+    BoxError, ClaimKind, Claimed, Damaged, Epoch, Incarnation, Member, MemoryStore, ShardId, Store, StoreError,
 };
 use crate::sync::{AbortHandle, Arc, Mutex, Runtime, mpsc, spawn_on, watch};
 use crate::tasks::Tasks;
@@ -619,7 +619,7 @@ impl HostBuilder {
     }
 
     /// Sets the number of group commits that may be under way at once; each has a fixed part of the shards, so more than there are shards are no
-    /// more. At least 1. Default: 2.
+    /// more, nor more than the store can work on at once ([`Claimed::overlap`](crate::store::Claimed::overlap): one on Fjall, whose writes share a journal). At least 1. Default: 2.
     #[must_use]
     pub fn lanes(mut self, lanes: u16) -> HostBuilder {
         self.options.commit.lanes = lanes;
@@ -774,8 +774,8 @@ impl HostBuilder {
                 if core.fleet.is_live() {
                     join(&core, &store, incarnation).await?;
                 }
-                let sequence = claim_all(&core, &store, incarnation, lease::assigned).await?;
-                for lane in committer.lanes() {
+                let Claimed { sequence, overlap, .. } = claim_all(&core, &store, incarnation, lease::assigned).await?;
+                for lane in committer.open(overlap) {
                     started.system.spawn(committer.clone().run(lane, sequence));
                 }
                 core.set_health(Health::Running);
@@ -860,13 +860,13 @@ async fn join(core: &HostCore, store: &Deadlines, incarnation: Incarnation) -> R
     Ok(())
 }
 
-/// A claim at a start, repeated while the store cannot be reached. Returns for what the store keeps the numbers of writes.
+/// A claim at a start, repeated while the store cannot be reached.
 async fn claim_all(
     core: &HostCore,
     store: &Deadlines,
     incarnation: Incarnation,
     wanted: fn(&HostCore) -> Vec<ShardId>,
-) -> Result<Sequence, StartError> {
+) -> Result<Claimed, StartError> {
     let mut backoff = Backoff::new(&*core.clock, &*core.random);
     loop {
         match lease::claim(core, store, incarnation, wanted(core), ClaimKind::Start).await {
@@ -874,7 +874,7 @@ async fn claim_all(
                 let now = core.clock.now();
                 let (skew, limit) = (now.since(claimed.now).max(claimed.now.since(now)), core.options.max_clock_skew);
                 if skew <= limit {
-                    return Ok(claimed.sequence);
+                    return Ok(claimed);
                 }
                 // Started again and again, it would be a member for ever, and what is placed on it would have no owner.
                 let owned: Vec<_> = core.shards.owned().map(|(shard, epoch)| (shard, Some(epoch))).collect();

@@ -4,6 +4,7 @@
 //! last owner in the same step; what concerns a whole life of a host is under the fleet's. See [the store](super) for why.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -107,7 +108,9 @@ impl Inner {
                 None => held.push(Held { shard, holder: claim.host.clone(), remaining: Duration::ZERO }),
             }
         }
-        Ok(Claimed { granted, held, sequence: Sequence::OfShard, now, store: Some(store), members })
+        // A script waits for others on the server alone.
+        let (sequence, overlap) = (Sequence::OfShard, NonZeroU16::MAX);
+        Ok(Claimed { granted, held, sequence, overlap, now, store: Some(store), members })
     }
 
     /// Records this life.

@@ -17,6 +17,7 @@ mod model;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::num::NonZeroU16;
 use std::time::Duration;
 
 use crate::clock::{Clock, Random};
@@ -25,6 +26,7 @@ use crate::commit::effects::fold;
 use crate::commit::gate::{Failure, Ticket};
 use crate::commit::in_doubt::{CommitOutcome, InDoubt};
 use crate::error::WithCauses;
+use crate::setting::Setting;
 use crate::shards::Shards;
 use crate::shards::delivery::Delivery;
 use crate::store::client::{Backoff, CommitOptions};
@@ -102,7 +104,8 @@ pub(crate) fn host_has_stopped() -> Arc<StoreError> {
 
 #[derive(Debug)]
 pub(crate) struct Committer {
-    lanes: Box<[LaneQueue]>,
+    /// As many as the store's writes can overlap, at most the option's.
+    lanes: Setting<[LaneQueue]>,
     /// The number of commits in the write that ended last, of whichever lane.
     last_write: AtomicUsize,
     incarnation: Incarnation,
@@ -172,17 +175,20 @@ impl Committer {
         options: CommitOptions,
     ) -> Committer {
         let store = Deadlines::new(store, clock.clone(), options.store_timeout);
-        let lanes = (0..options.lanes.max(1)).map(|_| LaneQueue::default()).collect();
-        let last_write = AtomicUsize::new(0);
+        let (lanes, last_write) = (Setting::open(), AtomicUsize::new(0));
         Committer { lanes, last_write, incarnation, store, shards, clock, random, options }
     }
 
     fn lane(&self, shard: ShardId) -> &LaneQueue {
-        &self.lanes[shard.0 as usize % self.lanes.len()]
+        let lanes = &*self.lanes;
+        &lanes[shard.0 as usize % lanes.len()]
     }
 
-    pub(crate) fn lanes(&self) -> impl Iterator<Item = Lane> + use<> {
-        (0..self.options.lanes.max(1)).map(Lane)
+    /// Opens the lanes, on a store that overlaps so many writes; each is to be [run](Self::run). Nothing is pushed before that.
+    pub(crate) fn open(&self, overlap: NonZeroU16) -> impl Iterator<Item = Lane> + use<> {
+        let lanes = self.options.lanes.clamp(1, overlap.get());
+        self.lanes.give((0..lanes).map(|_| LaneQueue::default()).collect());
+        (0..lanes).map(Lane)
     }
 
     /// Tells whether so much waits already that no handler should begin.
@@ -212,7 +218,7 @@ impl Committer {
 
     /// Stops taking commits and fails what was not sent.
     pub(crate) fn close(&self) {
-        for lane in &self.lanes {
+        for lane in self.lanes.get().iter().flat_map(|lanes| lanes.iter()) {
             let (held, queue) = {
                 let mut state = lane.state.lock();
                 state.closed = true;

@@ -41,7 +41,7 @@ async fn run(faults: u32, closes: bool, commit_timeout: Duration) -> (Arc<SlowSt
         presence: Presence::default(),
     };
     let claimed = store.claim(&claim).await.expect("a store in memory grants");
-    let (granted, sequence) = (claimed.granted, claimed.sequence);
+    let (granted, sequence, overlap) = (claimed.granted, claimed.sequence, claimed.overlap);
     for grant in &granted {
         shards.own(grant.shard, grant.epoch, true, 16, 1_000_000);
     }
@@ -54,7 +54,8 @@ async fn run(faults: u32, closes: bool, commit_timeout: Duration) -> (Arc<SlowSt
     };
     let committer =
         Arc::new(Committer::new(WRITER, store.clone(), shards, Arc::new(clock), Arc::new(ScenarioRandom), options));
-    let lanes: Vec<_> = committer.lanes().map(|lane| future::spawn(committer.clone().run(lane, sequence))).collect();
+    let lanes: Vec<_> =
+        committer.open(overlap).map(|lane| future::spawn(committer.clone().run(lane, sequence))).collect();
     let heard = Log::new();
     let senders: Vec<_> = granted
         .into_iter()

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::fmt::{self, Debug};
+use std::num::NonZeroU16;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -216,6 +217,9 @@ pub struct Claimed {
     pub held: Vec<Held>,
     /// For what the store keeps the number of the last write; the same in each answer of a store.
     pub sequence: Sequence,
+    /// The most writes of one host that the store works on at the same time. A host has no more [lanes](crate::HostBuilder::lanes): one more would
+    /// wait where another is under way, and what has come for it meanwhile would be in a write of its own. The same in each answer of a store.
+    pub overlap: NonZeroU16,
     /// The store's wall clock at the claim.
     pub now: Timestamp,
     /// The name that the store has given itself with its first claim, at random and for good: hosts that were told different ones are not of one fleet.

@@ -7,6 +7,7 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::num::NonZeroU16;
 use std::ops::Bound;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -195,7 +196,7 @@ impl Store for MemoryStore {
         // Incarnations are random, and this one is the store's first.
         let store = state.name.get_or_insert_with(|| format!("{}-{}", claim.incarnation.0, now.as_millis()).into());
         let store = Some(store.clone());
-        Ok(Claimed { granted, held, sequence: self.inner.sequence, now, store, members })
+        Ok(Claimed { granted, held, sequence: self.inner.sequence, overlap: NonZeroU16::MAX, now, store, members })
     }
 
     async fn renew(&self, renewal: &Renewal) -> Result<Renewed, StoreError> {

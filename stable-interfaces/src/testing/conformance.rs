@@ -118,6 +118,7 @@ macro_rules! __store_cases {
             claims::clean_speaks_of_the_last_owner_only,
             claims::a_shard_of_an_ended_life_is_not_clean_whenever_it_is_claimed,
             claims::a_claim_starts_the_lease_of_all_shards_anew,
+            claims::each_claim_is_told_the_same_number_of_overlapping_writes,
             claims::a_replaced_incarnation_cannot_claim,
             claims::another_shard_count_is_refused_with_both_numbers,
             claims::another_hash_version_is_refused_with_both_numbers,

@@ -6,6 +6,7 @@
 //! its shards, and then answers for each batch what it likes.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::num::NonZeroU16;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -554,7 +555,7 @@ impl Model {
         let random = Arc::new(SeededRandom::new(1));
         let committer = Committer::new(incarnation, Arc::new(scripted), shards.clone(), clock.clone(), random, options);
         let committer = Arc::new(committer);
-        for lane in committer.lanes() {
+        for lane in committer.open(NonZeroU16::MAX) {
             tokio::spawn(committer.clone().run(lane, make.sequence()));
         }
         let gates = (0..INSTANCES).map(|_| Arc::default()).collect();
@@ -765,7 +766,7 @@ impl Subject<Cases> for Model {
             prop_assert!(record.told.lock().is_some(), "commit {} was told nothing", record.number);
             prop_assert!(record.ticket.is_settled(), "commit {} is not settled", record.number);
         }
-        for lane in &self.committer.lanes {
+        for lane in self.committer.lanes.iter() {
             let depth = (lane.depth.commits.load(Ordering::Relaxed), lane.depth.bytes.load(Ordering::Relaxed));
             prop_assert_eq!(depth, (0, 0), "counted as queued");
             prop_assert!(lane.state.lock().held.is_empty(), "shards are held up");

@@ -16,6 +16,18 @@ const ME: Incarnation = Incarnation(1);
 const STORE_TIMEOUT: Duration = Duration::from_secs(2);
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(5);
 
+fn committer(lanes: u16, store: Arc<dyn Store>, shards: Arc<Shards>, clock: &SimClock) -> Committer {
+    let options = CommitOptions {
+        lanes,
+        store_timeout: STORE_TIMEOUT,
+        commit_timeout: COMMIT_TIMEOUT,
+        max_queued: 100,
+        max_queued_bytes: 10_000,
+    };
+    let random = Arc::new(SeededRandom::new(1));
+    Committer::new(ME, store, shards, Arc::new(clock.clone()), random, options)
+}
+
 /// One lane that writes to four shards.
 struct World {
     clock: SimClock,
@@ -57,17 +69,8 @@ impl World {
         for grant in &claimed.granted {
             shards.own(grant.shard, grant.epoch, true, 8, 1_000_000);
         }
-        let options = CommitOptions {
-            lanes: 1,
-            store_timeout: STORE_TIMEOUT,
-            commit_timeout: COMMIT_TIMEOUT,
-            max_queued: 100,
-            max_queued_bytes: 10_000,
-        };
-        let random = Arc::new(SeededRandom::new(1));
-        let committer =
-            Committer::new(ME, Arc::new(store.clone()), shards.clone(), Arc::new(clock.clone()), random, options);
-        let committer = Arc::new(committer);
+        let committer = Arc::new(committer(1, Arc::new(store.clone()), shards.clone(), &clock));
+        assert_eq!(committer.open(claimed.overlap).collect::<Vec<_>>(), [Lane(0)]);
         let task = tokio::spawn(committer.clone().run(Lane(0), claimed.sequence));
         let gates = (0..SHARDS).map(|_| Arc::default()).collect();
         World { clock, memory, store, shards, committer, gates, task }
@@ -103,6 +106,19 @@ impl World {
     fn depth(&self) -> (usize, usize) {
         let depth = &self.committer.lanes[0].depth;
         (depth.commits.load(Ordering::Relaxed), depth.bytes.load(Ordering::Relaxed))
+    }
+}
+
+#[test]
+fn there_are_no_more_lanes_than_the_store_overlaps_writes_or_the_option_says() {
+    for (option, overlap, lanes) in [(1, 16, 1), (2, 16, 2), (7, 1, 1), (7, 3, 3), (u16::MAX, u16::MAX, u16::MAX)] {
+        let clock = SimClock::new(Timestamp::UNIX_EPOCH);
+        let store = Arc::new(MemoryStore::with_clock(Arc::new(clock.clone())));
+        let committer = committer(option, store, Arc::new(Shards::open(0)), &clock);
+        let opened: Vec<_> = committer.open(NonZeroU16::new(overlap).unwrap()).collect();
+        assert_eq!(opened, (0..lanes).map(Lane).collect::<Vec<_>>(), "{option} wanted, {overlap} possible");
+        let shards = [ShardId(0), ShardId(1), ShardId(u32::MAX)];
+        assert!(shards.iter().all(|shard| !committer.is_full(*shard)), "each shard has its lane");
     }
 }
 

@@ -157,6 +157,14 @@ pub(super) async fn a_claim_starts_the_lease_of_all_shards_anew(store: AnyStore)
     assert_eq!((grants(&claimed), held(&claimed).len()), (vec![], 2), "one lease covers all shards of an incarnation");
 }
 
+pub(super) async fn each_claim_is_told_the_same_number_of_overlapping_writes(store: AnyStore) {
+    let first = claim(&store, &start(1, "host-a", &[0])).await.overlap;
+    for (incarnation, host) in [(1, "host-a"), (2, "host-b"), (3, "host-a")] {
+        let claimed = claim(&store, &start(incarnation, host, &[0, 1])).await;
+        assert_eq!(claimed.overlap, first, "a store does not change its mind");
+    }
+}
+
 pub(super) async fn a_replaced_incarnation_cannot_claim(store: AnyStore) {
     claim(&store, &start(1, "host-a", &[0])).await;
     claim(&store, &start(2, "host-a", &[0])).await;

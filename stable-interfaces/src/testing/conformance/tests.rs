@@ -1,6 +1,7 @@
 //! The suite tried out: the reference store passes every case, and each of a list of small flaws fails the case named for it.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU16;
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
@@ -40,6 +41,7 @@ enum Flaw {
     ReleaseIgnoresTheEpoch,
     // Members.
     EachClaimNamesTheStore,
+    OverlapIsThatOfTheClaim,
     JoinsAreNotSeen,
     MembersAreAsTheyCame,
     NumberNeverChanges,
@@ -142,6 +144,7 @@ const CAUGHT: &[(Flaw, &[&str])] = {
         (ReleaseDoesNothing, &["a_released_shard_is_free_at_once_and_clean"]),
         (ReleaseGivesUpEverything, &["a_release_gives_up_only_the_shards_named"]),
         (AnyoneMayRelease, &["a_release_by_somebody_else_changes_nothing", "releasing_twice_is_safe"]),
+        (OverlapIsThatOfTheClaim, &["each_claim_is_told_the_same_number_of_overlapping_writes"]),
         (EachClaimNamesTheStore, &["every_claim_is_told_the_same_name_of_the_store"]),
         (JoinsAreNotSeen, &["a_join_is_seen_by_the_next_of_the_others"]),
         (MembersAreAsTheyCame, &["a_join_is_seen_by_the_next_of_the_others"]),
@@ -468,6 +471,10 @@ impl Store for Flawed {
             Flaw::EverythingIsClean => claimed.granted.iter_mut().for_each(|grant| grant.clean = true),
             Flaw::HolderIsNotNamed => claimed.held.iter_mut().for_each(|held| held.holder = "".into()),
             Flaw::SequenceIsTheOther => claimed.sequence = Sequence::OfShard,
+            Flaw::OverlapIsThatOfTheClaim => {
+                let writes = u16::try_from(claim.incarnation.0).unwrap_or(u16::MAX);
+                claimed.overlap = NonZeroU16::MIN.saturating_add(writes);
+            }
             Flaw::EachClaimNamesTheStore => claimed.store = Some(claim.incarnation.0.to_string().into()),
             Flaw::JoinsAreNotSeen => claimed.members.list.retain(|member| member.incarnation == claim.incarnation),
             Flaw::GrantsAreSorted => claimed.granted.sort_by_key(|grant| grant.shard),
