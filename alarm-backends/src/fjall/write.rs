@@ -139,7 +139,8 @@ impl<'a> Changes<'a> {
     fn add_step(&mut self, step: Step) -> Result<(), StoreError> {
         match step {
             Step::PutAlarm { identity, place, row } => {
-                for old in self.alarm_places(&identity)? {
+                let known = self.get(Table::AlarmIds, &identity)?;
+                for old in self.alarm_places(&identity, known.as_ref())? {
                     if old.revision > place.revision {
                         return Ok(());
                     }
@@ -148,10 +149,15 @@ impl<'a> Changes<'a> {
                     }
                 }
                 self.put(Table::Alarms, key::timed(&identity, place.due), row);
-                self.put(Table::AlarmIds, identity, codec::encode_alarm_place(place));
+                let place = codec::encode_alarm_place(place);
+                // The mark of one that starts changes nothing here.
+                if known.is_none_or(|known| *known != *place) {
+                    self.put(Table::AlarmIds, identity, place);
+                }
             }
             Step::RemoveAlarm { identity, revision } => {
-                for old in self.alarm_places(&identity)? {
+                let known = self.get(Table::AlarmIds, &identity)?;
+                for old in self.alarm_places(&identity, known.as_ref())? {
                     if old.revision > revision {
                         return Ok(());
                     }
@@ -223,28 +229,27 @@ impl<'a> Changes<'a> {
     }
 
     /// The places of an alarm's rows: none or one, unless its entry is damaged.
-    fn alarm_places(&self, identity: &[u8]) -> Result<Vec<AlarmPlace>, StoreError> {
-        self.places(Table::AlarmIds, Table::Alarms, identity, codec::decode_alarm_place, |due| AlarmPlace {
-            due,
-            revision: Revision::default(),
-        })
+    fn alarm_places(&self, identity: &[u8], entry: Option<&UserValue>) -> Result<Vec<AlarmPlace>, StoreError> {
+        let found = |due| AlarmPlace { due, revision: Revision::default() };
+        self.places((Table::AlarmIds, Table::Alarms), identity, entry, codec::decode_alarm_place, found)
     }
 
     /// The arrival times of a message's rows: none or one, unless its entry is damaged.
     fn arrivals(&self, identity: &[u8]) -> Result<Vec<Timestamp>, StoreError> {
-        self.places(Table::InboxIds, Table::Inbox, identity, codec::decode_arrival, |arrived| arrived)
+        let entry = self.get(Table::InboxIds, identity)?;
+        self.places((Table::InboxIds, Table::Inbox), identity, entry.as_ref(), codec::decode_arrival, |arrived| arrived)
     }
 
     fn places<T>(
         &self,
-        ids: Table,
-        rows: Table,
+        (ids, rows): (Table, Table),
         identity: &[u8],
+        entry: Option<&UserValue>,
         decode: fn(&[u8]) -> Result<T, DamageReason>,
         found: fn(Timestamp) -> T,
     ) -> Result<Vec<T>, StoreError> {
-        let Some(bytes) = self.get(ids, identity)? else { return Ok(Vec::new()) };
-        match decode(&bytes) {
+        let Some(bytes) = entry else { return Ok(Vec::new()) };
+        match decode(bytes) {
             Ok(place) => Ok(vec![place]),
             // What it means cannot be known here, and writing over it would lose it.
             Err(reason @ DamageReason::NewerVersion(_)) => {
@@ -312,4 +317,46 @@ pub(super) fn place(table: Table, key: &[u8]) -> String {
 
 fn not_applied(error: fjall::Error) -> StoreError {
     StoreError::NotApplied(BoxError::from(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use stable_interfaces::store::{AlarmRow, Attempts, Epoch, InstanceName};
+
+    use super::*;
+
+    /// The tables that a write of this row changes, and how often.
+    fn written(directory: &Directory, row: &AlarmRow) -> Vec<Table> {
+        let mut changes = Changes::new(directory);
+        changes.add(Prepared::new(ShardId(3), &[Op::PutAlarm(row.clone())]).unwrap()).unwrap();
+        let tables = changes.changes.iter().map(|(table, ..)| *table).collect();
+        changes.commit().unwrap();
+        tables
+    }
+
+    #[test]
+    fn the_mark_of_an_alarm_that_starts_writes_its_row_and_not_the_entry_that_finds_it() {
+        let place = tempfile::tempdir().unwrap();
+        let directory = Directory::open(&place.path().join("store"), 1 << 20, false).unwrap();
+        let new = AlarmRow {
+            name: InstanceName { interface: "order".into(), instance: "1".into() },
+            id: "a".into(),
+            due: Timestamp::from_millis(5),
+            scheduled_at: Timestamp::from_millis(5),
+            revision: Revision { epoch: Epoch(1), counter: 1 },
+            attempts: Attempts::default(),
+            meta: "null".into(),
+        };
+        assert_eq!(written(&directory, &new), [Table::Alarms, Table::AlarmIds]);
+        let marked = AlarmRow { attempts: Attempts { started: true, ..Attempts::default() }, ..new };
+        assert_eq!(written(&directory, &marked), [Table::Alarms]);
+        let retried = AlarmRow { due: Timestamp::from_millis(9), ..marked };
+        assert_eq!(written(&directory, &retried), [Table::Alarms, Table::Alarms, Table::AlarmIds], "it has moved");
+        let newer = AlarmRow { revision: Revision { epoch: Epoch(1), counter: 2 }, ..retried };
+        assert_eq!(written(&directory, &newer), [Table::Alarms, Table::AlarmIds]);
+        // Also an entry that cannot be read is written anew.
+        let identity = key::identity(ShardId(3), &newer.name, &newer.id);
+        directory.table(Table::AlarmIds).insert(identity, [255]).unwrap();
+        assert_eq!(written(&directory, &newer), [Table::Alarms, Table::AlarmIds]);
+    }
 }
