@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -16,16 +17,17 @@ use stable_interfaces::store::Op;
 use stable_interfaces::testing::{Fault, Method};
 use stable_interfaces::{
     Alarm, Context, ContextError, DeadKind, Fleet, Handle, Host, HostBuilder, Interface, NewPost, OnAlarm,
-    StableInterface,
+    StableInterface, StoreError,
 };
 use system_tests::{Failed, Site, World, get, put};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// The number of times that a mark was written, and that anything was.
+/// The number of marks that were written, of writes with marks in them, and of all writes.
 #[derive(Default)]
 struct Writes {
     marks: AtomicU64,
+    marking: AtomicU64,
     commits: AtomicU64,
 }
 
@@ -35,6 +37,7 @@ fn counted(world: &World, writes: &Arc<Writes>) -> HostBuilder {
     world.local_behind(|between| {
         between.on_write(move |write| {
             writes.commits.fetch_add(1, Ordering::SeqCst);
+            let before = writes.marks.load(Ordering::SeqCst);
             for op in write.batches.iter().flat_map(|batch| &batch.ops) {
                 let is_mark = match op {
                     Op::PutAlarm(row) => row.attempts.started,
@@ -43,6 +46,8 @@ fn counted(world: &World, writes: &Arc<Writes>) -> HostBuilder {
                 };
                 writes.marks.fetch_add(u64::from(is_mark), Ordering::SeqCst);
             }
+            let has_marks = writes.marks.load(Ordering::SeqCst) > before;
+            writes.marking.fetch_add(u64::from(has_marks), Ordering::SeqCst);
         })
     })
 }
@@ -112,6 +117,88 @@ async fn after_a_crash_what_was_overdue_is_marked_once_each_and_what_comes_later
     site.probes.set_alarm("a", "later", world.at(world.now() + 1_000), &()).await.unwrap();
     world.pass(2 * SECOND).await;
     assert_eq!((world.script.fired().len(), writes.marks.load(Ordering::SeqCst)), (31, 30));
+}
+
+/// Names of so many instances, all of them of one shard.
+fn of_one_shard(count: usize) -> Vec<String> {
+    let fleet = Fleet::new(["local"], 1_024).unwrap();
+    let shard = |id: &String| fleet.locate(id).unwrap().shard;
+    let ids = (0..).map(|i| format!("i-{i}"));
+    ids.filter(|id| shard(id) == shard(&"i-0".to_owned())).take(count).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn marks_of_a_shards_backlog_are_one_write_and_no_handler_starts_before_it_is_durable() {
+    let world = World::in_memory();
+    let ids = of_one_shard(16);
+    let alarms: Vec<_> = ids.iter().map(|id| (id.as_str(), "x")).collect();
+    crash_with_alarms(&world, &alarms).await;
+    let writes = Arc::new(Writes::default());
+    world.store.fail_next(Method::Commit, Fault::Delay(3 * SECOND));
+    let site = start(&world, &writes).await;
+    let began = world.now();
+    world.pass(2 * SECOND).await;
+    assert_eq!(world.script.fired().len(), 0);
+    // What an instance is asked meanwhile waits behind its alarm.
+    assert_eq!(site.probes.request(&ids[3], get("n")).await.unwrap(), None);
+    assert_eq!((world.now() - began, world.script.fired().len()), (3_000, 16));
+    world.settle().await;
+    assert_eq!((writes.marks.load(Ordering::SeqCst), writes.marking.load(Ordering::SeqCst)), (16, 1));
+    assert_eq!(world.dump().alarms().count(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mark_that_the_store_refuses_keeps_none_of_the_others_from_being_handled() {
+    let world = World::in_memory();
+    let ids = of_one_shard(9);
+    let alarms: Vec<_> = ids.iter().map(|id| (id.as_str(), "x")).collect();
+    crash_with_alarms(&world, &alarms).await;
+    let guilty = ids[4].clone();
+    let host = world.local_behind(|between| {
+        between.on_commit(move |write| {
+            let is_refused =
+                |op: &Op| matches!(op, Op::PutAlarm(row) if row.attempts.started && *row.name.instance == *guilty);
+            let refused = |ops: &[Op]| ops.iter().any(is_refused);
+            let rejected = || Err(StoreError::Rejected("a mark it does not like".into()));
+            write.batches.iter().any(|batch| refused(&batch.ops)).then(rejected)
+        })
+    });
+    let _site = world.launch(host, |probes| probes).await;
+    world.pass(10 * SECOND).await;
+    let fired: BTreeSet<_> = world.script.fired().iter().map(|fired| fired.instance.clone()).collect();
+    let innocent: BTreeSet<_> = ids.iter().filter(|id| **id != ids[4]).cloned().collect();
+    assert!(fired.is_superset(&innocent), "{fired:?}");
+    assert!(world.dump().alarms().all(|row| *row.name.instance == *ids[4]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_alarm_that_is_cancelled_while_its_shard_is_marked_is_not_stored_again() {
+    let world = World::in_memory();
+    let ids = of_one_shard(8);
+    let alarms: Vec<_> = ids.iter().map(|id| (id.as_str(), "x")).collect();
+    crash_with_alarms(&world, &alarms).await;
+    for delay in [0, 20, 200] {
+        world.store.fail_next(Method::Commit, Fault::Delay(Duration::from_millis(delay)));
+    }
+    world.script.on_alarm(|me, _, _| {
+        let sleep = me.sleep(SECOND);
+        Box::pin(async move {
+            sleep.await;
+            Ok(())
+        })
+    });
+    let site = world.start().await;
+    let cancels = ids.iter().map(|id| site.probes.cancel_alarm(id, "x"));
+    for cancelled in futures_util::future::join_all(cancels).await {
+        cancelled.unwrap();
+    }
+    world.pass(5 * SECOND).await;
+    assert_eq!(world.dump().alarms().count(), 0);
+    site.crash();
+    let fired = world.script.fired().len();
+    let _site = world.start().await;
+    world.pass(5 * SECOND).await;
+    assert_eq!(world.script.fired().len(), fired, "nothing was left that would fire");
 }
 
 #[tokio::test(start_paused = true)]

@@ -6,6 +6,7 @@ mod guest;
 mod handoff;
 mod keeper;
 pub(crate) mod lease;
+mod marks;
 mod rescue;
 
 use std::any::Any;

@@ -36,6 +36,9 @@ mod tests;
 /// The most inbox messages of one shard in memory, waiting or being handled.
 const INBOX_CAP: usize = 64;
 
+/// The age from which on what is due is a backlog, which is handed out some of a shard at a time.
+const BACKLOG: Duration = Duration::from_secs(1);
+
 /// All shards of the fleet.
 #[derive(Debug)]
 pub(crate) struct Shards {
@@ -144,6 +147,19 @@ impl Owned {
 }
 
 impl Owned {
+    /// Says whether what comes next has been due for long.
+    fn has_backlog(&self, now: Moment) -> bool {
+        self.next_deadline().is_some_and(|due| now.wall.since(due) > BACKLOG)
+    }
+
+    /// Takes back what was handed out and changed nothing: to its old place, due when the lease clock shows `at` if that is given.
+    fn wait_again(&mut self, clock: &dyn Clock, wake: &Wake, at: Option<Duration>) {
+        match wake {
+            Wake::Alarm(alarm) => self.alarms.wait_again(&alarm.name, &alarm.id, alarm.revision, at),
+            Wake::Message(message) => self.inbox.wait_again(at.unwrap_or_else(|| clock.elapsed()), message.clone()),
+        }
+    }
+
     /// Makes what was handed out the head of its instance's crowds, alarms and messages alike, so that the next one is the one that
     /// comes first of both; `false` if there is a head.
     fn lead(&mut self, name: &InstanceName) -> bool {
@@ -404,40 +420,58 @@ impl Shards {
     }
 
     /// The next due alarm or message, to be handled now; `None` if there is none, or too many are being handled.
+    #[cfg(test)]
     pub(crate) fn pop_due(self: &Arc<Self>, now: Moment) -> Option<Delivery> {
+        self.pop_run(now, 1).pop()
+    }
+
+    /// The next due alarm or message, to be handled now, and of a backlog up to `most` of its shard; empty if there is none, or too many are
+    /// being handled.
+    pub(crate) fn pop_run(self: &Arc<Self>, now: Moment, most: usize) -> Vec<Delivery> {
         loop {
             if !self.may_fire() {
-                return None;
+                return Vec::new();
             }
-            let shard = self.first_due(now)?;
+            let Some(shard) = self.first_due(now) else { return Vec::new() };
             let Some(epoch) = self.epoch(shard) else { continue };
-            let popped = self.with_owned(shard, epoch, |owned| {
-                let wake = owned.pop_due(now)?;
-                let is_overdue = owned.marks_until.is_some_and(|until| wake.due() <= until);
-                // A message that comes later says nothing about how far the alarms are, nor does an alarm that has passed others.
-                if !is_overdue && matches!(wake, Wake::Alarm(_)) && !owned.has_crowd() {
-                    owned.marks_until = None;
+            let (mut popped, mut must_wait) = (Vec::new(), false);
+            self.with_owned(shard, epoch, |owned| {
+                while popped.is_empty() || (popped.len() < most && owned.has_backlog(now) && self.may_fire()) {
+                    // The deadline may have changed since it was read: then nothing is popped, and the next turn sees the new one.
+                    let Some(wake) = owned.pop_due(now) else { return };
+                    let is_overdue = owned.marks_until.is_some_and(|until| wake.due() <= until);
+                    // A message that comes later says nothing about how far the alarms are, nor does an alarm that has passed others.
+                    if !is_overdue && matches!(wake, Wake::Alarm(_)) && !owned.has_crowd() {
+                        owned.marks_until = None;
+                    }
+                    // One that was running when a process died is suspected for as long as it bears its mark.
+                    let is_marked = is_overdue || wake.attempts().started;
+                    let is_head = owned.is_led(&wake);
+                    if !self.firing.begin(wake.bytes(), is_marked && wake.attempts().started) {
+                        // It stays the first, and nothing is begun before it: the last one to end wakes the driver.
+                        owned.wait_again(&*self.clock, &wake, None);
+                        if is_head {
+                            owned.head_ended(wake.name());
+                        }
+                        must_wait = true;
+                        return;
+                    }
+                    popped.push((wake, is_marked, is_head));
                 }
-                // One that was running when a process died is suspected for as long as it bears its mark.
-                let is_marked = is_overdue || wake.attempts().started;
-                let is_head = owned.is_led(&wake);
-                Some((wake, is_marked, is_head))
             });
-            // The deadline may have changed since it was read: then nothing was popped, and the next turn sees the new one.
-            let Some(Some((wake, is_marked, is_head))) = popped else { continue };
-            let is_suspect = is_marked && wake.attempts().started;
-            if !self.firing.begin(wake.bytes(), is_suspect) {
-                // It stays the first, and nothing is begun before it: the last one to end wakes the driver.
-                self.wait_again(shard, epoch, &wake, None);
-                if is_head {
-                    self.head_ended(shard, epoch, &wake);
-                }
-                return None;
-            }
-            let delivery = Delivery::new(self.clone(), shard, epoch, wake, is_marked, is_head);
-            match self.firing.check_storm(delivery.wake(), now.elapsed, self.limits.max_fires_per_second) {
-                Some(until) => delivery.nack(until),
-                None => return Some(delivery),
+            let run: Vec<_> = popped
+                .into_iter()
+                .map(|(wake, is_marked, is_head)| Delivery::new(self.clone(), shard, epoch, wake, is_marked, is_head))
+                .filter_map(|delivery| {
+                    match self.firing.check_storm(delivery.wake(), now.elapsed, self.limits.max_fires_per_second) {
+                        Some(until) => delivery.nack(until),
+                        None => return Some(delivery),
+                    }
+                    None
+                })
+                .collect();
+            if must_wait || !run.is_empty() {
+                return run;
             }
         }
     }
@@ -455,12 +489,7 @@ impl Shards {
     /// Puts back an alarm or message whose handling changed nothing durable: to its old place, due when the lease clock shows `at` if
     /// that is given.
     pub(super) fn wait_again(&self, shard: ShardId, epoch: Epoch, wake: &Wake, at: Option<Duration>) {
-        self.with_owned(shard, epoch, |owned| match wake {
-            Wake::Alarm(alarm) => owned.alarms.wait_again(&alarm.name, &alarm.id, alarm.revision, at),
-            Wake::Message(message) => {
-                owned.inbox.wait_again(at.unwrap_or_else(|| self.clock.elapsed()), message.clone());
-            }
-        });
+        self.with_owned(shard, epoch, |owned| owned.wait_again(&*self.clock, wake, at));
     }
 
     /// Makes what is being handled the head of its instance's crowd, unless it has one; `false` says that.

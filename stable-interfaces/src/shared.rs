@@ -16,6 +16,7 @@ use self::departure::Departure;
 use self::view::View;
 use crate::clock::{Clock, Random};
 use crate::commit::committer::Committer;
+use crate::commit::gate::Ticket;
 use crate::error::{ContextError, RequestError};
 use crate::fleet::Fleet;
 use crate::forward::reach::Reach;
@@ -29,7 +30,7 @@ use crate::shards::wake::Wake;
 use crate::store::client::{CommitOptions, StoreClient};
 use crate::store::deadlines::Deadlines;
 use crate::store::portion::Portion;
-use crate::store::{Addressed, Incarnation, Loaded, NewMessage, Page, Posted, ShardId, Store, StoreError};
+use crate::store::{Addressed, Incarnation, Loaded, NewMessage, Op, Page, Posted, ShardId, Store, StoreError};
 use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Arc, MAX_PERMITS, Mutex, Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use crate::tasks::{TaskHandle, Tasks};
@@ -172,6 +173,14 @@ pub(crate) enum Forget {
     All,
 }
 
+/// An instance that is kept for something due until the mark of that is durable.
+pub(crate) trait Held: Send {
+    /// The mark to write; `None` if what was due is not any more, or may not be.
+    fn mark(&self) -> Option<Op>;
+    /// Begins the handler, once the commit of the mark is durable.
+    fn begin(self: Box<Self>, marked: Option<Ticket>);
+}
+
 /// An interface as the host's own tasks see it, whatever its type.
 pub(crate) trait AnyInterface: Debug + Send + Sync {
     fn name(&self) -> &str;
@@ -183,6 +192,9 @@ pub(crate) trait AnyInterface: Debug + Send + Sync {
     fn answer(self: Arc<Self>, request: &Request<'_>) -> Answering;
     /// Hands something due to its instance.
     fn wake(self: Arc<Self>, delivery: Delivery);
+    /// Takes the instance of something that is to be marked before it is handled. One that is not free is handed it as by
+    /// [`wake`](Self::wake), and this is `None`.
+    fn hold(self: Arc<Self>, delivery: Delivery) -> Option<Box<dyn Held>>;
     /// Stops every instance in good order, or those of some shards, which are ascending; completes through the host's tasks.
     fn stop_all(self: Arc<Self>, of: Option<&[ShardId]>);
     /// Drops idle instances that this host may not run any more. Those that are busy go when their turn ends.

@@ -12,6 +12,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
 
+use super::marks;
 use crate::clock::Moment;
 use crate::error::WithCauses;
 use crate::id::interface_of;
@@ -32,6 +33,8 @@ use crate::sync::{Arc, first_ready, mpsc};
 const CLOCK_CHECK: Duration = Duration::from_secs(5);
 /// The number of tasks that start handlers of alarms.
 const FIRING_TASKS: usize = 4;
+/// The most of a shard that is handed out at once while there is a backlog.
+const MAX_RUN: usize = 16;
 /// The most damaged rows listed.
 const MAX_DAMAGED: usize = 1_000;
 
@@ -52,10 +55,12 @@ pub(crate) async fn run(host: Arc<HostCore>) {
         let now = Moment::of(&*host.clock);
         let may_act = host.lease_holds();
         if may_act {
-            while let Some(delivery) = host.shards.pop_due(now) {
-                let task = delivery.shard().0.0 as usize % FIRING_TASKS;
-                // A full or closed channel drops the delivery, and the alarm waits again.
-                drop(firing[task].try_send(delivery));
+            loop {
+                let run = host.shards.pop_run(now, MAX_RUN);
+                let Some(first) = run.first() else { break };
+                let task = first.shard().0.0 as usize % FIRING_TASKS;
+                // A full or closed channel drops the run, and its alarms wait again.
+                drop(firing[task].try_send(run));
             }
         }
         // While too much is being handled, the end of one wakes this task.
@@ -89,47 +94,66 @@ pub(crate) async fn run(host: Arc<HostCore>) {
 }
 
 /// Starts handlers of what is due, in the order in which it comes.
-async fn fire(host: Arc<HostCore>, mut due: mpsc::Receiver<Delivery>) {
+async fn fire(host: Arc<HostCore>, mut due: mpsc::Receiver<Vec<Delivery>>) {
     let interfaces: Vec<Arc<dyn AnyInterface>> = host.interfaces.lock().clone();
-    while let Some(delivery) = due.recv().await {
-        // A host that drains starts nothing more by itself, and one that stood still may have lost its lease meanwhile: what was
-        // handed out already goes back.
-        let is_closing = host.shards.handoff(delivery.shard().0) == Handoff::Closing;
-        if !host.fires() || is_closing || !host.lease_holds() {
-            continue;
+    while let Some(run) = due.recv().await {
+        let mut to_be_marked = Vec::new();
+        for delivery in run {
+            let Some((interface, delivery)) = admit(&host, &interfaces, delivery) else { continue };
+            if delivery.must_mark && delivery.wake().attempts().all_crashes() == 0 {
+                to_be_marked.push((interface, delivery));
+                continue;
+            }
+            interface.wake(delivery);
+            // Each of these handlers ran on this task: let others have their turn.
+            tokio::task::consume_budget().await;
         }
-        let name = delivery.wake().name();
-        // Anyone may post, also who has another shard count in mind: handled here, it would be in two places.
-        if host.fleet.shard_of(&name.instance) != Ok(delivery.shard().0) {
+        marks::wake_marked(&host, to_be_marked);
+    }
+}
+
+/// Finds the interface of what is due, if it may begin now.
+fn admit(
+    host: &HostCore,
+    interfaces: &[Arc<dyn AnyInterface>],
+    delivery: Delivery,
+) -> Option<(Arc<dyn AnyInterface>, Delivery)> {
+    // A host that drains starts nothing more by itself, and one that stood still may have lost its lease meanwhile: what was
+    // handed out already goes back.
+    let is_closing = host.shards.handoff(delivery.shard().0) == Handoff::Closing;
+    if !host.fires() || is_closing || !host.lease_holds() {
+        return None;
+    }
+    let name = delivery.wake().name();
+    // Anyone may post, also who has another shard count in mind: handled here, it would be in two places.
+    if host.fleet.shard_of(&name.instance) != Ok(delivery.shard().0) {
+        let (kind, id) = (delivery.wake().kind(), delivery.wake().id());
+        tracing::error!(instance = %name, kind, %id, shard = %delivery.shard().0,
+            "it is in a shard that is not its instance's; it is left in the store");
+        metrics::counter!(crate::metrics::SET_ASIDE).increment(1);
+        delivery.set_aside();
+        return None;
+    }
+    let interface = interface_of(&name.interface).0;
+    match interfaces.iter().find(|known| known.name() == interface) {
+        Some(interface) if interface.handles(delivery.wake()) => {
+            if let Wake::Alarm(alarm) = delivery.wake()
+                && alarm.attempts.failed == 0
+            {
+                let late = host.clock.now().since(alarm.due);
+                metrics::histogram!(crate::metrics::ALARM_LATENESS).record(late.as_secs_f64());
+            }
+            metrics::counter!(crate::metrics::WOKEN, "kind" => delivery.wake().kind()).increment(1);
+            Some((interface.clone(), delivery))
+        }
+        _ => {
             let (kind, id) = (delivery.wake().kind(), delivery.wake().id());
-            tracing::error!(instance = %name, kind, %id, shard = %delivery.shard().0,
-                "it is in a shard that is not its instance's; it is left in the store");
+            tracing::error!(instance = %delivery.wake().name(), kind, %id,
+                "this program has not registered what it takes to handle it; it is left in the store");
             metrics::counter!(crate::metrics::SET_ASIDE).increment(1);
             delivery.set_aside();
-            continue;
+            None
         }
-        let interface = interface_of(&name.interface).0;
-        match interfaces.iter().find(|known| known.name() == interface) {
-            Some(interface) if interface.handles(delivery.wake()) => {
-                if let Wake::Alarm(alarm) = delivery.wake()
-                    && alarm.attempts.failed == 0
-                {
-                    let late = host.clock.now().since(alarm.due);
-                    metrics::histogram!(crate::metrics::ALARM_LATENESS).record(late.as_secs_f64());
-                }
-                metrics::counter!(crate::metrics::WOKEN, "kind" => delivery.wake().kind()).increment(1);
-                interface.clone().wake(delivery);
-            }
-            _ => {
-                let (kind, id) = (delivery.wake().kind(), delivery.wake().id());
-                tracing::error!(instance = %delivery.wake().name(), kind, %id,
-                    "this program has not registered what it takes to handle it; it is left in the store");
-                metrics::counter!(crate::metrics::SET_ASIDE).increment(1);
-                delivery.set_aside();
-            }
-        }
-        // Each of these handlers ran on this task: let others have their turn.
-        tokio::task::consume_budget().await;
     }
 }
 

@@ -12,6 +12,7 @@ use std::fmt::{self, Debug, Display};
 use bytes::Bytes;
 use serde::Serialize;
 
+pub(crate) use self::reads::is_live;
 use super::StableInterface;
 use super::chain::ChainLink;
 use crate::alarm::{check_alarm_id, encode_meta};

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use super::StableInterface;
 use super::job::Job;
-use super::slot::Slot;
+use super::slot::{Slot, Taken};
 use super::table::Table;
 use crate::alarm::RetryPolicy;
+use crate::commit::gate::Ticket;
 use crate::directive::Needs;
 use crate::error::{ContextError, RequestError};
 use crate::forward::table::Forwards;
@@ -53,8 +54,16 @@ impl Default for InterfaceOptions {
 
 pub(crate) type Factory<I> = Box<dyn Fn(&str) -> I + Send + Sync>;
 
-/// Hands something due to its instance. Captured where the interface's traits are known.
-pub(crate) type WakeFn<I> = fn(&Arc<InterfaceCore<I>>, Delivery);
+/// Hands something due to its instance, which has been looked up already or has not. Captured where the interface's traits are known.
+pub(crate) type WakeFn<I> = fn(&Arc<InterfaceCore<I>>, Delivery, Option<Found<I>>);
+
+/// The instance for which something is due, as it was found.
+pub(crate) struct Found<I: StableInterface> {
+    pub(crate) slot: Arc<Slot<I>>,
+    pub(crate) taken: Taken<I>,
+    /// The place of the commit that has the mark in it, if that has been queued.
+    pub(crate) marked: Option<Ticket>,
+}
 
 /// One registered interface on one host.
 pub(crate) struct InterfaceCore<I: StableInterface> {

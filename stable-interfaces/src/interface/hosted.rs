@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::wake::carry_out;
+use super::wake::{carry_out, hold};
 use crate::connection::Closed;
 use crate::fleet::hash_id;
 use crate::forward::serve;
@@ -17,7 +17,7 @@ use crate::instance::submit::Route;
 use crate::instance::{StableInterface, chain};
 use crate::shards::delivery::Delivery;
 use crate::shards::wake::Wake;
-use crate::shared::{AnyInterface, Forget, SHORTEST};
+use crate::shared::{AnyInterface, Forget, Held, SHORTEST};
 use crate::store::ShardId;
 use crate::sync::Arc;
 use crate::transport::Answering;
@@ -54,8 +54,12 @@ impl<I: StableInterface> AnyInterface for InterfaceCore<I> {
     fn wake(self: Arc<Self>, delivery: Delivery) {
         let wake = self.handler_of(delivery.wake());
         if let Some(wake) = wake {
-            wake(&self, delivery);
+            wake(&self, delivery, None);
         }
+    }
+
+    fn hold(self: Arc<Self>, delivery: Delivery) -> Option<Box<dyn Held>> {
+        hold(&self, self.handler_of(delivery.wake())?, delivery)
     }
 
     fn stop_all(self: Arc<Self>, of: Option<&[ShardId]>) {

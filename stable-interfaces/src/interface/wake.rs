@@ -1,23 +1,27 @@
 //! The path of what is due to its instance's slot: alarms, messages and directives.
 //!
-//! Each is marked in the store first where its shard's last owner may have died of it, and given up there past the limit of deaths.
+//! Each is marked in the store first where its shard's last owner may have died of it, and given up there past the limit of deaths. The marks
+//! of several are one commit where their instances are free: these are kept until it is durable, so nothing can come in between.
 
 use crate::alarm::Alarm;
+use crate::commit::gate::Ticket;
 use crate::error::{Outcome, RequestError};
 use crate::fleet::hash_id;
 use crate::inbox::Message;
 use crate::instance::admin::{self, DirectiveError};
-use crate::instance::context::Context;
+use crate::instance::context::{Context, is_live};
 use crate::instance::job::Work;
-use crate::instance::kind::InterfaceCore;
+use crate::instance::kind::{Found, InterfaceCore, WakeFn};
 use crate::instance::living::Home;
+use crate::instance::slot::Taken;
 use crate::instance::submit::Route;
 use crate::instance::turn::{Queued, awaken, span_of};
 use crate::instance::{OnAlarm, OnMessage, StableInterface};
 use crate::quiet::Quiet;
 use crate::shards::delivery::Delivery;
 use crate::shards::wake::Wake;
-use crate::store::{AlarmRow, InboxRow};
+use crate::shared::Held;
+use crate::store::{AlarmRow, InboxRow, Op};
 use crate::sync::Arc;
 
 /// Handles an alarm.
@@ -30,6 +34,8 @@ struct Fire {
 struct Woken {
     wake: Wake,
     must_mark: bool,
+    /// The place of the commit that has its mark in it, if that has been queued.
+    marked: Option<Ticket>,
     max_crashes: u32,
 }
 
@@ -53,7 +59,14 @@ impl Woken {
             }
             return Ok(false);
         }
-        cx.mark_started(&self.wake).await?;
+        let is_marked = match &self.marked {
+            // What others are in that commit for may have been the reason that it failed.
+            Some(ticket) => ticket.wait().await.is_ok(),
+            None => false,
+        };
+        if !is_marked {
+            cx.mark_started(&self.wake).await?;
+        }
         cx.require_lease()?;
         Ok(true)
     }
@@ -97,18 +110,18 @@ impl<I: OnMessage> Work<I> for Take {
 }
 
 /// The functions that [`InterfaceBuilder::with_alarms`](crate::InterfaceBuilder::with_alarms) captures.
-pub(crate) fn fire_alarm<I: OnAlarm>(core: &Arc<InterfaceCore<I>>, delivery: Delivery) {
+pub(crate) fn fire_alarm<I: OnAlarm>(core: &Arc<InterfaceCore<I>>, delivery: Delivery, found: Option<Found<I>>) {
     if let Wake::Alarm(alarm) = delivery.wake() {
-        let work = Fire { alarm: alarm.clone(), woken: woken(core, &delivery) };
-        hand_over(core, delivery, work);
+        let work = Fire { alarm: alarm.clone(), woken: woken(core, &delivery, found.as_ref()) };
+        hand_over(core, delivery, work, found);
     }
 }
 
 /// The functions that [`InterfaceBuilder::with_inbox`](crate::InterfaceBuilder::with_inbox) captures.
-pub(crate) fn take_message<I: OnMessage>(core: &Arc<InterfaceCore<I>>, delivery: Delivery) {
+pub(crate) fn take_message<I: OnMessage>(core: &Arc<InterfaceCore<I>>, delivery: Delivery, found: Option<Found<I>>) {
     if let Wake::Message(message) = delivery.wake() {
-        let work = Take { message: message.clone(), woken: woken(core, &delivery) };
-        hand_over(core, delivery, work);
+        let work = Take { message: message.clone(), woken: woken(core, &delivery, found.as_ref()) };
+        hand_over(core, delivery, work, found);
     }
 }
 
@@ -135,27 +148,82 @@ impl<I: StableInterface> Work<I> for CarryOut {
     }
 }
 
-pub(super) fn carry_out<I: StableInterface>(core: &Arc<InterfaceCore<I>>, delivery: Delivery) {
+pub(super) fn carry_out<I: StableInterface>(core: &Arc<InterfaceCore<I>>, delivery: Delivery, found: Option<Found<I>>) {
     if let Wake::Message(message) = delivery.wake() {
-        let work = CarryOut { message: message.clone(), woken: woken(core, &delivery) };
-        hand_over(core, delivery, work);
+        let work = CarryOut { message: message.clone(), woken: woken(core, &delivery, found.as_ref()) };
+        hand_over(core, delivery, work, found);
     }
 }
 
-fn woken<I: StableInterface>(core: &InterfaceCore<I>, delivery: &Delivery) -> Woken {
+fn woken<I: StableInterface>(core: &InterfaceCore<I>, delivery: &Delivery, found: Option<&Found<I>>) -> Woken {
     let max_crashes = core.options.max_crashes.unwrap_or(core.host.options.limits.max_crashes);
-    Woken { wake: delivery.wake().clone(), must_mark: delivery.must_mark, max_crashes }
+    let marked = found.and_then(|found| found.marked.clone());
+    Woken { wake: delivery.wake().clone(), must_mark: delivery.must_mark, marked, max_crashes }
 }
 
-fn hand_over<I: StableInterface>(core: &Arc<InterfaceCore<I>>, delivery: Delivery, work: impl Work<I>) {
-    let id = delivery.wake().name().instance.clone();
+fn route_of(delivery: &Delivery) -> Route {
     let (shard, epoch) = delivery.shard();
-    let route = Route { hash: hash_id(&id), shard, epoch };
-    let span = span_of::<I>(&id, shard, Some(&delivery));
+    Route { hash: hash_id(&delivery.wake().name().instance), shard, epoch }
+}
+
+/// Looks up the instance for which something is due, and tries to take it.
+fn find<I: StableInterface>(core: &Arc<InterfaceCore<I>>, id: &str, route: Route) -> Option<Found<I>> {
+    let slot = core.slot(id, route).ok()?;
+    let taken = slot.take(route.epoch);
+    Some(Found { slot, taken, marked: None })
+}
+
+/// An instance that has been taken for something due.
+struct HeldBy<I: StableInterface> {
+    core: Arc<InterfaceCore<I>>,
+    wake: WakeFn<I>,
+    found: Found<I>,
+    delivery: Delivery,
+}
+
+impl<I: StableInterface> Held for HeldBy<I> {
+    fn mark(&self) -> Option<Op> {
+        let wake = self.delivery.wake();
+        let is_live = match wake {
+            // Nobody else can say anything more about it while the instance is kept.
+            Wake::Alarm(alarm) => is_live(&*self.found.slot, self.delivery.shard().1, alarm),
+            Wake::Message(_) => true,
+        };
+        is_live.then(|| wake.mark())
+    }
+
+    fn begin(self: Box<Self>, marked: Option<Ticket>) {
+        let HeldBy { core, wake, found, delivery } = *self;
+        wake(&core, delivery, Some(Found { marked, ..found }));
+    }
+}
+
+/// See [`AnyInterface::hold`](crate::shared::AnyInterface::hold).
+pub(super) fn hold<I: StableInterface>(
+    core: &Arc<InterfaceCore<I>>,
+    wake: WakeFn<I>,
+    delivery: Delivery,
+) -> Option<Box<dyn Held>> {
+    let found = find(core, &delivery.wake().name().instance, route_of(&delivery))?;
+    if matches!(found.taken, Taken::Free(_)) {
+        found.slot.stays_busy();
+        return Some(Box::new(HeldBy { core: core.clone(), wake, found, delivery }));
+    }
+    wake(core, delivery, Some(found));
+    None
+}
+
+fn hand_over<I: StableInterface>(
+    core: &Arc<InterfaceCore<I>>,
+    delivery: Delivery,
+    work: impl Work<I>,
+    found: Option<Found<I>>,
+) {
+    let (id, route) = (delivery.wake().name().instance.clone(), route_of(&delivery));
+    let span = span_of::<I>(&id, route.shard, Some(&delivery));
     let job = Queued::untold(Quiet::new(work), core.options.handler_timeout, Some(delivery), span);
     // Refused for a limit, the delivery is dropped with the job, and what it stands for waits a moment.
-    let Ok(slot) = core.slot(&id, route) else { return };
-    let taken = slot.take(epoch);
+    let Some(Found { slot, taken, .. }) = found.or_else(|| find(core, &id, route)) else { return };
     if let Err(error) = core.queue(slot, taken, job, &id, route) {
         tracing::debug!(interface = I::NAME, %id, %error, "what is due could not be handed to its instance yet");
     }

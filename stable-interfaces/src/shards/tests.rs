@@ -119,3 +119,58 @@ async fn a_message_that_comes_later_does_not_end_the_marking_of_what_was_overdue
     clock.sleep(Duration::from_secs(5)).await;
     assert!(!is_marked_when_handled(), "what comes later ends it");
 }
+
+#[tokio::test(start_paused = true)]
+async fn of_a_backlog_several_of_a_shard_are_handed_out_at_once_and_else_one() {
+    let clock = SimClock::new(Timestamp::from_millis(10_000));
+    let of = |due: u64| {
+        let name = InstanceName { interface: "order".into(), instance: due.to_string().into() };
+        AlarmRow { name, ..alarm(Timestamp::from_millis(due.cast_signed())) }
+    };
+    let shards = owned(&clock, true);
+    load(&shards, [1, 2, 3, 4, 5, 6, 9_000, 9_500].map(of).into(), true);
+    let popped = |most| {
+        let run = shards.pop_run(Moment::of(&clock), most);
+        let dues: Vec<_> = run.iter().map(|delivery| delivery.wake().due().as_millis()).collect();
+        (dues, run)
+    };
+    let (dues, first) = popped(3);
+    assert_eq!((dues, shards.firing.counted().0), (vec![1, 2, 3], 3));
+    let (dues, second) = popped(3);
+    assert_eq!(dues, [4], "no more than may be handled at once");
+    assert_eq!(popped(3).0, [] as [i64; 0]);
+    for delivery in first.into_iter().chain(second) {
+        let done = delivery.wake().done();
+        delivery.ack();
+        shards.apply(SHARD, EPOCH, &[done]);
+    }
+    let (dues, _rest) = popped(3);
+    assert_eq!(dues, [5, 6], "what has only just become due is no backlog");
+    let (dues, _third) = popped(3);
+    assert_eq!(dues, [9_000]);
+    assert_eq!(popped(3).0, [9_500]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_running_when_a_process_died_is_handed_out_with_nothing_beside_it() {
+    let clock = SimClock::new(Timestamp::from_millis(10_000));
+    let shards = owned(&clock, false);
+    let of = |due: u64, started| {
+        let name = InstanceName { interface: "order".into(), instance: due.to_string().into() };
+        let attempts = Attempts { started, ..Attempts::default() };
+        AlarmRow { name, attempts, ..alarm(Timestamp::from_millis(due.cast_signed())) }
+    };
+    load(&shards, vec![of(1, false), of(2, true), of(3, true), of(4, false), of(5, false)], true);
+    for expected in [&[1][..], &[2], &[3], &[4, 5]] {
+        let run = shards.pop_run(Moment::of(&clock), 4);
+        assert_eq!(run.iter().map(|delivery| delivery.wake().due().as_millis()).collect::<Vec<_>>(), expected);
+        assert!(run.iter().all(|delivery| delivery.must_mark));
+        assert!(shards.pop_run(Moment::of(&clock), 4).is_empty(), "until it has ended");
+        for delivery in run {
+            let done = delivery.wake().done();
+            delivery.ack();
+            shards.apply(SHARD, EPOCH, &[done]);
+        }
+    }
+    assert_eq!(shards.firing.counted(), (0, 0));
+}

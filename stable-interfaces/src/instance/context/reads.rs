@@ -8,14 +8,14 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
-use super::{Context, invalid_key};
+use super::{Context, Instance, invalid_key};
 use crate::alarm::Alarm;
 use crate::commit::effects::{find_alarm, find_value};
 use crate::error::ContextError;
 use crate::id::check_key;
 use crate::instance::range::KeyRange;
 use crate::store::paging::{Ranged, just_after};
-use crate::store::{AlarmRow, InstanceName, Op, StoreError};
+use crate::store::{AlarmRow, Epoch, InstanceName, Op, StoreError};
 use crate::sync::Arc;
 
 /// The most that a read asks the store for. Each page has one row at least, so there may be a little more.
@@ -196,11 +196,16 @@ impl Context {
 
     /// Tells whether this setting of the alarm is still the live one: not moved, cancelled or completed since it was taken to fire.
     pub(crate) fn is_live(&self, alarm: &AlarmRow) -> bool {
-        // Unsettled commits first: what settles meanwhile has reached the window before it leaves this list.
-        let unsettled = self.instance.unsettled();
-        let ops = unsettled.iter().flat_map(|commit| &commit.ops);
-        let is_this = |row: &AlarmRow| row.revision == alarm.revision && row.attempts.failed == alarm.attempts.failed;
-        find_alarm(ops, &alarm.id).is_none_or(|found| found.is_some_and(is_this))
-            && self.instance.host().shards.is_firing(self.shard(), self.epoch, alarm)
+        is_live(&*self.instance, self.epoch, alarm)
     }
+}
+
+/// As [`Context::is_live`], of an instance that the caller has.
+pub(crate) fn is_live(instance: &dyn Instance, epoch: Epoch, alarm: &AlarmRow) -> bool {
+    // Unsettled commits first: what settles meanwhile has reached the window before it leaves this list.
+    let unsettled = instance.unsettled();
+    let ops = unsettled.iter().flat_map(|commit| &commit.ops);
+    let is_this = |row: &AlarmRow| row.revision == alarm.revision && row.attempts.failed == alarm.attempts.failed;
+    find_alarm(ops, &alarm.id).is_none_or(|found| found.is_some_and(is_this))
+        && instance.host().shards.is_firing(instance.shard(), epoch, alarm)
 }
