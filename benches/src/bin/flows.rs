@@ -422,9 +422,12 @@ async fn scripts_beside_rust(backend: &dyn Backend, effort: &Effort, lines: &mut
         rhai.push(scripts::rate(&*backend.fresh().await, In::Rhai, 64, effort.run).await);
     }
     let (rhai, rust) = (median(&rhai), median(&rust));
-    let both = Both::start(&*backend.fresh().await).await;
+    // Its server ends with it.
+    let place = backend.fresh().await;
+    let both = Both::start(&*place).await;
     let (of_rust, of_rhai) = (both.twenty(In::Rust, FLOWS).await, both.twenty(In::Rhai, FLOWS).await);
     both.end().await;
+    drop(place);
     let rows = vec![
         ("flows per s, 64 callers".to_owned(), vec![Some(rhai), Some(rust), Some(rhai / rust)]),
         ("CPU of twenty operations, ms".to_owned(), vec![Some(of_rhai), Some(of_rust), Some(of_rhai / of_rust)]),
