@@ -9,12 +9,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use stable_interfaces::clock::Clock as _;
+use stable_interfaces::clock::{Clock, Sleep};
 use stable_interfaces::testing::{Fault, FaultStore, Method, SeededRandom, SimClock};
 use stable_interfaces::{
     CONNECTION_BUFFER, Closed, Connecting, Connection, ConnectionId, Context, ContextError, Fleet, FleetClient, Host,
-    HostBuilder, Interface, OnConnect, Peer, RequestError, StableInterface,
+    HostBuilder, Interface, OnConnect, Peer, RequestError, StableInterface, Timestamp,
 };
+use tokio::sync::watch;
 
 use self::town::{LEASE, Town};
 
@@ -494,4 +495,65 @@ async fn whatever_is_lost_on_the_way_each_client_has_a_part_without_gaps_and_is_
         0,
         "none is left behind on either side"
     );
+}
+
+/// A clock whose sleeps do not end while its process is stopped.
+#[derive(Debug, Clone)]
+struct Stopped {
+    clock: SimClock,
+    is_on: watch::Receiver<bool>,
+}
+
+impl Clock for Stopped {
+    fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.clock.elapsed()
+    }
+
+    fn sleep(&self, duration: Duration) -> Sleep {
+        let (sleep, mut is_on) = (self.clock.sleep(duration), self.is_on.clone());
+        Box::pin(async move {
+            sleep.await;
+            is_on.wait_for(|is_on| !is_on).await.unwrap();
+        })
+    }
+
+    fn sleep_exact(&self, until: Timestamp) -> Sleep {
+        self.sleep(until.since(self.now()))
+    }
+
+    fn is_simulated(&self) -> bool {
+        true
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_hears_of_a_client_that_left_though_the_lease_was_out_for_a_moment_when_it_was_to_hear_it() {
+    let (town, gone) = (Town::new(1), Left::default());
+    let (stop, is_on) = watch::channel(false);
+    let store = FaultStore::seeded(Arc::new(town.store.clone()), Arc::new(town.clock.clone()), 1);
+    let host = town.member("host-0", &town.fleet).store(store.clone());
+    let zero = start(&town, &gone, host.clock(Arc::new(Stopped { clock: town.clock.clone(), is_on }))).await;
+    let client = zero.connect("a").await;
+    town.pass(9 * SECOND).await;
+    // The lease lasts until 18.5 s by the renewal at 5 s, and until 23.5 s by the one at 10 s, of which the host hears at 19 s.
+    store.fail_next(Method::Renew, Fault::HangAfter);
+    town.pass(2 * SECOND).await;
+    assert_eq!(store.injected(Method::Renew, Fault::HangAfter), 1);
+    stop.send(true).unwrap();
+    client.send(Say::Nap(SECOND * 78 / 10)).await.unwrap();
+    drop(client);
+    town.pass(SECOND * 79 / 10).await;
+    let refused = zero.halls.connect("b", "bob".to_owned()).await.unwrap_err();
+    assert!(matches!(refused, RequestError::LeaseLost), "{refused}");
+    town.pass(SECOND / 10).await;
+    store.release_hanging();
+    town.pass(SECOND / 10).await;
+    stop.send(false).unwrap();
+    town.pass(SECOND).await;
+    assert!(zero.halls.is_running("a"), "it is the same instance");
+    assert_eq!(left(&gone), [(0, Closed::ByClient)]);
 }

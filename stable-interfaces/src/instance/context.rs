@@ -368,9 +368,14 @@ impl Context {
         if self.instance.host().committer().is_some() { Ok(()) } else { Err(ContextError::NoStore) }
     }
 
-    /// Asked before a handler that has waited for something.
+    /// Asked before a handler that has waited for something: meanwhile the lease may have run out, or the shard moved on.
     pub(crate) fn require_lease<E>(&self) -> Outcome<(), E> {
-        if self.instance.host().lease_holds() { Ok(()) } else { Err(RequestError::LeaseLost.into()) }
+        let host = self.instance.host();
+        match host.shards.epoch(self.shard()) {
+            _ if !host.lease_holds() => Err(RequestError::LeaseLost.into()),
+            epoch if epoch != Some(self.epoch) => Err(RequestError::Fenced.into()),
+            _ => Ok(()),
+        }
     }
 
     pub(crate) fn note_failed_start(&mut self, error: &impl Display) {

@@ -39,6 +39,11 @@ pub(crate) trait Work<I: StableInterface>: Send + 'static {
         None
     }
 
+    /// Notes that it is refused, where nobody waits for its reply.
+    fn refused(&self, refusal: &Refusal) {
+        let _ = refusal;
+    }
+
     /// Does it. `state` is the instance if it is in memory; [`awaken`] builds it where it is needed.
     fn run(self, state: &mut Home<I>, cx: &mut Context) -> impl Future<Output = Outcome<Self::Reply, I::Error>> + Send;
 }

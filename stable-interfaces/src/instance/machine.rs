@@ -71,6 +71,8 @@ enum Mode {
 pub(crate) trait Hands<J> {
     /// The epoch under which this host owns the shard.
     fn owned(&self) -> Option<Epoch>;
+    /// Tells whether it does so under this epoch.
+    fn owns(&self, epoch: Epoch) -> bool;
     /// Tells whether the lease of this host holds.
     fn may_act(&self) -> bool;
     /// The lease clock.
@@ -237,10 +239,12 @@ impl<S, J: Waiter> Machine<S, J> {
                 self.state = state;
                 self.epoch = epoch;
                 let is_cut = recorded.enlisted() == Enlisted::Cut;
+                // What it has read since it lost its shard may be the next owner's, and what it has recorded is refused.
+                let is_fenced = !hands.owns(epoch);
                 let result = match result {
-                    Ok(reply) if is_cut => {
+                    Ok(reply) if is_cut || is_fenced => {
                         withheld = Quiet::new(reply);
-                        Err(RequestError::from(ContextError::Unknown).into())
+                        Err(if is_cut { ContextError::Unknown.into() } else { RequestError::Fenced }.into())
                     }
                     result => result,
                 };

@@ -255,8 +255,10 @@ impl<I: StableInterface, W: Work<I>> Job<I> for Queued<I, W> {
     }
 
     fn refuse(self: Box<Self>, error: Refusal) {
-        if let Some(reply) = self.reply {
-            send(reply, Answer::at_once(Err(Box::new(error.into()))));
+        match (self.reply, self.work.as_ref()) {
+            (Some(reply), _) => send(reply, Answer::at_once(Err(Box::new(error.into())))),
+            (None, Some(work)) => work.refused(&error),
+            (None, None) => {}
         }
     }
 

@@ -12,6 +12,7 @@ use crate::connection::{AnyLink as _, CONNECTION_BUFFER, Closed, ConnectionId, L
 use crate::error::{Outcome, RequestError};
 use crate::forward::table::Writing;
 use crate::instance::OnConnect;
+use crate::instance::answer::Refusal;
 use crate::instance::context::Context;
 use crate::instance::job::Work;
 use crate::instance::kind::InterfaceCore;
@@ -195,9 +196,10 @@ impl<I: OnConnect> Connection<I> {
         if let Some(outbox) = &self.outbox {
             outbox.leave();
         } else if is_attached {
-            let (core, instance, id) = (self.core.clone(), self.id.clone(), self.link.id);
+            let (core, instance, connection) = (self.core.clone(), self.id.clone(), self.link.id);
+            let leaving = Disconnect { core, instance, connection, reason };
             // Not here: this may be any thread, and handlers are polled on the host's tasks.
-            self.core.host.defer(Box::new(move || disconnect(&core, &instance, id, reason)));
+            self.core.host.defer(Box::new(move || leaving.tell()));
         }
     }
 }
@@ -354,16 +356,35 @@ fn receive<I: OnConnect>(
 }
 
 /// Tells the instance that a client has left.
-struct Disconnect(ConnectionId, Closed);
+struct Disconnect<I: OnConnect> {
+    core: Arc<InterfaceCore<I>>,
+    instance: Arc<str>,
+    connection: ConnectionId,
+    reason: Closed,
+}
 
-impl<I: OnConnect> Work<I> for Disconnect {
+impl<I: OnConnect> Clone for Disconnect<I> {
+    fn clone(&self) -> Disconnect<I> {
+        let Disconnect { core, instance, connection, reason } = self;
+        let (core, instance) = (core.clone(), instance.clone());
+        Disconnect { core, instance, connection: *connection, reason: reason.clone() }
+    }
+}
+
+impl<I: OnConnect> Work<I> for Disconnect<I> {
     type Reply = ();
 
+    fn refused(&self, refusal: &Refusal) {
+        if matches!(refusal, Refusal::LeaseLost) {
+            self.tell_again();
+        }
+    }
+
     async fn run(self, state: &mut Home<I>, cx: &mut Context) -> Outcome<(), I::Error> {
-        let is_news = slot_of::<I>(cx).is_some_and(|slot| slot.client_left(self.0));
+        let is_news = slot_of::<I>(cx).is_some_and(|slot| slot.client_left(self.connection));
         match state {
             Some(instance) if is_news => {
-                Ok(instance.on_disconnect(cx, self.0, self.1).await.map_err(RequestError::handler)?)
+                Ok(instance.on_disconnect(cx, self.connection, self.reason).await.map_err(RequestError::handler)?)
             }
             _ => Ok(()),
         }
@@ -373,21 +394,27 @@ impl<I: OnConnect> Work<I> for Disconnect {
 /// The pause before an instance is told again that a client has left, while its host may not act.
 const DISCONNECT_AGAIN: Duration = Duration::from_millis(100);
 
-fn disconnect<I: OnConnect>(core: &Arc<InterfaceCore<I>>, id: &Arc<str>, connection: ConnectionId, reason: Closed) {
-    match core.tell(id, Disconnect(connection, reason.clone())) {
-        // The lease may come back, and then the instance with all its connections is still there.
-        Err(error)
-            if matches!(*error, RequestError::Fenced | RequestError::LeaseLost)
-                && core.host.health() == Health::Running
-                && core.host.fleet.shard_of(id).is_ok_and(|shard| core.host.shards.epoch(shard).is_some()) =>
-        {
-            let (again, id) = (core.clone(), id.clone());
-            core.host.spawn_turn(async move {
-                again.host.clock.sleep(DISCONNECT_AGAIN).await;
-                disconnect(&again, &id, connection, reason);
+impl<I: OnConnect> Disconnect<I> {
+    fn tell(self) {
+        let again = self.clone();
+        let Disconnect { core, instance, .. } = &again;
+        match core.tell(instance, self) {
+            Err(error) if matches!(*error, RequestError::Fenced | RequestError::LeaseLost) => again.tell_again(),
+            // In any other case the incarnation that had the connection is at its end.
+            Ok(()) | Err(_) => {}
+        }
+    }
+
+    /// Tells it later: the lease may come back, and then the instance with all its connections is still there.
+    fn tell_again(&self) {
+        let host = &self.core.host;
+        let is_owned = || host.fleet.shard_of(&self.instance).is_ok_and(|shard| host.shards.epoch(shard).is_some());
+        if host.health() == Health::Running && is_owned() {
+            let (again, clock) = (self.clone(), host.clock.share());
+            host.spawn_turn(async move {
+                clock.sleep(DISCONNECT_AGAIN).await;
+                again.tell();
             });
         }
-        // In any other case the incarnation that had the connection is at its end.
-        Ok(()) | Err(_) => {}
     }
 }

@@ -514,8 +514,8 @@ impl<'a> Model<'a> {
         let is_withheld = finished.withheld.is_some();
         assert_eq!(
             is_withheld,
-            end.is_cut && end.how == How::Ok,
-            "a reply is withheld where the handler has turned away"
+            (end.is_cut || self.spec.owned != Some(epoch.0)) && end.how == How::Ok,
+            "a reply is withheld where the handler has turned away, or its shard is not this host's any more"
         );
         let interim = (interim != NO_COMMIT).then_some(interim);
         let behind = behind.map(|ticket| ticket.number());

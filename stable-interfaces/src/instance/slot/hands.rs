@@ -74,6 +74,10 @@ impl<I: StableInterface> Hands<Box<dyn Job<I>>> for SlotHands<'_, I> {
         self.slot.owned()
     }
 
+    fn owns(&self, epoch: Epoch) -> bool {
+        self.owned() == Some(epoch)
+    }
+
     fn may_act(&self) -> bool {
         self.host().lease_holds()
     }

@@ -563,7 +563,7 @@ impl Spec {
                 self.state = if end.is_gone { None } else { turn.state.or(end.builds.then_some(fresh)) };
                 self.epoch = turn.epoch;
                 has_failed_start = end.has_failed_start;
-                is_ok = end.how == How::Ok && !end.is_cut;
+                is_ok = end.how == How::Ok && !end.is_cut && self.owned == Some(turn.epoch);
                 let ends = if is_ok {
                     self.commit_turn(&turn, alarm, end);
                     end.ends.clone()

@@ -224,6 +224,10 @@ impl Hands<Message> for World {
         self.owned
     }
 
+    fn owns(&self, epoch: Epoch) -> bool {
+        self.owned == Some(epoch)
+    }
+
     fn may_act(&self) -> bool {
         self.may_act
     }
