@@ -30,7 +30,7 @@ use Planted::{Application, Fleet, Store, Transport};
 type Control = (Planted, &'static str, &'static [Invariant]);
 
 /// Those that are counted.
-const CONTROLS: [Control; 19] = [
+const CONTROLS: [Control; 21] = [
     (
         Store(How::AcknowledgesEarly),
         "a store that acknowledges before it writes, and forgets that in a crash",
@@ -64,6 +64,8 @@ const CONTROLS: [Control; 19] = [
         "a transport that says of what was sent that it was not",
         &[Invariant::Answered],
     ),
+    (Transport(HowSent::AsksTwice), "a transport that asks twice and gives the second answer", &[Invariant::Connected]),
+    (Transport(HowSent::LosesWithoutAWord), "a transport that says nothing of what it lost", &[Invariant::Handled]),
     (Fleet(How::TellsMembersDifferently), "a placement that disagrees between hosts", &[Invariant::Settled]),
     (Fleet(How::GrantsTheLiving), "a store that grants a living shard", &[Invariant::OneWriter]),
     (Store(How::LosesKeys), "a store that loses request keys", &[Invariant::Keyed]),

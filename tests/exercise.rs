@@ -32,7 +32,7 @@ use stable_interfaces::{ContextError, HostBuilder, Interface, RequestError, Retr
 
 use self::asking::{Awaiting, ask};
 use self::cell::Step;
-pub use self::cell::{Cell, Do, Reply, Said};
+pub use self::cell::{Cell, Do, Item, Reply, Said};
 use self::kind::Kind;
 pub use self::odd::Odd;
 pub use self::scout::{Errand, Scout};
@@ -229,12 +229,14 @@ impl Workload for Exercise {
             shared: shared.clone(),
             incarnation: incarnations.fetch_add(1, Ordering::Relaxed),
             total: 0,
+            torn: None,
             peers: BTreeMap::new(),
             kept: None,
             messages: VecDeque::new(),
         };
         let retry = RetryPolicy::new().first(Duration::from_millis(300)).longest(Duration::from_secs(3)).attempts(4);
-        let cells = host.interface(build).with_alarms().with_inbox().retry(retry).forward::<Do>("do");
+        let cells =
+            host.interface(build).with_alarms().with_inbox().retry(retry).forward::<Do>("do").forward_connections();
         let cells = cells.handler_timeout(HANDLER_TIMEOUT).idle_timeout(Duration::from_secs(20)).max_instances(256);
         let cells = cells.register().expect("it is the first interface");
 
@@ -264,6 +266,7 @@ impl Workload for Exercise {
     }
 
     async fn finish(self: Arc<Self>, client: Client<App>) {
+        self.look_for_connections(&client).await;
         let (mut round, mut dead_letters) = (0, 0);
         // A dead letter cannot come back while a message with its ID waits, which a wall that was ahead can make an hour.
         while round < 6 || (dead_letters > 0 && round < 150) {

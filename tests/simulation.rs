@@ -24,7 +24,7 @@ const FEWEST: u64 = 40;
 const REPEATED: u64 = 16;
 
 /// A simulation in which one of these never happens tests less than it says. The first runs have the same seeds each time.
-const MUST_HAPPEN: [&str; 61] = [
+const MUST_HAPPEN: [&str; 64] = [
     "crash before Claim was answered",
     "crash after Claim was answered",
     "crash before Renew was answered",
@@ -43,6 +43,9 @@ const MUST_HAPPEN: [&str; 61] = [
     "drain past its deadline",
     "drop",
     "pause",
+    "pause of more than two leases",
+    "host whose wall is off from the start",
+    "cordon that flaps",
     "step of a wall clock",
     "second host of a name",
     "change of the host list",
@@ -89,12 +92,15 @@ const MUST_HAPPEN: [&str; 61] = [
 ];
 
 /// The same of what was acknowledged, or has to be met by who asks.
-const MUST_BE_ANSWERED: [&str; 5] = [
+const MUST_BE_ANSWERED: [&str; 8] = [
     "request with a key",
     "request with a key again",
     "request with a key that was given up",
     "request with a key whose outcome was not known",
     "key of another message",
+    "message on a connection",
+    "connection of an instance that moved",
+    "connection whose link was lost",
 ];
 
 /// The number in an environment variable.

@@ -19,6 +19,10 @@ pub enum HowSent {
     ResendsAfterALoss,
     /// Says of what was sent and has no answer that it was not sent.
     CallsLossesNotSent,
+    /// Sends some requests twice, and gives the second answer.
+    AsksTwice,
+    /// Says nothing of what was lost.
+    LosesWithoutAWord,
 }
 
 /// A broken transport.
@@ -50,9 +54,13 @@ impl Transport for BrokenTransport {
     }
 
     async fn send(&self, to: &Addressee, request: Bytes) -> Result<Bytes, Undelivered> {
+        if self.how == HowSent::AsksTwice && self.answers.fetch_add(1, Ordering::Relaxed).is_multiple_of(10) {
+            drop(self.inner.send(to, request.clone()).await);
+        }
         let answer = self.inner.send(to, request.clone()).await;
         match (self.how, answer) {
             (HowSent::ResendsAfterALoss, Err(Undelivered::Unanswered(_))) => self.inner.send(to, request).await,
+            (HowSent::LosesWithoutAWord, Err(Undelivered::Unanswered(_))) => std::future::pending().await,
             (HowSent::CallsLossesNotSent, Err(Undelivered::Unanswered(reason))) => Err(Undelivered::NotSent(reason)),
             (HowSent::AnswersTwice, Ok(answer)) => {
                 let before = self.kept.lock().pop_front();

@@ -122,10 +122,18 @@ pub(super) async fn request(
         async move {
             let answer = app.request(&address, app.message(id, steps)).await;
             said_arrived(&answer);
+            fits_together(client, &answer);
             answer
         }
     })
     .await
+}
+
+/// Whatever an instance that answers had read is of one owner. One that has been replaced may answer from memory until it learns of that.
+pub(super) fn fits_together(client: &Client<App>, answer: &Answer<Said>) {
+    if let Ok(Said { torn: Some(torn), is_current: true, .. }) = answer {
+        client.history().violated(Invariant::Read, torn.clone());
+    }
 }
 
 /// Writes an answer down; whether it was done.

@@ -43,6 +43,8 @@ pub enum Invariant {
     Settled,
     /// I12: whatever is asked under one request key has one effect and one reply, however often it is asked, and at whatever host.
     Keyed,
+    /// What is sent on a connection comes in order and whole until its end, and both sides are told of that, wherever the client is.
+    Connected,
     /// One handler of an instance at a time, and none of an incarnation that has ended.
     OneAtATime,
     /// Checks that what is read is what was acknowledged.
@@ -66,6 +68,7 @@ impl fmt::Display for Invariant {
             Invariant::Answered => "I10 (answered)",
             Invariant::Settled => "I11 (settled)",
             Invariant::Keyed => "I12 (one effect for a key)",
+            Invariant::Connected => "connected",
             Invariant::OneAtATime => "one at a time",
             Invariant::Read => "read",
             Invariant::Repeats => "repeats",
@@ -222,6 +225,8 @@ struct Record {
     lives: BTreeMap<u64, u64>,
     /// Lives in which there is not always room for an alarm.
     unordered: BTreeSet<u64>,
+    /// Instances of which the start of an alarm could not be marked.
+    unmarked: BTreeSet<String>,
     /// Of each effect: how often it was asked for, and how often that was acknowledged or refused.
     counts: BTreeMap<String, Count>,
     /// The number of times each message was inserted.
@@ -402,6 +407,11 @@ impl History {
     /// In this life of a host alarms may start in another order: it has not always room for one that is due.
     pub fn no_order_in(&self, life: u64) {
         self.0.lock().unordered.insert(life);
+    }
+
+    /// An alarm of this instance was to be marked before its handler starts, and the mark was not written: others may start before it.
+    pub fn unmarked(&self, instance: &str) {
+        self.0.lock().unmarked.insert(instance.to_owned());
     }
 
     /// Anything else that is to repeat with the seed.
@@ -636,6 +646,7 @@ impl Checker<'_> {
         for asked in &record.asked {
             if let What::Set(setting) = &asked.what
                 && let Some((shard, instance)) = &setting.alone
+                && !record.unmarked.contains(instance)
                 && let Some(told) = asked.told.filter(|told| told.outcome == Outcome::Done)
             {
                 settings.insert(setting.effect.as_str(), (*shard, (setting.due, instance), told));

@@ -6,7 +6,7 @@ use std::time::Duration;
 use stable_interfaces::RequestError;
 use stable_interfaces::testing::{Client, Outcome, Site, What};
 
-use crate::exercise::asking::{outcome, said_arrived};
+use crate::exercise::asking::{fits_together, outcome, said_arrived};
 use crate::exercise::cell::Step;
 use crate::exercise::{App, Exercise, Flaw, whole};
 
@@ -87,6 +87,7 @@ impl Exercise {
             }
         };
         said_arrived(&answer);
+        fits_together(client, &answer);
         let outcome = outcome(&answer);
         asked.told_by(outcome, site.life().number(), site.life().now());
         match answer {

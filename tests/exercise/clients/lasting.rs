@@ -3,53 +3,95 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use stable_interfaces::Closed;
 use stable_interfaces::testing::{Client, Invariant, Outcome, What};
 
 use crate::exercise::asking::{ask, request, settle};
-use crate::exercise::cell::{Reply, Step};
-use crate::exercise::{App, Exercise, Odd, whole};
+use crate::exercise::cell::{Item, Reply, Step};
+use crate::exercise::{App, Exercise, INSTANCES, Odd, whole};
+
+/// A client that has heard nothing for so long says something more. It goes on until it is answered or the connection ends: one that ends
+/// without a word is a client that waits for ever.
+const SILENT_FOR: Duration = Duration::from_secs(20);
+/// The time after which every host has found out which clients are gone.
+const GONE_AFTER: Duration = Duration::from_secs(90);
 
 impl Exercise {
-    /// A client that sends some messages and waits for their answers, in order.
+    /// A client that sends some messages, at once or over a time in which its instance may move, and waits for their answers, in order.
     pub(super) async fn connection(&self, client: &Client<App>, id: &str) {
-        let is_welcome = client.random().chance(0.9);
+        let random = client.random();
+        let is_welcome = random.chance(0.9);
         let Some((Ok(connection), site)) =
             ask(client, id, |cells| async move { cells.connect(id, is_welcome).await }).await
         else {
             return;
         };
-        let mut waiting = BTreeMap::new();
-        for _ in 0..client.random().below(8) + 1 {
-            let effect = self.next();
-            let asked = client.history().ask(What::Effect(whole(id, effect)));
-            match connection.send((effect, Odd::some(&site.app().shared, id))).await {
-                Ok(()) => drop(waiting.insert(effect, asked)),
-                Err(_) => {
+        let (mut waiting, mut sent, mut expected) = (BTreeMap::new(), 0, 0);
+        let mut to_send = random.below(8) + 1;
+        let pause = Duration::from_millis(*random.pick(&[0, 500, 10_000]).unwrap_or(&0));
+        let ended = loop {
+            if sent < to_send {
+                let effect = self.next();
+                let asked = client.history().ask(What::Effect(whole(id, effect)));
+                if let Err(closed) = connection.send(Item(sent, effect, Odd::some(&site.app().shared, id))).await {
                     asked.told(Outcome::Not);
-                    break;
+                    break closed;
                 }
+                waiting.insert(effect, asked);
+                sent += 1;
+            } else if waiting.is_empty() {
+                break Closed::ByClient;
             }
-            if client.random().chance(0.3) {
-                client.sleep(client.random().up_to(Duration::from_millis(500))).await;
-            }
-        }
-        let mut expected = 0;
-        while !waiting.is_empty() {
+            let patience = if sent < to_send { random.up_to(pause) } else { SILENT_FOR };
             let received = tokio::select! { biased;
                 received = connection.recv() => received,
-                // A handler that fails without having done anything says nothing.
-                () = client.sleep(Duration::from_secs(20)) => break,
+                () = client.sleep(patience) => {
+                    // A handler that fails without having done anything says nothing; but then it answers, or the connection ends.
+                    to_send += u64::from(sent == to_send);
+                    continue;
+                }
             };
-            let Ok(Reply(number, effect, odd)) = received else { break };
-            odd.iter().for_each(Odd::arrived);
-            if number != expected {
-                let what = format!("{id} sent {number} when {expected} was to come");
-                client.history().violated(Invariant::InOrder, what);
+            match received {
+                Ok(Reply(number, effect, odd)) => {
+                    odd.iter().for_each(Odd::arrived);
+                    if number != expected {
+                        let what = format!("{id} sent {number} when {expected} was to come");
+                        client.history().violated(Invariant::Connected, what);
+                    }
+                    expected = number + 1;
+                    if let Some(asked) = waiting.remove(&effect) {
+                        asked.told(Outcome::Done);
+                        client.count("message on a connection");
+                    }
+                    // What came before it in order, and was not answered, failed.
+                    waiting.retain(|other, _| *other > effect);
+                }
+                Err(closed) => break closed,
             }
-            expected += 1;
-            if let Some(asked) = waiting.remove(&effect) {
-                asked.told(Outcome::Done);
-                client.count("message on a connection");
+        };
+        client.count(match ended {
+            Closed::ByClient => "connection closed by its client",
+            Closed::ByInstance(_) => "connection closed by its instance",
+            Closed::Moved { .. } => "connection of an instance that moved",
+            Closed::Unreachable { .. } => "connection whose link was lost",
+            Closed::Uncrossable(what) => {
+                client.history().violated(Invariant::Connected, format!("{id}: {what}"));
+                "connection that could not cross"
+            }
+            _ => "connection of an instance that ended",
+        });
+    }
+
+    /// When all clients are gone, no instance has a connection, whichever way those ended.
+    pub(in crate::exercise) async fn look_for_connections(&self, client: &Client<App>) {
+        client.sleep(GONE_AFTER).await;
+        for n in 0..INSTANCES {
+            let id = format!("i-{n}");
+            if let Some((Ok(said), _)) = request(client, &id, || vec![Step::Peers]).await
+                && said.value > 0
+            {
+                let what = format!("{id} has {} connections of clients that are gone", said.value);
+                client.history().violated(Invariant::Connected, what);
             }
         }
     }

@@ -283,7 +283,12 @@ impl<A: Clone + Send + Sync + 'static> World<A> {
     async fn begin(&self, name: &Arc<str>) -> Option<Running<A>> {
         let common = &self.common;
         let own = common.clock.separate();
-        own.step(i64::try_from(common.random.below(1_000)).unwrap_or(0) - 500);
+        let is_far_off = common.random.chance(0.08) && !common.is_healed.load(Ordering::SeqCst);
+        let most = if is_far_off { 3_600_000 } else { 500 };
+        own.step(i64::try_from(common.random.below(2 * most)).unwrap_or(0) - i64::try_from(most).unwrap_or(0));
+        if is_far_off {
+            common.fault("host whose wall is off from the start");
+        }
         let clock = Arc::new(HostClock::new(own));
         let (faults, life, fleet) = {
             let mut state = self.state.lock();
@@ -310,7 +315,7 @@ impl<A: Clone + Send + Sync + 'static> World<A> {
             set_chances(&faults, self.shape.calls);
         }
         common.history.life_began(life.number());
-        let link = Link::new(faults, clock.pause.clone(), self.handed_over.clone());
+        let link = Link::new(faults, clock.pause.clone(), self.handed_over.clone(), common.history.clone());
         let second = Duration::from_secs(1);
         let builder = Host::builder(&**name, fleet)
             .store(link.clone())

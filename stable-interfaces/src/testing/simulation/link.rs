@@ -6,12 +6,12 @@ use async_trait::async_trait;
 
 use crate::clock::{Clock, Sleep, Timestamp};
 use crate::store::{
-    Claim, Claimed, Epoch, Found, Hints, Incarnation, Loaded, Members, NewMessage, Page, Posted, Read, Renewal,
+    Claim, Claimed, Epoch, Found, Hints, Incarnation, Loaded, Members, NewMessage, Op, Page, Posted, Read, Renewal,
     Renewed, ShardId, Store, StoreError, Write,
 };
 use crate::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use crate::sync::{Arc, Notify};
-use crate::testing::{Fault, FaultStore, Method, SimClock};
+use crate::testing::{Fault, FaultStore, History, Method, SimClock};
 
 /// Tells whether a host stands still, as a process does that is stopped by a signal or a hypervisor.
 #[derive(Debug, Default)]
@@ -110,11 +110,25 @@ pub(super) struct Link {
     is_leaving: Arc<AtomicBool>,
     /// The number of shards that it has handed over while it stayed.
     handed_over: Arc<AtomicU64>,
+    history: History,
 }
 
 impl Link {
-    pub(super) fn new(faults: FaultStore, pause: Arc<Pause>, handed_over: Arc<AtomicU64>) -> Link {
-        Link { faults, pause, is_dead: Arc::default(), is_leaving: Arc::default(), handed_over }
+    pub(super) fn new(faults: FaultStore, pause: Arc<Pause>, handed_over: Arc<AtomicU64>, history: History) -> Link {
+        Link { faults, pause, is_dead: Arc::default(), is_leaving: Arc::default(), handed_over, history }
+    }
+
+    /// Writes down of which alarms the host has not heard that their starts are marked.
+    fn note_unmarked(&self, write: &Write, answers: &Result<Vec<Result<(), StoreError>>, StoreError>) {
+        let is_refused = |n: usize| answers.as_ref().map_or(true, |answers| answers.get(n).is_none_or(Result::is_err));
+        let refused = (0..).zip(&write.batches).filter(|(n, _)| is_refused(*n));
+        for op in refused.flat_map(|(_, batch)| &batch.ops) {
+            if let Op::PutAlarm(alarm) = op
+                && alarm.attempts.started
+            {
+                self.history.unmarked(&alarm.name.instance);
+            }
+        }
     }
 
     /// Nothing goes out of a host that is dead, and nothing out of or into one that stands still.
@@ -158,7 +172,9 @@ impl Store for Link {
     }
 
     async fn commit(&self, write: &Write) -> Result<Vec<Result<(), StoreError>>, StoreError> {
-        self.pass(self.faults.commit(write)).await
+        let answers = self.pass(self.faults.commit(write)).await;
+        self.note_unmarked(write, &answers);
+        answers
     }
 
     async fn post(&self, messages: &[NewMessage]) -> Result<Vec<Posted>, StoreError> {

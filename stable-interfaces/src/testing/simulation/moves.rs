@@ -114,6 +114,26 @@ async fn empty<A: Clone + Send + Sync + 'static>(world: &World<A>) {
     world.cordon(name, false).await;
 }
 
+/// A host's mark to be emptied comes and goes.
+pub(super) fn flap<A: Clone + Send + Sync + 'static>(
+    world: &Arc<World<A>>,
+    name: &Arc<str>,
+    lasting: &mut JoinSet<()>,
+) {
+    let (world, name) = (world.clone(), name.clone());
+    lasting.spawn(async move {
+        let (common, random) = (&world.common, &world.common.random);
+        common.fault("cordon that flaps");
+        let most = Duration::from_millis(*random.pick(&[50, 500, 3_000]).unwrap_or(&50));
+        for _ in 0..random.below(10) + 2 {
+            for is_cordoned in [true, false] {
+                world.cordon(&name, is_cordoned).await;
+                common.clock.sleep(random.up_to(most)).await;
+            }
+        }
+    });
+}
+
 /// One host more or one less: each is started anew with the new list, one after the other.
 pub(super) async fn roll<A: Clone + Send + Sync + 'static>(world: Arc<World<A>>) {
     let common = world.common.clone();

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use super::fleet::World;
-use super::moves::{aim_at_handoff, roll};
+use super::fleet::{LEASE, World};
+use super::moves::{aim_at_handoff, flap, roll};
 use super::network::Place;
 use crate::clock::{Clock, within};
 use crate::store::ShardId;
@@ -13,7 +13,7 @@ use crate::sync::Arc;
 use crate::testing::{Fault, Method};
 
 /// The events that can happen, and their weights.
-const EVENTS: [(Event, u64); 20] = [
+const EVENTS: [(Event, u64); 21] = [
     (Event::Crash, 56),
     (Event::CrashAll, 2),
     (Event::Drop, 4),
@@ -34,6 +34,7 @@ const EVENTS: [(Event, u64); 20] = [
     (Event::SlowLink, 4),
     (Event::StopFrame, 10),
     (Event::Handoff, 30),
+    (Event::Flap, 8),
 ];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,6 +79,8 @@ enum Event {
     StopFrame,
     /// A host dies in the middle of a handoff.
     Handoff,
+    /// A host is to be emptied, and is not, and is, faster than its shards move.
+    Flap,
 }
 
 /// Lets things happen to the fleet until then.
@@ -179,12 +182,14 @@ fn happen<A: Clone + Send + Sync + 'static>(world: &Arc<World<A>>, event: Event,
             }
         }
         Event::Pause => {
-            common.fault("pause");
+            let duration = a_while(world);
+            common.fault(if duration > LEASE * 2 { "pause of more than two leases" } else { "pause" });
             world.with(&name, |running| running.pause(true));
             // By its own hands it would not come back if it were replaced meanwhile.
             let number = world.life_of(&name);
-            for_a_while(
+            lasts(
                 lasting,
+                duration,
                 Box::new(move |world| {
                     world.each(|running| {
                         if Some(running.site.life().number()) == number {
@@ -288,7 +293,8 @@ fn happen<A: Clone + Send + Sync + 'static>(world: &Arc<World<A>>, event: Event,
         }
         Event::StopFrame => aim_at_frame(world, lasting),
         Event::Handoff if world.shape.is_live => aim_at_handoff(world, &name, lasting),
-        Event::Handoff => {}
+        Event::Flap if world.shape.is_live => flap(world, &name, lasting),
+        Event::Handoff | Event::Flap => {}
     }
 }
 
