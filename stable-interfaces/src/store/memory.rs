@@ -4,6 +4,9 @@
 //! calls are in a single order. Nothing survives the process. The index of a row and the row itself change together:
 //! each alarm has exactly one place in the order of firing, each inbox row exactly one identity.
 
+mod alarms;
+mod items;
+
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -15,11 +18,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+use self::alarms::Alarms;
+use self::items::{Item, Named};
 use super::{
-    After, AlarmKey, AlarmRow, Batch, Claim, ClaimKind, Claimed, DeadKey, DeadLetter, Epoch, Found, Grant, Held, Hint,
+    After, AlarmRow, Batch, Claim, ClaimKind, Claimed, DeadKey, DeadLetter, Epoch, Found, Grant, Held, Hint,
     HintSender, Hints, InboxKey, InboxRow, Incarnation, InstanceName, Lane, Loaded, Members, NewMessage, Op, Page,
-    Posted, Read, ReadRange, ReadRows, Renewal, Renewed, Revision, Roster, Rows, Sequence, ShardId, Store, StoreError,
-    Write,
+    Posted, Read, ReadRange, ReadRows, Renewal, Renewed, Roster, Rows, Sequence, ShardId, Store, StoreError, Write,
 };
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::sync::{Arc, Mutex};
@@ -66,19 +70,6 @@ struct Life {
     lanes: BTreeMap<Lane, u64>,
 }
 
-/// The name of an item of an instance: the identity of an alarm or message, or the place of a storage value.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Item {
-    name: InstanceName,
-    id: Arc<str>,
-}
-
-impl Item {
-    fn new(name: &InstanceName, id: &Arc<str>) -> Item {
-        Item { name: name.clone(), id: id.clone() }
-    }
-}
-
 #[derive(Default)]
 struct Shard {
     /// Zero until the first claim.
@@ -88,9 +79,7 @@ struct Shard {
     clean: bool,
     /// The greatest sequence number taken from its owner, by lane; with [`Sequence::OfShard`].
     lanes: BTreeMap<Lane, u64>,
-    alarms: BTreeMap<Item, AlarmRow>,
-    /// The keys of `alarms`, in the order of firing.
-    alarm_order: BTreeSet<AlarmKey>,
+    alarms: Alarms,
     inbox: BTreeMap<InboxKey, InboxRow>,
     /// The arrival times of the rows of `inbox`, by the identity of each.
     arrivals: BTreeMap<Item, Timestamp>,
@@ -139,7 +128,7 @@ impl MemoryStore {
         let dump_shard = |shard: &Shard| ShardDump {
             epoch: shard.epoch,
             owner: shard.owner,
-            alarms: shard.alarm_order.iter().filter_map(|key| shard.alarm_at(key)).cloned().collect(),
+            alarms: shard.alarms.after(None).collect(),
             inbox: shard.inbox.values().cloned().collect(),
             dead: shard.dead.values().cloned().collect(),
             storage: shard
@@ -159,9 +148,9 @@ impl MemoryStore {
     pub(crate) fn due(&self, shard: ShardId, wall: Timestamp) -> (Vec<AlarmRow>, Vec<InboxRow>) {
         let state = self.inner.state.lock();
         let Some(shard) = state.shards.get(&shard) else { return (Vec::new(), Vec::new()) };
-        let alarms = shard.alarm_order.iter().take_while(|key| key.due <= wall);
+        let alarms = shard.alarms.after(None).take_while(|row| row.due <= wall);
         let messages = shard.inbox.values().filter(|row| row.attempts.failed == 0 || row.due <= wall);
-        (alarms.filter_map(|key| shard.alarm_at(key)).cloned().collect(), messages.cloned().collect())
+        (alarms.collect(), messages.cloned().collect())
     }
 }
 
@@ -328,13 +317,14 @@ impl Store for MemoryStore {
         let most = (read.limit, read.bytes);
         let (rows, is_last) = match &read.range {
             ReadRange::Storage(from, to) => {
-                let rows = items(&shard.storage, &read.name, from, to.as_ref());
-                let rows = rows.map(|(item, value)| (item.id.clone(), value.clone()));
+                let rows = values(&shard.storage, &read.name, from);
+                let rows = rows.take_while(|(key, _)| to.as_ref().is_none_or(|to| key < to));
                 let (rows, is_last) = fitting(most, rows, |(_, value)| value.len());
                 (ReadRows::Storage(rows), is_last)
             }
             ReadRange::Alarms(from, to) => {
-                let rows = items(&shard.alarms, &read.name, from, to.as_ref()).map(|(_, row)| row.clone());
+                let rows = shard.alarms.of(&read.name, from);
+                let rows = rows.take_while(|row| to.as_ref().is_none_or(|to| row.id < *to));
                 let (rows, is_last) = fitting(most, rows, AlarmRow::bytes);
                 (ReadRows::Alarms(rows), is_last)
             }
@@ -343,15 +333,16 @@ impl Store for MemoryStore {
     }
 }
 
-/// The items of one instance from `from` up to, not including, `to`.
-fn items<'a, V>(
-    map: &'a BTreeMap<Item, V>,
-    name: &'a InstanceName,
+/// The values of one instance from a key on, by key.
+fn values(
+    storage: &BTreeMap<Item, Bytes>,
+    name: &InstanceName,
     from: &Arc<str>,
-    to: Option<&'a Arc<str>>,
-) -> impl Iterator<Item = (&'a Item, &'a V)> {
-    map.range(Item::new(name, from)..)
-        .take_while(move |(item, _)| item.name == *name && to.is_none_or(|to| item.id < *to))
+) -> impl Iterator<Item = (Arc<str>, Bytes)> {
+    let from = Bound::Included(&(name, from) as &dyn Named);
+    let values = storage.range::<dyn Named + '_, _>((from, Bound::Unbounded));
+    let values = values.take_while(move |(item, _)| item.name == *name);
+    values.map(|(item, value)| (item.id.clone(), value.clone()))
 }
 
 /// The first of `rows` that fit into an answer of so many rows and bytes, and whether they are all.
@@ -451,12 +442,12 @@ impl State {
 impl Shard {
     fn apply(&mut self, op: &Op) {
         match op {
-            Op::PutAlarm(row) => self.put_alarm(row),
-            Op::RemoveAlarm { name, id, revision } => self.remove_alarm(name, id, *revision),
+            Op::PutAlarm(row) => self.alarms.put(row),
+            Op::RemoveAlarm { name, id, revision } => self.alarms.remove(name, id, *revision),
             Op::PutMessage(row) => self.put_message(row),
             Op::RemoveMessage(key) => {
                 if self.inbox.remove(key).is_some() {
-                    self.arrivals.remove(&Item::new(&key.name, &key.id));
+                    self.arrivals.remove(&(&key.name, &key.id) as &dyn Named);
                 }
             }
             Op::PutDead(letter) => {
@@ -465,36 +456,15 @@ impl Shard {
             Op::RemoveDead(key) => {
                 self.dead.remove(key);
             }
-            Op::Put { name, key, value } => {
-                self.storage.insert(Item::new(name, key), value.clone());
-            }
+            Op::Put { name, key, value } => match self.storage.get_mut(&(name, key) as &dyn Named) {
+                Some(stored) => *stored = value.clone(),
+                None => {
+                    self.storage.insert(Item::new(name, key), value.clone());
+                }
+            },
             Op::Delete { name, key } => {
-                self.storage.remove(&Item::new(name, key));
+                self.storage.remove(&(name, key) as &dyn Named);
             }
-        }
-    }
-
-    fn put_alarm(&mut self, row: &AlarmRow) {
-        match self.alarms.entry(Item::new(&row.name, &row.id)) {
-            Entry::Occupied(stored) if stored.get().revision > row.revision => {}
-            Entry::Occupied(mut stored) => {
-                // Remove before insert: old and new key may be equal.
-                self.alarm_order.remove(&stored.get().key());
-                self.alarm_order.insert(row.key());
-                stored.insert(row.clone());
-            }
-            Entry::Vacant(place) => {
-                self.alarm_order.insert(row.key());
-                place.insert(row.clone());
-            }
-        }
-    }
-
-    fn remove_alarm(&mut self, name: &InstanceName, id: &Arc<str>, revision: Revision) {
-        if let Entry::Occupied(stored) = self.alarms.entry(Item::new(name, id))
-            && stored.get().revision <= revision
-        {
-            self.alarm_order.remove(&stored.remove().key());
         }
     }
 
@@ -515,16 +485,11 @@ impl Shard {
         Posted::Inserted
     }
 
-    fn alarm_at(&self, key: &AlarmKey) -> Option<&AlarmRow> {
-        self.alarms.get(&Item::new(&key.name, &key.id))
-    }
-
     fn load(&self, page: &Page) -> Loaded {
         let most = (page.limit, page.bytes);
         let (rows, is_last) = match &page.after {
             After::Alarms(key) => {
-                let rows = self.alarm_order.range(after(key)).filter_map(|key| self.alarm_at(key));
-                let (rows, is_last) = fitting(most, rows.cloned(), AlarmRow::bytes);
+                let (rows, is_last) = fitting(most, self.alarms.after(key.as_ref()), AlarmRow::bytes);
                 (Rows::Alarms(rows), is_last)
             }
             After::Inbox(key) => {
