@@ -18,7 +18,9 @@ const MAX_DEPTH: u32 = 127;
 /// # Errors
 /// If it cannot be JSON, holds a number that is not finite, or is nested deeper than [`MAX_DEPTH`].
 pub(crate) fn to_vec(value: &(impl Serialize + ?Sized)) -> Result<Vec<u8>, serde_json::Error> {
-    let mut json = Vec::with_capacity(128);
+    // What serializes may be the application's, and have other values written meanwhile.
+    let mut json = SCRATCH.take();
+    json.clear();
     let seen = Seen::default();
     let mut serializer = serde_json::Serializer::with_formatter(&mut json, Watching(&seen));
     match value.serialize(&mut serializer) {
@@ -29,10 +31,21 @@ pub(crate) fn to_vec(value: &(impl Serialize + ?Sized)) -> Result<Vec<u8>, serde
         // There is no telling what the null was, but for looking at the value itself.
         value.serialize(FiniteOnly)?;
     }
-    // It is kept as long as the row or the alarm that it is of.
-    json.shrink_to_fit();
-    Ok(json)
+    // No longer than it is: it is kept as long as the row or the alarm that it is of.
+    let exact = json.as_slice().to_vec();
+    if json.capacity() <= MAX_SCRATCH {
+        SCRATCH.set(json);
+    }
+    Ok(exact)
 }
+
+std::thread_local! {
+    /// Where a value is written before its length is known.
+    static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// The most memory that a thread keeps for that.
+const MAX_SCRATCH: usize = 16 * 1024;
 
 const TOO_DEEP: &str = "nested deeper than 127 lists and objects, which could not be read again; store it flat";
 const NOT_FINITE: &str = "a number that is not finite (NaN or infinite) has no JSON; store an `Option`, or a text";

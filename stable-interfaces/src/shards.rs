@@ -11,6 +11,7 @@
 //! that is found with a mark was running when a process died: it is handled with nothing else beside it, and given up after
 //! [`max_crashes`](Limits::max_crashes).
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -144,9 +145,7 @@ impl Owned {
         }
         Some(Wake::Alarm(Arc::new(alarm)))
     }
-}
 
-impl Owned {
     /// Says whether what comes next has been due for long.
     fn has_backlog(&self, now: Moment) -> bool {
         self.next_deadline().is_some_and(|due| now.wall.since(due) > BACKLOG)
@@ -157,6 +156,19 @@ impl Owned {
         match wake {
             Wake::Alarm(alarm) => self.alarms.wait_again(&alarm.name, &alarm.id, alarm.revision, at),
             Wake::Message(message) => self.inbox.wait_again(at.unwrap_or_else(|| clock.elapsed()), message.clone()),
+        }
+    }
+
+    /// Follows what a commit has made durable. A row that is nobody else's any more is not copied.
+    fn follow(&mut self, op: Cow<'_, Op>) {
+        match &*op {
+            Op::RemoveAlarm { name, id, revision } => self.alarms.remove(name, id, *revision),
+            Op::RemoveMessage(key) => self.inbox.remove(key),
+            _ => match op.into_owned() {
+                Op::PutAlarm(row) => self.alarms.put(row),
+                Op::PutMessage(row) => self.inbox.postpone(row.due, Arc::new(row)),
+                _ => {}
+            },
         }
     }
 
@@ -329,23 +341,13 @@ impl Shards {
     }
 
     /// Shows the windows what a commit has just made durable.
-    pub(crate) fn apply(&self, shard: ShardId, epoch: Epoch, ops: &[Op]) {
+    pub(crate) fn apply<'a>(&self, shard: ShardId, epoch: Epoch, ops: impl Iterator<Item = Cow<'a, Op>>) {
         let is_waking =
             |op: &Op| matches!(op, Op::PutAlarm(_) | Op::RemoveAlarm { .. } | Op::PutMessage(_) | Op::RemoveMessage(_));
-        if !ops.iter().any(is_waking) {
-            return;
+        let mut waking = ops.filter(|op| is_waking(op)).peekable();
+        if waking.peek().is_some() {
+            self.with_owned(shard, epoch, |owned| waking.for_each(|op| owned.follow(op)));
         }
-        self.with_owned(shard, epoch, |owned| {
-            for op in ops {
-                match op {
-                    Op::PutAlarm(row) => owned.alarms.put(row.clone()),
-                    Op::RemoveAlarm { name, id, revision } => owned.alarms.remove(name, id, *revision),
-                    Op::PutMessage(row) => owned.inbox.postpone(row.due, Arc::new(row.clone())),
-                    Op::RemoveMessage(key) => owned.inbox.remove(key),
-                    _ => {}
-                }
-            }
-        });
     }
 
     fn with_owned<T>(&self, shard: ShardId, epoch: Epoch, f: impl FnOnce(&mut Owned) -> T) -> Option<T> {

@@ -153,7 +153,9 @@ impl AlarmWindow {
     /// that is firing: the new setting waits.
     pub(crate) fn put(&mut self, row: AlarmRow) {
         let hash = self.hash(&row.name, &row.id);
+        let mut was_waiting = false;
         if let Some(entry) = self.find(hash, &row.name, &row.id) {
+            was_waiting = entry.state == State::Waiting;
             // A page may have shown it before the commit that wrote it did, and then it may be firing already.
             let is_known = entry.state == State::Firing && *entry.row == row;
             if is_known || entry.row.revision > row.revision {
@@ -167,13 +169,16 @@ impl AlarmWindow {
         {
             return;
         }
-        self.take(hash, &row.name, &row.id);
-        if within {
-            self.insert_waiting(hash, row);
-            self.drop_tail();
+        if within && was_waiting {
+            self.move_waiting(hash, row);
         } else {
-            self.note_beyond(row.due);
+            self.take(hash, &row.name, &row.id);
+            if !within {
+                return self.note_beyond(row.due);
+            }
+            self.insert_waiting(hash, row);
         }
+        self.drop_tail();
     }
 
     /// An alarm was removed, unless its revision is greater than this one.
@@ -506,8 +511,20 @@ impl AlarmWindow {
         self.waiting.insert(ByKey(row.clone()));
         let hasher = &self.hasher;
         self.entries.insert_unique(hash, Entry { row, state: State::Waiting }, |entry| {
-            hasher.hash_one((&entry.row.name, &*entry.row.id))
+            hash_of(hasher, &entry.row.name, &entry.row.id)
         });
+    }
+
+    /// Puts a row in the place of the waiting one of its identity, and where it comes in their order.
+    fn move_waiting(&mut self, hash: u64, row: Arc<AlarmRow>) {
+        let entry = self.find_mut(hash, &row.name, &row.id).expect("the alarm waits");
+        let old = mem::replace(&mut entry.row, row.clone());
+        self.waiting_bytes = self.waiting_bytes - size(&old) + size(&row);
+        let is_moved = old.due != row.due;
+        self.waiting.replace(ByKey(row));
+        if is_moved {
+            self.waiting.remove(&ByKey(old));
+        }
     }
 
     /// Forgets the entry of this identity, if there is one.
@@ -540,8 +557,13 @@ impl AlarmWindow {
     }
 
     fn hash(&self, name: &InstanceName, id: &str) -> u64 {
-        self.hasher.hash_one((name, id))
+        hash_of(&self.hasher, name, id)
     }
+}
+
+/// The hash of an identity. Of its interface nothing is in it: there are few, and an instance of each by one ID in one shard is rare.
+fn hash_of(hasher: &RandomState, name: &InstanceName, id: &str) -> u64 {
+    hasher.hash_one((&*name.instance, id))
 }
 
 /// About how many bytes an alarm takes in memory.

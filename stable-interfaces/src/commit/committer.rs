@@ -16,6 +16,7 @@ mod model;
 #[cfg(feature = "testing")]
 mod tests;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::num::NonZeroU16;
 use std::time::Duration;
@@ -32,7 +33,7 @@ use crate::shards::delivery::Delivery;
 use crate::store::client::{Backoff, CommitOptions};
 use crate::store::deadlines::{Deadlines, answered};
 use crate::store::{Batch, Epoch, ExternalTransaction, Incarnation, Lane, Op, Sequence, ShardId, Store, StoreError};
-use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Arc, Mutex, Notify, after_others, first_ready};
 
 /// The most operations of one shard in a write, unless a single commit has more. Redis scripts stay short this way.
@@ -69,8 +70,9 @@ impl QueuedCommit {
         QueuedCommit { commit, ticket, woken_by, counted: None, is_settled: false }
     }
 
-    fn bytes(&self) -> usize {
-        self.counted.as_ref().map_or(0, |counted| counted.bytes)
+    /// The number of its operations, and about how many bytes they take.
+    fn size(&self) -> (usize, usize) {
+        self.counted.as_ref().map_or((0, 0), |counted| (counted.ops, counted.bytes))
     }
 
     /// The contents of the queue, for the model of a machine.
@@ -119,48 +121,64 @@ pub(crate) struct Committer {
 #[derive(Debug, Default)]
 struct LaneQueue {
     state: Mutex<LaneState>,
-    /// Wakes the lane's task.
+    /// Wakes the lane's task, for a queue that is not empty any more. Whatever comes behind that is seen when the queue is.
     wake: Notify,
     depth: Arc<Depth>,
 }
 
 /// Commits of a lane that are queued or under way, and their bytes; read without the lock before a handler starts.
+///
+/// Both are one number, for each commit changes it twice: bytes below, commits from `COMMIT` up. A lane would need a terabyte for the one to
+/// reach the other.
 #[derive(Debug, Default)]
-struct Depth {
-    commits: AtomicUsize,
-    bytes: AtomicUsize,
+struct Depth(AtomicU64);
+
+impl Depth {
+    const COMMIT: u64 = 1 << 40;
+
+    fn part(bytes: usize) -> u64 {
+        Depth::COMMIT + bytes as u64
+    }
+
+    /// The number of commits, and of bytes.
+    #[inline]
+    fn get(&self) -> (u64, u64) {
+        let depth = self.0.load(Ordering::Relaxed);
+        (depth / Depth::COMMIT, depth % Depth::COMMIT)
+    }
 }
 
 /// The part of one commit in its lane's depth, for as long as this exists.
 #[derive(Debug)]
 struct Counted {
     depth: Arc<Depth>,
+    ops: usize,
     bytes: usize,
 }
 
 impl Counted {
     fn add(depth: &Arc<Depth>, commit: &Commit) -> Counted {
         let bytes = commit.ops.iter().map(Op::bytes).sum();
-        depth.commits.fetch_add(1, Ordering::Relaxed);
-        depth.bytes.fetch_add(bytes, Ordering::Relaxed);
-        Counted { depth: depth.clone(), bytes }
+        depth.0.fetch_add(Depth::part(bytes), Ordering::Relaxed);
+        Counted { depth: depth.clone(), ops: commit.ops.len(), bytes }
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.depth.commits.fetch_sub(1, Ordering::Relaxed);
-        self.depth.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.depth.0.fetch_sub(Depth::part(self.bytes), Ordering::Relaxed);
     }
 }
 
+/// Commits in the order they were queued, with the time of that.
+type Queue = VecDeque<(Duration, QueuedCommit)>;
+
 #[derive(Debug, Default)]
 struct LaneState {
-    /// With the time each was queued.
-    queue: VecDeque<(Duration, QueuedCommit)>,
+    queue: Queue,
     /// The shards that something under way holds up while the lane goes on, and what was queued for them since; all of it is older
     /// than what is in the queue.
-    held: BTreeMap<ShardId, VecDeque<(Duration, QueuedCommit)>>,
+    held: BTreeMap<ShardId, Queue>,
     /// Set when the host stops: nothing is taken any more.
     closed: bool,
 }
@@ -194,9 +212,8 @@ impl Committer {
     /// Tells whether so much waits already that no handler should begin.
     #[inline]
     pub(crate) fn is_full(&self, shard: ShardId) -> bool {
-        let depth = &self.lane(shard).depth;
-        depth.commits.load(Ordering::Relaxed) >= self.options.max_queued
-            || depth.bytes.load(Ordering::Relaxed) >= self.options.max_queued_bytes
+        let (commits, bytes) = self.lane(shard).depth.get();
+        commits >= self.options.max_queued as u64 || bytes >= self.options.max_queued_bytes as u64
     }
 
     /// Queues a commit. Its gate learns the outcome. Given back if the host has stopped, to be
@@ -210,9 +227,12 @@ impl Committer {
         if state.closed {
             return Some(queued);
         }
+        let was_empty = state.queue.is_empty();
         state.queue.push_back((now, queued));
         drop(state);
-        lane.wake.notify_one();
+        if was_empty {
+            lane.wake.notify_one();
+        }
         None
     }
 
@@ -289,7 +309,7 @@ impl Committer {
         let has_committed = matches!(outcome, CommitOutcome::Committed);
         let told = in_doubt.decide(outcome);
         if has_committed {
-            self.shards.apply(shard, epoch, &commit.ops);
+            self.shards.apply(shard, epoch, commit.ops.iter().map(Cow::Borrowed));
         }
         queued.settle(told);
     }
@@ -340,11 +360,20 @@ impl Committer {
         answered > 1 && self.lanes[usize::from(lane.0)].state.lock().queue.len() < answered
     }
 
-    /// Takes the next write's worth of commits out of the queue.
-    fn next_group(&self, lane: Lane) -> Vec<QueuedCommit> {
+    /// Takes the next write's worth of commits out of the queue, into `group`, which is empty.
+    fn next_group(&self, lane: Lane, group: &mut Queue) {
         let mut state = self.lanes[usize::from(lane.0)].state.lock();
         let LaneState { queue, held, .. } = &mut *state;
-        let mut group = Vec::with_capacity(queue.len().min(MAX_WRITE_OPS));
+        let size = |(ops, bytes), (_, queued): &(Duration, QueuedCommit)| {
+            let size = queued.size();
+            (ops + size.0, bytes + size.1)
+        };
+        let (ops, bytes) = queue.iter().fold((0, 0), size);
+        if held.is_empty() && ops <= MAX_SHARD_OPS && bytes <= MAX_WRITE_BYTES {
+            // All of it, whatever its shards. Callers wait for this lock.
+            std::mem::swap(queue, group);
+            return;
+        }
         let (mut ops, mut bytes) = (0, 0);
         let mut shard_ops = hashbrown::HashMap::<ShardId, usize, std::hash::RandomState>::default();
         while let Some((_, queued)) = queue.front() {
@@ -354,15 +383,15 @@ impl Committer {
                 continue;
             }
             let of_shard = shard_ops.entry(commit.shard).or_default();
-            *of_shard += commit.ops.len();
-            ops += commit.ops.len();
-            bytes += queued.bytes();
+            let size = queued.size();
+            *of_shard += size.0;
+            ops += size.0;
+            bytes += size.1;
             if !group.is_empty() && (ops > MAX_WRITE_OPS || bytes > MAX_WRITE_BYTES || *of_shard > MAX_SHARD_OPS) {
                 break;
             }
-            group.extend(queue.pop_front().map(|(_, queued)| queued));
+            group.extend(queue.pop_front());
         }
-        group
     }
 
     /// Fails what has waited for longer than the commit timeout, in the queue or behind one of `shards`: it was never sent.
@@ -371,7 +400,7 @@ impl Committer {
         let mut late = Vec::new();
         let mut state = self.lanes[usize::from(lane.0)].state.lock();
         let LaneState { queue, held, .. } = &mut *state;
-        let mut take_late = |queue: &mut VecDeque<(Duration, QueuedCommit)>| {
+        let mut take_late = |queue: &mut Queue| {
             while let Some((since, _)) = queue.front()
                 && now.saturating_sub(*since) >= self.options.commit_timeout
             {

@@ -38,13 +38,22 @@ impl Effects {
                 "a handler's effects may have {MAX_EFFECT_BYTES} bytes between two commits"
             )));
         }
-        self.record_own(op);
+        self.push(op, bytes);
         Ok(())
     }
 
     /// Records an effect of the library itself, such as the completion of the alarm that woke the handler: beside the limits.
     pub(crate) fn record_own(&mut self, op: Op) {
-        self.bytes += op.bytes();
+        let bytes = op.bytes();
+        self.push(op, bytes);
+    }
+
+    fn push(&mut self, op: Op, bytes: usize) {
+        if self.ops.is_empty() {
+            // Most handlers record one, and an operation is large.
+            self.ops.reserve_exact(1);
+        }
+        self.bytes += bytes;
         self.ops.push(op);
     }
 

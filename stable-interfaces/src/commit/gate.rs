@@ -10,7 +10,7 @@ use std::task::{Context, Poll, Waker};
 
 use crate::error::ContextError;
 use crate::store::StoreError;
-use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Arc, Mutex, MutexGuard};
 
 /// The reason why a commit did not happen, or is not known to have happened.
@@ -96,6 +96,11 @@ impl Ticket {
 /// Counts the commits of one incarnation and holds its outputs back until they are durable.
 #[derive(Debug, Default)]
 pub(crate) struct Gate {
+    /// Tickets taken. Rises under the lock that orders the commits of this incarnation.
+    queued: AtomicU64,
+    /// Tickets up to this one are durable, refused, or were never sent. Rises under the lock of `state`, once that and `has_failed` say what
+    /// has failed up to there: whoever reads it, and then that nothing has, knows that all is durable.
+    settled: AtomicU64,
     /// Set before `state.failed`, read without the lock where a message starts.
     has_failed: AtomicBool,
     state: Mutex<State>,
@@ -103,11 +108,7 @@ pub(crate) struct Gate {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Tickets taken.
-    queued: u64,
-    /// Tickets up to this one are durable, refused, or were never sent.
-    settled: u64,
-    /// Tickets settled ahead of that: withdrawn while an earlier one was still under way.
+    /// Tickets settled ahead of what is `settled`: withdrawn while an earlier one was still under way.
     early: Vec<u64>,
     /// Waiters up to this ticket have been told that the outcome is unknown.
     unanswered: u64,
@@ -128,16 +129,19 @@ enum Wait {
 impl Gate {
     /// The next ticket. Call it under the lock that orders the commits of this incarnation.
     pub(crate) fn take_ticket(self: &Arc<Gate>) -> Ticket {
-        let mut state = self.state.lock();
-        state.queued += 1;
-        Ticket { gate: self.clone(), number: state.queued }
+        self.ticket(self.queued.fetch_add(1, Ordering::AcqRel) + 1)
+    }
+
+    /// The ticket of this number, which was taken.
+    pub(crate) fn ticket(self: &Arc<Gate>, number: u64) -> Ticket {
+        Ticket { gate: self.clone(), number }
     }
 
     /// The ticket an output produced now waits for; `None` if everything is durable already.
     pub(crate) fn pending(self: &Arc<Gate>) -> Option<Ticket> {
-        let state = self.state.lock();
-        let is_pending = state.settled < state.queued || state.failed.is_some();
-        is_pending.then(|| Ticket { gate: self.clone(), number: state.queued })
+        let queued = self.queued.load(Ordering::Acquire);
+        let is_pending = self.settled() < queued || self.has_failed();
+        is_pending.then(|| self.ticket(queued))
     }
 
     /// Tells whether a commit failed, so that this incarnation must not go on.
@@ -146,25 +150,25 @@ impl Gate {
     }
 
     pub(crate) fn is_settled(&self) -> bool {
-        let state = self.state.lock();
-        state.settled >= state.queued
+        self.settled() >= self.queued.load(Ordering::Acquire)
     }
 
     /// Tickets up to this one are settled.
     pub(crate) fn settled(&self) -> u64 {
-        self.state.lock().settled
+        self.settled.load(Ordering::Acquire)
     }
 
     /// As [`Ticket::settle`]. Only failures may come ahead of earlier tickets.
     fn settle(&self, ticket: u64, outcome: Result<(), Failure>) {
         let mut state = self.state.lock();
-        if ticket == state.settled + 1 {
-            state.settled = ticket;
-            while let Some(i) = state.early.iter().position(|early| *early == state.settled + 1) {
-                state.settled += 1;
+        let mut settled = self.settled();
+        if ticket == settled + 1 {
+            settled = ticket;
+            while let Some(i) = state.early.iter().position(|early| *early == settled + 1) {
+                settled += 1;
                 state.early.swap_remove(i);
             }
-        } else if ticket > state.settled {
+        } else if ticket > settled {
             state.early.push(ticket);
         }
         if let Err(failure) = outcome
@@ -173,7 +177,7 @@ impl Gate {
             self.has_failed.store(true, Ordering::Release);
             state.failed = Some((ticket, failure));
         }
-        let settled = state.settled;
+        self.settled.store(settled, Ordering::Release);
         let failed = state.failed.as_ref().map_or(u64::MAX, |(failed, _)| *failed);
         Self::wake(state, |ticket, wait| ticket <= settled || (wait == Wait::Answer && ticket >= failed));
     }
@@ -187,10 +191,12 @@ impl Gate {
     }
 
     fn wake(mut state: MutexGuard<'_, State>, ready: impl Fn(u64, Wait) -> bool) {
-        let ready: Vec<_> = state.waiting.extract_if(.., |(ticket, wait, _)| ready(*ticket, *wait)).collect();
+        let mut ready = state.waiting.extract_if(.., |(ticket, wait, _)| ready(*ticket, *wait));
+        // Mostly one caller waits: that takes no list.
+        let (first, others) = (ready.next(), ready.collect::<Vec<_>>());
         // Woken tasks take this lock first thing.
         drop(state);
-        for (_, _, waker) in ready {
+        for (_, _, waker) in first.into_iter().chain(others) {
             crate::quiet::wake(waker);
         }
     }
@@ -207,7 +213,7 @@ impl Gate {
 
     /// Waits until every ticket taken so far is settled, however it ended.
     pub(crate) async fn wait_settled(self: &Arc<Gate>) {
-        let ticket = self.state.lock().queued;
+        let ticket = self.queued.load(Ordering::Acquire);
         let _ = self.wait_known(ticket).await;
     }
 }
@@ -222,8 +228,11 @@ impl Future for GateWait {
     type Output = Result<(), (u64, Failure)>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if self.gate.settled() >= self.ticket && !self.gate.has_failed() {
+            return Poll::Ready(Ok(()));
+        }
         let mut state = self.gate.state.lock();
-        if state.settled >= self.ticket {
+        if self.gate.settled() >= self.ticket {
             return Poll::Ready(match &state.failed {
                 Some((ticket, failure)) if *ticket <= self.ticket => Err((*ticket, failure.clone())),
                 _ => Ok(()),

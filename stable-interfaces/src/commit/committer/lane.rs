@@ -3,19 +3,20 @@
 //! Where a store keeps the number of a write for the lane, one write is under way and everything else waits for it. Where it keeps a
 //! number for each shard, a write that is not answered soon holds up its own shards only, and the queue goes on without them.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::borrow::Cow;
+use std::collections::{BTreeSet, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Committer, QueuedCommit};
+use super::{Committer, Queue, QueuedCommit};
 use crate::StoreError;
 use crate::clock::Sleep;
 use crate::commit::effects::fold;
 use crate::commit::gate::Failure;
 use crate::error::WithCauses;
 use crate::store::client::backoff;
-use crate::store::{Batch, BoxError, Epoch, Lane, Sequence, ShardId, Store, Write};
+use crate::store::{Batch, BoxError, Epoch, Lane, Op, Sequence, ShardId, Store, Write};
 
 /// In a store that keeps the number of a write for each shard, a write that is not answered within this part of the store timeout
 /// holds up its own shards only.
@@ -37,11 +38,14 @@ pub(super) struct LaneWriter {
     pub(super) patience: Option<Sleep>,
     /// The shards that are held up while the lane goes on.
     held: BTreeSet<ShardId>,
+    /// Empty: the queue's other memory, into which it is taken.
+    taken: Queue,
 }
 
 /// The write under way that the queue waits for.
 struct Foremost {
     seq: u64,
+    /// Where the number of a write is the lane's, nothing is told apart by shards, and there are none here or in [`Ended`].
     shards: BTreeSet<ShardId>,
     /// The number of commits in it.
     commits: usize,
@@ -71,7 +75,9 @@ struct Sending {
 struct ShardGroup {
     shard: ShardId,
     epoch: Epoch,
-    commits: Vec<QueuedCommit>,
+    /// In the order they were queued. Most groups have no other than the first, and so no list.
+    first: QueuedCommit,
+    others: Vec<QueuedCommit>,
     /// Says whether there ever was a try without an answer.
     was_ambiguous: bool,
 }
@@ -98,6 +104,37 @@ impl Work {
     }
 }
 
+impl ShardGroup {
+    fn commits(&self) -> impl Iterator<Item = &QueuedCommit> {
+        std::iter::once(&self.first).chain(&self.others)
+    }
+
+    fn into_commits(self) -> impl Iterator<Item = QueuedCommit> {
+        std::iter::once(self.first).chain(self.others)
+    }
+
+    fn len(&self) -> usize {
+        1 + self.others.len()
+    }
+
+    fn has_ops(&self) -> bool {
+        self.commits().any(|queued| !queued.commit.ops.is_empty())
+    }
+
+    /// The operations of its commits as one.
+    fn batch(&self) -> Batch {
+        let mut ops = Vec::with_capacity(self.commits().map(|queued| queued.commit.ops.len()).sum());
+        self.commits().for_each(|queued| ops.extend_from_slice(&queued.commit.ops));
+        Batch { shard: self.shard, epoch: self.epoch, ops: fold(ops) }
+    }
+}
+
+/// The shards of groups, where the number of a write is theirs.
+fn shards_of(sequence: Sequence, groups: &[ShardGroup]) -> BTreeSet<ShardId> {
+    let groups = if sequence == Sequence::OfShard { groups } else { &[] };
+    groups.iter().map(|group| group.shard).collect()
+}
+
 impl Sending {
     /// Takes out the groups that are not to be kept.
     fn leave_out(&mut self, keep: impl Fn(&ShardGroup) -> bool, mut out: impl FnMut(ShardGroup)) {
@@ -107,7 +144,9 @@ impl Sending {
 
     fn keep_batches_of_groups(&mut self) {
         let groups = &self.groups;
-        self.write.batches.retain(|batch| groups.iter().any(|group| group.shard == batch.shard));
+        self.write
+            .batches
+            .retain(|batch| groups.iter().any(|group| (group.shard, group.epoch) == (batch.shard, batch.epoch)));
     }
 
     /// One for each shard.
@@ -124,8 +163,9 @@ impl Sending {
 
 impl LaneWriter {
     pub(super) fn new(committer: Arc<Committer>, lane: Lane, sequence: Sequence) -> LaneWriter {
-        let (waiting, running, held) = (VecDeque::new(), Vec::new(), BTreeSet::new());
-        LaneWriter { committer, lane, sequence, seq: 0, waiting, running, foremost: None, patience: None, held }
+        let (waiting, running) = (VecDeque::new(), Vec::new());
+        let (held, taken) = (BTreeSet::new(), Queue::new());
+        LaneWriter { committer, lane, sequence, seq: 0, waiting, running, foremost: None, patience: None, held, taken }
     }
 
     /// Says whether something may be taken out of the queue now.
@@ -148,7 +188,7 @@ impl LaneWriter {
                         self.release(&BTreeSet::from([shard]));
                         break;
                     };
-                    if let Some(sending) = self.number(vec![queued]) {
+                    if let Some(sending) = self.number(std::iter::once(queued)) {
                         self.send(Sending { then: commits, ..sending });
                         break;
                     }
@@ -156,13 +196,17 @@ impl LaneWriter {
             }
         }
         while self.may_take() {
-            let group = self.committer.next_group(self.lane);
-            if group.is_empty() {
+            let mut taken = std::mem::take(&mut self.taken);
+            self.committer.next_group(self.lane, &mut taken);
+            let is_empty = taken.is_empty();
+            let sending = self.number(taken.drain(..).map(|(_, queued)| queued));
+            self.taken = taken;
+            if is_empty {
                 break;
             }
-            let Some(sending) = self.number(group) else { continue };
-            let shards = sending.groups.iter().map(|group| group.shard).collect();
-            let commits = sending.groups.iter().map(|group| group.commits.len()).sum();
+            let Some(sending) = sending else { continue };
+            let shards = shards_of(self.sequence, &sending.groups);
+            let commits = sending.groups.iter().map(ShardGroup::len).sum();
             if self.sequence == Sequence::OfShard {
                 let patience = self.committer.options.store_timeout / PATIENCE;
                 self.patience = Some(self.committer.clock.sleep(patience));
@@ -178,16 +222,9 @@ impl LaneWriter {
     }
 
     /// Makes a new write of these commits; `None` if nothing of them is to be sent.
-    fn number(&mut self, group: Vec<QueuedCommit>) -> Option<Sending> {
-        let batch = |group: &ShardGroup| Batch {
-            shard: group.shard,
-            epoch: group.epoch,
-            ops: fold(group.commits.iter().flat_map(|queued| queued.commit.ops.iter().cloned()).collect()),
-        };
-        let groups = self.committer.by_shard(group).into_iter();
-        let (groups, empty): (Vec<_>, Vec<_>) =
-            groups.partition(|group| group.commits.iter().any(|queued| !queued.commit.ops.is_empty()));
-        for group in empty {
+    fn number(&mut self, commits: impl Iterator<Item = QueuedCommit>) -> Option<Sending> {
+        let mut groups = self.committer.by_shard(commits);
+        for group in groups.extract_if(.., |group| !group.has_ops()) {
             self.committer.settle(group, &Ok(()));
         }
         if groups.is_empty() {
@@ -198,7 +235,7 @@ impl LaneWriter {
             incarnation: self.committer.incarnation,
             lane: self.lane,
             seq: self.seq,
-            batches: groups.iter().map(batch).collect(),
+            batches: groups.iter().map(ShardGroup::batch).collect(),
         };
         let ops: usize = write.batches.iter().map(|batch| batch.ops.len()).sum();
         metrics::histogram!(crate::metrics::COMMIT_OPS).record(u32::try_from(ops).unwrap_or(u32::MAX));
@@ -269,9 +306,10 @@ pub(super) async fn or_never(sleep: &mut Option<Sleep>) {
 
 impl Committer {
     /// Sorts commits by shard, leaving out those that must not be sent.
-    fn by_shard(&self, group: Vec<QueuedCommit>) -> Vec<ShardGroup> {
-        let mut groups = BTreeMap::<(ShardId, Epoch), Vec<QueuedCommit>>::new();
-        for queued in group {
+    fn by_shard(&self, commits: impl Iterator<Item = QueuedCommit>) -> Vec<ShardGroup> {
+        let most = commits.size_hint().0;
+        let (mut order, mut to_send) = (Vec::with_capacity(most), Vec::with_capacity(most));
+        for queued in commits {
             let commit = &queued.commit;
             if queued.ticket.is_behind_failure() {
                 let error = StoreError::NotApplied("an earlier commit of this instance failed".into());
@@ -279,36 +317,60 @@ impl Committer {
             } else if self.shards.epoch(commit.shard) != Some(commit.epoch) {
                 queued.settle(Err(Failure::Fenced));
             } else {
-                groups.entry((commit.shard, commit.epoch)).or_default().push(queued);
+                order.push((commit.shard, commit.epoch, to_send.len()));
+                to_send.push(Some(queued));
             }
         }
-        let group = |((shard, epoch), commits)| ShardGroup { shard, epoch, commits, was_ambiguous: false };
-        groups.into_iter().map(group).collect()
+        // By its place last: commits of a shard stay in the order they were queued.
+        order.sort_unstable();
+        let mut groups = Vec::<ShardGroup>::with_capacity(order.len());
+        for (shard, epoch, place) in order {
+            let Some(queued) = to_send[place].take() else { continue };
+            match groups.last_mut() {
+                Some(last) if (last.shard, last.epoch) == (shard, epoch) => last.others.push(queued),
+                _ => groups.push(ShardGroup { shard, epoch, first: queued, others: Vec::new(), was_ambiguous: false }),
+            }
+        }
+        groups
     }
 
     fn settle(&self, group: ShardGroup, outcome: &Result<(), Failure>) {
-        for mut queued in group.commits {
-            if outcome.is_ok() {
-                let commit = queued.commit.clone();
-                // Resolve first: once the window has seen a retry, it may be handled again at once.
-                if !commit.ops.is_empty()
-                    && let Some(delivery) = queued.woken_by.take()
-                {
-                    delivery.ack();
-                }
-                // Before the gate opens, so that whoever sees the reply sees the alarm.
-                if commit.is_shown {
-                    self.shards.apply(commit.shard, commit.epoch, &commit.ops);
-                }
-            }
-            queued.settle(outcome.clone());
+        group.into_commits().for_each(|queued| self.settle_one(queued, None, outcome));
+    }
+
+    /// Settles a group that is durable, as these operations: nobody needs them any more.
+    fn settle_written(&self, group: ShardGroup, ops: Vec<Op>) {
+        if group.others.is_empty() {
+            self.settle_one(group.first, Some(ops), &Ok(()));
+        } else {
+            self.settle(group, &Ok(()));
         }
+    }
+
+    /// Settles a commit; `written` are its operations as they were sent, if they are of no other.
+    fn settle_one(&self, mut queued: QueuedCommit, written: Option<Vec<Op>>, outcome: &Result<(), Failure>) {
+        if outcome.is_ok() {
+            // Resolve first: once the window has seen a retry, it may be handled again at once.
+            if !queued.commit.ops.is_empty()
+                && let Some(delivery) = queued.woken_by.take()
+            {
+                delivery.ack();
+            }
+            let commit = &queued.commit;
+            // Before the gate opens, so that whoever sees the reply sees the alarm.
+            match written {
+                _ if !commit.is_shown => {}
+                Some(ops) => self.shards.apply(commit.shard, commit.epoch, ops.into_iter().map(Cow::Owned)),
+                None => self.shards.apply(commit.shard, commit.epoch, commit.ops.iter().map(Cow::Borrowed)),
+            }
+        }
+        queued.settle(outcome.clone());
     }
 
     /// Settles the commits of a shard that is not this host's any more.
     fn settle_lost(&self, group: ShardGroup, error: &StoreError) {
         self.lose(group.shard, group.epoch, error);
-        metrics::counter!(crate::metrics::FENCED).increment(u64::try_from(group.commits.len()).unwrap_or(u64::MAX));
+        metrics::counter!(crate::metrics::FENCED).increment(group.len() as u64);
         // A repeat may be refused although the first try landed before the shard was taken.
         let failure = if group.was_ambiguous { Failure::Unknown } else { Failure::Fenced };
         self.settle(group, &Err(failure));
@@ -317,7 +379,7 @@ impl Committer {
     /// Sends a write once, after a pause if it was sent before, and settles what is known of it.
     async fn send(self: Arc<Committer>, lane: Lane, sequence: Sequence, mut sending: Sending) -> Ended {
         let Committer { clock, store, options, .. } = &*self;
-        let shards: BTreeSet<ShardId> = sending.groups.iter().map(|group| group.shard).collect();
+        let shards = shards_of(sequence, &sending.groups);
         let (seq, mut left) = (sending.write.seq, Vec::new());
         if sending.failures > 0 {
             clock.sleep(backoff(&*self.random, sending.failures - 1)).await;
@@ -342,11 +404,11 @@ impl Committer {
             }
             Err(error) => (for_all(batches, error), true),
         };
-        let Sending { write, groups, then, first_sent, failures } = sending;
+        let Sending { mut write, groups, then, first_sent, failures } = sending;
         let (mut unknown, mut why) = (Vec::new(), None);
-        for (mut group, answer) in groups.into_iter().zip(answers) {
+        for ((mut group, batch), answer) in groups.into_iter().zip(&mut write.batches).zip(answers) {
             match answer {
-                Ok(()) => self.settle(group, &Ok(())),
+                Ok(()) => self.settle_written(group, std::mem::take(&mut batch.ops)),
                 Err(error @ StoreError::Unavailable(_)) => {
                     group.was_ambiguous = true;
                     why = Some(error);
@@ -362,8 +424,8 @@ impl Committer {
                     unknown.push(group);
                 }
                 // One guilty commit must not fail the others it was folded with.
-                Err(StoreError::Rejected(_) | StoreError::Full(_)) if group.commits.len() > 1 || batches > 1 => {
-                    left.push(Work::Alone(group.shard, group.commits.into()));
+                Err(StoreError::Rejected(_) | StoreError::Full(_)) if !group.others.is_empty() || batches > 1 => {
+                    left.push(Work::Alone(group.shard, group.into_commits().collect()));
                 }
                 Err(error @ (StoreError::Rejected(_) | StoreError::Full(_))) => {
                     self.settle(group, &Err(Failure::Store(Arc::new(error))));
@@ -387,7 +449,7 @@ impl Committer {
         }
         let mut repeat = Sending { write, groups: unknown, then, first_sent, failures: failures.saturating_add(1) };
         if took >= options.commit_timeout {
-            for queued in repeat.groups.iter().filter(|group| group.was_ambiguous).flat_map(|group| &group.commits) {
+            for queued in repeat.groups.iter().filter(|group| group.was_ambiguous).flat_map(ShardGroup::commits) {
                 queued.ticket.leave_unanswered();
             }
             self.withdraw_late(lane, sequence, &shards, &Arc::new(why));

@@ -767,7 +767,7 @@ impl Subject<Cases> for Model {
             prop_assert!(record.ticket.is_settled(), "commit {} is not settled", record.number);
         }
         for lane in self.committer.lanes.iter() {
-            let depth = (lane.depth.commits.load(Ordering::Relaxed), lane.depth.bytes.load(Ordering::Relaxed));
+            let depth = lane.depth.get();
             prop_assert_eq!(depth, (0, 0), "counted as queued");
             prop_assert!(lane.state.lock().held.is_empty(), "shards are held up");
         }

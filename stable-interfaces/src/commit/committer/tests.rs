@@ -103,9 +103,8 @@ impl World {
         values.values().next().map(|value| value.to_vec())
     }
 
-    fn depth(&self) -> (usize, usize) {
-        let depth = &self.committer.lanes[0].depth;
-        (depth.commits.load(Ordering::Relaxed), depth.bytes.load(Ordering::Relaxed))
+    fn depth(&self) -> (u64, u64) {
+        self.committer.lanes[0].depth.get()
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::left::Left;
 use crate::commit::committer::Commit;
-use crate::commit::gate::{Gate, Ticket};
+use crate::commit::gate::Gate;
 use crate::commit::in_doubt::InDoubt;
 use crate::connection::{AnyLink, Closed, ConnectionId};
 use crate::instance::answer::{NO_COMMIT, Refusal};
@@ -44,7 +44,8 @@ pub(crate) struct Cold<J> {
 
 /// A commit that may not be durable yet.
 pub(super) struct Unsettled {
-    pub(super) ticket: Ticket,
+    /// The number of its ticket at the incarnation's gate.
+    pub(super) number: u64,
     /// Kept by the committer until it is settled.
     pub(super) commit: Weak<Commit>,
     /// Kept here as well until the turn that made it has ended. No longer: an idle instance is to hold no memory for it.

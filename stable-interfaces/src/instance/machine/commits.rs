@@ -25,7 +25,7 @@ pub(crate) enum Windows {
 }
 
 impl<S, J: Waiter> Machine<S, J> {
-    /// Queues a commit of this incarnation and returns its ticket; `None` without a store.
+    /// Queues a commit of this incarnation and returns the number of its ticket; `None` without a store.
     fn push(
         &mut self,
         hands: &mut impl Hands<J>,
@@ -33,19 +33,25 @@ impl<S, J: Waiter> Machine<S, J> {
         ops: Vec<Op>,
         woken_by: Option<Delivery>,
         windows: Windows,
-    ) -> Option<Ticket> {
+    ) -> Option<u64> {
         let commit = hands.draft(epoch, ops, windows)?;
         let (ticket, commit) = self.enlist(commit);
-        hands.commit(QueuedCommit::new(commit, ticket.clone(), woken_by));
-        Some(ticket)
+        let number = ticket.number();
+        hands.commit(QueuedCommit::new(commit, ticket, woken_by));
+        Some(number)
+    }
+
+    /// The ticket of this number, which a commit of this incarnation has taken.
+    fn ticket(&self, number: u64) -> Option<Ticket> {
+        self.cold.as_ref()?.gate.as_ref().map(|gate| gate.ticket(number))
     }
 
     /// Gives a commit of this incarnation its place at the gate, and shows it to reads.
     fn enlist(&mut self, commit: Commit) -> (Ticket, Arc<Commit>) {
         let cold = self.cold.get_or_insert_default();
-        let gate = cold.gate.get_or_insert_default().clone();
+        let gate = cold.gate.get_or_insert_default();
         let settled = gate.settled();
-        while cold.unsettled.front().is_some_and(|commit| commit.ticket.is_within(settled)) {
+        while cold.unsettled.front().is_some_and(|commit| commit.number <= settled) {
             cold.unsettled.pop_front();
         }
         let (ticket, commit) = (gate.take_ticket(), Arc::new(commit));
@@ -53,7 +59,7 @@ impl<S, J: Waiter> Machine<S, J> {
             cold.unsettled.reserve_exact(1);
         }
         cold.unsettled.push_back(Unsettled {
-            ticket: ticket.clone(),
+            number: ticket.number(),
             commit: Arc::downgrade(&commit),
             of_turn: Some(commit.clone()),
         });
@@ -68,15 +74,17 @@ impl<S, J: Waiter> Machine<S, J> {
         epoch: Epoch,
         ops: Vec<Op>,
     ) -> Option<Ticket> {
-        let ticket = self.push(hands, epoch, ops, None, Windows::Follow)?;
-        self.note_interim(ticket.number());
+        let number = self.push(hands, epoch, ops, None, Windows::Follow)?;
+        self.note_interim(number);
+        let ticket = self.ticket(number)?;
         self.release(hands, left, Some(&ticket));
         Some(ticket)
     }
 
     /// Commits the mark that an alarm or message is about to be handled; `None` without a store.
     pub(crate) fn commit_mark(&mut self, hands: &mut impl Hands<J>, epoch: Epoch, mark: Op) -> Option<Ticket> {
-        self.push(hands, epoch, vec![mark], None, Windows::Stay)
+        let number = self.push(hands, epoch, vec![mark], None, Windows::Stay)?;
+        self.ticket(number)
     }
 
     /// Enlists a commit in the middle of a handler that somebody else's transaction takes along.
@@ -110,7 +118,7 @@ impl<S, J: Waiter> Machine<S, J> {
     pub(crate) fn unsettled(&self) -> Vec<Arc<Commit>> {
         let Some(cold) = &self.cold else { return Vec::new() };
         let settled = cold.gate.as_ref().map_or(0, |gate| gate.settled());
-        let unsettled = cold.unsettled.iter().filter(|commit| !commit.ticket.is_within(settled));
+        let unsettled = cold.unsettled.iter().filter(|commit| commit.number > settled);
         unsettled.filter_map(Unsettled::commit).collect()
     }
 
@@ -174,9 +182,14 @@ impl<S, J: Waiter> Machine<S, J> {
                 self.cold.get_or_insert_default().held.push(delivery.hold());
             }
             None if ops.is_empty() => {}
-            woken_by => drop(self.push(hands, epoch, ops, woken_by, Windows::Follow)),
+            woken_by => {
+                self.push(hands, epoch, ops, woken_by, Windows::Follow);
+            }
         }
-        if touches_alarms && let Some(cold) = &mut self.cold {
+        if touches_alarms
+            && let Some(cold) = &mut self.cold
+            && !cold.held.is_empty()
+        {
             let Cold { held, unsettled, .. } = &mut **cold;
             let unsettled: Vec<_> = unsettled.iter().filter_map(Unsettled::commit).collect();
             held.retain(|delivery| {
