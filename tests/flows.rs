@@ -32,6 +32,8 @@ use system_tests::{World, in_time, on_each_store};
 mod children;
 #[path = "flows/continued.rs"]
 mod continued;
+#[path = "flows/parts.rs"]
+mod parts;
 
 const SECOND: Duration = Duration::from_secs(1);
 const LEASE: Duration = Duration::from_secs(15);

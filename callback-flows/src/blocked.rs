@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::status::short;
+
 /// The reason for which a flow waits for somebody to look at it. Nothing of it is lost: it takes messages and timers, and goes
 /// on where it was as soon as code that fits is registered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -13,8 +15,9 @@ pub struct Blocked {
 }
 
 impl Blocked {
+    /// A reason of this kind, in words: a panic may have any number of them, and the status has no room for more than a few.
     pub(crate) fn new(kind: BlockedKind, message: String) -> Blocked {
-        Blocked { kind, message }
+        Blocked { kind, message: short(&message) }
     }
 
     /// The code of the version that a flow began with is not there.

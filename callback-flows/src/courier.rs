@@ -19,6 +19,7 @@ use crate::flows::{MAX_POSTED_BYTES, Registry, identity};
 use crate::hash::short_hash;
 use crate::instance::{FlowInstance, TurnError};
 use crate::journal::ChildOutcome;
+use crate::step::cut;
 
 /// The beginning of the storage keys of parents that are to be told.
 pub(crate) const PARENTS: &str = "parent/";
@@ -69,10 +70,11 @@ impl Letter {
 }
 
 fn address(registry: &Registry, flow: &str, run: u32, post: &Post) -> Result<(String, Command), ChildOutcome> {
-    let refused = |reason: &dyn ToString| ChildOutcome::Refused(reason.to_string().into());
+    // Whatever an ID has, there is to be room for it in the journal.
+    let refused = |reason: &dyn ToString| ChildOutcome::Refused(cut(reason.to_string()).into());
     let to = identity(&post.name, &post.id).map_err(|error| refused(&error))?;
     let What::Start(input) = &post.what else { return Ok((to, Command::Cancel)) };
-    let input = input.as_ref().map_err(|reason| ChildOutcome::Refused(reason.clone()))?;
+    let input = input.as_ref().map_err(|reason| refused(reason))?;
     if to == flow {
         return Err(refused(&"a flow cannot be its own child"));
     }

@@ -20,6 +20,7 @@ mod names;
 mod shared;
 #[cfg(test)]
 mod tests;
+mod written;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -37,10 +38,12 @@ use tokio::task::coop::{Unconstrained, unconstrained};
 use self::faults::{beside_the_journal, compare, foreign_wake, panicked};
 use self::names::{has_begun, is_patch};
 use self::shared::{Entered, FlowWaker, Mode, Op};
+use self::written::{Unwritten, size_of};
 use crate::blocked::{Blocked, BlockedKind};
 use crate::flow::Flow;
-use crate::journal::{Begun, Ended, Entry, Event, Key, Page, Settled};
+use crate::journal::{Begun, Ended, Entry, Event, Key, Page, Settled, begun_of};
 use crate::seldom::{Seldom, Unchanged};
+use crate::step::cut;
 
 pub(crate) use self::children::{Post, What};
 pub(crate) use self::continued::is_signal;
@@ -52,6 +55,8 @@ pub(crate) use self::shared::{Item, Life, Limits, Nudge, Shared, Ticket};
 
 /// The number of times that the code may wake itself before it has to wait for something.
 const MAX_SELF_WAKES: usize = 10_000;
+/// The most callbacks and signals that the code has not begun and that messages are there for.
+const MAX_EARLY: usize = 500;
 /// About how many bytes of steps' results go into one commit, beside a message and a result of the flow: one of the largest.
 const MAX_HANDED_IN: usize = 1024 * 1024;
 
@@ -133,6 +138,8 @@ pub(crate) enum Sabotage {
     EmitsBeforeAllIsTakenIn,
     ForgetsWhatComesAsARunEnds,
     GoesOnWithoutWhatWaits,
+    OpensStepsBeforeAllIsWritten,
+    TakesAPartForTheWhole,
 }
 
 enum Running {
@@ -170,8 +177,9 @@ pub(crate) struct Engine {
     /// The number of entries that the code has taken in in an earlier life, and what it began because of which.
     recorded_to: u64,
     recorded: VecDeque<Settled>,
-    /// The entries and beginnings that are still to be written.
+    /// The entries and beginnings that are still to be written, and how much of it there is.
     fresh: Page,
+    unwritten: Unwritten,
     phase: Phase,
     is_cancelled: bool,
     /// The journal has ended: the code may end with the last entry that it took in.
@@ -222,7 +230,7 @@ impl fmt::Debug for Engine {
 
 impl Engine {
     /// An engine for a flow with this journal, which has not begun to replay it. Without pages the flow is yet to be started.
-    pub(crate) fn new(shared: Arc<Shared>, code: Code, pages: Vec<Page>) -> Engine {
+    pub(crate) fn new(shared: Arc<Shared>, code: Code, mut pages: Vec<Page>) -> Engine {
         let waker = Waker::from(Arc::new(FlowWaker(shared.clone())));
         let mut engine = Engine {
             shared,
@@ -238,6 +246,7 @@ impl Engine {
             recorded_to: 0,
             recorded: VecDeque::new(),
             fresh: Page::default(),
+            unwritten: Unwritten::default(),
             phase: Phase::Going,
             is_cancelled: false,
             may_end: false,
@@ -246,14 +255,8 @@ impl Engine {
             #[cfg(test)]
             sabotage: None,
         };
-        let mut patched = BTreeSet::new();
+        (engine.recorded, engine.recorded_to, engine.unwritten.stale_to) = begun_of(&mut pages);
         for page in pages {
-            engine.recorded_to = engine.recorded_to.max(page.settled_to);
-            for settled in page.settled {
-                let patches = settled.begun.iter().map(|begun| &begun.key).filter(|key| is_patch(key));
-                patched.extend(patches.cloned());
-                engine.recorded.push_back(settled);
-            }
             for entry in page.entries {
                 if matches!(entry.event, Event::Continued { .. }) {
                     engine.begin_run(entry.seq);
@@ -266,9 +269,12 @@ impl Engine {
                 engine.phase = Phase::Ended(ended);
             }
         }
+        let begun = engine.recorded.iter().flat_map(|settled| &settled.begun);
+        let patched: BTreeSet<Key> = begun.map(|begun| &begun.key).filter(|key| is_patch(key)).cloned().collect();
         if !patched.is_empty() {
             engine.shared.state.lock().rare.made().patched = patched;
         }
+        engine.bytes += engine.recorded.iter().map(|settled| size_of(&settled.begun)).sum::<usize>();
         engine.fresh.settled_to = engine.recorded_to;
         engine
     }
@@ -311,6 +317,14 @@ impl Engine {
         let in_callbacks = in_callbacks.map(|op| op.queue.len()).sum::<usize>();
         let in_callbacks = in_callbacks + state.rare.kept.values().map(VecDeque::len).sum::<usize>();
         in_callbacks + state.rare.early.values().map(VecDeque::len).sum::<usize>() + self.rare.unseen
+    }
+
+    /// Tells whether a message for this callback or signal, which the code has not begun, would be one of too many such: all of their names have to go along
+    /// when the flow goes on as another run.
+    pub(crate) fn has_too_many_early(&self, callback: &str) -> bool {
+        let state = self.shared.state.lock();
+        let is_early = state.by_key.get(callback).is_none() && !state.rare.early.contains_key(callback);
+        is_early && state.rare.early.len() >= MAX_EARLY
     }
 
     /// Everything that the code waits for, oldest first.
@@ -406,6 +420,7 @@ impl Engine {
         let entry = Entry { seq: self.next_seq, at, event };
         self.next_seq += 1;
         self.bytes += entry.event.size();
+        self.unwritten.bytes += entry.size();
         // There is one a turn, mostly.
         if self.fresh.entries.capacity() == 0 {
             self.fresh.entries.reserve_exact(1);
@@ -419,15 +434,23 @@ impl Engine {
         } else if matches!(entry.event, Event::Message { .. }) {
             self.rare.made().unseen += 1;
         }
-        let Limits { entries, bytes, .. } = self.shared.limits;
-        if matches!(self.phase, Phase::Going) && (self.entries() > entries || self.bytes > bytes) {
-            let message = format!(
-                "its journal has {} entries and {} bytes, and may have {entries} and {bytes}: return `flow.continue_with(..)` in time",
-                self.entries(),
-                self.bytes
-            );
-            self.block(Blocked::new(BlockedKind::TooLong, message));
+        if matches!(self.phase, Phase::Going)
+            && let Some(why) = self.too_long(self.bytes)
+        {
+            self.block(why);
         }
+    }
+
+    /// The reason why the flow is to be blocked if its journal has so many bytes.
+    fn too_long(&self, now: usize) -> Option<Blocked> {
+        let Limits { entries, bytes, .. } = self.shared.limits;
+        (self.entries() > entries || now > bytes).then(|| {
+            let message = format!(
+                "its journal has {} entries and {now} bytes, and may have {entries} and {bytes}: return `flow.continue_with(..)` in time",
+                self.entries(),
+            );
+            Blocked::new(BlockedKind::TooLong, message)
+        })
     }
 
     /// The number of the entry that is next, and how many the code has taken in: for an entry that is written elsewhere.
@@ -439,9 +462,10 @@ impl Engine {
     /// Adds an entry to the journal that has been written, with the number that was next. The code sees it in [`settle`](Self::settle).
     #[cfg(feature = "postgres")]
     pub(crate) fn append_written(&mut self, entry: Entry) {
-        let (at, event) = (entry.at, entry.event);
+        let (at, event, size) = (entry.at, entry.event.clone(), entry.size());
         self.append(at, event);
         self.fresh.entries.pop();
+        self.unwritten.bytes -= size;
     }
 
     /// The attempt that has waited for a transaction for longest, of those that somebody still waits for.
@@ -487,8 +511,11 @@ impl Engine {
     }
 
     /// Delivers entries until there are none, or the code has been given `releases` things or has emitted as much as fits into one
-    /// commit. Says whether there is more to do.
+    /// commit. Says whether there is more to do. Nothing is delivered before all that was decided is in pages that were taken.
     pub(crate) fn settle(&mut self, releases: usize) -> bool {
+        if self.has_rest() {
+            return true;
+        }
         let mut left = releases;
         while matches!(self.phase, Phase::Going) {
             if let Some(why) = self.outside_fault() {
@@ -678,7 +705,13 @@ impl Engine {
             return;
         }
         self.is_cancelled = true;
-        self.shared.state.lock().mode = Mode::Settling;
+        let mut state = self.shared.state.lock();
+        if state.rare.is_undoing {
+            // It has failed, and undoes what it did: dropped, the undo step that is under way would be lost.
+            return state.rare.made().children.cancel();
+        }
+        state.mode = Mode::Settling;
+        drop(state);
         let entered = Entered::into(self.shared.address());
         let dropped = catch_unwind(AssertUnwindSafe(|| drop(self.running.take())));
         drop(entered);
@@ -818,11 +851,11 @@ impl Engine {
             None => {
                 // A code that is not to be replayed has not begun anything.
                 if !is_stuck {
-                    self.emit(emitted);
-                    self.fresh.settled_to = seq + 1;
-                    if !begun.is_empty() {
-                        self.fresh.settled.push(Settled { seq, begun });
+                    if let Some(why) = self.too_long(self.bytes + size_of(&begun)) {
+                        return Err(why);
                     }
+                    self.emit(emitted);
+                    self.settle_with(seq, begun);
                 }
             }
         }
@@ -865,10 +898,7 @@ impl Engine {
             return;
         }
         self.emit(emitted);
-        self.fresh.settled_to = seq + 1;
-        if !begun.is_empty() {
-            self.fresh.settled.push(Settled { seq, begun });
-        }
+        self.settle_with(seq, begun);
         self.current = None;
         self.phase = match end {
             End::Over(ended) => {
@@ -908,15 +938,6 @@ impl Engine {
         let _ = catch_unwind(AssertUnwindSafe(|| drop(undo)));
     }
 
-    /// Takes what is to be written, and the mark to [`open`](Self::open) steps with once it is durable.
-    pub(crate) fn take_page(&mut self) -> (Page, u64) {
-        let mark = self.shared.state.lock().numbers;
-        let settled_to = self.fresh.settled_to;
-        let page = std::mem::take(&mut self.fresh);
-        self.fresh.settled_to = settled_to;
-        (page, mark)
-    }
-
     /// Lets steps start that began before a mark was taken. All that was written by then is durable.
     pub(crate) fn open(&mut self, mark: u64) {
         let mut state = self.shared.state.lock();
@@ -943,8 +964,8 @@ impl Engine {
         if let Some(why) = self.outside_fault() {
             return self.block(why);
         }
-        // An entry that is half taken in comes first.
-        if self.current.is_some() || !self.pending.is_empty() {
+        // An entry that is half taken in comes first, and so does what is to be durable before any step goes on.
+        if self.current.is_some() || !self.pending.is_empty() || self.has_rest() {
             return;
         }
         if !self.shared.state.lock().handed_in.is_empty() {
@@ -1030,7 +1051,10 @@ impl Future for Run {
                     let end = match ready!(code.as_mut().poll(task)) {
                         Ok(value) => End::Over(Ended::Done(value)),
                         Err(Stop::Continue(input)) => End::Continue(input),
-                        Err(Stop::Failed(error)) => End::Over(Ended::Failed(error)),
+                        Err(Stop::Failed(error)) => {
+                            flow.shared().state.lock().rare.made().is_undoing = true;
+                            End::Over(Ended::Failed(cut(error.to_string()).into()))
+                        }
                     };
                     // Whatever the code still holds goes before anything is undone.
                     *stage = Stage::Over;

@@ -2,7 +2,7 @@
 //!
 //! A program is made of everything that flows are made of: steps (tried again, run once at most), timers, callbacks, `join!`,
 //! `select!`, `FuturesUnordered`, `buffer_unordered`, branches that talk by a channel, code that wakes itself, children, undo; and some
-//! go on as another run, once or twice, with a callback that is open all along. It is run as a host would: some events, a turn, a commit; and between any two of these it may be dropped and replayed from what was
+//! go on as another run, once or twice, with a callback that is open all along. In half of them next to nothing fits into one commit. It is run as a host would: some events, a turn, a commit; and between any two of these it may be dropped and replayed from what was
 //! committed. Each replay must show what the first run has shown, step by step, and wait for the same; no message may be lost, none
 //! may come twice, those that a run has not taken are there for the next one, no step whose result is kept may run again, no child may be left out, or go on when its parent is cancelled, and
 //! each event that the code emits is stored once.
@@ -14,12 +14,13 @@ use std::collections::{BTreeMap, HashSet};
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
 use fastrand::Rng;
+use futures_util::future::join_all;
 use futures_util::stream::{self, FuturesUnordered, StreamExt as _};
 use parking_lot::Mutex;
 use stable_interfaces::Timestamp;
@@ -119,6 +120,8 @@ enum Node {
     Buffered(usize, Vec<Node>),
     /// One branch tells another by a channel.
     Talk(Box<Node>, Box<Node>),
+    /// Begins so many timers and steps at once.
+    Many(usize),
     WakeItself,
     Draw,
     Undo,
@@ -135,7 +138,7 @@ impl Node {
         let some = |random: &mut Rng| {
             (0..random.usize(1..4)).map(|_| Node::random(random, depth.saturating_sub(1))).collect::<Vec<_>>()
         };
-        match random.u32(..if depth == 0 { 12 } else { 26 }) {
+        match random.u32(..if depth == 0 { 13 } else { 27 }) {
             0..=2 => Node::Step { fails: random.u8(..4) == 0, once: random.u8(..8) == 0 },
             3..=4 => Node::Timer(random.u64(1..40)),
             5..=6 => Node::Receive { count: random.usize(1..4), limit: random.bool().then(|| random.u64(1..40)) },
@@ -143,13 +146,14 @@ impl Node {
             8 => Node::Draw,
             9 => Node::Undo,
             10..=11 => Node::Child { waits: random.u8(..4) > 0, limit: random.bool().then(|| random.u64(1..40)) },
-            12..=13 => Node::Abandon(below(random)),
-            14..=15 => Node::Join(below(random), below(random)),
-            16..=17 => Node::Select(below(random), below(random)),
-            18 => Node::Race(below(random)),
-            19..=20 => Node::Unordered(some(random)),
-            21 => Node::Buffered(random.usize(1..3), some(random)),
-            22..=23 => Node::Talk(below(random), below(random)),
+            12 => Node::Many(random.usize(2..10)),
+            13..=14 => Node::Abandon(below(random)),
+            15..=16 => Node::Join(below(random), below(random)),
+            17..=18 => Node::Select(below(random), below(random)),
+            19 => Node::Race(below(random)),
+            20..=21 => Node::Unordered(some(random)),
+            22 => Node::Buffered(random.usize(1..3), some(random)),
+            23..=24 => Node::Talk(below(random), below(random)),
             _ => Node::Seq(some(random)),
         }
     }
@@ -176,7 +180,8 @@ impl Node {
                 a.callbacks(&within(0), all);
                 b.callbacks(&within(1), all);
             }
-            Node::Step { .. } | Node::Timer(_) | Node::WakeItself | Node::Draw | Node::Undo | Node::Child { .. } => {}
+            Node::Step { .. } | Node::Timer(_) | Node::Many(_) | Node::WakeItself | Node::Draw | Node::Undo => {}
+            Node::Child { .. } => {}
         }
     }
 }
@@ -195,6 +200,8 @@ struct World {
     /// Steps whose results are kept.
     kept: Mutex<HashSet<String>>,
     wrong: Mutex<Option<String>>,
+    /// Not all that the code has decided is durable.
+    has_rest: AtomicBool,
 }
 
 impl World {
@@ -206,6 +213,9 @@ impl World {
     fn work(self: &Arc<World>, key: String) -> impl Future<Output = Result<u64, String>> + Send + use<> {
         if self.kept.lock().contains(&key) {
             self.wrong.lock().get_or_insert(format!("{key} ran again, although its result is kept"));
+        }
+        if self.has_rest.load(Ordering::Relaxed) {
+            self.wrong.lock().get_or_insert(format!("{key} has started before all that came before it is durable"));
         }
         let (told, mut result) = oneshot::channel();
         self.steps.lock().push((key, told));
@@ -357,6 +367,17 @@ fn execute<'a>(flow: Flow, node: &'a Node, world: &'a Arc<World>) -> BoxedIn<'a>
                 }));
                 while both.next().await.is_some() {}
             }
+            Node::Many(count) => {
+                let timers =
+                    (0..*count).map(|n| flow.branch(&format!("{n}")).sleep(Duration::from_millis(1 + n as u64 % 5)));
+                let timers = join_all(timers);
+                let scope = if at.is_empty() { String::new() } else { format!("{at}/") };
+                let each = (0..*count).map(|n| (n.to_string(), format!("{scope}step:many[{n}]#0")));
+                let each: Vec<_> = each.collect();
+                let steps = each.iter().map(|(n, key)| flow.step_for("many", n).run(|_| world.work(key.clone())));
+                let (_, values) = tokio::join!(timers, join_all(steps));
+                say(format!("many: {values:?}"));
+            }
             Node::WakeItself => {
                 let mut times = 3;
                 poll_fn(|task| {
@@ -442,6 +463,7 @@ struct Run {
     world: Arc<World>,
     code: Code,
     sabotage: Option<Sabotage>,
+    limits: Limits,
     engine: Engine,
     durable: Vec<Written>,
     /// The number of this run of its flow, that of its first page, and the lines of those before it.
@@ -472,6 +494,8 @@ struct Counts {
     messages: u64,
     /// The times that a flow went on as another run.
     runs: u64,
+    /// The commits after which there was a rest to be written.
+    parts: u64,
 }
 
 impl Run {
@@ -486,13 +510,16 @@ impl Run {
         }
         let (hand, world) = (Arc::new(Hand::default()), Arc::new(World::default()));
         let code = code_of(Arc::new(program), world.clone(), runs, random.u8(..6) == 0);
-        let engine = engine(&hand, &code, Vec::new(), sabotage);
+        let page_bytes = if random.bool() { random.usize(1..400) } else { Limits::default().page_bytes };
+        let limits = Limits { page_bytes, ..Limits::default() };
+        let engine = engine(&hand, &code, Vec::new(), sabotage, limits);
         let mut run = Run {
             random,
             hand,
             world,
             code,
             sabotage,
+            limits,
             engine,
             durable: Vec::new(),
             run: 1,
@@ -523,39 +550,58 @@ impl Run {
         waits
     }
 
-    /// Commits what there is to be written, or dies before or after that.
+    /// Commits what there is to be written, in this turn or, from the second commit on, in one that follows; or dies before or after that.
     fn commit(&mut self) -> Result<(), String> {
-        if self.random.u8(..16) == 0 {
-            return self.crash();
-        }
-        let (page, mark) = self.engine.take_page();
-        for entry in &page.entries {
-            match &entry.event {
-                Event::Result { step, outcome } if !matches!(outcome, StepOutcome::Interrupted) => {
-                    self.world.kept.lock().insert(step.to_string());
+        while self.random.u8(..16) > 0 {
+            let (page, mark) = self.engine.take_page();
+            for entry in &page.entries {
+                match &entry.event {
+                    Event::Result { step, outcome } if !matches!(outcome, StepOutcome::Interrupted) => {
+                        self.world.kept.lock().insert(step.to_string());
+                    }
+                    Event::Message { callback, message } => {
+                        let n = serde_json::from_slice(&message.body).unwrap();
+                        self.taken.entry(callback.to_string()).or_default().push(n);
+                        self.counts.messages += 1;
+                    }
+                    _ => {}
                 }
-                Event::Message { callback, message } => {
-                    let n = serde_json::from_slice(&message.body).unwrap();
-                    self.taken.entry(callback.to_string()).or_default().push(n);
-                    self.counts.messages += 1;
-                }
-                _ => {}
             }
-        }
-        self.keep_emitted();
-        if !page.is_empty() {
             self.counts.entries += page.entries.len() as u64;
-            self.durable.push(page.encode());
-            self.shown = self.world.log.lock().clone();
-            self.waited = self.waits();
-            self.was_calm = !self.engine.settle(0);
+            let has_more = !page.is_empty();
+            if has_more {
+                self.durable.push(page.encode());
+            }
+            self.world.has_rest.store(!self.engine.is_written(), Ordering::Relaxed);
+            let Some(mark) = mark else {
+                (self.was_calm, self.counts.parts) = (false, self.counts.parts + 1);
+                if self.random.bool() {
+                    return Ok(());
+                }
+                continue;
+            };
+            self.keep_emitted();
+            if has_more {
+                self.shown = self.world.log.lock().clone();
+                self.waited = self.waits();
+                self.was_calm = !self.engine.settle(0);
+            }
+            let mark = if self.switch()? { 0 } else { mark };
+            if self.random.u8(..12) == 0 {
+                break;
+            }
+            self.letters.extend(self.engine.take_posts());
+            self.engine.open(mark);
+            return Ok(());
         }
-        let mark = if self.switch()? { 0 } else { mark };
-        if self.random.u8(..12) == 0 {
-            return self.crash();
+        self.crash()
+    }
+
+    /// Commits all of what an earlier turn has left to be written.
+    fn commit_rest(&mut self) -> Result<(), String> {
+        while self.engine.has_rest() {
+            self.commit()?;
         }
-        self.letters.extend(self.engine.take_posts());
-        self.engine.open(mark);
         Ok(())
     }
 
@@ -594,7 +640,7 @@ impl Run {
         self.run += 1;
         self.counts.runs += 1;
         let along = Page { entries: continuation.messages, ..Page::default() };
-        let mut next = engine(&self.hand, &self.code, vec![along], self.sabotage);
+        let mut next = engine(&self.hand, &self.code, vec![along], self.sabotage, self.limits);
         next.count_from(continuation.next_seq);
         let (run, seed, input) = (self.run, u64::from(self.run), continuation.input);
         let carried = continuation.carried.into_iter().map(|(_, carried)| carried).collect();
@@ -602,7 +648,7 @@ impl Run {
         if continuation.is_cancelled {
             next.append(self.hand.now(), Event::Cancel);
         }
-        let (page, _) = next.take_page();
+        let (page, _) = next.take_all();
         self.first_page = self.durable.len();
         self.durable.push(page.encode());
         (self.shown, self.waited, self.was_calm) = (Vec::new(), Vec::new(), false);
@@ -665,7 +711,7 @@ impl Run {
         if self.durable.is_empty() || has_ended {
             return Ok(());
         }
-        let fresh = engine(&self.hand, &self.code, self.pages(), self.sabotage);
+        let fresh = engine(&self.hand, &self.code, self.pages(), self.sabotage, self.limits);
         drop(std::mem::replace(&mut self.engine, fresh));
         self.world.log.lock().clear();
         self.world.steps.lock().clear();
@@ -690,7 +736,8 @@ impl Run {
         if self.was_calm && self.waits() != self.waited {
             return Err(format!("a replay waits for {:?} in place of {:?}", self.waits(), self.waited));
         }
-        let (page, mark) = self.engine.take_page();
+        self.world.has_rest.store(false, Ordering::Relaxed);
+        let (page, mark) = self.engine.take_all();
         self.keep_emitted();
         if !page.is_empty() {
             self.durable.push(page.encode());
@@ -725,6 +772,7 @@ impl Run {
 
     /// Something happens outside.
     fn happen(&mut self) -> Result<(), String> {
+        self.commit_rest()?;
         match self.random.u8(..13) {
             0..=2 => {
                 if let Some(callback) = self.random.choice(&self.callbacks).cloned() {
@@ -817,7 +865,11 @@ impl Run {
             }
         }
         let mut rounds = 0;
-        while !self.has_ended() {
+        loop {
+            self.commit_rest()?;
+            if self.has_ended() {
+                break;
+            }
             rounds += 1;
             if rounds > 2_000 {
                 let waits = self.engine.waits();
@@ -916,9 +968,9 @@ fn ended_child(entry: Entry) -> Option<String> {
     if let Event::ChildEnded { child, .. } = entry.event { Some(child.to_string()) } else { None }
 }
 
-fn engine(hand: &Arc<Hand>, code: &Code, pages: Vec<Page>, sabotage: Option<Sabotage>) -> Engine {
+fn engine(hand: &Arc<Hand>, code: &Code, pages: Vec<Page>, sabotage: Option<Sabotage>, limits: Limits) -> Engine {
     let (clock, random) = (Arc::new(HandClock(hand.clone())), Arc::new(Half));
-    let shared = Shared::new("program/1".into(), clock, random, Limits::default(), None, Arc::new(()));
+    let shared = Shared::new("program/1".into(), clock, random, limits, None, Arc::new(()));
     Engine::new(shared, code.clone(), pages).sabotaged(sabotage)
 }
 
@@ -960,13 +1012,14 @@ fn every_replay_shows_what_the_first_run_has_shown_and_no_event_is_lost_or_comes
                     counts.crashes += one.crashes;
                     counts.messages += one.messages;
                     counts.runs += one.runs;
+                    counts.parts += one.parts;
                 }
             });
         }
     });
-    let (Counts { entries, crashes, messages, runs }, seconds) = (*counts.lock(), began.elapsed().as_secs_f64());
+    let (Counts { entries, crashes, messages, runs, parts }, seconds) = (*counts.lock(), began.elapsed().as_secs_f64());
     println!(
-        "{schedules} schedules exact, {:.0} a second: {entries} entries, {messages} messages, {crashes} crashes, {runs} runs that went on",
+        "{schedules} schedules exact, {:.0} a second: {entries} entries, {messages} messages, {crashes} crashes, {runs} runs that went on, {parts} parts of commits",
         f64::from(u32::try_from(schedules).unwrap()) / seconds
     );
 }
@@ -983,6 +1036,8 @@ fn each_fault_put_into_the_engine_is_found() {
         (Sabotage::EmitsBeforeAllIsTakenIn, false),
         (Sabotage::ForgetsWhatComesAsARunEnds, false),
         (Sabotage::GoesOnWithoutWhatWaits, false),
+        (Sabotage::OpensStepsBeforeAllIsWritten, false),
+        (Sabotage::TakesAPartForTheWhole, false),
     ];
     for (fault, is_without_budget) in faults {
         let found = (0..3_000).find_map(|seed| {

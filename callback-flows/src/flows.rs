@@ -5,6 +5,8 @@ mod bad_tokens;
 mod census;
 mod elsewhere;
 mod everywhere;
+#[cfg(all(test, feature = "testing"))]
+mod in_parts;
 mod input;
 pub(crate) mod journals;
 #[cfg(test)]

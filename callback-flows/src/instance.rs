@@ -117,6 +117,8 @@ pub(crate) struct FlowInstance {
     runs: Option<Timestamp>,
     /// A note says that this process leaves in good order.
     has_left: bool,
+    /// The alarm `run` is set because not all that was decided is recorded.
+    runs_for_rest: bool,
 }
 
 /// The processes that steps ran in, as the alarm `run` knows them.
@@ -212,7 +214,17 @@ impl FlowInstance {
     pub(crate) fn new(id: &str, registry: Arc<Registry>) -> FlowInstance {
         let loaded = Loaded::Absent;
         let (parents, letters) = (Parents::default(), Vec::new());
-        FlowInstance { id: id.into(), registry, loaded, parents, letters, next: None, runs: None, has_left: false }
+        FlowInstance {
+            id: id.into(),
+            registry,
+            loaded,
+            parents,
+            letters,
+            next: None,
+            runs: None,
+            has_left: false,
+            runs_for_rest: false,
+        }
     }
 
     /// Reads what is stored, and replays the code to where it was.
@@ -305,7 +317,8 @@ impl FlowInstance {
             self.look_for_killers(cx, &before)?;
         }
         self.tell(cx).await?;
-        self.write(cx)
+        self.write(cx)?;
+        self.write_rest(cx).await
     }
 
     /// An engine for this flow.
@@ -361,6 +374,7 @@ impl FlowInstance {
 
     /// Takes something in, and goes on with what comes of it. `arrived` is the moment that counts.
     async fn take(&mut self, cx: &mut Context, command: Command, arrived: Timestamp) -> Result<Answer, TurnError> {
+        self.write_rest(cx).await?;
         if let Loaded::Sealed(sealed) = &self.loaded
             && !matches!(command, Command::Start { .. } | Command::Resume)
         {
@@ -389,6 +403,7 @@ impl FlowInstance {
             },
         };
         self.advance(cx)?;
+        self.write_rest(cx).await?;
         Ok(answer)
     }
 
@@ -435,7 +450,7 @@ impl FlowInstance {
         if matches!(going.engine.phase(), Phase::Ended(_)) || !going.engine.takes_messages(&callback) {
             return Answer::Gone;
         }
-        if going.engine.unread() >= MAX_UNREAD {
+        if going.engine.unread() >= MAX_UNREAD || going.engine.has_too_many_early(&callback) {
             return Answer::Full;
         }
         going.seen.insert(seen, ());
@@ -479,6 +494,7 @@ impl FlowInstance {
         self.runs = None;
         self.load(cx, true).await?;
         self.advance(cx)?;
+        self.write_rest(cx).await?;
         Ok(Answer::Done)
     }
 
@@ -570,12 +586,13 @@ impl FlowInstance {
     /// Records what is new.
     fn write(&mut self, cx: &mut Context) -> Result<(), TurnError> {
         let Loaded::Going(going) = &mut self.loaded else { return Ok(()) };
-        courier::send(cx, std::mem::take(&mut self.letters))?;
         let (page, mark) = going.engine.take_page();
         if !page.is_empty() {
             put_page(cx, going.pages, &page)?;
             going.noted(|| page);
         }
+        let Some(mark) = mark else { return self.write_a_part(cx) };
+        courier::send(cx, std::mem::take(&mut self.letters))?;
         let events = going.store_events(&self.id, cx)?;
         let mark = if self.switch(cx)? { 0 } else { mark };
         let Loaded::Going(going) = &mut self.loaded else { return Ok(()) };
@@ -616,7 +633,7 @@ impl FlowInstance {
             cx.set_alarm(NEXT, next, &Kept { version: going.version, is_over })?;
             self.next = Some(next);
         }
-        if must_run && self.runs.is_none() {
+        if must_run && (self.runs.is_none() || std::mem::take(&mut self.runs_for_rest)) {
             // A flow that is blocked or over runs no step that could end anything.
             let process = if is_blocked || is_over { LEFT } else { self.registry.process };
             self.set_running(cx, Lives::of(process))?;
@@ -634,6 +651,37 @@ impl FlowInstance {
                 self.loaded = Loaded::Over(status);
             }
             self.tell_of(cx, Some(&outcome))?;
+        }
+        Ok(())
+    }
+
+    /// Leaves a flow of whose page a part was recorded to the turn, or the commit, that records the next: it is there from the first one on, and
+    /// goes on also if this process dies.
+    fn write_a_part(&mut self, cx: &mut Context) -> Result<(), TurnError> {
+        let Loaded::Going(going) = &mut self.loaded else { return Ok(()) };
+        if going.stored.is_none() {
+            let status = Status { state: State::Going, ..going.status_at(cx.now()) };
+            cx.put(STATUS_KEY, &status)?;
+            going.stored = Some(Stored::from(&status));
+            let expires = going.started_at + self.registry.expiry;
+            cx.set_alarm(NEXT, expires, &Kept { version: going.version, is_over: false })?;
+            self.next = Some(expires);
+            News::new(&self.id, &self.registry.hub, None, status, Vec::new()).tell_after(cx);
+        }
+        if self.runs.is_none() {
+            self.set_running(cx, Lives::of(LEFT))?;
+            self.runs_for_rest = true;
+        }
+        self.pump(cx, 0)
+    }
+
+    /// Records the rest of what was decided, each part in a commit of its own, for a turn whose answer counts for all of it.
+    async fn write_rest(&mut self, cx: &mut Context) -> Result<(), TurnError> {
+        while let Loaded::Going(going) = &self.loaded
+            && going.engine.has_rest()
+        {
+            cx.commit().await?;
+            self.advance(cx)?;
         }
         Ok(())
     }
@@ -856,6 +904,7 @@ impl OnAlarm for FlowInstance {
             cx.hold_alarm();
             return Ok(());
         }
+        self.write_rest(cx).await?;
         if alarm.id() == LEFTOVERS {
             return Box::pin(self.clear_leftovers(cx, alarm)).await;
         }
@@ -866,6 +915,7 @@ impl OnAlarm for FlowInstance {
                 _ => {}
             }
             self.advance(cx)?;
+            self.write_rest(cx).await?;
             // It may have been set anew in this turn.
             if self.runs == Some(alarm.scheduled_at()) {
                 cx.hold_alarm();
@@ -886,6 +936,7 @@ impl OnAlarm for FlowInstance {
                 if let Some(first) = first {
                     going.pass_until(first);
                     self.advance(cx)?;
+                    self.write_rest(cx).await?;
                     if let Loaded::Going(going) = &self.loaded {
                         let again = now + CALLS_FIRST;
                         cx.set_alarm(NEXT, again, &Kept { version: going.version, is_over: false })?;
@@ -897,7 +948,8 @@ impl OnAlarm for FlowInstance {
                     tracing::warn!(flow = &*self.id, "a flow has been waiting for longer than it is expected to");
                     going.started_at = now;
                 }
-                self.advance(cx)
+                self.advance(cx)?;
+                self.write_rest(cx).await
             }
         }
     }

@@ -8,6 +8,7 @@
 mod apart;
 mod text;
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 
@@ -19,8 +20,10 @@ pub use self::text::Journal;
 
 /// The version of a page that has all within itself.
 const WHOLE: u8 = 1;
-/// The version of a page with large bodies, which are beside it, and the newest that is read.
-const FORMAT: u8 = 2;
+/// The version of a page with large bodies, which are beside it.
+const APART: u8 = 2;
+/// The version of a page that goes on with what the one before it has begun to tell, and the newest that is read.
+const FORMAT: u8 = 3;
 
 /// The full name of an operation: `scope/kind:name[key]#ordinal`.
 pub(crate) type Key = Arc<str>;
@@ -146,6 +149,9 @@ pub(crate) struct Settled {
 }
 
 /// A part of a journal that is written at once.
+///
+/// What is too much for one commit is written in several: first the entries, then what was begun because of them. Only the last page counts them in
+/// [`settled_to`](Self::settled_to), so if the process dies before that, the next one takes them in anew, and writes what it begins then.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Page {
     pub(crate) entries: Vec<Entry>,
@@ -154,6 +160,29 @@ pub(crate) struct Page {
     /// The number of entries, from the first one on, that the code has taken in by the end of this page.
     pub(crate) settled_to: u64,
     pub(crate) ended: Option<Ended>,
+    /// The first of `settled` goes on where the last one of an earlier page stops.
+    pub(crate) continues: bool,
+}
+
+/// Everything that the code began because of each entry, out of all pages, and the number of entries that it has taken in for good. What was still being
+/// written when its process died is left out, and the third is the number of entries up to which there is some of that.
+pub(crate) fn begun_of(pages: &mut [Page]) -> (VecDeque<Settled>, u64, u64) {
+    let (mut all, mut settled_to) = (VecDeque::<Settled>::new(), 0);
+    for page in pages {
+        settled_to = settled_to.max(page.settled_to);
+        for (n, mut settled) in std::mem::take(&mut page.settled).into_iter().enumerate() {
+            let is_next = all.back().is_none_or(|last| last.seq < settled.seq);
+            let at = if is_next { all.len() } else { all.partition_point(|other| other.seq < settled.seq) };
+            match all.get_mut(at).filter(|other| other.seq == settled.seq) {
+                Some(before) if n == 0 && page.continues => before.begun.append(&mut settled.begun),
+                Some(before) => *before = settled,
+                None => all.insert(at, settled),
+            }
+        }
+    }
+    let stale_to = all.back().map_or(0, |last| last.seq + 1);
+    all.truncate(all.partition_point(|settled| settled.seq < settled_to));
+    (all, settled_to, if stale_to > settled_to { stale_to } else { 0 })
 }
 
 /// The reason why a page cannot be read.
@@ -182,7 +211,11 @@ impl Page {
     }
 
     pub(crate) fn encode(&self) -> Written {
-        let mut out = if self.has_large_bodies() { Writer::apart(FORMAT) } else { Writer::new(WHOLE) };
+        let mut out = match self.continues {
+            true => Writer::apart(FORMAT),
+            false if self.has_large_bodies() => Writer::apart(APART),
+            false => Writer::new(WHOLE),
+        };
         // An event with a name and one or two beginnings has room from the start.
         out.0.reserve(48 * self.entries.len().saturating_sub(1));
         out.number(self.settled_to);
@@ -228,9 +261,10 @@ impl Page {
 
     pub(crate) fn decode(written: &Written) -> Result<Page, Unreadable> {
         let mut reader = Reader::new(&written.page);
-        match reader.byte()? {
+        let format = reader.byte()?;
+        match format {
             WHOLE => {}
-            FORMAT => reader.apart = Some(written),
+            APART | FORMAT => reader.apart = Some(written),
             newer if newer > FORMAT => return Err(Unreadable::Newer(newer)),
             _ => return Err(Unreadable::Corrupt),
         }
@@ -261,7 +295,21 @@ impl Page {
         if !reader.is_at_end() {
             return Err(Unreadable::Corrupt);
         }
-        Ok(Page { entries, settled, settled_to, ended })
+        Ok(Page { entries, settled, settled_to, ended, continues: format == FORMAT })
+    }
+}
+
+impl Entry {
+    /// About how many bytes it takes in a page, and beside it.
+    pub(crate) fn size(&self) -> usize {
+        16 + self.event.size()
+    }
+}
+
+impl Begun {
+    /// About how many bytes it takes in a page.
+    pub(crate) fn size(&self) -> usize {
+        16 + self.key.len()
     }
 }
 
@@ -661,7 +709,7 @@ pub(crate) mod tests {
             },
             Settled { seq: 1, begun: vec![begun("timer:5s#0", Detail::Due(at(5_000)))] },
         ];
-        Page { entries, settled, settled_to: 10, ended: Some(Ended::Failed(text("no taker"))) }
+        Page { entries, settled, settled_to: 10, ended: Some(Ended::Failed(text("no taker"))), continues: false }
     }
 
     pub(super) fn bytes_of(hex: &str) -> Bytes {
@@ -725,7 +773,7 @@ pub(crate) mod tests {
         let start = Event::Continued { version: 2, run: 3, seed: 0x0123_4567_89ab_cdef, input, carried };
         let begun = vec![Begun { key: "callback:c#0".into(), detail: Detail::None }];
         let entries = vec![message(3, "1"), message(500, "2"), Entry { seq: 2_000, at: at(2_000), event: start }];
-        Page { entries, settled: vec![Settled { seq: 2_000, begun }], settled_to: 2_001, ended: None }
+        Page { entries, settled: vec![Settled { seq: 2_000, begun }], settled_to: 2_001, ..Page::default() }
     }
 
     #[test]
@@ -734,6 +782,15 @@ pub(crate) mod tests {
         let hex = hex(&page_of_a_continued_run().encode().page);
         assert_eq!(bytes_of(&hex), golden, "written as {hex}");
         assert_eq!(Page::decode(&golden.into()), Ok(page_of_a_continued_run()));
+    }
+
+    #[test]
+    fn a_page_that_goes_on_is_read_and_written_as_ever() {
+        let page = Page { continues: true, ..full_page() };
+        let golden = bytes_of(include_str!("journal/format-3.hex"));
+        let hex = hex(&page.encode().page);
+        assert_eq!(bytes_of(&hex), golden, "written as {hex}");
+        assert_eq!(Page::decode(&golden.into()), Ok(page));
     }
 
     #[test]

@@ -475,7 +475,8 @@ pub(crate) fn with_causes(error: &dyn Error) -> String {
     text
 }
 
-fn cut(mut text: String) -> String {
+/// A text of an error that fits into a journal.
+pub(crate) fn cut(mut text: String) -> String {
     if text.len() > MAX_ERROR_BYTES {
         let mut end = MAX_ERROR_BYTES;
         while !text.is_char_boundary(end) {

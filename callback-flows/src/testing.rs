@@ -76,6 +76,8 @@ pub(crate) mod fakes;
 mod halted;
 #[cfg(test)]
 mod journals;
+#[cfg(test)]
+mod odd;
 mod process;
 #[cfg(test)]
 mod tests;

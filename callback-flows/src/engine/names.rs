@@ -92,7 +92,8 @@ pub(crate) fn scope_within(scope: &str, name: &str) -> Arc<str> {
 fn escape(into: &mut String, name: &str) {
     for char in name.chars() {
         match char {
-            '/' | ':' | '[' | ']' | '#' | '%' => {
+            // The last one is what a name and the ID of a call are told apart by.
+            '/' | ':' | '[' | ']' | '#' | '%' | '\0' => {
                 let _ = write!(into, "%{:02x}", u32::from(char));
             }
             char => into.push(char),

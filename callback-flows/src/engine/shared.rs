@@ -31,6 +31,9 @@ use crate::token::Urls;
 /// The most callbacks and signals that a flow's code may hold at once.
 pub(super) const MAX_OPEN: usize = 2_000;
 
+/// The most bytes of a page by default: two of them, a result and the events of a turn are less than a commit may have.
+const MAX_PAGE_BYTES: usize = 1_280 * 1_024;
+
 /// The most that may be in a flow's journal.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
@@ -38,11 +41,13 @@ pub(crate) struct Limits {
     pub(crate) bytes: usize,
     /// The largest value of a step, and the largest result.
     pub(crate) value_bytes: usize,
+    /// About how many bytes are written in one commit, beside events and a result: one entry at least.
+    pub(crate) page_bytes: usize,
 }
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { entries: 10_000, bytes: 16 * 1024 * 1024, value_bytes: 256 * 1024 }
+        Limits { entries: 10_000, bytes: 16 * 1024 * 1024, value_bytes: 256 * 1024, page_bytes: MAX_PAGE_BYTES }
     }
 }
 
@@ -212,6 +217,8 @@ pub(super) struct Rare {
     pub(super) patched: BTreeSet<Key>,
     pub(super) patches: BTreeMap<Key, bool>,
     pub(super) undo: Vec<Undo>,
+    /// The code has failed, and its undo steps run.
+    pub(super) is_undoing: bool,
     pub(super) children: Children,
     /// The code is about to go on as another run: callbacks that it drops are kept, with their messages.
     pub(super) is_continuing: bool,
@@ -229,6 +236,7 @@ impl Unchanged for Rare {
         patched: BTreeSet::new(),
         patches: BTreeMap::new(),
         undo: Vec::new(),
+        is_undoing: false,
         children: Children::NONE,
         is_continuing: false,
         kept: BTreeMap::new(),
@@ -475,7 +483,11 @@ impl Shared {
         named.next += u32::from(kind != Kind::Signal);
         named.alive += 1;
         let _ = write!(base, "#{ordinal}");
-        let known = state.expected.as_ref().and_then(|expected| expected.iter().find(|begun| *begun.key == *base));
+        let known = state.expected.as_ref().and_then(|expected| {
+            // Mostly the code begins all of it in the same order.
+            let same = expected.get(state.begun.len()).filter(|begun| *begun.key == *base);
+            same.or_else(|| expected.iter().find(|begun| *begun.key == *base))
+        });
         let (key, detail) = match known {
             // The deadline of a timer is the one that it was given first.
             Some(known) if matches!(detail, Detail::Due(_)) => (known.key.clone(), known.detail),

@@ -19,6 +19,7 @@ use crate::{BlockedKind, Callback, Fatal, Flow, FlowError, FlowResult, Retry, St
 
 mod children;
 mod continued;
+mod written;
 
 type IoError = std::io::Error;
 
@@ -85,6 +86,7 @@ impl Tested {
             if !page.is_empty() {
                 self.stored.push(Page::decode(&page.encode()).unwrap());
             }
+            let Some(mark) = mark else { continue };
             self.posted.extend(self.engine.take_posts());
             self.engine.open(mark);
             if !self.engine.wants_steps_polled() {
@@ -354,7 +356,7 @@ async fn a_step_does_not_start_before_what_came_before_it_is_durable() {
     let (_, mark) = engine.take_page();
     engine.poll_steps(at(0));
     assert_eq!(runs.load(Ordering::Relaxed), 0);
-    engine.open(mark);
+    engine.open(mark.unwrap());
     engine.poll_steps(at(0));
     assert_eq!(runs.load(Ordering::Relaxed), 1);
 }

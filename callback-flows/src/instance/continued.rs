@@ -146,7 +146,7 @@ impl FlowInstance {
         if continuation.is_cancelled {
             going.engine.append(now, Event::Cancel);
         }
-        let (page, _) = going.engine.take_page();
+        let (page, _) = going.engine.take_all();
         going.before = Before::of(run, old.pages, std::slice::from_ref(&page), &[]);
         if !once.is_empty() {
             going.before.earlier.made().once = once;

@@ -121,7 +121,7 @@ impl FlowInstance {
     pub(super) fn pump(&mut self, cx: &mut Context, mark: u64) -> Result<(), TurnError> {
         let Loaded::Going(going) = &mut self.loaded else { return Ok(()) };
         let engine = &going.engine;
-        let must_turn = engine.has_unseen() || engine.wants_steps_polled();
+        let must_turn = engine.has_unseen() || engine.wants_steps_polled() || engine.has_rest();
         #[cfg(feature = "postgres")]
         let must_turn = if engine.wants_transactions() {
             going.bell.has_transactions.store(true, Ordering::Release);
@@ -131,7 +131,8 @@ impl FlowInstance {
         };
         let opens = mark > going.pumping.opened && engine.has_steps_from(going.pumping.opened);
         let is_needed = must_turn || opens || engine.has_running_steps();
-        going.bell.is_busy.store(is_needed && engine.has_steps_to_end(), Ordering::Release);
+        let is_busy = engine.has_rest() || (is_needed && engine.has_steps_to_end());
+        going.bell.is_busy.store(is_busy, Ordering::Release);
         let opens_to = if opens { mark } else { 0 };
         if opens {
             going.pumping.opened = mark;
@@ -255,7 +256,8 @@ impl Handle<Stray> for FlowInstance {
     type Reply = ();
 
     async fn handle(&mut self, cx: &mut Context, _: Stray) -> Result<(), TurnError> {
-        self.advance(cx)
+        self.advance(cx)?;
+        self.write_rest(cx).await
     }
 }
 

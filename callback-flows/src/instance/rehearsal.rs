@@ -41,7 +41,8 @@ impl FlowInstance {
         let Loaded::Going(going) = &mut self.loaded else { return Ok(()) };
         let Some(rehearsal) = &mut going.rehearsal else { return Ok(()) };
         let engine = &mut going.engine;
-        let is_parked = matches!(engine.phase(), Phase::Going) && !engine.has_unseen() && !engine.wants_steps_polled();
+        let has_more = engine.has_unseen() || engine.wants_steps_polled() || engine.has_rest();
+        let is_parked = matches!(engine.phase(), Phase::Going) && !has_more;
         if !is_parked || !rehearsal.is_due(engine.entries()) {
             return Ok(());
         }

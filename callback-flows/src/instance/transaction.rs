@@ -78,6 +78,8 @@ impl FlowInstance {
         if !Arc::ptr_eq(&going.bell, bell) {
             return Ok(());
         }
+        self.write_rest(cx).await?;
+        let Loaded::Going(going) = &mut self.loaded else { return Ok(()) };
         let Some(Asked { step, limit, statements, failed }) = going.engine.next_transaction() else { return Ok(()) };
         let ((seq, settled_to), page, clock) = (going.engine.next_entry(), going.pages, cx.clock());
         let name = step.clone();
@@ -101,6 +103,7 @@ impl FlowInstance {
             Err(Failure::Context(error @ (ContextError::Fenced | ContextError::Unknown))) => return Err(error.into()),
             Err(Failure::Context(error)) => drop(failed.send(error.into())),
         }
-        self.advance(cx)
+        self.advance(cx)?;
+        self.write_rest(cx).await
     }
 }

@@ -1,7 +1,7 @@
 //! Bodies that are kept apart from their page, so that a page stays small, whatever comes in.
 //!
-//! A body of more than 8 KiB has rows of its own, in which it is as it came; its page names its length alone. Such a page is of format 2, and
-//! one without such a body is of format 1, as it has always been. A large result of a flow is in the rows of its result, and nowhere else.
+//! A body of more than 8 KiB has rows of its own, in which it is as it came; its page names its length alone. Such a page is of format 2, or of 3 if it
+//! goes on with another one, and one without such a body is of format 1, as it has always been. A large result of a flow is in the rows of its result, and nowhere else.
 
 use bytes::Bytes;
 

@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use stable_interfaces::Timestamp;
 
-use super::{Begun, Carried, ChildOutcome, Detail, Ended, Entry, Event, Key, Message, Page, Settled, StepOutcome};
+use super::{
+    Begun, Carried, ChildOutcome, Detail, Ended, Entry, Event, Key, Message, Page, Settled, StepOutcome, begun_of,
+};
 use crate::hash::hex;
 
 /// The version that is written.
@@ -114,21 +116,19 @@ impl Journal {
             }
             entries.push(TextEntry { at: entry.at, event, begun: Vec::new() });
         }
-        for settled in self.pages.iter().flat_map(|page| &page.settled) {
-            let entry = seqs.binary_search(&settled.seq).ok().and_then(|at| entries.get_mut(at));
+        let (begun, settled_to, _) = begun_of(&mut self.pages.clone());
+        for Settled { seq, begun } in begun {
+            let entry = seqs.binary_search(&seq).ok().and_then(|at| entries.get_mut(at));
             let entry =
                 entry.ok_or_else(|| serde_json::Error::custom("something was begun by an entry that is not there"))?;
-            entry.begun = settled.begun.iter().map(TextBegun::of).collect();
+            entry.begun = begun.iter().map(TextBegun::of).collect();
         }
         let ended = self.pages.iter().find_map(|page| page.ended.as_ref()).map(TextEnded::of);
         let text = Text {
             format: FORMAT,
             flow: self.name.clone(),
             id: self.id.clone(),
-            settled: {
-                let settled_to = self.pages.iter().map(|page| page.settled_to).max().unwrap_or_default();
-                seqs.partition_point(|seq| *seq < settled_to) as u64
-            },
+            settled: seqs.partition_point(|seq| *seq < settled_to) as u64,
             entries,
             ended: ended.transpose()?,
         };
