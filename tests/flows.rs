@@ -32,6 +32,8 @@ use system_tests::{World, in_time, on_each_store};
 mod children;
 #[path = "flows/continued.rs"]
 mod continued;
+#[path = "flows/first_start.rs"]
+mod first_start;
 #[path = "flows/parts.rs"]
 mod parts;
 

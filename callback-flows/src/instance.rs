@@ -732,6 +732,22 @@ impl FlowInstance {
         Ok(stored.first().map(|message| message.arrived().min(now)))
     }
 
+    /// Begins the flow with the first start of its ID that is stored, if there is one: whoever stored it may have been told so. It comes as a message
+    /// as well, and does nothing then. One that is stored while this turn's commit is under way finds its status there, unless it is faster than that.
+    async fn take_stored_start(&mut self, cx: &mut Context) -> Result<(), TurnError> {
+        if !matches!(self.loaded, Loaded::Absent) || !cx.may_have_messages() {
+            return Ok(());
+        }
+        let stored = Box::pin(cx.inbox()).await?;
+        let starts = stored.iter().map(|message| Command::decode(message.body()));
+        if let Some(Command::Start { version, input, .. }) =
+            starts.filter_map(Result::ok).find(|command| matches!(command, Command::Start { .. }))
+        {
+            self.start(cx, version, input)?;
+        }
+        Ok(())
+    }
+
     /// Removes a part of what is kept of a flow that is over, and in the end its ID.
     async fn purge(&mut self, cx: &mut Context, mut status: Box<Status>) -> Result<(), TurnError> {
         if !self.parents.is_empty() {
@@ -871,6 +887,9 @@ impl Handle<Command> for FlowInstance {
         let now = cx.now();
         if matches!(command, Command::Deliver { .. }) && self.first_stored(cx).await?.is_some() {
             return Ok(Answer::Behind);
+        }
+        if matches!(command, Command::Start { .. }) {
+            self.take_stored_start(cx).await?;
         }
         self.take(cx, command, now).await
     }

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
-use stable_interfaces::Posted;
 
 use super::{Flows, FlowsBuilder, FlowsError, MAX_POSTED_BYTES, Started, fits, identity, unavailable};
 use crate::command::Command;
@@ -129,11 +128,9 @@ impl Flows {
             None => {}
         }
         fits("an input that is stored for the owner of its flow", size, MAX_POSTED_BYTES)?;
-        match self.post(&flow, Some("start".into()), command).await? {
-            Posted::Inserted => Ok(Started::Posted),
-            // There is another start of this ID, and this one is dropped.
-            _ => self.is_first(&flow, hash).await.map(|()| Started::Posted),
-        }
+        self.post(&flow, Some("start".into()), command).await?;
+        // There may be another start of this ID, which was stored before or has come to the flow's owner meanwhile.
+        self.is_first(&flow, hash).await.map(|()| Started::Posted)
     }
 
     /// Checks that the input with this hash is the one that a flow was begun with, or will be when its owner takes the first start that is stored.

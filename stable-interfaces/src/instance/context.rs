@@ -312,6 +312,15 @@ impl Context {
         crate::inbox::waiting(&client, self.instance.shard(), &self.instance.name()).await
     }
 
+    /// Tells whether messages that were acknowledged before may not have come to this instance yet: then [`inbox`](Self::inbox) is worth a look for what must
+    /// not outrun them. `false` is certain, and asks no store: no other host can post to it, and this one has handed out what there was.
+    #[must_use]
+    pub fn may_have_messages(&self) -> bool {
+        let host = self.instance.host();
+        let is_alone = !host.fleet.is_live() && host.fleet.hosts().len() == 1;
+        !(is_alone && host.shards.is_through_inbox(self.instance.shard(), self.epoch))
+    }
+
     /// Makes what was recorded so far durable now, in the middle of the handler, with everything that earlier handlers of this
     /// instance have under way.
     ///

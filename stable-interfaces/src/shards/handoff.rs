@@ -63,6 +63,11 @@ impl Shards {
         self.shard(shard).handoff.store(Handoff::None as u8, Ordering::Release);
     }
 
+    /// Tells whether all messages of the shard's inbox that this host knows of have been handed out.
+    pub(crate) fn is_through_inbox(&self, shard: ShardId, epoch: Epoch) -> bool {
+        self.with_owned(shard, epoch, |owned| owned.inbox.is_through()).unwrap_or_default()
+    }
+
     /// Tells whether this host had the shard and has let go of it, or lets nothing in any more.
     pub(crate) fn has_let_go(&self, shard: ShardId) -> bool {
         self.handoff(shard) == Handoff::Closing || self.given_up(shard).is_some()
