@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::*;
-use crate::store::Attempts;
+use crate::store::{Attempts, InstanceName};
 use crate::testing::SimClock;
 
 const SHARD: ShardId = ShardId(0);
