@@ -5,6 +5,7 @@
 //! process needs (memory, processor time while idle) is measured in a fresh process for each side.
 
 pub mod alarms;
+pub mod commits;
 pub mod failures;
 pub mod flows;
 pub mod links;

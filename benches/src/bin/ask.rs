@@ -3,7 +3,7 @@
 //! ```text
 //! cargo run --release -p benches --bin ask [-- --quick]
 //! cargo run --release -p benches --bin ask -- --only overload [--factor 20] [--seconds 120] [--runtime multi|current]
-//! cargo run --release -p benches --bin ask -- --only failures
+//! cargo run --release -p benches --bin ask -- --only failures|commits
 //! cargo run --release -p benches --bin ask -- --ours one|hot|spread|new [--seconds 5] [--runtime multi|current]
 //! ```
 //!
@@ -11,6 +11,7 @@
 
 use std::time::{Duration, Instant};
 
+use benches::commits::{Commits, Cost, commits};
 use benches::failures::failures;
 use benches::measure::{child_arguments, in_fresh_process, median};
 use benches::overload::overload;
@@ -68,7 +69,7 @@ const QUICK: Effort = Effort { rounds: 21, turn: Duration::from_millis(5), new: 
 const USAGE: &str = "\
 usage: ask [--quick]
        ask --only overload [--factor 20] [--seconds 120] [--runtime multi|current]
-       ask --only failures
+       ask --only failures|commits
        ask --ours one|hot|spread|new [--seconds 5] [--runtime multi|current]";
 
 /// A part that is measured alone.
@@ -76,6 +77,7 @@ usage: ask [--quick]
 enum Only {
     Overload,
     Failures,
+    Commits,
 }
 
 /// The measurements to be taken, as the arguments have it.
@@ -104,6 +106,7 @@ fn parse(arguments: impl IntoIterator<Item = String>) -> Option<Plan> {
                 plan.only = Some(match arguments.next()?.as_str() {
                     "overload" => Only::Overload,
                     "failures" => Only::Failures,
+                    "commits" => Only::Commits,
                     _ => return None,
                 });
             }
@@ -141,6 +144,7 @@ fn main() {
             return only_overload(plan.factor, length(120.0), plan.runtime.unwrap_or(Kind::Multi));
         }
         Some(Only::Failures) => return print_lines(&of_failures(&effort)),
+        Some(Only::Commits) => return print_lines(&of_commits(&effort)),
         None => {}
     }
     let mut lines = Vec::new();
@@ -168,6 +172,7 @@ fn main() {
     print_table("ours", &["bytes"], &[("idle connection".to_owned(), vec![Some(bytes)])]);
     lines.push(Line::new("connection_mem").number("ours", bytes));
     lines.extend(of_failures(&effort));
+    lines.extend(of_commits(&effort));
     print_lines(&lines);
 }
 
@@ -265,6 +270,28 @@ fn of_failures(effort: &Effort) -> Vec<Line> {
         })
     });
     lines.collect()
+}
+
+/// Requests that record something beside one that does not, on both runtimes.
+fn of_commits(effort: &Effort) -> Vec<Line> {
+    let costs = Kind::ALL.map(|kind| (kind, commits(kind, effort.rounds)));
+    let mut lines = Vec::new();
+    for (name, of) in [("ask_put", (|costs| costs.put) as fn(Commits) -> Cost), ("ask_alarm", |costs| costs.alarm)] {
+        for (kind, commits) in costs {
+            let (cost, quiet) = (of(commits), commits.quiet);
+            lines.push(
+                Line::new(name)
+                    .text("runtime", kind.name())
+                    .text("store", "memory")
+                    .number("ours", cost.nanos)
+                    .number("cpu", cost.cpu)
+                    .number("quiet", quiet.nanos)
+                    .number("quiet_cpu", quiet.cpu)
+                    .number("ratio", cost.nanos / quiet.nanos),
+            );
+        }
+    }
+    lines
 }
 
 /// Sends one instance more than it can handle.
