@@ -40,7 +40,7 @@ pub(crate) fn to_vec(value: &(impl Serialize + ?Sized)) -> Result<Vec<u8>, serde
 }
 
 std::thread_local! {
-    /// Where a value is written before its length is known.
+    /// Memory for a value whose length is not known yet.
     static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 

@@ -43,7 +43,7 @@ pub enum Invariant {
     Settled,
     /// I12: whatever is asked under one request key has one effect and one reply, however often it is asked, and at whatever host.
     Keyed,
-    /// What is sent on a connection comes in order and whole until its end, and both sides are told of that, wherever the client is.
+    /// Items of a connection: what is sent comes in order and whole until its end, and both sides are told of that, wherever the client is.
     Connected,
     /// One handler of an instance at a time, and none of an incarnation that has ended.
     OneAtATime,

@@ -82,7 +82,7 @@ impl Exercise {
         });
     }
 
-    /// When all clients are gone, no instance has a connection, whichever way those ended.
+    /// Checks that no instance has a connection when all clients are gone, whichever way those ended.
     pub(in crate::exercise) async fn look_for_connections(&self, client: &Client<App>) {
         client.sleep(GONE_AFTER).await;
         for n in 0..INSTANCES {

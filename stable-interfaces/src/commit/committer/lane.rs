@@ -45,7 +45,7 @@ pub(super) struct LaneWriter {
 /// The write under way that the queue waits for.
 struct Foremost {
     seq: u64,
-    /// Where the number of a write is the lane's, nothing is told apart by shards, and there are none here or in [`Ended`].
+    /// Shards of the write. If its number is the lane's, nothing is told apart by shards, and there are none here or in [`Ended`].
     shards: BTreeSet<ShardId>,
     /// The number of commits in it.
     commits: usize,

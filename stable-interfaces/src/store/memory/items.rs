@@ -10,7 +10,7 @@ use crate::sync::Arc;
 
 /// An item of an instance, or the name of one.
 pub(super) trait Named {
-    /// Its interface, instance and ID, whose bytes have the order of their texts.
+    /// Interface, instance and ID of the item, whose bytes have the order of their texts.
     fn parts(&self) -> (&[u8], &[u8], &[u8]);
 }
 
