@@ -418,9 +418,11 @@ async fn a_drain_that_comes_in_the_middle_of_a_handoff_goes_on_with_it() {
 #[derive(Debug, Clone)]
 struct Tripwire {
     clock: SimClock,
-    /// The number of sleeps that are to end first.
-    armed: Arc<Mutex<Option<(u32, Arc<Host>)>>>,
+    armed: Arc<Mutex<Option<Armed>>>,
 }
+
+/// The host that is to drain, and the number of sleeps that are to end first.
+type Armed = (u32, Arc<Host>);
 
 impl Tripwire {
     fn trip(&self) {
