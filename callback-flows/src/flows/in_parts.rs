@@ -15,9 +15,10 @@ use crate::{Call, Delivered, Flow, FlowResult, Flows, FlowsBuilder, Outcome, Sta
 
 /// Flows whose commits have room for next to nothing.
 fn builder(page_bytes: usize) -> FlowsBuilder {
-    let mut builder = Flows::builder()
-        .flow("child", 1, async |_: Flow, n: u32| Ok(n + 1))
-        .callbacks("https://flows.example", UrlKeys::new("k1", "a secret of 32 random bytes ....").unwrap());
+    let mut builder = Flows::builder().flow("child", 1, async |_: Flow, n: u32| Ok(n + 1)).callbacks(
+        "https://flows.example",
+        UrlKeys::new("k1", "a secret of 32 random bytes ....").expect("it is long enough"),
+    );
     builder.registry.limits.page_bytes = page_bytes;
     builder
 }

@@ -258,7 +258,10 @@ async fn code_whose_locals_panic_as_it_is_dropped_blocks_its_own_flow_and_nothin
         std::mem::forget(_mine);
         Ok(())
     };
-    let fine = async |flow: Flow, (): ()| Ok(flow.sleep(SECOND).await);
+    let fine = async |flow: Flow, (): ()| {
+        flow.sleep(SECOND).await;
+        Ok(())
+    };
     t.deploy(builder().flow("mine", 1, code).flow("fine", 1, fine)).await.unwrap();
     for id in ["cancelled", "called"] {
         t.start("mine", id, &()).await.unwrap();
