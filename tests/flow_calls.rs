@@ -426,7 +426,7 @@ async fn first_page(tool: &FleetClient, id: &str) -> (Arc<str>, Bytes) {
 
 on_each_store! {
     async fn a_journal_that_cannot_be_read_blocks_its_flow_and_is_left_as_it_is(world: World) {
-        let newer = "its journal has format 200, and this program reads formats up to 2";
+        let newer = "its journal has format 200, and this program reads formats up to 3";
         for (id, format, kind, words) in [
             ("a", 200, BlockedKind::UnknownVersion, newer),
             ("b", 0, BlockedKind::Unreadable, "a page of its journal is damaged"),

@@ -230,6 +230,8 @@ async fn talk(
     let (mut reader, mut writer) = tokio::io::split(stream);
     let (mut out, mut assembly, mut answers) = (BytesMut::new(), Assembly::default(), Vec::new());
     let (mut must_flush, mut is_asking, mut has_heard, mut silent) = (false, false, true, 0);
+    // One that takes nothing any more may have said goodbye before: that is still to be heard.
+    let mut is_taken = true;
     let mut look = own.clock.sleep(LOOK_IDLE);
     loop {
         let heard = hear(&mut frames, &mut incoming, &mut assembly, &mut answers);
@@ -237,7 +239,7 @@ async fn talk(
         if heard? == Heard::Goodbye {
             return Ok(());
         }
-        if out.is_empty() {
+        if out.is_empty() && is_taken {
             link.write(&mut out);
             must_flush |= !out.is_empty();
         }
@@ -247,7 +249,7 @@ async fn talk(
             look = own.clock.sleep(LOOK);
         }
         tokio::select! { biased;
-            written = write_some(&mut writer, &mut out, &mut must_flush), if must_flush => written?,
+            written = write_some(&mut writer, &mut out, &mut must_flush), if must_flush && is_taken => is_taken = written.is_ok(),
             read = read_some(&mut reader, &mut incoming) => {
                 if read? == 0 {
                     return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the other host has closed the link"));

@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncRead, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
 
@@ -35,6 +35,8 @@ const SILENT_LOOKS: u32 = 6;
 /// The most requests of one link that are being answered. Past it, no more of it are read. More than one host has under way (see `reach.rs`), those
 /// of its connections counted, so that its pings are always read.
 const MAX_REQUESTS: usize = 4 * 16_384;
+/// The longest time that a caller has to go after it was told goodbye; it goes as soon as it hears that.
+const PARTING: Duration = Duration::from_millis(500);
 /// The pause after a connection could not be taken.
 const AFTER_FAILURE: Duration = Duration::from_millis(50);
 
@@ -212,6 +214,17 @@ async fn answer_all(requests: Vec<(u64, Answering)>, answers: Arc<Answers>) {
     }
 }
 
+/// Reads, and leaves aside, what the caller sends until it has heard the goodbye. A connection that is closed with something unread is reset, and the
+/// caller might lose the last words on it.
+async fn until_it_ends(reader: &mut (impl AsyncRead + Unpin), rest: &mut BytesMut) -> io::Result<()> {
+    loop {
+        rest.clear();
+        if read_some(reader, rest).await? == 0 {
+            return Ok(());
+        }
+    }
+}
+
 async fn talk(
     stream: Box<dyn Wire>,
     mut frames: Frames,
@@ -261,7 +274,8 @@ async fn talk(
             // All that was taken is answered; what has come since is not read any more.
             put(&mut out, Kind::Goodbye, 0, &[]);
             writer.write_all(&out).await?;
-            return writer.shutdown().await;
+            writer.shutdown().await?;
+            return in_time(own, PARTING, until_it_ends(&mut reader, &mut incoming)).await;
         }
         let is_reading = !is_closing && under_way < MAX_REQUESTS;
         tokio::select! { biased;

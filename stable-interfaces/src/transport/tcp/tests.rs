@@ -19,6 +19,7 @@ use super::frame::Frames;
 use super::hello::Hello;
 use super::*;
 use crate::clock::{Clock, Sleep, SystemClock, Timestamp};
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::transport::{Answering, MAX_MESSAGE_BYTES};
 
 /// The speed of a link's clock, as a multiple of the machine's.
@@ -212,6 +213,34 @@ async fn what_was_taken_is_answered_before_a_host_closes_and_what_was_not_is_not
         not_sent(zero.ask(&one, "host-1", "late").await);
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_unknown_to_those_who_ask_while_a_host_closes() {
+    let zero = open("host-0", here()).await;
+    for round in 0..20 {
+        let one = open("host-1", here()).await;
+        in_time(async {
+            assert_eq!(zero.answered(&one, "host-1", "first").await, "first");
+            let is_over = AtomicBool::new(false);
+            let asking = (0..16).map(|_| async {
+                while !is_over.load(Ordering::Acquire) {
+                    match zero.ask(&one, "host-1", vec![0; 300_000]).await {
+                        Ok(_) => {}
+                        Err(Undelivered::NotSent(_)) => tokio::task::yield_now().await,
+                        Err(unknown) => panic!("{unknown:?} in round {round}"),
+                    }
+                }
+            });
+            let close = async {
+                FastClock::default().sleep(Duration::from_millis(40 + round)).await;
+                one.transport.close().await;
+                is_over.store(true, Ordering::Release);
+            };
+            tokio::join!(futures_util::future::join_all(asking), close);
+        })
+        .await;
+    }
 }
 
 #[tokio::test]
