@@ -230,11 +230,11 @@ impl InboxWindow {
         self.lets_alarms_fire
     }
 
-    /// Tells whether every message that this host knows of, and that is not to be tried again, has been handed out, and what was there when it took over is
-    /// among them.
+    /// Tells whether every message that this host knows of has been handled, what was there when it took over among them. One that was handed out may be on
+    /// its way to its instance still.
     pub(crate) fn is_through(&self) -> bool {
-        let has_nothing_behind = self.ready.is_empty() && self.crowds.waiting() == 0 && self.left_behind.is_empty();
-        self.lets_alarms_fire && has_nothing_behind && self.pass == Pass::None && self.posts == 0
+        let has_none = self.taken.is_empty() && self.left_behind.is_empty();
+        self.lets_alarms_fire && has_none && self.pass == Pass::None && self.posts == 0
     }
 
     /// Says whether there may be messages in the store that could be handled and are not in memory.

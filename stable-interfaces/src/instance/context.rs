@@ -313,7 +313,7 @@ impl Context {
     }
 
     /// Tells whether messages that were acknowledged before may not have come to this instance yet: then [`inbox`](Self::inbox) is worth a look for what must
-    /// not outrun them. `false` is certain, and asks no store: no other host can post to it, and this one has handed out what there was.
+    /// not outrun them. `false` is certain, and asks no store: no other host can post to it, and this one has handled what there was.
     #[must_use]
     pub fn may_have_messages(&self) -> bool {
         let host = self.instance.host();

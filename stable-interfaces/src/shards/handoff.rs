@@ -63,7 +63,7 @@ impl Shards {
         self.shard(shard).handoff.store(Handoff::None as u8, Ordering::Release);
     }
 
-    /// Tells whether all messages of the shard's inbox that this host knows of have been handed out.
+    /// Tells whether all messages of the shard's inbox that this host knows of have been handled.
     pub(crate) fn is_through_inbox(&self, shard: ShardId, epoch: Epoch) -> bool {
         self.with_owned(shard, epoch, |owned| owned.inbox.is_through()).unwrap_or_default()
     }
