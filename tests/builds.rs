@@ -158,14 +158,23 @@ fn refused<T: std::fmt::Debug>(answer: Result<T, RequestError<ContextError>>, wh
     }
 }
 
+/// A host of each build in one fleet.
+async fn start_both(world: &World) -> (old::Program, new::Program) {
+    let (network, fleet) = (MemoryNetwork::new(), Fleet::new(["old", "new"], 32).unwrap());
+    let member = |name: &str| world.member(name, &fleet).transport(network.transport());
+    tokio::join!(old::start(member("old")), new::start(member("new")))
+}
+
+/// The ID of an instance that is on this host.
+fn id_at(host: &Host) -> String {
+    (0..).map(|n| n.to_string()).find(|id| host.owns(id).unwrap()).unwrap()
+}
+
 #[tokio::test(start_paused = true)]
 async fn two_builds_answer_each_other_and_say_what_they_do_not_have() {
     in_time(async {
-        let (world, network) = (World::in_memory(), MemoryNetwork::new());
-        let fleet = Fleet::new(["old", "new"], 32).unwrap();
-        let member = |name: &str| world.member(name, &fleet).transport(network.transport());
-        let (old, new) = tokio::join!(old::start(member("old")), new::start(member("new")));
-        let id_at = |host: &Host| (0..).map(|n| n.to_string()).find(|id| host.owns(id).unwrap()).unwrap();
+        let world = World::in_memory();
+        let (old, new) = start_both(&world).await;
         let (at_old, at_new) = (id_at(&old.host), id_at(&new.host));
         // Each time also: whatever was refused, the link goes on.
         for count in 1..=3 {
@@ -198,11 +207,7 @@ async fn two_builds_answer_each_other_and_say_what_they_do_not_have() {
 #[tokio::test(start_paused = true)]
 async fn a_key_is_the_same_to_both_builds_where_an_added_field_that_says_nothing_is_left_out() {
     in_time(async {
-        let (world, network) = (World::in_memory(), MemoryNetwork::new());
-        let fleet = Fleet::new(["old", "new"], 32).unwrap();
-        let member = |name: &str| world.member(name, &fleet).transport(network.transport());
-        let (old, new) = tokio::join!(old::start(member("old")), new::start(member("new")));
-        let id_at = |host: &Host| (0..).map(|n| n.to_string()).find(|id| host.owns(id).unwrap()).unwrap();
+        let (old, new) = start_both(&World::in_memory()).await;
         for id in [id_at(&old.host), id_at(&new.host)] {
             let by_old = async |key| old.orders.request_once(&id, key, old::Place { item: "tea".into() }).await;
             let by_new = async |key, is_gift| {

@@ -462,8 +462,8 @@ impl Engine {
     /// Adds an entry to the journal that has been written, with the number that was next. The code sees it in [`settle`](Self::settle).
     #[cfg(feature = "postgres")]
     pub(crate) fn append_written(&mut self, entry: Entry) {
-        let (at, event, size) = (entry.at, entry.event.clone(), entry.size());
-        self.append(at, event);
+        let size = entry.size();
+        self.append(entry.at, entry.event);
         self.fresh.entries.pop();
         self.unwritten.bytes -= size;
     }

@@ -402,8 +402,7 @@ impl FlowInstance {
                 }
             },
         };
-        self.advance(cx)?;
-        self.write_rest(cx).await?;
+        self.advance_fully(cx).await?;
         Ok(answer)
     }
 
@@ -493,8 +492,7 @@ impl FlowInstance {
         cx.cancel_alarm(RUNNING)?;
         self.runs = None;
         self.load(cx, true).await?;
-        self.advance(cx)?;
-        self.write_rest(cx).await?;
+        self.advance_fully(cx).await?;
         Ok(Answer::Done)
     }
 
@@ -675,7 +673,13 @@ impl FlowInstance {
         self.pump(cx, 0)
     }
 
-    /// Records the rest of what was decided, each part in a commit of its own, for a turn whose answer counts for all of it.
+    /// Goes on, for a turn whose answer counts for all that comes of it.
+    async fn advance_fully(&mut self, cx: &mut Context) -> Result<(), TurnError> {
+        self.advance(cx)?;
+        self.write_rest(cx).await
+    }
+
+    /// Records the rest of what was decided, each part in a commit of its own.
     async fn write_rest(&mut self, cx: &mut Context) -> Result<(), TurnError> {
         while let Loaded::Going(going) = &self.loaded
             && going.engine.has_rest()
@@ -933,8 +937,7 @@ impl OnAlarm for FlowInstance {
                 Loaded::Over(_) if self.parents.is_empty() => self.runs = None,
                 _ => {}
             }
-            self.advance(cx)?;
-            self.write_rest(cx).await?;
+            self.advance_fully(cx).await?;
             // It may have been set anew in this turn.
             if self.runs == Some(alarm.scheduled_at()) {
                 cx.hold_alarm();
@@ -954,8 +957,7 @@ impl OnAlarm for FlowInstance {
                 let now = cx.now();
                 if let Some(first) = first {
                     going.pass_until(first);
-                    self.advance(cx)?;
-                    self.write_rest(cx).await?;
+                    self.advance_fully(cx).await?;
                     if let Loaded::Going(going) = &self.loaded {
                         let again = now + CALLS_FIRST;
                         cx.set_alarm(NEXT, again, &Kept { version: going.version, is_over: false })?;
@@ -967,8 +969,7 @@ impl OnAlarm for FlowInstance {
                     tracing::warn!(flow = &*self.id, "a flow has been waiting for longer than it is expected to");
                     going.started_at = now;
                 }
-                self.advance(cx)?;
-                self.write_rest(cx).await
+                self.advance_fully(cx).await
             }
         }
     }

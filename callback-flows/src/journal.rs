@@ -150,7 +150,7 @@ pub(crate) struct Settled {
 
 /// A part of a journal that is written at once.
 ///
-/// What is too much for one commit is written in several: first the entries, then what was begun because of them. Only the last page counts them in
+/// Entries and beginnings that are too much for one commit are written in several: first the entries, then what was begun because of them. Only the last page counts them in
 /// [`settled_to`](Self::settled_to), so if the process dies before that, the next one takes them in anew, and writes what it begins then.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Page {

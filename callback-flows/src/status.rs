@@ -206,10 +206,12 @@ pub(crate) fn fitting(waits: impl Iterator<Item = Waiting>) -> Vec<Waiting> {
 
 /// A text that fits into a status.
 pub(crate) fn short(text: &str) -> String {
-    let mut end = text.len().min(MAX_TEXT);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
+    cut_to(text, MAX_TEXT)
+}
+
+/// So many bytes of a text at most, and a sign if that is not all.
+pub(crate) fn cut_to(text: &str, most: usize) -> String {
+    let end = text.floor_char_boundary(most);
     if end < text.len() { format!("{}…", &text[..end]) } else { text.to_owned() }
 }
 

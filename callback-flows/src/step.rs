@@ -19,6 +19,7 @@ use crate::engine::{Kind, Life, Shared, Ticket};
 use crate::flow::Flow;
 use crate::hash::hash_of;
 use crate::journal::{Detail, Event, Key, StepOutcome};
+use crate::status::cut_to;
 
 /// A wait for the next attempt that is longer than this outlives the process.
 const LONG_WAIT: Duration = Duration::from_secs(10);
@@ -476,14 +477,6 @@ pub(crate) fn with_causes(error: &dyn Error) -> String {
 }
 
 /// A text of an error that fits into a journal.
-pub(crate) fn cut(mut text: String) -> String {
-    if text.len() > MAX_ERROR_BYTES {
-        let mut end = MAX_ERROR_BYTES;
-        while !text.is_char_boundary(end) {
-            end -= 1;
-        }
-        text.truncate(end);
-        text.push('…');
-    }
-    text
+pub(crate) fn cut(text: String) -> String {
+    if text.len() > MAX_ERROR_BYTES { cut_to(&text, MAX_ERROR_BYTES) } else { text }
 }

@@ -150,3 +150,7 @@ impl<E: From<RemoteError>> TextError for E {}
 /// The most bytes that a message to another host has, and a reply. What is larger is refused as
 /// [`TooLarge`](crate::RequestError::TooLarge).
 pub const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
+
+/// The most bytes of one message with all that surrounds it. A longer one ends its link, as the work of a stranger.
+#[cfg(any(feature = "tcp", feature = "testing"))]
+pub(crate) const MAX_WHOLE_BYTES: usize = MAX_MESSAGE_BYTES + 256 * 1024;

@@ -3,18 +3,13 @@
 -- KEYS: fleet, lives, started, members. ARGV: incarnation; to renew: lease in ms, channel, and what the host says of itself as in enter.lua.
 
 local id = redis.call('HGET', KEYS[1], 'id')
-local life = redis.call('HGET', KEYS[2], ARGV[1])
-local birth, host
-if life then
-    birth, host = string.match(life, '^(%d+) (.*)$')
-end
-local started = host and redis.call('HGET', KEYS[3], host)
+local life, host, started, is_last = read_life(KEYS[2], KEYS[3], ARGV[1])
 local time = redis.call('TIME')
 local answer = { id or '', life or '', started or '', time[1], time[2] }
 if #ARGV > 1 then
     local members, now = read_members(KEYS[4]), millis(time)
     local has_changed = end_members(KEYS[4], members, now)
-    if birth and not (started and tonumber(started) > tonumber(birth)) then
+    if is_last then
         local says = { address = ARGV[4], build = ARGV[5], leaving = ARGV[6], live = ARGV[7], placement = ARGV[8] }
         has_changed = note_member(KEYS[4], members, ARGV[1], host, now, tonumber(ARGV[2]), says) or has_changed
     end

@@ -3,19 +3,14 @@
 --
 -- KEYS: fleet, members, lives, started. ARGV: channel, 'left', incarnation; or channel, 'cordon', incarnation, '1' or '0'.
 
-local life = redis.call('HGET', KEYS[3], ARGV[3])
-local birth, host
-if life then
-    birth, host = string.match(life, '^(%d+) (.*)$')
-end
-local started = host and redis.call('HGET', KEYS[4], host)
+local _, host, _, is_last = read_life(KEYS[3], KEYS[4], ARGV[3])
 local members = read_members(KEYS[2])
 local row = members[ARGV[3]]
 local has_left = ARGV[2] == 'left' and row and row.leaving == '1'
 local has_changed = end_members(KEYS[2], members, millis(redis.call('TIME')), function(id)
     return has_left and id == ARGV[3]
 end)
-if has_left and birth and not (started and tonumber(started) > tonumber(birth)) then
+if has_left and is_last then
     -- As if a later life had started: no claim or renewal of this one that was held back brings it back.
     redis.call('HSET', KEYS[4], host, string.format('%.0f', redis.call('HINCRBY', KEYS[1], 'births', 1)))
 end

@@ -15,6 +15,17 @@ local function read_members(key)
     return rows
 end
 
+-- A life as it was recorded, its host, the number of that host's last life, and whether it is that one.
+local function read_life(lives, starts, id)
+    local life = redis.call('HGET', lives, id)
+    local birth, host
+    if life then
+        birth, host = string.match(life, '^(%d+) (.*)$')
+    end
+    local started = host and redis.call('HGET', starts, host)
+    return life, host, started, birth and not (started and tonumber(started) > tonumber(birth))
+end
+
 local function is_over(row, now)
     return (tonumber(row['until']) or 0) <= now
 end

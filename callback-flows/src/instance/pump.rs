@@ -256,8 +256,7 @@ impl Handle<Stray> for FlowInstance {
     type Reply = ();
 
     async fn handle(&mut self, cx: &mut Context, _: Stray) -> Result<(), TurnError> {
-        self.advance(cx)?;
-        self.write_rest(cx).await
+        self.advance_fully(cx).await
     }
 }
 

@@ -103,7 +103,6 @@ impl FlowInstance {
             Err(Failure::Context(error @ (ContextError::Fenced | ContextError::Unknown))) => return Err(error.into()),
             Err(Failure::Context(error)) => drop(failed.send(error.into())),
         }
-        self.advance(cx)?;
-        self.write_rest(cx).await
+        self.advance_fully(cx).await
     }
 }

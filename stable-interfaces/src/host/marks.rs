@@ -1,7 +1,7 @@
 //! Marks of what is due, several in one commit.
 //!
-//! Where a shard's last owner did not release it, what is overdue is marked before its handler starts. What is handed out together is of one
-//! shard, so its marks are one commit; the instances are kept for it until that is durable, and then their handlers are started one after
+//! Alarms and messages that are overdue in a shard which its last owner did not release are marked before their handlers start. What is handed out
+//! together is of one shard, so its marks are one commit; the instances are kept for it until that is durable, and then their handlers are started one after
 //! the other, as if nothing had been to be marked.
 
 use std::time::Duration;

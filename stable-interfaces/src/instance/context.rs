@@ -5,14 +5,12 @@
 
 mod reads;
 
-pub(crate) use reads::Most;
-
 use std::fmt::{self, Debug, Display};
 
 use bytes::Bytes;
 use serde::Serialize;
 
-pub(crate) use self::reads::is_live;
+pub(crate) use self::reads::{Most, is_live};
 use super::StableInterface;
 use super::chain::ChainLink;
 use crate::alarm::{check_alarm_id, encode_meta};
@@ -313,7 +311,8 @@ impl Context {
     }
 
     /// Tells whether messages that were acknowledged before may not have come to this instance yet: then [`inbox`](Self::inbox) is worth a look for what must
-    /// not outrun them. `false` is certain, and asks no store: no other host can post to it, and this one has handled what there was.
+    /// not outrun them. `false` asks no store: the host is the only one of its fleet, and has handled what there was. It hears of what a [`FleetClient`](crate::FleetClient) of another process
+    /// posts a moment after that was acknowledged.
     #[must_use]
     pub fn may_have_messages(&self) -> bool {
         let host = self.instance.host();

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use crate::store::BoxError;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Arc, Mutex, watch};
-use crate::transport::{Addressee, Door, Introduction, MAX_MESSAGE_BYTES, Running, Transport, Undelivered};
+use crate::transport::{Addressee, Door, Introduction, MAX_WHOLE_BYTES, Running, Transport, Undelivered};
 
 /// The time after which a host counts as gone that does not answer any more.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -212,8 +212,7 @@ impl Transport for MemoryTransport {
             _ = ended.changed() => return Err(Undelivered::Unanswered("the host has ended".into())),
         };
         drop(taken);
-        // As a link over TCP does, which takes what is too long for the work of a stranger.
-        if answer.len() > MAX_MESSAGE_BYTES + 256 * 1024 {
+        if answer.len() > MAX_WHOLE_BYTES {
             return Err(Undelivered::Unanswered(format!("an answer of {} bytes ended the link", answer.len()).into()));
         }
         let back = network.faults(to, from);

@@ -11,7 +11,7 @@ use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio_util::codec::{Decoder as _, LengthDelimitedCodec};
 
-use crate::transport::MAX_MESSAGE_BYTES;
+use crate::transport::MAX_WHOLE_BYTES;
 
 /// The most bytes of a message in one frame.
 const PART: usize = 32 * 1024;
@@ -22,8 +22,6 @@ const AT_ONCE: usize = 128 * 1024;
 /// The room that is made for what is read, and the room at which more is made: there is enough for many small messages at once.
 const ROOM: usize = 16 * 1024;
 const LITTLE_ROOM: usize = 2 * 1024;
-/// The most bytes of one message, with all that surrounds it.
-const MAX_WHOLE: usize = MAX_MESSAGE_BYTES + 256 * 1024;
 /// The most bytes of messages of which some parts are there.
 const MAX_INCOMPLETE: usize = 64 * 1024 * 1024;
 
@@ -148,7 +146,7 @@ impl Assembly {
         let mut message = so_far.unwrap_or_default();
         self.bytes -= message.len();
         message.extend_from_slice(&frame.part);
-        if message.len() > MAX_WHOLE || self.bytes + message.len() > MAX_INCOMPLETE {
+        if message.len() > MAX_WHOLE_BYTES || self.bytes + message.len() > MAX_INCOMPLETE {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "a message is too large"));
         }
         if is_last {
@@ -193,6 +191,7 @@ impl Outbox {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::transport::MAX_MESSAGE_BYTES;
 
     fn all(frames: &mut Frames, mut bytes: BytesMut) -> Vec<Frame> {
         std::iter::from_fn(|| frames.next(&mut bytes).unwrap()).collect()
@@ -241,7 +240,7 @@ mod tests {
         let part = |number| Frame { kind: Kind::Part, number, part: Bytes::from(vec![0; PART]) };
         let mut one = Assembly::default();
         let taken = (0..).take_while(|_| one.add(part(1)).is_ok()).count();
-        assert_eq!(taken, MAX_WHOLE / PART);
+        assert_eq!(taken, MAX_WHOLE_BYTES / PART);
         let mut many = Assembly::default();
         let taken = (0..).take_while(|number| many.add(part(*number)).is_ok()).count();
         assert_eq!(taken, MAX_INCOMPLETE / PART);
