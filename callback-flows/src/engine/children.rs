@@ -12,8 +12,8 @@ use bytes::Bytes;
 use stable_interfaces::Timestamp;
 
 use super::names::Kind;
-use super::shared::{Item, Shared, State, Ticket};
-use super::{Engine, Phase};
+use super::state::{Item, State};
+use super::{Engine, Phase, Shared, Ticket};
 use crate::journal::{Detail, Event, Key};
 
 /// The names of the operations in which a flow waits for its posts to go out: at its end, and when it was cancelled there.

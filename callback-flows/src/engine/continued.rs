@@ -11,8 +11,8 @@ use bytes::Bytes;
 #[cfg(test)]
 use super::Sabotage;
 use super::names::has_begun;
-use super::shared::{Item, Mode, Shared, State};
-use super::{Engine, Kind, Phase};
+use super::state::{Item, Mode, State};
+use super::{Engine, Kind, Phase, Shared};
 use crate::blocked::{Blocked, BlockedKind};
 use crate::journal::{Carried, Entry, Event, Key};
 

@@ -9,9 +9,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use stable_interfaces::Timestamp;
 
-use super::Engine;
 use super::names::Kind;
-use super::shared::Shared;
+use super::{Engine, Shared};
 use crate::journal::Detail;
 
 /// The most bytes of one event, as JSON.

@@ -4,7 +4,7 @@ use std::any::Any;
 use std::collections::BTreeSet;
 
 use super::names::{Kind, is_patch};
-use super::shared::MAX_OPEN;
+use super::ticket::MAX_OPEN;
 use crate::blocked::{Blocked, BlockedKind};
 use crate::journal::{Begun, Detail};
 

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::shared::Named;
+use super::state::Named;
 use crate::by_name::ByName;
 use crate::hash::short_hash;
 

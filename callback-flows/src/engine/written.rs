@@ -3,10 +3,10 @@
 //! Entries come first, and then what the code has begun because of them, in order. It counts when all of it is there: only the last page says that the
 //! entries were taken in, and comes with a mark. Before that no step is opened, nothing is posted, and no event stored.
 
+use super::Engine;
 #[cfg(test)]
 use super::Sabotage;
-use super::{Begun, Engine};
-use crate::journal::{Entry, Page, Settled};
+use crate::journal::{Begun, Entry, Page, Settled};
 
 /// The amount that is still to be written.
 #[derive(Debug, Default)]

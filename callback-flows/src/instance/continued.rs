@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use stable_interfaces::{Alarm, Context, KeyRange};
 
-use super::{FlowInstance, Going, Loaded, ROW_BYTES, TurnError, put_page, put_rows};
+use super::write::{ROW_BYTES, put_page, put_rows};
+use super::{FlowInstance, Going, Loaded, TurnError};
 use crate::by_name::ByName;
 use crate::engine::is_signal;
 use crate::flows::journals::{PAGES, carried, page_key, pages_of, taken_over};

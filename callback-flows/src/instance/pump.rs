@@ -13,8 +13,9 @@ use stable_interfaces::clock::Clock;
 use stable_interfaces::{Context, Handle, InstanceRef, Interface, RequestError};
 use tokio::sync::{Notify, mpsc};
 
+use super::lives::{LEFT, Lives};
 use super::telling::News;
-use super::{FlowInstance, LEFT, Lives, Loaded, TurnError};
+use super::{FlowInstance, Loaded, TurnError};
 use crate::engine::Nudge;
 
 /// The time after which a turn that the host refused is asked for again.

@@ -7,6 +7,7 @@ use stable_interfaces::Context;
 
 use super::{FlowInstance, Loaded, TurnError};
 use crate::engine::{Engine, Phase, Shared};
+use crate::flows::parts_of;
 use crate::journal::Page;
 
 /// Up to so many entries a flow is replayed at each park. A longer journal is, whenever it has become longer by a tenth: all of it is replayed.
@@ -47,7 +48,7 @@ impl FlowInstance {
             return Ok(());
         }
         rehearsal.entries = engine.entries();
-        let Some(code) = self.registry.code(super::parts_of(&self.id).0, going.version) else { return Ok(()) };
+        let Some(code) = self.registry.code(parts_of(&self.id).0, going.version) else { return Ok(()) };
         let (limits, urls) = (self.registry.limits, self.registry.urls.clone());
         let shared = Shared::new(self.id.clone(), cx.clock(), cx.random(), limits, urls, Arc::new(()));
         let Err(why) = Engine::check(shared, code, rehearsal.pages.clone()) else { return Ok(()) };

@@ -8,8 +8,9 @@ use bytes::Bytes;
 use serde_json::{Map, Value};
 use stable_interfaces::Context;
 
+use super::lives::{LEFT, Lives};
 use super::telling::News;
-use super::{FlowInstance, LEFT, Lives, Loaded, TurnError};
+use super::{FlowInstance, Loaded, TurnError};
 use crate::blocked::{Blocked, BlockedKind};
 use crate::journal::Unreadable;
 use crate::status::{STATUS_KEY, State, Status};

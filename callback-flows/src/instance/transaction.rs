@@ -12,7 +12,8 @@ use stable_interfaces::clock::{Clock, Sleep};
 use stable_interfaces::{Context, ContextError, Handle, InstanceRef, RequestError};
 
 use super::pump::{AGAIN, Bell};
-use super::{FlowInstance, Loaded, TurnError, put_page};
+use super::write::put_page;
+use super::{FlowInstance, Loaded, TurnError};
 use crate::blocked::{Blocked, BlockedKind};
 use crate::journal::{Entry, Event, Page};
 use crate::transaction::Asked;

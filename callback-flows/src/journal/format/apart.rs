@@ -5,7 +5,8 @@
 
 use bytes::Bytes;
 
-use super::{ChildOutcome, Ended, Event, Page, Reader, StepOutcome, Unreadable, Writer};
+use super::{Reader, Unreadable, Writer};
+use crate::journal::{ChildOutcome, Ended, Event, Page, StepOutcome};
 
 /// A body of more bytes than these is kept apart.
 const APART_FROM: usize = 8 * 1024;
@@ -117,10 +118,10 @@ mod tests {
 
     use stable_interfaces::Timestamp;
 
-    use super::super::tests::{bytes_of, full_page};
-    use super::super::{Carried, Entry, Message};
     use super::*;
     use crate::hash::hex;
+    use crate::journal::tests::{bytes_of, full_page};
+    use crate::journal::{Carried, Entry, Message};
 
     /// A body of so many bytes.
     fn body(bytes: usize, of: u8) -> Bytes {
@@ -164,7 +165,7 @@ mod tests {
         let mut page = page_of_large_bodies();
         page.entries.remove(4);
         written = page.encode();
-        let golden = bytes_of(include_str!("format-2.hex"));
+        let golden = bytes_of(include_str!("../format-2.hex"));
         let hex = hex(&written.page);
         assert_eq!(bytes_of(&hex), golden, "written as {hex}");
         written.page = golden;

@@ -1,0 +1,134 @@
+//! The delivery of an entry: to the operation that it is for, or to whoever begins that operation later.
+//!
+//! Nothing of the code is polled here, and only a start or a cancellation begins anything.
+
+use std::collections::VecDeque;
+
+use super::Engine;
+use super::names::has_begun;
+use super::state::{Item, Life};
+#[cfg(test)]
+use super::{Sabotage, wakers::Entered};
+use crate::blocked::{Blocked, BlockedKind};
+use crate::journal::{Begun, Entry, Event};
+
+impl Engine {
+    /// Gives an entry to whom it is for, without polling anything but a start or a cancellation.
+    pub(super) fn deliver(&mut self, entry: Entry) -> Result<(), Blocked> {
+        let Entry { seq, at, event } = entry;
+        let expected = (seq < self.recorded_to).then(|| self.take_recorded(seq));
+        let mut state = self.shared.state.lock();
+        state.now = state.now.max(at);
+        state.begun.clear();
+        state.told_entries += 1;
+        state.told_bytes += event.size();
+        if let Some(rare) = state.rare.there() {
+            rare.emitted.clear();
+            rare.children.forget();
+        }
+        state.take_in(seq, at, &event);
+        state.expected = expected;
+        let target = match &event {
+            Event::Start { run, seed, input, .. } => {
+                (state.run, state.seed) = (*run, *seed);
+                drop(state);
+                self.start(input.clone());
+                return Ok(());
+            }
+            Event::Cancel => {
+                drop(state);
+                self.cancel();
+                return Ok(());
+            }
+            Event::Continued { run, seed, input, carried, .. } => {
+                (state.run, state.seed) = (*run, *seed);
+                if !carried.is_empty() {
+                    state.take_over(carried, &mut self.rare.made().taken_along)?;
+                }
+                drop(state);
+                self.start(input.clone());
+                return Ok(());
+            }
+            Event::Posted { .. } => return Ok(()),
+            Event::Message { callback: key, .. } => key.clone(),
+            Event::ChildEnded { child: key, .. }
+            | Event::Result { step: key, .. }
+            | Event::Attempt { step: key, .. }
+            | Event::Intent { step: key }
+            | Event::Fired { timer: key } => key.clone(),
+        };
+        let is_replay = state.expected.is_some();
+        let Some(index) = state.by_key.get(&target).copied() else {
+            if let Some(kept) = state.rare.there().and_then(|rare| rare.kept.get_mut(&target)) {
+                // The code has let it go for the next run to take.
+                kept.push_back(Item { seq, at, event });
+                return Ok(());
+            }
+            if has_begun(&state.named, &target) {
+                // It lost a race.
+                return Ok(());
+            }
+            if matches!(event, Event::Message { .. }) {
+                state.rare.made().early.entry(target).or_default().push_back(Item { seq, at, event });
+                return Ok(());
+            }
+            let message = format!("entry {seq} of its journal is {event}, and the code has not begun `{target}`");
+            return Err(Blocked::new(BlockedKind::Differs, message));
+        };
+        match event {
+            Event::Attempt { attempt, error, again_at, .. } => {
+                let Some(op) = state.op(index) else { return Ok(()) };
+                op.attempts = attempt;
+                op.last_error = Some(error);
+                op.is_over = false;
+                op.due = Some(again_at);
+                state.due.insert((again_at, index));
+            }
+            Event::Intent { .. } => {
+                let number = state.numbers;
+                state.numbers += 1;
+                let Some(op) = state.op(index) else { return Ok(()) };
+                op.intent = Some(if is_replay { Life::Earlier } else { Life::This });
+                op.is_over = false;
+                if !is_replay {
+                    // It starts when that is durable.
+                    op.opens_at = number;
+                }
+            }
+            event => {
+                if let Some(op) = state.op(index) {
+                    op.is_over = true;
+                    // In a replay nobody has fired it.
+                    if let Some(due) = op.due.take() {
+                        state.due.remove((due, index));
+                    }
+                }
+                #[cfg(test)]
+                if self.sabotage == Some(Sabotage::ConsumesAtDelivery)
+                    && let Some(op) = state.op(index)
+                    && let Some(waker) = op.waker.clone()
+                    && op.given.is_none()
+                {
+                    op.given = Some(Item { seq, at, event });
+                    drop(state);
+                    let _entered = Entered::into(self.shared.address());
+                    waker.wake();
+                    return Ok(());
+                }
+                state.push(index, Item { seq, at, event });
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what the code began the first time because of an entry.
+    fn take_recorded(&mut self, seq: u64) -> Vec<Begun> {
+        while self.recorded.pop_front_if(|settled| settled.seq < seq).is_some() {}
+        let settled = self.recorded.pop_front_if(|settled| settled.seq == seq);
+        if self.recorded.is_empty() {
+            // Its room would be kept for as long as the flow is in memory.
+            self.recorded = VecDeque::new();
+        }
+        settled.map_or_else(Vec::new, |settled| settled.begun)
+    }
+}

@@ -1,0 +1,192 @@
+//! A flow on its way into memory: its journal is read, and its code replayed to where it was.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use stable_interfaces::Context;
+
+use super::commands::{Answer, seen_as};
+use super::continued::{Before, ONCE};
+use super::lives::{Lives, RUNNING};
+use super::pump::{Bell, Pumping};
+use super::rehearsal::Rehearsal;
+use super::sealed::Seal;
+use super::telling::{Said, Unread};
+use super::write::Stored;
+use super::{FlowInstance, Going, Loaded, NEXT, TurnError};
+use crate::blocked::{Blocked, BlockedKind};
+use crate::by_name::ByName;
+use crate::courier::{self, Parents};
+use crate::engine::{Code, Engine, Phase, Shared};
+use crate::flows::journals::{PAGES, run_of};
+use crate::flows::parts_of;
+use crate::journal::{Event, Page};
+use crate::metrics;
+use crate::seldom::Seldom;
+use crate::status::{STATUS_KEY, State, Status};
+
+/// So many processes may die while a flow's code runs for one timer or message: after them the flow is blocked.
+const MAX_CODE_DEATHS: u64 = 3;
+
+impl FlowInstance {
+    /// Reads what is stored, and replays the code to where it was.
+    pub(super) async fn load(&mut self, cx: &mut Context, resumes: bool) -> Result<(), TurnError> {
+        match cx.get_bytes(STATUS_KEY).await? {
+            Some(status) => Box::pin(self.load_stored(cx, status, resumes)).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn load_stored(&mut self, cx: &mut Context, status: Bytes, resumes: bool) -> Result<(), TurnError> {
+        let (clock, name) = (cx.clock(), self.name());
+        let began = clock.elapsed();
+        let stored = Status::from_stored(&status).map_err(TurnError::Status)?;
+        let mut before: Option<Lives> = None;
+        for alarm in cx.alarms().await? {
+            match alarm.id() {
+                // Set anew, it is no longer held, and nothing has died of it.
+                NEXT => self.next = (!resumes).then(|| alarm.due()),
+                RUNNING => {
+                    self.runs = Some(alarm.scheduled_at());
+                    before = alarm.meta().ok();
+                }
+                _ => {}
+            }
+        }
+        if stored.state.is_over() {
+            self.loaded = Loaded::Over(Box::new(stored));
+            // It is set for as long as somebody is to be told.
+            if self.runs.is_some() {
+                let rows = cx.list(courier::PARENTS).await?;
+                self.parents = Parents::read(&rows)?;
+            }
+            return self.tell(cx).await;
+        }
+        let was_killed = matches!(&stored.state, State::Blocked { why } if why.kind() == BlockedKind::CodeKilled);
+        let deaths = u64::from(cx.crashes());
+        if !resumes && was_killed {
+            let why = Seal::Killed(stored.deaths);
+            return self.seal(cx, &status, stored, why);
+        }
+        if !resumes && deaths >= MAX_CODE_DEATHS && deaths > stored.deaths {
+            return self.seal(cx, &status, Status { deaths, ..stored }, Seal::Killed(deaths));
+        }
+        // With those of IDs, which come before them, and of parents, which come after them.
+        let mut ids = cx.list(ONCE.."parent0").await?;
+        let mut rows = ids.split_off(ids.partition_point(|(key, _)| key.starts_with(ONCE)));
+        let parents = rows.split_off(rows.partition_point(|(key, _)| key.starts_with(PAGES)));
+        self.parents = Parents::read(&parents)?;
+        let (pages, next_page) = match run_of(rows, stored.first_page, None) {
+            Ok(pages) => pages,
+            Err(why) => return self.seal(cx, &status, stored, Seal::Unreadable(why)),
+        };
+        let before_it = Before::of(stored.run, stored.first_page, &pages, &ids);
+        // Without the messages of earlier runs: their IDs are in rows of their own.
+        let entries = pages.iter().flat_map(|page| &page.entries).filter(|entry| !before_it.is_older(entry.seq));
+        let seen = entries.filter_map(|entry| match &entry.event {
+            Event::Message { callback, message } => Some(seen_as(callback, &message.id)),
+            Event::ChildEnded { child, .. } => Some(seen_as(child, "")),
+            _ => None,
+        });
+        let seen = seen.collect();
+        let going = self.begin(cx, (stored.version, stored.run), pages)?;
+        (going.started_at, going.input) = (stored.started_at, stored.input);
+        if let State::Blocked { why } = &stored.state
+            && matches!(why.kind(), BlockedKind::StepFailed | BlockedKind::StepKilled)
+            && !resumes
+        {
+            // It is for somebody to say that the step may be tried again.
+            going.engine.replay();
+            going.engine.block(why.clone());
+        }
+        going.pages = next_page;
+        going.before = before_it;
+        going.seen = seen;
+        let said = Said::of(&stored);
+        if said.events > 0 {
+            going.rare.made().said = said;
+        }
+        going.stored = Some(Stored::from(&stored));
+        going.engine.settle(usize::MAX);
+        if matches!(going.engine.phase(), Phase::Blocked(_)) {
+            going.rare.made().waited = stored.waits.clone();
+        }
+        // An earlier life may have ended between its commit and the word of it.
+        self.registry.hub.tell(&self.id, &Arc::new(stored), Vec::new());
+        metrics::replayed(&name, clock.elapsed().saturating_sub(began));
+        self.address_posts(cx.now());
+        if let Some(before) = before {
+            self.look_for_killers(cx, &before)?;
+        }
+        self.tell(cx).await?;
+        self.write(cx)?;
+        self.write_rest(cx).await
+    }
+
+    /// An engine for this flow.
+    pub(super) fn begin(
+        &mut self,
+        cx: &mut Context,
+        (version, run): (u32, u32),
+        pages: Vec<Page>,
+    ) -> Result<&mut Going, TurnError> {
+        let bell = Arc::new(Bell::new(self.id.clone(), self.registry.strays.clone()));
+        let shared = Shared::new(
+            self.id.clone(),
+            cx.clock(),
+            cx.random(),
+            self.registry.limits,
+            self.registry.urls.clone(),
+            bell.clone(),
+        );
+        #[cfg(feature = "testing")]
+        if let Some(fakes) = &self.registry.fakes {
+            shared.fakes.get_or_init(|| fakes.clone());
+        }
+        let (name, id) = parts_of(&self.id);
+        let code = self.registry.code(name, version);
+        let rehearsal = self.registry.rehearses.then(|| Rehearsal::of(&pages));
+        let is_known = code.is_some();
+        let nothing: Code = Arc::new(|_, _| Box::pin(std::future::pending()));
+        let mut engine = Engine::new(shared, code.unwrap_or(nothing), pages);
+        engine.set_span(tracing::info_span!("flow", name, id, version, run));
+        if !is_known {
+            engine.block(Blocked::unknown_version(name, version));
+        }
+        self.loaded = Loaded::Going(Box::new(Going {
+            engine,
+            bell,
+            pumping: Pumping::default(),
+            version,
+            started_at: cx.now(),
+            input: 0,
+            pages: 0,
+            before: Before::none(),
+            seen: ByName::default(),
+            stored: None,
+            rare: Seldom::default(),
+            unread: Unread::default(),
+            rehearsal,
+        }));
+        match &mut self.loaded {
+            Loaded::Going(going) => Ok(going),
+            _ => unreachable!("it has just been set"),
+        }
+    }
+
+    pub(super) async fn resume(&mut self, cx: &mut Context) -> Result<Answer, TurnError> {
+        match &self.loaded {
+            Loaded::Absent => return Ok(Answer::NotFound),
+            Loaded::Over(_) => return Ok(Answer::Gone),
+            Loaded::Sealed(_) => {}
+            Loaded::Going(going) if matches!(going.engine.phase(), Phase::Blocked(_)) => {}
+            Loaded::Going(_) => return Ok(Answer::Already),
+        }
+        // Set anew, it has killed nothing.
+        cx.cancel_alarm(RUNNING)?;
+        self.runs = None;
+        self.load(cx, true).await?;
+        self.advance_fully(cx).await?;
+        Ok(Answer::Done)
+    }
+}
