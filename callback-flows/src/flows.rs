@@ -221,7 +221,7 @@ impl Flows {
         Some((name.to_owned(), id.to_owned()))
     }
 
-    /// Cancels a flow: its code is dropped where it waits, and what it has registered to [undo](Flow::undo) is undone.
+    /// Cancels a flow: its code is dropped where it waits, and what it has registered to [undo](crate::Flow::undo) is undone.
     ///
     /// # Errors
     /// [`FlowsError::NotFound`] where the flow's owner can be reached, [`FlowsError::Gone`] where it is over, [`FlowsError::Unavailable`].
