@@ -93,8 +93,6 @@ const FLOORS: [Floor; 14] = [
 
 /// The libraries whose files are to be read at once.
 const LIBRARIES: [&str; 3] = ["stable-interfaces", "alarm-backends", "callback-flows"];
-/// Files that may be longer than [`LONGEST`], each with its reason.
-const LONG: [(&str, &str); 1] = [("stable-interfaces/src/host.rs", "one idea, long for its documentation")];
 /// The most lines of a file, its own tests and models in files beside it not counted.
 const LONGEST: usize = 650;
 /// The most names at the root of the crate.
@@ -391,22 +389,17 @@ fn what_a_floor_may_use_is_allowed() {
 
 #[test]
 fn no_file_is_too_long_to_be_read_at_once() {
-    let mut long: BTreeMap<&str, &str> = LONG.into();
     for library in LIBRARIES {
         let sources = sources_of(library);
         assert!(sources.len() > 40, "{library} has {} files", sources.len());
-        for (path, source) in sources.into_iter().filter(|(path, _)| !is_outside(path)) {
-            let (path, lines) = (format!("{library}/src/{path}"), source.lines().count());
-            match long.remove(&*path) {
-                Some(reason) => assert!(lines > LONGEST, "{path} need not be excepted any more: {reason}"),
-                None => {
-                    assert!(lines <= LONGEST, "{path} has {lines} lines: find its second idea, and give that a file");
-                }
-            }
+        for (path, source) in sources.iter().filter(|(path, _)| !is_outside(path)) {
+            let lines = source.lines().count();
+            assert!(
+                lines <= LONGEST,
+                "{library}/src/{path} has {lines} lines: find its second idea, and give that a file"
+            );
         }
     }
-    assert!(long.is_empty(), "there are no such files: {long:?}");
-    assert!(LONG.len() <= 3);
 }
 
 #[test]

@@ -6,7 +6,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::{StartError, begin_tasks, check_names, forward_message, run_deferred};
+use super::register::{check_names, forward_message};
+use super::start::{StartError, begin_tasks, run_deferred};
 use crate::clock::{Clock, Random};
 use crate::error::WithCauses;
 use crate::fleet::{Fleet, HASH_VERSION, check_host};
