@@ -34,6 +34,14 @@ pub(super) fn out_of_place(operation: &str) -> Blocked {
     Blocked::new(BlockedKind::NotDurable, message)
 }
 
+pub(super) fn waited_for_elsewhere(operation: &str) -> Blocked {
+    let message = format!(
+        "`{operation}` is waited for outside of the flow's own code, where a replay cannot tell what came first: inside of a step, or \
+         in a spawned task. Wait for it in the flow, by `join!`, `select!` or `FuturesUnordered`"
+    );
+    Blocked::new(BlockedKind::NotDurable, message)
+}
+
 pub(super) fn beside_the_journal(what: &str) -> Blocked {
     let message = format!(
         "its code has {what} without anything in its journal having happened: it was told by something that is not durable, \

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 use stable_interfaces::Timestamp;
 
 use super::Shared;
-use super::faults::{beside_the_journal, out_of_place, too_many_open, two_at_once};
+use super::faults::{beside_the_journal, out_of_place, too_many_open, two_at_once, waited_for_elsewhere};
 use super::names::{Kind, base_of};
 use super::state::{Item, Life, Mode, Op};
 use super::wakers::{Entered, StepWaker};
@@ -139,6 +139,11 @@ impl Ticket {
 
     /// Takes what has been released to this operation, or waits for that.
     pub(crate) fn poll(&self, task: &Context<'_>) -> Poll<Item> {
+        if !Entered::is_in(self.shared.address()) {
+            self.shared.fail(waited_for_elsewhere(&self.key));
+            self.shared.wake_from_outside();
+            return Poll::Pending;
+        }
         let mut state = self.shared.state.lock();
         let mode = state.mode;
         let Some(op) = state.op(self.index) else { return Poll::Pending };

@@ -59,8 +59,17 @@ impl Wake for FlowWaker {
     fn wake_by_ref(self: &Arc<Self>) {
         if Entered::is_in(self.0.address()) {
             self.0.self_woken.store(true, Ordering::Relaxed);
-        } else if !self.0.foreign_woken.swap(true, Ordering::AcqRel) {
-            self.0.nudge.stray();
+        } else {
+            self.0.wake_from_outside();
+        }
+    }
+}
+
+impl Shared {
+    /// Something has happened to the code that is not in its journal.
+    pub(super) fn wake_from_outside(&self) {
+        if !self.foreign_woken.swap(true, Ordering::AcqRel) {
+            self.nudge.stray();
         }
     }
 }
