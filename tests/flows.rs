@@ -26,7 +26,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use stable_interfaces::testing::{Fault, Method};
 use stable_interfaces::{Fleet, FleetClient, Host, HostBuilder, Store, StoreError};
-use system_tests::{World, in_time, on_each_store};
+use system_tests::{Between, World, in_time, on_each_store};
 
 #[path = "flows/children.rs"]
 mod children;

@@ -115,6 +115,8 @@ pub(crate) struct Engine {
     unwritten: Unwritten,
     phase: Phase,
     is_cancelled: bool,
+    /// The journal of this run has a request to cancel, which its code may not have been told.
+    is_to_be_cancelled: bool,
     /// The journal has ended: the code may end with the last entry that it took in.
     may_end: bool,
     /// The span that the code runs in, if anybody sees it.
@@ -182,6 +184,7 @@ impl Engine {
             unwritten: Unwritten::default(),
             phase: Phase::Going,
             is_cancelled: false,
+            is_to_be_cancelled: false,
             may_end: false,
             span: None,
             rare: Seldom::default(),
@@ -194,6 +197,7 @@ impl Engine {
                 if matches!(entry.event, Event::Continued { .. }) {
                     engine.begin_run(entry.seq);
                 }
+                engine.is_to_be_cancelled |= matches!(entry.event, Event::Cancel);
                 engine.next_seq = entry.seq + 1;
                 engine.bytes += entry.event.size();
                 engine.pending.push_back(entry);
@@ -245,6 +249,7 @@ impl Engine {
         if matches!(event, Event::Continued { .. }) {
             self.begin_run(self.next_seq);
         }
+        self.is_to_be_cancelled |= matches!(event, Event::Cancel);
         let entry = Entry { seq: self.next_seq, at, event };
         self.next_seq += 1;
         self.bytes += entry.event.size();

@@ -97,7 +97,10 @@ pub enum Started {
     New,
     /// The flow was started before, with the same input.
     Already,
-    /// The start is durable, and the flow's owner, which is not this host, will begin it: it is the first start of its ID that was stored.
+    /// The start is durable, and the flow's owner, which is not this host and could not be asked, will judge it. It is the first start of its ID
+    /// that is stored, and comes before every one that is asked for from now on. The owner may still have begun the flow with another one that it
+    /// was asked for while this one was on its way: then that one is told `New`, and this one is dropped. Asked again, the same start
+    /// is told for good, [`Already`](Self::Already) or [`FlowsError::Conflict`], as soon as the owner has judged it.
     Posted,
 }
 
@@ -116,7 +119,8 @@ pub enum Delivered {
 impl Flows {
     /// Starts a flow under an ID of the caller's choice. When this returns, it is durable.
     ///
-    /// The same ID and input again are [`Started::Already`], so it may be repeated.
+    /// The same ID and input again are [`Started::Already`], so it may be repeated. Of all starts of one ID at most one is told
+    /// [`Started::New`], and no other input is taken after that.
     ///
     /// # Errors
     /// [`FlowsError`]: an unknown name, an ID that cannot be one, an input that does not fit, is refused or is larger than it

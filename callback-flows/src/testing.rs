@@ -78,6 +78,8 @@ mod halted;
 mod journals;
 #[cfg(test)]
 mod odd;
+#[cfg(test)]
+mod outside;
 mod process;
 #[cfg(test)]
 mod tests;

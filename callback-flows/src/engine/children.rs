@@ -11,7 +11,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use stable_interfaces::Timestamp;
 
-use super::names::Kind;
+use super::names::{Kind, has_begun};
 use super::state::{Item, State};
 use super::{Engine, Phase, Shared, Ticket};
 use crate::journal::{Detail, Event, Key};
@@ -204,6 +204,11 @@ impl Engine {
         }
         let mut state = self.shared.state.lock();
         state.rare.there().map_or_else(Vec::new, |rare| std::mem::take(&mut rare.children.ready))
+    }
+
+    /// Tells whether the code may have begun this child: if it is blocked, nobody can tell.
+    pub(crate) fn may_have_begun(&self, child: &str) -> bool {
+        matches!(self.phase, Phase::Blocked(_)) || has_begun(&self.shared.state.lock().named, child)
     }
 
     /// Tells whether there are posts that the journal does not have as gone out.

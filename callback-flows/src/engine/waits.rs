@@ -72,6 +72,11 @@ impl Engine {
         is_early && state.rare.early.len() >= MAX_EARLY
     }
 
+    /// Tells whether the journal has a request to cancel: a second one says nothing more.
+    pub(crate) fn is_to_be_cancelled(&self) -> bool {
+        self.is_to_be_cancelled
+    }
+
     /// Tells whether the code holds this callback, or has not begun it yet: else a message for it comes too late.
     pub(crate) fn takes_messages(&self, callback: &str) -> bool {
         if matches!(self.phase, Phase::Blocked(_)) {

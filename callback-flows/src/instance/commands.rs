@@ -60,7 +60,9 @@ impl FlowInstance {
                 Loaded::Over(_) => Answer::Gone,
                 Loaded::Sealed(_) => Answer::Full,
                 Loaded::Going(going) => {
-                    going.engine.append(arrived, Event::Cancel);
+                    if !going.engine.is_to_be_cancelled() {
+                        going.engine.append(arrived, Event::Cancel);
+                    }
                     Answer::Done
                 }
             },
@@ -127,7 +129,8 @@ impl FlowInstance {
             Loaded::Sealed(_) => return Answer::Full,
             Loaded::Going(going) => going,
         };
-        if run != going.before.run {
+        if run != going.before.run || !going.engine.may_have_begun(&child) {
+            // A flow of this ID that was there before has begun it.
             return Answer::Gone;
         }
         let seen = seen_as(&child, "");
@@ -143,8 +146,8 @@ impl FlowInstance {
         Answer::Done
     }
 
-    /// Begins the flow with the first start of its ID that is stored, if there is one: whoever stored it may have been told so. It comes as a message
-    /// as well, and does nothing then. One that is stored while this turn's commit is under way finds its status there, unless it is faster than that.
+    /// Begins a flow that is not there with the first start of its ID that is stored, if there is one: whoever stored it may have been told so, and what is
+    /// to be taken now may count on it. It comes as a message as well, and does nothing then. One that is stored while this turn's commit is under way finds its status there, unless it is faster than that.
     async fn take_stored_start(&mut self, cx: &mut Context) -> Result<(), TurnError> {
         if !matches!(self.loaded, Loaded::Absent) || !cx.may_have_messages() {
             return Ok(());
@@ -168,9 +171,7 @@ impl Handle<Command> for FlowInstance {
         if matches!(command, Command::Deliver { .. }) && self.first_stored(cx).await?.is_some() {
             return Ok(Answer::Behind);
         }
-        if matches!(command, Command::Start { .. }) {
-            self.take_stored_start(cx).await?;
-        }
+        self.take_stored_start(cx).await?;
         self.take(cx, command, now).await
     }
 }
@@ -182,6 +183,10 @@ impl OnMessage for FlowInstance {
             && message.id.is_empty()
         {
             message.id = posted.id().into();
+        }
+        if !matches!(command, Command::Start { .. }) {
+            // Its start may have come before it, and be waiting to be tried again.
+            self.take_stored_start(cx).await?;
         }
         // By the store's clock, which may be ahead.
         let arrived = posted.arrived().min(cx.now());
