@@ -78,6 +78,32 @@ pub(super) struct Op {
     pub(super) given: Option<Item>,
 }
 
+impl Op {
+    /// An operation of this number that has begun now, and of which nothing has come.
+    pub(super) fn new(key: Key, kind: Kind, number: u64, now: Timestamp) -> Op {
+        Op {
+            key,
+            kind,
+            number,
+            opens_at: number,
+            since: now,
+            queue: VecDeque::new(),
+            waker: None,
+            is_released: false,
+            due: None,
+            is_over: false,
+            must_poll: false,
+            has_started: false,
+            attempts: 0,
+            last_error: None,
+            at: None,
+            intent: None,
+            #[cfg(test)]
+            given: None,
+        }
+    }
+}
+
 /// The life of a flow that something belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Life {
@@ -180,6 +206,30 @@ impl State {
             self.named.insert(base.into(), Named::default());
         }
         self.named.get_mut(base).expect("invariant: it has just been put there")
+    }
+
+    /// The operation of this name that the code began the first time because of the same entry, in a replay.
+    pub(super) fn known(&self, name: &str) -> Option<&Begun> {
+        let expected = self.expected.as_ref()?;
+        // Mostly the code begins all of it in the same order.
+        let same = expected.get(self.begun.len()).filter(|begun| *begun.key == *name);
+        same.or_else(|| expected.iter().find(|begun| *begun.key == *name))
+    }
+
+    /// Adds an operation to those that the code holds: its callback is open, its timer armed.
+    pub(super) fn hold(&mut self, op: Box<Op>) -> usize {
+        let index = self.free.pop().unwrap_or(self.ops.len());
+        self.by_key.insert(op.key.clone(), index);
+        self.open += usize::from(op.kind.takes_messages());
+        if let Some(due) = op.due {
+            self.due.insert((due, index));
+        }
+        if index == self.ops.len() {
+            self.ops.push(Some(op));
+        } else {
+            self.ops[index] = Some(op);
+        }
+        index
     }
 
     /// Has the flow blocked as soon as its code has been polled, unless there is a reason for that already.

@@ -56,12 +56,7 @@ impl Shared {
         named.next += u32::from(kind != Kind::Signal);
         named.alive += 1;
         let _ = write!(base, "#{ordinal}");
-        let known = state.expected.as_ref().and_then(|expected| {
-            // Mostly the code begins all of it in the same order.
-            let same = expected.get(state.begun.len()).filter(|begun| *begun.key == *base);
-            same.or_else(|| expected.iter().find(|begun| *begun.key == *base))
-        });
-        let (key, detail) = match known {
+        let (key, detail) = match state.known(&base) {
             // The deadline of a timer is the one that it was given first.
             Some(known) if matches!(detail, Detail::Due(_)) => (known.key.clone(), known.detail),
             Some(known) => (known.key.clone(), detail),
@@ -74,40 +69,14 @@ impl Shared {
         let due = if let Detail::Due(due) = detail { Some(due) } else { None };
         let (number, now) = (state.numbers, state.now);
         state.numbers += 1;
-        let early = state.rare.there().and_then(|rare| rare.early.remove(&key));
-        let op = Box::new(Op {
-            key: key.clone(),
-            kind,
-            number,
-            opens_at: number,
-            since: now,
-            queue: early.unwrap_or_default(),
-            waker: None,
-            is_released: false,
-            due,
-            is_over: false,
-            must_poll: false,
-            has_started: false,
-            attempts: 0,
-            last_error: None,
-            at: None,
-            intent: None,
-            #[cfg(test)]
-            given: None,
-        });
-        let index = state.free.pop().unwrap_or(state.ops.len());
-        if index == state.ops.len() {
-            state.ops.push(Some(op));
-        } else {
-            state.ops[index] = Some(op);
+        let mut op = Box::new(Op::new(key.clone(), kind, number, now));
+        op.due = due;
+        if let Some(early) = state.rare.there().and_then(|rare| rare.early.remove(&key)) {
+            op.queue = early;
         }
-        state.by_key.insert(key.clone(), index);
-        state.open += usize::from(kind.takes_messages());
+        let index = state.hold(op);
         if state.open > MAX_OPEN {
             state.blame(too_many_open);
-        }
-        if let Some(due) = due {
-            state.due.insert((due, index));
         }
         Ticket { shared: self.clone(), index, key, at: (number, due) }
     }

@@ -31,14 +31,19 @@ impl FlowInstance {
         Ok(stored.first().map(|message| message.arrived().min(now)))
     }
 
+    /// Sets the alarm `next`, with what a list of all flows tells of this one.
+    pub(super) fn set_next(&mut self, cx: &mut Context, at: Timestamp, kept: &Kept) -> Result<(), TurnError> {
+        cx.set_alarm(NEXT, at, kept)?;
+        self.next = Some(at);
+        Ok(())
+    }
+
     /// Removes a part of what is kept of a flow that is over, and in the end its ID.
     async fn purge(&mut self, cx: &mut Context, mut status: Box<Status>) -> Result<(), TurnError> {
         if !self.parents.is_empty() {
             // It is not to be gone before they know.
             let again = cx.now() + PARENTS_FIRST;
-            cx.set_alarm(NEXT, again, &Kept { version: status.version, is_over: true })?;
-            self.next = Some(again);
-            return Ok(());
+            return self.set_next(cx, again, &Kept { version: status.version, is_over: true });
         }
         if status.state == State::Purged {
             cx.delete(STATUS_KEY)?;
@@ -60,8 +65,7 @@ impl FlowInstance {
             let hub = &self.registry.hub;
             News::new(&self.id, hub, Some(before), Status::clone(&status), Vec::new()).tell_after(cx);
         }
-        cx.set_alarm(NEXT, next, &Kept { version: status.version, is_over: true })?;
-        self.next = Some(next);
+        self.set_next(cx, next, &Kept { version: status.version, is_over: true })?;
         self.loaded = Loaded::Over(status);
         Ok(())
     }
@@ -106,9 +110,8 @@ impl OnAlarm for FlowInstance {
                     going.pass_until(first);
                     self.advance_fully(cx).await?;
                     if let Loaded::Going(going) = &self.loaded {
-                        let again = now + CALLS_FIRST;
-                        cx.set_alarm(NEXT, again, &Kept { version: going.version, is_over: false })?;
-                        self.next = Some(again);
+                        let version = going.version;
+                        self.set_next(cx, now + CALLS_FIRST, &Kept { version, is_over: false })?;
                     }
                     return Ok(());
                 }

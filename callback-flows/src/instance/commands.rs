@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use stable_interfaces::{Context, Handle, Message as Posted, OnMessage, Timestamp};
 
-use super::{FlowInstance, Loaded, RUN, TurnError};
+use super::{FlowInstance, Going, Loaded, RUN, TurnError};
 use crate::command::{Command, Parent};
 use crate::engine::Phase;
 use crate::hash::hash_of;
@@ -53,19 +53,18 @@ impl FlowInstance {
                 Box::pin(self.tell(cx)).await?;
                 Answer::Done
             }
-            Command::Deliver { run, callback, message } => self.deliver(cx, (run, callback), message, arrived),
-            Command::ChildEnded { run, child, outcome } => self.child_ended((run, child), outcome, arrived),
-            Command::Cancel => match &mut self.loaded {
-                Loaded::Absent => Answer::NotFound,
-                Loaded::Over(_) => Answer::Gone,
-                Loaded::Sealed(_) => Answer::Full,
-                Loaded::Going(going) => {
-                    if !going.engine.is_to_be_cancelled() {
-                        going.engine.append(arrived, Event::Cancel);
-                    }
-                    Answer::Done
+            Command::Deliver { run, callback, message } => {
+                self.loaded.told(|going| going.deliver(cx, (run, callback), message, arrived))
+            }
+            Command::ChildEnded { run, child, outcome } => {
+                self.loaded.told(|going| going.child_ended((run, child), outcome, arrived))
+            }
+            Command::Cancel => self.loaded.told(|going| {
+                if !going.engine.is_to_be_cancelled() {
+                    going.engine.append(arrived, Event::Cancel);
                 }
-            },
+                Answer::Done
+            }),
         };
         self.advance_fully(cx).await?;
         Ok(answer)
@@ -89,63 +88,6 @@ impl FlowInstance {
         Ok(Answer::Done)
     }
 
-    fn deliver(
-        &mut self,
-        cx: &Context,
-        (run, address): (Option<u32>, Arc<str>),
-        mut message: Message,
-        arrived: Timestamp,
-    ) -> Answer {
-        let going = match &mut self.loaded {
-            Loaded::Absent => return Answer::NotFound,
-            Loaded::Over(_) => return Answer::Gone,
-            Loaded::Sealed(_) => return Answer::Full,
-            Loaded::Going(going) => going,
-        };
-        if message.id.is_empty() {
-            message.id = format!("{:016x}", cx.random().next_u64()).into();
-        }
-        let Some(callback) = going.before.callback(run, &address) else { return Answer::Gone };
-        let seen = seen_as(&callback, &message.id);
-        if going.seen.get(&seen).is_some() || going.before.has_taken(run, &address, &message.id) {
-            return Answer::Already;
-        }
-        going.pass_until(arrived);
-        if matches!(going.engine.phase(), Phase::Ended(_)) || !going.engine.takes_messages(&callback) {
-            return Answer::Gone;
-        }
-        if going.engine.unread() >= MAX_UNREAD || going.engine.has_too_many_early(&callback) {
-            return Answer::Full;
-        }
-        going.seen.insert(seen, ());
-        going.engine.append(arrived, Event::Message { callback, message });
-        Answer::Done
-    }
-
-    fn child_ended(&mut self, (run, child): (u32, Arc<str>), outcome: ChildOutcome, arrived: Timestamp) -> Answer {
-        let going = match &mut self.loaded {
-            Loaded::Absent => return Answer::NotFound,
-            Loaded::Over(_) => return Answer::Gone,
-            Loaded::Sealed(_) => return Answer::Full,
-            Loaded::Going(going) => going,
-        };
-        if run != going.before.run || !going.engine.may_have_begun(&child) {
-            // A flow of this ID that was there before has begun it.
-            return Answer::Gone;
-        }
-        let seen = seen_as(&child, "");
-        if going.seen.get(&seen).is_some() {
-            return Answer::Already;
-        }
-        going.seen.insert(seen, ());
-        going.pass_until(arrived);
-        if matches!(going.engine.phase(), Phase::Ended(_)) {
-            return Answer::Gone;
-        }
-        going.engine.append(arrived, Event::ChildEnded { child, outcome });
-        Answer::Done
-    }
-
     /// Begins a flow that is not there with the first start of its ID that is stored, if there is one: whoever stored it may have been told so, and what is
     /// to be taken now may count on it. It comes as a message as well, and does nothing then. One that is stored while this turn's commit is under way finds its status there, unless it is faster than that.
     async fn take_stored_start(&mut self, cx: &mut Context) -> Result<(), TurnError> {
@@ -160,6 +102,66 @@ impl FlowInstance {
             self.start(cx, version, input)?;
         }
         Ok(())
+    }
+}
+
+impl Loaded {
+    /// Tells the flow something, if there is one that may be told anything.
+    fn told(&mut self, tell: impl FnOnce(&mut Going) -> Answer) -> Answer {
+        match self {
+            Loaded::Absent => Answer::NotFound,
+            Loaded::Over(_) => Answer::Gone,
+            // It is refused before anybody asks.
+            Loaded::Sealed(_) => Answer::Full,
+            Loaded::Going(going) => tell(going),
+        }
+    }
+}
+
+impl Going {
+    fn deliver(
+        &mut self,
+        cx: &Context,
+        (run, address): (Option<u32>, Arc<str>),
+        mut message: Message,
+        arrived: Timestamp,
+    ) -> Answer {
+        if message.id.is_empty() {
+            message.id = format!("{:016x}", cx.random().next_u64()).into();
+        }
+        let Some(callback) = self.before.callback(run, &address) else { return Answer::Gone };
+        let seen = seen_as(&callback, &message.id);
+        if self.seen.get(&seen).is_some() || self.before.has_taken(run, &address, &message.id) {
+            return Answer::Already;
+        }
+        self.pass_until(arrived);
+        if matches!(self.engine.phase(), Phase::Ended(_)) || !self.engine.takes_messages(&callback) {
+            return Answer::Gone;
+        }
+        if self.engine.unread() >= MAX_UNREAD || self.engine.has_too_many_early(&callback) {
+            return Answer::Full;
+        }
+        self.seen.insert(seen, ());
+        self.engine.append(arrived, Event::Message { callback, message });
+        Answer::Done
+    }
+
+    fn child_ended(&mut self, (run, child): (u32, Arc<str>), outcome: ChildOutcome, arrived: Timestamp) -> Answer {
+        if run != self.before.run || !self.engine.may_have_begun(&child) {
+            // A flow of this ID that was there before has begun it.
+            return Answer::Gone;
+        }
+        let seen = seen_as(&child, "");
+        if self.seen.get(&seen).is_some() {
+            return Answer::Already;
+        }
+        self.seen.insert(seen, ());
+        self.pass_until(arrived);
+        if matches!(self.engine.phase(), Phase::Ended(_)) {
+            return Answer::Gone;
+        }
+        self.engine.append(arrived, Event::ChildEnded { child, outcome });
+        Answer::Done
     }
 }
 

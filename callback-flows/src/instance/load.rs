@@ -37,39 +37,16 @@ impl FlowInstance {
         }
     }
 
-    async fn load_stored(&mut self, cx: &mut Context, status: Bytes, resumes: bool) -> Result<(), TurnError> {
+    async fn load_stored(&mut self, cx: &mut Context, row: Bytes, resumes: bool) -> Result<(), TurnError> {
         let (clock, name) = (cx.clock(), self.name());
         let began = clock.elapsed();
-        let stored = Status::from_stored(&status).map_err(TurnError::Status)?;
-        let mut before: Option<Lives> = None;
-        for alarm in cx.alarms().await? {
-            match alarm.id() {
-                // Set anew, it is no longer held, and nothing has died of it.
-                NEXT => self.next = (!resumes).then(|| alarm.due()),
-                RUNNING => {
-                    self.runs = Some(alarm.scheduled_at());
-                    before = alarm.meta().ok();
-                }
-                _ => {}
-            }
-        }
+        let stored = Status::from_stored(&row).map_err(TurnError::Status)?;
+        let lives = self.note_alarms(cx, resumes).await?;
         if stored.state.is_over() {
-            self.loaded = Loaded::Over(Box::new(stored));
-            // It is set for as long as somebody is to be told.
-            if self.runs.is_some() {
-                let rows = cx.list(courier::PARENTS).await?;
-                self.parents = Parents::read(&rows)?;
-            }
-            return self.tell(cx).await;
+            return self.load_over(cx, stored).await;
         }
-        let was_killed = matches!(&stored.state, State::Blocked { why } if why.kind() == BlockedKind::CodeKilled);
-        let deaths = u64::from(cx.crashes());
-        if !resumes && was_killed {
-            let why = Seal::Killed(stored.deaths);
-            return self.seal(cx, &status, stored, why);
-        }
-        if !resumes && deaths >= MAX_CODE_DEATHS && deaths > stored.deaths {
-            return self.seal(cx, &status, Status { deaths, ..stored }, Seal::Killed(deaths));
+        if !resumes && let Some(deaths) = killed_by(&stored, u64::from(cx.crashes())) {
+            return self.seal(cx, &row, Status { deaths, ..stored }, Seal::Killed(deaths));
         }
         // With those of IDs, which come before them, and of parents, which come after them.
         let mut ids = cx.list(ONCE.."parent0").await?;
@@ -78,49 +55,51 @@ impl FlowInstance {
         self.parents = Parents::read(&parents)?;
         let (pages, next_page) = match run_of(rows, stored.first_page, None) {
             Ok(pages) => pages,
-            Err(why) => return self.seal(cx, &status, stored, Seal::Unreadable(why)),
+            Err(why) => return self.seal(cx, &row, stored, Seal::Unreadable(why)),
         };
-        let before_it = Before::of(stored.run, stored.first_page, &pages, &ids);
-        // Without the messages of earlier runs: their IDs are in rows of their own.
-        let entries = pages.iter().flat_map(|page| &page.entries).filter(|entry| !before_it.is_older(entry.seq));
-        let seen = entries.filter_map(|entry| match &entry.event {
-            Event::Message { callback, message } => Some(seen_as(callback, &message.id)),
-            Event::ChildEnded { child, .. } => Some(seen_as(child, "")),
-            _ => None,
-        });
-        let seen = seen.collect();
+        let before = Before::of(stored.run, stored.first_page, &pages, &ids);
+        let seen = seen_in(&pages, &before);
         let going = self.begin(cx, (stored.version, stored.run), pages)?;
-        (going.started_at, going.input) = (stored.started_at, stored.input);
-        if let State::Blocked { why } = &stored.state
-            && matches!(why.kind(), BlockedKind::StepFailed | BlockedKind::StepKilled)
-            && !resumes
-        {
-            // It is for somebody to say that the step may be tried again.
-            going.engine.replay();
-            going.engine.block(why.clone());
-        }
-        going.pages = next_page;
-        going.before = before_it;
-        going.seen = seen;
-        let said = Said::of(&stored);
-        if said.events > 0 {
-            going.rare.made().said = said;
-        }
-        going.stored = Some(Stored::from(&stored));
-        going.engine.settle(usize::MAX);
-        if matches!(going.engine.phase(), Phase::Blocked(_)) {
-            going.rare.made().waited = stored.waits.clone();
-        }
+        (going.pages, going.before, going.seen) = (next_page, before, seen);
+        going.replay(&stored, resumes);
         // An earlier life may have ended between its commit and the word of it.
         self.registry.hub.tell(&self.id, &Arc::new(stored), Vec::new());
         metrics::replayed(&name, clock.elapsed().saturating_sub(began));
         self.address_posts(cx.now());
-        if let Some(before) = before {
-            self.look_for_killers(cx, &before)?;
+        if let Some(lives) = lives {
+            self.look_for_killers(cx, &lives)?;
         }
         self.tell(cx).await?;
         self.write(cx)?;
         self.write_rest(cx).await
+    }
+
+    /// Notes which alarms are set. Gives out the processes that steps ran in, as the alarm `run` knows them.
+    async fn note_alarms(&mut self, cx: &mut Context, resumes: bool) -> Result<Option<Lives>, TurnError> {
+        let mut lives = None;
+        for alarm in cx.alarms().await? {
+            match alarm.id() {
+                // Set anew, it is not held, and nothing has died of it.
+                NEXT => self.next = (!resumes).then(|| alarm.due()),
+                RUNNING => {
+                    self.runs = Some(alarm.scheduled_at());
+                    lives = alarm.meta().ok();
+                }
+                _ => {}
+            }
+        }
+        Ok(lives)
+    }
+
+    /// Keeps the status of a flow that is over, and goes on telling its parents if they were not told.
+    async fn load_over(&mut self, cx: &mut Context, status: Status) -> Result<(), TurnError> {
+        self.loaded = Loaded::Over(Box::new(status));
+        // It is set for as long as somebody is to be told.
+        if self.runs.is_some() {
+            let rows = cx.list(courier::PARENTS).await?;
+            self.parents = Parents::read(&rows)?;
+        }
+        self.tell(cx).await
     }
 
     /// An engine for this flow.
@@ -189,4 +168,47 @@ impl FlowInstance {
         self.advance_fully(cx).await?;
         Ok(Answer::Done)
     }
+}
+
+impl Going {
+    /// Replays the code to where it was when this status was stored.
+    fn replay(&mut self, stored: &Status, resumes: bool) {
+        (self.started_at, self.input) = (stored.started_at, stored.input);
+        let said = Said::of(stored);
+        if said.events > 0 {
+            self.rare.made().said = said;
+        }
+        self.stored = Some(Stored::from(stored));
+        if let State::Blocked { why } = &stored.state
+            && matches!(why.kind(), BlockedKind::StepFailed | BlockedKind::StepKilled)
+            && !resumes
+        {
+            // It is for somebody to say that the step may be tried again.
+            self.engine.replay();
+            self.engine.block(why.clone());
+        }
+        self.engine.settle(usize::MAX);
+        if matches!(self.engine.phase(), Phase::Blocked(_)) {
+            self.rare.made().waited = stored.waits.clone();
+        }
+    }
+}
+
+/// The number of processes that died while a flow's code ran, if they are so many that it is not to run by itself again.
+fn killed_by(stored: &Status, crashes: u64) -> Option<u64> {
+    match &stored.state {
+        State::Blocked { why } if why.kind() == BlockedKind::CodeKilled => Some(stored.deaths),
+        _ => (crashes >= MAX_CODE_DEATHS && crashes > stored.deaths).then_some(crashes),
+    }
+}
+
+/// The messages and ends of children that a run has taken itself: the IDs of those that earlier runs have taken are in rows of their own.
+fn seen_in(pages: &[Page], before: &Before) -> ByName<()> {
+    let entries = pages.iter().flat_map(|page| &page.entries).filter(|entry| !before.is_older(entry.seq));
+    let seen = entries.filter_map(|entry| match &entry.event {
+        Event::Message { callback, message } => Some(seen_as(callback, &message.id)),
+        Event::ChildEnded { child, .. } => Some(seen_as(child, "")),
+        _ => None,
+    });
+    seen.collect()
 }

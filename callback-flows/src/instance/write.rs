@@ -2,17 +2,20 @@
 //!
 //! All that was decided is one commit, or several if it is too much for one: then all but the last have parts of the page alone.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use stable_interfaces::{Context, ContextError, Timestamp};
 
 use super::lives::{LEFT, Lives, RUNNING};
 use super::telling::News;
-use super::{FlowInstance, Going, Loaded, NEXT, TurnError};
+use super::{FlowInstance, Going, Loaded, TurnError};
 use crate::courier;
 use crate::engine::Phase;
-use crate::events;
+use crate::events::{self, FlowEvent};
 use crate::flows::Kept;
 use crate::flows::journals::{body_key, page_key};
+use crate::hub::Hub;
 use crate::journal::{ChildOutcome, Ended, Page, Written};
 use crate::status::{RESULT_KEY, STATUS_KEY, State, Status, Waiting, fitting, short};
 
@@ -56,63 +59,60 @@ impl FlowInstance {
         let events = going.store_events(&self.id, cx)?;
         let mark = if self.switch(cx)? { 0 } else { mark };
         let Loaded::Going(going) = &mut self.loaded else { return Ok(()) };
-        let is_over = matches!(going.engine.phase(), Phase::Ended(_));
         if let Phase::Ended(Ended::Done(value)) = going.engine.phase() {
             let value = value.clone();
             put_rows(cx, format!("{RESULT_KEY}/"), value, ROW_BYTES)?;
         }
-        let status = going.status_at(cx.now());
-        // The time alone is no news.
-        let mut over = None;
-        let stored = Stored::from(&status);
-        if going.stored.as_ref().is_none_or(|old| !old.is_same(&stored)) {
-            cx.put(STATUS_KEY, &status)?;
-            let before = going.stored.replace(stored);
-            over = is_over.then(|| Box::new(status.clone()));
-            let mut news = News::new(&self.id, &self.registry.hub, before.map(|before| before.state), status, events);
-            if let Phase::Ended(ended) = going.engine.phase() {
-                news.finished = Some((events::outcome(ended), going.engine.entries()));
-            }
-            if let Some(news) = going.pumping.leave(news) {
-                news.tell_after(cx);
-            }
-        }
-        let is_blocked = matches!(going.engine.phase(), Phase::Blocked(_));
-        let has_steps = going.engine.has_running_steps();
-        let next = match going.engine.phase() {
-            Phase::Ended(_) => cx.now() + self.registry.retention,
-            _ => going.engine.next_due().unwrap_or(going.started_at + self.registry.expiry),
-        };
-        let has_posts = (!is_over && going.engine.has_posts()) || self.parents.has_refused();
+        let over = going.put_status(cx, &self.id, &self.registry.hub, events)?;
+        self.set_alarms(cx)?;
+        self.pump(cx, mark)?;
+        self.end(cx, over)
+    }
+
+    /// Sets the alarms that the flow needs from here on: `next` for its next timer or the end of its time, and `run` while anything is to be found by
+    /// the next process if this one dies.
+    fn set_alarms(&mut self, cx: &mut Context) -> Result<(), TurnError> {
+        let Loaded::Going(going) = &self.loaded else { return Ok(()) };
+        let engine = &going.engine;
+        let is_over = matches!(engine.phase(), Phase::Ended(_));
+        let is_blocked = matches!(engine.phase(), Phase::Blocked(_));
+        let has_posts = (!is_over && engine.has_posts()) || self.parents.has_refused();
         let is_told = !is_over || self.parents.is_empty();
-        let must_run = has_steps || is_blocked || has_posts || !is_told || going.engine.has_unseen();
+        let must_run = engine.has_running_steps() || is_blocked || has_posts || !is_told || engine.has_unseen();
+        let next = if is_over {
+            cx.now() + self.registry.retention
+        } else {
+            engine.next_due().unwrap_or(going.started_at + self.registry.expiry)
+        };
+        let version = going.version;
         if !must_run && self.runs.take().is_some() {
             cx.cancel_alarm(RUNNING)?;
         }
         if self.next != Some(next) {
-            cx.set_alarm(NEXT, next, &Kept { version: going.version, is_over })?;
-            self.next = Some(next);
+            self.set_next(cx, next, &Kept { version, is_over })?;
         }
         if must_run && (self.runs.is_none() || std::mem::take(&mut self.runs_for_rest)) {
             // A flow that is blocked or over runs no step that could end anything.
             let process = if is_blocked || is_over { LEFT } else { self.registry.process };
             self.set_running(cx, Lives::of(process))?;
         }
-        self.pump(cx, mark)?;
-        let Loaded::Going(going) = &mut self.loaded else { return Ok(()) };
-        if let Phase::Ended(ended) = going.engine.phase() {
-            let outcome = match ended {
-                Ended::Done(value) => courier::as_told(ChildOutcome::Done(value.clone())),
-                Ended::Failed(error) => ChildOutcome::Failed(short(error).into()),
-                Ended::Cancelled => ChildOutcome::Cancelled,
-            };
-            going.bell.end();
-            if let Some(status) = over {
-                self.loaded = Loaded::Over(status);
-            }
-            self.tell_of(cx, Some(&outcome))?;
-        }
         Ok(())
+    }
+
+    /// Lets go of the code of a flow that has ended, with this status, and tells its parents.
+    fn end(&mut self, cx: &mut Context, status: Option<Box<Status>>) -> Result<(), TurnError> {
+        let Loaded::Going(going) = &self.loaded else { return Ok(()) };
+        let Phase::Ended(ended) = going.engine.phase() else { return Ok(()) };
+        let outcome = match ended {
+            Ended::Done(value) => courier::as_told(ChildOutcome::Done(value.clone())),
+            Ended::Failed(error) => ChildOutcome::Failed(short(error).into()),
+            Ended::Cancelled => ChildOutcome::Cancelled,
+        };
+        going.bell.end();
+        if let Some(status) = status {
+            self.loaded = Loaded::Over(status);
+        }
+        self.tell_of(cx, Some(&outcome))
     }
 
     /// Leaves a flow of whose page a part was recorded to the turn, or the commit, that records the next: it is there from the first one on, and
@@ -123,9 +123,8 @@ impl FlowInstance {
             let status = Status { state: State::Going, ..going.status_at(cx.now()) };
             cx.put(STATUS_KEY, &status)?;
             going.stored = Some(Stored::from(&status));
-            let expires = going.started_at + self.registry.expiry;
-            cx.set_alarm(NEXT, expires, &Kept { version: going.version, is_over: false })?;
-            self.next = Some(expires);
+            let (expires, version) = (going.started_at + self.registry.expiry, going.version);
+            self.set_next(cx, expires, &Kept { version, is_over: false })?;
             News::new(&self.id, &self.registry.hub, None, status, Vec::new()).tell_after(cx);
         }
         if self.runs.is_none() {
@@ -148,6 +147,33 @@ impl FlowInstance {
 }
 
 impl Going {
+    /// Records the status, if it says anything new, and has listeners told of that. Gives it back if the flow is over.
+    fn put_status(
+        &mut self,
+        cx: &mut Context,
+        flow: &Arc<str>,
+        hub: &Arc<Hub>,
+        events: Vec<FlowEvent>,
+    ) -> Result<Option<Box<Status>>, TurnError> {
+        let status = self.status_at(cx.now());
+        let stored = Stored::from(&status);
+        // The time alone is no news.
+        if self.stored.as_ref().is_some_and(|old| old.is_same(&stored)) {
+            return Ok(None);
+        }
+        cx.put(STATUS_KEY, &status)?;
+        let before = self.stored.replace(stored);
+        let over = matches!(self.engine.phase(), Phase::Ended(_)).then(|| Box::new(status.clone()));
+        let mut news = News::new(flow, hub, before.map(|before| before.state), status, events);
+        if let Phase::Ended(ended) = self.engine.phase() {
+            news.finished = Some((events::outcome(ended), self.engine.entries()));
+        }
+        if let Some(news) = self.pumping.leave(news) {
+            news.tell_after(cx);
+        }
+        Ok(over)
+    }
+
     /// Counts a page that was put, and keeps it for replays, if flows are replayed as they park.
     pub(super) fn noted(&mut self, page: impl FnOnce() -> Page) {
         self.pages += 1;
