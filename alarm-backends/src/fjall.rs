@@ -383,13 +383,13 @@ impl Inner {
         Ok(())
     }
 
-    fn cordon(&self, member: Incarnation, is_cordoned: bool) -> Result<bool, StoreError> {
+    fn cordon(&self, member: Incarnation, is_cordoned: bool, seen: u64) -> Result<bool, StoreError> {
         let mut state = self.state.lock();
         self.check_running()?;
         let (now, version) = (self.clock.elapsed(), state.members.version());
-        let is_there = state.members.cordon(member, is_cordoned, now);
+        let is_done = state.members.cordon(member, is_cordoned, seen, now);
         state.members_since(version, now);
-        Ok(is_there)
+        Ok(is_done)
     }
 
     fn members(&self) -> Result<Members, StoreError> {
@@ -441,8 +441,8 @@ impl Store for FjallStore {
         self.blocking(Purpose::Ownership, move |inner| inner.release(incarnation, &given_up)).await
     }
 
-    async fn cordon(&self, member: Incarnation, is_cordoned: bool) -> Result<bool, StoreError> {
-        self.blocking(Purpose::Ownership, move |inner| inner.cordon(member, is_cordoned)).await
+    async fn cordon(&self, member: Incarnation, is_cordoned: bool, seen: u64) -> Result<bool, StoreError> {
+        self.blocking(Purpose::Ownership, move |inner| inner.cordon(member, is_cordoned, seen)).await
     }
 
     async fn members(&self) -> Result<Members, StoreError> {

@@ -354,12 +354,12 @@ impl Store for PostgresStore {
         released
     }
 
-    async fn cordon(&self, member: Incarnation, is_cordoned: bool) -> Result<bool, StoreError> {
-        let member = wire::number("incarnation", member.0)?;
+    async fn cordon(&self, member: Incarnation, is_cordoned: bool, seen: u64) -> Result<bool, StoreError> {
+        let (member, seen) = (wire::number("incarnation", member.0)?, wire::number("number of members", seen)?);
         let mut turn = self.claims.alone(&self.server).await?;
-        let row = turn.one(Query::Cordon, &[&member, &is_cordoned]).await;
+        let row = turn.one(Query::Cordon, &[&member, &is_cordoned, &seen]).await;
         turn.retire();
-        Ok(row?.get("is_there"))
+        Ok(row?.get("is_done"))
     }
 
     async fn members(&self) -> Result<Members, StoreError> {

@@ -450,8 +450,8 @@ impl Store for RedisStore {
         self.0.release(incarnation, given_up).await
     }
 
-    async fn cordon(&self, member: Incarnation, is_cordoned: bool) -> Result<bool, StoreError> {
-        self.0.cordon(member, is_cordoned).await
+    async fn cordon(&self, member: Incarnation, is_cordoned: bool, seen: u64) -> Result<bool, StoreError> {
+        self.0.cordon(member, is_cordoned, seen).await
     }
 
     async fn members(&self) -> Result<Members, StoreError> {

@@ -19,9 +19,12 @@ use crate::shared::HostOptions;
 use crate::store::client::{CommitOptions, StoreClient};
 use crate::store::deadlines::Deadlines;
 use crate::store::portion::Portion;
-use crate::store::{Addressed, AlarmRow, InstanceName, Member, Posted, ShardId, Store};
+use crate::store::{Addressed, AlarmRow, InstanceName, Member, Posted, ShardId, Store, StoreError};
 use crate::sync::{Arc, Mutex};
 use crate::transport::Transport;
+
+/// The most times that the members are read for one mark.
+const CORDON_TRIES: u32 = 64;
 
 /// Looks at what a fleet keeps, and posts to it, without being one of its hosts.
 ///
@@ -140,17 +143,23 @@ impl FleetClient {
     /// Marks the host of this name, so that it gives its shards to the others and stays as a door to them, or takes the mark away; `false` if
     /// no such host holds a lease. For a [live](Fleet::live) fleet; the mark ends with the process.
     ///
+    /// Of two calls, the later one counts, also if the first was not answered and reaches the store after it.
+    ///
     /// # Errors
-    /// [`ContextError::Store`] if the store could not be reached.
+    /// [`ContextError::Store`] if the store could not be reached, or the members changed faster than they were read; repeating the call is safe.
     pub async fn cordon(&self, host: &str, is_cordoned: bool) -> Result<bool, ContextError> {
         let store = self.store_client().store;
-        let mut is_there = false;
-        for member in store.members().await.map_err(ContextError::store)?.list {
-            if *member.name == *host {
-                is_there |= store.cordon(member.incarnation, is_cordoned).await.map_err(ContextError::store)?;
+        let mut done = Vec::new();
+        for _ in 0..CORDON_TRIES {
+            let members = store.members().await.map_err(ContextError::store)?;
+            let is_next = |member: &&Member| *member.name == *host && !done.contains(&member.incarnation);
+            let Some(next) = members.list.iter().find(is_next) else { return Ok(!done.is_empty()) };
+            // Where another change was faster, the members are read again.
+            if store.cordon(next.incarnation, is_cordoned, members.version).await.map_err(ContextError::store)? {
+                done.push(next.incarnation);
             }
         }
-        Ok(is_there)
+        Err(ContextError::store(StoreError::NotApplied("the members change faster than they can be read".into())))
     }
 
     /// The hosts of the fleet that hold a lease, ascending by name.

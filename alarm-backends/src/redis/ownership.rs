@@ -359,10 +359,10 @@ impl Inner {
         failed.map_or(Ok(()), Err)
     }
 
-    pub(super) async fn cordon(&self, member: Incarnation, is_cordoned: bool) -> Result<bool, StoreError> {
-        let call = self.mark_call("cordon").arg(member.0).arg(u8::from(is_cordoned));
-        let is_there = |answer| Texts::new(answer)?.text().map(|is_there| is_there == "1");
-        self.leases.one(call).await.and_then(is_there).map_err(Failure::into_store_error)
+    pub(super) async fn cordon(&self, member: Incarnation, is_cordoned: bool, seen: u64) -> Result<bool, StoreError> {
+        let call = self.mark_call("cordon").arg(member.0).arg(u8::from(is_cordoned)).arg(seen);
+        let is_done = |answer| Texts::new(answer)?.text().map(|is_done| is_done == "1");
+        self.leases.one(call).await.and_then(is_done).map_err(Failure::into_store_error)
     }
 
     pub(super) async fn members(&self) -> Result<Members, StoreError> {

@@ -111,8 +111,8 @@ impl Store for Metered {
         self.count_of_fleet().store.release(incarnation, given_up).await
     }
 
-    async fn cordon(&self, member: Incarnation, is_cordoned: bool) -> Result<bool, StoreError> {
-        self.count_of_fleet().store.cordon(member, is_cordoned).await
+    async fn cordon(&self, member: Incarnation, is_cordoned: bool, seen: u64) -> Result<bool, StoreError> {
+        self.count_of_fleet().store.cordon(member, is_cordoned, seen).await
     }
 
     async fn members(&self) -> Result<Members, StoreError> {

@@ -134,9 +134,9 @@ impl Store for Process {
         self.store.release(incarnation, given_up).await
     }
 
-    async fn cordon(&self, member: Incarnation, is_cordoned: bool) -> Result<bool, StoreError> {
+    async fn cordon(&self, member: Incarnation, is_cordoned: bool, seen: u64) -> Result<bool, StoreError> {
         self.unless_ended().await;
-        self.store.cordon(member, is_cordoned).await
+        self.store.cordon(member, is_cordoned, seen).await
     }
 
     async fn members(&self) -> Result<Members, StoreError> {

@@ -96,12 +96,14 @@ pub trait Store: Any + Debug + Send + Sync + 'static {
     /// [`StoreError::Unavailable`] or [`StoreError::NotApplied`]; repeating the call is safe.
     async fn release(&self, incarnation: Incarnation, given_up: &[(ShardId, Option<Epoch>)]) -> Result<(), StoreError>;
 
-    /// Marks a member as [cordoned](super::MemberState::Cordoned), or takes the mark away, and tells whether this life is a member.
-    /// For anyone. A mark belongs to a life of the host and ends with it, and one that comes late marks no later life.
+    /// Marks a member as [cordoned](super::MemberState::Cordoned), or takes the mark away, if the number of the last change of
+    /// [members](Members::version) is still the one that was `seen`, and tells whether it has: where not, this life is no member, or the number is
+    /// another. For anyone. The number rises with each mark that is set or taken away, also where nothing else changes by it. So a mark that comes late
+    /// undoes no later one; it belongs to a life of the host and ends with it, so it marks no later life either.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] or [`StoreError::NotApplied`]; repeating the call is safe.
-    async fn cordon(&self, member: Incarnation, is_cordoned: bool) -> Result<bool, StoreError>;
+    async fn cordon(&self, member: Incarnation, is_cordoned: bool, seen: u64) -> Result<bool, StoreError>;
 
     /// All who hold a lease. For anyone, and nothing is changed by it: a lease that has run out since a host has claimed or renewed is left
     /// out, and need not have changed the number yet.

@@ -66,8 +66,8 @@ impl Store for Deadlines {
         self.change(self.store.release(incarnation, given_up)).await
     }
 
-    async fn cordon(&self, member: Incarnation, is_cordoned: bool) -> Result<bool, StoreError> {
-        self.change(self.store.cordon(member, is_cordoned)).await
+    async fn cordon(&self, member: Incarnation, is_cordoned: bool, seen: u64) -> Result<bool, StoreError> {
+        self.change(self.store.cordon(member, is_cordoned, seen)).await
     }
 
     async fn members(&self) -> Result<Members, StoreError> {

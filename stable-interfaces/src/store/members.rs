@@ -104,7 +104,7 @@ pub struct Member {
 /// All members of a fleet at the time of a claim or renewal.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Members {
-    /// Rises with each change: a host that joins, ends, leaves, comes back, or says something else of itself.
+    /// Rises with each change: a host that joins, ends, leaves, comes back, says something else of itself, or is marked.
     pub version: u64,
     /// The members, ascending by name and then by incarnation, each life once. Two lives of one name are both members if the later one has
     /// not been started as a host is, but claimed as one that runs.
@@ -184,10 +184,11 @@ impl Roster {
     }
 
     /// As [`Store::cordon`](super::Store::cordon).
-    pub fn cordon(&mut self, member: Incarnation, is_cordoned: bool, now: Duration) -> bool {
+    pub fn cordon(&mut self, member: Incarnation, is_cordoned: bool, seen: u64, now: Duration) -> bool {
         self.forget_ended(now);
-        let Some(row) = self.rows.get_mut(&member) else { return false };
-        self.version += u64::from(std::mem::replace(&mut row.is_cordoned, is_cordoned) != is_cordoned);
+        let Some(row) = self.rows.get_mut(&member).filter(|_| self.version == seen) else { return false };
+        row.is_cordoned = is_cordoned;
+        self.version += 1;
         true
     }
 

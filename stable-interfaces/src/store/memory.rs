@@ -232,13 +232,13 @@ impl Store for MemoryStore {
         Ok(())
     }
 
-    async fn cordon(&self, member: Incarnation, is_cordoned: bool) -> Result<bool, StoreError> {
+    async fn cordon(&self, member: Incarnation, is_cordoned: bool, seen: u64) -> Result<bool, StoreError> {
         let elapsed = self.clock().elapsed();
         let mut state = self.inner.state.lock();
         let version = state.members.version();
-        let is_there = state.members.cordon(member, is_cordoned, elapsed);
+        let is_done = state.members.cordon(member, is_cordoned, seen, elapsed);
         state.members_since(version, elapsed);
-        Ok(is_there)
+        Ok(is_done)
     }
 
     async fn members(&self) -> Result<Members, StoreError> {

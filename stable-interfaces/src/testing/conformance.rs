@@ -150,6 +150,7 @@ macro_rules! __store_cases {
             members::one_that_has_left_comes_back_by_no_claim_or_renewal,
             members::one_that_owns_nothing_and_does_not_leave_stays,
             members::a_cordon_is_seen_by_all_until_it_is_taken_away,
+            members::a_cordon_that_comes_late_undoes_no_later_one,
             members::hosts_of_the_other_placement_are_refused_while_one_holds_a_lease,
             members::two_hundred_members_are_all_seen,
             members::a_hint_follows_a_join_a_release_a_cordon_and_a_leave,

@@ -577,8 +577,8 @@ impl Store for FaultStore {
         .await
     }
 
-    async fn cordon(&self, member: Incarnation, is_cordoned: bool) -> Result<bool, StoreError> {
-        self.call(Method::Cordon, 1, |store| Box::pin(async move { store.cordon(member, is_cordoned).await })).await
+    async fn cordon(&self, member: Incarnation, is_cordoned: bool, seen: u64) -> Result<bool, StoreError> {
+        self.call(Method::Cordon, 1, |store| Box::pin(async move { store.cordon(member, is_cordoned, seen).await })).await
     }
 
     async fn members(&self) -> Result<Members, StoreError> {

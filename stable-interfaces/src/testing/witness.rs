@@ -141,8 +141,8 @@ impl Store for Witness {
         Ok(())
     }
 
-    async fn cordon(&self, member: Incarnation, is_cordoned: bool) -> Result<bool, StoreError> {
-        self.inner.cordon(member, is_cordoned).await
+    async fn cordon(&self, member: Incarnation, is_cordoned: bool, seen: u64) -> Result<bool, StoreError> {
+        self.inner.cordon(member, is_cordoned, seen).await
     }
 
     async fn members(&self) -> Result<Members, StoreError> {

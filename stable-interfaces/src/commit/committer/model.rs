@@ -483,7 +483,7 @@ impl Store for Scripted {
     async fn release(&self, _: Incarnation, _: &[(ShardId, Option<Epoch>)]) -> Result<(), StoreError> {
         unreachable!("a committer only commits")
     }
-    async fn cordon(&self, _: Incarnation, _: bool) -> Result<bool, StoreError> {
+    async fn cordon(&self, _: Incarnation, _: bool, _: u64) -> Result<bool, StoreError> {
         unreachable!("a committer only commits")
     }
     async fn members(&self) -> Result<Members, StoreError> {

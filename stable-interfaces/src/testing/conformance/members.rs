@@ -30,6 +30,12 @@ async fn members(store: &AnyStore, incarnation: u64) -> Members {
     renew(store, incarnation, Presence::default()).await
 }
 
+/// Marks a life, or takes the mark away, by whoever has seen all changes of members.
+async fn cordon(store: &AnyStore, incarnation: u64, is_cordoned: bool) -> bool {
+    let seen = store.members().await.expect("members are answered").version;
+    store.cordon(life(incarnation), is_cordoned, seen).await.expect("it is answered")
+}
+
 fn names(members: &Members) -> Vec<(&str, u64)> {
     members.list.iter().map(|member| (&*member.name, member.incarnation.0)).collect()
 }
@@ -167,23 +173,43 @@ pub(super) async fn one_that_owns_nothing_and_does_not_leave_stays(store: AnySto
 pub(super) async fn a_cordon_is_seen_by_all_until_it_is_taken_away(store: AnyStore) {
     claim(&store, &start(1, "host-a", &[0])).await;
     let before = claim(&store, &start(2, "host-b", &[1])).await.members;
-    assert!(!store.cordon(life(3), true).await.expect("it is answered"), "there is none of that life");
+    assert!(!cordon(&store, 3, true).await, "there is none of that life");
     assert_eq!(members(&store, 2).await.version, before.version);
-    assert!(store.cordon(life(1), true).await.expect("it is answered"));
+    assert!(cordon(&store, 1, true).await);
     let marked = members(&store, 2).await;
     assert!(marked.version > before.version);
     let states = |members: &Members| members.list.iter().map(|member| member.state).collect::<Vec<_>>();
     assert_eq!(states(&marked), [MemberState::Cordoned, MemberState::Up]);
     // What the host says of itself is something else.
     assert_eq!(states(&renew(&store, 1, at_address("x:1", "")).await), [MemberState::Cordoned, MemberState::Up]);
-    assert!(store.cordon(life(1), true).await.expect("it is answered"), "once more is the same");
-    assert!(store.cordon(life(1), false).await.expect("it is answered"));
+    assert!(cordon(&store, 1, true).await, "once more is the same");
+    assert!(cordon(&store, 1, false).await);
     assert_eq!(states(&members(&store, 2).await), [MemberState::Up, MemberState::Up]);
     // It belongs to a life.
-    assert!(store.cordon(life(1), true).await.expect("it is answered"));
+    assert!(cordon(&store, 1, true).await);
     assert_eq!(states(&claim(&store, &start(3, "host-a", &[0])).await.members), [MemberState::Up, MemberState::Up]);
-    assert!(!store.cordon(life(1), true).await.expect("it is answered"), "a mark that comes late marks nobody");
+    assert!(!cordon(&store, 1, true).await, "a mark that comes late marks nobody");
     assert_eq!(states(&members(&store, 2).await), [MemberState::Up, MemberState::Up]);
+}
+
+pub(super) async fn a_cordon_that_comes_late_undoes_no_later_one(store: AnyStore) {
+    claim(&store, &start(1, "host-a", &[0])).await;
+    claim(&store, &start(2, "host-b", &[1])).await;
+    let seen = members(&store, 2).await.version;
+    // The first call is still on its way when the next one is answered; to that one nothing changes, for the host is not marked.
+    assert!(store.cordon(life(1), false, seen).await.expect("it is answered"));
+    assert!(!store.cordon(life(1), true, seen).await.expect("it is answered"), "the members have changed since");
+    assert_eq!(of_life(&members(&store, 2).await, 1).state, MemberState::Up);
+    // The other way round.
+    let seen = members(&store, 2).await.version;
+    assert!(store.cordon(life(1), true, seen).await.expect("it is answered"));
+    assert!(!store.cordon(life(1), false, seen).await.expect("it is answered"), "the members have changed since");
+    let told = members(&store, 2).await;
+    assert_eq!(of_life(&told, 1).state, MemberState::Cordoned);
+    // Nor one of a time when another host was not there yet.
+    claim(&store, &start(3, "host-c", &[2])).await;
+    assert!(!store.cordon(life(1), false, told.version).await.expect("it is answered"));
+    assert!(cordon(&store, 1, false).await, "whoever has seen that may");
 }
 
 pub(super) async fn whoever_leaves_is_leaving_to_its_end(store: AnyStore) {
@@ -296,7 +322,7 @@ pub(super) async fn a_hint_follows_a_join_a_release_a_cordon_and_a_leave(store: 
     })
     .await;
     until_heard(&mut hints, "a cordon", |n| async move {
-        store.cordon(life(100), n % 2 == 0).await.expect("it is answered");
+        cordon(store, 100, n % 2 == 0).await;
     })
     .await;
     until_heard(&mut hints, "a leave", |n| async move {

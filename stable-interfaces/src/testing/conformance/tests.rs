@@ -54,6 +54,8 @@ enum Flaw {
     WhoeverOwnsNothingLeaves,
     CordonIsForgotten,
     CordonGoesByName,
+    CordonIgnoresChanges,
+    SameCordonIsNoChange,
     PlacementIsNotCompared,
     OnlyAHundredMembers,
     HintsSpeakOfInboxesOnly,
@@ -140,6 +142,8 @@ const CAUGHT: &[(Flaw, &[&str])] = {
         (InboxOfOthersIsNamed, &["renew_names_owned_shards_with_inbox_rows"]),
         (ReleaseIgnoresTheEpoch, &["a_release_that_comes_late_undoes_no_later_claim"]),
         (LeavingIsTakenBack, &["whoever_leaves_is_leaving_to_its_end"]),
+        (CordonIgnoresChanges, &["a_cordon_that_comes_late_undoes_no_later_one"]),
+        (SameCordonIsNoChange, &["a_cordon_that_comes_late_undoes_no_later_one"]),
         (CordonGoesByName, &["a_cordon_is_seen_by_all_until_it_is_taken_away"]),
         (ReleaseDoesNothing, &["a_released_shard_is_free_at_once_and_clean"]),
         (ReleaseGivesUpEverything, &["a_release_gives_up_only_the_shards_named"]),
@@ -540,14 +544,28 @@ impl Store for Flawed {
         }
     }
 
-    async fn cordon(&self, member: Incarnation, is_cordoned: bool) -> Result<bool, StoreError> {
-        let named = self.members.lock().get(&member).map(|member| member.name.clone());
-        if self.is(Flaw::CordonGoesByName) {
-            for other in self.inner.members().await?.list.iter().filter(|other| Some(&other.name) == named.as_ref()) {
-                self.inner.cordon(other.incarnation, is_cordoned).await?;
+    async fn cordon(&self, member: Incarnation, is_cordoned: bool, seen: u64) -> Result<bool, StoreError> {
+        let members = self.inner.members().await?;
+        match self.flaw {
+            Flaw::CordonGoesByName if members.version == seen => {
+                let named = self.members.lock().get(&member).map(|member| member.name.clone());
+                for other in members.list.iter().filter(|other| Some(&other.name) == named.as_ref()) {
+                    let now = self.inner.members().await?.version;
+                    self.inner.cordon(other.incarnation, is_cordoned, now).await?;
+                }
+                Ok(members.list.iter().any(|other| other.incarnation == member))
             }
+            Flaw::CordonIgnoresChanges => self.inner.cordon(member, is_cordoned, members.version).await,
+            Flaw::SameCordonIsNoChange => {
+                let is_so = members.list.iter().find(|other| other.incarnation == member);
+                let is_so = is_so.map(|other| other.state == MemberState::Cordoned);
+                match is_so == Some(is_cordoned) && members.version == seen {
+                    true => Ok(true),
+                    false => self.inner.cordon(member, is_cordoned, seen).await,
+                }
+            }
+            _ => self.inner.cordon(member, is_cordoned, seen).await,
         }
-        self.inner.cordon(member, is_cordoned).await
     }
 
     async fn members(&self) -> Result<Members, StoreError> {

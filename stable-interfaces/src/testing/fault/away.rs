@@ -110,8 +110,8 @@ impl Store for Partly {
         self.check(away.into_iter().map(|(shard, _)| shard))
     }
 
-    async fn cordon(&self, member: Incarnation, is_cordoned: bool) -> Result<bool, StoreError> {
-        self.inner.cordon(member, is_cordoned).await
+    async fn cordon(&self, member: Incarnation, is_cordoned: bool, seen: u64) -> Result<bool, StoreError> {
+        self.inner.cordon(member, is_cordoned, seen).await
     }
 
     async fn members(&self) -> Result<Members, StoreError> {

@@ -11,6 +11,7 @@ use super::network::Network;
 use super::{Common, Run, Workload};
 use crate::clock::{Clock, within};
 use crate::fleet::Fleet;
+use crate::fleet_client::FleetClient;
 use crate::host::{Health, Host, HostBuilder};
 use crate::shards::handoff::Handoff;
 use crate::store::{ShardId, Store};
@@ -580,11 +581,9 @@ impl<A: Clone + Send + Sync + 'static> World<A> {
 
     /// Marks a host as one to empty, or takes the mark away.
     pub(super) async fn cordon(&self, name: &str, is_cordoned: bool) {
-        let members = self.store.members().await.map(|members| members.list).unwrap_or_default();
-        for member in members.iter().filter(|member| *member.name == *name) {
-            let done = self.store.cordon(member.incarnation, is_cordoned).await;
-            debug_assert!(done.is_ok(), "the store itself does not fail");
-        }
+        let client = FleetClient::new(self.store.clone(), self.state.lock().fleet.clone());
+        let done = client.clock(Arc::new(self.common.clock.clone())).cordon(name, is_cordoned).await;
+        debug_assert!(done.is_ok(), "the store itself does not fail");
     }
 
     pub(super) async fn drain_all(self: &Arc<Self>) {

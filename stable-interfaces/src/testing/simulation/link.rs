@@ -163,8 +163,8 @@ impl Store for Link {
         released
     }
 
-    async fn cordon(&self, member: Incarnation, is_cordoned: bool) -> Result<bool, StoreError> {
-        self.pass(self.faults.cordon(member, is_cordoned)).await
+    async fn cordon(&self, member: Incarnation, is_cordoned: bool, seen: u64) -> Result<bool, StoreError> {
+        self.pass(self.faults.cordon(member, is_cordoned, seen)).await
     }
 
     async fn members(&self) -> Result<Members, StoreError> {
