@@ -5,13 +5,14 @@
 //! seconds while something is asked on it is over: what was not sent on it is asked again elsewhere, what was sent is not known.
 //!
 //! Whoever calls has ten seconds to say a first word that is right, and as long for each frame it begins; who has not said it counts among
-//! a few, of which the oldest goes when there are too many.
+//! a few, of which the oldest goes when there are too many; of those who have, one that asks nothing goes.
 
 mod frame;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod hello;
 mod link;
+mod room;
 mod serve;
 mod tls;
 

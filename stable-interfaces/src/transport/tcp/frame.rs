@@ -160,29 +160,39 @@ impl Assembly {
 
 /// Messages that wait to be written.
 #[derive(Debug, Default)]
-pub(super) struct Outbox(VecDeque<(u64, Bytes)>);
+pub(super) struct Outbox {
+    messages: VecDeque<(u64, Bytes)>,
+    bytes: usize,
+}
 
 impl Outbox {
     pub(super) fn push(&mut self, number: u64, message: Bytes) {
-        self.0.push_back((number, message));
+        self.bytes += message.len();
+        self.messages.push_back((number, message));
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.messages.is_empty()
+    }
+
+    /// The bytes of all that waits.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// Writes as many parts as go at once, of each message one in turn. Tells the number of each of which something is written: messages begin in
     /// the order in which they were pushed.
     pub(super) fn write(&mut self, out: &mut BytesMut, mut begun: impl FnMut(u64)) {
         while out.len() < AT_ONCE
-            && let Some((number, mut message)) = self.0.pop_front()
+            && let Some((number, mut message)) = self.messages.pop_front()
         {
             begun(number);
             let part = message.split_to(message.len().min(PART));
             let kind = if message.is_empty() { Kind::Last } else { Kind::Part };
             put(out, kind, number, &part);
+            self.bytes -= part.len();
             if kind == Kind::Part {
-                self.0.push_back((number, message));
+                self.messages.push_back((number, message));
             }
         }
     }
@@ -215,7 +225,7 @@ mod tests {
             }
         }
         assert_eq!(came, [(2, small), (3, Bytes::new()), (1, large)]);
-        assert!(assembly.is_empty() && assembly.bytes == 0);
+        assert!(assembly.is_empty() && assembly.bytes == 0 && outbox.bytes() == 0);
     }
 
     #[test]

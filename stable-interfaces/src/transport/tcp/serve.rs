@@ -1,7 +1,8 @@
 //! The end of a link that was called: takes requests, and answers them.
 //!
 //! Requests that arrive together are begun together, on a task of its own: so a handler that blocks its thread holds up what came with
-//! it, and not the link. Whoever has not said a right first word is one of few; frames have a limit of time, links of silence.
+//! it, and not the link. Whoever has not said a right first word is one of few, and of those who have the idle make room for the rest; frames have a limit
+//! of time, links of silence, and answers that nobody takes one of bytes.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -18,16 +19,17 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use super::frame::{Assembly, Frames, Kind, Outbox, put, read_some, write_some};
 use super::hello::{HELLO_TIMEOUT, Hello, Wire, answer, in_time};
+use super::room::{Room, Seat};
 use super::tls::is_made_out_to;
 use super::{Closing, Options};
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use crate::sync::{Arc, Mutex, Notify, watch};
+use crate::sync::{Arc, Mutex, watch};
 use crate::transport::{Answering, Door, Introduction};
 
 /// The most that have called and not been greeted. Past it, the one that has waited longest has to go.
 const MAX_STRANGERS: usize = 256;
-/// The most links that are open. Past it, nobody new is let in.
-const MAX_GUESTS: usize = 4_096;
+/// The most links that are open. Past it, somebody [has to go](Room).
+const MAX_GUESTS: usize = if cfg!(test) { 64 } else { 4_096 };
 /// The time between two looks at a link.
 const LOOK: Duration = Duration::from_secs(5);
 /// After so many looks at which nothing was heard a link is over: who calls asks for signs of life more often.
@@ -35,6 +37,9 @@ const SILENT_LOOKS: u32 = 6;
 /// The most requests of one link that are being answered. Past it, no more of it are read. More than one host has under way (see `reach.rs`), those
 /// of its connections counted, so that its pings are always read.
 const MAX_REQUESTS: usize = 4 * 16_384;
+/// The most bytes of answers that wait to be written, and those of signs of life that are. Past it no more is read: whoever asks takes no answers.
+const MAX_UNWRITTEN: usize = 16 * 1024 * 1024;
+const MAX_WRITTEN_AT_ONCE: usize = 256 * 1024;
 /// The longest time that a caller has to go after it was told goodbye; it goes as soon as it hears that.
 const PARTING: Duration = Duration::from_millis(500);
 /// The pause after a connection could not be taken.
@@ -50,6 +55,7 @@ struct Shared {
     closing: watch::Sender<bool>,
     /// The number of links that are open.
     open: watch::Sender<usize>,
+    room: Room,
 }
 
 impl std::fmt::Debug for Shared {
@@ -58,25 +64,27 @@ impl std::fmt::Debug for Shared {
     }
 }
 
-/// Counts one open link for as long as it is.
-struct Open(Arc<Shared>);
+/// Counts one open link for as long as it is, and keeps its place.
+struct Open(Arc<Shared>, Arc<Seat>);
 
 impl Open {
-    fn begin(shared: &Arc<Shared>) -> Open {
+    fn begin(shared: &Arc<Shared>, seat: Arc<Seat>) -> Open {
         shared.open.send_modify(|open| *open += 1);
-        Open(shared.clone())
+        Open(shared.clone(), seat)
     }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
+        self.0.room.give_back(&self.1);
         self.0.open.send_modify(|open| *open -= 1);
     }
 }
 
 impl Guests {
     pub(super) fn new(own: Arc<Introduction>, options: Options) -> Guests {
-        Guests(Arc::new(Shared { own, options, closing: watch::Sender::new(false), open: watch::Sender::new(0) }))
+        let (closing, open) = (watch::Sender::new(false), watch::Sender::new(0));
+        Guests(Arc::new(Shared { own, options, closing, open, room: Room::new(MAX_GUESTS) }))
     }
 
     /// Takes no more requests, and waits until those that were taken are answered and the answers written.
@@ -154,25 +162,25 @@ async fn guest(stream: TcpStream, shared: Arc<Shared>, door: Arc<dyn Door>, is_g
         }
     };
     is_greeted.store(true, Ordering::Release);
-    if *shared.open.borrow() >= MAX_GUESTS {
-        tracing::warn!(host = %own.host, from = hello.host, "there are too many links already");
+    let Some(seat) = shared.room.take() else {
+        tracing::warn!(host = %own.host, from = hello.host, "there are too many links already, and something is asked on each");
         return;
-    }
-    let _open = Open::begin(&shared);
+    };
+    let answers = Arc::new(Answers { outbox: Mutex::default(), unwritten: AtomicUsize::new(0), seat: seat.clone() });
+    let _open = Open::begin(&shared, seat);
     let closing = shared.closing.subscribe();
-    if let Err(error) = talk(stream, frames, incoming, &door, own, closing).await {
+    if let Err(error) = talk(stream, frames, incoming, &door, own, answers, closing).await {
         tracing::debug!(host = %own.host, from = hello.host, %error, "a link has ended");
     }
 }
 
 /// The answers of one link.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Answers {
     outbox: Mutex<Outbox>,
-    /// Taken and not answered.
-    under_way: AtomicUsize,
-    /// Told when there is something to write.
-    wake: Notify,
+    /// The bytes that wait in there, as they were when it was last changed.
+    unwritten: AtomicUsize,
+    seat: Arc<Seat>,
 }
 
 impl Answers {
@@ -183,13 +191,21 @@ impl Answers {
         for (number, answer) in answers {
             outbox.push(number, answer);
             // Counted down once it waits to be written, so that it is always one or the other.
-            self.under_way.fetch_sub(1, Ordering::Release);
+            self.seat.under_way.fetch_sub(1, Ordering::Release);
         }
+        self.unwritten.store(outbox.bytes(), Ordering::Relaxed);
         let is_news = !is_awake && !outbox.is_empty();
         drop(outbox);
         if is_news {
-            self.wake.notify_one();
+            self.seat.wake.notify_one();
         }
+    }
+
+    /// Writes what waits.
+    fn write(&self, out: &mut BytesMut) {
+        let mut outbox = self.outbox.lock();
+        outbox.write(out, |_| {});
+        self.unwritten.store(outbox.bytes(), Ordering::Relaxed);
     }
 }
 
@@ -231,13 +247,13 @@ async fn talk(
     mut incoming: BytesMut,
     door: &Arc<dyn Door>,
     own: &Introduction,
+    answers: Arc<Answers>,
     mut closing: Closing,
 ) -> io::Result<()> {
     let (mut reader, mut writer) = tokio::io::split(stream);
     let (mut out, mut assembly) = (BytesMut::new(), Assembly::default());
-    let answers = Arc::<Answers>::default();
-    let mut tasks = JoinSet::new();
-    let (mut must_flush, mut has_heard, mut silent, mut taken_before) = (false, true, 0, None);
+    let (seat, mut tasks) = (&*answers.seat, JoinSet::new());
+    let (mut must_flush, mut has_heard, mut has_written, mut silent, mut taken_before) = (false, true, true, 0, None);
     let mut look = own.clock.sleep(LOOK);
     let mut is_closing = *closing.borrow_and_update();
     loop {
@@ -245,11 +261,13 @@ async fn talk(
         while let Some(ended) = tasks.try_join_next() {
             ended.map_err(io::Error::other)?;
         }
+        is_closing |= seat.has_to_go();
         let mut arrived = Vec::new();
         while let Some(frame) = frames.next(&mut incoming)? {
             let number = frame.number;
             match frame.kind {
-                Kind::Part | Kind::Last => {
+                // What comes after that is not taken.
+                Kind::Part | Kind::Last if !is_closing => {
                     if let Some(request) = assembly.add(frame)? {
                         arrived.push((number, door.answer(request)));
                     }
@@ -262,44 +280,53 @@ async fn talk(
             }
         }
         if !arrived.is_empty() {
-            answers.under_way.fetch_add(arrived.len(), Ordering::Relaxed);
+            seat.takes(arrived.len());
             tasks.spawn(answer_all(arrived, answers.clone()));
         }
-        let under_way = answers.under_way.load(Ordering::Acquire);
+        let under_way = seat.under_way.load(Ordering::Acquire);
         if out.is_empty() {
-            answers.outbox.lock().write(&mut out, |_| {});
+            answers.write(&mut out);
             must_flush |= !out.is_empty();
         }
         if is_closing && under_way == 0 && out.is_empty() {
-            // All that was taken is answered; what has come since is not read any more.
+            // All that was taken is answered.
             put(&mut out, Kind::Goodbye, 0, &[]);
             writer.write_all(&out).await?;
             writer.shutdown().await?;
             return in_time(own, PARTING, until_it_ends(&mut reader, &mut incoming)).await;
         }
-        let is_reading = !is_closing && under_way < MAX_REQUESTS;
+        let has_room = out.len() < MAX_WRITTEN_AT_ONCE && answers.unwritten.load(Ordering::Relaxed) < MAX_UNWRITTEN;
+        // Also while it closes: the caller asks for signs of life.
+        let is_reading = under_way < MAX_REQUESTS && has_room;
         tokio::select! { biased;
-            written = write_some(&mut writer, &mut out, &mut must_flush), if must_flush => written?,
+            written = write_some(&mut writer, &mut out, &mut must_flush), if must_flush => {
+                written?;
+                has_written = true;
+            }
             read = read_some(&mut reader, &mut incoming), if is_reading => {
                 if read? == 0 {
                     return Ok(());
                 }
                 has_heard = true;
             }
-            () = answers.wake.notified(), if out.is_empty() => {}
+            () = seat.wake.notified(), if out.is_empty() => {}
             changed = closing.changed(), if !is_closing => is_closing = changed.is_err() || *closing.borrow(),
             () = &mut look => {
+                seat.is_looked_at();
                 // Whoever is not listened to is not silent, but whoever takes no answers is.
-                silent = if has_heard || (!is_reading && out.is_empty()) { 0 } else { silent + 1 };
-                let is_incomplete = is_reading && (!incoming.is_empty() || !assembly.is_empty());
+                silent = if has_heard || (!is_reading && (out.is_empty() || has_written)) { 0 } else { silent + 1 };
+                let is_incomplete = is_reading && !is_closing && (!incoming.is_empty() || !assembly.is_empty());
                 if silent >= SILENT_LOOKS {
                     return Err(io::Error::new(io::ErrorKind::TimedOut, "the caller says nothing any more"));
+                }
+                if seat.has_to_go() && under_way == 0 {
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, "another caller has its place, and its goodbye is not taken"));
                 }
                 if is_incomplete && taken_before == Some(frames.taken) {
                     return Err(io::Error::new(io::ErrorKind::TimedOut, "a frame was begun and not ended"));
                 }
                 taken_before = is_incomplete.then_some(frames.taken);
-                has_heard = false;
+                (has_heard, has_written) = (false, false);
                 look = own.clock.sleep(LOOK);
             }
         }

@@ -50,17 +50,17 @@ impl Clock for FastClock {
     }
 }
 
-/// Gives back what it is sent; of `"hang"` there is no end, and `"slow"` takes a second.
+/// Gives back what it is sent; of `"hang"` there is no end, `"slow"` takes a second, and `"very slow"` longer than a link may be silent.
 #[derive(Debug)]
 struct Echo(Arc<dyn Clock>);
 
 impl Door for Echo {
     fn answer(&self, request: Bytes) -> Answering {
-        let slow = self.0.sleep(Duration::from_secs(1));
+        let slow = self.0.sleep(Duration::from_secs(if request == "very slow" { 6 } else { 1 }));
         Box::pin(async move {
             match &*request {
                 b"hang" => pending().await,
-                b"slow" => slow.await,
+                b"slow" | b"very slow" => slow.await,
                 _ => {}
             }
             request
@@ -425,7 +425,26 @@ async fn whatever_a_stranger_sends_its_link_ends_and_others_are_answered() {
             assert_eq!(zero.answered(&one, "host-1", "quick").await, "quick");
         }
     };
-    let (ended, ()) = in_time(async { tokio::join!(futures_util::future::join_all(ends), quick) }).await;
+    // Asked for without end, and never taken: pongs, and large answers.
+    let untaken = |greeting: Vec<u8>, (kind, part): (frame::Kind, usize)| {
+        let address = one.address();
+        async move {
+            let mut many = BytesMut::new();
+            (0..64).for_each(|number| frame::put(&mut many, kind, number, &vec![0; part]));
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(&greeting).await.unwrap();
+            let mut taken = 0;
+            while stream.write_all(&many).await.is_ok() {
+                taken += many.len();
+                assert!(taken < 100_000_000, "{kind:?}: what is not taken back is held without end");
+            }
+        }
+    };
+    let untaken = futures_util::future::join_all([
+        untaken(greeted(&[]), (frame::Kind::Ping, 0)),
+        untaken(greeted(&[]), (frame::Kind::Last, 30_000)),
+    ]);
+    let (ended, _, ()) = in_time(async { tokio::join!(futures_util::future::join_all(ends), untaken, quick) }).await;
     assert_eq!(ended.len(), 10);
 
     // Kinds that are not known are stepped over.
@@ -463,6 +482,57 @@ async fn strangers_without_number_keep_nobody_out() {
         closed += usize::from(matches!(in_time(stranger.read(&mut byte)).await, Ok(0) | Err(_)));
     }
     assert_eq!(closed, 300, "of 700, no more than 256 are waited for");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn guests_without_number_who_ask_nothing_keep_nobody_out_and_cost_nobody_an_answer() {
+    let (zero, one) = (open("host-0", here()).await, open("host-1", here()).await);
+    assert_eq!(in_time(zero.answered(&one, "host-1", "first")).await, "first");
+    let mut greeting = BytesMut::new();
+    let hello = serde_json::to_vec(&Hello::new(&introduction("host-9", 64), None, "host-1")).unwrap();
+    frame::put(&mut greeting, frame::Kind::Hello, 0, &hello);
+    frame::put(&mut greeting, frame::Kind::Ping, 0, b"");
+    let (slow, mut strangers) = in_time(async {
+        tokio::join!(zero.ask(&one, "host-1", "slow"), async {
+            let mut strangers = Vec::new();
+            for _ in 0..200 {
+                let mut stranger = TcpStream::connect(one.address()).await.unwrap();
+                stranger.write_all(&greeting).await.unwrap();
+                // Welcome, and a sign of life: it is in.
+                let (mut frames, mut incoming) = (Frames::new(), BytesMut::new());
+                while frames.taken < 2 {
+                    stranger.read_buf(&mut incoming).await.unwrap();
+                    while frames.next(&mut incoming).unwrap().is_some() {}
+                }
+                strangers.push(stranger);
+            }
+            strangers
+        })
+    })
+    .await;
+    assert_eq!(slow.unwrap(), "slow", "it was under way");
+    let two = open("host-2", here()).await;
+    assert_eq!(in_time(two.answered(&one, "host-1", "another")).await, "another");
+    assert_eq!(in_time(zero.ask(&one, "host-1", "again")).await.unwrap(), "again", "its link is the same");
+    // Of the strangers those that came first were told goodbye.
+    for stranger in &mut strangers[..100] {
+        let mut heard = Vec::new();
+        in_time(stranger.read_to_end(&mut heard)).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_closes_gives_signs_of_life_until_the_last_answer() {
+    let (zero, one) = (open("host-0", here()).await, open("host-1", here()).await);
+    in_time(async {
+        assert_eq!(zero.answered(&one, "host-1", "first").await, "first");
+        let (slow, ()) = tokio::join!(zero.ask(&one, "host-1", "very slow"), async {
+            FastClock::default().sleep(Duration::from_millis(500)).await;
+            one.transport.close().await;
+        });
+        assert_eq!(slow.unwrap(), "very slow");
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
