@@ -122,8 +122,10 @@ on_each_store! {
         let before = owned(&[&a, &b]);
         b.crash();
         world.pass(2 * SECOND).await;
+        let asked = world.now();
         let b = start(&world, "b").await;
         assert_eq!(owned(&[&a, &b]), before, "when it has started");
+        assert!(world.now() - asked < 500, "it waits for nobody, as one does that is alone");
         world.pass(3 * LEASE).await;
         assert_eq!(owned(&[&a, &b]), before);
     }

@@ -578,7 +578,8 @@ impl Store for FaultStore {
     }
 
     async fn cordon(&self, member: Incarnation, is_cordoned: bool, seen: u64) -> Result<bool, StoreError> {
-        self.call(Method::Cordon, 1, |store| Box::pin(async move { store.cordon(member, is_cordoned, seen).await })).await
+        self.call(Method::Cordon, 1, |store| Box::pin(async move { store.cordon(member, is_cordoned, seen).await }))
+            .await
     }
 
     async fn members(&self) -> Result<Members, StoreError> {

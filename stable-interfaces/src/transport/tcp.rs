@@ -77,22 +77,33 @@ struct Options {
 struct Opened {
     /// The address that is listened at.
     bound: Option<SocketAddr>,
-    links: Mutex<HashMap<Arc<str>, Arc<Link>>>,
+    /// By the host that is called, with the address at which it is.
+    links: Mutex<HashMap<Arc<str>, Called>>,
     /// Has the transport's own tasks begin a link.
     starts: mpsc::UnboundedSender<Start>,
     guests: Guests,
 }
 
+/// The address of a host, if it has told one, and the link to it.
+type Called = (Option<Arc<str>>, Arc<Link>);
+
 impl Opened {
-    /// The link to a host: a new one, if there is none.
-    fn link_to(&self, host: &Arc<str>) -> Arc<Link> {
+    /// The link to a host: a new one, if there is none, or if the host is at another address by now. At the one before may be an earlier life of it,
+    /// or nobody, and no sign of that.
+    fn link_to(&self, to: &Addressee) -> Arc<Link> {
         let mut links = self.links.lock();
-        if let Some(link) = links.get(&**host) {
+        if let Some((address, link)) = links.get(&*to.host)
+            && (*address == to.address || to.address.is_none())
+        {
             return link.clone();
         }
         // Nothing is asked on those that nobody else holds: whoever asks has them, and so has the task that sees to them.
-        links.retain(|_, link| Arc::strong_count(link) > 1);
-        links.entry(host.clone()).or_default().clone()
+        links.retain(|_, (_, link)| Arc::strong_count(link) > 1);
+        let link = Arc::<Link>::default();
+        if let Some((_, before)) = links.insert(to.host.clone(), (to.address.clone(), link.clone())) {
+            before.is_not_asked_again();
+        }
+        link
     }
 }
 
@@ -240,7 +251,7 @@ impl Transport for TcpTransport {
 
     async fn send(&self, to: &Addressee, request: Bytes) -> Result<Bytes, Undelivered> {
         let opened = self.opened.get().ok_or_else(|| Undelivered::NotSent("it has not been opened".into()))?;
-        let link = opened.link_to(&to.host);
+        let link = opened.link_to(to);
         let (answer, is_first) = link.ask(request);
         if is_first {
             // Where nobody takes it any more, it ends the link.

@@ -69,6 +69,8 @@ struct State {
     outbox: Outbox,
     /// Says whether there is a task that sees to it.
     is_running: bool,
+    /// Says whether another link has its place.
+    is_left: bool,
 }
 
 /// A link that is to begin. Dropped before it has, it ends.
@@ -106,6 +108,17 @@ impl Link {
 
     fn is_idle(&self) -> bool {
         self.state.lock().asked.is_empty()
+    }
+
+    /// The host is called at another address from now on.
+    pub(super) fn is_not_asked_again(&self) {
+        self.state.lock().is_left = true;
+    }
+
+    /// Tells whether nothing is asked on it and nothing will be.
+    fn has_no_use(&self) -> bool {
+        let state = self.state.lock();
+        state.is_left && state.asked.is_empty()
     }
 
     /// Hands out what has come together.
@@ -258,6 +271,9 @@ async fn talk(
             }
             () = link.wake.notified(), if out.is_empty() => {}
             () = &mut look => {
+                if link.has_no_use() {
+                    return Err(io::Error::other("the host is at another address by now"));
+                }
                 silent = if has_heard { 0 } else { silent + 1 };
                 if silent >= SILENT_LOOKS {
                     return Err(io::Error::new(io::ErrorKind::TimedOut, "the other host says nothing any more"));

@@ -90,6 +90,11 @@ impl Guests {
     /// Takes no more requests, and waits until those that were taken are answered and the answers written.
     pub(super) async fn close(&self) {
         self.0.closing.send_replace(true);
+        self.until_empty().await;
+    }
+
+    /// Waits until no link is open.
+    pub(super) async fn until_empty(&self) {
         // It cannot fail: the sender is at hand.
         drop(self.0.open.subscribe().wait_for(|open| *open == 0).await);
     }

@@ -92,10 +92,18 @@ fn on_store(host: &str, shards: u32, store: Option<&str>) -> Introduction {
 }
 
 async fn open_as(own: Introduction, transport: TcpTransport) -> Site {
-    let transport = Arc::new(transport);
     let door: Arc<dyn Door> = Arc::new(Echo(own.clock.clone()));
+    open_with(own, transport, door).await
+}
+
+async fn open_with(own: Introduction, transport: TcpTransport, door: Arc<dyn Door>) -> Site {
+    let transport = Arc::new(transport);
     let running = transport.open(own, Some(door)).await.unwrap();
     Site { transport, running: tokio::spawn(running) }
+}
+
+async fn open_for(host: &str, door: Arc<dyn Door>) -> Site {
+    open_with(introduction(host, 64), here(), door).await
 }
 
 async fn open(host: &str, transport: TcpTransport) -> Site {
@@ -241,6 +249,34 @@ async fn nothing_is_unknown_to_those_who_ask_while_a_host_closes() {
         })
         .await;
     }
+}
+
+/// Answers with the name that it was given.
+#[derive(Debug)]
+struct Named(&'static str);
+
+impl Door for Named {
+    fn answer(&self, _: Bytes) -> Answering {
+        Box::pin(std::future::ready(Bytes::from_static(self.0.as_bytes())))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_is_at_another_address_is_asked_there_though_one_of_its_name_still_answers_where_it_was() {
+    let zero = open("host-0", here()).await;
+    let earlier = open_for("host-1", Arc::new(Named("earlier"))).await;
+    let later = open_for("host-1", Arc::new(Named("later"))).await;
+    in_time(async {
+        assert_eq!(zero.answered(&earlier, "host-1", "x").await, "earlier");
+        assert_eq!(zero.answered(&later, "host-1", "x").await, "later");
+        // Somebody who does not know an address asks where the host was found last.
+        let to = Addressee { host: "host-1".into(), address: None };
+        assert_eq!(zero.transport.send(&to, "x".into()).await.unwrap(), "later");
+        // Nobody is called where nothing will be asked any more.
+        let guests = &earlier.transport.opened.get().unwrap().guests;
+        guests.until_empty().await;
+    })
+    .await;
 }
 
 #[tokio::test]
