@@ -28,7 +28,7 @@ impl<'a> Parts<'a> {
         *first
     }
 
-    /// As many bytes as the next one says, or what is left.
+    /// Takes as many bytes as the next one says, or what is left.
     pub(crate) fn bytes(&mut self) -> &'a [u8] {
         let count = usize::from(self.byte()).min(self.0.len());
         let (taken, rest) = self.0.split_at(count);

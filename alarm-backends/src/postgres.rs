@@ -79,14 +79,14 @@ const COMMITS: NonZeroU16 = NonZeroU16::new(16).expect("it is not zero");
 /// ```
 pub struct PostgresStore {
     server: Arc<Server>,
-    /// For group commits: lane `n` uses number `n` modulo their count.
+    /// The links for group commits: lane `n` uses number `n` modulo their count.
     commits: [Link; COMMITS.get() as usize],
-    /// For loading and reading: many at once, answered in order.
+    /// The link for loading and reading: many at once, answered in order.
     reads: Link,
     posts: Arc<Posts>,
-    /// For claims and releases; closed after each.
+    /// The link for claims and releases; closed after each.
     claims: Link,
-    /// For renewals alone: it is opened on the runtime that renews, which others cannot keep busy.
+    /// The link for renewals alone: it is opened on the runtime that renews, which others cannot keep busy.
     renewals: Link,
     transactions: Arc<Transactions>,
 }

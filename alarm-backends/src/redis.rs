@@ -123,7 +123,7 @@ mod keys_of {
     pub(super) const DEAD_ORDER: &str = "dead.order";
     pub(super) const STORAGE: &str = "storage";
     pub(super) const STORAGE_ORDER: &str = "storage.order";
-    /// Of each kind of rows: alarms, messages, dead letters, values. In the order of the commit script.
+    /// The keys of each kind of rows: alarms, messages, dead letters, values. In the order of the commit script.
     pub(super) const OF_ROWS: [&[&str]; 4] = [
         &[ALARMS, DUE, ALARM_IDS],
         &[INBOX, INBOX_ORDER, INBOX_PROGRESS],
@@ -169,11 +169,11 @@ pub struct RedisStoreBuilder {
 struct Inner {
     target: Arc<Target>,
     keys: Keys,
-    /// Apart, so that a large page does not delay a write, and neither a renewal.
+    /// The link for writes; others are apart, so that a large page does not delay a write, and neither a renewal.
     writes: Link,
     reads: Link,
     leases: Link,
-    /// For renewals alone: its connections are made on the runtime that renews, which others cannot keep busy.
+    /// The link for renewals alone: its connections are made on the runtime that renews, which others cannot keep busy.
     renewals: Link,
     watermarks: Watermarks,
     must_exist: bool,

@@ -33,7 +33,7 @@ pub struct Received {
 }
 
 impl std::fmt::Debug for Received {
-    /// Without the values of headers, which may be secret.
+    /// Shows a message without the values of headers, which may be secret.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let headers: Vec<_> = self.headers().map(|(name, _)| name).collect();
         f.debug_struct("Received")
@@ -46,7 +46,7 @@ impl std::fmt::Debug for Received {
 }
 
 impl Received {
-    /// The moment of its arrival.
+    /// The moment of the message's arrival.
     #[must_use]
     pub fn at(&self) -> Timestamp {
         self.at
@@ -64,7 +64,7 @@ impl Received {
         &self.message.body
     }
 
-    /// The headers that were kept of it.
+    /// The headers of the call that were kept.
     pub fn headers(&self) -> impl Iterator<Item = (&str, &str)> {
         self.message.headers.iter().map(|(name, value)| (&**name, &**value))
     }

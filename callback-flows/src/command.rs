@@ -16,22 +16,22 @@ const FORMAT: u8 = 1;
 /// Something that is asked of a flow.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Command {
-    /// To begin with this version and input, and to tell this parent when it is over.
+    /// Begins the flow with this version and input, and has it tell this parent when it is over.
     Start {
         version: u32,
         input: Bytes,
         parent: Option<Parent>,
     },
-    /// To take a message for a callback of this run, or of whichever run is going.
+    /// Hands it a message for a callback of this run, or of whichever run is going.
     Deliver {
         run: Option<u32>,
         callback: Arc<str>,
         message: Message,
     },
     Cancel,
-    /// To look once more whether its code fits.
+    /// Lets a blocked flow look once more whether its code fits.
     Resume,
-    /// To take note of the end of a child of this run.
+    /// Tells the flow of the end of a child of this run.
     ChildEnded {
         run: u32,
         child: Key,
@@ -130,7 +130,7 @@ impl Command {
     }
 }
 
-/// As it is posted, in base64: whatever crosses from host to host is JSON.
+/// Writes a command as it is posted, in base64: whatever crosses from host to host is JSON.
 impl Serialize for Command {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&STANDARD.encode(self.encode()))
@@ -157,7 +157,7 @@ impl Parent {
         Ok(Parent { flow, run, child, is_refused: reader.byte()? != 0 })
     }
 
-    /// As it is kept by the child.
+    /// The row in which a child keeps its parent.
     pub(crate) fn encode(&self) -> Bytes {
         let mut out = Writer::new(FORMAT);
         self.write(&mut out);

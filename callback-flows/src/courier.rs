@@ -90,7 +90,7 @@ fn address(registry: &Registry, flow: &str, run: u32, post: &Post) -> Result<(St
 /// Parents who are to be told how a flow ends, and who has been.
 #[derive(Debug, Default)]
 pub(crate) struct Parents {
-    /// By the keys of their rows. One that has been told has none.
+    /// The parents, by the keys of their rows. One that has been told has no row.
     rows: BTreeMap<String, Parent>,
     /// Parents that a courier of this incarnation is on the way to.
     on_the_way: BTreeSet<String>,

@@ -74,7 +74,7 @@ impl FlowEvent {
         self.sequence
     }
 
-    /// The moment of it.
+    /// The moment of the event.
     #[must_use]
     pub fn at(&self) -> Timestamp {
         self.at
@@ -105,7 +105,7 @@ impl FlowEvent {
         self.name.len() + self.value.get().len() + 64
     }
 
-    /// As it is stored, under its sequence number.
+    /// The row of the event, which is stored under its sequence number.
     pub(crate) fn encode(&self) -> Result<Vec<u8>, serde_json::Error> {
         serde_json::to_vec(&Row { at: self.at, name: self.name.as_ref().into(), value: &self.value })
     }

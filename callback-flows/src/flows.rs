@@ -70,19 +70,19 @@ impl std::fmt::Debug for Flows {
 pub struct Listed(Alarm);
 
 impl Listed {
-    /// The name of its code.
+    /// The name of the flow's code.
     #[must_use]
     pub fn name(&self) -> &str {
         parts_of(self.0.instance()).0
     }
 
-    /// The ID that it was started under.
+    /// The ID that the flow was started under.
     #[must_use]
     pub fn id(&self) -> &str {
         parts_of(self.0.instance()).1
     }
 
-    /// The moment at which it is looked at next by itself: its next timer, or the end of the time for which it is kept.
+    /// The moment at which the flow is looked at next by itself: its next timer, or the end of the time for which it is kept.
     #[must_use]
     pub fn next(&self) -> Timestamp {
         self.0.due()
@@ -141,7 +141,7 @@ impl Flows {
     /// is too late, or one too many, is dropped by the owner, and counted.
     ///
     /// # Errors
-    /// [`FlowsError::NotFound`] for a token that is none of ours, [`FlowsError::Gone`] where the flow or the callback is over,
+    /// [`FlowsError::NotFound`] for a token that no key of this application has signed, [`FlowsError::Gone`] where the flow or the callback is over,
     /// [`FlowsError::Unverified`] and [`FlowsError::Undecodable`] by the policy, [`FlowsError::TooManyUnread`], [`FlowsError::TooLarge`],
     /// [`FlowsError::Unavailable`].
     pub async fn deliver(&self, token: &str, call: Call) -> Result<Delivered, FlowsError> {
@@ -161,8 +161,8 @@ impl Flows {
         self.hand_over(&target.flow, Some(target.run), target.callback, call).await
     }
 
-    /// The policy for the calls of the callback that a token is of, such as for the answer to them; `None` if it has none, or the token is none
-    /// of ours.
+    /// The policy for the calls of the callback that a token is of, such as for the answer to them; `None` if it has none, or no key of this
+    /// application has signed the token.
     #[must_use]
     pub fn policy(&self, token: &str) -> Option<&CallbackPolicy> {
         self.policy_of(&self.target(token)?)
@@ -172,7 +172,7 @@ impl Flows {
         self.registry.policy(&target.flow, &target.callback)
     }
 
-    /// The callback that a token is of, if it is one of ours. Without a look at the store.
+    /// The callback that a token is of, if one of the keys has signed it. Without a look at the store.
     pub(crate) fn target(&self, token: &str) -> Option<Target> {
         let token = token.rsplit('/').next().unwrap_or(token);
         self.registry.urls.as_ref()?.keys.check(token)
@@ -216,8 +216,8 @@ impl Flows {
         }
     }
 
-    /// The name and the ID of the flow that a callback's token is for, without a look at the store; `None` for a token that is none
-    /// of ours. Such as for the [`result`](Self::result) of a flow that is over, for who calls it once more.
+    /// The name and the ID of the flow that a callback's token is for, without a look at the store; `None` for a token that no key
+    /// of this application has signed. Such as for the [`result`](Self::result) of a flow that is over, for who calls it once more.
     #[must_use]
     pub fn flow_of(&self, token: &str) -> Option<(String, String)> {
         let target = self.target(token)?;

@@ -34,7 +34,7 @@ static KEYS: LazyLock<UrlKeys> = LazyLock::new(|| {
     keys.expect("both keys are long enough")
 });
 
-/// Up to the first of these bytes, and the rest.
+/// The bytes up to the first of this value, and the rest.
 fn split(data: &[u8], at: u8) -> (&[u8], &[u8]) {
     let end = data.iter().position(|byte| *byte == at).unwrap_or(data.len());
     (&data[..end], data.get(end + 1..).unwrap_or_default())

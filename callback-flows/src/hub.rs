@@ -41,7 +41,7 @@ pub(crate) struct Hub {
 #[derive(Debug, Clone)]
 pub(crate) enum OfAll {
     Event(FlowEvent),
-    /// So many events of another host were missed.
+    /// The number of events of another host that were missed.
     Missed(u64),
 }
 
@@ -56,7 +56,7 @@ struct Topic {
 #[derive(Debug, Default)]
 struct Told {
     status: Option<Arc<Status>>,
-    /// Of consecutive sequence numbers.
+    /// The newest events, of consecutive sequence numbers.
     events: VecDeque<FlowEvent>,
 }
 
@@ -73,7 +73,7 @@ pub(crate) enum Newer {
     None,
     /// Events without a gap.
     Events(VecDeque<FlowEvent>),
-    /// There are some, and the first of them are in the store alone.
+    /// There are some events, and the first of them are in the store alone.
     InStore,
 }
 
@@ -193,7 +193,7 @@ impl Hub {
 }
 
 impl Subscription {
-    /// The newest status, if any was told since this was made.
+    /// The newest status, if any was told after the subscription was made.
     pub(crate) fn status(&mut self) -> Option<Arc<Status>> {
         self.told.borrow_and_update().status.clone()
     }

@@ -72,7 +72,7 @@ pub(crate) struct Carried {
 /// The end of a child, as its parent is told it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ChildOutcome {
-    /// With this result, as JSON.
+    /// The child has this result, as JSON.
     Done(Bytes),
     Failed(Arc<str>),
     Cancelled,
@@ -91,7 +91,7 @@ pub(crate) enum ChildOutcome {
 /// The end of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum StepOutcome {
-    /// With this value, as JSON.
+    /// The step has this value, as JSON.
     Done(Bytes),
     /// The step failed so often.
     Failed { error: Arc<str>, attempts: u32 },
@@ -130,7 +130,7 @@ pub(crate) enum Detail {
 /// The end of a flow.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Ended {
-    /// With this result, as JSON.
+    /// The flow has this result, as JSON.
     Done(Bytes),
     Failed(Arc<str>),
     Cancelled,
@@ -150,7 +150,7 @@ pub(crate) struct Settled {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Page {
     pub(crate) entries: Vec<Entry>,
-    /// Of entries that made the code begin something.
+    /// The beginnings, by the entries because of which the code began something.
     pub(crate) settled: Vec<Settled>,
     /// The number of entries, from the first one on, that the code has taken in by the end of this page.
     pub(crate) settled_to: u64,

@@ -58,9 +58,9 @@ impl State {
 pub struct Waiting {
     /// The full name of the operation: `scope/kind:name[key]#ordinal`.
     pub name: String,
-    /// Since when.
+    /// The moment since which it waits.
     pub since: Timestamp,
-    /// Until when at the latest: the deadline of a timer, or the next attempt of a step.
+    /// The moment up to which it waits at the latest: the deadline of a timer, or the next attempt of a step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until: Option<Timestamp>,
     /// Failed attempts of a step.
@@ -209,7 +209,7 @@ pub(crate) fn short(text: &str) -> String {
     cut_to(text, MAX_TEXT)
 }
 
-/// So many bytes of a text at most, and a sign if that is not all.
+/// The beginning of a text, of at most so many bytes, with a sign if that is not all.
 pub(crate) fn cut_to(text: &str, most: usize) -> String {
     let end = text.floor_char_boundary(most);
     if end < text.len() { format!("{}…", &text[..end]) } else { text.to_owned() }
@@ -219,9 +219,9 @@ pub(crate) fn cut_to(text: &str, most: usize) -> String {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Outcome {
-    /// With this result, as JSON.
+    /// The flow has this result, as JSON.
     Done(Box<RawValue>),
-    /// With this error.
+    /// The flow has failed with this error.
     Failed(String),
     /// The flow was cancelled.
     Cancelled,

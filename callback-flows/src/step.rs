@@ -56,7 +56,7 @@ pub struct Retry {
 }
 
 impl Default for Retry {
-    /// After 100 ms, then twice as long each time, up to a minute, less up to a half by chance; for an hour.
+    /// Tries again after 100 ms, then after twice as long each time, up to a minute, less up to a half by chance; for an hour.
     fn default() -> Retry {
         let longest = Duration::from_secs(60);
         Retry { first: Duration::from_millis(100), longest, within: Duration::from_secs(3_600), attempts: u32::MAX }
@@ -77,14 +77,14 @@ impl Retry {
         self
     }
 
-    /// For how long after its beginning an attempt may begin.
+    /// Limits the time, from the beginning of the step, within which another attempt may begin. Default: an hour.
     #[must_use]
     pub fn within(mut self, time: Duration) -> Retry {
         self.within = time;
         self
     }
 
-    /// So many attempts at most. At least 1.
+    /// Limits the number of attempts. At least 1. Default: no limit but that of [time](Self::within).
     #[must_use]
     pub fn attempts(mut self, attempts: u32) -> Retry {
         self.attempts = attempts.max(1);
@@ -351,12 +351,12 @@ enum Stage<Fut> {
     /// Nothing is under way.
     Idle,
     Running(Pin<Box<Fut>>, Option<Sleep>),
-    /// Until the next attempt.
+    /// A wait for the next attempt.
     Waiting(Sleep),
 }
 
 impl<Fut> Attempts<Fut> {
-    /// Goes on with it, and hands in what comes of it.
+    /// Goes on with the attempt that is under way, or begins the next one, and hands in what comes of it.
     fn poll<T: Serialize, E: Into<Box<dyn Error + Send + Sync>>>(
         &mut self,
         ticket: &Ticket,

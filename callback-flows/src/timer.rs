@@ -23,7 +23,7 @@ impl Sleep {
         Sleep { ticket, is_over: false }
     }
 
-    /// The moment it waits for.
+    /// The moment that the sleep waits for.
     #[must_use]
     pub fn deadline(&self) -> Timestamp {
         self.ticket.due().unwrap_or_default()

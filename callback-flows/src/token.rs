@@ -46,7 +46,7 @@ pub enum KeyError {
     /// An ID that cannot be a part of a URL.
     #[error("{0:?} cannot be the ID of a key: 1 to 32 of a-z, A-Z, 0-9, - and _")]
     Id(String),
-    /// There are two of this ID.
+    /// There are two keys of this ID.
     #[error("there are two keys with the ID {0:?}")]
     Twice(String),
     /// No secret at all was given to check signatures with.
@@ -132,7 +132,7 @@ impl UrlKeys {
 /// The base and the keys that callback URLs are made with, and checked.
 #[derive(Debug)]
 pub(crate) struct Urls {
-    /// With one slash at its end.
+    /// The base, with one slash at its end.
     base: String,
     pub(crate) keys: UrlKeys,
 }

@@ -32,7 +32,7 @@ pub(crate) struct Asked {
     pub(crate) step: Key,
     pub(crate) limit: Duration,
     pub(crate) statements: Statements,
-    /// Told if nothing was committed. It is closed if nobody waits for the step any more.
+    /// A channel that is told why, if nothing was committed. It is closed if nobody waits for the step.
     pub(crate) failed: oneshot::Sender<BoxError>,
 }
 

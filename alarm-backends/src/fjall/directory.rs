@@ -54,11 +54,11 @@ const WORKERS: usize = 2;
 pub(super) enum Table {
     /// Alarm rows in order of firing.
     Alarms,
-    /// By an alarm's identity: where its row is.
+    /// The places of alarms' rows, by their identity.
     AlarmIds,
     /// Inbox rows in order of arrival.
     Inbox,
-    /// By a message's identity: where its row is.
+    /// The places of messages' rows, by their identity.
     InboxIds,
     /// Dead letters, oldest first.
     Dead,
@@ -89,7 +89,7 @@ impl Table {
         }
     }
 
-    /// As it is called on disk and in what we say of damaged rows.
+    /// The name of the table on disk, and where damaged rows are told of.
     pub(super) fn name(self) -> &'static str {
         match self {
             Table::Alarms => "alarms",
@@ -201,7 +201,7 @@ impl Directory {
         OwnedWriteBatch::with_capacity(self.database.clone(), changes).durability(Some(mode))
     }
 
-    /// So many bytes have been written.
+    /// Counts bytes that were written.
     pub(super) fn has_written(&self, bytes: u64) {
         self.written.fetch_add(bytes, Ordering::Relaxed);
     }

@@ -23,7 +23,7 @@ pub(super) struct Ownership {
 struct Shard {
     epoch: Epoch,
     owner: Option<Incarnation>,
-    /// With an owner: what its grant said. Without: what the next grant will say.
+    /// The word of the owner's grant; without an owner, that of the next one.
     clean: bool,
 }
 

@@ -42,7 +42,7 @@ impl Posts {
         self.0.lock().len()
     }
 
-    /// As many posts as one write carries, without those that nobody waits for any more.
+    /// Takes as many posts as one write carries, without those that nobody waits for.
     fn take_round(&self) -> Vec<Waiting> {
         let mut waiting = self.0.lock();
         let (mut round, mut bytes) = (Vec::new(), 0);

@@ -53,9 +53,9 @@ pub(super) enum NoResult {
 /// The threads that calls are made on.
 #[derive(Debug)]
 pub(super) enum Threads {
-    /// By [`Purpose`]. Dropping these ends the threads.
+    /// The store's own threads, by [`Purpose`]. Dropping these ends them.
     Own([Sender<Job>; Purpose::ALL.len()]),
-    /// On tokio's blocking threads.
+    /// The blocking threads of tokio.
     Runtime,
 }
 

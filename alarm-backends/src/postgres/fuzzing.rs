@@ -127,7 +127,7 @@ fn type_of(column: &str) -> Type {
 }
 
 impl WireRow {
-    /// Of each column its length and itself; 255 for NULL.
+    /// The row of these bytes: for each column its length and itself; 255 for NULL.
     fn new(columns: &'static [(&'static str, Type)], parts: &mut Parts<'_>) -> WireRow {
         let mut column = |(name, ty): &(&'static str, Type)| {
             let raw = if parts.0.first() == Some(&255) {

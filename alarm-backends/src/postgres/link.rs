@@ -50,7 +50,7 @@ pub(super) struct Server {
     /// The time that one operation may take, with getting its connection.
     pub(super) timeout: Duration,
     pub(super) watermarks: Watermarks,
-    /// Until the first connection has been made.
+    /// No connection has been made.
     pub(super) is_new: AtomicBool,
 }
 
@@ -205,7 +205,7 @@ impl Server {
         addresses.map(|(place, address)| format!("{address}:{}", port_of(place))).collect::<Vec<_>>().join(", ")
     }
 
-    /// There was no connection by the deadline, nor was anything sent.
+    /// The error where there was no connection by the deadline, nor was anything sent.
     pub(super) fn no_connection(&self, source: Option<BoxError>) -> StoreError {
         StoreError::NotApplied(NoConnection { address: self.address(), timeout: self.timeout, source }.into())
     }
@@ -385,13 +385,13 @@ impl Server {
 /// The purpose of a connection.
 enum Purpose {
     Store,
-    /// For posts, which wait for no row.
+    /// A connection for posts, which wait for no row.
     Posts,
-    /// To listen: hints go here.
+    /// A connection that listens: hints go here.
     Hints(HintSender),
-    /// For statements of the application, which know nothing of this store's settings.
+    /// A connection for statements of the application, which know nothing of this store's settings.
     Application,
-    /// To find out who is at the other end. Nothing has been asked or set.
+    /// A look at who is at the other end. Nothing has been asked or set.
     Probe,
 }
 
@@ -443,9 +443,9 @@ where
 /// The place of one connection.
 #[derive(Default)]
 pub(super) struct Link {
-    /// Held while a connection is opened, and by [`Link::alone`] until the call is over.
+    /// The connection. Locked while one is opened, and by [`Link::alone`] until the call is over.
     place: Mutex<Option<Arc<Conn>>>,
-    /// Set if no call on it waits for a row.
+    /// No call on it waits for a row.
     is_for_posts: bool,
 }
 
@@ -453,15 +453,15 @@ pub(super) struct Link {
 pub(super) struct Turn<'a> {
     server: &'a Server,
     pub(super) conn: Arc<Conn>,
-    /// Present if nobody else may use the connection meanwhile.
+    /// The lock on it, if nobody else may use the connection meanwhile.
     place: Option<MutexGuard<'a, Option<Arc<Conn>>>>,
     deadline: Instant,
-    /// While a call is under way, how many the connection had answered before it.
+    /// The number of calls that the connection had answered before the one under way.
     under_way: Option<u64>,
 }
 
 impl Link {
-    /// For posts: what has to wait for a row for more than a moment is [refused](super::errors::is_row_locked).
+    /// A link for posts: what has to wait for a row for more than a moment is [refused](super::errors::is_row_locked).
     pub(super) fn for_posts() -> Link {
         Link { is_for_posts: true, ..Link::default() }
     }

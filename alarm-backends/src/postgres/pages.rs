@@ -26,7 +26,7 @@ struct Start<'a> {
     id: &'a str,
 }
 
-/// Before everything: IDs are never empty.
+/// The place before everything: IDs are never empty.
 const BEGINNING: Start<'static> = Start { at: i64::MIN, interface: "", instance: "", is_message: false, id: "" };
 
 impl<'a> Start<'a> {
@@ -166,7 +166,7 @@ async fn ask<T>(
     Ok(())
 }
 
-/// For a person with a database client.
+/// The place of a row, for a person with a database client.
 fn place_of(server: &Server, query: Query, row: &Row) -> String {
     let table = match query {
         Query::LoadInbox | Query::LoadInboxKeys => "inbox",

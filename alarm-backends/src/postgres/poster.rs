@@ -45,14 +45,14 @@ pub struct Poster {
 struct NoFleet;
 
 impl Default for Poster {
-    /// For the schema that stores are in by default.
+    /// Posts for a store in the schema that stores are in by default.
     fn default() -> Poster {
         Poster::new(DEFAULT_SCHEMA).expect("the default can be a schema's name")
     }
 }
 
 impl Poster {
-    /// For a store in this [schema](super::PostgresStoreBuilder::schema).
+    /// Posts for a store in this [schema](super::PostgresStoreBuilder::schema).
     ///
     /// # Errors
     /// [`StoreError::Open`] if the name is not allowed.

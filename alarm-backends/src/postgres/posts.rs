@@ -31,9 +31,9 @@ type Answer = Result<Vec<Posted>, StoreError>;
 
 /// The queue, and the connections it is sent on.
 pub(super) struct Posts {
-    /// For rounds.
+    /// The connection for rounds.
     link: Link,
-    /// For messages that wait for a row.
+    /// The connection for messages that wait for a row.
     apart: Link,
     /// Never held across an `.await`.
     queue: Mutex<Queue>,
@@ -43,7 +43,7 @@ pub(super) struct Posts {
 struct Queue {
     /// The number of the next post.
     next: u64,
-    /// In the order of arrival.
+    /// The posts that wait, in the order of their arrival.
     waiting: VecDeque<Queued>,
     /// A task is sending rounds, and looks at the queue again before it ends.
     is_served: bool,

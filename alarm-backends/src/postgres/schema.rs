@@ -235,7 +235,7 @@ pub(super) enum MakeError {
          release, as the user that owns the schema"
     )]
     NotOurs(String, #[source] tokio_postgres::Error),
-    /// There is none, and none is to be made.
+    /// There is no store, and none is to be made.
     #[error(
         "there is no store in the schema {0} of this database, and must_exist(true) was asked for; name the schema and database that have it, or \
          connect once without"

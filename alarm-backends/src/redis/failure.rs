@@ -64,7 +64,7 @@ impl Failure {
         }
     }
 
-    /// As a person is told of it.
+    /// The failure in words, for a person.
     pub(super) fn text(&self) -> String {
         match self {
             Failure::NotSent(text) | Failure::Unknown(text) | Failure::Unfit(text) => text.clone(),

@@ -36,7 +36,7 @@ pub(super) struct Link {
 #[derive(Debug, Default)]
 struct Map {
     nodes: BTreeMap<String, Arc<Node>>,
-    /// In a cluster: ranges of slots by their first, with their last and the address of their master.
+    /// The ranges of slots of a cluster by their first, with their last and the address of their master.
     slots: BTreeMap<u16, (u16, String)>,
 }
 

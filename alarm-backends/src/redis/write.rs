@@ -37,7 +37,7 @@ pub(super) struct Encoded {
     kind: usize,
     /// Identity or member.
     pub(super) name: Vec<u8>,
-    /// Of an alarm that is removed the revision, else empty if nothing is put.
+    /// The row that is put; the revision of an alarm that is removed, and empty for any other removal.
     pub(super) value: Vec<u8>,
 }
 

@@ -32,7 +32,7 @@ pub(crate) struct Post {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum What {
-    /// With this input as JSON, or the reason why there is none.
+    /// The child is to begin with this input as JSON; or the reason why there is none.
     Start(Result<Bytes, Arc<str>>),
     Cancel,
 }

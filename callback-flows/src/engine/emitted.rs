@@ -26,7 +26,7 @@ pub(crate) struct Emitted {
     /// The time of the entry because of which it was emitted.
     pub(crate) at: Timestamp,
     pub(crate) name: Arc<str>,
-    /// As JSON.
+    /// The value, as JSON.
     pub(crate) value: Bytes,
 }
 

@@ -30,7 +30,7 @@ pub(crate) struct Item {
 /// The reason for which the code is polled at this moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mode {
-    /// Nobody: the flow waits.
+    /// The code is not polled: the flow waits.
     Idle,
     /// An entry is being taken in.
     Settling,
@@ -56,9 +56,9 @@ pub(super) struct Op {
     pub(super) queue: VecDeque<Item>,
     /// The waker of who waits for it: set by a poll that found nothing released, kept until a release or until it is dropped.
     pub(super) waker: Option<Waker>,
-    /// May answer its next poll.
+    /// The operation may answer its next poll.
     pub(super) is_released: bool,
-    /// Of a timer, and of a step that waits for its next attempt.
+    /// The deadline of a timer, or of a step that waits for its next attempt.
     pub(super) due: Option<Timestamp>,
     /// A step has handed over its result.
     pub(super) is_over: bool,
@@ -124,7 +124,7 @@ pub(super) struct State {
     pub(super) ops: Vec<Option<Box<Op>>>,
     pub(super) free: Vec<usize>,
     pub(super) by_key: ByName<usize>,
-    /// By the keys without ordinals.
+    /// The names that operations have had, by their keys without ordinals.
     pub(super) named: ByName<Named>,
     /// Operations that wait and have something, by their oldest entry.
     pub(super) ready: BTreeSet<(u64, usize)>,

@@ -11,7 +11,7 @@ use crate::journal::{Begun, Entry, Page, Settled};
 /// The amount that is still to be written.
 #[derive(Debug, Default)]
 pub(super) struct Unwritten {
-    /// About how many bytes.
+    /// About how many bytes are still to be written.
     pub(super) bytes: usize,
     /// A page was taken that is not all of it.
     is_rest: bool,

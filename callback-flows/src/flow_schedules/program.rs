@@ -124,7 +124,7 @@ pub(super) struct World {
     /// Steps whose results are kept.
     pub(super) kept: Mutex<HashSet<String>>,
     pub(super) wrong: Mutex<Option<String>>,
-    /// Not all that the code has decided is durable.
+    /// A part of what the code has decided is not durable.
     pub(super) has_rest: AtomicBool,
 }
 

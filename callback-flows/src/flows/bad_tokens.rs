@@ -1,4 +1,4 @@
-//! Tokens that our keys have signed, and that no flow of ours waits for.
+//! Tokens that the keys of the flows have signed, and that no flow waits for.
 
 use std::time::Duration;
 

@@ -155,7 +155,7 @@ impl FlowsBuilder {
         self
     }
 
-    /// The same for one process of a test.
+    /// Makes these the flows of one process of a test.
     #[cfg(feature = "testing")]
     pub(crate) fn for_test(mut self, process: u64, fakes: Arc<crate::testing::fakes::Fakes>) -> FlowsBuilder {
         (self.registry.process, self.registry.fakes) = (process, Some(fakes));
@@ -164,7 +164,7 @@ impl FlowsBuilder {
         self
     }
 
-    /// Registers all of it with a host, as the interface `flow`.
+    /// Registers the flows with a host, as the interface `flow`.
     ///
     /// # Errors
     /// [`FlowsError::Invalid`] names what cannot be, [`FlowsError::Register`] if the host has such an interface already.

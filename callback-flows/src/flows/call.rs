@@ -13,7 +13,7 @@ pub struct Call {
 }
 
 impl std::fmt::Debug for Call {
-    /// Without its body and the values of its headers, which may be secret.
+    /// Shows a call without its body and the values of its headers, which may be secret.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let headers: Vec<_> = self.headers.iter().map(|(name, _)| name).collect();
         f.debug_struct("Call")
@@ -68,7 +68,7 @@ impl Call {
         self.headers().filter(move |(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value)
     }
 
-    /// The same, with an ID.
+    /// Gives the call an ID, if it has none.
     #[cfg(feature = "testing")]
     pub(crate) fn or_id(mut self, id: impl FnOnce() -> String) -> Call {
         self.id.get_or_insert_with(id);

@@ -21,7 +21,7 @@ const MOST: usize = 1_000_000;
 /// The meta of each flow's alarm `next`: as much of the flow as a list of all can tell without a look at each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Kept {
-    /// The version of its code.
+    /// The version of the flow's code.
     pub(crate) version: u32,
     /// The flow has ended.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]

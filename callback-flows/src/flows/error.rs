@@ -40,7 +40,7 @@ pub enum FlowsError {
     /// A flow of that ID was started with another input.
     #[error("the flow was started with another input")]
     Conflict,
-    /// There is no such flow, or the token is none of ours.
+    /// There is no such flow, or the token is not signed by one of the keys.
     #[error("there is no such flow")]
     NotFound,
     /// The flow, or the callback, is over.

@@ -37,12 +37,12 @@ pub(super) struct HearAll {
     /// The process that the number is of; [`NOBODY`] if it has not been asked before.
     life: u64,
     after: u64,
-    /// Of a process that has not been asked before, all are wanted, and not only those from now on.
+    /// All events of a process that has not been asked before are wanted, and not only those from now on.
     #[serde(default)]
     all: bool,
 }
 
-/// The answer to it.
+/// The answer to [`HearAll`].
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Heard {
     life: u64,

@@ -21,9 +21,9 @@ use crate::token::Urls;
 #[derive(Clone)]
 pub(super) struct Version {
     pub(super) code: Code,
-    /// Refuses an input that is none.
+    /// Refuses an input that is not what the code takes.
     pub(super) check: fn(&[u8]) -> Result<(), serde_json::Error>,
-    /// Says in which field such an input is none.
+    /// Names the field in which such an input is not what the code takes.
     #[cfg(feature = "http")]
     pub(super) locate: fn(&[u8]) -> String,
 }
@@ -32,16 +32,16 @@ pub(super) struct Version {
 #[derive(Clone)]
 pub(crate) struct Registry {
     pub(super) flows: HashMap<String, BTreeMap<u32, Version>>,
-    /// By the names of flows.
+    /// The checks of inputs, by the names of flows.
     pub(super) validates: HashMap<String, Arc<Validate>>,
-    /// By the names of flows.
+    /// The ways in which inputs are prepared, by the names of flows.
     #[cfg(feature = "rhai")]
     pub(super) prepares: HashMap<String, Arc<Prepare>>,
     pub(crate) urls: Option<Arc<Urls>>,
     /// Says where the router of another host is.
     #[cfg(feature = "http")]
     pub(super) peers: Option<Arc<super::serving::Peers>>,
-    /// By the names of the flow and its callback.
+    /// The policies, by the names of the flow and its callback.
     pub(super) policies: HashMap<(String, String), CallbackPolicy>,
     pub(crate) hub: Arc<Hub>,
     /// Questions to other hosts for news of their flows.
@@ -61,7 +61,7 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
-    /// Nothing, with every setting at its default.
+    /// A registry of nothing, with every setting at its default.
     pub(super) fn new() -> Registry {
         let day = Duration::from_secs(24 * 3_600);
         Registry {

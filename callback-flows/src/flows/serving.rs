@@ -1,4 +1,4 @@
-//! All that the routers ask of flows and programs do not: where two inputs differ, and which field an error is about.
+//! Questions about flows that the routers have and programs do not: where two inputs differ, and which field an error is about.
 
 use std::future::Future;
 use std::sync::Arc;

@@ -15,7 +15,7 @@ use crate::events::FlowEvent;
 /// The most events that one answer has.
 const AT_ONCE: usize = 256;
 
-/// The list of them.
+/// The newest events of this host, with their numbers.
 #[derive(Debug)]
 pub(crate) struct Own {
     kept: Mutex<VecDeque<FlowEvent>>,
@@ -23,9 +23,9 @@ pub(crate) struct Own {
     is_late: AtomicBool,
     /// There was a question for events.
     is_asked: AtomicBool,
-    /// The number of the last one.
+    /// The number of the last event.
     last: watch::Sender<u64>,
-    /// Told when somebody on this host begins to listen to all flows.
+    /// A notice for when somebody on this host begins to listen to all flows.
     pub(super) listened: Notify,
 }
 
@@ -34,7 +34,7 @@ pub(crate) struct Own {
 pub(crate) struct Behind {
     /// The number of the last of them.
     pub(crate) last: u64,
-    /// The number of those that are not there any more.
+    /// The number of those that are gone.
     pub(crate) missed: u64,
     pub(crate) events: Vec<FlowEvent>,
 }
@@ -65,7 +65,7 @@ impl Own {
         drop(first);
     }
 
-    /// The number of the last one.
+    /// The number of the last event.
     pub(crate) fn last(&self) -> u64 {
         *self.last.borrow()
     }
@@ -75,7 +75,7 @@ impl Own {
         self.is_asked.store(true, Ordering::Release);
     }
 
-    /// Keeps nothing any more, unless somebody has asked.
+    /// Keeps nothing from here on, unless somebody has asked.
     pub(crate) fn forget(&self) {
         self.is_late.store(true, Ordering::Release);
         if self.is_asked.load(Ordering::Acquire) {
@@ -97,7 +97,7 @@ impl Own {
         Behind { last, missed, events }
     }
 
-    /// Waits until there are some behind a number.
+    /// Waits until there are events behind a number.
     pub(crate) async fn more_than(&self, number: u64) {
         // It cannot fail: the sender is here.
         drop(self.last.subscribe().wait_for(|last| *last > number).await);

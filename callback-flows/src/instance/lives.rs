@@ -14,26 +14,26 @@ use crate::status::MAX_WAITS;
 
 /// The alarm that finds what was running when a process died, and flows that are blocked.
 pub(crate) const RUNNING: &str = "run";
-/// The time after which it fires.
+/// The time after which the alarm `run` fires.
 const RUNNING_AFTER: Duration = Duration::from_secs(1);
-/// No process.
+/// The number of no process: the last one has left in good order.
 pub(super) const LEFT: u64 = 0;
-/// In so many processes that died a step may have run, and no more.
+/// The number of processes that died while a step ran, after which its flow is blocked.
 const MAX_DEATHS: u32 = 2;
 
 /// The processes that steps ran in, as the alarm `run` knows them.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Lives {
-    /// The last of them; [`LEFT`] if it left in good order.
+    /// The last process that steps ran in; [`LEFT`] if it has left in good order.
     pub(super) process: u64,
-    /// The number of those before it that died while the same steps ran.
+    /// The number of processes before that one that died while the same steps ran.
     died: u32,
     /// The steps that ran then.
     steps: Vec<String>,
 }
 
 impl Lives {
-    /// No step runs in this process yet.
+    /// Notes a process in which no step runs yet.
     pub(super) fn of(process: u64) -> Lives {
         Lives { process, died: 0, steps: Vec::new() }
     }

@@ -25,7 +25,7 @@ use crate::metrics;
 use crate::seldom::Seldom;
 use crate::status::{STATUS_KEY, State, Status};
 
-/// So many processes may die while a flow's code runs for one timer or message: after them the flow is blocked.
+/// The number of processes that died while a flow's code ran for one timer or message, after which the flow is blocked.
 const MAX_CODE_DEATHS: u64 = 3;
 
 impl FlowInstance {

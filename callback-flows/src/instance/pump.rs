@@ -173,7 +173,7 @@ impl FlowInstance {
     fn pumped(&mut self, cx: &mut Context, bell: &Arc<Bell>) -> Result<Pumped, TurnError> {
         const OVER: Pumped = Pumped { is_over: true, opens_to: 0, news: None };
         let Loaded::Going(going) = &mut self.loaded else { return Ok(OVER) };
-        // It was resumed meanwhile, and has another one.
+        // The flow was resumed meanwhile, and has another pump.
         if !Arc::ptr_eq(&going.bell, bell) {
             return Ok(OVER);
         }

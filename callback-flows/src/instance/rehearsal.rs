@@ -10,14 +10,14 @@ use crate::engine::{Engine, Phase, Shared};
 use crate::flows::parts_of;
 use crate::journal::Page;
 
-/// Up to so many entries a flow is replayed at each park. A longer journal is, whenever it has become longer by a tenth: all of it is replayed.
+/// The longest journal, in entries, that is replayed at each park. A longer one is whenever it has grown by a tenth, for all of it is replayed.
 const EACH_UP_TO: u64 = 100;
 
 /// The journal of a run, for its rehearsals.
 #[derive(Debug, Default)]
 pub(super) struct Rehearsal {
     pages: Vec<Page>,
-    /// The number of entries at the last one.
+    /// The number of entries at the last rehearsal.
     entries: u64,
 }
 

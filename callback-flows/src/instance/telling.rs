@@ -50,7 +50,7 @@ impl Drop for Unread {
 }
 
 impl FlowInstance {
-    /// The name of its code.
+    /// The name of the flow's code.
     pub(super) fn name(&self) -> Arc<str> {
         parts_of(&self.id).0.into()
     }
@@ -114,17 +114,17 @@ impl News {
         }
     }
 
-    /// Tells whether nothing is lost if it is not told: a flow that is built anew tells its status again.
+    /// Tells whether nothing is lost if the news is not told: a flow that is built anew tells its status again.
     pub(super) fn may_be_repeated(&self) -> bool {
         !self.is_other_state && self.events.is_empty() && self.finished.is_none()
     }
 
-    /// Tells it when what the turn has recorded is durable.
+    /// Tells the news when what the turn has recorded is durable.
     pub(super) fn tell_after(self, cx: &mut Context) {
         cx.after_commit(move || self.tell());
     }
 
-    /// Tells it. All of it is durable.
+    /// Tells the news. All of it is durable.
     pub(super) fn tell(self) {
         let News { flow, hub, status, mut events, is_first, was_over, is_other_state, finished } = self;
         if let Some((outcome, entries)) = finished {

@@ -23,9 +23,9 @@ pub(super) const FORMAT: u8 = 3;
 /// The reason why a page cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unreadable {
-    /// Written by a newer version of this crate.
+    /// A page of a newer version of this crate.
     Newer(u8),
-    /// Not what was written.
+    /// A page that is not what was written.
     Corrupt,
 }
 

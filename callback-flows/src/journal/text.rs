@@ -69,13 +69,13 @@ impl Journal {
         &self.name
     }
 
-    /// The ID that it was started under.
+    /// The ID that the flow was started under.
     #[must_use]
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// The input that it began with.
+    /// The input that the flow's run began with.
     #[cfg(feature = "rhai")]
     pub(crate) fn input(&self) -> Option<&[u8]> {
         self.pages.iter().flat_map(|page| &page.entries).find_map(|entry| match &entry.event {
@@ -84,7 +84,7 @@ impl Journal {
         })
     }
 
-    /// The version of the code that it began with; 0 if it has no start.
+    /// The version of the code that the flow began with; 0 if the journal has no start.
     #[must_use]
     pub fn version(&self) -> u32 {
         let entries = self.pages.iter().flat_map(|page| &page.entries);

@@ -34,7 +34,7 @@ pub(super) struct Tally {
     writes: AtomicU64,
     /// Calls that began and calls that ended.
     moves: AtomicU64,
-    /// Told of each write.
+    /// A notice of each write.
     written: Notify,
     has_cut: AtomicBool,
 }
@@ -77,13 +77,13 @@ impl Process {
         Process { store, tally, end: Arc::default() }
     }
 
-    /// Ends it: nothing of it reaches the store any more.
+    /// Ends the process: nothing of it reaches the store.
     pub(super) fn end(&self) {
         self.end.has_come.store(true, Ordering::Relaxed);
         self.end.told.notify_one();
     }
 
-    /// Waits for its end.
+    /// Waits for the end of the process.
     pub(super) async fn ended(&self) {
         if !self.end.has_come.load(Ordering::Relaxed) {
             self.end.told.notified().await;
@@ -97,7 +97,7 @@ impl Process {
         }
     }
 
-    /// A write, which is the last thing that it does if the test wants it so.
+    /// Writes, which is the last thing that the process does if the test wants it so.
     async fn write<T>(&self, write: impl Future<Output = T>) -> T {
         self.unless_ended().await;
         let number = self.tally.writes.fetch_add(1, Ordering::Relaxed);

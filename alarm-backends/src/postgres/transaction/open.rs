@@ -35,7 +35,7 @@ pub(in super::super) struct Transactions {
     /// One permit for each of `idle` that may be taken.
     free: Arc<Semaphore>,
     idle: Mutex<Vec<Idle>>,
-    /// For asking what became of a transaction.
+    /// The connection on which is asked what became of a transaction.
     asking: Link,
 }
 
@@ -139,7 +139,7 @@ struct Seat {
     numbers: Numbers,
     /// A connection that is as new.
     back: Option<Conn>,
-    /// Given back after the place.
+    /// The permit for the place, given back after it.
     _permit: OwnedSemaphorePermit,
 }
 

@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 pub(super) struct Guard {
     dir: PathBuf,
     shell: Child,
-    /// Closed by dropping it. One order and its answer at a time.
+    /// The pipes to it, closed by dropping them. One order and its answer at a time.
     pipes: Mutex<Option<(ChildStdin, BufReader<ChildStdout>)>>,
 }
 

@@ -13,11 +13,11 @@ const INSTALL: &str = "PgBouncer is not installed here. On Debian or Ubuntu: apt
 /// The time for which a client of the pooler has a session of the server for itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PoolMode {
-    /// As long as it is connected.
+    /// A session for as long as the client is connected.
     Session,
-    /// For one transaction.
+    /// A session for one transaction.
     Transaction,
-    /// For one statement.
+    /// A session for one statement.
     Statement,
 }
 
