@@ -121,14 +121,14 @@ pub(crate) struct Engine {
     may_end: bool,
     /// The span that the code runs in, if anybody sees it.
     span: Option<Box<tracing::Span>>,
-    rare: Seldom<Rare>,
+    cold: Seldom<Cold>,
     #[cfg(test)]
     sabotage: Option<Sabotage>,
 }
 
 /// The part of an engine that few flows have.
 #[derive(Default)]
-struct Rare {
+struct Cold {
     /// The number of messages that have come while the flow is blocked, or that its code had not seen then.
     unseen: usize,
     /// The things that its code waited for when it was blocked.
@@ -143,8 +143,8 @@ struct Rare {
     emitted: Vec<Emitted>,
 }
 
-impl Unchanged for Rare {
-    const UNCHANGED: &'static Rare = &Rare {
+impl Unchanged for Cold {
+    const UNCHANGED: &'static Cold = &Cold {
         unseen: 0,
         waited: Vec::new(),
         unheld: BTreeSet::new(),
@@ -187,7 +187,7 @@ impl Engine {
             is_to_be_cancelled: false,
             may_end: false,
             span: None,
-            rare: Seldom::default(),
+            cold: Seldom::default(),
             #[cfg(test)]
             sabotage: None,
         };
@@ -209,7 +209,7 @@ impl Engine {
         let begun = engine.recorded.iter().flat_map(|settled| &settled.begun);
         let patched: BTreeSet<Key> = begun.map(|begun| &begun.key).filter(|key| is_patch(key)).cloned().collect();
         if !patched.is_empty() {
-            engine.shared.state.lock().rare.made().patched = patched;
+            engine.shared.state.lock().cold.made().patched = patched;
         }
         engine.bytes += engine.recorded.iter().map(|settled| size_of(&settled.begun)).sum::<usize>();
         engine.fresh.settled_to = engine.recorded_to;
@@ -265,7 +265,7 @@ impl Engine {
             }
             self.pending.push_back(entry);
         } else if matches!(entry.event, Event::Message { .. }) {
-            self.rare.made().unseen += 1;
+            self.cold.made().unseen += 1;
         }
         if matches!(self.phase, Phase::Going)
             && let Some(why) = self.too_long(self.bytes)
@@ -429,8 +429,8 @@ impl Engine {
             return Err(Blocked::new(BlockedKind::NotDurable, message.into()));
         }
         let mut state = self.shared.state.lock();
-        if let Some(rare) = state.rare.there() {
-            rare.children.settle();
+        if let Some(cold) = state.cold.there() {
+            cold.children.settle();
         }
         self.numbers_settled = state.numbers;
         Ok(())
@@ -472,7 +472,7 @@ impl Engine {
             End::Continue(input) => {
                 // Before the code drops what it still holds.
                 let open = self.shared.state.lock().take_open();
-                self.rare.made().left = Some((input, open));
+                self.cold.made().left = Some((input, open));
                 Phase::Continued
             }
         };
@@ -484,7 +484,7 @@ impl Engine {
         if !matches!(self.phase, Phase::Going) {
             return;
         }
-        self.rare.made().waited = self.waits();
+        self.cold.made().waited = self.waits();
         self.leave(Mode::Blocking);
         self.phase = Phase::Blocked(why);
         self.take_stock();

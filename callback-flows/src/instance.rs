@@ -107,7 +107,7 @@ struct Going {
     seen: ByName<()>,
     /// The status as it was last written, if there is one.
     stored: Option<Stored>,
-    rare: Seldom<Rare>,
+    cold: Seldom<Cold>,
     unread: Unread,
     /// The journal, kept for replays, if flows are replayed as they park.
     rehearsal: Option<Rehearsal>,
@@ -115,14 +115,14 @@ struct Going {
 
 /// The part of a flow in memory that few flows have.
 #[derive(Default)]
-struct Rare {
+struct Cold {
     /// The things that a flow waited for that was blocked as it was loaded.
     waited: Vec<Waiting>,
     said: Said,
 }
 
-impl Unchanged for Rare {
-    const UNCHANGED: &'static Rare = &Rare { waited: Vec::new(), said: Said::NOTHING };
+impl Unchanged for Cold {
+    const UNCHANGED: &'static Cold = &Cold { waited: Vec::new(), said: Said::NOTHING };
 }
 
 impl fmt::Debug for FlowInstance {

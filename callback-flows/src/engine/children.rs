@@ -142,14 +142,14 @@ impl State {
     pub(super) fn take_in(&mut self, seq: u64, at: Timestamp, event: &Event) {
         match event {
             Event::Posted { starts, cancels } => {
-                let children = &mut self.rare.made().children;
+                let children = &mut self.cold.made().children;
                 starts.iter().for_each(|child| children.posted(child, false));
                 cancels.iter().for_each(|child| children.posted(child, true));
             }
-            Event::ChildEnded { child, .. } => self.rare.made().children.ended(child),
+            Event::ChildEnded { child, .. } => self.cold.made().children.ended(child),
             _ => return,
         }
-        if self.rare.children.unposted.is_empty()
+        if self.cold.children.unposted.is_empty()
             && let Some(index) = self.posts_wait()
         {
             self.push(index, Item { seq, at, event: Event::Posted { starts: Vec::new(), cancels: Vec::new() } });
@@ -172,7 +172,7 @@ impl Shared {
         if state.by_key.get(&child).is_some() {
             let (name, id): (Arc<str>, Arc<str>) = (name.into(), id.into());
             let known = Known { name: name.clone(), id: id.clone(), is_posted: false };
-            let children = &mut state.rare.made().children;
+            let children = &mut state.cold.made().children;
             children.known.insert(child.clone(), known);
             children.unposted.insert((child.clone(), false));
             children.asked.push(Post { child, name, id, what: What::Start(input) });
@@ -183,7 +183,7 @@ impl Shared {
 
     /// Tells whether there is something for children that has not gone out.
     pub(super) fn has_unposted(&self) -> bool {
-        !self.state.lock().rare.children.unposted.is_empty()
+        !self.state.lock().cold.children.unposted.is_empty()
     }
 
     /// Waits until everything for children has gone out: nobody would repeat it for a flow that is over.
@@ -203,7 +203,7 @@ impl Engine {
             return Vec::new();
         }
         let mut state = self.shared.state.lock();
-        state.rare.there().map_or_else(Vec::new, |rare| std::mem::take(&mut rare.children.ready))
+        state.cold.there().map_or_else(Vec::new, |cold| std::mem::take(&mut cold.children.ready))
     }
 
     /// Tells whether the code may have begun this child: if it is blocked, nobody can tell.
@@ -220,16 +220,16 @@ impl Engine {
     pub(crate) fn note_posted(&mut self, post: &Post) {
         let post = (post.child.clone(), post.what.is_cancel());
         let mut state = self.shared.state.lock();
-        if state.rare.children.unposted.contains(&post) {
-            state.rare.made().children.gone.insert(post);
+        if state.cold.children.unposted.contains(&post) {
+            state.cold.made().children.gone.insert(post);
         }
     }
 
     /// Adds the posts that have gone out to the journal, if there are any.
     pub(crate) fn record_posted(&mut self, now: Timestamp) {
         let mut state = self.shared.state.lock();
-        let Some(rare) = state.rare.there() else { return };
-        let gone = std::mem::take(&mut rare.children.gone);
+        let Some(cold) = state.cold.there() else { return };
+        let gone = std::mem::take(&mut cold.children.gone);
         drop(state);
         if gone.is_empty() {
             return;
@@ -244,6 +244,6 @@ impl Engine {
     /// Tells whether the code goes on, or ends, when its posts are in the journal.
     pub(crate) fn waits_for_posts(&self) -> bool {
         let state = self.shared.state.lock();
-        state.posts_wait().is_some() || state.rare.children.is_cancelled
+        state.posts_wait().is_some() || state.cold.children.is_cancelled
     }
 }

@@ -42,7 +42,7 @@ impl Shared {
     pub(crate) fn keep_callbacks(&self) {
         let mut state = self.state.lock();
         if state.mode == Mode::Settling {
-            state.rare.made().is_continuing = true;
+            state.cold.made().is_continuing = true;
         }
     }
 
@@ -70,17 +70,17 @@ impl State {
                 queue.push_back(Item { seq, at, event });
             }
             if !queue.is_empty() {
-                self.rare.made().early.insert(one.key.clone(), queue);
+                self.cold.made().early.insert(one.key.clone(), queue);
             }
-            self.rare.made().carried.insert(one.key.clone(), (one.run, one.callback.clone()));
+            self.cold.made().carried.insert(one.key.clone(), (one.run, one.callback.clone()));
         }
         Ok(())
     }
 
     /// Takes out all that is open.
     pub(super) fn take_open(&mut self) -> Open {
-        let (mut open, early) = match self.rare.there() {
-            Some(rare) => (std::mem::take(&mut rare.kept), std::mem::take(&mut rare.early)),
+        let (mut open, early) = match self.cold.there() {
+            Some(cold) => (std::mem::take(&mut cold.kept), std::mem::take(&mut cold.early)),
             None => Default::default(),
         };
         for op in self.ops.iter_mut().flatten() {
@@ -98,7 +98,7 @@ impl State {
 impl Engine {
     /// Takes what this run, which has ended so, leaves to the next one.
     pub(crate) fn take_continuation(&mut self) -> Option<Continuation> {
-        let (input, mut open) = self.rare.there()?.left.take()?;
+        let (input, mut open) = self.cold.there()?.left.take()?;
         #[cfg(test)]
         match self.sabotage {
             Some(Sabotage::ForgetsWhatComesAsARunEnds) => self.pending.clear(),
@@ -130,7 +130,7 @@ impl Engine {
                 let ordinal = next.entry(base).or_default();
                 let to: Key = format!("{base}#{ordinal}").into();
                 *ordinal += 1;
-                let carried = state.rare.there().and_then(|rare| rare.carried.remove(key));
+                let carried = state.cold.there().and_then(|cold| cold.carried.remove(key));
                 (carried.unwrap_or_else(|| (state.run, key.clone())), to)
             };
             let unread = open[key].iter().map(|item| item.seq).collect();
@@ -154,8 +154,8 @@ impl Engine {
         self.first_seq = seq;
         self.bytes = 0;
         let taken_along: BTreeMap<_, _> = self.pending.drain(..).map(|entry| (entry.seq, entry)).collect();
-        if !taken_along.is_empty() || !self.rare.taken_along.is_empty() {
-            self.rare.made().taken_along = taken_along;
+        if !taken_along.is_empty() || !self.cold.taken_along.is_empty() {
+            self.cold.made().taken_along = taken_along;
         }
     }
 
@@ -166,7 +166,7 @@ impl Engine {
 
     /// Tells whether a message for this callback goes along.
     pub(super) fn goes_along(&self, callback: &str) -> bool {
-        self.rare.left.as_ref().is_some_and(|(_, open)| open.contains_key(callback))
+        self.cold.left.as_ref().is_some_and(|(_, open)| open.contains_key(callback))
     }
 }
 

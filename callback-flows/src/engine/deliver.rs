@@ -38,7 +38,7 @@ impl Engine {
             Event::Continued { run, seed, input, carried, .. } => {
                 (state.run, state.seed) = (*run, *seed);
                 if !carried.is_empty() {
-                    state.take_over(carried, &mut self.rare.made().taken_along)?;
+                    state.take_over(carried, &mut self.cold.made().taken_along)?;
                 }
                 drop(state);
                 self.start(input.clone());
@@ -91,15 +91,15 @@ impl State {
         self.begun.clear();
         self.told_entries += 1;
         self.told_bytes += event.size();
-        if let Some(rare) = self.rare.there() {
-            rare.emitted.clear();
-            rare.children.forget();
+        if let Some(cold) = self.cold.there() {
+            cold.emitted.clear();
+            cold.children.forget();
         }
     }
 
     /// Keeps an entry for an operation that the code does not hold, if anybody may still ask for it.
     fn keep(&mut self, target: Key, item: Item) -> Result<(), Blocked> {
-        if let Some(kept) = self.rare.there().and_then(|rare| rare.kept.get_mut(&target)) {
+        if let Some(kept) = self.cold.there().and_then(|cold| cold.kept.get_mut(&target)) {
             // The code has let it go for the next run to take.
             kept.push_back(item);
             return Ok(());
@@ -109,7 +109,7 @@ impl State {
             return Ok(());
         }
         if matches!(item.event, Event::Message { .. }) {
-            self.rare.made().early.entry(target).or_default().push_back(item);
+            self.cold.made().early.entry(target).or_default().push_back(item);
             return Ok(());
         }
         let Item { seq, event, .. } = item;

@@ -34,7 +34,7 @@ impl Shared {
     /// Emits an event of at most [`MAX_EVENT_BYTES`]. The error is the same in every replay.
     pub(crate) fn emit(self: &Arc<Self>, scope: &str, name: &str, value: Bytes) -> Result<(), String> {
         let state = self.state.lock();
-        let (events, bytes) = sizes(&state.rare.emitted);
+        let (events, bytes) = sizes(&state.cold.emitted);
         drop(state);
         if events >= MOST || bytes + value.len() > MOST_BYTES {
             return Err(format!(
@@ -46,7 +46,7 @@ impl Shared {
         if ticket.is_in_place() {
             let mut state = self.state.lock();
             let at = state.now;
-            state.rare.made().emitted.push(Emitted { at, name: name.into(), value });
+            state.cold.made().emitted.push(Emitted { at, name: name.into(), value });
         }
         Ok(())
     }
@@ -56,7 +56,7 @@ impl Engine {
     /// Adds to the events that are to be stored.
     pub(super) fn emit(&mut self, emitted: Vec<Emitted>) {
         if !emitted.is_empty() {
-            self.rare.made().emitted.extend(emitted);
+            self.cold.made().emitted.extend(emitted);
         }
     }
 
@@ -67,12 +67,12 @@ impl Engine {
             let emitted = self.shared.state.lock().take_emitted();
             self.emit(emitted);
         }
-        self.rare.there().map_or_else(Vec::new, |rare| std::mem::take(&mut rare.emitted))
+        self.cold.there().map_or_else(Vec::new, |cold| std::mem::take(&mut cold.emitted))
     }
 
     /// Tells whether what is to be stored is to be stored before there is more.
     pub(super) fn has_emitted_enough(&self) -> bool {
-        let (events, bytes) = sizes(&self.rare.emitted);
+        let (events, bytes) = sizes(&self.cold.emitted);
         events >= MOST || bytes >= MOST_BYTES
     }
 }

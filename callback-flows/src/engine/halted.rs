@@ -25,7 +25,7 @@ impl Engine {
 
     /// Counts the messages that the code has not seen, and lets the timers run that have not fired.
     pub(super) fn take_stock(&mut self) {
-        self.rare.made().unseen =
+        self.cold.made().unseen =
             self.pending.iter().filter(|entry| matches!(entry.event, Event::Message { .. })).count();
         let fired: HashSet<&Key> = self.pending.iter().filter_map(|entry| fired(&entry.event)).collect();
         let mut state = self.shared.state.lock();
@@ -47,15 +47,15 @@ impl Engine {
             _ => None,
         });
         let armed: HashSet<&Key> = state.ops.iter().flatten().filter(|op| op.due.is_some()).map(|op| &op.key).collect();
-        self.rare.made().unheld = timers.filter(|(_, key)| !fired.contains(key) && !armed.contains(key)).collect();
+        self.cold.made().unheld = timers.filter(|(_, key)| !fired.contains(key) && !armed.contains(key)).collect();
     }
 
     /// Takes the timers with a deadline of at most `until` that no code holds, and puts them in order among those that it does.
     pub(super) fn take_unheld(&mut self, until: Timestamp, among: &mut Vec<(Timestamp, Key)>) {
         let before = among.len();
-        let Some(rare) = self.rare.there() else { return };
-        while rare.unheld.first().is_some_and(|(due, _)| *due <= until) {
-            among.extend(rare.unheld.pop_first());
+        let Some(cold) = self.cold.there() else { return };
+        while cold.unheld.first().is_some_and(|(due, _)| *due <= until) {
+            among.extend(cold.unheld.pop_first());
         }
         if among.len() > before {
             among.sort_by_key(|(due, _)| *due);

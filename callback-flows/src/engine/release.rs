@@ -33,9 +33,9 @@ impl Engine {
         }
         self.is_cancelled = true;
         let mut state = self.shared.state.lock();
-        if state.rare.is_undoing {
+        if state.cold.is_undoing {
             // It has failed, and undoes what it did: dropped, the undo step that is under way would be lost.
-            return state.rare.made().children.cancel();
+            return state.cold.made().children.cancel();
         }
         state.mode = Mode::Settling;
         drop(state);
@@ -44,7 +44,7 @@ impl Engine {
         drop(entered);
         let mut state = self.shared.state.lock();
         state.mode = Mode::Idle;
-        state.rare.made().children.cancel();
+        state.cold.made().children.cancel();
         drop(state);
         if let Err(panic) = dropped {
             self.shared.fail(panicked(&*panic));
@@ -166,7 +166,7 @@ impl Engine {
         // What panics while it is dropped has nothing to say any more.
         let _ = catch_unwind(AssertUnwindSafe(|| drop(self.running.take())));
         let mut state = self.shared.state.lock();
-        let undo = state.rare.there().map_or_else(Vec::new, |rare| std::mem::take(&mut rare.undo));
+        let undo = state.cold.there().map_or_else(Vec::new, |cold| std::mem::take(&mut cold.undo));
         drop(state);
         let _ = catch_unwind(AssertUnwindSafe(|| drop(undo)));
     }

@@ -105,7 +105,7 @@ impl Future for Run {
                         Ok(value) => End::Over(Ended::Done(value)),
                         Err(Stop::Continue(input)) => End::Continue(input),
                         Err(Stop::Failed(error)) => {
-                            flow.shared().state.lock().rare.made().is_undoing = true;
+                            flow.shared().state.lock().cold.made().is_undoing = true;
                             End::Over(Ended::Failed(cut(error.to_string()).into()))
                         }
                     };

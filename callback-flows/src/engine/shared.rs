@@ -106,7 +106,7 @@ impl Shared {
             handed_in: VecDeque::new(),
             told_entries: 0,
             told_bytes: 0,
-            rare: Seldom::default(),
+            cold: Seldom::default(),
         };
         Arc::new(Shared {
             identity,
@@ -159,11 +159,11 @@ impl Shared {
 
     /// Registers something to run, last first, if the flow fails or is cancelled.
     pub(crate) fn push_undo(&self, undo: Undo) {
-        self.state.lock().rare.made().undo.push(undo);
+        self.state.lock().cold.made().undo.push(undo);
     }
 
     pub(crate) fn pop_undo(&self) -> Option<Undo> {
-        self.state.lock().rare.there()?.undo.pop()
+        self.state.lock().cold.there()?.undo.pop()
     }
 
     /// 256 bits that are the same in every replay, and different for each `kind` in each scope at each call.
@@ -202,7 +202,7 @@ impl Shared {
             return String::new();
         };
         let state = self.state.lock();
-        let (run, callback) = match state.rare.carried.get(callback) {
+        let (run, callback) = match state.cold.carried.get(callback) {
             Some((run, callback)) => (*run, callback.clone()),
             None => (state.run, callback.into()),
         };
@@ -214,12 +214,12 @@ impl Shared {
     pub(crate) fn is_patched(self: &Arc<Self>, scope: &str, name: &str) -> bool {
         let key: Key = format!("{}#0", base_of(scope, Kind::Patch, name, None)).into();
         let mut state = self.state.lock();
-        if let Some(known) = state.rare.patches.get(&key) {
+        if let Some(known) = state.cold.patches.get(&key) {
             return *known;
         }
         let is_replay = state.expected.is_some();
-        let is_patched = !is_replay || state.rare.patched.contains(&key);
-        state.rare.made().patches.insert(key.clone(), is_patched);
+        let is_patched = !is_replay || state.cold.patched.contains(&key);
+        state.cold.made().patches.insert(key.clone(), is_patched);
         if is_patched {
             state.begun.push(Begun { key, detail: Detail::None });
         }

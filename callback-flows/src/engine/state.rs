@@ -151,12 +151,12 @@ pub(super) struct State {
     /// The entries that the code has been told in this run, and about how many bytes they have.
     pub(super) told_entries: u64,
     pub(super) told_bytes: usize,
-    pub(super) rare: Seldom<Rare>,
+    pub(super) cold: Seldom<Cold>,
 }
 
 /// The part of that state that few flows have.
 #[derive(Default)]
-pub(super) struct Rare {
+pub(super) struct Cold {
     /// Operations that were dropped by a panic, which may have blocked the flow.
     pub(super) unwound: Vec<usize>,
     /// Messages for callbacks that the code has not begun.
@@ -178,8 +178,8 @@ pub(super) struct Rare {
     pub(super) fault: Option<Blocked>,
 }
 
-impl Unchanged for Rare {
-    const UNCHANGED: &'static Rare = &Rare {
+impl Unchanged for Cold {
+    const UNCHANGED: &'static Cold = &Cold {
         unwound: Vec::new(),
         early: BTreeMap::new(),
         emitted: Vec::new(),
@@ -234,17 +234,17 @@ impl State {
 
     /// Has the flow blocked as soon as its code has been polled, unless there is a reason for that already.
     pub(super) fn blame(&mut self, why: impl FnOnce() -> Blocked) {
-        self.rare.made().fault.get_or_insert_with(why);
+        self.cold.made().fault.get_or_insert_with(why);
     }
 
     /// Takes the reason why the flow is to be blocked, if there is one.
     pub(super) fn take_fault(&mut self) -> Option<Blocked> {
-        self.rare.there()?.fault.take()
+        self.cold.there()?.fault.take()
     }
 
     /// Takes the events that the code emitted because of the entry that is being taken in.
     pub(super) fn take_emitted(&mut self) -> Vec<Emitted> {
-        self.rare.there().map_or_else(Vec::new, |rare| std::mem::take(&mut rare.emitted))
+        self.cold.there().map_or_else(Vec::new, |cold| std::mem::take(&mut cold.emitted))
     }
 
     /// Gives an operation something to give.
@@ -267,10 +267,10 @@ impl State {
         self.open -= usize::from(op.kind.takes_messages());
         if op.kind == Kind::Signal && !op.queue.is_empty() {
             // They are for whoever waits for it next.
-            self.rare.made().early.insert(op.key.clone(), std::mem::take(&mut op.queue));
+            self.cold.made().early.insert(op.key.clone(), std::mem::take(&mut op.queue));
         }
-        if op.kind == Kind::Callback && self.rare.is_continuing && self.mode == Mode::Settling {
-            self.rare.made().kept.insert(op.key.clone(), std::mem::take(&mut op.queue));
+        if op.kind == Kind::Callback && self.cold.is_continuing && self.mode == Mode::Settling {
+            self.cold.made().kept.insert(op.key.clone(), std::mem::take(&mut op.queue));
         }
         self.by_key.remove(&op.key);
         if let Some((base, _)) = op.key.rsplit_once('#')
@@ -286,7 +286,7 @@ impl State {
 
     /// Removes what a panic has dropped that the code has caught.
     pub(super) fn let_go_of_unwound(&mut self) {
-        let unwound = self.rare.there().map_or_else(Vec::new, |rare| std::mem::take(&mut rare.unwound));
+        let unwound = self.cold.there().map_or_else(Vec::new, |cold| std::mem::take(&mut cold.unwound));
         for index in unwound {
             self.let_go(index);
         }

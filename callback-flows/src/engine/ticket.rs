@@ -71,7 +71,7 @@ impl Shared {
         state.numbers += 1;
         let mut op = Box::new(Op::new(key.clone(), kind, number, now));
         op.due = due;
-        if let Some(early) = state.rare.there().and_then(|rare| rare.early.remove(&key)) {
+        if let Some(early) = state.cold.there().and_then(|cold| cold.early.remove(&key)) {
             op.queue = early;
         }
         let index = state.hold(op);
@@ -244,7 +244,7 @@ impl Drop for Ticket {
             None
         } else if std::thread::panicking() {
             // The flow is about to be blocked, unless its code catches that.
-            state.rare.made().unwound.push(self.index);
+            state.cold.made().unwound.push(self.index);
             None
         } else {
             state.let_go(self.index)

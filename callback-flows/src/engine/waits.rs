@@ -30,7 +30,7 @@ impl Engine {
     /// Everything that the code waits for, oldest first.
     pub(crate) fn waits(&self) -> Vec<Wait> {
         if matches!(self.phase, Phase::Blocked(_)) {
-            return self.rare.waited.clone();
+            return self.cold.waited.clone();
         }
         let state = self.shared.state.lock();
         let mut waits = Vec::with_capacity(state.waiting);
@@ -52,7 +52,7 @@ impl Engine {
     /// The earliest deadline of a timer, or of a step's next attempt.
     pub(crate) fn next_due(&self) -> Option<Timestamp> {
         let held = self.shared.state.lock().due.first().map(|(due, _)| due);
-        held.into_iter().chain(self.rare.unheld.first().map(|(due, _)| *due)).min()
+        held.into_iter().chain(self.cold.unheld.first().map(|(due, _)| *due)).min()
     }
 
     /// The number of messages that the code has not taken.
@@ -60,16 +60,16 @@ impl Engine {
         let state = self.shared.state.lock();
         let in_callbacks = state.ops.iter().flatten().filter(|op| op.kind.takes_messages());
         let in_callbacks = in_callbacks.map(|op| op.queue.len()).sum::<usize>();
-        let in_callbacks = in_callbacks + state.rare.kept.values().map(VecDeque::len).sum::<usize>();
-        in_callbacks + state.rare.early.values().map(VecDeque::len).sum::<usize>() + self.rare.unseen
+        let in_callbacks = in_callbacks + state.cold.kept.values().map(VecDeque::len).sum::<usize>();
+        in_callbacks + state.cold.early.values().map(VecDeque::len).sum::<usize>() + self.cold.unseen
     }
 
     /// Tells whether a message for this callback or signal, which the code has not begun, would be one of too many such: all of their names have to go along
     /// when the flow goes on as another run.
     pub(crate) fn has_too_many_early(&self, callback: &str) -> bool {
         let state = self.shared.state.lock();
-        let is_early = state.by_key.get(callback).is_none() && !state.rare.early.contains_key(callback);
-        is_early && state.rare.early.len() >= MAX_EARLY
+        let is_early = state.by_key.get(callback).is_none() && !state.cold.early.contains_key(callback);
+        is_early && state.cold.early.len() >= MAX_EARLY
     }
 
     /// Tells whether the journal has a request to cancel: a second one says nothing more.
@@ -87,7 +87,7 @@ impl Engine {
             return true;
         }
         let state = self.shared.state.lock();
-        let is_held = state.by_key.get(callback).is_some() || state.rare.kept.contains_key(callback);
+        let is_held = state.by_key.get(callback).is_some() || state.cold.kept.contains_key(callback);
         is_held || !has_begun(&state.named, callback)
     }
 
@@ -98,6 +98,6 @@ impl Engine {
             return true;
         }
         let state = self.shared.state.lock();
-        state.open > 0 || !state.rare.kept.is_empty() || state.rare.children.are_known()
+        state.open > 0 || !state.cold.kept.is_empty() || state.cold.children.are_known()
     }
 }

@@ -44,7 +44,7 @@ impl FlowInstance {
             return Err(sealed.refusal());
         }
         let answer = match command {
-            // Boxed, as all that is rare in here: each turn makes room for the largest.
+            // Boxed, as all that is cold in here: each turn makes room for the largest.
             Command::Resume => return Box::pin(self.resume(cx)).await,
             Command::Start { version, input, parent: None } => self.start(cx, version, input)?,
             Command::Start { version, input, parent: Some(parent) } => {

@@ -155,10 +155,10 @@ impl FlowInstance {
         put_page(cx, old.pages, &page)?;
         going.pages = old.pages;
         going.noted(|| page);
-        let Going { started_at, input, stored, mut rare, bell, .. } = old;
+        let Going { started_at, input, stored, mut cold, bell, .. } = old;
         (going.started_at, going.input, going.stored) = (started_at, input, stored);
-        if let Some(rare) = rare.there() {
-            going.rare.made().said = std::mem::take(&mut rare.said);
+        if let Some(cold) = cold.there() {
+            going.cold.made().said = std::mem::take(&mut cold.said);
         }
         // Another pump brings the turn in which the run begins.
         bell.end();

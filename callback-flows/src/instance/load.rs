@@ -143,7 +143,7 @@ impl FlowInstance {
             before: Before::none(),
             seen: ByName::default(),
             stored: None,
-            rare: Seldom::default(),
+            cold: Seldom::default(),
             unread: Unread::default(),
             rehearsal,
         }));
@@ -176,7 +176,7 @@ impl Going {
         (self.started_at, self.input) = (stored.started_at, stored.input);
         let said = Said::of(stored);
         if said.events > 0 {
-            self.rare.made().said = said;
+            self.cold.made().said = said;
         }
         self.stored = Some(Stored::from(stored));
         if let State::Blocked { why } = &stored.state
@@ -189,7 +189,7 @@ impl Going {
         }
         self.engine.settle(usize::MAX);
         if matches!(self.engine.phase(), Phase::Blocked(_)) {
-            self.rare.made().waited = stored.waits.clone();
+            self.cold.made().waited = stored.waits.clone();
         }
     }
 }

@@ -61,7 +61,7 @@ impl Going {
     pub(super) fn store_events(&mut self, flow: &Arc<str>, cx: &mut Context) -> Result<Vec<FlowEvent>, TurnError> {
         let mut stored = Vec::new();
         for event in self.engine.take_emitted() {
-            let said = &mut self.rare.made().said;
+            let said = &mut self.cold.made().said;
             said.events += 1;
             let sequence = said.events;
             match &*event.name {

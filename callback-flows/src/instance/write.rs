@@ -192,7 +192,7 @@ impl Going {
         };
         let waits = match self.engine.phase() {
             // Its code did not come so far again as to say.
-            Phase::Blocked(_) if !self.rare.waited.is_empty() => self.rare.waited.clone(),
+            Phase::Blocked(_) if !self.cold.waited.is_empty() => self.cold.waited.clone(),
             _ => fitting(self.engine.waits().into_iter().map(|wait| Waiting {
                 name: short(&wait.key),
                 since: wait.since,
@@ -211,9 +211,9 @@ impl Going {
             revision: self.stored.as_ref().map_or(1, |before| before.revision + 1),
             waits,
             unread: self.engine.unread() as u64,
-            progress: self.rare.said.progress.clone(),
-            resource: self.rare.said.resource.clone(),
-            events: self.rare.said.events,
+            progress: self.cold.said.progress.clone(),
+            resource: self.cold.said.resource.clone(),
+            events: self.cold.said.events,
             entries: self.engine.entries(),
             bytes: self.engine.bytes() as u64,
             input: self.input,
