@@ -1,8 +1,10 @@
 //! A flow as it is seen from outside: the row that it keeps of itself.
 
+use std::fmt;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
-use serde::{Deserialize, Serialize};
+use bytes::Bytes;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 use stable_interfaces::Timestamp;
@@ -11,7 +13,7 @@ use crate::blocked::Blocked;
 
 /// The storage key of a flow's status.
 pub(crate) const STATUS_KEY: &str = "status";
-/// The storage key of a flow's result, as JSON.
+/// The storage key of a flow's result, as JSON, if it is too long for the status.
 pub(crate) const RESULT_KEY: &str = "result";
 /// The most waits that a status names.
 pub(crate) const MAX_WAITS: usize = 16;
@@ -133,7 +135,47 @@ pub struct Status {
     /// The number of processes that its code has ended when it was blocked for that: so many are no reason to block it again.
     #[serde(default, skip_serializing_if = "is_none_yet")]
     pub(crate) deaths: u64,
+    /// Its result, if that is short: a longer one has rows of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "ShortResult::there")]
+    pub(crate) result: Option<ShortResult>,
 }
+
+/// A result that is kept in the status: one row less to be written with the end of a flow.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct ShortResult(Box<RawValue>);
+
+impl ShortResult {
+    /// This result, as JSON, if it is short enough.
+    pub(crate) fn of(value: &[u8]) -> Option<ShortResult> {
+        (value.len() <= MAX_TEXT).then(|| serde_json::from_slice(value).ok()).flatten()
+    }
+
+    /// A result that is there: also `null` is one.
+    fn there<'de, D: Deserializer<'de>>(from: D) -> Result<Option<ShortResult>, D::Error> {
+        ShortResult::deserialize(from).map(Some)
+    }
+
+    /// The result, as JSON.
+    pub(crate) fn bytes(&self) -> Bytes {
+        Bytes::copy_from_slice(self.0.get().as_bytes())
+    }
+}
+
+/// It is the application's: whoever logs a status does not want it there.
+impl fmt::Debug for ShortResult {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.0.get().len())
+    }
+}
+
+impl PartialEq for ShortResult {
+    fn eq(&self, other: &ShortResult) -> bool {
+        self.0.get() == other.0.get()
+    }
+}
+
+impl Eq for ShortResult {}
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
 fn is_none_yet(number: &u64) -> bool {
@@ -185,6 +227,7 @@ impl Status {
             input: 0,
             first_page: 0,
             deaths: 0,
+            result: None,
         }
     }
 }
@@ -265,6 +308,19 @@ mod tests {
         for other in others {
             assert_ne!(status.digest(), other.digest(), "{other:?}");
         }
+    }
+
+    #[test]
+    fn a_short_result_is_read_from_the_status_as_it_was_written_and_is_not_shown() {
+        for json in [r#"{ "secret": [1.50, "\u00e9"] }"#, "null"] {
+            let result = ShortResult::of(json.as_bytes());
+            let status = Status { state: State::Done, result, ..Status::for_tests() };
+            let read = Status::from_stored(&serde_json::to_vec(&status).unwrap()).unwrap();
+            assert_eq!(read, status);
+            assert_eq!(&*read.result.as_ref().unwrap().bytes(), json.as_bytes());
+            assert!(!format!("{status:?}").contains("secret"));
+        }
+        assert_eq!(ShortResult::of(format!("{:?}", "s".repeat(MAX_TEXT - 1)).as_bytes()), None);
     }
 
     #[test]

@@ -140,6 +140,9 @@ impl Flows {
         if status.state != State::Done {
             return Ok(None);
         }
+        if let Some(result) = &status.result {
+            return Ok(Some(result.bytes()));
+        }
         let rows = self.stored(flow, KeyRange::prefix(RESULT_KEY)).await?;
         Ok((!rows.is_empty()).then(|| joined(&rows).into()))
     }

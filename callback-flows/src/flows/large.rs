@@ -84,6 +84,26 @@ async fn values_of_a_mebibyte_outlive_their_process_beside_pages_that_are_small(
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_result_of_a_kibibyte_has_no_row_of_its_own_and_a_longer_one_has() {
+    let store = MemoryStore::new();
+    let texts = || Flows::builder().flow("text", 1, async |_: Flow, bytes: usize| Ok(text('r', bytes)));
+    let (host, flows) = started(&store, texts()).await;
+    for (id, bytes) in [("short", 1_022), ("long", 1_023)] {
+        flows.start("text", id, &bytes).await.unwrap();
+        flows.ended("text", id).await.unwrap();
+    }
+    host.crash();
+    let (host, flows) = started(&store, texts()).await;
+    for (id, bytes, its_rows) in [("short", 1_022, 0), ("long", 1_023, 1)] {
+        assert_eq!(rows(&flows, &format!("text/{id}"), RESULT_KEY).await.len(), its_rows, "{id}");
+        let Outcome::Done(result) = flows.ended("text", id).await.unwrap() else { panic!("{id} has no result") };
+        assert_eq!(result.get(), format!("\"{}\"", text('r', bytes)));
+        flows.check(&flows.journal("text", id).await.unwrap()).unwrap();
+    }
+    host.drain(Duration::from_secs(1)).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_byte_more_than_may_be_is_refused_or_recorded_and_fails_no_turn() {
     let (host, flows) = started(
         &MemoryStore::new(),

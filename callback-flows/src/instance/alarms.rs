@@ -59,7 +59,7 @@ impl FlowInstance {
         if is_last {
             let before = status.state.clone();
             (status.state, status.changed_at) = (State::Purged, cx.now());
-            (status.progress, status.resource) = (None, None);
+            (status.progress, status.resource, status.result) = (None, None, None);
             status.revision += 1;
             cx.put(STATUS_KEY, &status)?;
             let hub = &self.registry.hub;

@@ -43,13 +43,11 @@ impl FlowInstance {
                 State::Failed { error } => ChildOutcome::Failed(error.as_str().into()),
                 State::Cancelled => ChildOutcome::Cancelled,
                 State::Done => {
-                    let rows = cx.list(RESULT_KEY).await?;
-                    let value = joined(&rows);
-                    if value.is_empty() {
-                        ChildOutcome::Purged
-                    } else {
-                        courier::as_told(ChildOutcome::Done(value.into()))
-                    }
+                    let value = match &status.result {
+                        Some(result) => result.bytes(),
+                        None => joined(&cx.list(RESULT_KEY).await?).into(),
+                    };
+                    if value.is_empty() { ChildOutcome::Purged } else { courier::as_told(ChildOutcome::Done(value)) }
                 }
                 _ => ChildOutcome::Purged,
             }),

@@ -17,7 +17,7 @@ use crate::flows::Kept;
 use crate::flows::journals::{body_key, page_key};
 use crate::hub::Hub;
 use crate::journal::{ChildOutcome, Ended, Page, Written};
-use crate::status::{RESULT_KEY, STATUS_KEY, State, Status, Waiting, fitting, short};
+use crate::status::{RESULT_KEY, STATUS_KEY, ShortResult, State, Status, Waiting, fitting, short};
 
 /// The most bytes of one row of the journal.
 pub(super) const ROW_BYTES: usize = 250 * 1_024;
@@ -59,10 +59,6 @@ impl FlowInstance {
         let events = going.store_events(&self.id, cx)?;
         let mark = if self.switch(cx)? { 0 } else { mark };
         let Loaded::Going(going) = &mut self.loaded else { return Ok(()) };
-        if let Phase::Ended(Ended::Done(value)) = going.engine.phase() {
-            let value = value.clone();
-            put_rows(cx, format!("{RESULT_KEY}/"), value, ROW_BYTES)?;
-        }
         let over = going.put_status(cx, &self.id, &self.registry.hub, events)?;
         self.set_alarms(cx)?;
         self.pump(cx, mark)?;
@@ -147,7 +143,8 @@ impl FlowInstance {
 }
 
 impl Going {
-    /// Records the status, if it says anything new, and has listeners told of that. Gives it back if the flow is over.
+    /// Records the status, if it says anything new, with the result of a flow that has one, and has listeners told of that. Gives it back if the flow
+    /// is over.
     fn put_status(
         &mut self,
         cx: &mut Context,
@@ -155,7 +152,13 @@ impl Going {
         hub: &Arc<Hub>,
         events: Vec<FlowEvent>,
     ) -> Result<Option<Box<Status>>, TurnError> {
-        let status = self.status_at(cx.now());
+        let mut status = self.status_at(cx.now());
+        if let Phase::Ended(Ended::Done(value)) = self.engine.phase() {
+            status.result = ShortResult::of(value);
+            if status.result.is_none() {
+                put_rows(cx, format!("{RESULT_KEY}/"), value.clone(), ROW_BYTES)?;
+            }
+        }
         let stored = Stored::from(&status);
         // The time alone is no news.
         if self.stored.as_ref().is_some_and(|old| old.is_same(&stored)) {
@@ -219,6 +222,7 @@ impl Going {
             input: self.input,
             first_page: self.before.first_page,
             deaths: self.stored.as_ref().map_or(0, |before| before.deaths),
+            result: None,
         }
     }
 }
