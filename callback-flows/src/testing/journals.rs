@@ -56,10 +56,19 @@ fn all_kinds() -> FlowsBuilder {
             let (mut half, mut other) = (flow.spawn("half", "2", &8), flow.spawn("other", "1", &8));
             Ok((half.result::<u32>().await?, other.result::<u32>().await.is_err()))
         })
+        .flow("runs", 1, async |flow: Flow, sum: u32| {
+            let (mut numbers, mut end) = (flow.callback::<u32>("numbers"), flow.signal::<String>("end"));
+            let number = numbers.next().await?;
+            flow.emit("number", &number)?;
+            if sum + number < 6 {
+                return flow.continue_with(&(sum + number));
+            }
+            Ok(format!("{} {}", sum + number, end.next().await?))
+        })
 }
 
 /// The journals of each kind of entry: a name, and the flow.
-const KINDS: [(&str, &str, &str); 10] = [
+const KINDS: [(&str, &str, &str); 11] = [
     ("start-result-message-done", "order", "called"),
     ("fired", "order", "late"),
     ("failure-failed", "refused", "1"),
@@ -70,6 +79,7 @@ const KINDS: [(&str, &str, &str); 10] = [
     ("cancel-undo-patch", "undone", "1"),
     ("branches", "both", "1"),
     ("children", "family", "1"),
+    ("continued", "runs", "1"),
 ];
 
 /// Runs them all, and gives out their journals.
@@ -81,9 +91,16 @@ async fn journals_of_today() -> Vec<(&'static str, Journal)> {
     for name in ["refused", "patient", "once", "raw", "undone", "both", "family"] {
         t.start(name, "1", &()).await.unwrap();
     }
+    t.start("runs", "1", &0).await.unwrap();
+    t.ask(async |flows| flows.signal_call("runs", "1", "end", Call::new("\"now\"").id("s-1")).await).await.unwrap();
     t.advance(SECOND).await;
     t.crash().await.unwrap();
     t.run_until_parked().await.unwrap();
+    let numbers = t.url("runs", "1", "numbers").await;
+    for number in ["1", "2", "3"] {
+        t.deliver(&numbers, Call::new(number)).await.unwrap();
+        t.crash().await.unwrap();
+    }
     t.deliver(&t.url("order", "called", "accepted").await, Call::new("\"ada\"").id("c-1")).await.unwrap();
     let raw = t.url("raw", "1", "all").await;
     t.deliver(&raw, Call::new("{\"a\": 1}").header("content-type", "application/json")).await.unwrap();
@@ -132,6 +149,7 @@ fn journals_of_every_kind_that_were_ever_written_are_read_and_replay() {
         "message",
         "fired",
         "child_ended",
+        "continued",
     ];
     for word in events.iter().chain(&["posted", "starts", "headers", "body_hex", "input", "due", "done", "failed"]) {
         assert!(all.contains(&format!("\"{word}\": ")), "no journal has {word}");
