@@ -23,6 +23,8 @@ use crate::status::cut_to;
 
 /// A wait for the next attempt that is longer than this outlives the process.
 const LONG_WAIT: Duration = Duration::from_secs(10);
+/// The shortest wait for the next attempt: without one, a step that fails at once would leave its thread to nobody.
+const SHORTEST_WAIT: Duration = Duration::from_millis(1);
 /// The longest error text that is kept, in bytes.
 const MAX_ERROR_BYTES: usize = 4_096;
 
@@ -70,7 +72,7 @@ impl Retry {
         Retry::default().attempts(1)
     }
 
-    /// The wait before the second attempt, and the longest wait between two.
+    /// The wait before the second attempt, and the longest wait between two. Each is 1 ms at least.
     #[must_use]
     pub fn between(mut self, first: Duration, longest: Duration) -> Retry {
         (self.first, self.longest) = (first, longest);
@@ -96,7 +98,8 @@ impl Retry {
         let doubled = self.first.saturating_mul(1_u32.checked_shl(failed - 1).unwrap_or(u32::MAX)).min(self.longest);
         let half = doubled / 2;
         let nanos = u64::try_from(half.as_nanos()).unwrap_or(u64::MAX);
-        let wait = (half + Duration::from_nanos(random.next_u64() % nanos.saturating_add(1))).max(least);
+        let wait =
+            (half + Duration::from_nanos(random.next_u64() % nanos.saturating_add(1))).max(least).max(SHORTEST_WAIT);
         (failed < self.attempts && since.saturating_add(wait) <= self.within).then_some(wait)
     }
 }

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::names::{Kind, is_patch};
 use super::ticket::MAX_OPEN;
@@ -101,8 +102,17 @@ pub(super) fn foreign_wake() -> Blocked {
     Blocked::new(BlockedKind::NotDurable, message.into())
 }
 
-pub(super) fn panicked(panic: &(dyn Any + Send)) -> Blocked {
+pub(super) fn panicked(panic: Box<dyn Any + Send>) -> Blocked {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "with no text".into());
+    drop_payload(panic);
     Blocked::new(BlockedKind::Panicked, format!("its code panicked: {text}"))
+}
+
+/// Drops the payload of a panic, which is the application's and may panic as well.
+pub(super) fn drop_payload(panic: Box<dyn Any + Send>) {
+    // The next one is not looked at any more: it may go on like this for ever.
+    if let Err(next) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
+        std::mem::forget(next);
+    }
 }

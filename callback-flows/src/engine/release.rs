@@ -10,7 +10,7 @@ use tokio::task::coop::unconstrained;
 use super::Engine;
 #[cfg(test)]
 use super::Sabotage;
-use super::faults::{foreign_wake, panicked};
+use super::faults::{drop_payload, foreign_wake, panicked};
 use super::run::{BoxFuture, End, Run, Running, after};
 use super::state::Mode;
 use super::wakers::Entered;
@@ -47,7 +47,7 @@ impl Engine {
         state.cold.made().children.cancel();
         drop(state);
         if let Err(panic) = dropped {
-            self.shared.fail(panicked(&*panic));
+            self.shared.fail(panicked(panic));
         }
         let flow = Flow::new(self.shared.clone());
         self.run(Box::pin(after(flow, End::Over(Ended::Cancelled))));
@@ -133,7 +133,7 @@ impl Engine {
                 state.let_go_of_unwound();
             }
             drop(state);
-            let polled = polled.map_err(|panic| panicked(&*panic))?;
+            let polled = polled.map_err(panicked)?;
             if let Some(fault) = fault {
                 return Err(fault);
             }
@@ -164,11 +164,11 @@ impl Engine {
         self.shared.state.lock().mode = mode;
         let _entered = Entered::into(self.shared.address());
         // What panics while it is dropped has nothing to say any more.
-        let _ = catch_unwind(AssertUnwindSafe(|| drop(self.running.take())));
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(self.running.take()))).map_err(drop_payload);
         let mut state = self.shared.state.lock();
         let undo = state.cold.there().map_or_else(Vec::new, |cold| std::mem::take(&mut cold.undo));
         drop(state);
-        let _ = catch_unwind(AssertUnwindSafe(|| drop(undo)));
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(undo))).map_err(drop_payload);
     }
 }
 

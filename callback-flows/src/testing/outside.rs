@@ -9,7 +9,7 @@ use parking_lot::Mutex as Lock;
 
 use super::tests::{SECOND, builder};
 use super::*;
-use crate::{BlockedKind, Flow, FlowResult, Retry};
+use crate::{BlockedKind, Flow, FlowResult, Listed, Retry};
 
 /// Waits to be called, or for a step that never ends.
 async fn wait(flow: Flow, (): ()) -> FlowResult<String> {
@@ -143,6 +143,27 @@ async fn a_wait_in_a_task_or_inside_of_a_step_blocks_with_the_words_that_mend_it
             "{place}: {why}"
         );
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn code_that_yields_to_the_runtime_blocks_before_it_goes_on() {
+    let t = TestFlows::new();
+    let went_on = Arc::new(AtomicBool::new(false));
+    let noted = went_on.clone();
+    let code = move |_: Flow, (): ()| {
+        let noted = noted.clone();
+        async move {
+            tokio::task::yield_now().await;
+            noted.store(true, Ordering::Relaxed);
+            Ok(())
+        }
+    };
+    t.deploy(builder().flow("yields", 1, code)).await.unwrap();
+    t.start("yields", "1", &()).await.unwrap();
+    t.advance(SECOND).await;
+    let State::Blocked { why } = t.status("yields", "1").await.unwrap().state else { panic!("it goes on") };
+    assert_eq!(why.kind(), BlockedKind::NotDurable, "{why}");
+    assert!(!went_on.load(Ordering::Relaxed));
 }
 
 #[tokio::test(start_paused = true)]
@@ -338,4 +359,126 @@ async fn a_flow_that_has_failed_and_cannot_be_undone_is_blocked_takes_commands_a
     is_open.store(true, Ordering::Relaxed);
     t.ask(async |flows| flows.resume("saga", "1").await).await.unwrap();
     assert!(matches!(t.ended("saga", "1").await.unwrap(), Outcome::Failed(error) if error.contains("no money")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_step_that_is_tried_again_without_a_wait_leaves_the_others_their_turns() {
+    let t = TestFlows::new();
+    let code = async |flow: Flow, (): ()| {
+        let retry = Retry::default().between(Duration::ZERO, Duration::ZERO);
+        let step = flow.step("busy").retry(retry).run(|s| {
+            std::future::ready(if s.attempt() > 1_000 { Ok(s.attempt()) } else { Err(std::io::Error::other("busy")) })
+        });
+        Ok(step.await?)
+    };
+    t.deploy(builder().flow("busy", 1, code)).await.unwrap();
+    t.start("busy", "1", &()).await.unwrap();
+    t.advance(Duration::from_millis(100)).await;
+    let attempts = t.attempts("busy");
+    assert!((50..=101).contains(&attempts), "{attempts}");
+    assert_eq!(t.done::<u32>("busy", "1").await.unwrap(), 1_001);
+}
+
+/// The payload of a panic that panics as it is dropped.
+struct Again(u32);
+
+impl Drop for Again {
+    fn drop(&mut self) {
+        if self.0 > 0 {
+            std::panic::panic_any(Again(self.0 - 1));
+        }
+    }
+}
+
+/// A value whose end panics so.
+struct Ends;
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        std::panic::panic_any(Again(3));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_whose_payload_panics_blocks_its_flow_and_ends_nothing_else() {
+    let t = TestFlows::new();
+    let panics = async |_: Flow, (): ()| -> FlowResult<()> { std::panic::panic_any(Again(3)) };
+    let ends = async |flow: Flow, (): ()| {
+        let _ends = Ends;
+        flow.callback::<()>("never").next_raw().await;
+        Ok(())
+    };
+    t.deploy(builder().flow("panics", 1, panics).flow("ends", 1, ends)).await.unwrap();
+    for name in ["panics", "ends"] {
+        assert_eq!(t.start(name, "1", &()).await.unwrap(), Started::New);
+        t.ask(async |flows| flows.cancel(name, "1").await).await.unwrap();
+        let State::Blocked { why } = t.status(name, "1").await.unwrap().state else { panic!("{name}: it goes on") };
+        assert_eq!((why.kind(), why.message()), (BlockedKind::Panicked, "its code panicked: with no text"));
+    }
+    let fine =
+        builder().flow("panics", 1, async |_: Flow, (): ()| Ok(())).flow("ends", 1, async |_: Flow, (): ()| Ok(()));
+    t.deploy(fine).await.unwrap();
+    t.advance(2 * SECOND).await;
+    assert!(matches!(t.ended("panics", "1").await.unwrap(), Outcome::Cancelled | Outcome::Done(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flow_that_nobody_calls_is_listed_anew_each_year_and_one_that_is_over_is_kept_for_a_week_and_its_id_for_a_month()
+ {
+    const DAY: Duration = Duration::from_secs(24 * 3_600);
+    let t = TestFlows::new();
+    let code = async |flow: Flow, (): ()| {
+        flow.callback::<()>("go").next_raw().await;
+        Ok(())
+    };
+    t.deploy(builder().flow("old", 1, code)).await.unwrap();
+    t.start("old", "1", &()).await.unwrap();
+    let listed = async || t.ask(async |flows| flows.list(None, usize::MAX).await).await.unwrap();
+    // A host has something to do every few seconds, which is much in a year.
+    let pass = async |days: u32| {
+        t.world.clock.step(i64::from(days) * 24 * 3_600_000);
+        t.advance(60 * SECOND).await;
+    };
+    let began = t.now();
+    assert_eq!(listed().await.iter().map(Listed::next).collect::<Vec<_>>(), [began + 365 * DAY]);
+    pass(366).await;
+    let next: Vec<_> = listed().await.iter().map(Listed::next).collect();
+    assert!(next.len() == 1 && next[0] >= began + 2 * 365 * DAY, "{next:?}");
+    assert_eq!(t.status("old", "1").await.unwrap().state, State::Going);
+    t.deliver(&t.url("old", "1", "go").await, Call::new("null")).await.unwrap();
+    let state = async || t.status("old", "1").await.map(|status| status.state).ok();
+    for (days, expected) in [(6, Some(State::Done)), (2, Some(State::Purged)), (28, Some(State::Purged)), (2, None)] {
+        pass(days).await;
+        assert_eq!(state().await, expected, "{days}");
+    }
+    assert!(listed().await.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_many_starts_of_one_id_at_once_one_is_new_and_those_with_another_input_are_refused() {
+    let t = TestFlows::new();
+    t.deploy(builder().flow("one", 1, async |flow: Flow, n: u32| {
+        flow.sleep(SECOND).await;
+        Ok(n)
+    }))
+    .await
+    .unwrap();
+    let starts = futures_util::future::join_all((0..100).map(|n| {
+        let t = t.clone();
+        async move { (n % 4, t.start("one", "1", &(n % 4)).await) }
+    }));
+    let (mut new, mut already, mut refused) = (Vec::new(), Vec::new(), 0);
+    for (input, told) in starts.await {
+        match told {
+            Ok(Started::New) => new.push(input),
+            Ok(told) => already.push((input, told)),
+            Err(error) => {
+                assert!(matches!(error, FlowsError::Conflict), "{error}");
+                refused += 1;
+            }
+        }
+    }
+    let [first] = *new else { panic!("{new:?} are all told that they have begun it") };
+    assert_eq!((already, refused), (vec![(first, Started::Already); 24], 75));
+    assert_eq!(t.done::<u32>("one", "1").await.unwrap(), first);
 }
