@@ -392,6 +392,9 @@ const QUESTION_WORDS: [&str; 10] = ["What", "How", "Whether", "Which", "When", "
 /// The words that stand for a noun, which the reader of a comment's first line has not met.
 const PRONOUNS: [&str; 7] = ["It", "Its", "They", "Their", "These", "This", "Those"];
 
+/// The words that tell of a relation to something, which is what a comment is to name first.
+const PREPOSITIONS: [&str; 8] = ["By", "For", "Of", "Since", "To", "Until", "With", "Without"];
+
 /// The lines of a source on which a doc comment opens with one of these words, by their numbers.
 fn openings<'a>(source: &'a str, words: &[&str]) -> Vec<(usize, &'a str)> {
     let (mut found, mut is_inside) = (Vec::new(), false);
@@ -449,6 +452,12 @@ fn no_doc_comment_opens_with_a_question_word() {
 fn no_doc_comment_opens_with_a_pronoun() {
     let found = places(&["stable-interfaces", "alarm-backends", "callback-flows", "examples"], &PRONOUNS);
     assert!(found.is_empty(), "begin with the noun that is meant:\n{found}");
+}
+
+#[test]
+fn no_doc_comment_opens_with_a_preposition() {
+    let found = places(&["stable-interfaces/src", "alarm-backends/src", "callback-flows/src"], &PREPOSITIONS);
+    assert!(found.is_empty(), "begin with the noun that is meant, or a verb:\n{found}");
 }
 
 #[test]

@@ -95,7 +95,7 @@ pub struct FjallStoreBuilder {
 }
 
 struct Inner {
-    /// Held around every change, from the reads it depends on until the disk has it.
+    /// The state, locked around every change, from the reads it depends on until the disk has it.
     state: Mutex<State>,
     /// The reason why nothing is written any more. Set once.
     stopped: OnceLock<String>,

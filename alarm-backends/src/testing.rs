@@ -1,3 +1,3 @@
-//! For tests, benchmarks and examples; not for programs people run. What fails here panics, as a test should.
+//! Servers for tests, benchmarks and examples; not for programs people run. What fails here panics, as a test should.
 
 pub mod servers;

@@ -127,7 +127,7 @@ pub(crate) struct Link<Out> {
 }
 
 pub(crate) struct LinkState<Out> {
-    /// To the client, each with the commits it waits for.
+    /// Messages to the client, each with the commits that it waits for.
     pub(crate) outgoing: VecDeque<(Quiet<Out>, Option<Ticket>)>,
     /// Sent to the instance and not handled yet.
     pub(crate) incoming: usize,
@@ -276,7 +276,7 @@ impl<Out: Send> AnyLink for Link<Out> {
 }
 
 impl From<Closed> for ContextError {
-    /// So that `?` works on sends in handlers that treat a closed connection as a failure.
+    /// Lets `?` work on sends in handlers that treat a closed connection as a failure.
     fn from(_: Closed) -> ContextError {
         ContextError::Closed
     }

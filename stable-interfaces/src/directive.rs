@@ -28,7 +28,7 @@ pub(crate) enum Needs {
 }
 
 impl Needs {
-    /// For a dead letter that is brought back.
+    /// The needs of a dead letter that is brought back.
     pub(crate) fn of(dead: &DeadKey) -> Needs {
         match interface_of(&dead.name.interface) {
             (_, true) => Needs::Nothing,

@@ -27,7 +27,7 @@ pub(crate) const MAX_HOSTS: usize = 1 << 16;
 /// See [`Fleet::MAX_HOST_BYTES`].
 pub(crate) const MAX_HOST_BYTES: usize = 255;
 
-/// With fewer shards per host than this the shares get uneven, down to a host without any.
+/// The number of shards per host below which the shares get uneven, down to a host without any.
 const FEW_SHARDS_PER_HOST: usize = 16;
 
 /// The hosts of a service in their order, and the number of shards they divide among them.

@@ -89,7 +89,7 @@ pub struct Drained {
 }
 
 impl Drained {
-    /// Of a host that had ended before, or ended meanwhile in another way.
+    /// The outcome for a host that had ended before, or ended meanwhile in another way.
     const NOTHING: Drained =
         Drained { unfinished: 0, instances: 0, tasks: 0, released: false, handed_over: BTreeMap::new() };
 }
@@ -239,7 +239,7 @@ impl Host {
             && self.overdue() <= max_overdue
     }
 
-    /// For how long the oldest alarm or message that waits has been due; zero if none is.
+    /// The time for which the oldest alarm or message that waits has been due; zero if none is.
     #[must_use]
     pub fn overdue(&self) -> Duration {
         self.core.shards.overdue()

@@ -39,7 +39,7 @@ const SKEW: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Keep {
     pub(crate) time: Duration,
-    /// For each instance.
+    /// The most replies that are kept for each instance.
     pub(crate) most: usize,
 }
 
@@ -242,7 +242,7 @@ pub(crate) fn reply_key(number: u64) -> String {
     key_of(REPLIES, number)
 }
 
-/// Of equal length, so that they are in the order of their numbers.
+/// The key of a row: all are of equal length, so that they are in the order of their numbers.
 fn key_of(prefix: &str, number: u64) -> String {
     format!("{prefix}{number:016x}")
 }

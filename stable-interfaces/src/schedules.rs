@@ -248,7 +248,7 @@ enum WriteEvent {
 struct SlowStore {
     store: MemoryStore,
     sequence: Sequence,
-    /// With [`Sequence::OfShard`] a write for each batch.
+    /// The writes; with [`Sequence::OfShard`] one for each batch.
     writes: Log<WriteEvent>,
     /// The number of writes that may still fail.
     faults: StaticMutex<u32>,

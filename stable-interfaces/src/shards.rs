@@ -90,7 +90,7 @@ pub(crate) struct BegunPage {
     pub(crate) shard: ShardId,
     pub(crate) epoch: Epoch,
     pub(crate) limit: usize,
-    /// For how many bytes there is room.
+    /// The number of bytes that there is room for.
     pub(crate) bytes: usize,
     /// Says whether only keys are wanted.
     pub(crate) keys_only: bool,
@@ -282,7 +282,7 @@ impl Shards {
         self.waits.lock().first().map(|(time, _)| *time)
     }
 
-    /// For how long the oldest alarm or message that waits has been due. What may wait in the store and could not be loaded counts since
+    /// The time for which the oldest alarm or message that waits has been due. What may wait in the store and could not be loaded counts since
     /// it was wanted, or since a page of it was loaded last.
     pub(crate) fn overdue(&self) -> Duration {
         let now = Moment::of(&*self.clock);

@@ -184,20 +184,20 @@ pub(crate) struct HostCore {
     pub(crate) view_changed: Notify,
     /// Asks for a look at the fleet: members or owners may have changed.
     pub(crate) news: Notify,
-    /// Told when something ends in a shard that is being handed over.
+    /// A notice for when something ends in a shard that is being handed over.
     pub(crate) handed_on: Notify,
     pub(crate) departure: Departure,
     /// The size of the next page that handlers and tools read: what is loaded to be handled has one of its own.
     portion: Mutex<Portion>,
     /// Bounds the connections of all interfaces. Without permits until the host has its settings.
     connections: Arc<Semaphore>,
-    /// Told when the health changes, and when it has stopped.
+    /// A notice for when the health changes, and for when the host has stopped.
     health_changed: Notify,
     /// Set once it owns nothing any more and runs nothing.
     has_stopped: AtomicBool,
-    /// Told when an instance leaves memory while the host drains.
+    /// A notice for when an instance leaves memory while the host drains.
     pub(crate) instance_left: Notify,
-    /// Told when a task of an instance has ended or is parked.
+    /// A notice for when a task of an instance has ended or is parked.
     pub(crate) task_rested: Notify,
     /// Turns of tasks are served while the host drains: it waits for those that are not parked.
     pub(crate) serves_tasks: AtomicBool,
@@ -209,7 +209,7 @@ pub(crate) struct HostCore {
     is_rescuing: AtomicBool,
     /// The way to the other hosts, once the host has started with one.
     reach: OnceLock<Reach>,
-    /// Of a process that is no host of the fleet: it owns nothing, and is told through this when it should look at the members.
+    /// A notice for when to look at the members, in a process that is no host of the fleet and owns nothing.
     guest: OnceLock<Arc<Notify>>,
     /// Emptied when the host stops: interfaces point back at the host.
     pub(crate) interfaces: Mutex<Vec<Arc<dyn AnyInterface>>>,
@@ -223,7 +223,7 @@ pub(crate) struct Started {
     pub(crate) instance_tasks: Tasks,
     /// The driver, the lanes, the lease.
     pub(crate) system: Tasks,
-    /// For what must not run where it is decided, such as in a `Drop`.
+    /// Work deferred to a task of the host because it arises in a `Drop`, or under a lock.
     pub(crate) deferred: mpsc::UnboundedSender<Deferred>,
     pub(crate) committer: Option<Arc<Committer>>,
     pub(crate) incarnation: Incarnation,
@@ -492,7 +492,7 @@ impl HostCore {
         until == u64::MAX || self.clock.elapsed() < Duration::from_millis(until)
     }
 
-    /// For how long the lease has been over; zero while it holds.
+    /// The time for which the lease has been over; zero while it holds.
     pub(crate) fn lease_over_for(&self) -> Duration {
         let until = Duration::from_millis(self.lease_until.load(Ordering::Acquire));
         self.clock.elapsed().saturating_sub(until)

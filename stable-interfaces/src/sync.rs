@@ -9,7 +9,7 @@ mod explored;
 
 #[cfg(shuttle)]
 pub(crate) use self::explored::{AbortHandle, Mutex, MutexGuard, Runtime, spawn_on, try_id};
-/// For statics, which outlive an explored schedule. Nothing depends on the order in which they are locked.
+/// A lock for statics, which outlive an explored schedule. Nothing depends on the order in which they are locked.
 pub(crate) use parking_lot::Mutex as StaticMutex;
 #[cfg(not(shuttle))]
 pub(crate) use parking_lot::{Mutex, MutexGuard};

@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use crate::quiet::guarded;
 use crate::sync::{AbortHandle, Arc, Mutex, Notify, Runtime, oneshot, spawn_on, try_id};
 
-/// Told when a task has ended by a panic.
+/// The function that is told when a task has ended by a panic.
 type OnPanic = Box<dyn Fn(&str) + Send + Sync>;
 
 /// A set of tasks. Once closed it takes no more.
@@ -76,7 +76,7 @@ impl fmt::Debug for Tasks {
 #[derive(Debug)]
 pub(crate) struct TaskHandle {
     abort: AbortHandle,
-    /// Closed when the task's future has been dropped.
+    /// A channel that is closed when the task's future has been dropped.
     done: oneshot::Receiver<()>,
 }
 

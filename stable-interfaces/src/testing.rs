@@ -1,4 +1,4 @@
-//! For tests, of this library and of programs made with it. Behind the feature `testing`.
+//! Tools for tests, of this library and of programs made with it. Behind the feature `testing`.
 //!
 //! Nothing here is for programs people run: the tools panic where a test should fail.
 

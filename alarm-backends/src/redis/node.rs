@@ -28,7 +28,7 @@ pub(super) struct Node {
     address: String,
     client: Client,
     target: Arc<Target>,
-    /// Held while connecting, so that all callers wait for one attempt.
+    /// The connection, locked while connecting, so that all callers wait for one attempt.
     state: Mutex<State>,
     /// The number of the last connection that is not to be used any more.
     broken: AtomicU64,

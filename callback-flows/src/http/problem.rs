@@ -111,7 +111,7 @@ impl Problem {
         Problem { field: Some(field.into().into()), ..Problem::new(kind, detail) }
     }
 
-    /// To be repeated after some seconds, which `jitter` spreads so that not all come back at once.
+    /// A problem of what is to be repeated after some seconds, which `jitter` spreads so that not all come back at once.
     pub(super) fn later(kind: Kind, detail: impl Into<String>, jitter: u64) -> Problem {
         Problem { retry_after: Some(1 + jitter % 4), ..Problem::new(kind, detail) }
     }

@@ -47,7 +47,7 @@ pub(super) struct Host {
 
 /// An answer, by its receiver.
 enum To {
-    /// For the script that runs, at this place of its record.
+    /// The script that runs, at this place of its record.
     Script(String, Answer),
     /// A script that begins with it.
     Next(Arc<Dispatch>, Answered),

@@ -99,7 +99,7 @@ pub(super) struct Library {
     directories: Vec<PathBuf>,
     /// Scripts from memory, by their names. They come before files.
     texts: BTreeMap<String, Arc<str>>,
-    /// By the name of the function.
+    /// The functions that are called, by name.
     dispatches: BTreeMap<String, Arc<Dispatch>>,
     known: Known,
     /// The newest text of each script that was compiled.

@@ -389,7 +389,7 @@ impl AlarmWindow {
         self.beyond = self.beyond.map(|other| other.min(due));
     }
 
-    /// For how many bytes of alarms there is room.
+    /// The number of bytes of alarms that there is room for.
     pub(crate) fn room(&self) -> usize {
         self.cap_bytes.saturating_sub(self.waiting_bytes)
     }

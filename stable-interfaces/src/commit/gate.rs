@@ -120,9 +120,9 @@ struct State {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wait {
-    /// For an answer to give the caller: an unknown outcome is one.
+    /// A wait for an answer to give the caller: an unknown outcome is one.
     Answer,
-    /// Until nothing is under way any more.
+    /// A wait until nothing is under way.
     Settled,
 }
 

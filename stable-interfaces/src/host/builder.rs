@@ -251,7 +251,7 @@ impl HostBuilder {
         self
     }
 
-    /// In how many processes that died an alarm or message may have been handled before it becomes a dead letter. At least 1.
+    /// Limits the number of processes that died while an alarm or message was handled, before it becomes a dead letter. At least 1.
     /// Default: 3.
     #[must_use]
     pub fn max_crashes(mut self, crashes: u32) -> HostBuilder {
@@ -266,7 +266,7 @@ impl HostBuilder {
         self
     }
 
-    /// By how much this host's wall clock and the store's may differ when it starts. Default: 60 s.
+    /// Limits the difference between this host's wall clock and the store's when it starts. Default: 60 s.
     #[must_use]
     pub fn max_clock_skew(mut self, skew: Duration) -> HostBuilder {
         self.options.max_clock_skew = skew;

@@ -22,7 +22,7 @@ const CLOSING: Duration = Duration::from_secs(1);
 /// Shards of which nothing is in memory any more wait for so long for others that were closed with them, and instances that were begun by
 /// what still runs are stopped after so long.
 const TOGETHER: Duration = Duration::from_millis(20);
-/// So many instances end at once that looking after each would be work.
+/// The time between two looks: so many instances end at once that looking after each would be work.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 /// The store, as the life of a host that gives its shards away speaks to it.

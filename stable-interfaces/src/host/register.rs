@@ -270,7 +270,7 @@ impl<'a, I: StableInterface> InterfaceBuilder<'a, I> {
         self
     }
 
-    /// In how many processes that died an alarm or message of this interface may have been handled before it becomes a dead letter, in place
+    /// Limits the number of processes that died while an alarm or message of this interface was handled, before it becomes a dead letter, in place
     /// of what [`HostBuilder::max_crashes`] says. At least 1. With `u32::MAX` none is given up: for instances that look at
     /// [`Context::crashes`](crate::Context::crashes) and know what to do in place of what ends their process.
     pub fn max_crashes(mut self, crashes: u32) -> Self {

@@ -42,9 +42,9 @@ pub enum StartError {
          give it to the store as well (the store's own option: MemoryStore::with_clock, FjallStoreBuilder::clock)"
     )]
     ClockSkew {
-        /// By how much they differ.
+        /// The difference between them.
         skew: Duration,
-        /// The most they may.
+        /// The greatest difference that may be.
         limit: Duration,
     },
     /// The transport could not begin, for the reason that is its source: its port is taken, say.

@@ -120,7 +120,7 @@ const MAX_BYTES: usize = 256 * 1024;
 const MAX_LEFT: usize = 16_384;
 /// The most keys of one page.
 const KEYS_PER_PAGE: usize = 1_000;
-/// With so many messages in memory a hint has keys read first, not all their rows again.
+/// The number of messages in memory from which on a hint has keys read first, not all their rows again.
 const MANY: usize = 16;
 
 #[derive(Debug, PartialEq, Eq)]
@@ -146,7 +146,7 @@ enum Part {
     Rows,
     /// Keys, to see which rows are not in memory.
     Keys,
-    /// So many whole rows that are not, up to this key; and whether there are keys after it.
+    /// Whole rows that are not in memory, so many, up to this key; and whether there are keys after it.
     Unknown { rows: usize, until: InboxKey, is_last: bool },
 }
 
@@ -375,7 +375,7 @@ impl InboxWindow {
         postponed.into_iter().chain(self.left_until).min()
     }
 
-    /// Since when the next message could be handled, or when it is to be tried again, by the lease clock.
+    /// The time since which the next message could be handled, or at which it is to be tried again, by the lease clock.
     pub(crate) fn next_wait(&self) -> Option<Duration> {
         let resting = self.resting.keys().next().map(|(at, _)| *at);
         let ready = self.ready.front().map(|(since, _)| since.elapsed);
@@ -396,7 +396,7 @@ impl InboxWindow {
         }
     }
 
-    /// Since when the message that [`pop_due`](Self::pop_due) gives could be handled; `None` if there is none.
+    /// The time since which the message that [`pop_due`](Self::pop_due) gives could be handled; `None` if there is none.
     pub(crate) fn due_since(&self, now: Moment) -> Option<Timestamp> {
         let resting = self.resting.first_key_value().filter(|((at, _), _)| *at <= now.elapsed);
         let failed = || self.postponed.keys().next().map(|(due, _)| *due).filter(|due| *due <= now.wall);

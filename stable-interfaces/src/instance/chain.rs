@@ -152,7 +152,7 @@ impl Shown {
     }
 }
 
-/// Of every thread that has polled a handler.
+/// The cells of all threads that have polled a handler.
 static THREADS: StaticMutex<Vec<Weak<Shown>>> = StaticMutex::new(Vec::new());
 
 /// The handler that one thread polls.

@@ -39,9 +39,9 @@ pub(crate) fn run_inline<I: StableInterface>(slot: &Arc<Slot<I>>, mut next: Next
 
 /// The point where a task of the host takes over.
 pub(crate) enum Step<I: StableInterface> {
-    /// With a turn that was not done at once.
+    /// A turn that was not done at once.
     Turn(Box<dyn Turn<I>>),
-    /// Between turns.
+    /// The time between turns.
     Next(Next<I>),
 }
 

@@ -73,7 +73,7 @@ pub(crate) trait Turn<I: StableInterface>: Send {
     /// Polls the handler. When it has ended the turn is finished and answered, and this says what comes next.
     fn poll(&mut self, task: &mut TaskContext<'_>) -> Poll<Next<I>>;
 
-    /// By when it must be done.
+    /// The time by which the job must be done.
     fn deadline(&mut self) -> Duration;
 
     /// The moment until which its caller waits, if that is a handler which still does; else `Duration::MAX`.

@@ -76,7 +76,7 @@ impl KeyRange {
 }
 
 impl From<&str> for KeyRange {
-    /// By prefix.
+    /// The keys that begin with this prefix.
     fn from(prefix: &str) -> KeyRange {
         KeyRange::prefix(prefix)
     }

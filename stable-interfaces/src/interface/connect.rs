@@ -281,9 +281,9 @@ async fn connect<I: OnConnect>(
 
 /// A client that is connected.
 pub(super) enum Connected<I: OnConnect> {
-    /// To an instance of this host.
+    /// A client of an instance of this host.
     Here(Connection<I>),
-    /// To one of another host.
+    /// A client of an instance of another host.
     Afar(Opened),
 }
 

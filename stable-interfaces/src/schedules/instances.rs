@@ -19,7 +19,7 @@ pub(super) enum Event {
     /// A request is about to be made, and has been submitted.
     Asking(u32),
     Asked(u32),
-    /// With how much had happened to writes by then.
+    /// An instance was built, with the number of events of writes by then.
     Built {
         id: String,
         life: u32,
@@ -212,7 +212,7 @@ fn check(log: &[Event]) {
     assert!(living.is_empty() && inside.is_empty(), "something is left: {log:#?}");
 }
 
-/// Of two requests to one instance the one that was submitted before the other was made has its turn first.
+/// Checks that of two requests to one instance the one that was submitted before the other was made has its turn first.
 fn check_order(log: &[Event]) {
     let at = |event: &Event| log.iter().position(|other| other == event);
     let entered =

@@ -34,7 +34,7 @@ pub(crate) struct Delivery {
 #[derive(Debug)]
 enum DueAgain {
     Soon,
-    /// By the lease clock.
+    /// The time by the lease clock.
     At(Duration),
 }
 

@@ -20,7 +20,7 @@ pub(super) struct Owned {
     pub(super) inbox: InboxWindow,
     /// The time under which `deadlines` has this shard.
     pub(super) listed: Option<Timestamp>,
-    /// Since when each window has wanted what may be due and is not in memory, by the lease clock; where all up to a later time is there,
+    /// The times since which each window has wanted what may be due and is not in memory, by the lease clock; where all up to a later time is there,
     /// from then on. Counted from the last page that was merged, at most.
     pub(super) alarms_behind: Option<Duration>,
     pub(super) inbox_behind: Option<Duration>,

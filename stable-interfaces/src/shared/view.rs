@@ -35,7 +35,7 @@ impl View {
         View { members: members.clone(), noted, placement }
     }
 
-    /// For how long the member of this name has been up by now; `None` if there is none.
+    /// The time for which the member of this name has been up by now; `None` if there is none.
     pub(crate) fn up(&self, host: &str, now: Duration) -> Option<Duration> {
         let up = self.members.list.iter().filter(|member| *member.name == *host).map(|member| member.up).max()?;
         Some(up.saturating_add(now.saturating_sub(self.noted)))

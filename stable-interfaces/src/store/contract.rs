@@ -155,7 +155,7 @@ pub trait Store: Any + Debug + Send + Sync + 'static {
     /// [`StoreError::Unavailable`] if the store cannot be reached; call again.
     async fn watch(&self, incarnation: Incarnation) -> Result<Hints, StoreError>;
 
-    /// For each page, in the same order: the rows of its shard strictly after its key, ascending by key, at most `page.limit`, and
+    /// Reads, for each page in the same order, the rows of its shard strictly after its key, ascending by key, at most `page.limit`, and
     /// with no more than `page.bytes` together unless the first one alone has more: where there are rows, a page has one at least.
     /// [`Loaded::is_last`] says whether the store has none after them.
     ///
@@ -217,7 +217,7 @@ pub struct Claimed {
     pub granted: Vec<Grant>,
     /// The shards that belong to somebody else with a living lease.
     pub held: Vec<Held>,
-    /// For what the store keeps the number of the last write; the same in each answer of a store.
+    /// The scope of the numbers that the store keeps of writes; the same in each answer of a store.
     pub sequence: Sequence,
     /// The most writes of one host that the store works on at the same time. A host has no more [lanes](crate::HostBuilder::lanes): one more would
     /// wait where another is under way, and what has come for it meanwhile would be in a write of its own. The same in each answer of a store.
@@ -231,13 +231,13 @@ pub struct Claimed {
     pub members: Members,
 }
 
-/// For what a store keeps the number of the last write of an incarnation and lane. A write whose outcome is unknown holds up whatever
+/// The scope for which a store keeps the number of the last write of an incarnation and lane. A write whose outcome is unknown holds up whatever
 /// shares it: what comes later would take a greater number, and the repeat would be stale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sequence {
-    /// For the lane: all batches of a write are one step. An unknown outcome holds up the lane.
+    /// The lane: all batches of a write are one step. An unknown outcome holds up the lane.
     OfLane,
-    /// For each shard, as a store does that spreads shards over machines: each batch of a write is a step of its own. An unknown
+    /// The shard, in a store that spreads shards over machines: each batch of a write is a step of its own. An unknown
     /// outcome holds up its shard.
     OfShard,
 }
@@ -431,9 +431,9 @@ impl Read {
 /// A range of one instance's keys: from the first (included) up to the second (excluded; `None` for no end).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ReadRange {
-    /// Of its storage, by key.
+    /// A range of its storage, by key.
     Storage(Arc<str>, Option<Arc<str>>),
-    /// Of its alarms, by alarm ID.
+    /// A range of its alarms, by alarm ID.
     Alarms(Arc<str>, Option<Arc<str>>),
 }
 

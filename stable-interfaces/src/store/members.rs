@@ -97,7 +97,7 @@ pub struct Member {
     pub placement_version: u32,
     /// The time that its lease still runs, unless renewed; more than zero.
     pub remaining: Duration,
-    /// For how long it has been a member.
+    /// The time for which the host has been a member.
     pub up: Duration,
 }
 

@@ -37,7 +37,7 @@ pub struct MemoryStore {
 }
 
 struct Inner {
-    /// For what the numbers of writes are kept.
+    /// The scope for which the numbers of writes are kept.
     sequence: Sequence,
     /// Leases run by its `elapsed`, arrivals are stamped with its `now`. The machine's, unless it was given before it was first read.
     clock: OnceLock<Arc<dyn Clock>>,
@@ -62,7 +62,7 @@ struct State {
 /// One life of a host.
 struct Life {
     host: Arc<str>,
-    /// By the lease clock; the lease has run out once that time is reached.
+    /// The time by the lease clock at which the lease has run out.
     lease_until: Duration,
     /// Tells whether a later life of the same host name has started, or this one has left.
     ended: bool,

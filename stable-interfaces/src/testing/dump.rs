@@ -21,13 +21,13 @@ pub struct ShardDump {
     pub epoch: Epoch,
     /// The owner; `None` if the shard was released or never claimed. An owner whose lease ran out is still named.
     pub owner: Option<Incarnation>,
-    /// In the order of firing.
+    /// The alarms, in the order of firing.
     pub alarms: Vec<AlarmRow>,
-    /// In the order of arrival.
+    /// The messages, in the order of arrival.
     pub inbox: Vec<InboxRow>,
     /// Oldest first.
     pub dead: Vec<DeadLetter>,
-    /// By instance and key.
+    /// The values, by instance and key.
     pub storage: BTreeMap<(InstanceName, Arc<str>), Bytes>,
 }
 

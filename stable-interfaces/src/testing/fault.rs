@@ -78,9 +78,9 @@ pub struct Call {
 pub enum Answer {
     /// The call has not ended.
     Waiting,
-    /// With `Ok`.
+    /// The call has ended with `Ok`.
     Done,
-    /// With `Err`.
+    /// The call has ended with `Err`.
     Failed,
     /// The caller dropped it.
     Dropped,

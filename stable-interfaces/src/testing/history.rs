@@ -96,7 +96,7 @@ impl fmt::Display for Violation {
 pub enum Outcome {
     /// Acknowledged.
     Done,
-    /// For certain not done.
+    /// Certainly not done.
     Not,
     /// Perhaps done.
     Unknown,
@@ -181,7 +181,7 @@ pub struct Setting {
     pub due: Timestamp,
     /// The least and the most often that its effect is to happen.
     pub times: (i64, i64),
-    /// For I7: its shard and its instance's place in the order, if nothing else ever happens to that instance.
+    /// The shard and its instance's place in the order, for I7, if nothing else ever happens to that instance.
     pub alone: Option<(ShardId, String)>,
 }
 
@@ -227,7 +227,7 @@ struct Record {
     unordered: BTreeSet<u64>,
     /// Instances of which the start of an alarm could not be marked.
     unmarked: BTreeSet<String>,
-    /// Of each effect: how often it was asked for, and how often that was acknowledged or refused.
+    /// The numbers of times that each effect was asked for, and that this was acknowledged or refused.
     counts: BTreeMap<String, Count>,
     /// The number of times each message was inserted.
     inserted: BTreeMap<String, i64>,
@@ -260,7 +260,7 @@ struct Asked {
 struct Told {
     at: u64,
     outcome: Outcome,
-    /// By which life, and what its wall showed.
+    /// The life that told it, and the time by the wall of that.
     by: Option<(u64, Timestamp)>,
 }
 

@@ -42,7 +42,7 @@ struct Opened {
     life: u64,
     door: Arc<dyn Door>,
     under_way: Arc<watch::Sender<UnderWay>>,
-    /// Closed when it has ended.
+    /// A channel that is closed when it has ended.
     ended: watch::Receiver<()>,
 }
 

@@ -385,7 +385,7 @@ impl Simulation {
         self
     }
 
-    /// For how long things fail.
+    /// Sets the time for which things fail.
     #[must_use]
     pub fn length(mut self, length: Duration) -> Simulation {
         self.length = length;

@@ -77,7 +77,7 @@ struct Options {
 struct Opened {
     /// The address that is listened at.
     bound: Option<SocketAddr>,
-    /// By the host that is called, with the address at which it is.
+    /// The links, by the host that is called, with the address at which it is.
     links: Mutex<HashMap<Arc<str>, Called>>,
     /// Has the transport's own tasks begin a link.
     starts: mpsc::UnboundedSender<Start>,
@@ -268,7 +268,7 @@ impl Transport for TcpTransport {
     }
 }
 
-/// Told when the transport is to close.
+/// The word that the transport is to close.
 type Closing = watch::Receiver<bool>;
 
 #[cfg(all(test, not(shuttle)))]

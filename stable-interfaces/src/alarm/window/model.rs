@@ -62,7 +62,7 @@ enum Step {
         alarm: usize,
         due: i64,
     },
-    /// So many are set at once.
+    /// A number of alarms are set at once.
     Flood {
         first: usize,
         count: usize,
@@ -99,7 +99,7 @@ enum Step {
         token: usize,
     },
     BeginPage,
-    /// So many rows of the page are read.
+    /// A number of rows of the page are read.
     ReadPage(usize),
     MergePage,
     AbandonPage,
@@ -225,7 +225,7 @@ struct Model<'a> {
     met: &'a RefCell<Met>,
 }
 
-/// So many milliseconds, none if negative.
+/// A time of so many milliseconds, none if negative.
 fn millis(millis: i64) -> Duration {
     Duration::from_millis(u64::try_from(millis).unwrap_or(0))
 }

@@ -30,7 +30,7 @@ pub(super) struct LaneWriter {
     sequence: Sequence,
     /// The number of the last write.
     seq: u64,
-    /// To be sent before anything is taken out of the queue.
+    /// Work to be sent before anything is taken out of the queue.
     waiting: VecDeque<Work>,
     pub(super) running: Vec<Pin<Box<dyn Future<Output = Ended> + Send>>>,
     foremost: Option<Foremost>,

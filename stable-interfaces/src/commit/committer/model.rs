@@ -57,7 +57,7 @@ enum Step {
 #[derive(Debug, Clone)]
 enum Kind {
     Ordinary(Vec<Change>),
-    /// With content that the store refuses.
+    /// A commit with content that the store refuses.
     Guilty,
     Empty,
 }
@@ -68,7 +68,7 @@ enum Change {
     Put(u8),
     Delete(u8),
     PutAlarm(u8),
-    /// By how much the revision to remove is behind the newest.
+    /// A removal, and the distance of its revision from the newest.
     RemoveAlarm(u8, u64),
 }
 
@@ -84,7 +84,7 @@ enum Answer {
     /// No answer, and it arrives after so many milliseconds.
     Late(u64),
     NotApplied,
-    /// For the batch of each shard something else, where shards have numbers of their own; elsewhere it is done.
+    /// Something else for the batch of each shard, where shards have numbers of their own; elsewhere it is done.
     Mixed([Part; SHARDS as usize]),
 }
 

@@ -67,7 +67,7 @@ impl Waiter for Message {
 #[derive(Debug, Clone, Copy)]
 enum Effect {
     Put(u8),
-    /// With the revision it is given.
+    /// An alarm is set, with the revision it is given.
     Set(u8, u64),
     Cancel(u8, u64),
 }
@@ -183,7 +183,7 @@ enum Step {
     EndTask(usize, bool),
     /// Handles of incarnations are let go.
     DropHandles,
-    /// So many seconds pass; whoever watches the queue looks at it.
+    /// A number of seconds pass; whoever watches the queue looks at it.
     Wait(u64),
     Lose,
     Own,

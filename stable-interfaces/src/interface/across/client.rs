@@ -30,7 +30,7 @@ const TOLD_AT_MOST: u32 = 5;
 /// The messages of a client that are on their way to the owner.
 pub(in crate::interface) struct Outbox<Out> {
     state: Mutex<Outgoing<Out>>,
-    /// Told when there is one more, and when the client has left.
+    /// A notice for when there is one more, and for when the client has left.
     changed: Notify,
 }
 

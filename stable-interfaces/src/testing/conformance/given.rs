@@ -242,7 +242,7 @@ pub(super) fn delete(instance: &str, key: &str) -> Op {
     Op::Delete { name: name(instance), key: key.into() }
 }
 
-/// So many handlers have failed.
+/// The attempts where so many handlers have failed.
 pub(super) fn failed(failed: u32) -> Attempts {
     Attempts { failed, ..Attempts::default() }
 }

@@ -46,7 +46,7 @@ pub(super) async fn many_lanes_may_commit_at_once(store: AnyStore) {
 struct Seen {
     done: Vec<String>,
     refused: Vec<String>,
-    /// By epoch, what was stored just after it was granted.
+    /// The things that were stored just after each epoch was granted.
     at_claim: Vec<(String, BTreeSet<String>)>,
 }
 

@@ -125,7 +125,7 @@ pub(super) struct Shape {
     pub(super) calls: f64,
     /// Says whether the store may be away in part.
     pub(super) is_spread: bool,
-    /// For how long a renewal counts.
+    /// The time for which a renewal counts.
     pub(super) lease: Duration,
     /// Says whether hosts know no list of each other.
     pub(super) is_live: bool,

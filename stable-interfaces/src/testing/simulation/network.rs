@@ -36,7 +36,7 @@ pub(super) struct Network(Arc<Inner>);
 struct Inner {
     common: Arc<Common>,
     state: Mutex<State>,
-    /// Told when a frame has come to where one is stopped, and when it may go on.
+    /// A notice for when a frame has come to where one is stopped, and for when it may go on.
     stopped: Notify,
     freed: Notify,
     /// Stands between a host and its transport.
@@ -114,7 +114,7 @@ struct End {
     /// The lives of others that have been called.
     called: Mutex<BTreeSet<u64>>,
     under_way: Mutex<UnderWay>,
-    /// Told when a request has been answered that was under way. (A channel that is watched wakes in an order of its own, which does not repeat.)
+    /// A notice for when a request has been answered that was under way. (A channel that is watched wakes in an order of its own, which does not repeat.)
     answered: Notify,
     has_ended: AtomicBool,
     ending: Notify,

@@ -15,7 +15,7 @@ use crate::testing::Invariant;
 
 /// The time between two looks.
 const LOOK: Duration = Duration::from_secs(5);
-/// For how long something may be due without being handled or called overdue: longer than any handler runs, than renewals that fail
+/// The time for which something may be due without being handled or called overdue: longer than any handler runs, than renewals that fail
 /// one after the other take, and than a lease.
 const PATIENCE: Duration = Duration::from_secs(45);
 

@@ -55,7 +55,7 @@ impl Hasher for OfNumber {
 #[derive(Debug, Default)]
 pub(super) struct Link {
     state: Mutex<State>,
-    /// Told when there is something to write.
+    /// A notice for when there is something to write.
     wake: Notify,
 }
 

@@ -15,7 +15,7 @@ use crate::sync::{Arc, Mutex, Notify};
 pub(super) struct Seat {
     /// The requests that were taken and not answered.
     pub(super) under_way: AtomicUsize,
-    /// Told when there is something to write, or the link has to go.
+    /// A notice for when there is something to write, or the link has to go.
     pub(super) wake: Notify,
     /// The number of looks since something was asked.
     quiet: AtomicU32,
@@ -31,7 +31,7 @@ impl Seat {
         Seat { under_way, wake: Notify::new(), quiet, has_to_go: AtomicBool::new(false) }
     }
 
-    /// So many requests are taken.
+    /// Counts requests that are taken.
     pub(super) fn takes(&self, requests: usize) {
         self.under_way.fetch_add(requests, Ordering::Relaxed);
         // Mostly it is so already.
