@@ -135,7 +135,7 @@ pub struct Status {
     /// The number of processes that its code has ended when it was blocked for that: so many are no reason to block it again.
     #[serde(default, skip_serializing_if = "is_none_yet")]
     pub(crate) deaths: u64,
-    /// Its result, if that is short: a longer one has rows of its own.
+    /// The result of the flow, if that is short: a longer one has rows of its own.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "ShortResult::there")]
     pub(crate) result: Option<ShortResult>,
 }
@@ -146,7 +146,7 @@ pub struct Status {
 pub(crate) struct ShortResult(Box<RawValue>);
 
 impl ShortResult {
-    /// This result, as JSON, if it is short enough.
+    /// A result of this JSON, if it is short enough.
     pub(crate) fn of(value: &[u8]) -> Option<ShortResult> {
         (value.len() <= MAX_TEXT).then(|| serde_json::from_slice(value).ok()).flatten()
     }
@@ -162,7 +162,7 @@ impl ShortResult {
     }
 }
 
-/// It is the application's: whoever logs a status does not want it there.
+/// Shows its size alone: the result is the application's, and whoever logs a status does not want it there.
 impl fmt::Debug for ShortResult {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} bytes", self.0.get().len())
