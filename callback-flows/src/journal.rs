@@ -101,6 +101,16 @@ pub(crate) enum StepOutcome {
     TooLarge(u64),
 }
 
+impl StepOutcome {
+    /// The end of a step with this value, as JSON, which may have at most so many bytes.
+    pub(crate) fn of(json: Vec<u8>, largest: usize) -> StepOutcome {
+        match json.len() {
+            bytes if bytes > largest => StepOutcome::TooLarge(bytes as u64),
+            _ => StepOutcome::Done(json.into()),
+        }
+    }
+}
+
 /// A message for a callback.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Message {

@@ -391,59 +391,76 @@ impl<Fut> Attempts<Fut> {
                     Poll::Pending => return,
                 },
                 Stage::Running(attempt, limit) => {
-                    let (error, is_fatal, least) = match attempt.as_mut().poll(task) {
+                    let failure = match attempt.as_mut().poll(task) {
                         Poll::Ready(Ok(value)) => match serde_json::to_vec(&value) {
-                            Ok(json) if json.len() > shared.limits.value_bytes => {
-                                self.stage = Stage::Idle;
-                                return ticket.hand_in(result(StepOutcome::TooLarge(json.len() as u64)));
-                            }
                             Ok(json) => {
                                 self.stage = Stage::Idle;
-                                return ticket.hand_in(result(StepOutcome::Done(json.into())));
+                                return ticket.hand_in(result(StepOutcome::of(json, shared.limits.value_bytes)));
                             }
-                            Err(error) => (format!("its value cannot be JSON: {error}"), true, Duration::ZERO),
+                            Err(error) => {
+                                Failure { is_fatal: true, ..Failure::new(format!("its value cannot be JSON: {error}")) }
+                            }
                         },
-                        Poll::Ready(Err(error)) => {
-                            let error = error.into();
-                            (with_causes(&*error), is_fatal(&*error), least_wait(&*error))
-                        }
+                        Poll::Ready(Err(error)) => Failure::of(&*error.into()),
                         Poll::Pending => match limit.as_mut().map(|limit| limit.as_mut().poll(task)) {
                             Some(Poll::Ready(())) => {
                                 let limit = self.timeout.unwrap_or_default();
-                                (format!("it did not end within {limit:?}"), false, Duration::ZERO)
+                                Failure::new(format!("it did not end within {limit:?}"))
                             }
                             _ => return,
                         },
                     };
                     self.stage = Stage::Idle;
-                    self.failed += 1;
-                    let error: Arc<str> = cut(error).into();
-                    let since = clock.now().since(self.since);
-                    let wait =
-                        if is_fatal { None } else { self.retry.wait(self.failed, least, since, &*shared.random) };
-                    match wait {
-                        None if self.blocks => {
-                            let attempts = self.failed;
-                            let message = format!("its step `{}` has failed {attempts} times: {error}", ticket.key());
-                            return shared.fail(Blocked::new(BlockedKind::StepFailed, message));
-                        }
-                        None => {
-                            let attempts = self.failed;
-                            return ticket.hand_in(result(StepOutcome::Failed { error, attempts }));
-                        }
-                        Some(wait) if wait > LONG_WAIT => {
-                            let (step, again_at) = (ticket.key().clone(), clock.now() + wait);
-                            let attempt = self.failed;
-                            return ticket.hand_in(Event::Attempt { step, attempt, error, again_at });
-                        }
-                        Some(wait) => {
-                            ticket.note_failure(self.failed, error);
-                            self.stage = Stage::Waiting(clock.sleep(wait));
-                        }
-                    }
+                    let Some(wait) = self.fail(ticket, failure) else { return };
+                    self.stage = Stage::Waiting(clock.sleep(wait));
                 }
             }
         }
+    }
+
+    /// Counts a failed attempt. Gives out the wait before the next one if that is to be made by this process, and hands in what comes of
+    /// the failure if not.
+    fn fail(&mut self, ticket: &Ticket, failure: Failure) -> Option<Duration> {
+        let shared = ticket.shared();
+        self.failed += 1;
+        let (error, attempts): (Arc<str>, u32) = (cut(failure.error).into(), self.failed);
+        let (now, step) = (shared.clock.now(), ticket.key().clone());
+        let wait = || self.retry.wait(attempts, failure.least_wait, now.since(self.since), &*shared.random);
+        match (!failure.is_fatal).then(wait).flatten() {
+            None if self.blocks => {
+                let message = format!("its step `{step}` has failed {attempts} times: {error}");
+                shared.fail(Blocked::new(BlockedKind::StepFailed, message));
+            }
+            None => ticket.hand_in(Event::Result { step, outcome: StepOutcome::Failed { error, attempts } }),
+            Some(wait) if wait > LONG_WAIT => {
+                ticket.hand_in(Event::Attempt { step, attempt: attempts, error, again_at: now + wait });
+            }
+            Some(wait) => {
+                ticket.note_failure(attempts, error);
+                return Some(wait);
+            }
+        }
+        None
+    }
+}
+
+/// The failure of an attempt.
+struct Failure {
+    error: String,
+    /// No other attempt is to be made.
+    is_fatal: bool,
+    /// The time that is to pass before the next attempt, whatever else is said.
+    least_wait: Duration,
+}
+
+impl Failure {
+    fn new(error: String) -> Failure {
+        Failure { error, is_fatal: false, least_wait: Duration::ZERO }
+    }
+
+    /// The failure that an error of the application says.
+    fn of(error: &(dyn Error + Send + Sync + 'static)) -> Failure {
+        Failure { error: with_causes(error), is_fatal: is_fatal(error), least_wait: least_wait(error) }
     }
 }
 

@@ -86,10 +86,7 @@ impl Step<'_> {
                     let value = statements(client).await.map_err(Into::into)?;
                     let json = serde_json::to_vec(&value);
                     let json = json.map_err(|error| Fatal::new(format!("its value cannot be JSON: {error}")))?;
-                    Ok(match json.len() {
-                        bytes if bytes > largest => StepOutcome::TooLarge(bytes as u64),
-                        _ => StepOutcome::Done(json.into()),
-                    })
+                    Ok(StepOutcome::of(json, largest))
                 })
             });
             let (failed, told) = oneshot::channel();
