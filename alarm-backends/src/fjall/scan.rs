@@ -1,7 +1,9 @@
 //! Reading: pages of a shard, ranges of an instance. Each call reads one snapshot, so it sees a batch whole or not at all.
 
 use std::ops::Bound;
+use std::sync::Arc;
 
+use bytes::Bytes;
 use fjall::{Iter, Readable, Snapshot};
 use stable_interfaces::StoreError;
 use stable_interfaces::store::{
@@ -14,11 +16,33 @@ use super::key::{self, Reader};
 use super::write::place;
 use crate::codec;
 
-/// Things that a walk through a page has met beside its rows.
-struct Met {
-    damaged: Vec<Damaged>,
-    /// Says whether it came to the end of the shard.
-    is_last: bool,
+/// The room for the rows of one answer.
+struct Room {
+    rows: usize,
+    bytes: usize,
+    /// The bytes of all rows that were met.
+    met: usize,
+    /// There was a row without room.
+    is_full: bool,
+}
+
+impl Room {
+    fn of(rows: usize, bytes: usize) -> Room {
+        Room { rows, bytes, met: 0, is_full: false }
+    }
+
+    /// Tells whether there is room for a row behind so many others.
+    fn is_left(&mut self, rows: usize) -> bool {
+        self.is_full = rows >= self.rows;
+        !self.is_full
+    }
+
+    /// Tells whether there is room for these bytes too. The first row has it, whatever it takes.
+    fn takes(&mut self, bytes: usize, rows: usize) -> bool {
+        self.met = self.met.saturating_add(bytes);
+        self.is_full = self.met > self.bytes && rows > 0;
+        !self.is_full
+    }
 }
 
 /// One moment of the tables.
@@ -34,13 +58,13 @@ impl<'a> Scan<'a> {
 
     pub(super) fn load(&self, page: &Page) -> Result<Loaded, StoreError> {
         let mut reader = Reader::default();
-        let mut found = Met { damaged: Vec::new(), is_last: true };
+        let (mut room, mut damaged) = (Room::of(page.limit, page.bytes), Vec::new());
         let from = |after: Option<Vec<u8>>| after.map_or_else(|| key::first_of(page.shard), key::successor);
         let rows = match &page.after {
             After::Alarms(after) => {
                 let after = after.as_ref().map(|at| key::timed(&key::identity(page.shard, &at.name, &at.id), at.due));
                 let decode = |key: &[u8], value: &[u8]| alarm(&mut reader, key, value);
-                Rows::Alarms(self.rows(page, Table::Alarms, from(after), &mut found, decode)?)
+                Rows::Alarms(self.rows(page, Table::Alarms, from(after), (&mut room, &mut damaged), decode)?)
             }
             After::Inbox(after) => {
                 let after =
@@ -49,23 +73,22 @@ impl<'a> Scan<'a> {
                     return self.inbox_keys(page, from(after));
                 }
                 let decode = |key: &[u8], value: &[u8]| message(&mut reader, key, value);
-                Rows::Inbox(self.rows(page, Table::Inbox, from(after), &mut found, decode)?)
+                Rows::Inbox(self.rows(page, Table::Inbox, from(after), (&mut room, &mut damaged), decode)?)
             }
             After::Dead(after) => {
                 let after = after.as_ref().map(|at| key::dead(page.shard, at));
                 let decode = |key: &[u8], value: &[u8]| dead(&mut reader, key, value);
-                Rows::Dead(self.rows(page, Table::Dead, from(after), &mut found, decode)?)
+                Rows::Dead(self.rows(page, Table::Dead, from(after), (&mut room, &mut damaged), decode)?)
             }
         };
-        Ok(Loaded { rows, damaged: found.damaged, is_last: found.is_last })
+        Ok(Loaded { rows, damaged, is_last: !room.is_full })
     }
 
     /// The keys of a page, without reading what is behind them.
     fn inbox_keys(&self, page: &Page, from: Vec<u8>) -> Result<Loaded, StoreError> {
-        let (mut reader, mut rows, mut is_last) = (Reader::default(), Vec::new(), true);
+        let (mut reader, mut rows, mut room) = (Reader::default(), Vec::new(), Room::of(page.limit, page.bytes));
         for guard in self.range(Table::Inbox, from, key::end_of(page.shard)) {
-            if rows.len() >= page.limit {
-                is_last = false;
+            if !room.is_left(rows.len()) {
                 break;
             }
             // A key that cannot be read is reported when its row is asked for.
@@ -73,95 +96,102 @@ impl<'a> Scan<'a> {
                 rows.push(InboxKey { arrived, name, id }.into_row());
             }
         }
-        Ok(Loaded { rows: Rows::Inbox(rows), damaged: Vec::new(), is_last })
+        Ok(Loaded { rows: Rows::Inbox(rows), damaged: Vec::new(), is_last: !room.is_full })
     }
 
+    /// The rows of a page, as far as there is room; those that cannot be read are put aside.
     fn rows<T>(
         &self,
         page: &Page,
         table: Table,
         from: Vec<u8>,
-        found: &mut Met,
+        (room, damaged): (&mut Room, &mut Vec<Damaged>),
         mut decode: impl FnMut(&[u8], &[u8]) -> Result<T, DamageReason>,
     ) -> Result<Vec<T>, StoreError> {
-        let (mut rows, mut bytes) = (Vec::new(), 0_usize);
+        let mut rows = Vec::new();
         for guard in self.range(table, from, key::end_of(page.shard)) {
-            if rows.len() >= page.limit {
-                found.is_last = false;
+            if !room.is_left(rows.len()) {
                 break;
             }
             let (key, value) = guard.into_inner().map_err(unavailable)?;
-            bytes = bytes.saturating_add(value.len());
-            if bytes > page.bytes && !rows.is_empty() {
-                found.is_last = false;
+            if !room.takes(value.len(), rows.len()) {
                 break;
             }
             match decode(&key, &value) {
                 Ok(row) => rows.push(row),
-                Err(reason) => found.damaged.push(Damaged { shard: page.shard, place: place(table, &key), reason }),
+                Err(reason) => damaged.push(Damaged { shard: page.shard, place: place(table, &key), reason }),
             }
         }
         Ok(rows)
     }
 
     pub(super) fn read(&self, read: &Read) -> Result<Found, StoreError> {
-        let bounds = |first: &str, end: Option<&str>| {
-            let end = end.map_or_else(
-                || key::end_of_instance(read.shard, &read.name),
-                |end| key::identity(read.shard, &read.name, end),
-            );
-            (key::identity(read.shard, &read.name, first), Bound::Excluded(end))
-        };
-        let prefix = key::identity(read.shard, &read.name, "");
-        let (mut bytes, mut is_last) = (0_usize, true);
+        let mut room = Room::of(read.limit, read.bytes);
         let rows = match &read.range {
-            ReadRange::Storage(first, end) => {
-                let (first, end) = bounds(first, end.as_deref());
-                let mut rows = Vec::new();
-                for guard in self.range(Table::Storage, first, end) {
-                    if rows.len() >= read.limit {
-                        is_last = false;
-                        break;
-                    }
-                    let (key, value) = guard.into_inner().map_err(unavailable)?;
-                    bytes = bytes.saturating_add(value.len());
-                    if bytes > read.bytes && !rows.is_empty() {
-                        is_last = false;
-                        break;
-                    }
-                    let row =
-                        key::id_after(&prefix, &key).and_then(|id| Ok((id.into(), codec::decode_stored(&value)?)));
-                    rows.push(row.map_err(|reason| {
-                        StoreError::Damaged(Damaged { shard: read.shard, place: place(Table::Storage, &key), reason })
-                    })?);
-                }
-                ReadRows::Storage(rows)
-            }
-            ReadRange::Alarms(first, end) => {
-                let (first, end) = bounds(first, end.as_deref());
-                let mut rows = Vec::new();
-                for guard in self.range(Table::AlarmIds, first, end) {
-                    if rows.len() >= read.limit {
-                        is_last = false;
-                        break;
-                    }
-                    let (key, value) = guard.into_inner().map_err(unavailable)?;
-                    let Ok(at) = codec::decode_alarm_place(&value) else { continue };
-                    let Ok(id) = key::id_after(&prefix, &key) else { continue };
-                    let alarms = self.directory.table(Table::Alarms);
-                    let row = self.snapshot.get(alarms, key::timed(&key, at.due)).map_err(unavailable)?;
-                    bytes = bytes.saturating_add(row.as_ref().map_or(0, |row| row.len()));
-                    if bytes > read.bytes && !rows.is_empty() {
-                        is_last = false;
-                        break;
-                    }
-                    let row = row.and_then(|row| codec::decode_alarm(read.name.clone(), id.into(), &row).ok());
-                    rows.extend(row);
-                }
-                ReadRows::Alarms(rows)
-            }
+            ReadRange::Storage(first, end) => ReadRows::Storage(self.stored(read, first, end.as_deref(), &mut room)?),
+            ReadRange::Alarms(first, end) => ReadRows::Alarms(self.alarms(read, first, end.as_deref(), &mut room)?),
         };
-        Ok(Found { rows, is_last })
+        Ok(Found { rows, is_last: !room.is_full })
+    }
+
+    /// The values of an instance from key `first` up to `end`, as far as there is room.
+    fn stored(
+        &self,
+        read: &Read,
+        first: &str,
+        end: Option<&str>,
+        room: &mut Room,
+    ) -> Result<Vec<(Arc<str>, Bytes)>, StoreError> {
+        let prefix = key::identity(read.shard, &read.name, "");
+        let mut rows = Vec::new();
+        for guard in self.of_instance(Table::Storage, read, first, end) {
+            if !room.is_left(rows.len()) {
+                break;
+            }
+            let (key, value) = guard.into_inner().map_err(unavailable)?;
+            if !room.takes(value.len(), rows.len()) {
+                break;
+            }
+            let row = key::id_after(&prefix, &key).and_then(|id| Ok((id.into(), codec::decode_stored(&value)?)));
+            rows.push(row.map_err(|reason| {
+                StoreError::Damaged(Damaged { shard: read.shard, place: place(Table::Storage, &key), reason })
+            })?);
+        }
+        Ok(rows)
+    }
+
+    /// The alarms of an instance from ID `first` up to `end`, as far as there is room.
+    fn alarms(
+        &self,
+        read: &Read,
+        first: &str,
+        end: Option<&str>,
+        room: &mut Room,
+    ) -> Result<Vec<AlarmRow>, StoreError> {
+        let prefix = key::identity(read.shard, &read.name, "");
+        let mut rows = Vec::new();
+        for guard in self.of_instance(Table::AlarmIds, read, first, end) {
+            if !room.is_left(rows.len()) {
+                break;
+            }
+            let (key, value) = guard.into_inner().map_err(unavailable)?;
+            let Ok(at) = codec::decode_alarm_place(&value) else { continue };
+            let Ok(id) = key::id_after(&prefix, &key) else { continue };
+            let alarms = self.directory.table(Table::Alarms);
+            let row = self.snapshot.get(alarms, key::timed(&key, at.due)).map_err(unavailable)?;
+            if !room.takes(row.as_ref().map_or(0, |row| row.len()), rows.len()) {
+                break;
+            }
+            rows.extend(row.and_then(|row| codec::decode_alarm(read.name.clone(), id.into(), &row).ok()));
+        }
+        Ok(rows)
+    }
+
+    /// The entries of an instance in a table, by their keys or IDs: from `first` up to `end`.
+    fn of_instance(&self, table: Table, read: &Read, first: &str, end: Option<&str>) -> Iter {
+        let identity = |id: &str| key::identity(read.shard, &read.name, id);
+        let end = end.map_or_else(|| key::end_of_instance(read.shard, &read.name), identity);
+        self.range(table, identity(first), Bound::Excluded(end))
     }
 
     /// Selects those of `shards` that have inbox rows.
