@@ -114,6 +114,23 @@ pub trait Crossing: Serialize + DeserializeOwned + Send + 'static {}
 #[diagnostic::do_not_recommend]
 impl<T: Serialize + DeserializeOwned + Send + 'static> Crossing for T {}
 
+/// A form of values on their way from host to host in place of JSON, such as that of `postcard` or `rmp-serde`, for
+/// [`InterfaceBuilder::forward_as`](crate::InterfaceBuilder::forward_as). One that is to change gets another name, and its messages with it: what was
+/// written by one is never read by another.
+pub trait Codec: 'static {
+    /// The bytes of a value.
+    ///
+    /// # Errors
+    /// Whatever keeps it from being written; the request is then refused, or its reply is.
+    fn write<T: Serialize>(value: &T) -> Result<Vec<u8>, BoxError>;
+
+    /// The value of these bytes, which another host has sent.
+    ///
+    /// # Errors
+    /// Whatever keeps it from being read. It is not to take more memory than a small multiple of the bytes.
+    fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, BoxError>;
+}
+
 /// A question to a host, which answers for an interface as a whole and not for one instance:
 /// [`InterfaceBuilder::answer`](crate::InterfaceBuilder::answer), [`Interface::ask_host`](crate::Interface::ask_host).
 pub trait Question: Crossing + Sync {

@@ -5,9 +5,11 @@
 
 mod town;
 
-use serde::de::Error as _;
+use serde::de::{DeserializeOwned, Error as _};
 use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use stable_interfaces::store::BoxError;
+use stable_interfaces::transport::Codec;
 use stable_interfaces::{Context, ContextError, Handle, Health, Host, Interface, RequestError, StableInterface};
 
 use self::town::Town;
@@ -192,4 +194,67 @@ async fn where_the_owner_is_nothing_of_it_is_written_or_read() {
         let error = one.desks.request(&id, ask).await.unwrap_err();
         assert!(matches!(error, RequestError::Handler(Closed(Odd(there), _), _) if there == manner));
     }
+}
+
+/// A form in which long runs of one byte are short.
+struct Packed;
+
+const LONG: &str = "7,7,7,7,7,7,7,7,";
+const SHORT: &str = "#";
+
+impl Codec for Packed {
+    fn write<T: Serialize>(value: &T) -> Result<Vec<u8>, BoxError> {
+        Ok(format!("packed {}", serde_json::to_string(value)?.replace(LONG, SHORT)).into_bytes())
+    }
+
+    fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, BoxError> {
+        let text = std::str::from_utf8(bytes)?.strip_prefix("packed ").ok_or("it is not packed")?;
+        Ok(serde_json::from_str(&text.replace(SHORT, LONG))?)
+    }
+}
+
+/// A picture, of which the reply is a copy; its bytes are more as JSON than a message may have.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Picture(Vec<u8>);
+
+impl Handle<Picture> for Desk {
+    type Reply = Picture;
+
+    async fn handle(&mut self, cx: &mut Context, picture: Picture) -> Result<Picture, Closed> {
+        let count = cx.get::<u64>("count").await?.unwrap_or(0) + 1;
+        cx.put("count", &count)?;
+        Ok(picture)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_may_choose_a_form_of_its_own_which_its_key_does_not_change() {
+    let town = Town::new(2);
+    let start = async |name: &str, is_packed: bool| {
+        let mut host = town.member(name, &town.fleet).transport(town.network.transport());
+        let desks = host.interface(|_| Desk);
+        let desks = if is_packed { desks.forward_as::<Picture, Packed>("pic") } else { desks.forward::<Picture>("pic") };
+        let desks = desks.register().unwrap();
+        Site { host: host.start().await.unwrap(), desks }
+    };
+    let (zero, one) = (start("host-0", true).await, start("host-1", true).await);
+    let id = town.id("host-1");
+    let large = || Picture(vec![7; 600_000]);
+    assert!(serde_json::to_vec(&large()).unwrap().len() > 1_024 * 1_024);
+    assert_eq!(zero.desks.request(&id, large()).await.unwrap(), large());
+    // Under a key it is the same message at both doors.
+    let small = || Picture(vec![7; 100]);
+    for desks in [&zero.desks, &one.desks, &zero.desks] {
+        assert_eq!(desks.request_once(&id, "key", small()).await.unwrap(), small());
+    }
+    let stored = one.desks.stored(&id, "count").await.unwrap();
+    assert_eq!(stored[0].1, "2", "once for each");
+    zero.host.crash();
+    // Whoever does not know the form is refused, and nothing has happened.
+    let zero = start("host-0", false).await;
+    let refused = zero.desks.request(&id, small()).await.unwrap_err();
+    assert!(!refused.may_have_happened(), "{refused}");
+    let said = refused.report();
+    assert!(said.contains("it is not packed"), "{said}");
+    assert!(matches!(zero.desks.request(&id, large()).await, Err(RequestError::TooLarge(_))), "as JSON");
 }

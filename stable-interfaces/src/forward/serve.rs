@@ -12,7 +12,7 @@ use tracing::Instrument as _;
 use super::arrival::Arrival;
 use super::call::{self, CALL};
 use super::door::{refused, unhandled};
-use super::table::{AnswerFn, Arrived, Errors};
+use super::table::{AnswerFn, Arrived, Errors, Json, read_as, write_as};
 use super::told::Told;
 use super::traces::Traces;
 use super::wire::{Answer, Request};
@@ -28,7 +28,7 @@ use crate::quiet::{Quiet, guarded};
 use crate::shared::Health;
 use crate::store::ShardId;
 use crate::sync::Arc;
-use crate::transport::{Answering, MAX_MESSAGE_BYTES};
+use crate::transport::{Answering, Codec, MAX_MESSAGE_BYTES};
 
 /// Answers a request of another host for an instance of this interface.
 pub(crate) fn answer<I: StableInterface>(core: &Arc<InterfaceCore<I>>, request: &Request<'_>) -> Answering {
@@ -61,23 +61,26 @@ pub(crate) fn unknown<I: StableInterface>(core: &InterfaceCore<I>, what: fmt::Ar
 }
 
 /// Answers a message of type `M`. Captured where the interface is registered.
-pub(crate) fn answer_message<I, M, C>(core: &Arc<InterfaceCore<I>>, arrived: Arrived<'_>) -> Answering
+pub(crate) fn answer_message<I, M, C, F>(core: &Arc<InterfaceCore<I>>, arrived: Arrived<'_>) -> Answering
 where
     I: Handle<M>,
     I::Reply: Serialize + DeserializeOwned,
     M: DeserializeOwned + Send + 'static,
     C: Errors<I::Error>,
+    F: Codec,
 {
     let (key, arrived) = (arrived.key, Arrived { key: None, ..arrived });
     let key = match key.transpose() {
         Ok(key) => key,
         Err(error) => return refused(&error.into()),
     };
-    let message = match read::<M>(arrived.body) {
+    // One with a key is JSON, of which its key has the digest.
+    let message = if key.is_some() { read::<M>(arrived.body) } else { read_message::<M, F>(arrived.body) };
+    let message = match message {
         Ok(message) => message.into_inner().expect("the message is there when it has been read"),
         Err(error) => return refused(&error),
     };
-    let write = |outcome| written::<I::Reply, I::Error, C>(outcome).encode();
+    let write = |outcome| written_as::<I::Reply, I::Error, C, F>(outcome).encode();
     match key {
         None => do_here(core, arrived, Quiet::new(Ask(message)), write),
         Some(key) => do_here(core, arrived, Quiet::new(Once::served(key, message, core.options.keep)), write),
@@ -105,7 +108,12 @@ pub(crate) fn do_here<I: StableInterface, W: Work<I>>(
 
 /// Reads what another host has sent.
 pub(super) fn read<M: DeserializeOwned>(body: &[u8]) -> Result<Quiet<M>, RequestError<Infallible>> {
-    match guarded(|| serde_json::from_slice::<M>(body)) {
+    read_message::<M, Json>(body)
+}
+
+/// As [`read`], in a form that may be the application's own.
+fn read_message<M: DeserializeOwned, F: Codec>(body: &[u8]) -> Result<Quiet<M>, RequestError<Infallible>> {
+    match guarded(|| read_as::<M, F>(body)) {
         Ok(Ok(message)) => Ok(Quiet::new(message)),
         Ok(Err(error)) => Err(ContextError::not_a::<M>("a message of another host", error).into()),
         Err(panic) => Err(RequestError::Rejected(format!("the message panicked when it was read: {panic}"))),
@@ -145,12 +153,17 @@ impl<I: StableInterface> InterfaceCore<I> {
 
 /// The outcome of a request as its answer.
 pub(crate) fn written<R: Serialize, E, C: Errors<E>>(outcome: Result<R, RequestError<E>>) -> Answer<Vec<u8>> {
+    written_as::<R, E, C, Json>(outcome)
+}
+
+/// As [`written`], with the reply in a form that may be the application's own.
+fn written_as<R: Serialize, E, C: Errors<E>, F: Codec>(outcome: Result<R, RequestError<E>>) -> Answer<Vec<u8>> {
     let failed = |error: RequestError<Infallible>| Answer::Failed(Told::of(&error));
     match outcome {
         Ok(reply) => {
             let reply = Quiet::new(reply);
             // From here on it has happened, whatever becomes of the reply.
-            match guarded(|| serde_json::to_vec(&reply.as_ref())) {
+            match guarded(|| write_as::<_, F>(&reply.as_ref())) {
                 Ok(Ok(reply)) if reply.len() <= MAX_MESSAGE_BYTES => Answer::Reply(reply),
                 Ok(Ok(reply)) => {
                     let what = format!("the reply has {} bytes, more than {MAX_MESSAGE_BYTES}", reply.len());

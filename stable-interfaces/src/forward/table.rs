@@ -16,7 +16,7 @@ use crate::once::OnceKey;
 use crate::quiet::{Quiet, drop_quietly, guarded, shown};
 use crate::store::BoxError;
 use crate::sync::Arc;
-use crate::transport::Answering;
+use crate::transport::{Answering, Codec};
 
 /// A way to write and to read an interface's own errors.
 pub(crate) trait Errors<E> {
@@ -73,6 +73,34 @@ impl<E> Errors<E> for NoErrors {
     fn read(_: &[u8]) -> Result<E, serde_json::Error> {
         Err(serde_json::Error::custom("an error of a handler, where none runs"))
     }
+}
+
+/// The form of all that has not chosen another one.
+#[derive(Debug)]
+pub(crate) enum Json {}
+
+impl Codec for Json {
+    fn write<T: Serialize>(value: &T) -> Result<Vec<u8>, BoxError> {
+        Ok(serde_json::to_vec(value)?)
+    }
+
+    fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, BoxError> {
+        Ok(serde_json::from_slice(bytes)?)
+    }
+}
+
+/// Writes a value in a form that may be the application's own.
+pub(super) fn write_as<T: Serialize, F: Codec>(value: &T) -> Result<Vec<u8>, serde_json::Error> {
+    F::write(value).map_err(plain_or_custom)
+}
+
+/// As [`write_as`], for what is read.
+pub(super) fn read_as<T: DeserializeOwned, F: Codec>(bytes: &[u8]) -> Result<T, serde_json::Error> {
+    F::read(bytes).map_err(plain_or_custom)
+}
+
+fn plain_or_custom(error: BoxError) -> serde_json::Error {
+    error.downcast::<serde_json::Error>().map_or_else(serde_json::Error::custom, |error| *error)
 }
 
 /// Writes a value of the application, which is named in the error.
@@ -158,17 +186,19 @@ impl<I: StableInterface> fmt::Debug for Forwards<I> {
 
 impl<I: StableInterface> Forwards<I> {
     /// Lets messages of type `M` cross under a name.
-    pub(crate) fn add<M, R, C>(&mut self, message: &'static str, answer: AnswerFn<I>)
+    pub(crate) fn add<M, R, C, F>(&mut self, message: &'static str, answer: AnswerFn<I>)
     where
         M: Serialize + DeserializeOwned + 'static,
         R: DeserializeOwned + 'static,
         C: Errors<I::Error>,
+        F: Codec,
     {
         let way: Way<M, R, I::Error> = Way {
             message,
-            write: |message| serde_json::to_vec(message),
+            write: write_as::<M, F>,
+            // Of a message with a key it is the JSON that is kept for when it is asked again.
             read_message: |message| serde_json::from_slice(message),
-            read: |reply| serde_json::from_slice(reply),
+            read: read_as::<R, F>,
             read_error: C::read,
         };
         let had_type = self.ways.insert(TypeId::of::<M>(), Box::new(way)).is_some();

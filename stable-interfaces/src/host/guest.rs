@@ -12,7 +12,7 @@ use crate::clock::{Clock, Random};
 use crate::error::WithCauses;
 use crate::fleet::{Fleet, HASH_VERSION, check_host};
 use crate::forward::reach::Reach;
-use crate::forward::table::{Forwards, Whole, Words};
+use crate::forward::table::{Forwards, Json, Whole, Words};
 use crate::instance::kind::{InterfaceCore, InterfaceOptions};
 use crate::instance::stop::stop_job;
 use crate::instance::{Handle, OnConnect, StableInterface};
@@ -22,7 +22,7 @@ use crate::shared::{Health, HostCore, HostOptions};
 use crate::store::client::Backoff;
 use crate::store::{Incarnation, Members, Store, StoreError};
 use crate::sync::{Arc, Notify, Runtime};
-use crate::transport::{Crossing, CrossingError, Introduction, TextError, Transport};
+use crate::transport::{Codec, Crossing, CrossingError, Introduction, TextError, Transport};
 
 /// The time between two looks at the members, if there is no reason for one; hosts renew their leases as often at least.
 const LOOK: Duration = Duration::from_secs(5);
@@ -88,7 +88,20 @@ impl<I: StableInterface> GuestBuilder<I> {
         I::Reply: Crossing,
         I::Error: CrossingError,
     {
-        forward_message::<I, M, Whole>(&mut self.forwards, message);
+        forward_message::<I, M, Whole, Json>(&mut self.forwards, message);
+        self
+    }
+
+    /// As [`InterfaceBuilder::forward_as`](crate::InterfaceBuilder::forward_as).
+    pub fn forward_as<M, F>(mut self, message: &'static str) -> Self
+    where
+        I: Handle<M>,
+        M: Crossing,
+        I::Reply: Crossing,
+        I::Error: CrossingError,
+        F: Codec,
+    {
+        forward_message::<I, M, Whole, F>(&mut self.forwards, message);
         self
     }
 
@@ -100,7 +113,7 @@ impl<I: StableInterface> GuestBuilder<I> {
         I::Reply: Crossing,
         I::Error: TextError,
     {
-        forward_message::<I, M, Words>(&mut self.forwards, message);
+        forward_message::<I, M, Words, Json>(&mut self.forwards, message);
         self
     }
 

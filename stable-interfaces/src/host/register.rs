@@ -7,7 +7,7 @@ use super::HostBuilder;
 use crate::alarm::RetryPolicy;
 use crate::forward::question::answer_question;
 use crate::forward::serve::answer_message;
-use crate::forward::table::{Errors, Forwards, Whole, Words};
+use crate::forward::table::{Errors, Forwards, Json, Whole, Words};
 use crate::id::is_interface_name;
 use crate::instance::kind::{InterfaceCore, InterfaceOptions, WakeFn};
 use crate::instance::stop::stop_job;
@@ -15,7 +15,7 @@ use crate::instance::{Handle, OnAlarm, OnConnect, OnMessage, StableInterface};
 use crate::interface::{Interface, fire_alarm, forward_connections, take_message};
 use crate::quiet::Quiet;
 use crate::sync::Arc;
-use crate::transport::{Crossing, CrossingError, Question, TextError};
+use crate::transport::{Codec, Crossing, CrossingError, Question, TextError};
 
 /// The reason why an interface was not registered.
 #[derive(Debug, thiserror::Error)]
@@ -123,7 +123,55 @@ impl<'a, I: StableInterface> InterfaceBuilder<'a, I> {
         I::Reply: Crossing,
         I::Error: CrossingError,
     {
-        forward_message::<I, M, Whole>(&mut self.forwards, message);
+        forward_message::<I, M, Whole, Json>(&mut self.forwards, message);
+        self
+    }
+
+    /// As [`forward`](Self::forward), in a form of the application's own in place of JSON, which is to be the same on all hosts: for messages and replies
+    /// with many bytes, which take three times as much room as text. A message that is sent by
+    /// [`request_once`](crate::Interface::request_once) is JSON all the same, and its reply is in this form.
+    ///
+    /// ```
+    /// # use serde::{Deserialize, Serialize, de::DeserializeOwned};
+    /// # use stable_interfaces::{Context, ContextError, Handle, Host, MemoryStore, StableInterface, store::BoxError};
+    /// use stable_interfaces::transport::Codec;
+    ///
+    /// struct Binary;
+    ///
+    /// impl Codec for Binary {
+    ///     fn write<T: Serialize>(value: &T) -> Result<Vec<u8>, BoxError> {
+    ///         // Of whatever crate: `postcard::to_stdvec`, say.
+    /// #       Ok(serde_json::to_vec(value)?)
+    ///     }
+    ///
+    ///     fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, BoxError> {
+    /// #       Ok(serde_json::from_slice(bytes)?)
+    ///     }
+    /// }
+    /// # struct Album;
+    /// # impl StableInterface for Album {
+    /// #     const NAME: &'static str = "album";
+    /// #     type Error = ContextError;
+    /// # }
+    /// # #[derive(Serialize, Deserialize)]
+    /// # struct Picture(Vec<u8>);
+    /// # impl Handle<Picture> for Album {
+    /// #     type Reply = ();
+    /// #     async fn handle(&mut self, _: &mut Context, _: Picture) -> Result<(), ContextError> { Ok(()) }
+    /// # }
+    /// # let mut host = Host::local(MemoryStore::new());
+    /// let albums = host.interface(|_id| Album).forward_as::<Picture, Binary>("picture").register()?;
+    /// # Ok::<(), stable_interfaces::RegisterError>(())
+    /// ```
+    pub fn forward_as<M, F>(mut self, message: &'static str) -> Self
+    where
+        I: Handle<M>,
+        M: Crossing,
+        I::Reply: Crossing,
+        I::Error: CrossingError,
+        F: Codec,
+    {
+        forward_message::<I, M, Whole, F>(&mut self.forwards, message);
         self
     }
 
@@ -137,7 +185,7 @@ impl<'a, I: StableInterface> InterfaceBuilder<'a, I> {
         I::Reply: Crossing,
         I::Error: TextError,
     {
-        forward_message::<I, M, Words>(&mut self.forwards, message);
+        forward_message::<I, M, Words, Json>(&mut self.forwards, message);
         self
     }
 
@@ -321,14 +369,15 @@ impl<'a, I: StableInterface> InterfaceBuilder<'a, I> {
 }
 
 /// Lets messages of type `M` cross under this name, with errors as `C` writes and reads them.
-pub(super) fn forward_message<I, M, C>(forwards: &mut Forwards<I>, message: &'static str)
+pub(super) fn forward_message<I, M, C, F>(forwards: &mut Forwards<I>, message: &'static str)
 where
     I: Handle<M>,
     M: Crossing,
     I::Reply: Crossing,
     C: Errors<I::Error>,
+    F: Codec,
 {
-    forwards.add::<M, I::Reply, C>(message, answer_message::<I, M, C>);
+    forwards.add::<M, I::Reply, C, F>(message, answer_message::<I, M, C, F>);
 }
 
 /// Refuses names that cannot be those of an interface and its messages.
