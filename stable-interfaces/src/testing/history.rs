@@ -476,7 +476,8 @@ struct Checker<'a> {
 #[derive(Default)]
 struct Decided<'a> {
     discarded: BTreeSet<&'a str>,
-    requeued: BTreeSet<&'a str>,
+    /// The effects that were brought back, each with the place until which that may have happened.
+    requeued: BTreeMap<&'a str, u64>,
 }
 
 impl Checker<'_> {
@@ -565,7 +566,10 @@ impl Checker<'_> {
                 }
                 What::Cancel(alarm) | What::FireNow(alarm) => of_alarm.entry(alarm).or_default().push(asked),
                 What::Discard(effect) if asked.may_have_happened() => drop(decided.discarded.insert(effect)),
-                What::Requeue(effect) if asked.may_have_happened() => drop(decided.requeued.insert(effect)),
+                What::Requeue(effect) if asked.may_have_happened() => {
+                    let until = decided.requeued.entry(effect).or_default();
+                    *until = (*until).max(asked.done_at().unwrap_or(u64::MAX));
+                }
                 _ => {}
             }
         }
@@ -614,7 +618,7 @@ impl Checker<'_> {
             self.wrong(Invariant::Once, format!("{} began although its setting was refused", setting.effect));
         }
         // Requeued, it is due when that happened.
-        let is_hurried = decided.requeued.contains(setting.effect.as_str());
+        let is_hurried = decided.requeued.contains_key(setting.effect.as_str());
         let is_hurried =
             is_hurried || all.iter().any(|other| matches!(other.what, What::FireNow(_)) && other.may_have_happened());
         // A retry is due some time after the failure, whatever its host's wall shows by then.
@@ -624,9 +628,12 @@ impl Checker<'_> {
             self.wrong(Invariant::NotEarly, what);
         }
         let Some(set_at) = asked.done_at() else { return };
+        // Whoever brings a dead letter back sets the alarm once more, after what was cancelled before that.
+        let set_again_at = decided.requeued.get(setting.effect.as_str()).copied().unwrap_or(0);
         for (at, start) in starts.iter().filter(|(_, start)| start.is_current) {
             let by = all.iter().find(|other| {
-                replaces(other) && other.at > set_at && other.done_at().is_some_and(|done_at| done_at < *at)
+                let is_before = |done_at| set_again_at < done_at && done_at < *at;
+                replaces(other) && other.at > set_at && other.done_at().is_some_and(is_before)
             });
             if let Some(by) = by {
                 let what = format!(
@@ -692,6 +699,26 @@ mod tests {
         history.denied("a/1");
         let found = history.check(&happened("a/1"));
         assert!(matches!(&found[..], [Violation { invariant: Invariant::Answered, .. }]), "{found:?}");
+    }
+
+    #[test]
+    fn a_dead_letter_that_is_brought_back_after_its_alarm_was_cancelled_may_begin_and_one_before_may_not() {
+        let (alarm, effect) = ("a/x".to_owned(), "a/1".to_owned());
+        let due = Timestamp::from_millis(1);
+        let cancel = |history: &History| history.ask(What::Cancel(alarm.clone())).told(Outcome::Done);
+        let requeue = |history: &History| history.ask(What::Requeue(effect.clone())).told(Outcome::Done);
+        let run = |orders: [&dyn Fn(&History); 2]| {
+            let history = History::default();
+            let setting = Setting { alarm: alarm.clone(), effect: effect.clone(), due, times: (1, 1), alone: None };
+            history.ask(What::Set(setting)).told(Outcome::Done);
+            orders.iter().for_each(|order| order(&history));
+            let effect = effect.clone();
+            history.began(Began { effect, life: 1, at: due, due, attempt: 0, is_current: true });
+            history.check(&happened("a/1"))
+        };
+        assert_eq!(run([&cancel, &requeue]), []);
+        let found = run([&requeue, &cancel]);
+        assert!(matches!(&found[..], [Violation { invariant: Invariant::NotAfterCancel, .. }]), "{found:?}");
     }
 
     #[test]
