@@ -30,7 +30,7 @@ use Planted::{Application, Fleet, Store, Transport};
 type Control = (Planted, &'static str, &'static [Invariant]);
 
 /// Those that are counted.
-const CONTROLS: [Control; 21] = [
+const CONTROLS: [Control; 22] = [
     (
         Store(How::AcknowledgesEarly),
         "a store that acknowledges before it writes, and forgets that in a crash",
@@ -62,6 +62,11 @@ const CONTROLS: [Control; 21] = [
     (
         Transport(HowSent::CallsLossesNotSent),
         "a transport that says of what was sent that it was not",
+        &[Invariant::Answered],
+    ),
+    (
+        Transport(HowSent::CallsLossesNotSentOutside),
+        "a transport of a process that is no host, which says of what was sent that it was not",
         &[Invariant::Answered],
     ),
     (Transport(HowSent::AsksTwice), "a transport that asks twice and gives the second answer", &[Invariant::Connected]),

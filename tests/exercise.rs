@@ -27,8 +27,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use stable_interfaces::store::{AlarmRow, InstanceName};
-use stable_interfaces::testing::{Client, End, History, Invariant, Life, SeededRandom, StoreDump, Workload};
-use stable_interfaces::{ContextError, HostBuilder, Interface, RequestError, RetryPolicy};
+use stable_interfaces::testing::{Client, End, History, Invariant, Life, Outside, SeededRandom, StoreDump, Workload};
+use stable_interfaces::{ContextError, HostBuilder, Interface, RequestError, RetryPolicy, StartError};
 
 use self::asking::{Awaiting, ask};
 use self::cell::Step;
@@ -60,6 +60,8 @@ pub struct App {
     handles: Arc<Handles>,
     shared: Arc<Shared>,
     flaw: Option<Flaw>,
+    /// Says whether this process is none of the hosts.
+    is_outside: bool,
 }
 
 #[derive(Debug)]
@@ -144,7 +146,7 @@ impl Shared {
     fn app(self: &Arc<Self>) -> Result<App, Failed> {
         let handles = self.handles.get().and_then(Weak::upgrade);
         let handles = handles.ok_or_else(|| Failed::Nested("the application has ended".to_owned()))?;
-        Ok(App { handles, shared: self.clone(), flaw: None })
+        Ok(App { handles, shared: self.clone(), flaw: None, is_outside: false })
     }
 
     /// Looks at this instance and at others.
@@ -255,7 +257,17 @@ impl Workload for Exercise {
         let handles = Arc::new(Handles { cells, scouts });
         // Instances that held their own handles would hold themselves.
         all.handles.set(Arc::downgrade(&handles)).expect("it is new");
-        App { handles, shared: all, flaw: self.flaw }
+        App { handles, shared: all, flaw: self.flaw, is_outside: false }
+    }
+
+    async fn outside(&self, process: &Outside) -> Result<Option<App>, StartError> {
+        let cells = process.interface::<Cell>().forward::<Do>("do").forward_connections().timeout(HANDLER_TIMEOUT);
+        let scouts = process.interface::<Scout>().forward::<Errand>("errand").timeout(HANDLER_TIMEOUT);
+        let handles = Arc::new(Handles { cells: cells.open().await?, scouts: scouts.open().await? });
+        let (life, running, awaiting) = (process.life().clone(), Mutex::default(), self.awaiting.clone());
+        let shared = Arc::new(Shared { life, running, handles: OnceLock::new(), awaiting });
+        shared.handles.set(Arc::downgrade(&handles)).expect("it is new");
+        Ok(Some(App { handles, shared, flaw: self.flaw, is_outside: true }))
     }
 
     async fn client(self: Arc<Self>, client: Client<App>) {

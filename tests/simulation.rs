@@ -92,7 +92,7 @@ const MUST_HAPPEN: [&str; 64] = [
 ];
 
 /// The same of what was acknowledged, or has to be met by who asks.
-const MUST_BE_ANSWERED: [&str; 8] = [
+const MUST_BE_ANSWERED: [&str; 11] = [
     "request with a key",
     "request with a key again",
     "request with a key that was given up",
@@ -101,6 +101,9 @@ const MUST_BE_ANSWERED: [&str; 8] = [
     "message on a connection",
     "connection of an instance that moved",
     "connection whose link was lost",
+    "request of a process that is no host",
+    "request with a key of a process that is no host",
+    "message on a connection of a process that is no host",
 ];
 
 /// The number in an environment variable.

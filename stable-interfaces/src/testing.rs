@@ -30,5 +30,5 @@ pub use fault::{Answer, Call, Fault, FaultStore, Method};
 pub use history::{Began, End, History, Invariant, Look, Outcome, Pending, Setting, Violation, What};
 pub use network::{MemoryNetwork, MemoryTransport};
 pub use sim::{SeededRandom, SimClock};
-pub use simulation::{Client, Counts, Faults, Life, Run, Simulation, Site, Workload};
+pub use simulation::{Client, Counts, Faults, Life, Outside, Run, Simulation, Site, Workload};
 pub use witness::Witness;

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -23,6 +23,8 @@ pub enum HowSent {
     AsksTwice,
     /// Says nothing of what was lost.
     LosesWithoutAWord,
+    /// As [`CallsLossesNotSent`](Self::CallsLossesNotSent), in processes that are no hosts.
+    CallsLossesNotSentOutside,
 }
 
 /// A broken transport.
@@ -31,6 +33,8 @@ pub struct BrokenTransport {
     inner: Arc<dyn Transport>,
     how: HowSent,
     answers: AtomicU64,
+    /// Set where nobody can be asked by it.
+    is_outside: AtomicBool,
     /// Answers that come once more.
     kept: Mutex<VecDeque<Bytes>>,
 }
@@ -39,7 +43,7 @@ impl BrokenTransport {
     /// `inner`, broken like this.
     #[must_use]
     pub fn new(inner: Arc<dyn Transport>, how: HowSent) -> BrokenTransport {
-        BrokenTransport { inner, how, answers: AtomicU64::new(0), kept: Mutex::default() }
+        BrokenTransport { inner, how, answers: AtomicU64::new(0), is_outside: AtomicBool::new(false), kept: Mutex::default() }
     }
 }
 
@@ -50,6 +54,7 @@ impl Transport for BrokenTransport {
     }
 
     async fn open(&self, own: Introduction, door: Option<Arc<dyn Door>>) -> Result<Running, BoxError> {
+        self.is_outside.store(door.is_none(), Ordering::Relaxed);
         self.inner.open(own, door).await
     }
 
@@ -58,7 +63,11 @@ impl Transport for BrokenTransport {
             drop(self.inner.send(to, request.clone()).await);
         }
         let answer = self.inner.send(to, request.clone()).await;
+        let is_outside = self.is_outside.load(Ordering::Relaxed);
         match (self.how, answer) {
+            (HowSent::CallsLossesNotSentOutside, Err(Undelivered::Unanswered(reason))) if is_outside => {
+                Err(Undelivered::NotSent(reason))
+            }
             (HowSent::ResendsAfterALoss, Err(Undelivered::Unanswered(_))) => self.inner.send(to, request).await,
             (HowSent::LosesWithoutAWord, Err(Undelivered::Unanswered(_))) => std::future::pending().await,
             (HowSent::CallsLossesNotSent, Err(Undelivered::Unanswered(reason))) => Err(Undelivered::NotSent(reason)),

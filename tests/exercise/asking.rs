@@ -160,6 +160,9 @@ pub(super) fn settle_if<R>(
     };
     if answer.is_ok() {
         client.count(kind);
+        if site.app().is_outside {
+            client.count("request of a process that is no host");
+        }
     }
     let outcome = match answer {
         Ok(reply) if !was_done(reply) => Outcome::Not,

@@ -31,7 +31,7 @@ const OPERATIONS: [Operation; 24] = [
     (5, "read"),
     (9, "post"),
     (2, "post again"),
-    (4, "connection"),
+    (6, "connection"),
     (8, "task"),
     (2, "hold"),
     (2, "passivate"),

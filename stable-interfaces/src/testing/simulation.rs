@@ -14,6 +14,7 @@ mod link;
 mod moves;
 mod nemesis;
 mod network;
+mod outside;
 mod overdue;
 
 use std::collections::BTreeMap;
@@ -30,13 +31,14 @@ use super::history::{End, History, Invariant, Violation};
 use super::sim::{SeededRandom, SimClock};
 use super::witness::Witness;
 use crate::clock::{Clock, Timestamp, within};
-use crate::host::HostBuilder;
+use crate::host::{HostBuilder, StartError};
 use crate::store::{AlarmRow, MemoryStore, ShardId, Store};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Arc, Mutex};
 use crate::transport::Transport;
 
 pub use self::life::{Life, Site};
+pub use self::outside::Outside;
 
 /// The time at which the wall of a simulation begins.
 const START: Timestamp = Timestamp::from_millis(1_700_000_000_000);
@@ -57,6 +59,14 @@ pub trait Workload: Send + Sync + 'static {
 
     /// Registers the application's interfaces on a host.
     fn register(&self, host: &mut HostBuilder, life: &Life) -> Self::App;
+
+    /// The application in a process that is none of the hosts, or `None` if it cannot be in one. Default: it cannot.
+    ///
+    /// # Errors
+    /// As [`GuestBuilder::open`](crate::GuestBuilder::open); it is then asked again.
+    fn outside(&self, _process: &Outside) -> impl Future<Output = Result<Option<Self::App>, StartError>> + Send {
+        std::future::ready(Ok(None))
+    }
 
     /// The life of one client, until [`Client::is_over`]. It writes down in the history what it asks for and is told.
     fn client(self: Arc<Self>, client: Client<Self::App>) -> impl Future<Output = ()> + Send;
@@ -232,9 +242,10 @@ impl<A: Clone + Send + Sync + 'static> Client<A> {
         Some(site)
     }
 
-    /// Any host, once it does not stand still: perhaps one that has been replaced and does not know.
+    /// Any host, once it does not stand still, perhaps one that has been replaced and does not know; or a process that is no host.
     pub async fn any(&self) -> Option<Site<A>> {
-        let sites = self.world.sites();
+        let mut sites = self.world.sites();
+        sites.extend(self.world.outside.sites());
         let site = self.random.pick(&sites)?.clone();
         site.life().awake().await;
         Some(site)
@@ -482,6 +493,8 @@ impl Simulation {
         let network = is_linked.then(|| Network::new(common.clone(), calls, self.between.clone()));
         let world = World::new(common.clone(), store.clone(), network, &workload, shape);
         world.start_all();
+        let mut outside = JoinSet::new();
+        outside::start(&world, &workload, &mut outside);
         let mut watching = JoinSet::new();
         let watched = workload.clone();
         watching.spawn(overdue::watch(world.clone(), memory.clone(), move |row| watched.rests(row)));
@@ -537,6 +550,7 @@ impl Simulation {
             clock.sleep(Duration::from_secs(2)).await;
         }
         watching.shutdown().await;
+        outside.shutdown().await;
         let mut run = Run { seed: self.seed, ..Run::default() };
         let end = workload.end(&memory.dump(), &history);
         run.violations = history.check(&end);

@@ -94,6 +94,9 @@ impl Exercise {
             Ok(said) => {
                 history.replied(&whole_key(id, key), said.value);
                 client.count(if tries == 0 { "request with a key" } else { "request with a key again" });
+                if site.app().is_outside {
+                    client.count("request with a key of a process that is no host");
+                }
                 Some(Ok(()))
             }
             Err(RequestError::KeyReused { key: told }) => {

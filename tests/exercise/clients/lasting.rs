@@ -28,7 +28,7 @@ impl Exercise {
         };
         let (mut waiting, mut sent, mut expected) = (BTreeMap::new(), 0, 0);
         let mut to_send = random.below(8) + 1;
-        let pause = Duration::from_millis(*random.pick(&[0, 500, 10_000]).unwrap_or(&0));
+        let pause = Duration::from_millis(*random.pick(&[0, 500, 10_000, 10_000]).unwrap_or(&0));
         let ended = loop {
             if sent < to_send {
                 let effect = self.next();
@@ -62,6 +62,9 @@ impl Exercise {
                     if let Some(asked) = waiting.remove(&effect) {
                         asked.told(Outcome::Done);
                         client.count("message on a connection");
+                        if site.app().is_outside {
+                            client.count("message on a connection of a process that is no host");
+                        }
                     }
                     // What came before it in order, and was not answered, failed.
                     waiting.retain(|other, _| *other > effect);

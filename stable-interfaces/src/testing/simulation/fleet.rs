@@ -8,6 +8,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use super::life::{Life, LifeState, Site};
 use super::link::{HostClock, Link, described, set_chances};
 use super::network::Network;
+use super::outside::{Outside, Outsiders};
 use super::{Common, Run, Workload};
 use crate::clock::{Clock, within};
 use crate::fleet::Fleet;
@@ -108,6 +109,8 @@ pub(super) struct World<A> {
     store: Arc<dyn Store>,
     /// The way of hosts to each other, where they have one.
     pub(super) network: Option<Network>,
+    /// Processes that are no hosts.
+    pub(super) outside: Outsiders<A>,
     register: Box<Register<A>>,
     pub(super) shape: Shape,
     /// The number of shards that hosts have handed over.
@@ -169,7 +172,8 @@ impl<A: Clone + Send + Sync + 'static> World<A> {
             (host, app)
         };
         let (register, state) = (Box::new(register), Mutex::new(state));
-        Arc::new(World { common, store, network, register, shape, handed_over: Arc::default(), state })
+        let (outside, handed_over) = (Outsiders::default(), Arc::default());
+        Arc::new(World { common, store, network, outside, register, shape, handed_over, state })
     }
 
     pub(super) fn shard_of(&self, id: &str) -> Option<ShardId> {
@@ -197,6 +201,51 @@ impl<A: Clone + Send + Sync + 'static> World<A> {
     pub(super) fn sites(&self) -> Vec<Site<A>> {
         let state = self.state.lock();
         state.living.values().chain(&state.replaced).map(|running| running.site.clone()).collect()
+    }
+
+    /// A process that is no host, as it starts; `None` where hosts cannot be asked from there.
+    pub(super) fn start_outside(&self, name: &str) -> Option<Outside> {
+        let network = self.network.clone()?;
+        let clock = Arc::new(HostClock::new(self.common.clock.separate()));
+        let faults = self.faults();
+        set_chances(&faults, self.shape.calls);
+        let (life, fleet) = {
+            let mut state = self.state.lock();
+            state.links.push(faults.clone());
+            (self.next_life(&mut state, &name.into(), &clock), self.fleet_known(&state)?)
+        };
+        Some(Outside { link: self.link(faults, &life), life, fleet, network })
+    }
+
+    /// A life that begins.
+    fn next_life(&self, state: &mut State<A>, name: &Arc<str>, clock: &Arc<HostClock>) -> Life {
+        state.lives += 1;
+        self.common.history.life_began(state.lives);
+        Life(Arc::new(LifeState {
+            number: state.lives,
+            name: name.clone(),
+            clock: clock.clone(),
+            common: self.common.clone(),
+            is_current: AtomicBool::new(true),
+        }))
+    }
+
+    /// The way of a life to the store.
+    fn link(&self, faults: FaultStore, life: &Life) -> Link {
+        let pause = life.0.clock.pause.clone();
+        Link::new(faults, pause, self.handed_over.clone(), self.common.history.clone())
+    }
+
+    /// A way to the store of its own.
+    fn faults(&self) -> FaultStore {
+        let (clock, seed) = (self.common.clock.clone(), self.common.random.below(u64::MAX));
+        FaultStore::seeded(self.store.clone(), Arc::new(clock), seed)
+    }
+
+    /// The fleet as a process that starts now knows it.
+    fn fleet_known(&self, state: &State<A>) -> Option<Fleet> {
+        let shards = state.fleet.shards();
+        if self.shape.is_live { Fleet::live(shards).ok() } else { Some(state.fleet.clone()) }
     }
 
     /// The names of the hosts that live.
@@ -293,30 +342,20 @@ impl<A: Clone + Send + Sync + 'static> World<A> {
         let clock = Arc::new(HostClock::new(own));
         let (faults, life, fleet) = {
             let mut state = self.state.lock();
-            state.lives += 1;
             if let Some(before) = state.living.get(name) {
                 before.site.life.0.is_current.store(false, Ordering::SeqCst);
             }
-            let faults =
-                FaultStore::seeded(self.store.clone(), Arc::new(common.clock.clone()), common.random.below(u64::MAX));
+            let faults = self.faults();
             state.links.push(faults.clone());
             state.claiming.insert(name.clone(), faults.clone());
-            let life = Life(Arc::new(LifeState {
-                number: state.lives,
-                name: name.clone(),
-                clock: clock.clone(),
-                common: common.clone(),
-                is_current: AtomicBool::new(true),
-            }));
-            let shards = state.fleet.shards();
-            let fleet = if self.shape.is_live { Fleet::live(shards).ok()? } else { state.fleet.clone() };
+            let life = self.next_life(&mut state, name, &clock);
+            let fleet = self.fleet_known(&state)?;
             (faults, life, fleet)
         };
         if !life.is_healed() {
             set_chances(&faults, self.shape.calls);
         }
-        common.history.life_began(life.number());
-        let link = Link::new(faults, clock.pause.clone(), self.handed_over.clone(), common.history.clone());
+        let link = self.link(faults, &life);
         let second = Duration::from_secs(1);
         let builder = Host::builder(&**name, fleet)
             .store(link.clone())
@@ -332,7 +371,7 @@ impl<A: Clone + Send + Sync + 'static> World<A> {
             .handoff_batch(4)
             .handoff_timeout(second * 2);
         let builder = match &self.network {
-            Some(network) => builder.shared_transport(network.transport(life.number(), &link)),
+            Some(network) => builder.shared_transport(network.transport(&link)),
             None => builder,
         };
         let (builder, app) = (self.register)(builder, &life);
@@ -587,6 +626,7 @@ impl<A: Clone + Send + Sync + 'static> World<A> {
     }
 
     pub(super) async fn drain_all(self: &Arc<Self>) {
+        self.outside.end();
         for name in self.names() {
             self.drain(&name, Duration::from_secs(60));
         }

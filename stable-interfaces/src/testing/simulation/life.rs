@@ -10,7 +10,7 @@ use crate::sync::Arc;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::testing::{History, SeededRandom};
 
-/// One life of a host, as what runs on it sees it.
+/// One life of a host, or of a process that is none, as what runs on it sees it.
 #[derive(Clone)]
 pub struct Life(pub(super) Arc<LifeState>);
 
@@ -40,6 +40,11 @@ impl Life {
     #[must_use]
     pub fn host(&self) -> &str {
         &self.0.name
+    }
+
+    /// The clock of the life's process.
+    pub(super) fn clock(&self) -> Arc<dyn Clock> {
+        self.0.clock.clone()
     }
 
     /// The wall clock of the life's host.

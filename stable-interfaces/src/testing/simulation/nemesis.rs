@@ -267,7 +267,8 @@ fn happen<A: Clone + Send + Sync + 'static>(world: &Arc<World<A>>, event: Event,
         }
         Event::Roll => {}
         Event::CutLinks | Event::SlowLink => {
-            let (Some(network), Some(other)) = (&world.network, random.pick(&names).cloned()) else { return };
+            let others = [world.names(), world.outside.names()].concat();
+            let (Some(network), Some(other)) = (&world.network, random.pick(&others).cloned()) else { return };
             if other == name {
                 return;
             }

@@ -30,8 +30,15 @@ const LOOK: Duration = Duration::from_millis(750);
 /// Puts something between a host and its transport.
 pub(super) type Between = Arc<dyn Fn(Arc<dyn Transport>) -> Arc<dyn Transport> + Send + Sync>;
 
-/// The network of all hosts.
+/// The network of all hosts, and of those who ask them.
+#[derive(Clone)]
 pub(super) struct Network(Arc<Inner>);
+
+impl fmt::Debug for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Network").finish_non_exhaustive()
+    }
+}
 
 struct Inner {
     common: Arc<Common>,
@@ -45,6 +52,8 @@ struct Inner {
     frames: Mutex<JoinSet<()>>,
     /// The number of requests that a host has taken.
     taken: AtomicU64,
+    /// The number of ends that there were.
+    ends: AtomicU64,
 }
 
 #[derive(Default)]
@@ -98,9 +107,10 @@ enum Stop {
     At(Arc<str>, Arc<str>),
 }
 
-/// One end of links: a life of a host.
+/// One end of links: a life of a host, or an interface of a process that is none.
 struct End {
     host: Arc<str>,
+    /// Another number for each of them.
     life: u64,
     pause: Arc<Pause>,
     is_dead: Arc<AtomicBool>,
@@ -189,12 +199,14 @@ impl Network {
     pub(super) fn new(common: Arc<Common>, chance: f64, between: Option<Between>) -> Network {
         let state = Mutex::new(State { chance, ..State::default() });
         let (stopped, freed, frames) = (Notify::new(), Notify::new(), Mutex::default());
-        Network(Arc::new(Inner { common, state, stopped, freed, between, frames, taken: AtomicU64::new(0) }))
+        let (taken, ends) = (AtomicU64::new(0), AtomicU64::new(0));
+        Network(Arc::new(Inner { common, state, stopped, freed, between, frames, taken, ends }))
     }
 
-    /// The transport of one life of a host.
-    pub(super) fn transport(&self, life: u64, link: &Link) -> Arc<dyn Transport> {
+    /// The transport of one life of a host, or of an interface of a process that is none.
+    pub(super) fn transport(&self, link: &Link) -> Arc<dyn Transport> {
         let (pause, is_dead) = (link.pause.clone(), link.is_dead.clone());
+        let life = self.0.ends.fetch_add(1, Ordering::SeqCst);
         let transport = Arc::new(LifeTransport { network: self.0.clone(), life, pause, is_dead, end: OnceLock::new() });
         match &self.0.between {
             Some(between) => between(transport),
