@@ -165,3 +165,42 @@ impl HostCore {
         }
     }
 }
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+    use crate::store::{Incarnation, Member};
+
+    fn member(life: u64, name: &str, state: MemberState) -> Member {
+        Member {
+            incarnation: Incarnation(life),
+            name: name.into(),
+            address: Some(format!("{name}:7000").into()),
+            build: "1".into(),
+            state,
+            placement_version: PLACEMENT_VERSION,
+            remaining: Duration::from_secs(9),
+            up: Duration::from_secs(1),
+        }
+    }
+
+    #[test]
+    fn shards_are_placed_anew_only_when_other_hosts_are_there_to_have_them() {
+        let up = |life, name| member(life, name, MemberState::Up);
+        let next = |before: &View, version, list| {
+            View::next(before, &Members::new(version, list), Duration::from_secs(version), Some(64))
+        };
+        let first = next(&View::default(), 1, vec![up(1, "a"), up(2, "b")]);
+        let placed = first.placement.clone().expect("it is a live fleet");
+        let is_same = |view: &View| view.placement.as_ref().is_some_and(|after| Arc::ptr_eq(&placed, after));
+        // Told again, with another time left, another address, another life of the name, or somebody who has no shards.
+        assert!(is_same(&next(&first, 1, first.members.list.clone())));
+        let elsewhere = Member { address: None, remaining: Duration::from_secs(1), ..up(1, "a") };
+        assert!(is_same(&next(&first, 2, vec![elsewhere, up(3, "b")])));
+        assert!(is_same(&next(&first, 3, vec![up(1, "a"), up(2, "b"), member(4, "c", MemberState::Leaving)])));
+        for list in [vec![up(1, "a")], vec![up(1, "a"), up(2, "b"), up(4, "c")], vec![up(1, "a"), up(4, "c")]] {
+            assert!(!is_same(&next(&first, 4, list)));
+        }
+        assert!(!is_same(&next(&first, 5, vec![up(1, "a"), member(2, "b", MemberState::Cordoned)])));
+    }
+}
