@@ -156,7 +156,8 @@ impl TcpTransport {
         self
     }
 
-    /// Has each side show its certificate to the other, and encrypts what is said.
+    /// Has each side show its certificate to the other, and encrypts what is said. A host whose certificate is not made out to its own name does not
+    /// start: nobody would let it in. So its name has to be one that a certificate can have, such as that of DNS.
     #[must_use]
     pub fn tls(mut self, tls: Tls) -> TcpTransport {
         self.options.tls = Some(tls);
@@ -190,34 +191,9 @@ impl TcpTransport {
         }
         Err(failed.into())
     }
-}
 
-fn listen_at(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    // A process that is started anew has its port at once. On Windows it could share one with others.
-    #[cfg(not(windows))]
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
-}
-
-impl Options {
-    fn address_of(&self, to: &Addressee) -> io::Result<String> {
-        let address = to.address.as_deref().map(str::to_owned);
-        let address = address.or_else(|| self.addresses.as_ref().map(|address_of| address_of(&to.host)));
-        let unknown = || io::Error::new(io::ErrorKind::NotFound, format!("the address of {:?} is not known", to.host));
-        address.ok_or_else(unknown)
-    }
-}
-
-#[async_trait]
-impl Transport for TcpTransport {
-    fn address(&self) -> Option<Arc<str>> {
-        let bound = || self.opened.get()?.bound.filter(|bound| !bound.ip().is_unspecified());
-        self.options.advertise.clone().or_else(|| bound().map(|bound| bound.to_string().into()))
-    }
-
-    async fn open(&self, own: Introduction, door: Option<Arc<dyn Door>>) -> Result<Running, BoxError> {
+    /// Binds what it is to listen at, and is ready to be asked.
+    async fn begin(&self, own: Introduction, door: Option<Arc<dyn Door>>) -> Result<Running, BoxError> {
         let listener = self.bind().await?;
         let bound = listener.as_ref().map(TcpListener::local_addr).transpose()?;
         let (starts, mut started) = mpsc::unbounded_channel::<Start>();
@@ -247,6 +223,39 @@ impl Transport for TcpTransport {
                 }
             }
         }))
+    }
+}
+
+fn listen_at(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // A process that is started anew has its port at once. On Windows it could share one with others.
+    #[cfg(not(windows))]
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+impl Options {
+    fn address_of(&self, to: &Addressee) -> io::Result<String> {
+        let address = to.address.as_deref().map(str::to_owned);
+        let address = address.or_else(|| self.addresses.as_ref().map(|address_of| address_of(&to.host)));
+        let unknown = || io::Error::new(io::ErrorKind::NotFound, format!("the address of {:?} is not known", to.host));
+        address.ok_or_else(unknown)
+    }
+}
+
+#[async_trait]
+impl Transport for TcpTransport {
+    fn address(&self) -> Option<Arc<str>> {
+        let bound = || self.opened.get()?.bound.filter(|bound| !bound.ip().is_unspecified());
+        self.options.advertise.clone().or_else(|| bound().map(|bound| bound.to_string().into()))
+    }
+
+    async fn open(&self, own: Introduction, door: Option<Arc<dyn Door>>) -> Result<Running, BoxError> {
+        if let Some(tls) = &self.options.tls {
+            tls.check_own(&own.host)?;
+        }
+        self.begin(own, door).await
     }
 
     async fn send(&self, to: &Addressee, request: Bytes) -> Result<Bytes, Undelivered> {

@@ -98,7 +98,8 @@ async fn open_as(own: Introduction, transport: TcpTransport) -> Site {
 
 async fn open_with(own: Introduction, transport: TcpTransport, door: Arc<dyn Door>) -> Site {
     let transport = Arc::new(transport);
-    let running = transport.open(own, Some(door)).await.unwrap();
+    // Also with the certificate of somebody else, with which a host does not start.
+    let running = transport.begin(own, Some(door)).await.unwrap();
     Site { transport, running: tokio::spawn(running) }
 }
 
@@ -405,6 +406,18 @@ async fn with_tls_each_side_shows_a_certificate_of_its_fleet_made_out_to_its_nam
     assert_eq!(in_time(zero.answered(&one, "host-1", "still")).await, "still", "nobody else is harmed");
     let refused = Tls::from_pem(b"", b"", b"no key").unwrap_err();
     assert!(refused.to_string().starts_with("certificates or key of this host cannot be used for TLS: "), "{refused}");
+}
+
+#[tokio::test]
+async fn a_host_with_the_certificate_of_another_or_a_name_that_none_can_have_does_not_start_and_says_why() {
+    let authority = Authority::new();
+    for (host, certified) in [("host-1", "host-2"), ("host 1", "host-1"), ("h\u{f6}st-1", "host-1")] {
+        let transport = here().tls(authority.of(certified, 2100));
+        let error = transport.open(introduction(host, 64), None).await.err().unwrap().to_string();
+        assert!(error.contains("certificate") && error.contains(&format!("{host:?}")), "{error}");
+    }
+    let transport = here().tls(authority.of("host-1", 2100));
+    drop(transport.open(introduction("host-1", 64), None).await.unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -19,6 +19,8 @@ use crate::store::BoxError;
 /// connection and made out to the name that the host has in its fleet.
 #[derive(Debug, Clone)]
 pub struct Tls {
+    /// The certificate of this host.
+    own: CertificateDer<'static>,
     server: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
 }
@@ -45,6 +47,7 @@ impl Tls {
         }
         let roots = Arc::new(roots);
         let chain = CertificateDer::pem_slice_iter(certificate).collect::<Result<Vec<_>, _>>()?;
+        let own = chain.first().ok_or("there is no certificate of the host")?.clone();
         let key = PrivateKeyDer::from_pem_slice(key)?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let verifier = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone()).build()?;
@@ -56,7 +59,12 @@ impl Tls {
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots)
             .with_client_auth_cert(chain, key)?;
-        Ok(Tls { server: Arc::new(server), client: Arc::new(client) })
+        Ok(Tls { own, server: Arc::new(server), client: Arc::new(client) })
+    }
+
+    /// Checks that the host of this name is the one that its certificate is made out to.
+    pub(super) fn check_own(&self, host: &str) -> Result<(), BoxError> {
+        is_made_out_to(Some(&self.own), host).map_err(|reason| format!("of the host {host:?} itself: {reason}").into())
     }
 
     /// Calls a host, whose certificate has to be made out to its name.
