@@ -233,7 +233,8 @@ async fn a_message_may_choose_a_form_of_its_own_which_its_key_does_not_change() 
     let start = async |name: &str, is_packed: bool| {
         let mut host = town.member(name, &town.fleet).transport(town.network.transport());
         let desks = host.interface(|_| Desk);
-        let desks = if is_packed { desks.forward_as::<Picture, Packed>("pic") } else { desks.forward::<Picture>("pic") };
+        let desks =
+            if is_packed { desks.forward_as::<Picture, Packed>("pic") } else { desks.forward::<Picture>("pic") };
         let desks = desks.register().unwrap();
         Site { host: host.start().await.unwrap(), desks }
     };

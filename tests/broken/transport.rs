@@ -43,7 +43,13 @@ impl BrokenTransport {
     /// `inner`, broken like this.
     #[must_use]
     pub fn new(inner: Arc<dyn Transport>, how: HowSent) -> BrokenTransport {
-        BrokenTransport { inner, how, answers: AtomicU64::new(0), is_outside: AtomicBool::new(false), kept: Mutex::default() }
+        BrokenTransport {
+            inner,
+            how,
+            answers: AtomicU64::new(0),
+            is_outside: AtomicBool::new(false),
+            kept: Mutex::default(),
+        }
     }
 }
 
