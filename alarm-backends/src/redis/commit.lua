@@ -20,9 +20,11 @@
 -- server's locale.
 --
 -- Every call makes all functions and tables anew, and what a function takes from around it costs most: so what any batch needs is written out in
--- the loop at the end, functions take everything as arguments, and what few batches need is made when the first of them comes.
+-- the loop at the end, functions take everything as arguments, and what few batches need is made when the first of them comes. Most batches put a
+-- single alarm, so nothing is called for none, and for one without a list.
 
 local KEYS, ARGV, call, pcall = KEYS, ARGV, redis.call, redis.pcall
+local sub, type, unpack, min = string.sub, type, unpack, math.min
 local INCARNATION, SEQ, SEQ_FIELD = ARGV[1], ARGV[3], 'seq:' .. ARGV[2]
 -- More arguments than this do not fit on Lua's stack.
 local MOST = 4000
@@ -219,7 +221,7 @@ while at <= last_at do
 
     local row_count, id_count, undue_count, gone_count = 0, 0, 0, 0
     if not answer and alarms > 0 then
-        local olds = lookup(MOST, 'HMGET', ALARMS, first, alarms)
+        local olds = alarms == 1 and pcall('HMGET', ALARMS, ARGV[first]) or lookup(MOST, 'HMGET', ALARMS, first, alarms)
         if olds.err then
             answer = wrong_type(ALARMS)
         elseif type(pcall('ZCARD', DUE)) ~= 'number' then
@@ -235,14 +237,14 @@ while at <= last_at do
                 -- The value is the revision that is removed.
                 if stored and not is_greater(old, 2, value, 1) then
                     gone_count, undue_count = gone_count + 1, undue_count + 1
-                    gone[gone_count], undue[undue_count] = id, old:sub(18, 25) .. id
+                    gone[gone_count], undue[undue_count] = id, sub(old, 18, 25) .. id
                 end
             elseif not (stored and is_greater(old, 2, value, 2)) then
-                local place = value:sub(18, 25) .. id
+                local place = sub(value, 18, 25) .. id
                 rows[row_count + 1], rows[row_count + 2] = id, value
                 due[row_count + 1], due[row_count + 2] = '0', place
                 row_count = row_count + 2
-                local old_place = stored and old:sub(18, 25) .. id
+                local old_place = stored and sub(old, 18, 25) .. id
                 if not stored then
                     ids[id_count + 1], ids[id_count + 2] = '0', id
                     id_count = id_count + 2
@@ -257,11 +259,11 @@ while at <= last_at do
             answer = wrong_type(IDS)
         end
     end
-    for i = 1, not answer and others and #others or 0 do
+    for i = 1, others and not answer and #others or 0 do
         local kind = others[i]
         answer = answer or kind.check(other_key + kind.key, kind.put, kind.removed, other_at + kind.at)
     end
-    if not answer and id_count > 0 and type(pcall('ZADD', IDS, unpack(ids, 1, math.min(id_count, MOST)))) ~= 'number' then
+    if not answer and id_count > 0 and type(pcall('ZADD', IDS, unpack(ids, 1, min(id_count, MOST)))) ~= 'number' then
         answer = wrong_type(IDS)
     end
 
@@ -269,12 +271,21 @@ while at <= last_at do
     if not answer then
         call('HSET', OWN, SEQ_FIELD, SEQ)
         -- Old places go before new ones come: the two may be equal.
-        change(MOST, 'ZREM', DUE, undue, 1, undue_count)
-        change(MOST, 'HDEL', ALARMS, gone, 1, gone_count)
-        change(MOST, 'ZREM', IDS, gone, 1, gone_count)
-        change(MOST, 'HSET', ALARMS, rows, 1, row_count)
-        change(MOST, 'ZADD', DUE, due, 1, row_count)
-        change(MOST, 'ZADD', IDS, ids, MOST + 1, id_count - MOST)
+        if undue_count > 0 then
+            change(MOST, 'ZREM', DUE, undue, 1, undue_count)
+        end
+        if gone_count > 0 then
+            change(MOST, 'HDEL', ALARMS, gone, 1, gone_count)
+            change(MOST, 'ZREM', IDS, gone, 1, gone_count)
+        end
+        if row_count == 2 then
+            call('HSET', ALARMS, rows[1], rows[2])
+            call('ZADD', DUE, '0', due[2])
+        elseif row_count > 0 then
+            change(MOST, 'HSET', ALARMS, rows, 1, row_count)
+            change(MOST, 'ZADD', DUE, due, 1, row_count)
+            change(MOST, 'ZADD', IDS, ids, MOST + 1, id_count - MOST)
+        end
         for i = 1, others and #others or 0 do
             local kind = others[i]
             kind.write(other_key + kind.key, kind.put, kind.removed, other_at + kind.at)
