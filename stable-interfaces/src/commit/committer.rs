@@ -345,7 +345,7 @@ impl Committer {
                     self.last_write.store(writer.end(ended), Ordering::Relaxed);
                 }
                 () = wake.notified(), if may_take => {}
-                () = or_never(&mut writer.patience) => writer.leave_behind(),
+                () = or_never(&mut writer.timer) => writer.ring(),
             }
             if self.expects_more(lane) {
                 after_others().await;

@@ -34,8 +34,11 @@ pub(super) struct LaneWriter {
     waiting: VecDeque<Work>,
     pub(super) running: Vec<Pin<Box<dyn Future<Output = Ended> + Send>>>,
     foremost: Option<Foremost>,
-    /// The time that the queue still waits for that one; `None` if it does for ever.
-    pub(super) patience: Option<Sleep>,
+    /// The time until which the queue waits for that one, by the clock's `elapsed`; `None` if it does for ever.
+    patience: Option<Duration>,
+    /// Goes off no later than that; it stays when its write is answered, and is set anew when it has gone off. So there is mostly one that is earlier
+    /// than what limits the store's answer to the next write. For a timer that is earlier than all others, tokio wakes the thread that watches over them.
+    pub(super) timer: Option<Sleep>,
     /// The shards that are held up while the lane goes on.
     held: BTreeSet<ShardId>,
     /// Empty: the queue's other memory, into which it is taken.
@@ -164,8 +167,9 @@ impl Sending {
 impl LaneWriter {
     pub(super) fn new(committer: Arc<Committer>, lane: Lane, sequence: Sequence) -> LaneWriter {
         let (waiting, running) = (VecDeque::new(), Vec::new());
+        let (foremost, patience, timer) = (None, None, None);
         let (held, taken) = (BTreeSet::new(), Queue::new());
-        LaneWriter { committer, lane, sequence, seq: 0, waiting, running, foremost: None, patience: None, held, taken }
+        LaneWriter { committer, lane, sequence, seq: 0, waiting, running, foremost, patience, timer, held, taken }
     }
 
     /// Says whether something may be taken out of the queue now.
@@ -207,10 +211,11 @@ impl LaneWriter {
             let Some(sending) = sending else { continue };
             let shards = shards_of(self.sequence, &sending.groups);
             let commits = sending.groups.iter().map(ShardGroup::len).sum();
+            let patience = self.committer.options.store_timeout / PATIENCE;
             if self.sequence == Sequence::OfShard {
-                let patience = self.committer.options.store_timeout / PATIENCE;
-                self.patience = Some(self.committer.clock.sleep(patience));
+                self.patience = Some(sending.first_sent.saturating_add(patience));
             }
+            self.timer.get_or_insert_with(|| self.committer.clock.sleep(patience));
             self.foremost = Some(Foremost { seq: sending.write.seq, shards, commits });
             self.send(sending);
         }
@@ -263,8 +268,19 @@ impl LaneWriter {
         waited_for
     }
 
+    /// The timer has gone off, mostly for a write that has been answered since.
+    pub(super) fn ring(&mut self) {
+        self.timer = None;
+        let Some(until) = self.patience else { return };
+        let clock = &self.committer.clock;
+        match until.saturating_sub(clock.elapsed()) {
+            Duration::ZERO => self.leave_behind(),
+            left => self.timer = Some(clock.sleep(left)),
+        }
+    }
+
     /// The queue waits no longer for the write under way.
-    pub(super) fn leave_behind(&mut self) {
+    fn leave_behind(&mut self) {
         self.patience = None;
         if let Some(foremost) = self.foremost.take() {
             self.hold(&foremost.shards);

@@ -165,6 +165,23 @@ async fn a_call_that_is_not_answered_holds_up_its_own_shards_after_a_moment() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn each_write_is_waited_for_as_long_whatever_was_written_before_it() {
+    let world = World::spread().await;
+    let moment = STORE_TIMEOUT / lane::PATIENCE;
+    assert!(world.told(&world.push(0, b"a")).await.is_ok());
+    world.clock.sleep(moment / 2).await;
+    world.store.fail_next(Method::Commit, Fault::HangAfter);
+    let hanging = world.push(0, b"b");
+    tokio::task::yield_now().await;
+    let beside = world.push(1, b"a");
+    // The timer of the first goes off meanwhile.
+    let few = Duration::from_millis(2);
+    assert!(world.told_within(&beside, moment - few).await.is_none());
+    assert!(matches!(world.told_within(&beside, 2 * few).await, Some(Ok(()))));
+    assert!(world.told(&hanging).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
 async fn shards_of_a_call_that_was_not_answered_are_asked_after_each_by_itself() {
     let world = World::spread().await;
     // One write to all four shards; nothing is heard of it, and after that one of them hangs for good.
