@@ -36,6 +36,8 @@ mod continued;
 mod first_start;
 #[path = "flows/parts.rs"]
 mod parts;
+#[path = "flows/strangers.rs"]
+mod strangers;
 
 const SECOND: Duration = Duration::from_secs(1);
 const LEASE: Duration = Duration::from_secs(15);

@@ -16,9 +16,9 @@ use crate::journal::{Event, Message};
 
 /// A place for messages from outside, each a `T` as JSON.
 ///
-/// Messages are kept from the moment the flow is durable, before anyone waits for them, and given out in the order of their
-/// arrival, each once. A wait that is dropped, because it lost a race, eats nothing. Dropped by the flow's running code it is
-/// closed, and later messages are refused.
+/// Messages are kept from the moment the flow is durable, before anyone waits for them, and given out in the order in which the flow has
+/// taken them, each once: that of their arrival, but for one that another host has stored and whose first turn failed. A wait that is
+/// dropped, because it lost a race, eats nothing. Dropped by the flow's running code it is closed, and later messages are refused.
 #[derive(Debug)]
 pub struct Callback<T> {
     ticket: Ticket,

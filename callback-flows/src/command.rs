@@ -12,6 +12,8 @@ use crate::journal::{ChildOutcome, Event, Key, Message, Reader, Unreadable, Writ
 
 /// The version of posted commands that is written.
 const FORMAT: u8 = 1;
+/// The first byte that begins no posted command of any version: from here on it may begin a text that somebody else has posted.
+const NO_FORMAT: u8 = b'\t';
 
 /// Something that is asked of a flow.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,7 +102,7 @@ impl Command {
         let mut reader = Reader::new(body);
         match reader.byte()? {
             FORMAT => {}
-            newer if newer > FORMAT => return Err(Unreadable::Newer(newer)),
+            newer if newer > FORMAT && newer < NO_FORMAT => return Err(Unreadable::Newer(newer)),
             _ => return Err(Unreadable::Corrupt),
         }
         let command = match reader.byte()? {
@@ -208,5 +210,8 @@ mod tests {
     fn a_command_of_a_newer_format_is_told_from_a_damaged_one() {
         assert_eq!(Command::decode(&Bytes::from_static(&[FORMAT + 1, 2])), Err(Unreadable::Newer(FORMAT + 1)));
         assert_eq!(Command::decode(&Bytes::from_static(&[FORMAT, 99])), Err(Unreadable::Corrupt));
+        for text in ["\t", "{\"a\": 1}", "hello", "\u{1f980}"] {
+            assert_eq!(Command::decode(&text.into()), Err(Unreadable::Corrupt), "{text}");
+        }
     }
 }

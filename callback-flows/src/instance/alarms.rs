@@ -8,13 +8,15 @@ use super::continued::LEFTOVERS;
 use super::lives::RUNNING;
 use super::telling::News;
 use super::{FlowInstance, Loaded, NEXT, TurnError};
+use crate::command::Command;
 use crate::flows::Kept;
+use crate::journal::Unreadable;
 use crate::status::{STATUS_KEY, State, Status};
 
 /// The most rows that one turn removes.
 const PURGED_AT_ONCE: usize = 500;
-/// The time after which a timer asks again whether it may fire, after a call that came before it.
-const CALLS_FIRST: Duration = Duration::from_millis(10);
+/// The time after which a timer asks again whether it may fire, after a call that came before it: at first, and at most.
+const CALLS_FIRST: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 /// The time after which a flow is looked at again that was to be purged, and has parents that were not told.
 const PARENTS_FIRST: Duration = Duration::from_secs(60);
 
@@ -28,7 +30,12 @@ impl FlowInstance {
             return Ok(None);
         }
         let stored = Box::pin(cx.inbox()).await?;
-        Ok(stored.first().map(|message| message.arrived().min(now)))
+        // One of a newer program may be a call. What is no command at all, and what decides nothing, holds up no timer.
+        let counts = |body| match Command::decode(body) {
+            Ok(command) => !matches!(command, Command::Start { .. } | Command::Resume),
+            Err(why) => why != Unreadable::Corrupt,
+        };
+        Ok(stored.iter().find(|message| counts(message.body())).map(|message| message.arrived().min(now)))
     }
 
     /// Sets the alarm `next`, with what a list of all flows tells of this one.
@@ -111,7 +118,9 @@ impl OnAlarm for FlowInstance {
                     self.advance_fully(cx).await?;
                     if let Loaded::Going(going) = &self.loaded {
                         let version = going.version;
-                        self.set_next(cx, now + CALLS_FIRST, &Kept { version, is_over: false })?;
+                        // What has waited for long will wait for longer.
+                        let again = (now.since(first) / 8).clamp(CALLS_FIRST.0, CALLS_FIRST.1);
+                        self.set_next(cx, now + again, &Kept { version, is_over: false })?;
                     }
                     return Ok(());
                 }
