@@ -133,8 +133,8 @@ impl TcpTransport {
         TcpTransport { options: Options::default(), opened: OnceLock::new() }
     }
 
-    /// Sets the address at which other hosts reach this one. Default: the one it listens at, unless that is every one of the machine
-    /// (`0.0.0.0`). At most 255 bytes, and no NUL.
+    /// Sets the address at which other hosts reach this one. Default: the one it listens at. If that is every one of the machine
+    /// (`0.0.0.0`), a host does not start without this or [`addresses`](Self::addresses). At most 255 bytes, and no NUL.
     #[must_use]
     pub fn advertise(mut self, address: impl Into<Arc<str>>) -> TcpTransport {
         self.options.advertise = Some(address.into());
@@ -179,6 +179,13 @@ impl TcpTransport {
         if let Some(open) = addresses.iter().find(|address| !is_guarded && !address.ip().is_loopback()) {
             return Err(format!(
                 "{open} can be reached by other machines: set TcpTransport::tls, or TcpTransport::plaintext if the network itself is safe"
+            )
+            .into());
+        }
+        let is_told = self.options.advertise.is_some() || self.options.addresses.is_some();
+        if let Some(any) = addresses.iter().find(|address| !is_told && address.ip().is_unspecified()) {
+            return Err(format!(
+                "{any} is nothing that other hosts could call: tell them by TcpTransport::advertise where this one can be reached"
             )
             .into());
         }

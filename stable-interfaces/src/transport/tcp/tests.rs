@@ -598,14 +598,17 @@ async fn callers_who_come_all_at_once_are_kept_until_they_are_taken() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_port_for_all_machines_has_to_be_guarded_and_one_that_is_taken_is_an_error() {
+async fn a_port_for_all_machines_has_to_be_guarded_and_to_have_an_address_and_one_that_is_taken_is_an_error() {
     let listen = |address: &str| TcpTransport::listen(address);
     let begin =
         |transport: TcpTransport| async move { transport.open(introduction("host-0", 64), None).await.map(drop) };
     let error = begin(listen("0.0.0.0:0")).await.unwrap_err().to_string();
     assert!(error.contains("TcpTransport::tls") && error.contains("plaintext"), "{error}");
-    begin(listen("0.0.0.0:0").plaintext()).await.unwrap();
-    begin(listen("0.0.0.0:0").tls(Authority::new().of("host-0", 2100))).await.unwrap();
+    let error = begin(listen("0.0.0.0:0").plaintext()).await.unwrap_err().to_string();
+    assert!(error.contains("TcpTransport::advertise"), "{error}");
+    begin(listen("0.0.0.0:0").plaintext().addresses(|host| format!("{host}:7000"))).await.unwrap();
+    let tls = Authority::new().of("host-0", 2100);
+    begin(listen("0.0.0.0:0").tls(tls).advertise("10.0.0.7:7000")).await.unwrap();
     let one = open("host-1", here()).await;
     begin(listen(&one.address())).await.unwrap_err();
     begin(listen("no port")).await.unwrap_err();
