@@ -55,7 +55,9 @@ pub(crate) use self::emitted::{Emitted, MAX_EVENT_BYTES};
 #[cfg(feature = "testing")]
 pub(crate) use self::names::name_of;
 pub(crate) use self::names::{Kind, is_callback_named, scope_within, signal_key, timer_name};
-pub(crate) use self::run::{BoxFuture, Code, Stop};
+#[cfg(any(feature = "rhai", test))]
+pub(crate) use self::run::BoxFuture;
+pub(crate) use self::run::{Code, Stop};
 pub(crate) use self::shared::{Limits, Shared};
 pub(crate) use self::state::{Item, Life};
 pub(crate) use self::ticket::Ticket;
