@@ -59,6 +59,8 @@ pub(crate) enum TurnError {
     Unreadable(Unreadable),
     #[error("{0}")]
     Sealed(Seal),
+    #[error("a message that came before it is still to be taken, and a timer is due")]
+    Behind,
     #[error("its status cannot be read")]
     Status(#[source] serde_json::Error),
     #[error(transparent)]
@@ -183,7 +185,7 @@ impl StableInterface for FlowInstance {
 
     fn keeps_memory(error: &TurnError) -> bool {
         // It is said before anything is changed.
-        matches!(error, TurnError::Unreadable(_) | TurnError::Sealed(_))
+        matches!(error, TurnError::Unreadable(_) | TurnError::Sealed(_) | TurnError::Behind)
     }
 
     async fn on_start(&mut self, cx: &mut Context) -> Result<(), TurnError> {

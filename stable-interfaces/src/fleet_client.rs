@@ -122,7 +122,7 @@ impl FleetClient {
     /// As [`alarms`](Self::alarms).
     pub async fn inbox(&self, interface: &str, id: &str) -> Result<Vec<Message>, ContextError> {
         let name = InstanceName { interface: interface.into(), instance: id.into() };
-        inbox::waiting(&self.store_client(), self.shard_of(id)?, &name).await
+        inbox::waiting(&self.store_client(), self.shard_of(id)?, &name, None).await
     }
 
     /// The alarms, messages and directives of an interface that were given up, oldest first, at most `limit`, after the one named

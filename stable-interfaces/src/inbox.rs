@@ -23,17 +23,25 @@ use crate::store::client::StoreClient;
 use crate::store::{Addressed, InboxRow, InstanceName, MessageHeaders, ShardId};
 use crate::sync::Arc;
 
-/// The messages that wait in the inbox of an instance, in the order of their arrival. Reads the inboxes of its shard.
+/// The messages that wait in the inbox of an instance, in the order of their arrival, without those that arrived later than `until`. Reads the inboxes of
+/// its shard up to there.
 pub(crate) async fn waiting(
     client: &StoreClient<'_>,
     shard: ShardId,
     name: &InstanceName,
+    until: Option<Timestamp>,
 ) -> Result<Vec<Message>, ContextError> {
     let mut messages = Vec::new();
     let mut pages = client.pages::<InboxRow>(shard, None);
     while let Some(rows) = pages.next().await.map_err(ContextError::store)? {
-        let wanted = rows.into_iter().filter(|row| row.name == *name);
-        messages.extend(wanted.map(|row| Message::new(Arc::new(row))));
+        for row in rows {
+            if until.is_some_and(|until| row.arrived > until) {
+                return Ok(messages);
+            }
+            if row.name == *name {
+                messages.push(Message::new(Arc::new(row)));
+            }
+        }
     }
     Ok(messages)
 }

@@ -243,3 +243,18 @@ on_each_store! {
         zero.drain(SECOND).await;
     }
 }
+
+on_each_store! {
+    async fn a_cancellation_that_was_stored_before_a_start_is_none_of_the_flow_that_starts(world: World) {
+        let (zero, at_zero) = start(code(), world.member("zero", &fleet()).lease(LEASE)).await;
+        let id = owned_by("one", 501);
+        at_zero.cancel("order", &id).await.unwrap();
+        world.pass(SECOND).await;
+        assert_eq!(at_zero.start("order", &id, "stored").await.unwrap(), Started::Posted);
+        let (one, at_one) = start(code(), world.member("one", &fleet()).lease(LEASE)).await;
+        world.pass(61 * SECOND).await;
+        assert_eq!(result(&at_one, "order", &id).await, "stored");
+        one.drain(SECOND).await;
+        zero.drain(SECOND).await;
+    }
+}

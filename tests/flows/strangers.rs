@@ -47,6 +47,10 @@ on_each_store! {
         assert_eq!(status(&flows, "order", "late").await.state, State::Going);
         let commits = commits.load(Ordering::Relaxed) - before;
         assert!(commits < 1_000, "{commits} in ten minutes");
+        // Nor does a call fire it that comes after it.
+        assert_eq!(flows.deliver(&partner.url("late"), accept("eve")).await.unwrap(), Delivered::Posted);
+        world.pass(60 * SECOND).await;
+        assert_eq!(status(&flows, "order", "late").await.state, State::Going);
         host.drain(SECOND).await;
     }
 }

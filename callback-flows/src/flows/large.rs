@@ -103,6 +103,22 @@ async fn a_result_of_a_kibibyte_has_no_row_of_its_own_and_a_longer_one_has() {
     host.drain(Duration::from_secs(1)).await;
 }
 
+/// A list in a list in a list.
+#[derive(serde::Serialize)]
+struct Nest(Vec<Nest>);
+
+#[tokio::test(start_paused = true)]
+async fn a_result_that_is_nested_as_deep_as_can_be_read_is_kept() {
+    let code = async |_: Flow, depth: usize| Ok((1..depth).fold(Nest(Vec::new()), |inner, _| Nest(vec![inner])));
+    let (host, flows) = started(&MemoryStore::new(), Flows::builder().flow("nest", 1, code)).await;
+    for depth in [126, 127] {
+        flows.start("nest", &depth.to_string(), &depth).await.unwrap();
+        let Outcome::Done(result) = flows.ended("nest", &depth.to_string()).await.unwrap() else { panic!("{depth}") };
+        assert_eq!(result.get(), ["[".repeat(depth), "]".repeat(depth)].concat());
+    }
+    host.drain(Duration::from_secs(1)).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_byte_more_than_may_be_is_refused_or_recorded_and_fails_no_turn() {
     let (host, flows) = started(

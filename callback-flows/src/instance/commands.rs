@@ -45,7 +45,7 @@ impl FlowInstance {
         }
         let answer = match command {
             // Boxed, as all that is cold in here: each turn makes room for the largest.
-            Command::Resume => return Box::pin(self.resume(cx)).await,
+            Command::Resume => Box::pin(self.resume(cx)).await?,
             Command::Start { version, input, parent: None } => self.start(cx, version, input)?,
             Command::Start { version, input, parent: Some(parent) } => {
                 let is_refused = self.start(cx, version, input)? == Answer::Conflict;
@@ -88,13 +88,17 @@ impl FlowInstance {
         Ok(Answer::Done)
     }
 
-    /// Begins a flow that is not there with the first start of its ID that is stored, if there is one: whoever stored it may have been told so, and what is
-    /// to be taken now may count on it. It comes as a message as well, and does nothing then. One that is stored while this turn's commit is under way finds its status there, unless it is faster than that.
-    async fn take_stored_start(&mut self, cx: &mut Context) -> Result<(), TurnError> {
+    /// Begins a flow that is not there with the first start of its ID that is stored, if there is one which arrived by `until`: whoever stored it may have
+    /// been told so, and what is to be taken now may count on it. It comes as a message as well, and does nothing then. One that is stored while this
+    /// turn's commit is under way finds its status there, unless it is faster than that.
+    async fn take_stored_start(&mut self, cx: &mut Context, until: Option<Timestamp>) -> Result<(), TurnError> {
         if !matches!(self.loaded, Loaded::Absent) || !cx.may_have_messages() {
             return Ok(());
         }
-        let stored = Box::pin(cx.inbox()).await?;
+        let stored = match until {
+            Some(until) => Box::pin(cx.inbox_until(until)).await?,
+            None => Box::pin(cx.inbox()).await?,
+        };
         let starts = stored.iter().map(|message| Command::decode(message.body()));
         if let Some(Command::Start { version, input, .. }) =
             starts.filter_map(Result::ok).find(|command| matches!(command, Command::Start { .. }))
@@ -170,10 +174,10 @@ impl Handle<Command> for FlowInstance {
 
     async fn handle(&mut self, cx: &mut Context, command: Command) -> Result<Answer, TurnError> {
         let now = cx.now();
-        if matches!(command, Command::Deliver { .. }) && self.first_stored(cx).await?.is_some() {
+        if matches!(command, Command::Deliver { .. }) && self.first_stored(cx, None).await?.is_some() {
             return Ok(Answer::Behind);
         }
-        self.take_stored_start(cx).await?;
+        self.take_stored_start(cx, None).await?;
         self.take(cx, command, now).await
     }
 }
@@ -186,12 +190,15 @@ impl OnMessage for FlowInstance {
         {
             message.id = posted.id().into();
         }
-        if !matches!(command, Command::Start { .. }) {
-            // Its start may have come before it, and be waiting to be tried again.
-            self.take_stored_start(cx).await?;
-        }
         // By the store's clock, which may be ahead.
         let arrived = posted.arrived().min(cx.now());
+        if matches!(command, Command::Deliver { .. } | Command::ChildEnded { .. })
+            && self.first_stored(cx, Some(posted.arrived())).await?.is_some_and(|first| first < arrived)
+        {
+            return Err(TurnError::Behind);
+        }
+        // A start may have come before it, and be waiting to be tried again.
+        self.take_stored_start(cx, Some(posted.arrived())).await?;
         let answer = self.take(cx, command, arrived).await?;
         if matches!(answer, Answer::NotFound | Answer::Gone | Answer::Full | Answer::Conflict) {
             tracing::warn!(flow = &*self.id, posted = posted.id(), ?answer, "a message for a flow was dropped");

@@ -165,7 +165,6 @@ impl FlowInstance {
         cx.cancel_alarm(RUNNING)?;
         self.runs = None;
         self.load(cx, true).await?;
-        self.advance_fully(cx).await?;
         Ok(Answer::Done)
     }
 }

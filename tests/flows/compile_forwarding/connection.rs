@@ -1,7 +1,7 @@
 // What a connection carries that cannot be written.
 //~ `Word` cannot cross from host to host
 //~ derive `serde::Serialize` and `serde::Deserialize` for it
-//~ required by a bound in `InterfaceBuilder::<'_, I>::forward_connections`
+//~ required by a bound in `InterfaceBuilder::<'a, I>::forward_connections`
 
 use stable_interfaces::{
     Connecting, ConnectionId, Context, ContextError, HostBuilder, Interface, OnConnect, StableInterface,

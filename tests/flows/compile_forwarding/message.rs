@@ -1,7 +1,7 @@
 // A message that cannot be written.
 //~ `Place` cannot cross from host to host
 //~ derive `serde::Serialize` and `serde::Deserialize` for it
-//~ required by a bound in `InterfaceBuilder::<'_, I>::forward`
+//~ required by a bound in `InterfaceBuilder::<'a, I>::forward`
 
 use stable_interfaces::{Context, ContextError, Handle, HostBuilder, Interface, StableInterface};
 
