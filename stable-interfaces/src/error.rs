@@ -124,7 +124,7 @@ pub enum RequestError<E> {
         /// The key.
         key: Arc<str>,
     },
-    /// The value could not be turned to or from JSON. Nothing happened.
+    /// The value could not be turned to or from JSON, or the form that a [`Codec`](crate::transport::Codec) has for it. Nothing happened.
     #[error(transparent)]
     Json(Arc<JsonError>),
     /// The store did not do it: none of the effects happened. Also where it could not be read, and the handler passed that on with
@@ -253,8 +253,8 @@ impl<E: Into<BoxError>> RequestError<E> {
     }
 }
 
-/// The reason why a value could not be turned to or from JSON, with the name of the value: where it is kept, and the type it was
-/// read as. `serde_json`'s own words are part of what is shown.
+/// The reason why a value could not be turned to or from JSON, or the form that a [`Codec`](crate::transport::Codec) has for it, with the name of the value:
+/// where it is kept, and the type it was read as. The words of `serde_json`, or of the `Codec`, are part of what is shown.
 #[derive(Debug)]
 pub struct JsonError {
     what: Option<String>,
@@ -302,7 +302,7 @@ pub enum ContextError {
     /// A limit was exceeded. Nothing was recorded.
     #[error("too large: {0}")]
     TooLarge(String),
-    /// The value could not be turned to or from JSON. Nothing was recorded.
+    /// The value could not be turned to or from JSON, or the form that a [`Codec`](crate::transport::Codec) has for it. Nothing was recorded.
     #[error(transparent)]
     Json(Arc<JsonError>),
     /// The host runs without a store.
@@ -348,6 +348,11 @@ impl ContextError {
     pub(crate) fn not_a<T>(what: impl fmt::Display, error: serde_json::Error) -> ContextError {
         let what = format!("{what} is not a `{}`", std::any::type_name::<T>());
         ContextError::Json(Arc::new(JsonError { what: Some(what), error }))
+    }
+
+    /// `what` cannot be written, in whatever form it crosses.
+    pub(crate) fn not_written(what: impl fmt::Display, error: serde_json::Error) -> ContextError {
+        ContextError::Json(Arc::new(JsonError { what: Some(format!("{what} cannot be written")), error }))
     }
 
     /// `what` cannot be stored as JSON.

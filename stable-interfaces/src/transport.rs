@@ -121,7 +121,8 @@ pub trait Codec: 'static {
     /// The bytes of a value.
     ///
     /// # Errors
-    /// Whatever keeps it from being written; the request is then refused, or its reply is.
+    /// Whatever keeps it from being written. A request is then refused. One whose reply cannot be written has happened, and is
+    /// [unknown](crate::RequestError::Unknown) to whoever asks.
     fn write<T: Serialize>(value: &T) -> Result<Vec<u8>, BoxError>;
 
     /// The value of these bytes, which another host has sent.

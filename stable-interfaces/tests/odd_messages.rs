@@ -196,15 +196,22 @@ async fn where_the_owner_is_nothing_of_it_is_written_or_read() {
     }
 }
 
-/// A form in which long runs of one byte are short.
+/// A form in which long runs of one byte are short, and that cannot write [`UNLUCKY`].
 struct Packed;
 
 const LONG: &str = "7,7,7,7,7,7,7,7,";
 const SHORT: &str = "#";
+const UNLUCKY: u8 = 13;
+/// A picture of this alone is answered with one of [`UNLUCKY`].
+const NEARLY: u8 = 12;
 
 impl Codec for Packed {
     fn write<T: Serialize>(value: &T) -> Result<Vec<u8>, BoxError> {
-        Ok(format!("packed {}", serde_json::to_string(value)?.replace(LONG, SHORT)).into_bytes())
+        let text = serde_json::to_string(value)?;
+        if text == format!("[{UNLUCKY}]") {
+            return Err("it is unlucky".into());
+        }
+        Ok(format!("packed {}", text.replace(LONG, SHORT)).into_bytes())
     }
 
     fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, BoxError> {
@@ -213,7 +220,7 @@ impl Codec for Packed {
     }
 }
 
-/// A picture, of which the reply is a copy; its bytes are more as JSON than a message may have.
+/// A picture, of which the reply is mostly a copy; its bytes are more as JSON than a message may have.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Picture(Vec<u8>);
 
@@ -223,21 +230,37 @@ impl Handle<Picture> for Desk {
     async fn handle(&mut self, cx: &mut Context, picture: Picture) -> Result<Picture, Closed> {
         let count = cx.get::<u64>("count").await?.unwrap_or(0) + 1;
         cx.put("count", &count)?;
-        Ok(picture)
+        Ok(if picture.0 == [NEARLY] { Picture(vec![UNLUCKY]) } else { picture })
+    }
+}
+
+/// Starts a host that takes pictures from others in their own form, or as JSON.
+async fn start_with(town: &Town, name: &str, is_packed: bool) -> Site {
+    let mut host = town.member(name, &town.fleet).transport(town.network.transport());
+    let desks = host.interface(|_| Desk);
+    let desks = if is_packed { desks.forward_as::<Picture, Packed>("pic") } else { desks.forward::<Picture>("pic") };
+    let desks = desks.register().unwrap();
+    Site { host: host.start().await.unwrap(), desks }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_form_of_its_own_cannot_write_is_refused_and_a_reply_is_unknown_for_it_has_happened() {
+    let town = Town::new(2);
+    let (zero, one) = (start_with(&town, "host-0", true).await, start_with(&town, "host-1", true).await);
+    let id = town.id("host-1");
+    for (byte, has_happened) in [(UNLUCKY, false), (NEARLY, true)] {
+        let error = zero.desks.request(&id, Picture(vec![byte])).await.unwrap_err();
+        assert_eq!(error.may_have_happened(), has_happened, "{error}");
+        assert_eq!(one.desks.stored(&id, "count").await.unwrap().len(), usize::from(has_happened));
+        let said = error.report();
+        assert!(said.contains("cannot be written: it is unlucky") && !said.contains("JSON"), "{said}");
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_message_may_choose_a_form_of_its_own_which_its_key_does_not_change() {
     let town = Town::new(2);
-    let start = async |name: &str, is_packed: bool| {
-        let mut host = town.member(name, &town.fleet).transport(town.network.transport());
-        let desks = host.interface(|_| Desk);
-        let desks =
-            if is_packed { desks.forward_as::<Picture, Packed>("pic") } else { desks.forward::<Picture>("pic") };
-        let desks = desks.register().unwrap();
-        Site { host: host.start().await.unwrap(), desks }
-    };
+    let start = async |name: &str, is_packed: bool| start_with(&town, name, is_packed).await;
     let (zero, one) = (start("host-0", true).await, start("host-1", true).await);
     let id = town.id("host-1");
     let large = || Picture(vec![7; 600_000]);

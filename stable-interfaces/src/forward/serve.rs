@@ -169,7 +169,7 @@ fn written_as<R: Serialize, E, C: Errors<E>, F: Codec>(outcome: Result<R, Reques
                     let what = format!("the reply has {} bytes, more than {MAX_MESSAGE_BYTES}", reply.len());
                     failed(RequestError::unknown(RequestError::TooLarge(what)))
                 }
-                Ok(Err(error)) => failed(RequestError::unknown(ContextError::not_json("the reply", error).into())),
+                Ok(Err(error)) => failed(RequestError::unknown(ContextError::not_written("the reply", error).into())),
                 Err(panic) => {
                     let what = format!("the reply panicked when it was written: {panic}");
                     failed(RequestError::unknown(RequestError::Rejected(what)))

@@ -109,7 +109,7 @@ pub(crate) fn write_guarded<E>(
     write: impl FnOnce() -> Result<Vec<u8>, serde_json::Error>,
 ) -> Result<Vec<u8>, RequestError<E>> {
     match guarded(write) {
-        Ok(written) => written.map_err(|error| ContextError::not_json(what(), error).into()),
+        Ok(written) => written.map_err(|error| ContextError::not_written(what(), error).into()),
         Err(panic) => Err(RequestError::Rejected(format!("{} panicked when it was written: {panic}", what()))),
     }
 }
