@@ -628,12 +628,12 @@ impl Checker<'_> {
             self.wrong(Invariant::NotEarly, what);
         }
         let Some(set_at) = asked.done_at() else { return };
-        // Whoever brings a dead letter back sets the alarm once more, after what was cancelled before that.
+        // Whoever brings a dead letter back sets the alarm once more: what it was cancelled by may have come before that, unless it was asked for after.
         let set_again_at = decided.requeued.get(setting.effect.as_str()).copied().unwrap_or(0);
         for (at, start) in starts.iter().filter(|(_, start)| start.is_current) {
             let by = all.iter().find(|other| {
-                let is_before = |done_at| set_again_at < done_at && done_at < *at;
-                replaces(other) && other.at > set_at && other.done_at().is_some_and(is_before)
+                let is_after = other.at > set_at.max(set_again_at);
+                replaces(other) && is_after && other.done_at().is_some_and(|done_at| done_at < *at)
             });
             if let Some(by) = by {
                 let what = format!(
@@ -702,12 +702,13 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_letter_that_is_brought_back_after_its_alarm_was_cancelled_may_begin_and_one_before_may_not() {
+    fn a_dead_letter_that_is_brought_back_after_its_alarm_was_cancelled_or_meanwhile_may_begin_and_one_before_may_not()
+    {
         let (alarm, effect) = ("a/x".to_owned(), "a/1".to_owned());
         let due = Timestamp::from_millis(1);
         let cancel = |history: &History| history.ask(What::Cancel(alarm.clone())).told(Outcome::Done);
         let requeue = |history: &History| history.ask(What::Requeue(effect.clone())).told(Outcome::Done);
-        let run = |orders: [&dyn Fn(&History); 2]| {
+        let run = |orders: &[&dyn Fn(&History)]| {
             let history = History::default();
             let setting = Setting { alarm: alarm.clone(), effect: effect.clone(), due, times: (1, 1), alone: None };
             history.ask(What::Set(setting)).told(Outcome::Done);
@@ -716,8 +717,14 @@ mod tests {
             history.began(Began { effect, life: 1, at: due, due, attempt: 0, is_current: true });
             history.check(&happened("a/1"))
         };
-        assert_eq!(run([&cancel, &requeue]), []);
-        let found = run([&requeue, &cancel]);
+        assert_eq!(run(&[&cancel, &requeue]), []);
+        let meanwhile = |history: &History| {
+            let cancelling = history.ask(What::Cancel(alarm.clone()));
+            requeue(history);
+            cancelling.told(Outcome::Done);
+        };
+        assert_eq!(run(&[&meanwhile]), []);
+        let found = run(&[&requeue, &cancel]);
         assert!(matches!(&found[..], [Violation { invariant: Invariant::NotAfterCancel, .. }]), "{found:?}");
     }
 
