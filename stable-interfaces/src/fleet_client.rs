@@ -230,3 +230,6 @@ impl FleetClient {
         self.fleet.shard_of(id).map_err(|reason| ContextError::invalid("instance ID", id, reason))
     }
 }
+
+#[cfg(all(test, not(shuttle)))]
+mod tests;
