@@ -185,7 +185,7 @@ impl TcpTransport {
         let is_told = self.options.advertise.is_some() || self.options.addresses.is_some();
         if let Some(any) = addresses.iter().find(|address| !is_told && address.ip().is_unspecified()) {
             return Err(format!(
-                "{any} is nothing that other hosts could call: tell them by TcpTransport::advertise where this one can be reached"
+                "{any} is nothing that other hosts could call: tell them by TcpTransport::advertise where this one can be reached, or by TcpTransport::addresses where each is"
             )
             .into());
         }

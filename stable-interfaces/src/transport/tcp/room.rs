@@ -1,8 +1,8 @@
 //! The room for links that were let in, and who has to go when there is none left.
 //!
 //! Whoever comes is let in, for it may be one that matters, unless something is under way on every link. Room is made by a link on which nothing is: by
-//! one that has never asked anything, or else by the one that has asked nothing for longest. It is told goodbye, so that nothing of it is
-//! lost, and may call again.
+//! one that has never asked anything, though it had the time to, or else by the one that has asked nothing for longest. It is told goodbye, so that nothing
+//! of it is lost, and may call again.
 
 use std::cmp::Reverse;
 use std::collections::VecDeque;
@@ -17,17 +17,21 @@ pub(super) struct Seat {
     pub(super) under_way: AtomicUsize,
     /// A notice for when there is something to write, or the link has to go.
     pub(super) wake: Notify,
-    /// The number of looks since something was asked.
+    /// [`NEW`], or else [`ASKED`] and the number of looks since, or else [`NEVER`].
     quiet: AtomicU32,
     has_to_go: AtomicBool,
 }
 
-/// As quiet as a link on which nothing was ever asked.
+/// The quiet of a link that has not been looked at, and on which nothing was asked so far.
+const NEW: u32 = 0;
+/// The quiet of a link on which something was asked since the last look.
+const ASKED: u32 = 1;
+/// The quiet of a link on which nothing was ever asked, and that has been looked at.
 const NEVER: u32 = u32::MAX;
 
 impl Seat {
     fn new() -> Seat {
-        let (under_way, quiet) = (AtomicUsize::new(0), AtomicU32::new(NEVER));
+        let (under_way, quiet) = (AtomicUsize::new(0), AtomicU32::new(NEW));
         Seat { under_way, wake: Notify::new(), quiet, has_to_go: AtomicBool::new(false) }
     }
 
@@ -35,17 +39,23 @@ impl Seat {
     pub(super) fn takes(&self, requests: usize) {
         self.under_way.fetch_add(requests, Ordering::Relaxed);
         // Mostly it is so already.
-        if self.quiet.load(Ordering::Relaxed) != 0 {
-            self.quiet.store(0, Ordering::Relaxed);
+        if self.quiet.load(Ordering::Relaxed) != ASKED {
+            self.quiet.store(ASKED, Ordering::Relaxed);
         }
     }
 
     /// The link is looked at.
     pub(super) fn is_looked_at(&self) {
-        let quiet = self.quiet.load(Ordering::Relaxed);
-        if quiet < NEVER - 1 {
-            self.quiet.store(quiet + 1, Ordering::Relaxed);
-        }
+        let quiet = match self.quiet.load(Ordering::Relaxed) {
+            NEW => NEVER,
+            quiet => quiet.saturating_add(1),
+        };
+        self.quiet.store(quiet, Ordering::Relaxed);
+    }
+
+    /// The number of looks since something was asked, and one more. A link that has just come counts like one that asks: it may be about to.
+    fn quiet(&self) -> u32 {
+        self.quiet.load(Ordering::Relaxed).max(ASKED)
     }
 
     /// Tells whether another link has its place.
@@ -73,7 +83,7 @@ impl Room {
         if seats.len() >= self.most {
             let idle = seats.iter().enumerate().filter(|(_, seat)| seat.under_way.load(Ordering::Acquire) == 0);
             // Of those that are equal it is the one that came first.
-            let (at, _) = idle.min_by_key(|(_, seat)| Reverse(seat.quiet.load(Ordering::Relaxed)))?;
+            let (at, _) = idle.min_by_key(|(_, seat)| Reverse(seat.quiet()))?;
             let gone = seats.remove(at)?;
             gone.has_to_go.store(true, Ordering::Release);
             gone.wake.notify_one();
@@ -114,7 +124,8 @@ mod tests {
         let (room, seats) = full(4);
         assert!(gone(&seats).is_empty(), "there was room for all of them");
         asks(&seats[0]);
-        seats[0].is_looked_at();
+        seats.iter().for_each(|seat| seat.is_looked_at());
+        (0..100).for_each(|_| seats[0].is_looked_at());
         asks(&seats[2]);
         let more: Vec<_> = (0..2).map(|_| room.take().expect("another one goes")).collect();
         assert_eq!(gone(&seats), [1, 3]);
@@ -122,6 +133,26 @@ mod tests {
         room.take().expect("another one goes");
         assert_eq!(gone(&seats), [0, 1, 3]);
         assert!(gone(&more).is_empty());
+    }
+
+    #[test]
+    fn one_that_has_just_come_stays_before_those_that_have_been_quiet_and_goes_before_them_once_it_had_the_time_to_ask()
+    {
+        let (room, seats) = full(3);
+        for seat in &seats[1..] {
+            asks(seat);
+            seat.is_looked_at();
+        }
+        let new = room.take().expect("another one goes");
+        assert_eq!(gone(&seats), [1], "the first has just come too");
+        new.is_looked_at();
+        room.take().expect("another one goes");
+        assert!(new.has_to_go());
+        assert_eq!(gone(&seats), [1]);
+        // Of those that ask and those that have just come it is the one that came first.
+        asks(&seats[2]);
+        room.take().expect("another one goes");
+        assert_eq!(gone(&seats), [0, 1]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Requests that arrive together are begun together, on a task of its own: so a handler that blocks its thread holds up what came with
 //! it, and not the link. Whoever has not said a right first word is one of few, and of those who have the idle make room for the rest; frames have a limit
-//! of time, links of silence, and answers that nobody takes one of bytes.
+//! of time, and links of silence; of a link whose answers nobody takes no more is read.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -35,9 +35,10 @@ const LOOK: Duration = Duration::from_secs(5);
 /// After so many looks at which nothing was heard a link is over: who calls asks for signs of life more often.
 const SILENT_LOOKS: u32 = 6;
 /// The most requests of one link that are being answered. Past it, no more of it are read. More than one host has under way (see `reach.rs`), those
-/// of its connections counted, so that its pings are always read.
+/// of its connections counted.
 const MAX_REQUESTS: usize = 4 * 16_384;
-/// The most bytes of answers that wait to be written, and those of signs of life that are. Past it no more is read: whoever asks takes no answers.
+/// The bytes of answers that wait to be written, and those of signs of life that are, from which on no more is read: whoever asks takes no answers. It is
+/// no limit of memory: what is under way by then is answered, and waits with the rest.
 const MAX_UNWRITTEN: usize = 16 * 1024 * 1024;
 const MAX_WRITTEN_AT_ONCE: usize = 256 * 1024;
 /// The longest time that a caller has to go after it was told goodbye; it goes as soon as it hears that.
@@ -258,7 +259,8 @@ async fn talk(
     let (mut reader, mut writer) = tokio::io::split(stream);
     let (mut out, mut assembly) = (BytesMut::new(), Assembly::default());
     let (seat, mut tasks) = (&*answers.seat, JoinSet::new());
-    let (mut must_flush, mut has_heard, mut has_written, mut silent, mut taken_before) = (false, true, true, 0, None);
+    let (mut must_flush, mut has_heard, mut has_written, mut taken_before) = (false, true, true, None);
+    let (mut silent, mut overdue) = (0, 0);
     let mut look = own.clock.sleep(LOOK);
     let mut is_closing = *closing.borrow_and_update();
     loop {
@@ -296,8 +298,12 @@ async fn talk(
         if is_closing && under_way == 0 && out.is_empty() {
             // All that was taken is answered.
             put(&mut out, Kind::Goodbye, 0, &[]);
-            writer.write_all(&out).await?;
-            writer.shutdown().await?;
+            let goodbye = async {
+                writer.write_all(&out).await?;
+                writer.shutdown().await
+            };
+            // Whoever takes no answers may not take that either: it has the time between two looks.
+            in_time(own, LOOK, goodbye).await?;
             return in_time(own, PARTING, until_it_ends(&mut reader, &mut incoming)).await;
         }
         let has_room = out.len() < MAX_WRITTEN_AT_ONCE && answers.unwritten.load(Ordering::Relaxed) < MAX_UNWRITTEN;
@@ -324,8 +330,10 @@ async fn talk(
                 if silent >= SILENT_LOOKS {
                     return Err(io::Error::new(io::ErrorKind::TimedOut, "the caller says nothing any more"));
                 }
-                if seat.has_to_go() && under_way == 0 {
-                    return Err(io::Error::new(io::ErrorKind::TimedOut, "another caller has its place, and its goodbye is not taken"));
+                overdue = if seat.has_to_go() && under_way == 0 { overdue + 1 } else { 0 };
+                // As long as the last answers are being taken it may stay, but not for as long as it likes.
+                if overdue > 0 && (!has_written || overdue >= SILENT_LOOKS) {
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, "another caller has its place, and its last answers are not taken"));
                 }
                 if is_incomplete && taken_before == Some(frames.taken) {
                     return Err(io::Error::new(io::ErrorKind::TimedOut, "a frame was begun and not ended"));
@@ -337,3 +345,6 @@ async fn talk(
         }
     }
 }
+
+#[cfg(all(test, not(shuttle)))]
+mod tests;
