@@ -76,11 +76,9 @@ struct Heard {
     asked: Arc<Notify>,
 }
 
-impl Heard {
-    fn new() -> (Arc<dyn Door>, Arc<Notify>) {
-        let asked = Arc::new(Notify::new());
-        (Arc::new(Heard { door: Echo(Arc::new(FastClock::default())), asked: asked.clone() }), asked)
-    }
+fn heard() -> (Arc<dyn Door>, Arc<Notify>) {
+    let asked = Arc::new(Notify::new());
+    (Arc::new(Heard { door: Echo(Arc::new(FastClock::default())), asked: asked.clone() }), asked)
 }
 
 impl Door for Heard {
@@ -233,7 +231,7 @@ async fn a_request_that_takes_long_holds_up_no_other_and_one_that_never_ends_is_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_taken_is_answered_before_a_host_closes_and_what_was_not_is_not_sent() {
-    let (door, asked) = Heard::new();
+    let (door, asked) = heard();
     let (zero, one) = (open("host-0", here()).await, open_for("host-1", door).await);
     in_time(async {
         assert_eq!(zero.answered(&one, "host-1", "first").await, "first");
@@ -559,7 +557,7 @@ async fn strangers_without_number_keep_nobody_out() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn guests_without_number_who_ask_nothing_keep_nobody_out_and_cost_nobody_an_answer() {
-    let (door, asked) = Heard::new();
+    let (door, asked) = heard();
     let (zero, one) = (open("host-0", here()).await, open_for("host-1", door).await);
     assert_eq!(in_time(zero.answered(&one, "host-1", "first")).await, "first");
     asked.notified().await;
@@ -599,7 +597,7 @@ async fn guests_without_number_who_ask_nothing_keep_nobody_out_and_cost_nobody_a
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_that_closes_gives_signs_of_life_until_the_last_answer() {
-    let (door, asked) = Heard::new();
+    let (door, asked) = heard();
     let (zero, one) = (open("host-0", here()).await, open_for("host-1", door).await);
     in_time(async {
         assert_eq!(zero.answered(&one, "host-1", "first").await, "first");
