@@ -229,7 +229,7 @@ fn check(store: &StoreDump, history: &History, id: &str, order: &Order) {
     };
     // A short one is in the status, a longer one has a row of its own.
     let short = store.value(&name, "status").and_then(|status| serde_json::from_slice::<Value>(status).ok());
-    let short = short.and_then(|mut status| serde_json::from_value(status["result"].take()).ok());
+    let short = short.and_then(|status| serde_json::from_str(status["result"].as_str()?).ok());
     let long = || serde_json::from_slice::<Vec<u64>>(store.value(&name, "result/0000")?).ok();
     let got = short.or_else(long);
     let (Ok(Status { state: State::Done, .. }), Some(got)) = (&status, got) else {
