@@ -145,7 +145,11 @@ async fn obey(flows: &Flows, task: &Task) -> Result<String, FlowsError> {
                     State::Blocked { why }
                         if matches!(why.kind(), BlockedKind::StepKilled | BlockedKind::CodeKilled) =>
                     {
-                        flows.resume(ORDER, id).await?;
+                        match flows.resume(ORDER, id).await {
+                            // Whoever asked for its end before, of another host, has had it go on, and it is over.
+                            Ok(()) | Err(FlowsError::Gone) => {}
+                            Err(error) => return Err(error),
+                        }
                     }
                     State::Blocked { why } => return Ok(format!("wrong {id} is blocked: {why}")),
                     _ => {}
