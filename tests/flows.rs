@@ -989,3 +989,26 @@ async fn flows_on_redis_go_on_over_crashes() {
     let url = server.url();
     goes_on_over_crashes(async || Arc::new(RedisStore::connect(&url).await.unwrap()) as Arc<dyn Store>).await;
 }
+
+on_each_store! {
+    async fn a_call_that_ends_its_flow_is_not_told_that_the_flow_is_over(world: World) {
+        let partner = Arc::<Partner>::default();
+        let (zero, at_zero) = start(orders(&partner), world.member("zero", &fleet()).lease(LEASE)).await;
+        let (one, at_one) = start(orders(&partner), world.member("one", &fleet()).lease(LEASE)).await;
+        let id = owned_by("one", 601);
+        at_one.start("order", &id, &new_order(&id)).await.unwrap();
+        world.pass(SECOND).await;
+        // Its caller's host waits long for an answer about the flow.
+        world.store.fail_next(Method::Read, Fault::Hang);
+        let call = tokio::spawn({
+            let url = partner.url(&id);
+            async move { at_zero.deliver(&url, accept("ada")).await }
+        });
+        world.pass(SECOND).await;
+        world.store.release_hanging();
+        assert_eq!(call.await.unwrap().unwrap(), Delivered::Posted);
+        assert_eq!(result(&at_one, "order", &id).await, "taken by ada");
+        one.drain(SECOND).await;
+        zero.drain(SECOND).await;
+    }
+}

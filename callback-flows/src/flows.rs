@@ -208,11 +208,11 @@ impl Flows {
         fits("a call that is stored for the owner of its flow", size, MAX_POSTED_BYTES)?;
         // The post of a call has the ID of that call, so that a second one does not even lie in the inbox.
         let post = Some(format!("call-{}", short_hash(format!("{}\0{}", call.0, call.1).as_bytes())));
-        // One that is known to be over takes nothing any more; that it could not be looked at is no reason to refuse.
-        let (posted, status) = tokio::join!(self.post(flow, post, command), self.status(flow));
-        match status {
+        // One that is known to be over takes nothing any more; that it could not be looked at is no reason to refuse. It is looked at first: this call
+        // may be what ends it.
+        match self.status(flow).await {
             Ok(Some(status)) if status.state.is_over() => Err(FlowsError::Gone),
-            _ => posted.map(|_| Delivered::Posted),
+            _ => self.post(flow, post, command).await.map(|_| Delivered::Posted),
         }
     }
 
