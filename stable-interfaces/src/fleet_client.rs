@@ -6,7 +6,7 @@
 use bytes::Bytes;
 
 use crate::alarm::{self, Alarm};
-use crate::clock::{Clock, Random, SystemClock, SystemRandom};
+use crate::clock::{Clock, Random, SystemClock, SystemRandom, Timestamp};
 use crate::dead::{self, Dead};
 use crate::directive::Directive;
 use crate::error::ContextError;
@@ -122,7 +122,7 @@ impl FleetClient {
     /// As [`alarms`](Self::alarms).
     pub async fn inbox(&self, interface: &str, id: &str) -> Result<Vec<Message>, ContextError> {
         let name = InstanceName { interface: interface.into(), instance: id.into() };
-        inbox::waiting(&self.store_client(), self.shard_of(id)?, &name, None).await
+        inbox::waiting(&self.store_client(), self.shard_of(id)?, &name, Timestamp::MAX).await
     }
 
     /// The alarms, messages and directives of an interface that were given up, oldest first, at most `limit`, after the one named

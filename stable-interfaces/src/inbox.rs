@@ -29,13 +29,13 @@ pub(crate) async fn waiting(
     client: &StoreClient<'_>,
     shard: ShardId,
     name: &InstanceName,
-    until: Option<Timestamp>,
+    until: Timestamp,
 ) -> Result<Vec<Message>, ContextError> {
     let mut messages = Vec::new();
     let mut pages = client.pages::<InboxRow>(shard, None);
     while let Some(rows) = pages.next().await.map_err(ContextError::store)? {
         for row in rows {
-            if until.is_some_and(|until| row.arrived > until) {
+            if row.arrived > until {
                 return Ok(messages);
             }
             if row.name == *name {

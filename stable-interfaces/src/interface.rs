@@ -207,7 +207,7 @@ impl<I: StableInterface> Interface<I> {
         let shard = host.fleet.shard_of(id).map_err(|reason| ContextError::invalid("instance ID", id, reason))?;
         let client = host.store_client().ok_or(ContextError::NoStore)?;
         let name = InstanceName { interface: I::NAME.into(), instance: id.into() };
-        Ok(crate::inbox::waiting(&client, shard, &name, None).await?)
+        Ok(crate::inbox::waiting(&client, shard, &name, Timestamp::MAX).await?)
     }
 
     /// At most `limit` alarms of all instances of this interface, on whatever host, after the one named by `after`: as

@@ -121,14 +121,14 @@ pub trait Codec: 'static {
     /// The bytes of a value.
     ///
     /// # Errors
-    /// Whatever keeps it from being written. A request is then refused. One whose reply cannot be written has happened, and is
+    /// The reason why it cannot be written. A request is then refused. One whose reply cannot be written has happened, and is
     /// [unknown](crate::RequestError::Unknown) to whoever asks.
     fn write<T: Serialize>(value: &T) -> Result<Vec<u8>, BoxError>;
 
     /// The value of these bytes, which another host has sent.
     ///
     /// # Errors
-    /// Whatever keeps it from being read. It is not to take more memory than a small multiple of the bytes.
+    /// The reason why it cannot be read. It is not to take more memory than a small multiple of the bytes.
     fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, BoxError>;
 }
 

@@ -21,22 +21,19 @@ const CALLS_FIRST: (Duration, Duration) = (Duration::from_millis(10), Duration::
 const PARENTS_FIRST: Duration = Duration::from_secs(60);
 
 impl FlowInstance {
-    /// The arrival of the first message that other hosts have stored, or of the first `until` then, where a timer is due that it may have come before: it
-    /// is on its way, and nothing that came after it may come first. Looks into the inbox only then.
+    /// The arrival of the first message that other hosts have stored, if it is one that arrived by `until`, where a timer is due that it may have come
+    /// before: it is on its way, and nothing that came after it may come first. Looks into the inbox only then.
     pub(super) async fn first_stored(
         &mut self,
         cx: &mut Context,
-        until: Option<Timestamp>,
+        until: Timestamp,
     ) -> Result<Option<Timestamp>, TurnError> {
         let Loaded::Going(going) = &self.loaded else { return Ok(None) };
         let now = cx.now();
         if !going.engine.awaits_messages() || going.engine.next_due().is_none_or(|due| due > now) {
             return Ok(None);
         }
-        let stored = match until {
-            Some(until) => Box::pin(cx.inbox_until(until)).await?,
-            None => Box::pin(cx.inbox()).await?,
-        };
+        let stored = Box::pin(cx.inbox_until(until)).await?;
         // One of a newer program may be a call. What is no command at all, and what decides nothing, holds up no timer.
         let counts = |body| match Command::decode(body) {
             Ok(command) => !matches!(command, Command::Start { .. } | Command::Resume),
@@ -109,7 +106,7 @@ impl OnAlarm for FlowInstance {
             }
             return Ok(());
         }
-        let first = self.first_stored(cx, None).await?;
+        let first = self.first_stored(cx, Timestamp::MAX).await?;
         // It is completed with this turn, unless it is set again.
         self.next = None;
         match &mut self.loaded {

@@ -91,14 +91,11 @@ impl FlowInstance {
     /// Begins a flow that is not there with the first start of its ID that is stored, if there is one which arrived by `until`: whoever stored it may have
     /// been told so, and what is to be taken now may count on it. It comes as a message as well, and does nothing then. One that is stored while this
     /// turn's commit is under way finds its status there, unless it is faster than that.
-    async fn take_stored_start(&mut self, cx: &mut Context, until: Option<Timestamp>) -> Result<(), TurnError> {
+    async fn take_stored_start(&mut self, cx: &mut Context, until: Timestamp) -> Result<(), TurnError> {
         if !matches!(self.loaded, Loaded::Absent) || !cx.may_have_messages() {
             return Ok(());
         }
-        let stored = match until {
-            Some(until) => Box::pin(cx.inbox_until(until)).await?,
-            None => Box::pin(cx.inbox()).await?,
-        };
+        let stored = Box::pin(cx.inbox_until(until)).await?;
         let starts = stored.iter().map(|message| Command::decode(message.body()));
         if let Some(Command::Start { version, input, .. }) =
             starts.filter_map(Result::ok).find(|command| matches!(command, Command::Start { .. }))
@@ -174,10 +171,10 @@ impl Handle<Command> for FlowInstance {
 
     async fn handle(&mut self, cx: &mut Context, command: Command) -> Result<Answer, TurnError> {
         let now = cx.now();
-        if matches!(command, Command::Deliver { .. }) && self.first_stored(cx, None).await?.is_some() {
+        if matches!(command, Command::Deliver { .. }) && self.first_stored(cx, Timestamp::MAX).await?.is_some() {
             return Ok(Answer::Behind);
         }
-        self.take_stored_start(cx, None).await?;
+        self.take_stored_start(cx, Timestamp::MAX).await?;
         self.take(cx, command, now).await
     }
 }
@@ -193,12 +190,12 @@ impl OnMessage for FlowInstance {
         // By the store's clock, which may be ahead.
         let arrived = posted.arrived().min(cx.now());
         if matches!(command, Command::Deliver { .. } | Command::ChildEnded { .. })
-            && self.first_stored(cx, Some(posted.arrived())).await?.is_some_and(|first| first < arrived)
+            && self.first_stored(cx, posted.arrived()).await?.is_some_and(|first| first < arrived)
         {
             return Err(TurnError::Behind);
         }
         // A start may have come before it, and be waiting to be tried again.
-        self.take_stored_start(cx, Some(posted.arrived())).await?;
+        self.take_stored_start(cx, posted.arrived()).await?;
         let answer = self.take(cx, command, arrived).await?;
         if matches!(answer, Answer::NotFound | Answer::Gone | Answer::Full | Answer::Conflict) {
             tracing::warn!(flow = &*self.id, posted = posted.id(), ?answer, "a message for a flow was dropped");

@@ -235,7 +235,7 @@ impl<'a, I: StableInterface> InterfaceBuilder<'a, I> {
     /// Lets connections cross from host to host: clients [connect](Interface::connect) on every host that has a
     /// [`transport`](HostBuilder::transport), to instances on whichever.
     ///
-    /// What a client says of itself and the messages of both sides cross as JSON. Whichever way a connection ends, both sides are told why: with
+    /// The words of a client about itself and the messages of both sides cross as JSON. Both sides are told why a connection ends: with
     /// [`Closed::Unreachable`](crate::Closed::Unreachable) where the link between the two hosts is lost, with
     /// [`Closed::Moved`](crate::Closed::Moved) where the instance goes to another host.
     pub fn forward_connections(mut self) -> Self

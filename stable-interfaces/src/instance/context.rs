@@ -306,7 +306,7 @@ impl Context {
     /// # Errors
     /// [`ContextError::Store`] if the store could not be read, [`ContextError::NoStore`] if there is none.
     pub async fn inbox(&mut self) -> Result<Vec<Message>, ContextError> {
-        self.waiting(None).await
+        self.inbox_until(Timestamp::MAX).await
     }
 
     /// As [`inbox`](Self::inbox), without what arrived later than `arrived`, and reading no further: for a message that must not outrun those before it.
@@ -314,12 +314,8 @@ impl Context {
     /// # Errors
     /// As [`inbox`](Self::inbox).
     pub async fn inbox_until(&mut self, arrived: Timestamp) -> Result<Vec<Message>, ContextError> {
-        self.waiting(Some(arrived)).await
-    }
-
-    async fn waiting(&mut self, until: Option<Timestamp>) -> Result<Vec<Message>, ContextError> {
         let client = self.instance.host().store_client().ok_or(ContextError::NoStore)?;
-        crate::inbox::waiting(&client, self.instance.shard(), &self.instance.name(), until).await
+        crate::inbox::waiting(&client, self.instance.shard(), &self.instance.name(), arrived).await
     }
 
     /// Tells whether messages that were acknowledged before may not have come to this instance yet: then [`inbox`](Self::inbox) is worth a look for what must
