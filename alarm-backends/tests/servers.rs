@@ -50,6 +50,23 @@ fn a_redis_cluster_spreads_its_keys_over_three_servers() {
     assert!(first.execute(&["CLUSTER", "INFO"]).contains("cluster_size:3"));
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn the_port_of_a_server_that_was_killed_is_given_to_nobody_else() {
+    // Whoever asks for any port is given none that somebody has; and here nobody can have it by its number, either.
+    let take = |port| {
+        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+        socket.bind(std::net::SocketAddr::from(([127, 0, 0, 1], port))).map_err(|error| error.kind())
+    };
+    let server = Redis::start();
+    let port = server.port();
+    server.kill9();
+    assert_eq!(take(port), Err(std::io::ErrorKind::AddrInUse));
+    server.restart();
+    drop(server);
+    take(port).expect("it is free again");
+}
+
 /// The program that [`a_program_killed_outright_leaves_no_server`] kills.
 #[test]
 #[ignore = "started by another test, to be killed"]

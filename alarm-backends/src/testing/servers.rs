@@ -19,6 +19,7 @@ use std::sync::LazyLock;
 
 mod guard;
 mod pgbouncer;
+mod port;
 mod postgres;
 mod redis;
 mod server;
@@ -55,10 +56,4 @@ fn wait_for<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
         }
         pause();
     }
-}
-
-/// A port on 127.0.0.1 that nobody uses at the moment.
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("127.0.0.1 has a free port");
-    listener.local_addr().expect("a bound socket has an address").port()
 }

@@ -3,7 +3,7 @@
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
-use super::free_port;
+use super::port::Port;
 use super::postgres::{Postgres, switch_user};
 use super::server::{Server, directory};
 
@@ -50,16 +50,17 @@ impl PgBouncer {
         let dir = directory("pgbouncer");
         // It refuses to run as root, too.
         let mut serve = switch_user(&dir);
-        let (port, place, behind) = (free_port(), dir.display(), server.port());
+        let (port, place, behind) = (Port::free(), dir.display(), server.port());
         let mode = match mode {
             PoolMode::Session => "session",
             PoolMode::Transaction => "transaction",
             PoolMode::Statement => "statement",
         };
         let settings = format!(
-            "[databases]\n* = host=127.0.0.1 port={behind}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
+            "[databases]\n* = host=127.0.0.1 port={behind}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {}\n\
              unix_socket_dir =\nauth_type = trust\nauth_file = {place}/users\npool_mode = {mode}\nmax_client_conn = 500\n\
              default_pool_size = 50\nserver_round_robin = {}\n",
+            port.number(),
             u8::from(is_round_robin)
         );
         std::fs::write(dir.join("settings"), settings)

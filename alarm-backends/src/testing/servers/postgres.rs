@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::dies_with_parent;
+use super::port::Port;
 use super::server::{Server, directory};
-use super::{dies_with_parent, free_port};
 
 /// The line to type where there is none.
 const INSTALL: &str = "Postgres is not installed here. On Debian or Ubuntu: apt-get install -y postgresql";
@@ -69,14 +70,14 @@ impl PostgresOptions {
     pub fn start(self) -> Postgres {
         let bin = binaries().unwrap_or_else(|| panic!("{INSTALL}"));
         let dir = directory("postgres");
-        let (data, port) = (dir.join("data"), free_port());
+        let (data, port) = (dir.join("data"), Port::free());
         let as_user = switch_user(&dir);
         let command = |program: &str, args: &[&str]| {
             let program = bin.join(program).display().to_string();
             as_user.iter().cloned().chain([program]).chain(args.iter().map(ToString::to_string)).collect::<Vec<_>>()
         };
         let place = data.display().to_string();
-        let serve = command("postgres", &["-D", &place, "-p", &port.to_string()]);
+        let serve = command("postgres", &["-D", &place, "-p", &port.number().to_string()]);
         let mut serve = [self.within.clone(), serve].concat();
         let fixed = [("listen_addresses", "127.0.0.1"), ("unix_socket_directories", ""), ("max_connections", "200")];
         // A server that comes back after a crash syncs each file of all its databases, which takes seconds, or the file system at once.

@@ -3,8 +3,9 @@
 use std::ops::Deref;
 use std::process::{Command, Output};
 
+use super::port::Port;
 use super::server::{Server, directory};
-use super::{dies_with_parent, free_port, wait_for};
+use super::{dies_with_parent, wait_for};
 
 /// The line to type where there is none.
 const INSTALL: &str = "Redis is not installed here. On Debian or Ubuntu: apt-get install -y redis-server";
@@ -19,6 +20,8 @@ pub struct Redis {
     is_tls: bool,
     /// The words before each command line of the server and of its client.
     within: Vec<String>,
+    /// The port for the other servers of a cluster.
+    _bus_port: Port,
 }
 
 /// Options of a private Redis.
@@ -65,8 +68,9 @@ impl RedisOptions {
         let installed = Command::new("redis-server").arg("--version").output().is_ok();
         assert!(installed, "{INSTALL}");
         let dir = directory("redis");
-        let port = free_port();
-        let (place, listen, bus) = (dir.display().to_string(), port.to_string(), free_port().to_string());
+        let (port, bus_port) = (Port::free(), Port::free());
+        let (place, listen, bus) =
+            (dir.display().to_string(), port.number().to_string(), bus_port.number().to_string());
         let mut settings = vec![
             ("bind", "127.0.0.1"),
             ("dir", &*place),
@@ -98,7 +102,7 @@ impl RedisOptions {
         let mut serve = [self.within.clone(), dies_with_parent(), vec!["redis-server".to_owned()]].concat();
         serve.extend(settings.iter().flat_map(|(name, value)| [format!("--{name}"), (*value).to_owned()]));
         let server = Server::new("Redis", dir, port, &serve);
-        let server = Redis { server, is_tls: self.tls.is_some(), within: self.within };
+        let server = Redis { server, is_tls: self.tls.is_some(), within: self.within, _bus_port: bus_port };
         server.restart();
         server
     }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::guard::Guard;
+use super::port::Port;
 use super::wait_for;
 
 /// A private server's process, with its port and its directory. Dropping it ends the process and removes the directory.
@@ -11,7 +12,7 @@ pub struct Server {
     /// The name of the program, for messages.
     name: &'static str,
     guard: Guard,
-    port: u16,
+    port: Port,
 }
 
 /// Makes a temporary directory, which the guard of a server is to remove.
@@ -22,7 +23,7 @@ pub(super) fn directory(of: &str) -> PathBuf {
 
 impl Server {
     /// A server with this command line, in this directory. Starts nothing yet.
-    pub(super) fn new(name: &'static str, dir: PathBuf, port: u16, command: &[String]) -> Server {
+    pub(super) fn new(name: &'static str, dir: PathBuf, port: Port, command: &[String]) -> Server {
         Server { name, guard: Guard::new(dir, command), port }
     }
 
@@ -44,7 +45,7 @@ impl Server {
     /// The port on 127.0.0.1.
     #[must_use]
     pub fn port(&self) -> u16 {
-        self.port
+        self.port.number()
     }
 
     /// The directory of its data and its log.
