@@ -80,7 +80,7 @@ impl RedisOptions {
             ("maxmemory-policy", "noeviction"),
         ];
         if self.cluster {
-            settings.extend([("cluster-enabled", "yes"), ("cluster-port", &*bus), ("cluster-node-timeout", "2000")]);
+            settings.extend([("cluster-enabled", "yes"), ("cluster-port", &*bus), ("cluster-node-timeout", "15000")]);
         }
         let (certificate, key) =
             (dir.join(CERTIFICATE).display().to_string(), dir.join("tls.key").display().to_string());
