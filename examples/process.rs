@@ -11,18 +11,21 @@ use std::time::Duration;
 
 use reqwest::Url;
 use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::net::TcpSocket;
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 /// The limit for a host to start or to stop.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A process of this very program as a host, running or killed, always at the same address and with the same arguments.
 #[derive(Debug)]
 pub struct HostProcess {
     listen: SocketAddr,
+    /// Keeps the address from everybody who does not name it.
+    _kept: Option<TcpSocket>,
     args: Vec<OsString>,
     /// The process and its standard output, kept open so that it can always write there; `None` while there is none.
     running: Option<(Child, BufReader<ChildStdout>)>,
@@ -34,9 +37,9 @@ impl HostProcess {
     /// # Errors
     /// If there is no free port.
     pub fn new(args: impl IntoIterator<Item = OsString>) -> io::Result<HostProcess> {
-        let listen = quiet_address()?;
+        let (listen, kept) = quiet_address()?;
         let own = ["--listen".into(), listen.to_string().into(), "--until-stdin-ends".into()];
-        Ok(HostProcess { listen, args: args.into_iter().chain(own).collect(), running: None })
+        Ok(HostProcess { listen, _kept: kept, args: args.into_iter().chain(own).collect(), running: None })
     }
 
     /// Adds to its arguments, for the processes that are started from here on.
@@ -133,9 +136,18 @@ fn not_running() -> io::Error {
     io::Error::other("the host is not running")
 }
 
-/// A free address below the ports that the system hands out by itself, so that no outgoing connection, such as a retry of our
-/// own, takes the port while its host is down.
-fn quiet_address() -> io::Result<SocketAddr> {
+/// A free address that nobody is given by the system while its host is down, neither for an outgoing connection, such as a retry of our own, nor
+/// as another host's.
+///
+/// On Linux a socket is bound to it that does not listen, beside which only a process is let in that names the port. Elsewhere it is below the ports
+/// that the system hands out.
+fn quiet_address() -> io::Result<(SocketAddr, Option<TcpSocket>)> {
+    if cfg!(target_os = "linux") {
+        let kept = TcpSocket::new_v4()?;
+        kept.set_reuseaddr(true)?;
+        kept.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
+        return Ok((kept.local_addr()?, Some(kept)));
+    }
     const FIRST: u16 = 20_000;
     const LAST: u16 = 32_000;
     let start = fastrand::u16(FIRST..LAST);
@@ -143,6 +155,7 @@ fn quiet_address() -> io::Result<SocketAddr> {
         .chain(FIRST..start)
         .map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
         .find(|address| TcpListener::bind(address).is_ok())
+        .map(|address| (address, None))
         .ok_or_else(|| io::Error::new(io::ErrorKind::AddrInUse, format!("no free port from {FIRST} to {LAST}")))
 }
 
