@@ -1,6 +1,6 @@
 //! Members: who holds a lease, and what each says of itself.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::given::*;
 use crate::store::{
@@ -59,14 +59,22 @@ pub(super) async fn whoever_owns_nothing_sees_the_members_and_changes_none(store
     let look = async || store.members().await.expect("anyone may look");
     assert_eq!(names(&look().await), []);
     claim(&store, &saying(at_address("10.0.0.7:7000", "1"), start(1, "host-a", &[0]))).await;
-    let short = Duration::from_millis(300);
-    let told = claim(&store, &with_lease(short, start(2, "host-b", &[1]))).await.members;
-    let mut seen = look().await;
+    let mut short = Duration::from_millis(300);
+    let (told, mut seen) = loop {
+        let began = Instant::now();
+        let told = claim(&store, &with_lease(short, start(2, "host-b", &[1]))).await.members;
+        let seen = look().await;
+        // A busy machine may look too late for a short lease.
+        if began.elapsed() < short {
+            break (told, seen);
+        }
+        short *= 2;
+    };
     assert_eq!((names(&seen), seen.version), (names(&told), told.version));
     let one = of_life(&seen, 1);
     assert_eq!((one.address.as_deref(), one.placement_version), (Some("10.0.0.7:7000"), 3));
     assert!(one.remaining > LONG / 2 && of_life(&seen, 2).remaining <= short);
-    for _ in 0..400 {
+    for _ in 0..6_000 {
         if seen.list.len() == 1 {
             break;
         }
@@ -120,7 +128,7 @@ pub(super) async fn a_member_ends_with_its_lease_by_the_clock_of_the_store(store
     let before = claim(&store, &with_lease(short, start(2, "host-b", &[1]))).await.members;
     assert!(of_life(&before, 2).remaining <= short);
     let mut after = members(&store, 1).await;
-    for _ in 0..400 {
+    for _ in 0..6_000 {
         if after.list.len() == 1 {
             break;
         }
