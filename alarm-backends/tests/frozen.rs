@@ -5,7 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, its helpers too")]
 
 use std::sync::LazyLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use alarm_backends::testing::servers::{Postgres, Redis};
 use alarm_backends::{PostgresStore, RedisStore};
@@ -129,7 +129,8 @@ async fn call(store: &dyn Store, method: &str, round: u64) -> Result<(), StoreEr
 /// Calls a method again and again, as a host does, until it is done.
 async fn insist(store: &dyn Store, method: &str, round: u64, patience: Duration) {
     // On the dead connection no try would ever be answered, and this is far less than it takes the network to say so.
-    for _ in 0..20 {
+    let end = Instant::now() + PATIENCE[2];
+    while Instant::now() < end {
         match tokio::time::timeout(patience, call(store, method, round)).await {
             Ok(Ok(())) => return,
             Ok(Err(error)) => assert!(error.is_retryable(), "{method}: {error:?}"),

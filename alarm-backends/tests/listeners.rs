@@ -16,6 +16,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 const BIND: &str = "127.0.0.1:0";
+/// The time in which a busy machine answers a listener that asks whether somebody is there.
+const DEADLINE: Duration = Duration::from_secs(8);
+/// Longer than anything takes, however busy the machine.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Hands on what comes, on connections made after the last call of `freeze`; what is older stays open, and silent both ways.
 struct Proxy {
@@ -77,12 +81,12 @@ async fn a_frozen_listener_is_noticed(listening: Arc<dyn Store>, posting: Arc<dy
     posting.post(&[message("before")]).await.unwrap();
     assert_eq!(hints.next().await, Some(Hint::Inbox(ShardId(7))));
     // Quiet is not silent: who listens for longer than it takes to notice still hears.
-    assert!(tokio::time::timeout(Duration::from_secs(7), hints.next()).await.is_err(), "nothing was posted");
+    assert!(tokio::time::timeout(DEADLINE + Duration::from_secs(5), hints.next()).await.is_err(), "nothing was posted");
     posting.post(&[message("after a while")]).await.unwrap();
     assert_eq!(hints.next().await, Some(Hint::Inbox(ShardId(7))));
     proxy.freeze();
     posting.post(&[message("unheard")]).await.unwrap();
-    let ended = tokio::time::timeout(Duration::from_secs(60), hints.next()).await;
+    let ended = tokio::time::timeout(PATIENCE, hints.next()).await;
     assert_eq!(ended, Ok(None), "it is seen to be dead");
     let mut hints = listening.watch(Incarnation(1)).await.unwrap();
     posting.post(&[message("heard")]).await.unwrap();
@@ -95,8 +99,8 @@ async fn a_listener_of_postgres_that_has_fallen_silent_is_noticed_within_seconds
     let url = server.fresh_database();
     let proxy = Proxy::start(server.port()).await;
     let behind = url.replace(&server.port().to_string(), &proxy.port.to_string());
-    let posting = PostgresStore::connect(&url).await.unwrap();
-    let listening = PostgresStore::builder(&behind).unwrap().timeout(Duration::from_secs(2)).connect().await.unwrap();
+    let posting = PostgresStore::builder(&url).unwrap().timeout(PATIENCE).connect().await.unwrap();
+    let listening = PostgresStore::builder(&behind).unwrap().timeout(DEADLINE).connect().await.unwrap();
     a_frozen_listener_is_noticed(Arc::new(listening), Arc::new(posting), proxy).await;
 }
 
@@ -104,8 +108,8 @@ async fn a_listener_of_postgres_that_has_fallen_silent_is_noticed_within_seconds
 async fn a_listener_of_redis_that_has_fallen_silent_is_noticed_within_seconds() {
     let server = Redis::start();
     let proxy = Proxy::start(server.port()).await;
-    let posting = RedisStore::connect(&server.url()).await.unwrap();
+    let posting = RedisStore::builder(server.url()).timeout(PATIENCE).connect().await.unwrap();
     let behind = format!("redis://127.0.0.1:{}", proxy.port);
-    let listening = RedisStore::builder(&behind).timeout(Duration::from_secs(2)).connect().await.unwrap();
+    let listening = RedisStore::builder(&behind).timeout(DEADLINE).connect().await.unwrap();
     a_frozen_listener_is_noticed(Arc::new(listening), Arc::new(posting), proxy).await;
 }

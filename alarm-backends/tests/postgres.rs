@@ -44,7 +44,8 @@ async fn fresh_store(url: &str) -> PostgresStore {
     static SCHEMAS: AtomicU32 = AtomicU32::new(0);
     let schema = format!("test_{}", SCHEMAS.fetch_add(1, Ordering::Relaxed));
     let builder = PostgresStore::builder(url).expect("the server's URL can be read");
-    builder.schema(schema).connect().await.expect("a new schema can be made")
+    // However busy the machine is.
+    builder.schema(schema).timeout(given::PATIENCE).connect().await.expect("a new schema can be made")
 }
 
 mod bytewise {

@@ -53,7 +53,8 @@ fn claim_of(incarnation: Incarnation, host: &str, shards: impl IntoIterator<Item
 
 /// Starts host `a` as incarnation 1; all shards must be granted.
 async fn start(store: &RedisStore, shards: impl IntoIterator<Item = u32>) {
-    let claimed = store.claim(&claim_of(ME, "a", shards, ClaimKind::Start)).await.unwrap();
+    let claim = claim_of(ME, "a", shards, ClaimKind::Start);
+    let claimed = at_last(async || store.claim(&claim).await).await.unwrap();
     assert_eq!(claimed.held, []);
 }
 
@@ -97,14 +98,15 @@ async fn commit(store: &RedisStore, seq: u64, shard: u32, ops: Vec<Op>) -> Resul
 async fn keys(store: &RedisStore, shard: u32) -> BTreeSet<String> {
     let range = ReadRange::Storage("".into(), None);
     let read = Read::new(ShardId(shard), name(), range, 100_000);
-    match store.read(&read).await.unwrap().rows {
+    match at_last(async || store.read(&read).await).await.unwrap().rows {
         ReadRows::Storage(rows) => rows.into_iter().map(|(key, _)| key.to_string()).collect(),
         ReadRows::Alarms(_) => panic!("a read of storage has storage"),
     }
 }
 
 async fn load(store: &RedisStore, after: After) -> Loaded {
-    store.load(&[Page::new(ShardId(0), after, 100)]).await.unwrap().remove(0)
+    let page = [Page::new(ShardId(0), after, 100)];
+    at_last(async || store.load(&page).await).await.unwrap().remove(0)
 }
 
 async fn alarms(store: &RedisStore) -> Vec<AlarmRow> {
@@ -114,8 +116,24 @@ async fn alarms(store: &RedisStore) -> Vec<AlarmRow> {
     }
 }
 
+/// A store whose deadline is short enough to be waited for in vain.
 fn quick(server: &Redis) -> alarm_backends::RedisStoreBuilder {
     RedisStore::builder(server.url()).timeout(Duration::from_secs(2))
+}
+
+fn patient(server: &Redis) -> alarm_backends::RedisStoreBuilder {
+    RedisStore::builder(server.url()).timeout(PATIENCE)
+}
+
+/// The answer to a call that is repeated until it has a definite one, as a host does it.
+async fn at_last<T>(call: impl AsyncFn() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match call().await {
+            Err(error) if error.is_retryable() && Instant::now() < end => {}
+            answer => return answer,
+        }
+    }
 }
 
 fn assert_lost<T: std::fmt::Debug>(answer: Result<T, StoreError>, said: &str) {
@@ -167,7 +185,7 @@ async fn a_server_that_is_away_at_the_start_is_tried_again_and_named() {
 #[tokio::test]
 async fn a_server_that_forgot_the_scripts_is_given_them_again() {
     let server = Redis::start();
-    let store = quick(&server).connect().await.unwrap();
+    let store = patient(&server).connect().await.unwrap();
     start(&store, 0..300).await;
     for seq in 1..4 {
         server.execute(&["SCRIPT", "FLUSH"]);
@@ -183,7 +201,7 @@ async fn a_server_that_forgot_the_scripts_is_given_them_again() {
 #[tokio::test]
 async fn a_key_of_another_type_leaves_nothing_half_written() {
     let server = Redis::start();
-    let store = quick(&server).connect().await.unwrap();
+    let store = patient(&server).connect().await.unwrap();
     start(&store, 0..2).await;
     // Each of these is written by the batch below after others have been.
     let everything = || vec![put("k", "v"), Op::PutAlarm(alarm("a", 10))];
@@ -224,25 +242,25 @@ async fn a_key_of_another_type_leaves_nothing_half_written() {
 #[tokio::test]
 async fn a_server_that_may_evict_anything_is_refused() {
     let server = RedisOptions::new().set("maxmemory-policy", "allkeys-lru").start();
-    match quick(&server).connect().await {
+    match patient(&server).connect().await {
         Err(StoreError::Open(text, _)) => {
             assert!(text.contains("allkeys-lru") && text.contains("noeviction"), "{text}");
         }
         other => panic!("refused, not {other:?}"),
     }
     server.execute(&["CONFIG", "SET", "maxmemory-policy", "volatile-lru"]);
-    quick(&server).connect().await.unwrap();
+    patient(&server).connect().await.unwrap();
 }
 
 #[tokio::test]
 async fn what_a_weaker_append_only_file_can_lose_is_said() {
     let server = Redis::start();
-    assert_eq!(quick(&server).connect().await.unwrap().warnings(), Vec::<String>::new());
+    assert_eq!(patient(&server).connect().await.unwrap().warnings(), Vec::<String>::new());
     server.execute(&["CONFIG", "SET", "appendfsync", "everysec"]);
-    let warnings = quick(&server).connect().await.unwrap().warnings();
+    let warnings = patient(&server).connect().await.unwrap().warnings();
     assert!(warnings.len() == 1 && warnings[0].contains("last second"), "{warnings:?}");
     server.execute(&["CONFIG", "SET", "appendonly", "no"]);
-    let warnings = quick(&server).connect().await.unwrap().warnings();
+    let warnings = patient(&server).connect().await.unwrap().warnings();
     assert!(warnings.len() == 1 && warnings[0].contains("append-only"), "{warnings:?}");
 }
 
@@ -277,7 +295,7 @@ async fn a_user_with_the_documented_rights_can_do_everything_and_one_with_less_i
 #[tokio::test]
 async fn kill_9_with_a_synced_append_only_file_loses_nothing_and_halves_nothing() {
     let server = Redis::start();
-    let store = quick(&server).connect().await.unwrap();
+    let store = patient(&server).connect().await.unwrap();
     start(&store, 0..4).await;
     let (mut acknowledged, mut seq) = (0, 0);
     for round in 0..5u64 {
@@ -320,7 +338,7 @@ async fn kill_9_with_a_synced_append_only_file_loses_nothing_and_halves_nothing(
 async fn a_store_that_was_emptied_is_noticed_by_every_method() {
     let server = Redis::start();
     let fresh = async |prefix: &str| {
-        let store = quick(&server).prefix(prefix).connect().await.unwrap();
+        let store = patient(&server).prefix(prefix).connect().await.unwrap();
         start(&store, 0..4).await;
         store
     };
@@ -345,7 +363,7 @@ async fn a_store_that_was_emptied_is_noticed_by_every_method() {
     assert_eq!(anew.granted.len(), 4);
     assert_lost(stores[1].commit(&write(3, vec![batch(0, vec![put("k", "v")])])).await, "lost data");
     // A new process may begin anew, if it is allowed to.
-    let refused = quick(&server).prefix("a").must_exist(true).connect().await.unwrap();
+    let refused = patient(&server).prefix("a").must_exist(true).connect().await.unwrap();
     let refused = refused.claim(&claim_of(ME, "a", 0..4, ClaimKind::Start)).await;
     assert!(matches!(&refused, Err(StoreError::Open(text, _)) if text.contains("must_exist")), "{refused:?}");
     fresh("a").await;
@@ -354,7 +372,7 @@ async fn a_store_that_was_emptied_is_noticed_by_every_method() {
 #[tokio::test]
 async fn a_store_that_somebody_else_began_anew_is_noticed() {
     let server = Redis::start();
-    let (store, second) = (quick(&server).connect().await.unwrap(), quick(&server).connect().await.unwrap());
+    let (store, second) = (patient(&server).connect().await.unwrap(), patient(&server).connect().await.unwrap());
     start(&store, 0..4).await;
     server.execute(&["FLUSHALL"]);
     // The other host gets the same epochs again.
@@ -366,7 +384,7 @@ async fn a_store_that_somebody_else_began_anew_is_noticed() {
 #[tokio::test]
 async fn a_server_without_an_append_only_file_that_restarted_is_noticed() {
     let server = RedisOptions::new().set("appendonly", "no").start();
-    let store = quick(&server).connect().await.unwrap();
+    let store = patient(&server).connect().await.unwrap();
     start(&store, 0..4).await;
     commit(&store, 1, 0, vec![put("k", "v")]).await.unwrap();
     server.kill9();
@@ -384,7 +402,7 @@ async fn a_server_without_an_append_only_file_that_restarted_is_noticed() {
 async fn a_server_that_came_back_from_an_old_file_is_noticed() {
     for by_commit in [false, true] {
         let server = RedisOptions::new().set("appendonly", "no").start();
-        let store = quick(&server).connect().await.unwrap();
+        let store = patient(&server).connect().await.unwrap();
         start(&store, 0..4).await;
         commit(&store, 1, 0, vec![put("k", "v")]).await.unwrap();
         server.execute(&["SAVE"]);
@@ -409,7 +427,7 @@ async fn a_server_that_came_back_from_an_old_file_is_noticed() {
 #[tokio::test]
 async fn rows_that_are_garbage_or_newer_are_reported_and_left_alone() {
     let server = Redis::start();
-    let store = quick(&server).connect().await.unwrap();
+    let store = patient(&server).connect().await.unwrap();
     start(&store, 0..1).await;
     let ids = ["a", "b", "c", "d", "e"];
     commit(&store, 1, 0, ids.iter().map(|id| Op::PutAlarm(alarm(id, 10))).collect()).await.unwrap();
@@ -456,7 +474,7 @@ async fn rows_that_are_garbage_or_newer_are_reported_and_left_alone() {
 #[tokio::test]
 async fn when_memory_is_full_nothing_is_half_written_and_deletes_and_leases_go_on() {
     let server = Redis::start();
-    let store = quick(&server).connect().await.unwrap();
+    let store = patient(&server).connect().await.unwrap();
     start(&store, 0..2).await;
     let ops = ["a", "b"].map(|key| put(key, &"x".repeat(100_000)));
     commit(&store, 1, 0, ops.into_iter().chain([Op::PutAlarm(alarm("a", 10))]).collect()).await.unwrap();
@@ -472,7 +490,7 @@ async fn when_memory_is_full_nothing_is_half_written_and_deletes_and_leases_go_o
     commit(&store, 3, 0, removals).await.unwrap();
     assert_eq!((keys(&store, 0).await.len(), alarms(&store).await.len()), (0, 0));
     assert_eq!(store.renew(&Renewal::new(ME, LEASE)).await.unwrap().owned.len(), 2);
-    let next = quick(&server).connect().await.unwrap();
+    let next = patient(&server).connect().await.unwrap();
     let claimed = next.claim(&claim_of(Incarnation(2), "a", 0..2, ClaimKind::Start)).await.unwrap();
     assert_eq!(claimed.granted.len(), 2);
     next.release(Incarnation(2), &[(ShardId(0), None)]).await.unwrap();

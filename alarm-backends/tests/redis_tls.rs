@@ -40,7 +40,9 @@ fn trusting(certificate: &str) -> TlsCertificates {
 }
 
 fn store_at(url: &str) -> RedisStoreBuilder {
-    RedisStore::builder(url).prefix(format!("case-{}", CASES.fetch_add(1, Ordering::Relaxed)))
+    // However busy the machine is.
+    let builder = RedisStore::builder(url).timeout(Duration::from_secs(60));
+    builder.prefix(format!("case-{}", CASES.fetch_add(1, Ordering::Relaxed)))
 }
 
 stable_interfaces::testing::store_tests!(|| async {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use alarm_backends::postgres::PostgresStore;
 use alarm_backends::testing::servers::{Postgres, PostgresOptions};
-use stable_interfaces::store::{ClaimKind, Incarnation, Renewal};
+use stable_interfaces::store::{ClaimKind, Incarnation, Renewal, Write};
 use stable_interfaces::{Store, StoreError};
 
 use super::SERVER;
@@ -25,11 +25,22 @@ fn assert_not_applied<T: std::fmt::Debug>(answer: &Result<T, StoreError>) {
     assert!(matches!(answer, Err(StoreError::NotApplied(_))), "nothing was written, not {answer:?}");
 }
 
+/// The answer to a write that got as far as the server: for a connection within its deadline a busy machine may have had no time.
+async fn commit_sent(store: &PostgresStore, write: &Write) -> Result<(), StoreError> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match commit(store, write).await {
+            Err(StoreError::NotApplied(_)) if Instant::now() < end => {}
+            answer => return answer,
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_hangs_costs_the_deadline_and_no_more() {
-    let (server, store) = server_with(PostgresOptions::new()).await;
+    let (server, store) = server_with_deadline(PostgresOptions::new()).await;
     own(&store, 1).await;
-    commit(&store, &write(0, 1, vec![put("k", "first")])).await.expect("the owner writes");
+    commit_at_last(&store, &write(0, 1, vec![put("k", "first")])).await.expect("the owner writes");
     assert_eq!(value(&store, "k").await.as_deref(), Some("first"));
     blocking(&server, |server| server.pause()).await;
 
@@ -43,18 +54,23 @@ async fn a_server_that_hangs_costs_the_deadline_and_no_more() {
     assert!(renewed.as_ref().is_err_and(StoreError::is_retryable), "{renewed:?}");
 
     blocking(&server, |server| server.resume()).await;
-    commit(&store, &write(0, 2, vec![put("k", "second")])).await.expect("the repeat is done");
-    commit(&store, &write(0, 3, vec![put("l", "third")])).await.expect("the next one too");
+    commit_at_last(&store, &write(0, 2, vec![put("k", "second")])).await.expect("the repeat is done");
+    commit_at_last(&store, &write(0, 3, vec![put("l", "third")])).await.expect("the next one too");
     assert_eq!(value(&store, "k").await.as_deref(), Some("second"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_server_loses_nothing_acknowledged_and_is_used_again() {
-    let (server, store) = server_with(PostgresOptions::new()).await;
+    let (server, store) = server_with_deadline(PostgresOptions::new()).await;
     own(&store, 1).await;
     let mut acknowledged = 0;
     let mut unknown = 0;
-    for round in 0..3 {
+    for round in 0.. {
+        // Where the writer has little of the machine, most kills meet none of its writes.
+        if round >= 3 && unknown > 0 {
+            break;
+        }
+        assert!(round < 30, "no kill met a commit under way");
         let killer = {
             let server = server.clone();
             tokio::task::spawn_blocking(move || {
@@ -82,7 +98,6 @@ async fn a_killed_server_loses_nothing_acknowledged_and_is_used_again() {
         }
         killer.await.expect("the server came back");
     }
-    assert!(unknown > 0, "a kill met a commit under way");
     let raw = raw(&server.url("postgres")).await;
     let stored: i64 = raw
         .query_one_scalar("SELECT count(*) FROM stable_interfaces.storage", &[])
@@ -93,17 +108,17 @@ async fn a_killed_server_loses_nothing_acknowledged_and_is_used_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_that_waits_for_a_missing_replica_is_unknown_until_the_replica_is_no_longer_asked_for() {
-    let (server, store) = server_with(PostgresOptions::new()).await;
+    let (server, store) = server_with_deadline(PostgresOptions::new()).await;
     own(&store, 1).await;
-    commit(&store, &write(0, 1, vec![put("k", "first")])).await.expect("the owner writes");
+    commit_at_last(&store, &write(0, 1, vec![put("k", "first")])).await.expect("the owner writes");
     set(&server, "synchronous_standby_names = 'nobody'").await;
 
-    assert_unknown(&commit(&store, &write(0, 2, vec![put("k", "second")])).await);
+    assert_unknown(&commit_sent(&store, &write(0, 2, vec![put("k", "second")])).await);
     // It is on this server's disk by now, and still not as durable as is asked for: so a repeat waits, too.
-    assert_unknown(&commit(&store, &write(0, 2, vec![put("k", "again")])).await);
+    assert_unknown(&commit_sent(&store, &write(0, 2, vec![put("k", "again")])).await);
 
     set(&server, "synchronous_standby_names = ''").await;
-    commit(&store, &write(0, 2, vec![put("k", "again")])).await.expect("the repeat is done");
+    commit_at_last(&store, &write(0, 2, vec![put("k", "again")])).await.expect("the repeat is done");
     assert_eq!(value(&store, "k").await.as_deref(), Some("second"), "the repeat was not applied");
 }
 
@@ -130,15 +145,15 @@ async fn a_commit_whose_wait_for_a_replica_is_cancelled_is_not_acknowledged() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_turned_read_only_applies_nothing_and_is_used_again() {
-    let (server, store) = server_with(PostgresOptions::new()).await;
+    let (server, store) = server_with_deadline(PostgresOptions::new()).await;
     own(&store, 1).await;
-    commit(&store, &write(0, 1, vec![put("k", "first")])).await.expect("the owner writes");
+    commit_at_last(&store, &write(0, 1, vec![put("k", "first")])).await.expect("the owner writes");
     set(&server, "default_transaction_read_only = on").await;
     assert_not_applied(&commit(&store, &write(0, 2, vec![put("k", "second")])).await);
     // Now for want of a connection that can write.
     assert_not_applied(&commit(&store, &write(0, 2, vec![put("k", "second")])).await);
     set(&server, "default_transaction_read_only = off").await;
-    commit(&store, &write(0, 2, vec![put("k", "second")])).await.expect("the repeat is done");
+    commit_at_last(&store, &write(0, 2, vec![put("k", "second")])).await.expect("the repeat is done");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -154,9 +169,10 @@ async fn of_several_servers_the_one_that_takes_writes_is_used() {
     let nobody = builder().connect().await;
     assert!(matches!(nobody, Err(StoreError::NotApplied(_))), "neither takes writes: {nobody:?}");
     set(&second, "default_transaction_read_only = off").await;
-    let store = Arc::new(builder().connect().await.expect("the second takes writes"));
+    // The second takes writes.
+    let store = open(builder).await;
     own(&store, 1).await;
-    commit(&store, &write(0, 1, vec![put("k", "v")])).await.expect("the owner writes");
+    commit_at_last(&store, &write(0, 1, vec![put("k", "v")])).await.expect("the owner writes");
     assert_eq!(value(&store, "k").await.as_deref(), Some("v"));
 }
 
@@ -173,9 +189,9 @@ async fn of_several_servers_one_whose_machine_is_gone_does_not_take_all_the_time
     }
     let url = SERVER.url("postgres").replace("127.0.0.1:", &format!("127.0.0.1:{},127.0.0.1:", address.port()));
     // Each has its part of the time, which is to do on a slow machine.
-    let store = PostgresStore::builder(&url).expect("the URL can be read").timeout(DEADLINE * 3).connect().await;
-    let store = store.expect("the second takes it");
-    assert_eq!(store.post(&[message(0, "m")]).await.expect("the second is there").len(), 1);
+    let store = open(|| PostgresStore::builder(&url).expect("the URL can be read").timeout(DEADLINE * 3)).await;
+    let posted = at_last(async || store.post(&[message(0, "m")]).await).await;
+    assert_eq!(posted.expect("the second is there").len(), 1);
     drop((gone, queue));
 }
 
@@ -186,8 +202,10 @@ async fn a_terminated_connection_is_replaced() {
     let raw = raw(&server.url("postgres")).await;
     let mut hints = store.watch(Incarnation(1)).await.expect("the store is watched");
     for seq in 1..=3 {
-        commit(&store, &write(0, seq, vec![put("k", "v")])).await.expect("the owner writes");
-        store.renew(&Renewal::new(Incarnation(1), DEADLINE)).await.expect("the lease is renewed");
+        // Whoever is asked may be told by the server before it is told that its connection has ended.
+        commit_at_last(&store, &write(0, seq, vec![put("k", "v")])).await.expect("the owner writes");
+        let renewal = Renewal::new(Incarnation(1), DEADLINE);
+        at_last(async || store.renew(&renewal).await).await.expect("the lease is renewed");
         assert_eq!(value(&store, "k").await.as_deref(), Some("v"));
         raw.batch_execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'stable-interfaces'",
@@ -205,7 +223,7 @@ async fn a_terminated_connection_is_replaced() {
 async fn a_server_without_a_free_connection_is_waited_for() {
     let options = PostgresOptions::new().set("max_connections", "5").set("superuser_reserved_connections", "0");
     // Reserved for nobody, so all five are there; walsenders have their own.
-    let (server, store) = server_with(options.set("max_wal_senders", "0")).await;
+    let (server, store) = server_with_deadline(options.set("max_wal_senders", "0")).await;
     own(&store, 1).await;
     let url = server.url("postgres");
     let mut others = Vec::new();
@@ -220,9 +238,11 @@ async fn a_server_without_a_free_connection_is_waited_for() {
     assert!(!others.is_empty(), "there was room for somebody");
     let began = Instant::now();
     assert_not_applied(&commit(&store, &write(0, 1, vec![put("k", "v")])).await);
-    assert!(began.elapsed() < PATIENCE, "it waits for its deadline, not longer");
+    let took = began.elapsed();
+    assert!(took > DEADLINE / 3 && took < PATIENCE, "it waits for its deadline, not longer: {took:?}");
 
-    let waiting = committing(&store, write(0, 1, vec![put("k", "v")]));
+    let write = write(0, 1, vec![put("k", "v")]);
+    let waiting = tokio::spawn(async move { commit_at_last(&store, &write).await });
     tokio::time::sleep(DEADLINE / 4).await;
     drop(others);
     waiting.await.expect("the write ends").expect("there is room now");

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use alarm_backends::postgres::PostgresStore;
+use alarm_backends::postgres::{PostgresStore, PostgresStoreBuilder};
 use alarm_backends::testing::servers::{Postgres, PostgresOptions};
 use stable_interfaces::store::{
     After, AlarmRow, Attempts, Batch, Claim, ClaimKind, Epoch, Incarnation, InstanceName, Lane, Loaded, NewMessage, Op,
@@ -13,7 +13,7 @@ use stable_interfaces::{Store, StoreError, Timestamp};
 use tokio::task::JoinHandle;
 use tokio_postgres::{Client, NoTls};
 
-/// A client deadline short enough to wait for, and long enough for a busy machine.
+/// A client deadline short enough to be waited for in vain.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(2);
 
 /// Longer than anything takes that is not waited for in vain, however busy the machine.
@@ -22,16 +22,38 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// A lease that does not run out during a test.
 const LEASE: Duration = Duration::from_secs(3600);
 
-/// A server of the test's own, and a store on it.
+/// A server of the test's own, and a store on it that is patient.
 pub(crate) async fn server_with(options: PostgresOptions) -> (Arc<Postgres>, Arc<PostgresStore>) {
     let server = Arc::new(tokio::task::spawn_blocking(|| options.start()).await.expect("the server starts"));
     let store = store_on(&server.url("postgres")).await;
     (server, store)
 }
 
+/// The same, and a store that waits for its [`DEADLINE`] alone.
+pub(crate) async fn server_with_deadline(options: PostgresOptions) -> (Arc<Postgres>, Arc<PostgresStore>) {
+    let (server, _) = server_with(options).await;
+    let store =
+        open(|| PostgresStore::builder(&server.url("postgres")).expect("the URL can be read").timeout(DEADLINE));
+    let store = Arc::new(store.await);
+    (server, store)
+}
+
+/// A store that is patient: whatever waits in the server waits because the test wants it to.
 pub(crate) async fn store_on(url: &str) -> Arc<PostgresStore> {
-    let builder = PostgresStore::builder(url).expect("the URL can be read").timeout(DEADLINE);
-    Arc::new(builder.connect().await.expect("the store can be opened"))
+    Arc::new(open(|| PostgresStore::builder(url).expect("the URL can be read").timeout(PATIENCE)).await)
+}
+
+/// Opens a store, however busy the machine is: to make a schema may take it longer than one deadline.
+pub(crate) async fn open(builder: impl Fn() -> PostgresStoreBuilder) -> PostgresStore {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match builder().connect().await {
+            Ok(store) => return store,
+            Err(error) => {
+                assert!(error.is_retryable() && Instant::now() < end, "the store cannot be opened: {error:?}");
+            }
+        }
+    }
 }
 
 /// The URL of a new empty database of the server that the tests share.
@@ -62,7 +84,8 @@ pub(crate) fn claim(incarnation: u64, host: &str, shards: &[u32], kind: ClaimKin
 
 /// Makes `incarnation` the owner of shard 0, at epoch 1 in a fresh store.
 pub(crate) async fn own(store: &PostgresStore, incarnation: u64) {
-    store.claim(&claim(incarnation, "host-a", &[0], ClaimKind::Start)).await.expect("the claim is answered");
+    let claim = claim(incarnation, "host-a", &[0], ClaimKind::Start);
+    at_last(async || store.claim(&claim).await).await.expect("the claim is answered");
 }
 
 pub(crate) fn name(instance: &str) -> InstanceName {
@@ -104,6 +127,28 @@ pub(crate) async fn commit(store: &PostgresStore, write: &Write) -> Result<(), S
     store.commit(write).await.map(|mut answers| answers.remove(0))?
 }
 
+/// The answer to a call that is repeated until it has a definite one, as a host does it.
+pub(crate) async fn at_last<T>(call: impl AsyncFn() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match call().await {
+            Err(error) if error.is_retryable() && Instant::now() < end => {}
+            answer => return answer,
+        }
+    }
+}
+
+/// The same of a write.
+pub(crate) async fn commit_at_last(store: &PostgresStore, write: &Write) -> Result<(), StoreError> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match commit(store, write).await {
+            Err(error) if error.is_retryable() && Instant::now() < end => {}
+            answer => return answer,
+        }
+    }
+}
+
 /// A commit under way.
 pub(crate) fn committing(store: &Arc<PostgresStore>, write: Write) -> JoinHandle<Result<(), StoreError>> {
     let store = store.clone();
@@ -114,7 +159,7 @@ pub(crate) fn committing(store: &Arc<PostgresStore>, write: Write) -> JoinHandle
 pub(crate) async fn value(store: &PostgresStore, key: &str) -> Option<String> {
     let range = ReadRange::Storage(key.into(), None);
     let read = Read::new(ShardId(0), name("i"), range, 1);
-    match store.read(&read).await.expect("a read is answered").rows {
+    match at_last(async || store.read(&read).await).await.expect("a read is answered").rows {
         ReadRows::Storage(rows) => rows
             .into_iter()
             .find(|(found, _)| **found == *key)

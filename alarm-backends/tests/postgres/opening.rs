@@ -29,11 +29,11 @@ async fn ten_hosts_may_open_an_empty_database_at_once() {
     let opening: Vec<_> = (0..10)
         .map(|_| {
             let url = url.clone();
-            tokio::spawn(async move { PostgresStore::connect(&url).await })
+            tokio::spawn(async move { store_on(&url).await })
         })
         .collect();
     for opened in opening {
-        opened.await.expect("it ends").expect("the store is opened");
+        opened.await.expect("the store is opened");
     }
     let raw = raw(&url).await;
     let versions: i64 = raw
@@ -191,7 +191,7 @@ async fn tls_is_verified_and_its_lack_refused_by_name() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_option_at_its_ends_is_refused_by_name_or_works() {
     let url = fresh_database_with("ENCODING 'UTF8' LOCALE 'C'").await;
-    let builder = || PostgresStore::builder(&url).expect("a URL").timeout(DEADLINE);
+    let builder = || PostgresStore::builder(&url).expect("a URL").timeout(PATIENCE);
     for timeout in [Duration::ZERO, Duration::from_nanos(999_999)] {
         let text = refusal(builder().timeout(timeout).connect().await);
         assert!(text.contains("timeout"), "{text}");

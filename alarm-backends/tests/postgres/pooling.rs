@@ -59,7 +59,8 @@ async fn a_pooler_that_shares_sessions_between_transactions_is_refused_with_the_
 async fn a_killed_pooler_of_sessions_loses_nothing_and_is_used_again() {
     let start = || (PgBouncer::start(&SERVER, PoolMode::Session, false), SERVER.fresh_database());
     let (bouncer, url) = tokio::task::spawn_blocking(start).await.expect("the pooler starts");
-    let store = store_on(&bouncer.url(&url)).await;
+    let through = bouncer.url(&url);
+    let store = open(|| PostgresStore::builder(&through).expect("the URL can be read").timeout(DEADLINE)).await;
     own(&store, 1).await;
     for seq in 1..=3 {
         bouncer.kill9();

@@ -36,11 +36,11 @@ async fn a_schema_of_the_first_release_is_brought_up_to_date_by_many_hosts_at_on
     let opening: Vec<_> = (0..8)
         .map(|_| {
             let url = url.clone();
-            tokio::spawn(async move { PostgresStore::connect(&url).await })
+            tokio::spawn(async move { store_on(&url).await })
         })
         .collect();
     for opened in opening {
-        opened.await.expect("it ends").expect("the store is opened");
+        opened.await.expect("the store is opened");
     }
     assert_eq!(record(&url).await, (Some(3), 2, Some(env!("CARGO_PKG_VERSION").to_owned())));
     first_release::is_whole_and_goes_on(&*store_on(&url).await).await;

@@ -33,7 +33,7 @@ fn refusal<T: std::fmt::Debug>(answer: Result<T, StoreError>) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_of_the_first_release_is_brought_up_to_date_and_has_everything() {
     let server = first_release();
-    let store = quick(&server).connect().await.unwrap();
+    let store = patient(&server).connect().await.unwrap();
     first_release::is_whole_and_goes_on(&store).await;
     assert_eq!(record(&server), ["3", "2", env!("CARGO_PKG_VERSION")]);
 }
@@ -41,10 +41,10 @@ async fn a_store_of_the_first_release_is_brought_up_to_date_and_has_everything()
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_store_has_the_record_of_its_steps() {
     let server = Redis::start();
-    let store = quick(&server).connect().await.unwrap();
+    let store = patient(&server).connect().await.unwrap();
     start(&store, 0..1).await;
     assert_eq!(record(&server), ["3", "2", env!("CARGO_PKG_VERSION")]);
-    quick(&server).connect().await.unwrap();
+    patient(&server).connect().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -52,7 +52,7 @@ async fn a_store_one_step_ahead_is_used_and_stays_at_its_step() {
     let server = first_release();
     set_record(&server, "4", "3");
     server.execute(&["HSET", "{stable:0}:own", "of-step-4", "1"]);
-    let store = quick(&server).connect().await.unwrap();
+    let store = patient(&server).connect().await.unwrap();
     first_release::is_whole_and_goes_on(&store).await;
     assert_eq!(record(&server), ["4", "3", "9.0.0"]);
 }
@@ -60,12 +60,12 @@ async fn a_store_one_step_ahead_is_used_and_stays_at_its_step() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_two_steps_ahead_is_refused_by_number_and_a_life_that_has_entered_goes_on() {
     let server = Redis::start();
-    let store = quick(&server).connect().await.unwrap();
+    let store = patient(&server).connect().await.unwrap();
     start(&store, 0..1).await;
     set_record(&server, "5", "4");
-    let unconnected = quick(&server).build().unwrap();
+    let unconnected = patient(&server).build().unwrap();
     let next = claim_of(Incarnation(2), "b", 1..2, ClaimKind::Start);
-    for text in [refusal(quick(&server).connect().await), refusal(unconnected.claim(&next).await)] {
+    for text in [refusal(patient(&server).connect().await), refusal(unconnected.claim(&next).await)] {
         for part in ["{stable}", "step 5", "release 9.0.0", "step 4", "knows step 3", "run the release that made it"] {
             assert!(text.contains(part), "{part}: {text}");
         }
@@ -79,13 +79,13 @@ async fn a_store_two_steps_ahead_is_refused_by_number_and_a_life_that_has_entere
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_whose_step_no_release_writes_is_refused() {
     let server = Redis::start();
-    let store = quick(&server).connect().await.unwrap();
+    let store = patient(&server).connect().await.unwrap();
     start(&store, 0..1).await;
     for (step, needs) in [("0", "0"), ("x", "1"), ("2", ""), ("2", "3"), ("2", "-1")] {
         set_record(&server, step, needs);
-        let unconnected = quick(&server).build().unwrap();
+        let unconnected = patient(&server).build().unwrap();
         let next = claim_of(Incarnation(2), "b", 1..2, ClaimKind::Start);
-        for text in [refusal(quick(&server).connect().await), refusal(unconnected.claim(&next).await)] {
+        for text in [refusal(patient(&server).connect().await), refusal(unconnected.claim(&next).await)] {
             assert!(text.contains("no release writes") && text.contains("restore it"), "{step} {needs}: {text}");
         }
     }
@@ -94,7 +94,7 @@ async fn a_store_whose_step_no_release_writes_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn programs_that_know_only_lists_of_hosts_are_refused_once_a_fleet_is_live() {
     let server = Redis::start();
-    let store = quick(&server).connect().await.unwrap();
+    let store = patient(&server).connect().await.unwrap();
     let live = Presence { placement: Placement::Live, ..Presence::default() };
     store.claim(&Claim { presence: live, ..claim_of(ME, "a", 0..1, ClaimKind::Start) }).await.unwrap();
     assert_eq!(record(&server), ["3", "3", env!("CARGO_PKG_VERSION")]);

@@ -12,7 +12,7 @@ fn scripts(server: &Redis) -> u64 {
 #[tokio::test]
 async fn in_one_script_each_shard_is_checked_and_answered_for_itself() {
     let server = Redis::start();
-    let store = quick(&server).connect().await.unwrap();
+    let store = patient(&server).connect().await.unwrap();
     start(&store, 0..6).await;
     store.release(ME, &[(ShardId(1), None)]).await.unwrap();
     server.execute(&["RENAME", "{stable:2}:own", "{stable:2}:elsewhere"]);
@@ -44,7 +44,7 @@ async fn in_one_script_each_shard_is_checked_and_answered_for_itself() {
 #[tokio::test]
 async fn a_write_of_more_than_a_thousand_operations_is_several_scripts() {
     let server = Redis::start();
-    let store = quick(&server).connect().await.unwrap();
+    let store = patient(&server).connect().await.unwrap();
     start(&store, 0..5).await;
     // The first also gives the server the script.
     commit(&store, 1, 4, vec![put("k", "v")]).await.unwrap();
@@ -65,7 +65,7 @@ async fn a_write_of_more_than_a_thousand_operations_is_several_scripts() {
 #[tokio::test]
 async fn what_takes_memory_away_is_done_when_memory_is_full_beside_what_is_refused() {
     let server = Redis::start();
-    let store = quick(&server).connect().await.unwrap();
+    let store = patient(&server).connect().await.unwrap();
     start(&store, 0..3).await;
     let all = write(1, (0..3).map(|shard| batch(shard, vec![put("k", "v")])).collect());
     assert!(store.commit(&all).await.unwrap().iter().all(Result::is_ok));
