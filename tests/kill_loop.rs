@@ -46,7 +46,8 @@ const NAMES: [&str; 2] = ["host-0", "host-1"];
 /// Of a live fleet.
 const LIVE: [&str; 3] = ["host-0", "host-1", "host-2"];
 const LIVE_LEASE: Duration = Duration::from_secs(2);
-const LIVE_CALLERS: Callers = Callers { callers: 64, pace: Duration::from_millis(5), is_once: true };
+const LIVE_CALLERS: Callers =
+    Callers { callers: 64, pace: Duration::from_millis(5), is_once: true, silence: Duration::from_secs(2) };
 const LIVE_QUICK: u64 = 10;
 /// Fewer, as what is asked through one host and done by another costs more.
 const LIVE_OPERATIONS: std::ops::Range<usize> = 50..250;

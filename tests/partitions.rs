@@ -23,7 +23,8 @@ const LEASE: Duration = Duration::from_secs(2);
 const SETTLE: Duration = Duration::from_millis(500);
 /// Each caller has one to itself, so that some ask what a host has in memory while others wait for its store.
 const LEDGERS: u64 = CALLERS.callers;
-const CALLERS: Callers = Callers { callers: 1_200, pace: Duration::from_secs(1), is_once: false };
+const CALLERS: Callers =
+    Callers { callers: 1_200, pace: Duration::from_secs(1), is_once: false, silence: Duration::from_secs(2) };
 const HOSTS: [&str; 3] = ["a", "b", "c"];
 const STORE: &str = "store";
 /// A busy machine takes longer for everything.

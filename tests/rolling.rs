@@ -14,9 +14,11 @@ use std::time::Duration;
 use alarm_backends::testing::servers::{Postgres, Redis};
 use system_tests::process::{Build, Callers, Hosts, PATIENCE, Place, alone};
 
-const LEASE: Duration = Duration::from_secs(2);
+/// Long enough for a busy machine: nobody's is to run out.
+const LEASE: Duration = Duration::from_secs(6);
+const SETTLE: Duration = Duration::from_secs(2);
 const LEDGERS: u64 = 48;
-const CALLERS: Callers = Callers { callers: 64, pace: Duration::from_millis(64), is_once: false };
+const CALLERS: Callers = Callers { callers: 64, pace: Duration::from_millis(64), is_once: false, silence: PATIENCE };
 const THREE: [&str; 3] = ["host-0", "host-1", "host-2"];
 const FIVE: [&str; 5] = ["host-0", "host-1", "host-2", "host-3", "host-4"];
 const TWO: [&str; 2] = ["host-2", "host-4"];
@@ -44,7 +46,7 @@ fn on_redis_a_fleet_changes_its_build_and_back_grows_and_shrinks_and_nothing_is_
 fn rolling(store: &str, url: &str) {
     let is_quick = std::env::var("QUICK").is_ok();
     let (builds, settle) =
-        if is_quick { (&[Build::New][..], LEASE / 4) } else { (&[Build::New, Build::Old][..], LEASE) };
+        if is_quick { (&[Build::New][..], SETTLE / 4) } else { (&[Build::New, Build::Old][..], SETTLE) };
     let place = url.to_owned();
     let mut hosts = Hosts::new(move |host| Place::live(&place, host, LEASE, settle), LEDGERS, 0);
     let mut front = hosts.put_in_front(CALLERS);
@@ -61,7 +63,7 @@ fn rolling(store: &str, url: &str) {
         }
         // All are of one build now, and know what its doors ask.
         let before = front.sums().unhandled;
-        hosts.pass(LEASE / 8);
+        hosts.pass(SETTLE / 8);
         assert_eq!(front.sums().unhandled, before, "{store}, with {build:?} alone");
     }
     let restarting = front.take_longest();

@@ -14,7 +14,9 @@ use system_tests::process::{Callers, Hosts, PATIENCE, Place, alone};
 
 const SETTLE: Duration = Duration::from_millis(500);
 const LEDGERS: u64 = 48;
-const CALLERS: Callers = Callers { callers: 64, pace: Duration::from_millis(64), is_once: false };
+/// A host that stands still is not waited for.
+const SILENCE: Duration = Duration::from_secs(2);
+const CALLERS: Callers = Callers { callers: 64, pace: Duration::from_millis(64), is_once: false, silence: SILENCE };
 /// The time for which the store's server is down.
 const DOWN: Duration = Duration::from_millis(500);
 /// The errors with which a request may be refused, as README says of a fleet: "A client sees".

@@ -16,7 +16,7 @@ const LEASE: Duration = Duration::from_secs(5);
 /// The time for which a host that cannot be reached is tried.
 const SHORT: Duration = Duration::from_secs(2);
 const SETTLE: Duration = Duration::from_millis(250);
-const CALLERS: Callers = Callers { callers: 48, pace: Duration::from_millis(100), is_once: false };
+const CALLERS: Callers = Callers { callers: 48, pace: Duration::from_millis(100), is_once: false, silence: PATIENCE };
 const THREE: [&str; 3] = ["a", "b", "c"];
 /// In milliseconds.
 const HOUR: i64 = 3_600_000;

@@ -16,8 +16,6 @@ use super::child::{PAUSE, ledger};
 use super::door::{ANSWER, ASK, Answer, Ask, Question};
 use super::{PATIENCE, Said};
 
-/// The time for which a door may say nothing at all until no answer is expected of it; it is asked again when it says something.
-const SILENCE: Duration = Duration::from_secs(2);
 /// The time between two looks at the callers when nothing is said.
 const LOOK: Duration = Duration::from_millis(2);
 /// The longest time until an alarm is due, in milliseconds.
@@ -32,6 +30,8 @@ pub struct Callers {
     pub pace: Duration,
     /// Tells whether what they ask for is to be done once, however often they ask: by a key.
     pub is_once: bool,
+    /// The time for which a door may say nothing at all until no answer is expected of it; it is asked again when it says something.
+    pub silence: Duration,
 }
 
 /// The callers at work.
@@ -139,6 +139,7 @@ impl Front {
         let desk = Desk {
             pace: callers.pace,
             is_once: callers.is_once,
+            silence: callers.silence,
             said,
             sums: sums.clone(),
             doors: BTreeMap::new(),
@@ -192,6 +193,7 @@ impl Front {
 struct Desk {
     pace: Duration,
     is_once: bool,
+    silence: Duration,
     /// The way to the account.
     said: Sender<Said>,
     sums: Arc<Mutex<Sums>>,
@@ -351,7 +353,7 @@ impl Desk {
 
     fn give_up_silent(&mut self) {
         let now = Instant::now();
-        let silent = self.doors.iter().filter(|(_, door)| now.duration_since(door.heard) > SILENCE);
+        let silent = self.doors.iter().filter(|(_, door)| now.duration_since(door.heard) > self.silence);
         for (id, is_leaving) in silent.map(|(id, door)| (*id, door.is_leaving)).collect::<Vec<_>>() {
             self.cut(id, now, is_leaving);
         }
@@ -363,7 +365,7 @@ impl Desk {
 
     fn ask(&mut self) {
         let now = Instant::now();
-        let is_open = |door: &Door| !door.is_leaving && now.duration_since(door.heard) <= SILENCE;
+        let is_open = |door: &Door| !door.is_leaving && now.duration_since(door.heard) <= self.silence;
         let open: Vec<_> = self.doors.iter().filter(|(_, door)| is_open(door)).map(|(id, _)| *id).collect();
         let (mut longest, mut repeated) = (Duration::ZERO, 0);
         for (nth, caller) in self.callers.iter_mut().enumerate() {
