@@ -128,7 +128,8 @@ fn a_host_ends_with_the_runtime_it_lives_on_and_so_does_its_lease() {
     let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let (first, second) = (runtime(), runtime());
     let world = first.block_on(async { World::in_memory() });
-    let builder = Host::builder("one", fleet.clone()).store(between).lease(SECOND / 2);
+    // Renewed each second, and not lost however busy the machine.
+    let builder = Host::builder("one", fleet.clone()).store(between).lease(3 * SECOND);
     let site = first.block_on(world.launch(builder, |probes| probes));
     let owned = site.host.shards();
     let id = (0..).map(|n| format!("i-{n}")).find(|id| site.host.owns(id).unwrap()).unwrap();
@@ -144,11 +145,11 @@ fn a_host_ends_with_the_runtime_it_lives_on_and_so_does_its_lease() {
         let asked = in_time(site.probes.request(&id, put("k", 3))).await;
         assert!(matches!(&asked, Err(error) if error.is_retryable()), "{asked:?}");
         assert_eq!(in_time(site.host.run_until(std::future::pending::<()>())).await, Err(Ended::Failed));
-        // One renewal may have been under way.
-        tokio::time::sleep(SECOND / 4).await;
         let before = renewals.load(Ordering::SeqCst);
-        tokio::time::sleep(SECOND).await;
-        assert_eq!(renewals.load(Ordering::SeqCst), before, "nobody keeps the lease of a host that has ended");
+        tokio::time::sleep(3 * SECOND).await;
+        // One may have been under way.
+        let after = renewals.load(Ordering::SeqCst);
+        assert!(after <= before + 1, "nobody keeps the lease of a host that has ended: {before}, and {after}");
         assert!(!owned.is_empty() && START > Timestamp::MIN);
     });
     drop(site);

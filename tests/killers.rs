@@ -475,7 +475,7 @@ async fn live(dir: PathBuf, part: &str) {
         if done == OTHERS && !dead.is_empty() {
             let dead: Vec<_> = dead.iter().map(|dead| format!("{} of {}", dead.id(), dead.instance())).collect();
             println!("said finished with {} dead", dead.join(", "));
-            assert!(host.drain(SECOND).await.released);
+            assert!(host.drain(60 * SECOND).await.released);
             return;
         }
         clock.sleep(Duration::from_millis(20)).await;

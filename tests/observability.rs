@@ -106,6 +106,22 @@ impl Handle<Duration> for Blocker {
     }
 }
 
+/// Blocks until this metric has been emitted, for a minute at most.
+struct UntilEmitted(Seen, &'static str);
+
+impl Handle<UntilEmitted> for Blocker {
+    type Reply = ();
+    async fn handle(&mut self, _: &mut Context, UntilEmitted(seen, name): UntilEmitted) -> Result<(), ContextError> {
+        for _ in 0..600 {
+            if seen.0.lock().contains_key(name) {
+                break;
+            }
+            std::thread::sleep(SECOND / 10);
+        }
+        Ok(())
+    }
+}
+
 /// Makes a host do everything that is counted, on a paused clock.
 async fn a_bit_of_everything() {
     let world = World::in_memory();
@@ -298,7 +314,7 @@ fn every_documented_metric_is_emitted_and_nothing_else() {
         let mut builder = Host::local(MemoryStore::new());
         let blockers = builder.interface(|_| Blocker).register().unwrap();
         let host = builder.start().await.unwrap();
-        blockers.request("b", SECOND).await.unwrap();
+        blockers.request("b", UntilEmitted(seen.clone(), stable_interfaces::metrics::BLOCKED)).await.unwrap();
         host.drain(SECOND).await;
     });
     let seen = seen.0.lock();

@@ -68,7 +68,7 @@ impl OnConnect for Echo {
 
 async fn start(name: &str, fleet: &Fleet, store: &MemoryStore) -> (Host, Interface<Echo>) {
     let transport = TcpTransport::listen("127.0.0.1:0");
-    let mut host = Host::builder(name, fleet.clone()).store(store.clone()).lease(2 * SECOND).transport(transport);
+    let mut host = Host::builder(name, fleet.clone()).store(store.clone()).lease(30 * SECOND).transport(transport);
     let interface = host.interface(|_| Echo(None)).with_alarms().forward::<Where>("where");
     let echoes = interface.forward_connections().register().unwrap();
     (host.start().await.unwrap(), echoes)

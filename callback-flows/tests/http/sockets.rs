@@ -114,7 +114,7 @@ async fn a_reader_that_stops_is_held_in_bounds_then_ended_and_goes_on_without_a_
     let address = listener.local_addr().unwrap();
     let server = tokio::spawn(axum::serve(listener, app.router.clone()).into_future());
     let mut had: Vec<u64> = Vec::new();
-    let mut pauses = 0;
+    let (mut pauses, mut empty) = (0, 0);
     while had.last() != Some(&last) {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(16 * 1_024).unwrap();
@@ -141,6 +141,11 @@ async fn a_reader_that_stops_is_held_in_bounds_then_ended_and_goes_on_without_a_
         tokio::time::advance(Duration::from_secs(31)).await;
         tokio::time::resume();
         let more = numbers(&mut BufReader::new(connection).lines()).await;
+        // The machine may have had no time for it yet.
+        if more.is_empty() && empty < 20 {
+            empty += 1;
+            continue;
+        }
         assert_eq!(more.first(), Some(&(after + 1)), "the event behind the last one is next");
         pauses += usize::from(more.last() != Some(&last));
         had.extend(more);
