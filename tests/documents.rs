@@ -335,7 +335,7 @@ fn every_promise_is_the_readmes_and_the_file_that_keeps_it_exists_and_has_a_head
 }
 
 /// Faults that a hard look has found, by the letter of its section and how many faults that has.
-const FOUND: [(char, usize); 5] = [('A', 8), ('B', 7), ('C', 9), ('D', 14), ('E', 9)];
+const FOUND: [(char, usize); 5] = [('A', 8), ('B', 7), ('C', 10), ('D', 14), ('E', 9)];
 
 #[test]
 fn every_fault_that_a_hard_look_has_found_has_its_row_and_its_test() {

@@ -147,6 +147,32 @@ async fn a_hot_instance_pipelines_its_commits() {
     assert!(world.now() <= 2_000, "{} ms for a hundred requests and commits of a second", world.now());
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn handlers_of_a_hot_instance_read_what_was_committed_last_however_many_commits_settle_meanwhile() {
+    const CALLERS: u16 = 3_000;
+    for round in 0..10 {
+        let world = World::in_memory();
+        let site = world.launch(world.local(), |probes| probes.max_waiting(CALLERS.into())).await;
+        let (begin, begins) = tokio::sync::oneshot::channel::<()>();
+        let first = act(|_: &mut Probe, _| {
+            Box::pin(async move {
+                let _ = begins.await;
+                Ok(())
+            })
+        });
+        let first = spawn(&site.probes, "hot", first);
+        let callers: Vec<_> = (1..CALLERS).map(|_| spawn(&site.probes, "hot", count("n"))).collect();
+        begin.send(()).unwrap();
+        first.await.unwrap().unwrap();
+        let mut answers = Vec::new();
+        for caller in callers {
+            answers.push(caller.await.unwrap().unwrap());
+        }
+        answers.sort_unstable();
+        assert_eq!(answers, (1..CALLERS.into()).collect::<Vec<_>>(), "round {round}");
+    }
+}
+
 on_each_store! {
     async fn after_a_failed_commit_everything_later_of_that_incarnation_fails_and_the_next_begins_from_the_store(
         world: World

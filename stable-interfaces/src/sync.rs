@@ -18,6 +18,8 @@ pub(crate) use shuttle::{sync::atomic, thread_local};
 use std::future::poll_fn;
 use std::pin::Pin;
 pub(crate) use std::sync::Arc;
+/// Orders what other processors see. In an explored schedule one thread runs at a time.
+pub(crate) use std::sync::atomic::fence;
 use std::task::Poll;
 #[cfg(not(shuttle))]
 pub(crate) use std::{sync::atomic, thread_local};

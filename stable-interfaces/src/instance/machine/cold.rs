@@ -13,7 +13,8 @@ use crate::instance::answer::{NO_COMMIT, Refusal};
 use crate::instance::life::Life;
 use crate::instance::queue::{Queue, Waiter};
 use crate::shards::delivery::Delivery;
-use crate::sync::{Arc, Notify, OwnedSemaphorePermit};
+use crate::sync::atomic::Ordering;
+use crate::sync::{Arc, Notify, OwnedSemaphorePermit, fence};
 use crate::tasks::TaskHandle;
 
 /// Rarely used fields of a machine.
@@ -55,6 +56,20 @@ pub(super) struct Unsettled {
 impl Unsettled {
     pub(super) fn commit(&self) -> Option<Arc<Commit>> {
         self.of_turn.clone().or_else(|| self.commit.upgrade())
+    }
+
+    /// Commits of an incarnation that may not be durable yet, oldest first.
+    ///
+    /// They go on being settled while they are looked at, in the order of their numbers, so the newest may be gone from memory when an older one
+    /// was not yet. What is settled by the end is left out: nothing in the list is older than what the store has.
+    pub(super) fn of<'a>(kept: impl Iterator<Item = &'a Unsettled>, gate: &Gate) -> Vec<Arc<Commit>> {
+        let settled = gate.settled();
+        let kept = kept.filter(|commit| commit.number > settled);
+        let found: Vec<_> = kept.filter_map(|kept| Some((kept.number, kept.commit()?))).collect();
+        // The committer settles a commit before it lets go of it: whoever has seen that it is gone sees that too.
+        fence(Ordering::Acquire);
+        let settled = gate.settled();
+        found.into_iter().filter(|(number, _)| *number > settled).map(|(_, commit)| commit).collect()
     }
 }
 
@@ -123,5 +138,37 @@ impl<J: Waiter> Cold<J> {
             && self.held.is_empty()
             && self.tasks.is_empty()
             && self.connections.is_empty()
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+    use crate::commit::gate::Ticket;
+    use crate::store::{Epoch, ShardId};
+
+    #[test]
+    fn commits_that_are_settled_while_they_are_looked_at_leave_none_behind_that_is_older_than_the_store() {
+        let gate = Arc::new(Gate::default());
+        let commit = || Arc::new(Commit { shard: ShardId(0), epoch: Epoch(1), ops: Vec::new(), is_shown: true });
+        let in_committer: Vec<(Ticket, Arc<Commit>)> = (0..3).map(|_| (gate.take_ticket(), commit())).collect();
+        let keep = |(ticket, commit): &(Ticket, Arc<Commit>)| Unsettled {
+            number: ticket.number(),
+            commit: Arc::downgrade(commit),
+            of_turn: None,
+        };
+        let kept: Vec<Unsettled> = in_committer.iter().map(keep).collect();
+        assert_eq!(Unsettled::of(kept.iter(), &gate).len(), 3);
+        let in_committer = RefCell::new(in_committer);
+        let while_they_settle = kept.iter().inspect(|commit| {
+            if commit.number == 2 {
+                for (ticket, _) in in_committer.borrow_mut().drain(..) {
+                    ticket.settle(Ok(()));
+                }
+            }
+        });
+        assert_eq!(Unsettled::of(while_they_settle, &gate).len(), 0);
     }
 }

@@ -116,10 +116,8 @@ impl<S, J: Waiter> Machine<S, J> {
 
     /// Commits that may not be durable yet, oldest first.
     pub(crate) fn unsettled(&self) -> Vec<Arc<Commit>> {
-        let Some(cold) = &self.cold else { return Vec::new() };
-        let settled = cold.gate.as_ref().map_or(0, |gate| gate.settled());
-        let unsettled = cold.unsettled.iter().filter(|commit| commit.number > settled);
-        unsettled.filter_map(Unsettled::commit).collect()
+        let Some(Cold { gate: Some(gate), unsettled, .. }) = self.cold.as_deref() else { return Vec::new() };
+        Unsettled::of(unsettled.iter(), gate)
     }
 
     /// The number of commits that are kept for reads, and of those that are in memory.
