@@ -27,48 +27,60 @@ struct Packed {
     /// The instance's ID, the alarm's, and the meta.
     text: Box<[u8]>,
     /// The ends of the first two.
-    instance_end: usize,
-    id_end: usize,
+    instance_end: u32,
+    id_end: u32,
     due: Timestamp,
-    scheduled_at: Timestamp,
     revision: Revision,
-    /// Most have none behind them.
-    attempts: Option<Box<Attempts>>,
+    /// `None` if it was never tried or moved, as most: then it is due when it was set for.
+    tried: Option<Box<Tried>>,
+}
+
+/// With its two reference counts 88 bytes, the most that the system's allocator has room for in a piece of 96.
+const _: () = assert!(size_of::<Packed>() == 72);
+
+struct Tried {
+    scheduled_at: Timestamp,
+    attempts: Attempts,
 }
 
 impl Packed {
     fn of(row: &AlarmRow) -> Packed {
         let AlarmRow { name, id, due, scheduled_at, revision, attempts, meta } = row;
+        let is_as_set = scheduled_at == due && *attempts == Attempts::default();
+        let end = |end: usize| u32::try_from(end).expect("IDs are of a few kilobytes at most");
         Packed {
             interface: name.interface.clone(),
             text: [name.instance.as_bytes(), id.as_bytes(), meta].concat().into(),
-            instance_end: name.instance.len(),
-            id_end: name.instance.len() + id.len(),
+            instance_end: end(name.instance.len()),
+            id_end: end(name.instance.len() + id.len()),
             due: *due,
-            scheduled_at: *scheduled_at,
             revision: *revision,
-            attempts: (*attempts != Attempts::default()).then(|| Box::new(attempts.clone())),
+            tried: (!is_as_set).then(|| Box::new(Tried { scheduled_at: *scheduled_at, attempts: attempts.clone() })),
         }
     }
 
     fn unpacked(&self) -> AlarmRow {
         let text = |bytes| str::from_utf8(bytes).expect("it was a text when it was packed");
         let (_, instance, id) = self.parts();
+        let (scheduled_at, attempts) = match self.tried.as_deref() {
+            Some(Tried { scheduled_at, attempts }) => (*scheduled_at, attempts.clone()),
+            None => (self.due, Attempts::default()),
+        };
         AlarmRow {
             name: InstanceName { interface: self.interface.clone(), instance: text(instance).into() },
             id: text(id).into(),
             due: self.due,
-            scheduled_at: self.scheduled_at,
+            scheduled_at,
             revision: self.revision,
-            attempts: self.attempts.as_deref().cloned().unwrap_or_default(),
-            meta: Bytes::copy_from_slice(&self.text[self.id_end..]),
+            attempts,
+            meta: Bytes::copy_from_slice(&self.text[self.id_end as usize..]),
         }
     }
 }
 
 impl Named for Packed {
     fn parts(&self) -> (&[u8], &[u8], &[u8]) {
-        let (instance, id) = self.text[..self.id_end].split_at(self.instance_end);
+        let (instance, id) = self.text[..self.id_end as usize].split_at(self.instance_end as usize);
         (self.interface.as_bytes(), instance, id)
     }
 }
