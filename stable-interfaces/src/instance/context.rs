@@ -5,6 +5,7 @@
 
 mod reads;
 
+use std::convert::identity;
 use std::fmt::{self, Debug, Display};
 
 use bytes::Bytes;
@@ -273,7 +274,7 @@ impl Context {
     /// is recorded then.
     pub fn put(&mut self, key: &str, value: &(impl Serialize + ?Sized)) -> Result<(), ContextError> {
         let value = json::to_vec(value).map_err(|error| ContextError::not_json(self.value_under(key), error))?;
-        self.put_bytes(key, value)
+        self.put_value(key, value.into(), identity)
     }
 
     /// Stores bytes as they are under `key` in this instance's storage.
@@ -281,12 +282,16 @@ impl Context {
     /// # Errors
     /// As [`put`](Self::put).
     pub fn put_bytes(&mut self, key: &str, value: impl Into<Bytes>) -> Result<(), ContextError> {
+        self.put_value(key, value.into(), own_bytes)
+    }
+
+    /// Stores a value, made the library's own if it is not.
+    fn put_value(&mut self, key: &str, value: Bytes, own: fn(Bytes) -> Bytes) -> Result<(), ContextError> {
         check_key(key).map_err(|reason| invalid_key(key, reason))?;
-        let value = value.into();
         if value.len() > MAX_VALUE_BYTES {
             return Err(ContextError::too_large(self.value_under(key), value.len()));
         }
-        self.record(Op::Put { name: self.instance.name(), key: key.into(), value: own_bytes(value) })
+        self.record(Op::Put { name: self.instance.name(), key: key.into(), value: own(value) })
     }
 
     /// Removes `key` from this instance's storage, if it is there.
