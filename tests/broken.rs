@@ -176,18 +176,20 @@ impl Broken {
                 let mut write = write.clone();
                 for batch in &mut write.batches {
                     let mut state = self.state.lock();
+                    let mut ops = batch.ops.to_vec();
                     match self.how {
-                        How::AppliesPartly if batch.ops.len() > 1 && state.is_turn(10) => drop(batch.ops.pop()),
-                        How::ForgetsRemovals => batch.ops.retain(|op| {
+                        How::AppliesPartly if ops.len() > 1 && state.is_turn(10) => drop(ops.pop()),
+                        How::ForgetsRemovals => ops.retain(|op| {
                             let removes = matches!(op, Op::RemoveAlarm { .. } | Op::RemoveMessage(_));
                             !(removes && state.is_turn(10))
                         }),
-                        How::LosesKeys => batch.ops.retain(|op| !(is_key(op) && state.is_turn(4))),
+                        How::LosesKeys => ops.retain(|op| !(is_key(op) && state.is_turn(4))),
                         How::ForgetsValues => {
-                            batch.ops.retain(|op| !(matches!(op, Op::Put { .. }) && state.is_turn(40)));
+                            ops.retain(|op| !(matches!(op, Op::Put { .. }) && state.is_turn(40)));
                         }
                         _ => {}
                     }
+                    batch.ops = ops.into();
                 }
                 self.inner.commit(&write).await
             }

@@ -438,7 +438,7 @@ on_each_store! {
             });
             // A program whose journals have another format.
             let host = world.local_behind(|between| between.on_write(move |write| {
-                for op in write.batches.iter_mut().flat_map(|batch| &mut batch.ops) {
+                for op in write.batches.iter_mut().flat_map(|batch| Arc::make_mut(&mut batch.ops)) {
                     if let Op::Put { key, value, .. } = op
                         && key.starts_with("page/")
                     {

@@ -38,7 +38,7 @@ fn counted(world: &World, writes: &Arc<Writes>) -> HostBuilder {
         between.on_write(move |write| {
             writes.commits.fetch_add(1, Ordering::SeqCst);
             let before = writes.marks.load(Ordering::SeqCst);
-            for op in write.batches.iter().flat_map(|batch| &batch.ops) {
+            for op in write.batches.iter().flat_map(|batch| batch.ops.iter()) {
                 let is_mark = match op {
                     Op::PutAlarm(row) => row.attempts.started,
                     Op::PutMessage(row) => row.attempts.started,

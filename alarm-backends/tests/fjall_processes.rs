@@ -225,7 +225,7 @@ impl Writer {
             }
             let value = n.to_string().into();
             ops.push(Op::Put { name: name(shard), key: "n".into(), value });
-            Batch { shard, epoch, ops }
+            Batch { shard, epoch, ops: ops.into() }
         };
         let batches = SHARDS.iter().zip(&self.epochs).map(batch).collect();
         let write = Write { incarnation: self.incarnation, lane: Lane(0), seq: self.seq, batches };

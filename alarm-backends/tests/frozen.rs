@@ -102,7 +102,7 @@ const METHODS: [&str; 8] = ["claim", "renew", "release", "commit", "post", "load
 /// Calls a method; `round` makes its content new.
 async fn call(store: &dyn Store, method: &str, round: u64) -> Result<(), StoreError> {
     let ops = vec![Op::Put { name: name(), key: format!("k-{round}").into(), value: Bytes::from_static(b"v") }];
-    let batches = vec![Batch { shard: ShardId(0), epoch: Epoch(1), ops }];
+    let batches = vec![Batch { shard: ShardId(0), epoch: Epoch(1), ops: ops.into() }];
     match method {
         "claim" => store.claim(&claim()).await.map(drop),
         "renew" => store.renew(&Renewal::new(ME, Duration::from_secs(3600))).await.map(drop),

@@ -83,7 +83,7 @@ fn message(id: &str) -> NewMessage {
 }
 
 fn batch(shard: u32, ops: Vec<Op>) -> Batch {
-    Batch { shard: ShardId(shard), epoch: Epoch(1), ops }
+    Batch { shard: ShardId(shard), epoch: Epoch(1), ops: ops.into() }
 }
 
 fn write(seq: u64, batches: Vec<Batch>) -> Write {

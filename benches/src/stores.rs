@@ -124,13 +124,15 @@ fn writes(incarnation: Incarnation, ops: Vec<(ShardId, Epoch, Op)>, rows: usize)
     while ops.peek().is_some() {
         let mut chunk: Vec<_> = ops.by_ref().take(rows).collect();
         chunk.sort_by_key(|(shard, ..)| *shard);
-        let mut batches: Vec<Batch> = Vec::new();
+        let mut batches: Vec<(ShardId, Epoch, Vec<Op>)> = Vec::new();
         for (shard, epoch, op) in chunk {
             match batches.last_mut() {
-                Some(batch) if batch.shard == shard => batch.ops.push(op),
-                _ => batches.push(Batch { shard, epoch, ops: vec![op] }),
+                Some((last, _, ops)) if *last == shard => ops.push(op),
+                _ => batches.push((shard, epoch, vec![op])),
             }
         }
+        let batch = |(shard, epoch, ops): (_, _, Vec<Op>)| Batch { shard, epoch, ops: ops.into() };
+        let batches = batches.into_iter().map(batch).collect();
         writes.push(Write { incarnation, lane: Lane(0), seq: writes.len() as u64 + 1, batches });
     }
     writes

@@ -11,7 +11,6 @@
 //! that is found with a mark was running when a process died: it is handled with nothing else beside it, and given up after
 //! [`max_crashes`](Limits::max_crashes).
 
-use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -226,12 +225,11 @@ impl Shards {
     }
 
     /// Shows the windows what a commit has just made durable.
-    pub(crate) fn apply<'a>(&self, shard: ShardId, epoch: Epoch, ops: impl Iterator<Item = Cow<'a, Op>>) {
+    pub(crate) fn apply(&self, shard: ShardId, epoch: Epoch, ops: &[Op]) {
         let is_waking =
             |op: &Op| matches!(op, Op::PutAlarm(_) | Op::RemoveAlarm { .. } | Op::PutMessage(_) | Op::RemoveMessage(_));
-        let mut waking = ops.filter(|op| is_waking(op)).peekable();
-        if waking.peek().is_some() {
-            self.with_owned(shard, epoch, |owned| waking.for_each(|op| owned.follow(op)));
+        if ops.iter().any(is_waking) {
+            self.with_owned(shard, epoch, |owned| ops.iter().for_each(|op| owned.follow(op)));
         }
     }
 

@@ -259,7 +259,8 @@ impl Town {
         let epoch = self.store.claim(&claim).await.unwrap().granted[0].epoch;
         let name = InstanceName { interface: "till!".into(), instance: id.into() };
         let ops = vec![Op::Put { name, key: key.into(), value: value.into() }];
-        let write = Write { incarnation, lane: Lane(0), seq: 1, batches: vec![Batch { shard, epoch, ops }] };
+        let write =
+            Write { incarnation, lane: Lane(0), seq: 1, batches: vec![Batch { shard, epoch, ops: ops.into() }] };
         self.store.commit(&write).await.unwrap()[0].as_ref().unwrap();
         self.store.release(incarnation, &[(shard, Some(epoch))]).await.unwrap();
     }

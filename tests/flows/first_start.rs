@@ -204,7 +204,7 @@ on_each_store! {
         let flaky = Between::new(world.store.clone()).on_commit(move |write| {
             let mut failed = failed.lock();
             let before = failed.len();
-            for op in write.batches.iter().flat_map(|batch| &batch.ops) {
+            for op in write.batches.iter().flat_map(|batch| batch.ops.iter()) {
                 if let Op::Put { name, key, .. } = op
                     && key.starts_with("page/")
                     && !failed.contains(name)

@@ -66,7 +66,7 @@ impl Owner {
 
     async fn try_write(&mut self, ops: Vec<Op>) -> Result<(), StoreError> {
         self.seq += 1;
-        let batches = vec![Batch { shard: SHARD, epoch: self.epoch, ops }];
+        let batches = vec![Batch { shard: SHARD, epoch: self.epoch, ops: ops.into() }];
         let write = Write { incarnation: self.incarnation, lane: Lane(0), seq: self.seq, batches };
         self.store.commit(&write).await.unwrap().remove(0)
     }
@@ -159,7 +159,7 @@ async fn a_lease_ends_with_the_process_that_had_it() {
         incarnation: Incarnation(1),
         lane: Lane(0),
         seq: 1,
-        batches: vec![Batch { shard: SHARD, epoch: Epoch(1), ops: vec![Op::PutAlarm(alarm("late", 1, 1))] }],
+        batches: vec![Batch { shard: SHARD, epoch: Epoch(1), ops: [Op::PutAlarm(alarm("late", 1, 1))].into() }],
     };
     let answer = owner.store.commit(&former).await.unwrap().remove(0);
     assert!(matches!(answer, Err(StoreError::Fenced { newest: Epoch(2), .. })), "{answer:?}");
@@ -284,8 +284,8 @@ async fn the_answer_to_a_repeated_write_is_the_first_answer() {
         lane: Lane(0),
         seq: 1,
         batches: vec![
-            Batch { shard: SHARD, epoch: owner.epoch, ops: vec![Op::PutAlarm(with_nul)] },
-            Batch { shard: ShardId(8), epoch: Epoch(1), ops: vec![Op::PutAlarm(alarm("a", 1, 1))] },
+            Batch { shard: SHARD, epoch: owner.epoch, ops: [Op::PutAlarm(with_nul)].into() },
+            Batch { shard: ShardId(8), epoch: Epoch(1), ops: [Op::PutAlarm(alarm("a", 1, 1))].into() },
         ],
     };
     for _ in 0..2 {

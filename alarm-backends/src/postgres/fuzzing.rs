@@ -175,7 +175,7 @@ impl WireRow {
 /// The row that is stored by an operation.
 pub(crate) fn written(op: &Op) -> WireRow {
     let mut row = WireRow::default();
-    let batches = vec![Batch { shard: ShardId(0), epoch: Epoch(1), ops: vec![op.clone()] }];
+    let batches = vec![Batch { shard: ShardId(0), epoch: Epoch(1), ops: [op.clone()].into() }];
     let write = Write { incarnation: Incarnation(1), lane: Lane(0), seq: 1, batches };
     let wire = WireWrite::new(&write).expect("what was read can be sent");
     match op {

@@ -197,7 +197,7 @@ impl<'a> WireWrite<'a> {
         for batch in &write.batches {
             let shard = shard(batch.shard)?;
             wire.batches.push(BatchHead { shard, epoch: number("epoch", batch.epoch.0)? });
-            for op in &batch.ops {
+            for op in batch.ops.iter() {
                 wire.push(shard, op)?;
             }
         }

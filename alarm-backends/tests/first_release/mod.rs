@@ -150,7 +150,7 @@ pub(crate) async fn is_whole_and_goes_on(store: &dyn Store) {
         incarnation: NEXT,
         lane: Lane(0),
         seq: 1,
-        batches: vec![Batch { shard: ShardId(0), epoch: Epoch(3), ops }],
+        batches: vec![Batch { shard: ShardId(0), epoch: Epoch(3), ops: ops.into() }],
     };
     store.commit(&write).await.expect("a write is answered").remove(0).expect("the owner writes");
     assert_eq!(alarms(store).await, [moved]);

@@ -118,7 +118,7 @@ pub(crate) fn write(lane: u16, seq: u64, ops: Vec<Op>) -> Write {
 }
 
 pub(crate) fn write_of(incarnation: u64, epoch: u64, lane: u16, seq: u64, ops: Vec<Op>) -> Write {
-    let batches = vec![Batch { shard: ShardId(0), epoch: Epoch(epoch), ops }];
+    let batches = vec![Batch { shard: ShardId(0), epoch: Epoch(epoch), ops: ops.into() }];
     Write { incarnation: Incarnation(incarnation), lane: Lane(lane), seq, batches }
 }
 

@@ -208,7 +208,7 @@ async fn every_option_at_its_ends_is_refused_by_name_or_works() {
         let claimed = store.claim(&claim(n, "host-a", &[0], ClaimKind::Start)).await.expect("the claim is answered");
         let epoch = claimed.granted[0].epoch;
         for lane in [0, 1, u16::MAX] {
-            let batch = Batch { shard: ShardId(0), epoch, ops: vec![put("k", &format!("{n} {lane}"))] };
+            let batch = Batch { shard: ShardId(0), epoch, ops: [put("k", &format!("{n} {lane}"))].into() };
             let write = Write { incarnation: life, lane: Lane(lane), seq: 1, batches: vec![batch] };
             store.commit(&write).await.expect("the write is answered").remove(0).expect("the owner writes");
             assert_eq!(value(&store, "k").await, Some(format!("{n} {lane}")));

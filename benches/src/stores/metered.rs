@@ -123,7 +123,7 @@ impl Store for Metered {
         let answers = self.count().store.commit(write).await?;
         let (mut put, mut removed) = (0, 0);
         for (batch, _) in write.batches.iter().zip(&answers).filter(|(_, answer)| answer.is_ok()) {
-            for op in &batch.ops {
+            for op in batch.ops.iter() {
                 match op {
                     Op::PutAlarm(_) => put += 1,
                     Op::RemoveAlarm { .. } => removed += 1,

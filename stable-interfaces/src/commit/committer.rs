@@ -16,14 +16,13 @@ mod model;
 #[cfg(feature = "testing")]
 mod tests;
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::num::NonZeroU16;
 use std::time::Duration;
 
 use crate::clock::{Clock, Random};
 use crate::commit::committer::lane::{LaneWriter, or_never};
-use crate::commit::effects::fold;
+use crate::commit::effects::folded;
 use crate::commit::gate::{Failure, Ticket};
 use crate::commit::in_doubt::{CommitOutcome, InDoubt};
 use crate::error::WithCauses;
@@ -48,7 +47,7 @@ pub(crate) struct Commit {
     pub(crate) shard: ShardId,
     pub(crate) epoch: Epoch,
     /// In the order they were decided. May be empty: then it only waits for its turn.
-    pub(crate) ops: Vec<Op>,
+    pub(crate) ops: Arc<[Op]>,
     /// Tells whether the shard's windows follow it when it is durable.
     pub(crate) is_shown: bool,
 }
@@ -260,7 +259,7 @@ impl Committer {
     ) {
         let commit = queued.commit.clone();
         let (shard, epoch) = (commit.shard, commit.epoch);
-        let batch = Batch { shard, epoch, ops: fold(commit.ops.clone()) };
+        let batch = Batch { shard, epoch, ops: folded(&commit.ops) };
         let mut backoff = Backoff::new(&*self.clock, &*self.random);
         let limit = self.options.store_timeout;
         let is_owned = || self.shards.epoch(shard) == Some(epoch);
@@ -309,7 +308,7 @@ impl Committer {
         let has_committed = matches!(outcome, CommitOutcome::Committed);
         let told = in_doubt.decide(outcome);
         if has_committed {
-            self.shards.apply(shard, epoch, commit.ops.iter().map(Cow::Borrowed));
+            self.shards.apply(shard, epoch, &commit.ops);
         }
         queued.settle(told);
     }

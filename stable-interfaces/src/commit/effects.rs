@@ -11,6 +11,7 @@ use bytes::Bytes;
 
 use crate::error::ContextError;
 use crate::store::{AlarmRow, InstanceName, Op, Revision};
+use crate::sync::Arc;
 
 /// See [`Context::MAX_EFFECTS`](crate::Context::MAX_EFFECTS).
 pub(crate) const MAX_EFFECTS: usize = 1_000;
@@ -150,11 +151,14 @@ fn dead_rest(op: &Op) -> Option<(crate::Timestamp, bool)> {
     }
 }
 
+/// As [`fold`], of the operations of one commit. What is folded already, as a single operation is, is not copied.
+pub(crate) fn folded(ops: &Arc<[Op]>) -> Arc<[Op]> {
+    let is_folded = ops.is_sorted_by(|one, next| one.cmp_target(next).is_lt());
+    if is_folded { ops.clone() } else { fold(ops.to_vec()).into() }
+}
+
 /// Folds operations, given in the order they were decided, into one per target, ascending by target.
 pub(crate) fn fold(mut ops: Vec<Op>) -> Vec<Op> {
-    if ops.len() < 2 {
-        return ops;
-    }
     // Stable: operations on one target stay in the order they were decided.
     ops.sort_by(Op::cmp_target);
     ops.dedup_by(|later, kept| {
@@ -235,6 +239,14 @@ mod tests {
         let folded =
             fold(vec![put("b", "1"), put("a", "1"), put("b", "2"), Op::Delete { name: name(), key: "a".into() }]);
         assert_eq!(folded, vec![Op::Delete { name: name(), key: "a".into() }, put("b", "2")]);
+    }
+
+    #[test]
+    fn operations_of_a_commit_that_are_folded_already_are_not_copied() {
+        let ops: Arc<[Op]> = Arc::new([put("a", "1"), put("b", "1")]);
+        assert!(Arc::ptr_eq(&folded(&ops), &ops));
+        let ops: Arc<[Op]> = Arc::new([put("a", "1"), put("a", "2")]);
+        assert_eq!(*folded(&ops), [put("a", "2")]);
     }
 
     #[test]

@@ -31,7 +31,7 @@ pub(super) fn wake_marked(host: &Arc<HostCore>, run: Vec<(Arc<dyn AnyInterface>,
         return;
     }
     let ticket = Arc::new(Gate::default()).take_ticket();
-    let commit = Commit { shard, epoch, ops: marks, is_shown: false };
+    let commit = Commit { shard, epoch, ops: marks.into(), is_shown: false };
     let queued = QueuedCommit::new(Arc::new(commit), ticket.clone(), None);
     let refused = match host.committer() {
         Some(committer) => committer.push(queued),

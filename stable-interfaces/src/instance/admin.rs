@@ -221,7 +221,7 @@ impl Context {
     /// The dead letter with this very key, if it is still there.
     async fn find_dead(&self, key: &DeadKey) -> Result<Option<DeadLetter>, ContextError> {
         let is_removed = |op: &Op| matches!(op, Op::RemoveDead(removed) if removed == key);
-        if self.unsettled().iter().flat_map(|commit| &commit.ops).any(is_removed) {
+        if self.unsettled().iter().flat_map(|commit| commit.ops.iter()).any(is_removed) {
             return Ok(None);
         }
         let client = self.host_core().store_client().ok_or(ContextError::NoStore)?;

@@ -71,7 +71,7 @@ async fn run(faults: u32, closes: bool, commit_timeout: Duration) -> (Arc<SlowSt
                     let ops = vec![Op::Put { name: name.clone(), key: "k".into(), value }];
                     let (shard, epoch) = (grant.shard, grant.epoch);
                     let ticket = gate.take_ticket();
-                    let commit = Arc::new(Commit { shard, epoch, ops, is_shown: false });
+                    let commit = Arc::new(Commit { shard, epoch, ops: ops.into(), is_shown: false });
                     if let Some(refused) = committer.push(QueuedCommit::new(commit, ticket.clone(), None)) {
                         refused.withdraw(&host_has_stopped());
                     }

@@ -1,6 +1,5 @@
 //! The windows of one shard, for as long as it is owned, and since or until when each wants something.
 
-use std::borrow::Cow;
 use std::time::Duration;
 
 use super::wake::Wake;
@@ -88,16 +87,14 @@ impl Owned {
         }
     }
 
-    /// Follows what a commit has made durable. A row that is nobody else's any more is not copied.
-    pub(super) fn follow(&mut self, op: Cow<'_, Op>) {
-        match &*op {
+    /// Follows what a commit has made durable.
+    pub(super) fn follow(&mut self, op: &Op) {
+        match op {
+            Op::PutAlarm(row) => self.alarms.put(row.clone()),
             Op::RemoveAlarm { name, id, revision } => self.alarms.remove(name, id, *revision),
+            Op::PutMessage(row) => self.inbox.postpone(row.due, Arc::new(row.clone())),
             Op::RemoveMessage(key) => self.inbox.remove(key),
-            _ => match op.into_owned() {
-                Op::PutAlarm(row) => self.alarms.put(row),
-                Op::PutMessage(row) => self.inbox.postpone(row.due, Arc::new(row)),
-                _ => {}
-            },
+            Op::PutDead(_) | Op::RemoveDead(_) | Op::Put { .. } | Op::Delete { .. } => {}
         }
     }
 

@@ -91,7 +91,7 @@ async fn a_message_that_comes_later_does_not_end_the_marking_of_what_was_overdue
         let delivery = shards.pop_due(Moment::of(&clock)).expect("it is due");
         let (is_marked, done) = (delivery.must_mark, delivery.wake().done());
         delivery.ack();
-        shards.apply(SHARD, EPOCH, [done].iter().map(Cow::Borrowed));
+        shards.apply(SHARD, EPOCH, &[done]);
         is_marked
     };
     // Of the two that are overdue, the second is in the store yet when the message comes.
@@ -142,7 +142,7 @@ async fn of_a_backlog_several_of_a_shard_are_handed_out_at_once_and_else_one() {
     for delivery in first.into_iter().chain(second) {
         let done = delivery.wake().done();
         delivery.ack();
-        shards.apply(SHARD, EPOCH, [done].iter().map(Cow::Borrowed));
+        shards.apply(SHARD, EPOCH, &[done]);
     }
     let (dues, _rest) = popped(3);
     assert_eq!(dues, [5, 6], "what has only just become due is no backlog");
@@ -169,7 +169,7 @@ async fn what_was_running_when_a_process_died_is_handed_out_with_nothing_beside_
         for delivery in run {
             let done = delivery.wake().done();
             delivery.ack();
-            shards.apply(SHARD, EPOCH, [done].iter().map(Cow::Borrowed));
+            shards.apply(SHARD, EPOCH, &[done]);
         }
     }
     assert_eq!(shards.firing.counted(), (0, 0));

@@ -295,8 +295,8 @@ pub struct Batch {
     pub shard: ShardId,
     /// The epoch under which they were decided.
     pub epoch: Epoch,
-    /// The operations; no two have the same target.
-    pub ops: Vec<Op>,
+    /// The operations; no two have the same target. Shared with the commit that they are of, which is readable until it is settled.
+    pub ops: Arc<[Op]>,
 }
 
 /// One change to a shard.

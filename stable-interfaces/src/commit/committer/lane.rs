@@ -3,7 +3,6 @@
 //! Where a store keeps the number of a write for the lane, one write is under way and everything else waits for it. Where it keeps a
 //! number for each shard, a write that is not answered soon holds up its own shards only, and the queue goes on without them.
 
-use std::borrow::Cow;
 use std::collections::{BTreeSet, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,11 +11,11 @@ use std::time::Duration;
 use super::{Committer, Queue, QueuedCommit};
 use crate::StoreError;
 use crate::clock::Sleep;
-use crate::commit::effects::fold;
+use crate::commit::effects::{fold, folded};
 use crate::commit::gate::Failure;
 use crate::error::WithCauses;
 use crate::store::client::backoff;
-use crate::store::{Batch, BoxError, Epoch, Lane, Op, Sequence, ShardId, Store, Write};
+use crate::store::{Batch, BoxError, Epoch, Lane, Sequence, ShardId, Store, Write};
 
 /// In a store that keeps the number of a write for each shard, a write that is not answered within this part of the store timeout
 /// holds up its own shards only.
@@ -126,9 +125,13 @@ impl ShardGroup {
 
     /// The operations of its commits as one.
     fn batch(&self) -> Batch {
+        let ShardGroup { shard, epoch, first, others, .. } = self;
+        if others.is_empty() {
+            return Batch { shard: *shard, epoch: *epoch, ops: folded(&first.commit.ops) };
+        }
         let mut ops = Vec::with_capacity(self.commits().map(|queued| queued.commit.ops.len()).sum());
         self.commits().for_each(|queued| ops.extend_from_slice(&queued.commit.ops));
-        Batch { shard: self.shard, epoch: self.epoch, ops: fold(ops) }
+        Batch { shard: *shard, epoch: *epoch, ops: fold(ops).into() }
     }
 }
 
@@ -351,20 +354,10 @@ impl Committer {
     }
 
     fn settle(&self, group: ShardGroup, outcome: &Result<(), Failure>) {
-        group.into_commits().for_each(|queued| self.settle_one(queued, None, outcome));
+        group.into_commits().for_each(|queued| self.settle_one(queued, outcome));
     }
 
-    /// Settles a group that is durable, as these operations: nobody needs them any more.
-    fn settle_written(&self, group: ShardGroup, ops: Vec<Op>) {
-        if group.others.is_empty() {
-            self.settle_one(group.first, Some(ops), &Ok(()));
-        } else {
-            self.settle(group, &Ok(()));
-        }
-    }
-
-    /// Settles a commit; `written` are its operations as they were sent, if they are of no other.
-    fn settle_one(&self, mut queued: QueuedCommit, written: Option<Vec<Op>>, outcome: &Result<(), Failure>) {
+    fn settle_one(&self, mut queued: QueuedCommit, outcome: &Result<(), Failure>) {
         if outcome.is_ok() {
             // Resolve first: once the window has seen a retry, it may be handled again at once.
             if !queued.commit.ops.is_empty()
@@ -374,10 +367,8 @@ impl Committer {
             }
             let commit = &queued.commit;
             // Before the gate opens, so that whoever sees the reply sees the alarm.
-            match written {
-                _ if !commit.is_shown => {}
-                Some(ops) => self.shards.apply(commit.shard, commit.epoch, ops.into_iter().map(Cow::Owned)),
-                None => self.shards.apply(commit.shard, commit.epoch, commit.ops.iter().map(Cow::Borrowed)),
+            if commit.is_shown {
+                self.shards.apply(commit.shard, commit.epoch, &commit.ops);
             }
         }
         queued.settle(outcome.clone());
@@ -420,11 +411,11 @@ impl Committer {
             }
             Err(error) => (for_all(batches, error), true),
         };
-        let Sending { mut write, groups, then, first_sent, failures } = sending;
+        let Sending { write, groups, then, first_sent, failures } = sending;
         let (mut unknown, mut why) = (Vec::new(), None);
-        for ((mut group, batch), answer) in groups.into_iter().zip(&mut write.batches).zip(answers) {
+        for (mut group, answer) in groups.into_iter().zip(answers) {
             match answer {
-                Ok(()) => self.settle_written(group, std::mem::take(&mut batch.ops)),
+                Ok(()) => self.settle(group, &Ok(())),
                 Err(error @ StoreError::Unavailable(_)) => {
                     group.was_ambiguous = true;
                     why = Some(error);

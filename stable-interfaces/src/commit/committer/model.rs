@@ -312,7 +312,7 @@ impl State {
             if write.seq < *newest {
                 return Err(stale(*newest));
             }
-            let mut ops = write.batches.iter().flat_map(|batch| &batch.ops);
+            let mut ops = write.batches.iter().flat_map(|batch| batch.ops.iter());
             if matches!(make, Make::Whole) && ops.any(is_guilty) {
                 return Err(refusal());
             }
@@ -602,7 +602,7 @@ impl Model {
             let outcome = waiting.wait().await;
             *tell.lock() = Some((outcome, clock.elapsed()));
         });
-        let commit = Commit { shard, epoch, ops: ops.clone(), is_shown: true };
+        let commit = Commit { shard, epoch, ops: ops.clone().into(), is_shown: true };
         self.records.push(Record {
             number,
             shard,

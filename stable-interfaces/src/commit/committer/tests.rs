@@ -79,7 +79,7 @@ impl World {
     /// Queues a commit of the only instance of a shard.
     fn push(&self, shard: u32, value: &[u8]) -> Ticket {
         let name = InstanceName { interface: "order".into(), instance: shard.to_string().into() };
-        let ops = vec![Op::Put { name, key: "k".into(), value: Bytes::copy_from_slice(value) }];
+        let ops = Arc::new([Op::Put { name, key: "k".into(), value: Bytes::copy_from_slice(value) }]);
         let ticket = self.gates[shard as usize].take_ticket();
         let commit = Commit { shard: ShardId(shard), epoch: Epoch(1), ops, is_shown: false };
         if let Some(refused) = self.committer.push(QueuedCommit::new(Arc::new(commit), ticket.clone(), None)) {

@@ -84,7 +84,7 @@ impl Context {
             return Ok(found);
         }
         let unsettled = self.instance.unsettled();
-        if let Some(found) = find_value(unsettled.iter().flat_map(|commit| &commit.ops), name, key) {
+        if let Some(found) = find_value(unsettled.iter().flat_map(|commit| commit.ops.iter()), name, key) {
             return Ok(found);
         }
         let one = Most { rows: 1, ..Most::ALL };
@@ -112,13 +112,13 @@ impl Context {
         let unsettled = self.instance.unsettled();
         // Each key deleted since may be one of those read.
         let is_deletion = |op: &&Op| matches!(op, Op::Delete { key, name } if range.contains(key) && name == of);
-        let deleted = unsettled.iter().flat_map(|commit| &commit.ops).filter(is_deletion).count()
+        let deleted = unsettled.iter().flat_map(|commit| commit.ops.iter()).filter(is_deletion).count()
             + self.recorded.ops().iter().filter(is_deletion).count();
         let most = range.limit.saturating_add(deleted);
         let most = Most { rows: most, ..Most::ALL };
         let found = if range.limit > 0 { self.read(of, range.ends(), most).await?.0 } else { Vec::new() };
         let mut rows: BTreeMap<Arc<str>, Bytes> = found.into_iter().collect();
-        for op in unsettled.iter().flat_map(|commit| &commit.ops).chain(self.recorded.ops()) {
+        for op in unsettled.iter().flat_map(|commit| commit.ops.iter()).chain(self.recorded.ops()) {
             match op {
                 Op::Put { key, value, name } if range.contains(key) && name == of => {
                     rows.insert(key.clone(), value.clone());
@@ -169,7 +169,7 @@ impl Context {
         // What is set behind those that were read is told with the rest.
         range.to = next.clone().or(range.to);
         let mut rows: BTreeMap<Arc<str>, AlarmRow> = found.into_iter().map(|row| (row.id.clone(), row)).collect();
-        for op in unsettled.iter().flat_map(|commit| &commit.ops).chain(self.recorded.ops()) {
+        for op in unsettled.iter().flat_map(|commit| commit.ops.iter()).chain(self.recorded.ops()) {
             match op {
                 // The read may have seen a later commit than this one, of which it is the overlay.
                 Op::PutAlarm(row)
@@ -204,7 +204,7 @@ impl Context {
 pub(crate) fn is_live(instance: &dyn Instance, epoch: Epoch, alarm: &AlarmRow) -> bool {
     // Unsettled commits first: what settles meanwhile has reached the window before it leaves this list.
     let unsettled = instance.unsettled();
-    let ops = unsettled.iter().flat_map(|commit| &commit.ops);
+    let ops = unsettled.iter().flat_map(|commit| commit.ops.iter());
     let is_this = |row: &AlarmRow| row.revision == alarm.revision && row.attempts.failed == alarm.attempts.failed;
     find_alarm(ops, &alarm.id).is_none_or(|found| found.is_some_and(is_this))
         && instance.host().shards.is_firing(instance.shard(), epoch, alarm)

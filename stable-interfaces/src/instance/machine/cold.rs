@@ -152,7 +152,7 @@ mod tests {
     #[test]
     fn commits_that_are_settled_while_they_are_looked_at_leave_none_behind_that_is_older_than_the_store() {
         let gate = Arc::new(Gate::default());
-        let commit = || Arc::new(Commit { shard: ShardId(0), epoch: Epoch(1), ops: Vec::new(), is_shown: true });
+        let commit = || Arc::new(Commit { shard: ShardId(0), epoch: Epoch(1), ops: Arc::new([]), is_shown: true });
         let in_committer: Vec<(Ticket, Arc<Commit>)> = (0..3).map(|_| (gate.take_ticket(), commit())).collect();
         let keep = |(ticket, commit): &(Ticket, Arc<Commit>)| Unsettled {
             number: ticket.number(),

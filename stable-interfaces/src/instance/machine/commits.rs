@@ -137,7 +137,7 @@ impl<S, J: Waiter> Machine<S, J> {
         let Wake::Alarm(alarm) = delivery.wake() else { return false };
         let unsettled = self.cold.iter().flat_map(|cold| &cold.unsettled);
         let unsettled: Vec<_> = unsettled.filter_map(Unsettled::commit).collect();
-        let ops = unsettled.iter().flat_map(|commit| &commit.ops);
+        let ops = unsettled.iter().flat_map(|commit| commit.ops.iter());
         effects::find_alarm(ops, &alarm.id).is_some_and(|found| !delivery.is_setting(found))
             || !hands.is_firing(epoch, alarm)
     }
@@ -191,7 +191,7 @@ impl<S, J: Waiter> Machine<S, J> {
             let Cold { held, unsettled, .. } = &mut **cold;
             let unsettled: Vec<_> = unsettled.iter().filter_map(Unsettled::commit).collect();
             held.retain(|delivery| {
-                let ops = unsettled.iter().flat_map(|commit| &commit.ops);
+                let ops = unsettled.iter().flat_map(|commit| commit.ops.iter());
                 // Set or cancelled meanwhile: nothing is held any more.
                 effects::find_alarm(ops, delivery.wake().id()).is_none_or(|found| delivery.is_setting(found))
             });

@@ -96,7 +96,7 @@ impl<I: StableInterface> Hands<Box<dyn Job<I>>> for SlotHands<'_, I> {
 
     fn draft(&self, epoch: Epoch, ops: Vec<Op>, windows: Windows) -> Option<Commit> {
         self.host().committer()?;
-        Some(Commit { shard: self.slot.shard, epoch, ops, is_shown: windows == Windows::Follow })
+        Some(Commit { shard: self.slot.shard, epoch, ops: ops.into(), is_shown: windows == Windows::Follow })
     }
 
     fn commit(&mut self, commit: QueuedCommit) {

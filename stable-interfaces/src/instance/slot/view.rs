@@ -101,7 +101,7 @@ impl<I: StableInterface> Instance for Slot<I> {
         let host = &self.interface.host;
         let committer = host.committer().ok_or(ContextError::NoStore)?.clone();
         let in_doubt = Arc::new(InDoubt::new(completes));
-        let commit = Commit { shard: self.shard, epoch, ops, is_shown: true };
+        let commit = Commit { shard: self.shard, epoch, ops: ops.into(), is_shown: true };
         let (ticket, commit) = self.machine.lock().commit_externally(commit, &in_doubt);
         let queued = QueuedCommit::new(commit.clone(), ticket.clone(), None);
         let outcome = in_doubt.clone();

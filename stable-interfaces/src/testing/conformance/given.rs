@@ -119,7 +119,7 @@ impl Owner {
 
     pub(super) fn batch(&self, shard: u32, ops: Vec<Op>) -> Batch {
         let epoch = self.epochs.get(&shard).copied().unwrap_or_default();
-        Batch { shard: ShardId(shard), epoch, ops }
+        Batch { shard: ShardId(shard), epoch, ops: ops.into() }
     }
 
     pub(super) fn write(&self, lane: u16, seq: u64, batches: Vec<Batch>) -> Write {

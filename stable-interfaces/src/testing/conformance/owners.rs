@@ -19,11 +19,11 @@ pub(super) async fn many_lanes_may_commit_at_once(store: AnyStore) {
                 for seq in 1..=WRITES {
                     // Its own shard, and one row in a shard that all lanes write to.
                     let shared = put("shared", &format!("{lane:02}-{seq:02}"), "v");
-                    let mut batches = vec![owner.batch(u32::from(lane), vec![put("own", "seq", &seq.to_string())])];
-                    match lane {
-                        0 => batches[0].ops.push(shared),
-                        _ => batches.insert(0, owner.batch(0, vec![shared])),
-                    }
+                    let own = put("own", "seq", &seq.to_string());
+                    let batches = match lane {
+                        0 => vec![owner.batch(0, vec![own, shared])],
+                        _ => vec![owner.batch(0, vec![shared]), owner.batch(u32::from(lane), vec![own])],
+                    };
                     for answer in commit(&store, &owner.write(lane, seq, batches)).await {
                         answer.expect("the owner's batch is written");
                     }

@@ -321,7 +321,7 @@ impl Flawed {
                 incarnation,
                 lane: Lane(60_000),
                 seq: self.number(),
-                batches: vec![Batch { shard, epoch, ops }],
+                batches: vec![Batch { shard, epoch, ops: ops.into() }],
             };
             self.inner.commit(&write).await.unwrap();
         }
@@ -418,18 +418,18 @@ impl Flawed {
         let mut write = write.clone();
         for batch in &mut write.batches {
             let mut ops = Vec::new();
-            for op in &batch.ops {
+            for op in batch.ops.iter() {
                 ops.extend(self.op(batch.shard, op).await);
             }
-            batch.ops = ops;
             match self.flaw {
                 Flaw::EpochIsNotChecked => {
                     batch.epoch = self.owner_of(batch.shard).map_or(batch.epoch, |(_, epoch)| epoch);
                 }
-                Flaw::AcknowledgedButNotWritten => batch.ops.clear(),
-                Flaw::LargeBatchIsCutOff => batch.ops.truncate(512),
+                Flaw::AcknowledgedButNotWritten => ops.clear(),
+                Flaw::LargeBatchIsCutOff => ops.truncate(512),
                 _ => {}
             }
+            batch.ops = ops.into();
         }
         match self.flaw {
             Flaw::RepeatsAreApplied => write.seq = self.number(),
@@ -592,7 +592,7 @@ impl Store for Flawed {
                 // Checked, and only then written: a claim may come in between.
                 tokio::task::yield_now().await;
                 for batch in flawed.batches {
-                    self.force(batch.shard, batch.ops).await;
+                    self.force(batch.shard, batch.ops.to_vec()).await;
                 }
                 return Ok(write.batches.iter().map(|_| Ok(())).collect());
             }

@@ -30,7 +30,7 @@ fn instance() -> InstanceName {
 
 fn put(seq: u64, value: &'static str) -> Write {
     let op = Op::Put { name: instance(), key: "k".into(), value: value.into() };
-    let batch = Batch { shard: ShardId(0), epoch: Epoch(1), ops: vec![op] };
+    let batch = Batch { shard: ShardId(0), epoch: Epoch(1), ops: [op].into() };
     Write { incarnation: Incarnation(1), lane: Lane(0), seq, batches: vec![batch] }
 }
 

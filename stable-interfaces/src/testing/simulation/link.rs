@@ -122,7 +122,7 @@ impl Link {
     fn note_unmarked(&self, write: &Write, answers: &Result<Vec<Result<(), StoreError>>, StoreError>) {
         let is_refused = |n: usize| answers.as_ref().map_or(true, |answers| answers.get(n).is_none_or(Result::is_err));
         let refused = (0..).zip(&write.batches).filter(|(n, _)| is_refused(*n));
-        for op in refused.flat_map(|(_, batch)| &batch.ops) {
+        for op in refused.flat_map(|(_, batch)| batch.ops.iter()) {
             if let Op::PutAlarm(alarm) = op
                 && alarm.attempts.started
             {

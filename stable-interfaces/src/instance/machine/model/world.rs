@@ -1,6 +1,5 @@
 //! The hands of a machine under test: they note what they are asked for, and answer as a case says.
 
-use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::sync::Weak;
 
@@ -155,7 +154,7 @@ impl World {
         self.deliveries += 1;
         let name = InstanceName { interface: "model".into(), instance: self.deliveries.to_string().into() };
         let row = AlarmRow { name, ..alarm(id, revision) };
-        self.shards.apply(SHARD, Epoch(1), std::iter::once(Cow::Owned(Op::PutAlarm(row))));
+        self.shards.apply(SHARD, Epoch(1), &[Op::PutAlarm(row)]);
         let now = crate::clock::Moment { wall: Timestamp::from_millis(1_000), elapsed: Duration::ZERO };
         let mut delivery = self.shards.pop_due(now).expect("it is due");
         delivery.must_mark = must_mark;
@@ -246,7 +245,7 @@ impl Hands<Message> for World {
     }
 
     fn draft(&self, epoch: Epoch, ops: Vec<Op>, windows: Windows) -> Option<Commit> {
-        Some(Commit { shard: SHARD, epoch, ops, is_shown: windows == Windows::Follow })
+        Some(Commit { shard: SHARD, epoch, ops: ops.into(), is_shown: windows == Windows::Follow })
     }
 
     fn commit(&mut self, queued: QueuedCommit) {
