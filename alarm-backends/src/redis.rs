@@ -15,7 +15,8 @@
 //! What concerns a whole life of a host is under the tag `{prefix}`: shard count and hash version, the ID of the store, which lives there are,
 //! and the shards that any life of a host has ever asked for. A claim goes there first. A start gets a birth number there, greater than
 //! all before, then visits every shard that an earlier life of its name may own: it takes it or marks it ended, and leaves its
-//! birth number. A claim of an earlier life that arrives late finds a greater number, and is refused as replaced.
+//! birth number. A claim of an earlier life that arrives late finds a greater number, and is refused as replaced. What is kept of a name is
+//! forgotten when it has been no member's for a week and owns no shard, some names at each start.
 //!
 //! What that costs, and what was traded for it: on one server all scripts of a call go in one round trip, a hundred shards in each for
 //! leases, as many as have a thousand operations together in each for a write, where every shard is checked and answered for itself. In a
@@ -60,6 +61,7 @@ mod failure;
 mod key;
 mod link;
 mod members;
+mod names;
 mod node;
 mod ownership;
 mod reply;

@@ -9,6 +9,8 @@
 
 #[path = "first_release/mod.rs"]
 mod first_release;
+#[path = "redis_faults/names.rs"]
+mod names;
 #[path = "redis_faults/steps.rs"]
 mod steps;
 #[path = "redis_faults/together.rs"]

@@ -1,10 +1,11 @@
 -- Lets one life of a host claim shards, and says which shards any life of that host may ever have owned.
 --
--- KEYS: fleet, lives, started, claimed by this host, past lives of this host, members.
+-- KEYS: fleet, lives, started, claimed by this host, past lives of this host, members, gone.
 -- ARGV: incarnation, host, 'start' or 'running', shard count, hash version, ID of the store as the caller knows it or '',
 --       ID for a new store, '1' if the store must exist, the record of the steps that the caller knows: step, the least
 --       step that a program must know after it, release; lease in ms, channel, what the host says of itself: address, build, '1' if it is
---       leaving, '1' if its fleet is live, version of the placement; then the shards wanted.
+--       leaving, '1' if its fleet is live, version of the placement;
+--       the number of this life as the caller knows it, '' if it has not entered; then the shards wanted.
 --
 -- The fleet's hash has the same record (steps.rs), from step 2 on. What a step adds beside it is added here, or, for a shard,
 -- where the shard is granted. A life that has entered goes on, whatever others bring the store to.
@@ -12,7 +13,7 @@
 -- Births count upwards over the whole fleet: a start ends all lives of its name that were born before it. They are numbers
 -- of starts, so a double holds them exactly.
 
-local fleet = redis.call('HMGET', KEYS[1], 'shards', 'hash', 'id', 'step', 'needs', 'release')
+local fleet = redis.call('HMGET', KEYS[1], 'shards', 'hash', 'id', 'step', 'needs', 'release', 'dropped')
 local life = redis.call('HGET', KEYS[2], ARGV[1])
 local started = redis.call('HGET', KEYS[3], ARGV[2])
 redis.call('SCARD', KEYS[4])
@@ -23,6 +24,9 @@ local now = millis(time)
 
 if ARGV[6] ~= '' and ARGV[6] ~= fleet[3] then
     return { 'lost', fleet[3] or '' }
+end
+if not life and ARGV[19] ~= '' then
+    return { tonumber(ARGV[19]) <= (tonumber(fleet[7]) or 0) and 'replaced' or 'gone' }
 end
 if not fleet[3] and ARGV[8] == '1' then
     return { 'empty' }
@@ -67,10 +71,10 @@ if not life then
     -- Past lives are kept to be told that they are past; after so many more, nobody asks.
     redis.call('RPUSH', KEYS[5], ARGV[1])
     if redis.call('LLEN', KEYS[5]) > 64 then
-        redis.call('HDEL', KEYS[2], redis.call('LPOP', KEYS[5]))
+        drop_life(KEYS[1], KEYS[2], redis.call('LPOP', KEYS[5]))
     end
 end
-local has_ended = end_members(KEYS[6], members, now, function(life, row)
+local has_ended = end_members(KEYS[6], KEYS[7], members, now, function(life, row)
     return ARGV[3] == 'start' and life ~= ARGV[1] and row.name == ARGV[2]
 end)
 local says = { address = ARGV[14], build = ARGV[15], leaving = ARGV[16], live = ARGV[17], placement = ARGV[18] }
@@ -78,7 +82,7 @@ local says_new = note_member(KEYS[6], members, ARGV[1], ARGV[2], now, tonumber(A
 if has_ended or says_new then
     members_changed(KEYS[1], ARGV[13])
 end
-for first = 19, #ARGV, 1000 do
+for first = 20, #ARGV, 1000 do
     redis.call('SADD', KEYS[4], unpack(ARGV, first, math.min(first + 999, #ARGV)))
 end
 

@@ -1,8 +1,11 @@
 -- Extends the lease of one life of a host on each shard that it owns, and takes those that it wants and that are free.
 --
 -- KEYS: own and inbox order of each shard.
--- ARGV: incarnation, host, birth, 'start' or 'running', lease in ms, then for each shard '' if it is not wanted; else the epoch
---       under which this life has given it up, '0' if it has not.
+-- ARGV: incarnation, host, birth, 'start' or 'running', lease in ms, the time at which this claim was let in, '' of a renewal; then for each shard
+--       '' if it is not wanted; else the epoch under which this life has given it up, '0' if it has not.
+--
+-- A claim that comes here three days after it was let in is granted nothing, and leaves no birth number: before long what is kept of its name may be
+-- forgotten (names.rs), and nothing else here would tell that a later life has been there since. Servers' clocks may differ by as much.
 --
 -- Milliseconds since 1970 and births are whole numbers below 2^53, which a double holds exactly. Epochs and sequence numbers
 -- are only passed on, as text.
@@ -10,6 +13,7 @@
 local incarnation, host, birth, start = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4] == 'start'
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+local is_late = now - (tonumber(ARGV[6]) or now) > 3 * 86400000
 local lease_until = string.format('%.0f', now + tonumber(ARGV[5]))
 
 -- Everything is read before anything is written: a read of a key of the wrong type ends the script.
@@ -48,14 +52,14 @@ for i, own in ipairs(shards) do
         state = 'replaced'
     else
         local is_own_past = start and own.owner and own.owner ~= incarnation and own.host == host
-        if start then
+        if start and not is_late then
             redis.call('HSET', key, 'start:' .. host, ARGV[3])
         end
-        local wanted, is_mine = ARGV[5 + i], own.owner == incarnation
+        local wanted, is_mine = ARGV[6 + i], own.owner == incarnation
         if is_mine and wanted ~= own.epoch then
             state = 'mine'
             redis.call('HSET', key, 'until', lease_until)
-        elseif wanted ~= '' and (is_mine or remaining <= 0 or is_own_past) then
+        elseif wanted ~= '' and not is_late and (is_mine or remaining <= 0 or is_own_past) then
             state = 'mine'
             grant(key, own)
         elseif is_own_past then

@@ -1,13 +1,13 @@
 -- Takes out a member that is leaving and owns nothing any more, or marks one as cordoned if the number of the last change of members is the one that
 -- was seen. Answers whether one was marked.
 --
--- KEYS: fleet, members, lives, started. ARGV: channel, 'left', incarnation; or channel, 'cordon', incarnation, '1' or '0', number seen.
+-- KEYS: fleet, members, lives, started, gone. ARGV: channel, 'left', incarnation; or channel, 'cordon', incarnation, '1' or '0', number seen.
 
 local _, host, _, is_last = read_life(KEYS[3], KEYS[4], ARGV[3])
 local members = read_members(KEYS[2])
 local row = members[ARGV[3]]
 local has_left = ARGV[2] == 'left' and row and row.leaving == '1'
-local has_changed = end_members(KEYS[2], members, millis(redis.call('TIME')), function(id)
+local has_changed = end_members(KEYS[2], KEYS[5], members, millis(redis.call('TIME')), function(id)
     return has_left and id == ARGV[3]
 end)
 if has_left and is_last then

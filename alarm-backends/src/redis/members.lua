@@ -1,6 +1,6 @@
 -- Members: the hosts that hold a lease, each with what it says of itself, in one hash by incarnation. A row is an object in JSON whose values are
 -- texts, so that a later version can add to it and nothing is lost in between; one that cannot be read is left alone. The number of the
--- last change is in the fleet's hash.
+-- last change is in the fleet's hash. Names that were a member's are in a sorted set by the time at which they were one last (stale.lua).
 --
 -- This stands before each script that changes them.
 
@@ -30,12 +30,15 @@ local function is_over(row, now)
     return (tonumber(row['until']) or 0) <= now
 end
 
--- Takes out those whose lease is over, and those that `ends` names; whether there was one.
-local function end_members(key, rows, now, ends)
+-- Takes out those whose lease is over, and those that `ends` names, and notes since when they are gone; whether there was one.
+local function end_members(key, gone, rows, now, ends)
     local has_ended = false
     for life, row in pairs(rows) do
         if is_over(row, now) or (ends and ends(life, row)) then
             redis.call('HDEL', key, life)
+            if type(row.name) == 'string' then
+                redis.call('ZADD', gone, string.format('%.0f', now), row.name)
+            end
             rows[life] = nil
             has_ended = true
         end
@@ -61,7 +64,11 @@ local function note_member(key, rows, life, host, now, lease, says)
 end
 
 local function members_changed(fleet, channel)
-    redis.call('HINCRBY', fleet, 'members', 1)
+    local number = redis.call('HINCRBY', fleet, 'members', 1)
+    -- Behind a change by a host of a release that notes nobody as gone this stays behind.
+    if number == (tonumber(redis.call('HGET', fleet, 'members.noted')) or 0) + 1 then
+        redis.call('HSET', fleet, 'members.noted', string.format('%.0f', number))
+    end
     -- Only a hint: a user who may not publish may be a host all the same.
     redis.pcall('PUBLISH', channel, 'fleet')
 end
@@ -77,6 +84,17 @@ local function answer_members(answer, fleet, rows)
         count = count + 1
     end
     answer[at] = tostring(count)
+end
+
+-- Drops the record of a life. The greatest number of one whose record was dropped stays: a life that comes back without a record is a past one if
+-- it was born by then, and else the store has lost it.
+local function drop_life(fleet, lives, id)
+    local life = redis.call('HGET', lives, id)
+    local birth = life and tonumber(string.match(life, '^%d+'))
+    if birth and birth > (tonumber(redis.call('HGET', fleet, 'dropped')) or 0) then
+        redis.call('HSET', fleet, 'dropped', string.format('%.0f', birth))
+    end
+    redis.call('HDEL', lives, id)
 end
 
 local function millis(time)

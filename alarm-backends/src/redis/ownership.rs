@@ -16,7 +16,8 @@ use stable_interfaces::{StoreError, Timestamp};
 
 use super::failure::Failure;
 use super::members::{put_said, read_members};
-use super::reply::{Texts, optional_text};
+use super::node::within;
+use super::reply::{Texts, optional_text, shards};
 use super::script::{ALIVE, CLAIMED, Call, ENTER, LEASE, MARK, MEMBERS, RELEASE};
 use super::watermarks::Life;
 use super::{Inner, STEP, keys_of};
@@ -26,6 +27,9 @@ use crate::steps::Record;
 const SHARDS_PER_CALL: usize = 100;
 /// Leases are compared as doubles, which hold this many milliseconds and the present exactly: 30,000 years.
 const MAX_LEASE_MILLIS: u128 = 1_000_000_000_000_000;
+
+/// A loss, in the words that its host is told.
+const RECORD_IS_GONE: &str = "its record of this host is gone";
 
 fn lease_millis(lease: Duration) -> String {
     lease.as_millis().min(MAX_LEASE_MILLIS).to_string()
@@ -46,6 +50,8 @@ struct Claimant<'a> {
     incarnation: Incarnation,
     host: &'a str,
     birth: u64,
+    /// The time at which the claim was let in, by the fleet's server; none of a renewal.
+    entered: Option<Timestamp>,
     is_start: bool,
     lease: Duration,
 }
@@ -74,6 +80,7 @@ enum State {
 impl Inner {
     pub(super) async fn claim(&self, claim: &Claim) -> Result<Claimed, StoreError> {
         self.watermarks.check(claim.incarnation)?;
+        let began = self.target.clock.elapsed();
         let Entered { store, birth, now, members, past } = self.enter(claim).await?;
         let wanted: BTreeSet<ShardId> = claim.shards.iter().copied().collect();
         let life = self.watermarks.life(claim.incarnation);
@@ -84,6 +91,7 @@ impl Inner {
             incarnation: claim.incarnation,
             host: &claim.host,
             birth,
+            entered: Some(now),
             is_start: claim.kind == ClaimKind::Start,
             lease: claim.lease,
         };
@@ -108,6 +116,15 @@ impl Inner {
                 None => held.push(Held { shard, holder: claim.host.clone(), remaining: Duration::ZERO }),
             }
         }
+        let clock = &*self.target.clock;
+        // The lease is running. What is not done in that time is left to the next start.
+        let until = began.saturating_add((self.target.timeout / 2).min(claim.lease / 10));
+        if claimant.is_start
+            && clock.elapsed() < until
+            && let Some(Err(failure)) = within(clock, until, self.forget_names()).await
+        {
+            tracing::debug!(error = failure.text(), "names that nobody has seen for long are not forgotten yet");
+        }
         // A script waits for others on the server alone.
         let (sequence, overlap) = (Sequence::OfShard, NonZeroU16::MAX);
         Ok(Claimed { granted, held, sequence, overlap, now, store: Some(store), members })
@@ -118,9 +135,10 @@ impl Inner {
         let Claim { shard_count, hash_version, incarnation, .. } = *claim;
         let host = &claim.host;
         let claimed = format!("claimed:{host}");
-        let keys = ["fleet", "lives", "started", &claimed, &format!("past:{host}"), "members"]
+        let keys = ["fleet", "lives", "started", &claimed, &format!("past:{host}"), "members", "gone"]
             .map(|suffix| self.keys.fleet(suffix));
         let record = Record::of(STEP);
+        let known = self.watermarks.life(incarnation).map(|life| life.birth.to_string());
         let call = Call::new(&ENTER, &keys)
             .arg(incarnation.0)
             .arg(&**host)
@@ -135,6 +153,7 @@ impl Inner {
             .arg(record.needs)
             .arg(record.release);
         let call = put_said(call, lease_millis(claim.lease), &self.keys, &claim.presence)
+            .arg(known.unwrap_or_default())
             .arg(claim.shards.iter().map(|shard| shard.0).collect::<Vec<_>>());
         let answer = self.leases.one(call).await.and_then(Texts::new).map_err(Failure::into_open_error)?;
         self.read_entry(claim, answer).map_err(Failure::into_store_error)?
@@ -194,6 +213,7 @@ impl Inner {
                 "" => self.watermarks.lose(incarnation, "its record of the fleet is gone"),
                 other => self.watermarks.lose(incarnation, &format!("it is another store, {other}")),
             },
+            "gone" => self.watermarks.lose(incarnation, RECORD_IS_GONE),
             other => return Err(Failure::unexpected(&other)),
         }))
     }
@@ -217,7 +237,8 @@ impl Inner {
             Some(life) => life.clone(),
             None => self.life_from_store(incarnation).await?,
         };
-        let claimant = Claimant { incarnation, host: &life.host, birth: life.birth, is_start: false, lease };
+        let claimant =
+            Claimant { incarnation, host: &life.host, birth: life.birth, entered: None, is_start: false, lease };
         let mine = life.shards.keys().copied().collect();
         let (mut calls, places) = self.lease_calls(&claimant, &mine, &BTreeSet::new(), &BTreeMap::new());
         calls.push(put_said(self.alive_call(incarnation), lease_millis(lease), &self.keys, presence));
@@ -254,7 +275,7 @@ impl Inner {
     }
 
     fn alive_call(&self, incarnation: Incarnation) -> Call {
-        let keys = ["fleet", "lives", "started", "members"].map(|suffix| self.keys.fleet(suffix));
+        let keys = ["fleet", "lives", "started", "members", "gone"].map(|suffix| self.keys.fleet(suffix));
         Call::new(&ALIVE, &keys).arg(incarnation.0)
     }
 
@@ -264,16 +285,8 @@ impl Inner {
         let alive = alive.and_then(|alive| read_alive(alive, incarnation)).map_err(Failure::into_store_error)?;
         let (birth, host) = alive.life.ok_or(StoreError::Replaced)?;
         let call = Call::new(&CLAIMED, &[self.keys.fleet(&format!("claimed:{host}"))]);
-        let read = |answer| {
-            let mut answer = Texts::new(answer)?;
-            let mut shards = BTreeMap::new();
-            while !answer.is_done() {
-                shards.insert(ShardId(answer.number()?), Default::default());
-            }
-            Ok(shards)
-        };
-        let shards = self.renewals.one(call).await.and_then(read).map_err(Failure::into_store_error)?;
-        Ok(Life { host, birth, shards })
+        let shards = self.renewals.one(call).await.and_then(shards).map_err(Failure::into_store_error)?;
+        Ok(Life { host, birth, shards: shards.into_iter().map(|shard| (shard, Default::default())).collect() })
     }
 
     fn check_alive(
@@ -287,12 +300,13 @@ impl Inner {
             let what = if alive.store.is_empty() { "its record of the fleet is gone" } else { "it is another store" };
             return Err(self.watermarks.lose(incarnation, what));
         }
-        if alive.started.is_some_and(|started| started > life.birth) || (alive.life.is_none() && !is_known) {
+        let is_past = alive.started.is_some_and(|started| started > life.birth);
+        if is_past || (alive.life.is_none() && (!is_known || life.birth <= alive.dropped)) {
             self.watermarks.end(incarnation);
             return Err(StoreError::Replaced);
         }
         if alive.life.is_none() {
-            return Err(self.watermarks.lose(incarnation, "its record of this host is gone"));
+            return Err(self.watermarks.lose(incarnation, RECORD_IS_GONE));
         }
         Ok(())
     }
@@ -376,12 +390,12 @@ impl Inner {
     }
 
     fn mark_call(&self, what: &str) -> Call {
-        let keys = ["fleet", "members", "lives", "started"].map(|suffix| self.keys.fleet(suffix));
+        let keys = ["fleet", "members", "lives", "started", "gone"].map(|suffix| self.keys.fleet(suffix));
         Call::new(&MARK, &keys).arg(self.keys.channel()).arg(what)
     }
 
     /// Shards that one script may touch: on a single server many, in a cluster one, because each has a slot of its own.
-    fn chunks<'a, T>(&self, shards: &'a [T]) -> Vec<&'a [T]> {
+    pub(super) fn chunks<'a, T>(&self, shards: &'a [T]) -> Vec<&'a [T]> {
         shards.chunks(if self.target.is_cluster { 1 } else { SHARDS_PER_CALL }).collect()
     }
 
@@ -406,6 +420,7 @@ impl Inner {
                 .arg(claimant.birth)
                 .arg(if claimant.is_start { "start" } else { "running" })
                 .arg(lease_millis(claimant.lease))
+                .arg(claimant.entered.map_or_else(String::new, |entered| entered.as_millis().to_string()))
                 .arg(some.iter().map(wish).collect::<Vec<_>>())
         };
         let chunks = self.chunks(&touched);
@@ -486,6 +501,8 @@ struct Alive {
     life: Option<(u64, String)>,
     /// The birth of the last start of its host.
     started: Option<u64>,
+    /// The greatest birth of a life whose record was dropped.
+    dropped: u64,
     now: Timestamp,
     /// None, unless it was renewed.
     members: Members,
@@ -503,7 +520,45 @@ fn read_alive(answer: Value, incarnation: Incarnation) -> Result<Alive, Failure>
         }
         None => None,
     };
+    let dropped = answer.number()?;
     let now = answer.time()?;
     let members = if answer.is_done() { Members::default() } else { read_members(&mut answer, now)? };
-    Ok(Alive { store, life, started: started.parse().ok(), now, members })
+    Ok(Alive { store, life, started: started.parse().ok(), dropped, now, members })
+}
+
+#[cfg(all(test, feature = "testing-servers"))]
+mod tests {
+    use super::*;
+    use crate::RedisStore;
+    use crate::testing::servers::Redis;
+
+    /// Has the shards 0 and 1 decide on a claim of shard 1, which was let in so long ago; their states.
+    async fn come(store: &RedisStore, me: u64, is_start: bool, ago: Duration) -> Vec<State> {
+        let (incarnation, lease) = (Incarnation(me), Duration::from_secs(600));
+        let entered = Some(store.0.target.clock.now() - ago);
+        let claimant = Claimant { incarnation, host: "a", birth: me, entered, is_start, lease };
+        let (touched, wanted) = ([ShardId(0), ShardId(1)].into(), [ShardId(1)].into());
+        let (calls, places) = store.0.lease_calls(&claimant, &touched, &wanted, &BTreeMap::new());
+        let answers = store.0.leases.run(&calls).await;
+        let (leased, ..) = read_leases(incarnation, answers, &places).expect("the server answers");
+        leased.values().map(|leased| leased.state).collect()
+    }
+
+    #[tokio::test]
+    async fn a_claim_that_comes_to_the_shards_days_after_it_was_let_in_is_granted_nothing() {
+        let server = Redis::start();
+        let store = RedisStore::builder(server.url()).build().expect("it is a good address");
+        let days = Duration::from_secs(3 * 24 * 3600);
+        let (late, early) = (days + Duration::from_secs(60), days - Duration::from_secs(60));
+        for is_start in [false, true] {
+            assert_eq!(come(&store, 1, is_start, late).await, [State::Other, State::Other]);
+            assert_eq!(server.execute(&["KEYS", "*"]), "", "nothing of it is there");
+        }
+        assert_eq!(come(&store, 2, true, early).await, [State::Other, State::Mine]);
+        assert_eq!(come(&store, 1, false, Duration::ZERO).await, [State::Replaced, State::Replaced]);
+        // A later start ends what its past owns, however late it comes.
+        assert_eq!(come(&store, 3, true, late).await, [State::Other, State::Other]);
+        assert_eq!(server.execute(&["HGET", "{stable:1}:own", "ended"]), "1");
+        assert_eq!(come(&store, 2, false, Duration::ZERO).await, [State::Other, State::Replaced]);
+    }
 }

@@ -1,6 +1,9 @@
 //! Answers of scripts: lists of texts.
 
+use std::collections::BTreeSet;
+
 use redis::Value;
+use stable_interfaces::store::ShardId;
 
 use super::failure::Failure;
 
@@ -26,6 +29,15 @@ pub(super) fn optional_text(value: Value) -> Result<Option<String>, Failure> {
     let text =
         |bytes| String::from_utf8(bytes).map_err(|error| Failure::Unknown(format!("an answer is no text: {error}")));
     bytes(value)?.map(text).transpose()
+}
+
+/// A list of shards.
+pub(super) fn shards(value: Value) -> Result<BTreeSet<ShardId>, Failure> {
+    let (mut answer, mut shards) = (Texts::new(value)?, BTreeSet::new());
+    while !answer.is_done() {
+        shards.insert(ShardId(answer.number()?));
+    }
+    Ok(shards)
 }
 
 /// A list of texts, read from first to last.

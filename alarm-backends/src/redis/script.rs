@@ -41,6 +41,9 @@ scripts! {
     RELEASE = " flags=allow-oom" "release.lua";
     ALIVE = " flags=allow-oom" "members.lua" "alive.lua";
     CLAIMED = " flags=no-writes" "claimed.lua";
+    STALE = " flags=allow-oom" "members.lua" "stale.lua";
+    VISIT = " flags=allow-oom" "visit.lua";
+    FORGET = " flags=allow-oom" "members.lua" "forget.lua";
     COMMIT = "" "commit.lua";
     COMMIT_REMOVALS = " flags=allow-oom" "commit.lua";
     POST = "" "post.lua";
