@@ -72,6 +72,12 @@ impl Target {
             Some(certificates) => with_certificates(&seeds, certificates)?,
             None => seeds,
         };
+        // Calls share a connection, and none is to wait in the kernel until the one before it is answered (RFC 896).
+        let at_once = |seed: ConnectionInfo| {
+            let settings = seed.tcp_settings().clone().set_nodelay(true);
+            seed.set_tcp_settings(settings)
+        };
+        let seeds = seeds.into_iter().map(at_once).collect();
         Ok(Target { seeds, is_cluster, timeout, replicas, clock, warnings: Arc::default() })
     }
 
@@ -205,6 +211,14 @@ mod tests {
         assert!(matches!(info.addr(), ConnectionAddr::TcpTls { host, port: 7001, .. } if host == "10.0.0.7"));
         assert_eq!((info.redis_settings().username(), info.redis_settings().password()), (Some("me"), Some("secret")));
         assert!(!format!("{target:?}").contains("secret"));
+    }
+
+    #[test]
+    fn no_call_waits_in_the_kernel_until_the_one_before_it_is_answered() {
+        let target = target(&["redis://db-1:7000", "redis://db-2"]).unwrap();
+        for address in ["db-1:7000", "db-2:6379", "10.0.0.7:7001"] {
+            assert!(target.client(address).unwrap().get_connection_info().tcp_settings().nodelay(), "{address}");
+        }
     }
 
     #[test]
