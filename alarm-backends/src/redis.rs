@@ -57,6 +57,7 @@
 //! `+eval +evalsha +script|load +info +wait +subscribe +publish +@hash +@sortedset +@set +@list +del +type +time`, in a cluster also `+cluster|slots
 //! +asking`. [`connect`](RedisStore::connect) tries them out. `+config|get` only lets it know `appendfsync`.
 
+mod driver;
 mod failure;
 mod key;
 mod link;
@@ -109,6 +110,10 @@ use crate::hint::hint;
 /// | 3 | the members of the fleet: the hash `members`, and `members` in the fleet's hash |
 const STEP: u32 = 3;
 
+/// The links that lanes share for their writes: as many as a host has lanes by default, so that an answer wakes the lane that waits for it and mostly no
+/// other.
+const WRITE_LINKS: usize = 2;
+
 /// The interval at which a connection that listens is seen to be alive.
 const LISTENER_PING: Duration = Duration::from_secs(3);
 
@@ -136,7 +141,7 @@ mod keys_of {
 
 /// A store in Redis, for all hosts of a fleet. See [the module](self) for what it promises and how.
 ///
-/// Clones share connections: one for writing, one for reading, one for claims and one for renewals, to each server; a
+/// Clones share connections: two for the writes of lanes, one for messages, one for reading, one for claims and one for renewals, to each server; a
 /// [`watch`](Store::watch) has its own. They are made when first needed, and made again when they break. Sentinel is not
 /// supported: name the master, or an address that follows it.
 ///
@@ -171,8 +176,9 @@ pub struct RedisStoreBuilder {
 struct Inner {
     target: Arc<Target>,
     keys: Keys,
-    /// The link for writes; others are apart, so that a large page does not delay a write, and neither a renewal.
-    writes: Link,
+    /// Links for writes, each for some lanes; others are apart, so that a large page does not delay a write, and neither a renewal.
+    writes: [Link; WRITE_LINKS],
+    posts: Link,
     reads: Link,
     leases: Link,
     /// The link for renewals alone: its connections are made on the runtime that renews, which others cannot keep busy.
@@ -286,11 +292,13 @@ impl RedisStoreBuilder {
         };
         // A read or a lease that replicas lack is no worse for it.
         let (target, waiting) = (target(0)?, target(self.replicas)?);
+        let of_lanes = Arc::new(waiting.driven_by_calls());
         // In a cluster, what the other servers say must be heard before a host gives up the whole call.
         let leasing = Arc::new(target.with_timeout(if self.is_cluster { self.timeout / 2 } else { self.timeout }));
         Ok(RedisStore(Arc::new(Inner {
             keys,
-            writes: Link::new(waiting),
+            writes: std::array::from_fn(|_| Link::new(of_lanes.clone())),
+            posts: Link::new(waiting),
             reads: Link::new(target.clone()),
             leases: Link::new(leasing.clone()),
             renewals: Link::new(leasing),

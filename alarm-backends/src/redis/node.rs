@@ -10,11 +10,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures_util::future::select_ok;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, Pipeline, Value};
+use redis::{AsyncConnectionConfig, Client, ConnectionAddr, ErrorKind, Pipeline, RedisResult, Value};
 use stable_interfaces::clock::Clock;
+use tokio::net::{TcpStream, lookup_host};
 use tokio::sync::Mutex;
 
+use super::driver::Driver;
 use super::failure::Failure;
 use super::server::Facts;
 use super::target::Target;
@@ -36,9 +39,53 @@ pub(super) struct Node {
     answered: AtomicU64,
 }
 
+/// A connection, for as many calls at once as there are. Clones are of the same one.
+#[derive(Clone)]
+struct Connection {
+    commands: MultiplexedConnection,
+    /// `None` if a task of its own drives it.
+    driver: Option<Arc<Driver>>,
+}
+
+impl Connection {
+    async fn open(client: &Client, target: &Target) -> RedisResult<Connection> {
+        // Deadlines are ours: those of the connection could not tell what was sent.
+        let config =
+            AsyncConnectionConfig::new().set_connection_timeout(Some(target.timeout)).set_response_timeout(None);
+        let info = client.get_connection_info();
+        match info.addr() {
+            ConnectionAddr::Tcp(host, port) if target.is_driven_by_calls => {
+                let addresses: Vec<_> = lookup_host((host.as_str(), *port)).await?.collect();
+                if addresses.is_empty() {
+                    return Err((ErrorKind::InvalidClientConfig, "No address found for host").into());
+                }
+                let tries = addresses.into_iter().map(|address| Box::pin(TcpStream::connect(address)));
+                let (stream, _) = select_ok(tries).await?;
+                stream.set_nodelay(info.tcp_settings().nodelay())?;
+                let redis = info.redis_settings();
+                let (commands, driver) = MultiplexedConnection::new_with_config(redis, stream, config).await?;
+                Ok(Connection { commands, driver: Some(Arc::new(Driver::new(driver))) })
+            }
+            _ => {
+                let commands = client.get_multiplexed_async_connection_with_config(&config).await?;
+                Ok(Connection { commands, driver: None })
+            }
+        }
+    }
+
+    /// Sends all commands at once and waits for all answers.
+    async fn send(&mut self, pipeline: &Pipeline) -> RedisResult<Vec<Value>> {
+        let answers = self.commands.send_packed_commands(pipeline, 0, pipeline.len());
+        match &self.driver {
+            Some(driver) => driver.answer(answers).await,
+            None => answers.await,
+        }
+    }
+}
+
 #[derive(Default)]
 struct State {
-    connection: Option<MultiplexedConnection>,
+    connection: Option<Connection>,
     /// The number of connections there have been: it names the present one.
     generation: u64,
     /// Attempts that failed since the last connection, the time of the next, and why the last one failed.
@@ -77,7 +124,7 @@ impl Node {
         };
         let mut under_way =
             UnderWay { node: self, generation, answered_before: Some(self.answered.load(Ordering::Relaxed)) };
-        let outcome = within(clock, deadline, connection.send_packed_commands(pipeline, 0, pipeline.len())).await;
+        let outcome = within(clock, deadline, connection.send(pipeline)).await;
         under_way.answered_before = None;
         if outcome.is_some() {
             self.answered.fetch_add(1, Ordering::Relaxed);
@@ -99,7 +146,7 @@ impl Node {
     }
 
     /// The connection and its number; a new one if there is none.
-    async fn connection(&self) -> Result<(MultiplexedConnection, u64), Failure> {
+    async fn connection(&self) -> Result<(Connection, u64), Failure> {
         let mut state = self.state.lock().await;
         if state.generation == self.broken.load(Ordering::Relaxed) {
             state.connection = None;
@@ -129,15 +176,11 @@ impl Node {
         }
     }
 
-    async fn connect(&self, state: &mut State) -> Result<MultiplexedConnection, Failure> {
-        // Deadlines are ours: those of the connection could not tell what was sent.
-        let config =
-            AsyncConnectionConfig::new().set_connection_timeout(Some(self.target.timeout)).set_response_timeout(None);
-        let connecting = self.client.get_multiplexed_async_connection_with_config(&config);
-        let mut connection = connecting.await.map_err(Failure::connecting)?;
+    async fn connect(&self, state: &mut State) -> Result<Connection, Failure> {
+        let mut connection = Connection::open(&self.client, &self.target).await.map_err(Failure::connecting)?;
         let mut questions = redis::pipe();
         questions.cmd("INFO").cmd("CONFIG").arg("GET").arg("appendfsync");
-        let answers = connection.send_packed_commands(&questions, 0, 2).await.map_err(Failure::connecting)?;
+        let answers = connection.send(&questions).await.map_err(Failure::connecting)?;
         let facts = match answers.as_slice() {
             [Value::ServerError(error), ..] => {
                 let (code, details) = (error.code(), error.details().unwrap_or_default());

@@ -37,6 +37,8 @@ pub(super) struct Target {
     pub(super) timeout: Duration,
     /// The number of replicas that must have a write before it is acknowledged.
     pub(super) replicas: u32,
+    /// Says that the calls which wait on a connection drive it, where it is one of plain TCP.
+    pub(super) is_driven_by_calls: bool,
     pub(super) clock: Arc<dyn Clock>,
     /// Warnings about the servers' settings that have been given, so that each is given once.
     warnings: Arc<Mutex<BTreeSet<String>>>,
@@ -78,12 +80,17 @@ impl Target {
             seed.set_tcp_settings(settings)
         };
         let seeds = seeds.into_iter().map(at_once).collect();
-        Ok(Target { seeds, is_cluster, timeout, replicas, clock, warnings: Arc::default() })
+        Ok(Target { seeds, is_cluster, timeout, replicas, is_driven_by_calls: false, clock, warnings: Arc::default() })
     }
 
     /// The same servers, which may take so long to answer.
     pub(super) fn with_timeout(&self, timeout: Duration) -> Target {
         Target { timeout, ..self.clone() }
+    }
+
+    /// The same servers, on connections without tasks of their own: for few calls at a time, since each answer wakes all that wait.
+    pub(super) fn driven_by_calls(&self) -> Target {
+        Target { is_driven_by_calls: true, ..self.clone() }
     }
 
     /// Host and port of each server that was named.

@@ -195,7 +195,8 @@ impl Inner {
         let groups = by_script(parts, self.target.is_cluster);
         let calls: Vec<Call> = groups.iter().map(|(script, parts)| self.commit_call(write, script, parts)).collect();
         let mut lost = None;
-        for ((_, parts), answer) in groups.iter().zip(self.writes.run(&calls).await) {
+        let link = &self.writes[usize::from(lane.0) % self.writes.len()];
+        for ((_, parts), answer) in groups.iter().zip(link.run(&calls).await) {
             for (part, answer) in parts.iter().zip(each_of(parts.len(), answer)) {
                 let answer = match answer.and_then(|answer| read_commit(answer, write, part)) {
                     Ok(Answer::Of(answer)) => answer,
@@ -244,7 +245,7 @@ impl Inner {
         }
         let mut posted = vec![Posted::Duplicate; messages.len()];
         let (mut failed, mut any_done) = (None, false);
-        for (answer, indexes) in self.writes.run(&calls).await.into_iter().zip(places) {
+        for (answer, indexes) in self.posts.run(&calls).await.into_iter().zip(places) {
             match answer.and_then(Texts::new) {
                 Ok(mut answer) => {
                     any_done = true;
