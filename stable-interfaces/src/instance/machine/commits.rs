@@ -120,6 +120,13 @@ impl<S, J: Waiter> Machine<S, J> {
         Unsettled::of(unsettled.iter(), gate)
     }
 
+    /// Commits that may not be durable yet, and then those of the turn under way, durable or not.
+    fn recent(&self) -> Vec<Arc<Commit>> {
+        let kept = self.cold.iter().flat_map(|cold| &cold.unsettled);
+        let of_turn = kept.filter_map(|commit| commit.of_turn.clone());
+        self.unsettled().into_iter().chain(of_turn).collect()
+    }
+
     /// The number of commits that are kept for reads, and of those that are in memory.
     #[cfg(all(test, not(shuttle)))]
     pub(crate) fn kept(&self) -> (usize, usize) {
@@ -135,9 +142,8 @@ impl<S, J: Waiter> Machine<S, J> {
     /// Tells whether the handler has committed another setting of the alarm that woke it, or cancelled it.
     fn is_replaced(&self, hands: &impl Hands<J>, epoch: Epoch, delivery: &Delivery) -> bool {
         let Wake::Alarm(alarm) = delivery.wake() else { return false };
-        let unsettled = self.cold.iter().flat_map(|cold| &cold.unsettled);
-        let unsettled: Vec<_> = unsettled.filter_map(Unsettled::commit).collect();
-        let ops = unsettled.iter().flat_map(|commit| commit.ops.iter());
+        let recent = self.recent();
+        let ops = recent.iter().flat_map(|commit| commit.ops.iter());
         effects::find_alarm(ops, &alarm.id).is_some_and(|found| !delivery.is_setting(found))
             || !hands.is_firing(epoch, alarm)
     }
@@ -184,14 +190,10 @@ impl<S, J: Waiter> Machine<S, J> {
                 self.push(hands, epoch, ops, woken_by, Windows::Follow);
             }
         }
-        if touches_alarms
-            && let Some(cold) = &mut self.cold
-            && !cold.held.is_empty()
-        {
-            let Cold { held, unsettled, .. } = &mut **cold;
-            let unsettled: Vec<_> = unsettled.iter().filter_map(Unsettled::commit).collect();
-            held.retain(|delivery| {
-                let ops = unsettled.iter().flat_map(|commit| commit.ops.iter());
+        if touches_alarms && self.cold.as_ref().is_some_and(|cold| !cold.held.is_empty()) {
+            let recent = self.recent();
+            self.cold.get_or_insert_default().held.retain(|delivery| {
+                let ops = recent.iter().flat_map(|commit| commit.ops.iter());
                 // Set or cancelled meanwhile: nothing is held any more.
                 effects::find_alarm(ops, delivery.wake().id()).is_none_or(|found| delivery.is_setting(found))
             });

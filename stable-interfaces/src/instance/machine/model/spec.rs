@@ -180,9 +180,11 @@ impl Spec {
         unsettled.map(|kept| kept.ops.iter().map(|(op, _)| op.clone()).collect()).collect()
     }
 
-    /// The last setting of an alarm among those operations: whether it is set, under which revision.
+    /// The last setting of an alarm among what is not settled and what the turn under way has committed: whether it is set, under which revision.
     fn last_word(&self, id: u8) -> Option<(u64, bool)> {
-        let of_alarm = self.in_memory().flat_map(|kept| &kept.ops).filter_map(|(_, alarm)| *alarm);
+        let settled = self.gate.as_ref().map_or(0, settled);
+        let recent = self.in_memory().filter(|kept| kept.is_of_turn || kept.ticket > settled);
+        let of_alarm = recent.flat_map(|kept| &kept.ops).filter_map(|(_, alarm)| *alarm);
         of_alarm
             .filter(|(of, ..)| *of == id)
             .map(|(_, revision, is_set)| (revision, is_set))
