@@ -8,7 +8,7 @@
 mod explored;
 
 #[cfg(shuttle)]
-pub(crate) use self::explored::{AbortHandle, Mutex, MutexGuard, Runtime, spawn_on, try_id};
+pub(crate) use self::explored::{AbortHandle, Mutex, MutexGuard, Runtime, may_be_interrupted, spawn_on, try_id};
 /// A lock for statics, which outlive an explored schedule. Nothing depends on the order in which they are locked.
 pub(crate) use parking_lot::Mutex as StaticMutex;
 #[cfg(not(shuttle))]
@@ -32,6 +32,10 @@ pub(crate) const MAX_PERMITS: usize = Semaphore::MAX_PERMITS;
 
 #[cfg(not(shuttle))]
 pub(crate) use tokio::task::{AbortHandle, try_id};
+
+/// Tells an explorer that other threads may go first here. It sees for itself where a lock or an atomic is used, but not where a reference is counted.
+#[cfg(not(shuttle))]
+pub(crate) const fn may_be_interrupted() {}
 
 /// Spawns a task that goes on by itself.
 #[cfg(not(shuttle))]

@@ -45,6 +45,8 @@ pub(super) struct Counter {
     life: u32,
     log: Log<Event>,
     count: u32,
+    /// The count that is stored, or will be.
+    stored: Option<u32>,
 }
 
 /// Adds one to the count.
@@ -56,6 +58,8 @@ pub(super) struct Add {
     pub(super) waits: u32,
     /// Tells whether the count is stored.
     pub(super) durable: bool,
+    /// Tells whether the stored count is read first. It is to be the last.
+    pub(super) reads: bool,
     /// Tells whether the instance is to leave memory after it.
     pub(super) passivate: bool,
 }
@@ -81,7 +85,8 @@ impl StableInterface for Counter {
 
     async fn on_start(&mut self, cx: &mut Context) -> Result<(), ContextError> {
         let stored: Option<(u32, u32)> = cx.get("count").await?;
-        self.count = stored.map_or(0, |(_, count)| count);
+        self.stored = stored.map(|(_, count)| count);
+        self.count = self.stored.unwrap_or(0);
         Ok(())
     }
 
@@ -98,6 +103,10 @@ impl Handle<Add> for Counter {
         let (log, life) = (self.log.clone(), self.life);
         log.note(Event::Entered { life, request: add.request });
         let _inside = Inside(&log, life);
+        if add.reads {
+            let stored: Option<(u32, u32)> = cx.get("count").await?;
+            assert_eq!(stored.map(|(_, count)| count), self.stored, "another count was read than the last");
+        }
         let count = self.count + 1;
         step();
         for _ in 0..add.waits {
@@ -106,6 +115,7 @@ impl Handle<Add> for Counter {
         self.count = count;
         if add.durable {
             cx.put("count", &(life, count))?;
+            self.stored = Some(count);
         }
         if add.passivate {
             cx.passivate();
@@ -150,7 +160,7 @@ impl Scene {
             .interface(move |id| {
                 let life = lives.fetch_add(1, Ordering::SeqCst);
                 noted.note(Event::Built { id: id.to_owned(), life, writes: writes.all().len() });
-                Counter { life, log: noted.clone(), count: 0 }
+                Counter { life, log: noted.clone(), count: 0, stored: None }
             })
             .max_instances(options.max_instances)
             .register()
@@ -258,6 +268,22 @@ fn requests_that_meet_at_an_instance_run_alone_in_order_and_each_is_answered_onc
 }
 
 #[test]
+fn handlers_read_what_the_last_one_has_put_whatever_settles_meanwhile() {
+    explore(|| {
+        block_on(async {
+            let scene = Scene::new(Options::default()).await;
+            let add = |request| Add { request, durable: true, reads: true, ..Add::default() };
+            let asked: Vec<_> = (0..6).map(|request| scene.ask("a", add(request), None)).collect();
+            for reply in asked {
+                let reply = reply.await.expect("it is not cancelled").expect("it is waited for");
+                reply.expect("nothing fails");
+            }
+            scene.end().await;
+        });
+    });
+}
+
+#[test]
 fn a_caller_that_leaves_at_any_time_leaves_its_handler_to_finish_and_nobody_waiting() {
     explore(|| {
         block_on(async {
@@ -294,7 +320,7 @@ fn a_request_that_meets_a_passivation_is_served_by_the_old_or_the_new_incarnatio
             let asked: Vec<_> = (0..3)
                 .map(|request| {
                     let passivate = way == 1 && request < 2;
-                    let add = Add { request, waits: below(2), durable: true, passivate };
+                    let add = Add { request, waits: below(2), durable: true, passivate, ..Add::default() };
                     scene.ask("a", add, None)
                 })
                 .collect();

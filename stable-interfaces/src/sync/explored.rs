@@ -46,6 +46,11 @@ impl<T> DerefMut for MutexGuard<'_, T> {
     }
 }
 
+/// Lets another thread go first, or none.
+pub(crate) fn may_be_interrupted() {
+    shuttle::thread::sleep(std::time::Duration::ZERO);
+}
+
 /// The place where tasks are spawned: in the schedule that is being explored.
 #[derive(Debug, Clone)]
 pub(crate) struct Runtime;

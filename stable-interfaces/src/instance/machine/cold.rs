@@ -14,7 +14,7 @@ use crate::instance::life::Life;
 use crate::instance::queue::{Queue, Waiter};
 use crate::shards::delivery::Delivery;
 use crate::sync::atomic::Ordering;
-use crate::sync::{Arc, Notify, OwnedSemaphorePermit, fence};
+use crate::sync::{Arc, Notify, OwnedSemaphorePermit, fence, may_be_interrupted};
 use crate::tasks::TaskHandle;
 
 /// Rarely used fields of a machine.
@@ -65,7 +65,11 @@ impl Unsettled {
     pub(super) fn of<'a>(kept: impl Iterator<Item = &'a Unsettled>, gate: &Gate) -> Vec<Arc<Commit>> {
         let settled = gate.settled();
         let kept = kept.filter(|commit| commit.number > settled);
-        let found: Vec<_> = kept.filter_map(|kept| Some((kept.number, kept.commit()?))).collect();
+        let found = kept.filter_map(|kept| {
+            may_be_interrupted();
+            Some((kept.number, kept.commit()?))
+        });
+        let found: Vec<_> = found.collect();
         // The committer settles a commit before it lets go of it: whoever has seen that it is gone sees that too.
         fence(Ordering::Acquire);
         let settled = gate.settled();
