@@ -267,7 +267,9 @@ impl Server {
             let stale = self.timeout.saturating_mul(2).as_millis().clamp(1, 2_000_000_000);
             let limits =
                 format!("; SET statement_timeout = {stale}; SET idle_in_transaction_session_timeout = {stale}");
-            let settings = settings.join("; ") + &limits;
+            // A lane or a listener with nothing to do is not given up.
+            let stays = if version < 140_000 { "" } else { "; SET idle_session_timeout = 0" };
+            let settings = settings.join("; ") + &limits + stays;
             conn.client.batch_execute(&settings).await.map_err(judge_open)?;
         }
         if self.is_new.swap(false, Ordering::Relaxed)

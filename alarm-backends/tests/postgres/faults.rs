@@ -220,6 +220,21 @@ async fn a_terminated_connection_is_replaced() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_ends_idle_sessions_ends_none_of_the_stores() {
+    let (server, store) = server_with(PostgresOptions::new().set("idle_session_timeout", "1s")).await;
+    own(&store, 1).await;
+    let sessions = "SELECT string_agg(pid::text, ' ' ORDER BY pid) FROM pg_stat_activity
+                    WHERE application_name = 'stable-interfaces'";
+    let mut hints = store.watch(Incarnation(1)).await.expect("the store is watched");
+    store.post(&[message(0, "m-0")]).await.expect("the post is answered");
+    hints.next().await.expect("the post is heard of");
+    let before = server.execute(sessions);
+    let ended = tokio::time::timeout(Duration::from_secs(2), async { while hints.next().await.is_some() {} }).await;
+    assert!(ended.is_err(), "the stream of hints has ended");
+    assert_eq!(server.execute(sessions), before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_without_a_free_connection_is_waited_for() {
     let options = PostgresOptions::new().set("max_connections", "5").set("superuser_reserved_connections", "0");
     // Reserved for nobody, so all five are there; walsenders have their own.
