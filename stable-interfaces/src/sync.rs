@@ -18,8 +18,6 @@ pub(crate) use shuttle::{sync::atomic, thread_local};
 use std::future::poll_fn;
 use std::pin::Pin;
 pub(crate) use std::sync::Arc;
-/// Orders what other processors see. In an explored schedule one thread runs at a time.
-pub(crate) use std::sync::atomic::fence;
 use std::task::Poll;
 #[cfg(not(shuttle))]
 pub(crate) use std::{sync::atomic, thread_local};
@@ -32,6 +30,13 @@ pub(crate) const MAX_PERMITS: usize = Semaphore::MAX_PERMITS;
 
 #[cfg(not(shuttle))]
 pub(crate) use tokio::task::{AbortHandle, try_id};
+
+/// Sees all that other threads had done before they let go of what this one has just seen to be gone.
+pub(crate) fn acquire_released() {
+    // In an explored schedule one thread runs at a time.
+    #[cfg(not(shuttle))]
+    atomic::fence(atomic::Ordering::Acquire);
+}
 
 /// Tells an explorer that other threads may go first here. It sees for itself where a lock or an atomic is used, but not where a reference is counted.
 #[cfg(not(shuttle))]

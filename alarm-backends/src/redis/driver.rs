@@ -58,7 +58,7 @@ impl Driver {
 /// A call that waits for its answer.
 struct Call<'a> {
     driver: &'a Driver,
-    /// Its number among those that wait.
+    /// The number of this call among those that wait.
     number: Option<u64>,
 }
 

@@ -111,7 +111,7 @@ async fn a_commit_that_waits_for_a_missing_replica_is_unknown_until_the_replica_
     let (server, store) = server_with_deadline(PostgresOptions::new()).await;
     own(&store, 1).await;
     commit_at_last(&store, &write(0, 1, vec![put("k", "first")])).await.expect("the owner writes");
-    set(&server, "synchronous_standby_names = 'nobody'").await;
+    hold_up_commits(&server).await;
 
     assert_unknown(&commit_sent(&store, &write(0, 2, vec![put("k", "second")])).await);
     // It is on this server's disk by now, and still not as durable as is asked for: so a repeat waits, too.
@@ -130,7 +130,7 @@ async fn a_commit_whose_wait_for_a_replica_is_cancelled_is_not_acknowledged() {
     let store = Arc::new(store.connect().await.expect("the store can be opened"));
     own(&store, 1).await;
     let raw = raw(&server.url("postgres")).await;
-    set(&server, "synchronous_standby_names = 'nobody'").await;
+    hold_up_commits(&server).await;
     let waiting = committing(&store, write(0, 1, vec![put("k", "first")]));
     until(&raw, "SELECT EXISTS(SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep')").await;
     // The server then answers the commit with success, and a warning.
@@ -454,6 +454,22 @@ async fn a_dropped_server_leaves_nothing_behind() {
     tokio::task::spawn_blocking(|| drop(server)).await.expect("the server is dropped");
     assert!(!dir.exists(), "{} is still there", dir.display());
     assert!(std::net::TcpStream::connect(("127.0.0.1", port)).is_err(), "somebody still listens");
+}
+
+/// Has commits wait for a replica that is not there.
+pub(crate) async fn hold_up_commits(server: &Arc<Postgres>) {
+    const WAITS: &str = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep')";
+    set(server, "synchronous_standby_names = 'nobody'").await;
+    // They do when yet another process of the server has read that, between its other work.
+    let url = server.url("postgres");
+    let (watching, other) = (raw(&url).await, raw(&url).await);
+    let writing =
+        tokio::spawn(async move { while other.batch_execute("CREATE TABLE w (); DROP TABLE w").await.is_ok() {} });
+    until(&watching, WAITS).await;
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    watching.batch_execute(end).await.expect("its wait is ended");
+    writing.await.expect("it ends with its connection");
+    until(&watching, &format!("SELECT NOT ({WAITS})")).await;
 }
 
 /// Changes a setting of the running server and waits until every session has it.

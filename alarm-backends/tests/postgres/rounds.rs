@@ -7,7 +7,7 @@ use alarm_backends::testing::servers::PostgresOptions;
 use stable_interfaces::{Posted, Store, StoreError};
 use tokio::task::JoinHandle;
 
-use super::faults::set;
+use super::faults::{hold_up_commits, set};
 use super::given::*;
 use super::transactions::database;
 
@@ -24,7 +24,7 @@ async fn posted(posting: JoinHandle<Result<Vec<Posted>, StoreError>>) -> Posted 
 async fn a_caller_that_goes_away_takes_nobodys_post_along() {
     let (server, store) = server_with(PostgresOptions::new()).await;
     let raw = raw(&server.url("postgres")).await;
-    set(&server, "synchronous_standby_names = 'nobody'").await;
+    hold_up_commits(&server).await;
     let first = posting(&store, "first");
     until(&raw, "SELECT EXISTS(SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep')").await;
     let sql = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'";

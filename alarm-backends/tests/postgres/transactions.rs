@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 use tokio_postgres::Client;
 
 use super::SERVER;
+use super::faults::{hold_up_commits, set};
 use super::given::*;
 use super::proxy::{self, Verdict};
 
@@ -772,17 +773,10 @@ async fn a_commit_that_waits_for_a_missing_replica_is_unknown_to_its_caller_and_
     let first = site.ask(move |me, _| Box::pin(std::future::ready(Ok(life(me))))).await.expect("a life");
     // The first of a connection prepares it.
     site.ask(|_, cx| Box::pin(async move { cx.transaction(async |_| Ok::<_, Failed>(0)).await })).await.expect("empty");
-    for setting in ["ALTER SYSTEM SET synchronous_standby_names = 'nobody'", "SELECT pg_reload_conf()"] {
-        let server = server.clone();
-        tokio::task::spawn_blocking(move || server.execute(setting)).await.expect("it is set");
-    }
-    until(&site.raw, "SELECT current_setting('synchronous_standby_names') = 'nobody'").await;
+    hold_up_commits(&server).await;
     let answer = enter_with_effects(&site).await;
     assert!(matches!(answer, Err(RequestError::Unknown(_))), "{answer:?}");
-    for setting in ["ALTER SYSTEM SET synchronous_standby_names = ''", "SELECT pg_reload_conf()"] {
-        let server = server.clone();
-        tokio::task::spawn_blocking(move || server.execute(setting)).await.expect("it is set");
-    }
+    set(&server, "synchronous_standby_names = ''").await;
     // The next life begins when it is known what became of the last.
     let (found, second) = {
         let found = site.ask(|_, cx| Box::pin(async move { Ok(cx.get("k").await?.unwrap_or(0)) })).await;

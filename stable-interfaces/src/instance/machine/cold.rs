@@ -13,8 +13,7 @@ use crate::instance::answer::{NO_COMMIT, Refusal};
 use crate::instance::life::Life;
 use crate::instance::queue::{Queue, Waiter};
 use crate::shards::delivery::Delivery;
-use crate::sync::atomic::Ordering;
-use crate::sync::{Arc, Notify, OwnedSemaphorePermit, fence, may_be_interrupted};
+use crate::sync::{Arc, Notify, OwnedSemaphorePermit, acquire_released, may_be_interrupted};
 use crate::tasks::TaskHandle;
 
 /// Rarely used fields of a machine.
@@ -71,7 +70,7 @@ impl Unsettled {
         });
         let found: Vec<_> = found.collect();
         // The committer settles a commit before it lets go of it: whoever has seen that it is gone sees that too.
-        fence(Ordering::Acquire);
+        acquire_released();
         let settled = gate.settled();
         found.into_iter().filter(|(number, _)| *number > settled).map(|(_, commit)| commit).collect()
     }

@@ -35,7 +35,7 @@ struct Packed {
     tried: Option<Box<Tried>>,
 }
 
-/// With its two reference counts 88 bytes, the most that the system's allocator has room for in a piece of 96.
+/// 88 bytes with its two reference counts, the most that the system's allocator has room for in a piece of 96.
 const _: () = assert!(size_of::<Packed>() == 72);
 
 struct Tried {
